@@ -1,0 +1,3 @@
+from alexdeploy.cli.app import main
+
+main()

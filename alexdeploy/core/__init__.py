@@ -1,0 +1,1 @@
+"""What every room stands on: errors, the model spec, recipes, artifacts and metrics."""

@@ -1,0 +1,163 @@
+"""Where things are on disk, how they are hashed, and how they are written so that no half file is ever seen."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
+
+MODELS_FOLDER = Path("models")
+_NO_MODEL_CURE = "Train one: alexdeploy train\nor bring one: alexdeploy import FILE.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """The files of one model. Holds only the path: nothing is read before it is asked for."""
+
+    path: Path
+
+    @property
+    def spec_path(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def weights_path(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    @property
+    def mean_path(self) -> Path:
+        return self.path / "mean.npy"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def onnx_path(self, precision: str = "fp32") -> Path:
+        return self.path / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+
+    def spec(self) -> ModelSpec:
+        """Read and check `spec.json`. Raises ModelError."""
+        try:
+            data = self.spec_path.read_bytes()
+        except OSError as exc:
+            raise ModelError(f"{self.path} is not a model folder: {self.spec_path.name}: {exc.strerror}", cure=_NO_MODEL_CURE) from exc
+        try:
+            return msgspec.json.decode(data, type=ModelSpec)
+        except msgspec.DecodeError as exc:
+            raise ModelError(f"{self.spec_path} is damaged: {exc}", cure="Train or import the model again.") from exc
+
+    def mean_image(self, spec: ModelSpec) -> NDArray[np.float32] | None:
+        """The mean image, float32 [3, 256, 256] in the network's channel order, checked against its hash."""
+        if spec.preprocessing.mean_image is None:
+            return None
+        found = sha256_file(self.mean_path)
+        if found != spec.preprocessing.mean_image:
+            raise StaleArtifactError(
+                f"{self.mean_path} has hash {found[:12]}, {self.spec_path.name} expects {spec.preprocessing.mean_image[:12]}",
+                cure="Restore the file, or train the model again.",
+            )
+        try:
+            mean = np.load(self.mean_path, allow_pickle=False)
+        except (ValueError, OSError) as exc:
+            raise ModelError(f"{self.mean_path} is damaged: {exc}") from exc
+        if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype != np.float32:
+            raise ModelError(f"{self.mean_path} is {mean.dtype} {mean.shape}, expected float32 (3, {IMAGE_SIZE}, {IMAGE_SIZE})")
+        return mean
+
+    def write_spec(self, spec: ModelSpec) -> None:
+        with atomic_write(self.spec_path) as file:
+            file.write(spec.to_json())
+
+
+def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
+    """A model folder by path, by name under `models/`, or the newest there when `name` is None."""
+    if name is not None:
+        for path in (Path(name), MODELS_FOLDER / name):
+            if (path / "spec.json").is_file():
+                return ModelFolder(path)
+        known = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
+        cure = f"Models here: {', '.join(known)}" if known else _NO_MODEL_CURE
+        raise ModelError(f"no model at {os.fspath(name)} nor at {MODELS_FOLDER / name}", cure=cure)
+    specs = sorted(MODELS_FOLDER.glob("*/spec.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not specs:
+        raise ModelError(f"no model in {MODELS_FOLDER.resolve()}", cure=_NO_MODEL_CURE)
+    return ModelFolder(specs[-1].parent)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits. Raises ModelError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a sibling temporary file for writing; sync and rename it to `path` when the block ends well.
+
+    A killed process leaves the old file or the new one. Raises OutputError when the disk is full or closed.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as exc:
+        raise output_error(path, exc) from exc
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as exc:
+        raise output_error(path, exc) from exc
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def output_error(path: Path, exc: OSError) -> OutputError:
+    """The OutputError that says why `path` could not be written."""
+    full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+    cure = "Free some space and run it again." if full else None
+    return OutputError(f"{path} could not be written: {exc.strerror or exc}", cure=cure)
+
+
+def _umask() -> int:
+    # There is no call that only reads it; /proc has it on Linux, elsewhere set it and set it back.
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,78 @@
+"""The exception tree. Each class carries the exit code that the command line gives for it."""
+
+from __future__ import annotations
+
+
+class AlexDeployError(Exception):
+    """Base of every error that alexdeploy raises on purpose.
+
+    `message` says what is wrong, found against expected; `cure` is the command or the change that mends it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, cure: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cure = cure
+
+    def __str__(self) -> str:
+        return self.message if self.cure is None else f"{self.message}\n{self.cure}"
+
+
+class UsageError(AlexDeployError):
+    """An argument, option or combination of them makes no sense."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe cannot be read, or one of its keys or values is wrong."""
+
+
+class InputError(AlexDeployError):
+    """Something given to be read (image, folder, archive, data set) cannot be used."""
+
+    exit_code = 3
+
+
+class ImageError(InputError):
+    """One image cannot be read or decoded; a row of results carries the message."""
+
+
+class DataError(InputError):
+    """A labelled data set cannot be used as a whole."""
+
+
+class ModelError(AlexDeployError):
+    """A model folder, graph, weight file or engine is missing, damaged or not what it claims to be."""
+
+    exit_code = 4
+
+
+class StaleArtifactError(ModelError):
+    """A derived file was made from something that has changed since."""
+
+
+class ParityError(ModelError):
+    """A converted model does not give the answers of the one it was made from."""
+
+
+class DivergedError(ModelError):
+    """Training produced a loss that is not finite."""
+
+
+class DeviceError(AlexDeployError):
+    """A backend or device is missing, or failed."""
+
+    exit_code = 5
+
+
+class DeviceMemoryError(DeviceError):
+    """A device ran out of memory."""
+
+
+class OutputError(AlexDeployError):
+    """Results or artifacts could not be written."""
+
+    exit_code = 6

@@ -1,0 +1,132 @@
+"""What a model is: architecture, preprocessing, classes and provenance. Frozen; stored as `spec.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import msgspec
+
+IMAGE_SIZE = 256
+"""Side in pixels of the square that every photograph is decoded to; the views are cut from it."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Activation = Literal["relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus", "tanh"]
+
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LRN:
+    """Local response normalization: y = x / (k + alpha / size * sum(x^2))^beta over `size` neighbouring channels.
+
+    `alpha` is always stored as ONNX, PyTorch and Caffe mean it: the sum is divided by `size`. `per_tower`
+    keeps the window within each tower's channels, as the 2012 network did on its two GPUs.
+    """
+
+    size: Annotated[int, msgspec.Meta(ge=1, le=15)] = 5
+    alpha: _Positive = 1e-4
+    beta: Annotated[float, msgspec.Meta(ge=0.01)] = 0.75
+    k: Annotated[float, msgspec.Meta(ge=1e-5)] = 2.0
+    per_tower: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size % 2 == 0:
+            raise ValueError(f"lrn size is {self.size}; it must be odd (TensorRT and ONNX Runtime refuse even windows)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pooling:
+    """Max pooling; `kernel` > `stride` overlaps, as in the paper (3 and 2)."""
+
+    kernel: _Count = 3
+    stride: _Count = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conv:
+    """One convolution. With two towers it sees only its own tower's maps unless `crossing`."""
+
+    channels: _Count
+    kernel: _Count
+    stride: _Count = 1
+    padding: Annotated[int, msgspec.Meta(ge=0)] = 0
+    crossing: bool = False
+    lrn: bool = False
+    pool: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """Every variant of AlexNet that a recipe can describe."""
+
+    input: _Count = 227
+    towers: Literal[1, 2] = 1
+    order: Literal["lrn-pool", "pool-lrn"] = "lrn-pool"
+    activation: Activation = "relu"
+    width: _Positive = 1.0
+    dropout: _Fraction = 0.5
+    pooling: Pooling = Pooling()
+    lrn: LRN | None = None
+    convs: tuple[Conv, ...] = ()
+    hidden: tuple[_Count, ...] = (4096, 4096)
+    remove: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [f"conv{i}" for i in range(2, len(self.convs) + 1)]
+        for name in self.remove:
+            if name not in names:
+                raise ValueError(f"remove names {name!r}; it can be any of {', '.join(names) or 'nothing'}")
+        if self.input > IMAGE_SIZE:
+            raise ValueError(f"input is {self.input}; views are cut from {IMAGE_SIZE}x{IMAGE_SIZE} images")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """From a decoded photograph to what the network sees: (pixel * scale - mean) / std, then a crop.
+
+    Pixels are 0 to 255. `mean` and `std` are per channel in the network's channel order, after scaling.
+    `mean_image` is the SHA-256 of the model folder's `mean.npy` (float32 [3, 256, 256], same order and
+    scale) and replaces `mean` where it is set.
+    """
+
+    resize: Literal["crop", "warp"] = "crop"
+    channels: Literal["rgb", "bgr"] = "rgb"
+    scale: _Positive = 1.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[_Positive, _Positive, _Positive] = (1.0, 1.0, 1.0)
+    mean_image: str | None = None
+    crop: Annotated[int, msgspec.Meta(ge=1, le=IMAGE_SIZE)] = 227
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """One trained or imported model. `architecture` is None for an imported graph of unknown make."""
+
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    architecture: Architecture | None = None
+    recipe: str | None = None
+    provenance: dict[str, str | int | float | None] = field(default_factory=dict)
+    format_version: Literal[1] = 1
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def contract_sha256(self) -> str:
+        """Hash of all that a derived file depends on beside the weights: not the name, not the provenance."""
+        parts = (self.architecture, self.preprocessing, self.classes)
+        return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+    def to_json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    def replace_provenance(self, **facts: str | int | float | None) -> ModelSpec:
+        return dataclasses.replace(self, provenance={**self.provenance, **facts})

@@ -1,0 +1,106 @@
+"""What every backend is: an engine that maps uint8 images to probabilities, opened on one device."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core.spec import IMAGE_SIZE, Precision
+
+Backend = Literal["openvino", "onnxruntime", "torch"]
+NumViews = Literal[1, 5, 10]
+
+
+class Predictions(NamedTuple):
+    """`probabilities` float32 [N, C], the mean over the views; `view_classes` int32 [N, V], each view's own answer."""
+
+    probabilities: NDArray[np.float32]
+    view_classes: NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """What to open. `batch_size` counts images, not views. `num_threads` None: all that the process may use."""
+
+    precision: Precision = "fp32"
+    num_views: NumViews = 1
+    batch_size: int = 8
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineInfo:
+    """What really runs: asked for = got. `artifact` is the SHA-256 of the graph or weights on disk."""
+
+    backend: str
+    device: str
+    precision: str
+    num_views: int
+    classes: tuple[str, ...]
+    artifact: str
+    batch_size: int
+    num_streams: int
+
+
+class Engine(Protocol):
+    """A context manager: nothing touches a device before `__enter__`. `run` may be called by `num_streams` threads at once."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def run(self, images: NDArray[np.uint8]) -> Predictions:
+        """uint8 [N, 256, 256, 3] with 1 <= N <= batch_size -> predictions of exactly N rows."""
+        ...
+
+
+_PACKAGES: dict[str, tuple[str, str]] = {
+    "openvino": ("openvino", "cpu"),
+    "onnxruntime": ("onnxruntime", "cpu"),
+    "torch": ("torch", "train"),
+}
+"""Backend -> (package it needs, extra that installs it), in the order of choice where the user names none."""
+
+
+def choose_backend(folder: ModelFolder, precision: str) -> Backend:
+    """The first backend that is installed and can run this model. Raises DeviceError if there is none."""
+    has_graph = folder.onnx_path("fp32" if precision == "bf16" else precision).is_file()
+    for backend in ("openvino", "onnxruntime", "torch"):
+        if importlib.util.find_spec(_PACKAGES[backend][0]) is None:
+            continue
+        if (backend == "torch") != has_graph:
+            return backend  # type: ignore[return-value]
+    raise DeviceError("no backend that can run this model is installed", cure="Install one: pip install 'alexdeploy[cpu]'")
+
+
+def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -> Engine:
+    """An engine for the model, not yet entered. Raises DeviceError when the backend's package is missing."""
+    if backend not in _PACKAGES:
+        raise UsageError(f"no backend is called {backend!r}", cure=f"Backends: {', '.join(_PACKAGES)}")
+    package, extra = _PACKAGES[backend]
+    if importlib.util.find_spec(package) is None:
+        raise DeviceError(f"the {backend} backend needs the package {package}", cure=f"pip install 'alexdeploy[{extra}]'")
+    module = importlib.import_module(f"alexdeploy.engines.{backend}")
+    engine: Engine = module.open_engine(folder, options)
+    return engine
+
+
+def check_images(images: NDArray[np.uint8], batch_size: int) -> None:
+    """Raise UsageError unless `images` is uint8 [1..batch_size, 256, 256, 3]."""
+    shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or not 1 <= len(images) <= batch_size:
+        expected = f"uint8 [1..{batch_size}, {IMAGE_SIZE}, {IMAGE_SIZE}, 3]"
+        raise UsageError(f"images are {images.dtype} {list(images.shape)}, expected {expected}")

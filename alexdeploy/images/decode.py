@@ -1,0 +1,195 @@
+"""The only decoder: training, calibration and prediction all get their pixels here.
+
+Bytes nobody vouches for go in, so what Pillow raises, and it raises nearly everything, comes out as
+ImageError, and what it warns of stays inside.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from alexdeploy.core.errors import ImageError, UsageError
+
+ResizePolicy = Literal["crop", "warp"]
+Box = tuple[float, float, float, float]
+
+IMAGE_SIZE = 256
+MAX_PIXELS = 178_956_970
+"""The widest image accepted; where Pillow itself stops (twice its MAX_IMAGE_PIXELS, half a GB of RGB)."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "DIB")
+
+# Image.open looks for a format it has no plugin for by importing every plugin there is; these are enough.
+_PLUGINS = (
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+# EXIF 2.3, tag 0x0112: what puts an image stored with that orientation upright.
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Decode one image file to uint8 [256, 256, 3], RGB, upright, C-contiguous and owned by the caller.
+
+    "crop" brings the shorter side to 256 and keeps the centre square (Krizhevsky et al. 2012, section 2);
+    "warp" brings both sides to 256, as Caffe's networks were trained. The first frame of an animation
+    counts; transparency is laid over white. The format is told from the bytes, whatever the file is called.
+    Raises ImageError for anything that is not a whole image of one of FORMATS. Safe in threads.
+    """
+    if resize not in get_args(ResizePolicy):
+        raise UsageError(f"resize is {resize!r}; expected one of {', '.join(get_args(ResizePolicy))}")
+    if not data:
+        raise ImageError("the file is empty")
+    image_format = ""
+    try:
+        with _without_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image_format = image.format or "unnamed"
+            return _to_square(image, resize)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as exc:
+        raise ImageError(f"has more than {MAX_PIXELS:,} pixels, the most that is decoded") from exc
+    except UnidentifiedImageError as exc:
+        raise ImageError(
+            f"not an image of a kind that is read here ({', '.join(FORMATS[:7])}), or its header is damaged; "
+            f"it begins with {data[:12]!r}"
+        ) from exc
+    except MemoryError as exc:
+        raise ImageError(f"decoding the {image_format} image takes more memory than there is") from exc
+    # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ZeroDivisionError,
+    # KeyError, ... on damaged files: no list of them was ever complete.
+    except Exception as exc:
+        raise ImageError(f"damaged {image_format} image: {exc or type(exc).__name__}") from exc
+
+
+def _to_square(image: Image.Image, resize: ResizePolicy) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"is {width}x{height}; at most {MAX_PIXELS:,} pixels are decoded")
+    # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the work; the sides stay at 256 and more. The size
+    # that comes back is rounded up to whole pixels, the box is the exact one.
+    drafted = image.draft(None, (IMAGE_SIZE, IMAGE_SIZE))
+    image.load()
+    # PNG and TIFF tell their orientation only now, and TIFF has applied it, sides and all.
+    size = (float(image.width), float(image.height)) if drafted is None else drafted[1][2:]
+    orientation = _orientation(image)
+    square = _to_eight_bit(image).resize(
+        (IMAGE_SIZE, IMAGE_SIZE),
+        Image.Resampling.BILINEAR,
+        box=_centre_square(*size) if resize == "crop" else (0.0, 0.0, *size),
+    )
+    # Turning the small image is the same as turning the large one: the box is its own mirror image.
+    if orientation in _UPRIGHT:
+        square = square.transpose(_UPRIGHT[orientation])
+    return np.array(square.convert("RGB"))
+
+
+def _centre_square(width: float, height: float) -> Box:
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return (left, top, left + side, top + side)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    # EXIF that cannot be read is no reason to refuse the picture: every viewer shows it as it is stored.
+    except Exception:
+        return 1
+
+
+def _to_eight_bit(image: Image.Image) -> Image.Image:
+    """Bring any of Pillow's modes to RGB or L, opaque, with 8 bits a channel."""
+    if image.mode in ("RGB", "L", "1", "P") and "transparency" not in image.info:
+        return image if image.mode in ("RGB", "L") else image.convert("RGB")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I":
+        return Image.fromarray(_integers_to_bytes(np.asarray(image)))
+    if image.mode == "F":
+        return Image.fromarray(_floats_to_bytes(np.asarray(image)))
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        opaque = Image.new("RGB", image.size, "white")
+        opaque.paste(colours, mask=colours.getchannel("A"))
+        return opaque
+    return image.convert("RGB")
+
+
+def _integers_to_bytes(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    # Pillow holds 16-bit samples in mode I too (PGM), and unsigned 32-bit ones wrapped round.
+    unsigned = pixels.view(np.uint32)
+    shift = 8 if unsigned.max(initial=0) <= 0xFFFF else 24
+    return (unsigned >> shift).astype(np.uint8)
+
+
+def _floats_to_bytes(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    # Floating-point files mean 0 to 1 or 0 to 255, and nothing in them says which.
+    finite = np.nan_to_num(pixels, nan=0.0, posinf=math.inf, neginf=0.0)
+    scale = 255.0 if finite.max(initial=0.0) <= 1.0 else 1.0
+    return np.clip(np.rint(finite * scale), 0, 255).astype(np.uint8)
+
+
+class _Decoding(threading.local):
+    """Whether this thread is decoding; stands where a warnings filter has its message pattern."""
+
+    active = False
+
+    def match(self, _message: str) -> bool:
+        return self.active
+
+
+_DECODING = _Decoding()
+_FILTER = ("ignore", cast("Any", _DECODING), Warning, None, 0)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence Pillow in this thread alone.
+
+    warnings.catch_warnings swaps a list that all threads share, and two threads leave it swapped. This adds
+    one filter, which matches nothing in a thread that is not decoding.
+    """
+    if warnings.filters[0] is not _FILTER:
+        cast("list[Any]", warnings.filters).insert(0, _FILTER)
+    _DECODING.active = True
+    try:
+        yield
+    finally:
+        _DECODING.active = False

@@ -1,0 +1,1 @@
+"""What is done with engines: predict, and the rows that come out."""

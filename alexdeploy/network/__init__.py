@@ -1,0 +1,1 @@
+"""The network: its layers as a plan, its PyTorch module, its LRN, and a NumPy reference."""

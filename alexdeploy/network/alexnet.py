@@ -1,0 +1,76 @@
+"""The PyTorch module: one class that builds every variant from an Architecture."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from alexdeploy.core.recipe import Init
+from alexdeploy.core.spec import Architecture
+from alexdeploy.network.layers import Layer, plan_layers
+from alexdeploy.network.lrn import LocalResponseNorm
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+
+class AlexNet(nn.Sequential):
+    """float32 [N, 3, input, input] -> logits [N, num_classes]. Layers carry the names of the plan: conv1, norm1 ..."""
+
+    def __init__(self, architecture: Architecture, num_classes: int) -> None:
+        self.plan = plan_layers(architecture, num_classes)
+        super().__init__(OrderedDict((layer.name, _module(layer)) for layer in self.plan))
+        self.architecture = architecture
+
+    def activations(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """The output of every layer by name, for comparing implementations layer by layer."""
+        outputs: OrderedDict[str, Tensor] = OrderedDict()
+        with torch.inference_mode():
+            for name, module in self.named_children():
+                images = outputs[name] = module(images)
+        return outputs
+
+
+def initialize(network: AlexNet, init: Init, seed: int) -> None:
+    """Draw the first weights as the recipe says: zero-mean Gaussian, biases `init.bias` in `init.biased_layers`, else 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network.plan:
+        if layer.weight_shape is None:
+            continue
+        module = network.get_submodule(layer.name)
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        fan_in = module.weight[0].numel()
+        default = init.std if init.scheme == "gaussian" else (2.0 / fan_in) ** 0.5
+        with torch.no_grad():
+            module.weight.normal_(0.0, init.layer_std.get(layer.name, default), generator=generator)
+            assert module.bias is not None
+            module.bias.fill_(init.bias if layer.name in init.biased_layers else 0.0)
+
+
+def _module(layer: Layer) -> nn.Module:
+    if layer.kind == "conv":
+        return nn.Conv2d(
+            layer.inputs, layer.outputs, layer.kernel, stride=layer.stride, padding=layer.padding, groups=layer.groups
+        )
+    if layer.kind == "lrn":
+        assert layer.lrn is not None
+        return LocalResponseNorm(layer.lrn, towers=layer.groups)
+    if layer.kind == "pool":
+        return nn.MaxPool2d(layer.kernel, layer.stride)
+    if layer.kind == "fc":
+        return nn.Linear(layer.inputs, layer.outputs)
+    if layer.kind == "flatten":
+        return nn.Flatten()
+    if layer.kind == "dropout":
+        return nn.Dropout(layer.rate)
+    return _ACTIVATIONS[layer.activation]()
