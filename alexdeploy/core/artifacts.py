@@ -109,6 +109,10 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a sibling temporary file for writing; sync and rename it to `path` when the block ends well.
@@ -150,6 +154,17 @@ def output_error(path: Path, exc: OSError) -> OutputError:
     full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
     cure = "Free some space and run it again." if full else None
     return OutputError(f"{path} could not be written: {exc.strerror or exc}", cure=cure)
+
+
+def cache_folder(name: str) -> Path | None:
+    """A folder under the user's cache (`ALEXDEPLOY_CACHE`, else XDG's), made if need be; None if it cannot be."""
+    base = os.environ.get("ALEXDEPLOY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexdeploy"
+    folder = Path(base) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _umask() -> int:

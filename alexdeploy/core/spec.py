@@ -12,7 +12,7 @@ import msgspec
 IMAGE_SIZE = 256
 """Side in pixels of the square that every photograph is decoded to; the views are cut from it."""
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus", "tanh"]
 
 _Count = Annotated[int, msgspec.Meta(ge=1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol
@@ -96,6 +97,11 @@ def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -
     module = importlib.import_module(f"alexdeploy.engines.{backend}")
     engine: Engine = module.open_engine(folder, options)
     return engine
+
+
+def available_threads() -> int:
+    """How many processors this process may use: its affinity mask, not the machine's size."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_images(images: NDArray[np.uint8], batch_size: int) -> None:

@@ -57,6 +57,15 @@ def initialize(network: AlexNet, init: Init, seed: int) -> None:
             module.bias.fill_(init.bias if layer.name in init.biased_layers else 0.0)
 
 
+class _Flatten(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.features)
+
+
 def _module(layer: Layer) -> nn.Module:
     if layer.kind == "conv":
         return nn.Conv2d(
@@ -70,7 +79,8 @@ def _module(layer: Layer) -> nn.Module:
     if layer.kind == "fc":
         return nn.Linear(layer.inputs, layer.outputs)
     if layer.kind == "flatten":
-        return nn.Flatten()
+        # Not nn.Flatten: it exports as Shape, Gather, Concat, Reshape; this as one Reshape with a constant.
+        return _Flatten(layer.outputs)
     if layer.kind == "dropout":
         return nn.Dropout(layer.rate)
     return _ACTIVATIONS[layer.activation]()

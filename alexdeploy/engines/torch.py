@@ -1,0 +1,102 @@
+"""PyTorch itself, straight from the weights: the slowest engine, and the one that the others are judged by."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.core.spec import Preprocessing
+from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, available_threads, check_images
+from alexdeploy.images.crops import view_boxes
+from alexdeploy.network.alexnet import AlexNet
+from alexdeploy.network.weights import load_weights
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
+    """An engine for `weights.safetensors`. Raises UsageError for a precision that is a property of an ONNX graph."""
+    spec = folder.spec()
+    if options.precision not in _DTYPES:
+        raise UsageError(
+            f"{options.precision} is an ONNX graph, which PyTorch does not run", cure="Use --backend openvino or onnxruntime."
+        )
+    if spec.architecture is None or not folder.weights_path.is_file():
+        raise ModelError(f"{folder.path} has no PyTorch weights", cure="Use --backend openvino or onnxruntime.")
+    network = AlexNet(spec.architecture, spec.num_classes)
+    weights = load_weights(folder.weights_path, network.plan)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    info = EngineInfo(
+        backend="torch",
+        device="cpu",
+        precision=options.precision,
+        num_views=options.num_views,
+        classes=spec.classes,
+        artifact=sha256_file(folder.weights_path),
+        batch_size=options.batch_size,
+        num_streams=1,
+    )
+    threads = options.num_threads or available_threads()
+    return TorchEngine(network, info, spec.preprocessing, folder.mean_image(spec), threads)
+
+
+class TorchEngine:
+    """The trained module with the deployment graph's steps written out in PyTorch."""
+
+    def __init__(
+        self,
+        network: AlexNet,
+        info: EngineInfo,
+        preprocessing: Preprocessing,
+        mean_image: NDArray[np.float32] | None,
+        num_threads: int,
+    ) -> None:
+        self.info = info
+        self._network = network.eval()
+        self._steps = preprocessing
+        mean = np.array(preprocessing.mean, np.float32).reshape(3, 1, 1) if mean_image is None else mean_image
+        self._mean = torch.from_numpy(mean)
+        self._std = torch.tensor(preprocessing.std).reshape(3, 1, 1)
+        self._num_threads = num_threads
+        self._is_open = False
+
+    def __enter__(self) -> TorchEngine:
+        torch.set_num_threads(self._num_threads)
+        self._network.to(_DTYPES[self.info.precision])
+        self._is_open = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_open = False
+
+    def run(self, images: NDArray[np.uint8]) -> Predictions:
+        """uint8 [N, 256, 256, 3] -> predictions of N rows."""
+        check_images(images, self.info.batch_size)
+        if not self._is_open:
+            raise DeviceError("the engine is not open", cure="Use it in a with statement.")
+        with torch.inference_mode():
+            views = self._views(torch.from_numpy(images))
+            logits = self._network(views.to(_DTYPES[self.info.precision])).float()
+            by_image = logits.softmax(dim=1).reshape(len(images), self.info.num_views, -1)
+            return Predictions(by_image.mean(dim=1).numpy(), by_image.argmax(dim=2).to(torch.int32).numpy())
+
+    def _views(self, images: Tensor) -> Tensor:
+        """uint8 [N, 256, 256, 3] -> float32 [N * V, 3, crop, crop], one image's views after the other."""
+        pixels = images.permute(0, 3, 1, 2).float()
+        if self._steps.channels == "bgr":
+            pixels = pixels.flip(1)
+        pixels = (pixels * self._steps.scale - self._mean) / self._std
+        size = self._steps.crop
+        crops = []
+        for box in view_boxes(self.info.num_views, size):
+            crop = pixels[:, :, box.top : box.top + size, box.left : box.left + size]
+            crops.append(crop.flip(3) if box.mirror else crop)
+        return torch.stack(crops, dim=1).flatten(0, 1)

@@ -1,0 +1,151 @@
+"""The deployment graph: uint8 [N, 256, 256, 3] -> probabilities float32 [N, classes], derived in memory.
+
+Mean subtraction, the one, five or ten views, the network, softmax and the average over the views are all in it,
+so every backend gets the same photograph and none has preprocessing of its own to get wrong.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
+from alexdeploy.images.crops import view_boxes
+
+PREFIX = "deploy/"
+"""Every tensor that this module adds is named so; nothing of the network's own can collide with it."""
+
+VIEWS = PREFIX + "views"
+"""The network's input inside the deployment graph: float32 [V * N, 3, crop, crop], all images' first view first."""
+
+
+def deployment_graph(
+    network: onnx.ModelProto, spec: ModelSpec, num_views: int, mean_image: NDArray[np.float32] | None = None
+) -> onnx.ModelProto:
+    """Put preprocessing and averaging round a plain network (`images` float32 [N, 3, H, W] -> `logits` [N, C]).
+
+    Outputs are `probabilities` float32 [N, C] and `view_classes` int32 [N, V]: what each view alone would answer.
+    `mean_image` is float32 [3, 256, 256] where the spec has one. Raises UsageError for an unknown number of
+    views, ModelError if the network's input and output are not those of the spec.
+    """
+    check_network(network, spec)
+    graph = _Graph()
+    views = graph.views(graph.normalized(spec, mean_image), spec.preprocessing.crop, num_views)
+    assert views == VIEWS
+    logits = PREFIX + "logits"
+    names = {network.graph.input[0].name: VIEWS, network.graph.output[0].name: logits}
+    for original in network.graph.node:
+        node = NodeProto()
+        node.CopyFrom(original)
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        graph.nodes.append(node)
+    opset = next(entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx"))
+    graph.averaged(logits, num_views, spec.num_classes, opset)
+    deployed = helper.make_graph(
+        graph.nodes,
+        f"{spec.name}-{num_views}-views",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", IMAGE_SIZE, IMAGE_SIZE, 3])],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", spec.num_classes]),
+            helper.make_tensor_value_info("view_classes", TensorProto.INT32, ["N", num_views]),
+        ],
+        [*network.graph.initializer, *graph.constants],
+    )
+    return helper.make_model(
+        deployed, opset_imports=network.opset_import, ir_version=network.ir_version, producer_name="alexdeploy"
+    )
+
+
+def check_network(network: onnx.ModelProto, spec: ModelSpec) -> None:
+    """Raise ModelError unless the graph is float32 [N, 3, crop, crop] -> [N, classes] with one input and one output."""
+    initializers = {tensor.name for tensor in network.graph.initializer}
+    inputs = [value for value in network.graph.input if value.name not in initializers]
+    if len(inputs) != 1 or len(network.graph.output) != 1:
+        raise ModelError(f"the graph has {len(inputs)} inputs and {len(network.graph.output)} outputs, expected one of each")
+    crop = spec.preprocessing.crop
+    for value, expected in ((inputs[0], [3, crop, crop]), (network.graph.output[0], [spec.num_classes])):
+        tensor = value.type.tensor_type
+        found = [dim.dim_value or None for dim in tensor.shape.dim]
+        if tensor.elem_type != TensorProto.FLOAT or len(found) != len(expected) + 1 or found[0] is not None:
+            raise ModelError(f"{value.name} is {_describe(value)}, expected float32 [N, {', '.join(map(str, expected))}]")
+        if any(have not in (None, want) for have, want in zip(found[1:], expected, strict=True)):
+            raise ModelError(f"{value.name} is {_describe(value)}, the spec says float32 [N, {', '.join(map(str, expected))}]")
+
+
+def _describe(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+    return f"{kind} [{', '.join(str(dim.dim_value or dim.dim_param or '?') for dim in tensor.shape.dim)}]"
+
+
+class _Graph:
+    """Collects the nodes and constants of the deployment graph; each method returns the name of its last tensor."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def node(self, op: str, inputs: list[str], name: str, **attributes: int | list[int]) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> str:
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), PREFIX + name))
+        return PREFIX + name
+
+    def normalized(self, spec: ModelSpec, mean_image: NDArray[np.float32] | None) -> str:
+        """(pixel * scale - mean) / std in the network's channel order: float32 [N, 3, 256, 256]."""
+        steps = spec.preprocessing
+        if (steps.mean_image is not None) != (mean_image is not None):
+            raise UsageError("a mean image must be given exactly where the spec has one")
+        # TensorRT takes uint8 only as a network input that is cast at once.
+        name = self.node("Cast", ["images"], PREFIX + "pixels", to=TensorProto.FLOAT)
+        name = self.node("Transpose", [name], PREFIX + "planes", perm=[0, 3, 1, 2])
+        if steps.channels == "bgr":
+            name = self.node("Gather", [name, self.constant("bgr", np.array([2, 1, 0]))], PREFIX + "reversed", axis=1)
+        if steps.scale != 1.0:
+            scale = self.constant("scale", np.array(steps.scale, np.float32))
+            name = self.node("Mul", [name, scale], PREFIX + "scaled")
+        mean = mean_image if mean_image is not None else np.array(steps.mean, np.float32).reshape(3, 1, 1)
+        if mean.any():
+            name = self.node("Sub", [name, self.constant("mean", mean[None])], PREFIX + "centered")
+        if steps.std != (1.0, 1.0, 1.0):
+            std = self.constant("std", np.array(steps.std, np.float32).reshape(1, 3, 1, 1))
+            name = self.node("Div", [name, std], PREFIX + "normalized")
+        return name
+
+    def views(self, name: str, size: int, num_views: int) -> str:
+        """Cut the views of float32 [N, 3, 256, 256]: float32 [V * N, 3, size, size], named VIEWS."""
+        sources = {False: name}
+        boxes = view_boxes(num_views, size)
+        if any(box.mirror for box in boxes):
+            # A mirrored crop is the mirrored image cropped at the opposite offset: one reversal serves five views.
+            # Gather, because OpenVINO runs a Slice of step -1 in its slow reference kernel.
+            backwards = self.constant("backwards", np.arange(IMAGE_SIZE - 1, -1, -1))
+            sources[True] = self.node("Gather", [name, backwards], PREFIX + "mirrored", axis=3)
+        axes = self.constant("axes", np.array([2, 3]))
+        crops = []
+        for index, box in enumerate(boxes):
+            left = IMAGE_SIZE - size - box.left if box.mirror else box.left
+            starts = self.constant(f"starts{index}", np.array([box.top, left]))
+            ends = self.constant(f"ends{index}", np.array([box.top + size, left + size]))
+            crops.append(self.node("Slice", [sources[box.mirror], starts, ends, axes], f"{PREFIX}view{index}"))
+        return self.node("Concat", crops, VIEWS, axis=0)
+
+    def averaged(self, logits: str, num_views: int, num_classes: int, opset: int) -> None:
+        """Softmax of each view, then the mean over an image's views; and each view's own answer."""
+        softmax = self.node("Softmax", [logits], PREFIX + "softmax", axis=1)
+        shape = self.constant("by_view", np.array([num_views, -1, num_classes]))
+        by_view = self.node("Reshape", [softmax, shape], PREFIX + "by_view_probabilities")
+        if opset >= 18:
+            axes = self.constant("first_axis", np.array([0]))
+            self.node("ReduceMean", [by_view, axes], "probabilities", keepdims=0)
+        else:
+            self.node("ReduceMean", [by_view], "probabilities", axes=[0], keepdims=0)
+        answers = self.node("ArgMax", [by_view], PREFIX + "answers", axis=2, keepdims=0)
+        answers = self.node("Transpose", [answers], PREFIX + "answers_by_image", perm=[1, 0])
+        self.node("Cast", [answers], "view_classes", to=TensorProto.INT32)
