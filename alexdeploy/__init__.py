@@ -1,1 +1,38 @@
+"""AlexNet from training to production inference: ONNX, FP16/INT8, TensorRT, ten-crop.
+
+from alexdeploy import Predictor, export_model
+
+with Predictor("models/alexnet", num_views=10) as predictor:
+    for row in predictor.predict(["images/"]):
+        print(row.source, row.label)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alexdeploy.core.artifacts import ModelFolder, find_model
+    from alexdeploy.core.errors import AlexDeployError
+    from alexdeploy.export.export import ExportOptions, export_model
+    from alexdeploy.inference.predict import Predictor
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "AlexDeployError": "alexdeploy.core.errors",
+    "ExportOptions": "alexdeploy.export.export",
+    "ModelFolder": "alexdeploy.core.artifacts",
+    "Predictor": "alexdeploy.inference.predict",
+    "export_model": "alexdeploy.export.export",
+    "find_model": "alexdeploy.core.artifacts",
+}
+__all__ = ["AlexDeployError", "ExportOptions", "ModelFolder", "Predictor", "export_model", "find_model"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use, so that `alexdeploy --help` imports neither NumPy nor ONNX.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import alexdeploy
-from alexdeploy.cli import output, predict, train
+from alexdeploy.cli import export, import_, inspect, output, predict, sample, train
 from alexdeploy.core.errors import AlexDeployError, OutputError
 
 app = typer.Typer(
@@ -23,7 +23,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train.train)
+app.command()(export.export)
 app.command()(predict.predict)
+app.command()(inspect.inspect)
+app.command("import")(import_.import_)
+app.command()(sample.sample)
 
 
 def _print_version(asked: bool) -> None:
@@ -37,7 +41,8 @@ def _options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     context.obj = debug

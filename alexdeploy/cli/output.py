@@ -52,7 +52,15 @@ def print_json(value: Any) -> None:
 @contextmanager
 def progress(unit: str) -> Iterator[Progress]:
     """A progress bar with rate and time left on stderr; draws nothing when stderr is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -61,6 +69,12 @@ def progress(unit: str) -> Iterator[Progress]:
             return Text("" if speed is None else f"{speed:,.0f} {unit}/s")
 
     console = stderr()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         yield bar

@@ -53,7 +53,10 @@ class ModelFolder:
         try:
             data = self.spec_path.read_bytes()
         except OSError as exc:
-            raise ModelError(f"{self.path} is not a model folder: {self.spec_path.name}: {exc.strerror}", cure=_NO_MODEL_CURE) from exc
+            raise ModelError(
+                f"{self.path} is not a model folder: {self.spec_path.name}: {exc.strerror}",
+                cure=_NO_MODEL_CURE,
+            ) from exc
         try:
             return msgspec.json.decode(data, type=ModelSpec)
         except msgspec.DecodeError as exc:
@@ -66,15 +69,17 @@ class ModelFolder:
         found = sha256_file(self.mean_path)
         if found != spec.preprocessing.mean_image:
             raise StaleArtifactError(
-                f"{self.mean_path} has hash {found[:12]}, {self.spec_path.name} expects {spec.preprocessing.mean_image[:12]}",
+                f"{self.mean_path} has hash {found[:12]}, the spec expects {spec.preprocessing.mean_image[:12]}",
                 cure="Restore the file, or train the model again.",
             )
         try:
-            mean = np.load(self.mean_path, allow_pickle=False)
+            mean: NDArray[np.float32] = np.load(self.mean_path, allow_pickle=False)
         except (ValueError, OSError) as exc:
             raise ModelError(f"{self.mean_path} is damaged: {exc}") from exc
         if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype != np.float32:
-            raise ModelError(f"{self.mean_path} is {mean.dtype} {mean.shape}, expected float32 (3, {IMAGE_SIZE}, {IMAGE_SIZE})")
+            raise ModelError(
+                f"{self.mean_path} is {mean.dtype} {mean.shape}, expected float32 (3, {IMAGE_SIZE}, {IMAGE_SIZE})"
+            )
         return mean
 
     def write_spec(self, spec: ModelSpec) -> None:
@@ -158,7 +163,10 @@ def output_error(path: Path, exc: OSError) -> OutputError:
 
 def cache_folder(name: str) -> Path | None:
     """A folder under the user's cache (`ALEXDEPLOY_CACHE`, else XDG's), made if need be; None if it cannot be."""
-    base = os.environ.get("ALEXDEPLOY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexdeploy"
+    base = (
+        os.environ.get("ALEXDEPLOY_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexdeploy"
+    )
     folder = Path(base) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

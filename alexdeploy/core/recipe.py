@@ -121,7 +121,9 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         return msgspec.convert(data | {"name": path.stem, "overrides": overrides}, Recipe)
     except msgspec.ValidationError as exc:
-        raise RecipeError(f"recipe {path.stem}: {exc}", cure="Look at a recipe that works: alexdeploy inspect alexnet") from exc
+        raise RecipeError(
+            f"recipe {path.stem}: {exc}", cure="Look at a recipe that works: alexdeploy inspect alexnet"
+        ) from exc
 
 
 def _shipped_folder() -> Path:
@@ -140,13 +142,19 @@ def _recipe_path(name: str) -> Path:
         if path.is_file():
             return path
     known = list_recipes()
-    raise RecipeError(f"no recipe is called {name!r}{_suggest(name, known)}", cure=f"Recipes: {', '.join(known)}, or a path to a .toml file.")
+    raise RecipeError(
+        f"no recipe is called {name!r}{_suggest(name, known)}",
+        cure=f"Recipes: {', '.join(known)}, or a path to a .toml file.",
+    )
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
-        raise RecipeError(f"--set {override!r} has no '='", cure="Write it as --set section.key=value, e.g. --set training.epochs=10")
+        raise RecipeError(
+            f"--set {override!r} has no '='",
+            cure="Write it as --set section.key=value, e.g. --set training.epochs=10",
+        )
     parts = key.strip().split(".")
     # Walk the types first: the error for a wrong key must name the key, not its first missing parent.
     _check_path(parts)
@@ -205,7 +213,9 @@ def _check_keys(data: Mapping[str, Any], cls: type, where: str) -> None:
 def _unknown_key(path: str, key: str, fields: Mapping[str, object], section: str) -> RecipeError:
     known = sorted(set(fields) - {"name", "overrides"})
     place = section or "a recipe"
-    return RecipeError(f"unknown recipe key {path!r}{_suggest(key, known)}", cure=f"Keys of {place}: {', '.join(known)}.")
+    return RecipeError(
+        f"unknown recipe key {path!r}{_suggest(key, known)}", cure=f"Keys of {place}: {', '.join(known)}."
+    )
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:

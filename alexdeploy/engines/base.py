@@ -52,7 +52,7 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """A context manager: nothing touches a device before `__enter__`. `run` may be called by `num_streams` threads at once."""
+    """A context manager: nothing touches a device before `__enter__`. `num_streams` threads may call `run` at once."""
 
     @property
     def info(self) -> EngineInfo: ...
@@ -83,8 +83,10 @@ def choose_backend(folder: ModelFolder, precision: str) -> Backend:
         if importlib.util.find_spec(_PACKAGES[backend][0]) is None:
             continue
         if (backend == "torch") != has_graph:
-            return backend  # type: ignore[return-value]
-    raise DeviceError("no backend that can run this model is installed", cure="Install one: pip install 'alexdeploy[cpu]'")
+            return backend
+    raise DeviceError(
+        "no backend that can run this model is installed", cure="Install one: pip install 'alexdeploy[cpu]'"
+    )
 
 
 def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -> Engine:
@@ -93,7 +95,9 @@ def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -
         raise UsageError(f"no backend is called {backend!r}", cure=f"Backends: {', '.join(_PACKAGES)}")
     package, extra = _PACKAGES[backend]
     if importlib.util.find_spec(package) is None:
-        raise DeviceError(f"the {backend} backend needs the package {package}", cure=f"pip install 'alexdeploy[{extra}]'")
+        raise DeviceError(
+            f"the {backend} backend needs the package {package}", cure=f"pip install 'alexdeploy[{extra}]'"
+        )
     module = importlib.import_module(f"alexdeploy.engines.{backend}")
     engine: Engine = module.open_engine(folder, options)
     return engine

@@ -19,7 +19,9 @@ _PROVIDER = "CPUExecutionProvider"
 def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngine:
     """An engine for the model's graph of `options.precision`. Raises UsageError for bf16, which it cannot run."""
     if options.precision == "bf16":
-        raise UsageError("ONNX Runtime's CPU provider has no bfloat16", cure="Use --backend openvino or --precision fp32.")
+        raise UsageError(
+            "ONNX Runtime's CPU provider has no bfloat16", cure="Use --backend openvino or --precision fp32."
+        )
     deployed = load_deployed(folder, options.precision, options.num_views)
     info = EngineInfo(
         backend="onnxruntime",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import queue
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np

@@ -25,7 +25,8 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
     spec = folder.spec()
     if options.precision not in _DTYPES:
         raise UsageError(
-            f"{options.precision} is an ONNX graph, which PyTorch does not run", cure="Use --backend openvino or onnxruntime."
+            f"{options.precision} is an ONNX graph, which PyTorch does not run",
+            cure="Use --backend openvino or onnxruntime.",
         )
     if spec.architecture is None or not folder.weights_path.is_file():
         raise ModelError(f"{folder.path} has no PyTorch weights", cure="Use --backend openvino or onnxruntime.")

@@ -6,6 +6,8 @@ so every backend gets the same photograph and none has preprocessing of its own 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -56,7 +58,10 @@ def deployment_graph(
         [*network.graph.initializer, *graph.constants],
     )
     return helper.make_model(
-        deployed, opset_imports=network.opset_import, ir_version=network.ir_version, producer_name="alexdeploy"
+        deployed,
+        opset_imports=network.opset_import,
+        ir_version=network.ir_version,
+        producer_name="alexdeploy",
     )
 
 
@@ -65,20 +70,26 @@ def check_network(network: onnx.ModelProto, spec: ModelSpec) -> None:
     initializers = {tensor.name for tensor in network.graph.initializer}
     inputs = [value for value in network.graph.input if value.name not in initializers]
     if len(inputs) != 1 or len(network.graph.output) != 1:
-        raise ModelError(f"the graph has {len(inputs)} inputs and {len(network.graph.output)} outputs, expected one of each")
+        raise ModelError(
+            f"the graph has {len(inputs)} inputs and {len(network.graph.output)} outputs, expected one of each"
+        )
     crop = spec.preprocessing.crop
     for value, expected in ((inputs[0], [3, crop, crop]), (network.graph.output[0], [spec.num_classes])):
         tensor = value.type.tensor_type
         found = [dim.dim_value or None for dim in tensor.shape.dim]
         if tensor.elem_type != TensorProto.FLOAT or len(found) != len(expected) + 1 or found[0] is not None:
-            raise ModelError(f"{value.name} is {_describe(value)}, expected float32 [N, {', '.join(map(str, expected))}]")
+            raise ModelError(
+                f"{value.name} is {_describe(value)}, expected float32 [N, {', '.join(map(str, expected))}]"
+            )
         if any(have not in (None, want) for have, want in zip(found[1:], expected, strict=True)):
-            raise ModelError(f"{value.name} is {_describe(value)}, the spec says float32 [N, {', '.join(map(str, expected))}]")
+            raise ModelError(
+                f"{value.name} is {_describe(value)}, the spec says float32 [N, {', '.join(map(str, expected))}]"
+            )
 
 
 def _describe(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
-    kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+    kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     return f"{kind} [{', '.join(str(dim.dim_value or dim.dim_param or '?') for dim in tensor.shape.dim)}]"
 
 
@@ -89,7 +100,7 @@ class _Graph:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
 
-    def node(self, op: str, inputs: list[str], name: str, **attributes: int | list[int]) -> str:
+    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import DeviceError, ImageError, ModelError, ParityError, StaleArtifactError
+from alexdeploy.core.errors import DeviceError, ImageError, ModelError
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.export import graphs
 from alexdeploy.export.deployment import check_network
@@ -49,8 +48,10 @@ class ExportOptions:
     images: str | None = None
 
 
-def export(
-    folder: ModelFolder, options: ExportOptions = ExportOptions(), on_step: Callable[[str], None] = lambda message: None
+def export_model(
+    folder: ModelFolder,
+    options: ExportOptions = ExportOptions(),
+    on_step: Callable[[str], None] = lambda message: None,
 ) -> tuple[Exported, ...]:
     """Write `model.onnx`, and `model.fp16.onnx` if asked, after each has been checked against the weights.
 
@@ -106,7 +107,10 @@ def _export_fp16(
 
 
 def check_images(
-    folder: ModelFolder, spec: ModelSpec, named: str | None, on_step: Callable[[str], None] = lambda message: None
+    folder: ModelFolder,
+    spec: ModelSpec,
+    named: str | None,
+    on_step: Callable[[str], None] = lambda message: None,
 ) -> NDArray[np.float32]:
     """Network inputs to check on, float32 [N, 3, crop, crop]: some random, some from real photographs."""
     steps, mean = spec.preprocessing, folder.mean_image(spec)

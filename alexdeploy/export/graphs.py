@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import onnx
@@ -31,6 +30,14 @@ class Graph:
     @property
     def metadata(self) -> dict[str, str]:
         return {entry.key: entry.value for entry in self.model.metadata_props}
+
+    def spec(self) -> ModelSpec | None:
+        """The spec that the file carries, None if alexdeploy did not write it."""
+        text = self.metadata.get(_SPEC_KEY)
+        try:
+            return None if text is None else msgspec.json.decode(text, type=ModelSpec)
+        except msgspec.DecodeError:
+            return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +100,7 @@ def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
     metadata = graph.metadata
     if metadata.get(_CONTRACT_KEY) != spec.contract_sha256:
         raise StaleArtifactError(
-            f"{path} was made for another architecture, preprocessing or list of classes than {folder.spec_path} has now",
+            f"{path} was made for another architecture, preprocessing or classes than {folder.spec_path} has now",
             cure=f"Renew it: {cure}",
         )
     source = folder.path / metadata.get(_SOURCE_NAME_KEY, "")
@@ -102,7 +109,8 @@ def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
         found, expected = sha256_file(source), metadata.get(_SOURCE_KEY, "")
         if found != expected:
             raise StaleArtifactError(
-                f"{path} was made from {source.name} {expected[:12]}, which is now {found[:12]}", cure=f"Renew it: {cure}"
+                f"{path} was made from {source.name} {expected[:12]}, which is now {found[:12]}",
+                cure=f"Renew it: {cure}",
             )
     return graph
 
@@ -125,19 +133,13 @@ def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
     return found
 
 
-def layers_of(graph: Graph) -> list[dict[str, Any]]:
-    """One entry per node: operator, name, output shape where the file or shape inference knows it."""
-    inferred = onnx.shape_inference.infer_shapes(graph.model)
-    values = [*inferred.graph.value_info, *inferred.graph.output]
-    shapes = {v.name: [d.dim_value or d.dim_param or "?" for d in v.type.tensor_type.shape.dim] for v in values}
-    weights = {tensor.name: list(tensor.dims) for tensor in graph.model.graph.initializer}
-    return [
-        {
-            "op": node.op_type,
-            "name": node.name,
-            "output_shape": shapes.get(node.output[0]),
-            "weights": [weights[name] for name in node.input if name in weights],
-            "attributes": {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if node.op_type == "LRN"},
-        }
-        for node in graph.model.graph.node
-    ]
+def tensor_shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
+    """Shapes of all tensors that the file or ONNX's shape inference knows; a dynamic size is its name or "?"."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    return {v.name: [d.dim_value or d.dim_param or "?" for d in v.type.tensor_type.shape.dim] for v in values}
+
+
+def type_name(value: onnx.ValueInfoProto) -> str:
+    """The element type as NumPy calls it: float32, uint8 ..."""
+    return str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -37,7 +37,11 @@ def export_network(
     network = AlexNet(architecture, num_classes)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     activations = network.eval().activations(torch.from_numpy(images))
-    return network_to_onnx(network), network.plan, {name: value.numpy() for name, value in activations.items()}
+    return (
+        network_to_onnx(network),
+        network.plan,
+        {name: value.numpy() for name, value in activations.items()},
+    )
 
 
 def network_to_onnx(network: AlexNet) -> ModelProto:
@@ -72,13 +76,23 @@ def _tidied(model: onnx_ir.Model) -> ModelProto:
     import onnxscript.optimizer
 
     onnxscript.optimizer.fold_constants(model)
-    for tidy in (passes.IdentityEliminationPass(), passes.LiftConstantsToInitializersPass(lift_all_constants=True)):
+    for tidy in (
+        passes.IdentityEliminationPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True),
+    ):
         tidy(model)
     passes.RemoveUnusedNodesPass()(model)
     proto = onnx_ir.serde.serialize_model(model)
     proto.ir_version = _IR_VERSION
     del proto.graph.value_info[:]
-    for item in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+    for item in (
+        proto,
+        proto.graph,
+        *proto.graph.node,
+        *proto.graph.input,
+        *proto.graph.output,
+        *proto.graph.initializer,
+    ):
         del item.metadata_props[:]
         item.ClearField("doc_string")
     for entry in [entry for entry in proto.opset_import if entry.domain]:
@@ -103,7 +117,7 @@ def _name_after_plan(model: ModelProto, plan: tuple[Layer, ...]) -> None:
     _rename_tensors(model)
 
 
-def _node_names(layer: Layer, rest: list[NodeProto]) -> list[tuple[str, tuple[str, ...]]]:
+def _node_names(layer: Layer, rest: list[NodeProto]) -> Sequence[tuple[str, tuple[str, ...]]]:
     """The nodes that a layer stands for: (name, operators it may be; none given means any)."""
     if layer.kind == "dropout":
         return []
@@ -112,7 +126,11 @@ def _node_names(layer: Layer, rest: list[NodeProto]) -> list[tuple[str, tuple[st
         length = next((i for i, node in enumerate(rest) if node.op_type in _OP_TYPES), len(rest))
         return [(f"{layer.name}_{i}", ()) for i in range(1, length)] + [(layer.name, ())]
     if layer.kind == "lrn" and layer.groups > 1:
-        return [(f"{layer.name}_split", ("Reshape",)), (layer.name, ("LRN",)), (f"{layer.name}_merge", ("Reshape",))]
+        return [
+            (f"{layer.name}_split", ("Reshape",)),
+            (layer.name, ("LRN",)),
+            (f"{layer.name}_merge", ("Reshape",)),
+        ]
     return [(layer.name, (op_type,)) for op_type, kind in _OP_TYPES.items() if kind == layer.kind]
 
 

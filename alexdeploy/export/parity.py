@@ -138,6 +138,6 @@ def run_graph(
 
 def _tensor_of(layer: Layer, plan: tuple[Layer, ...], model: onnx.ModelProto) -> str:
     if layer is plan[-1]:
-        return model.graph.output[0].name
+        return str(model.graph.output[0].name)
     merged = f"{layer.name}_merge"
     return merged if any(node.name == merged for node in model.graph.node) else layer.name

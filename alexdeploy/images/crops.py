@@ -33,7 +33,7 @@ def view_boxes(num_views: int, size: int, image_size: int = 256) -> tuple[View, 
 def cut_views(image: np.ndarray[Any, Any], size: int, num_views: int) -> np.ndarray[Any, Any]:
     """Cut the views of `image`, [H, W, C] of any dtype, as a new array [num_views, size, size, C].
 
-    Raises UsageError for a number of views other than 1, 5 and 10, ImageError if a side is shorter than `size`.
+    Raises UsageError for another number of views than 1, 5 or 10, ImageError if a side is below `size`.
     """
     if image.ndim != 3:
         raise UsageError(f"views are cut from an array [H, W, C]; found the shape {list(image.shape)}")

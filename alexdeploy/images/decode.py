@@ -34,10 +34,11 @@ ResizePolicy = Literal["crop", "warp"]
 Box = tuple[float, float, float, float]
 
 IMAGE_SIZE = 256
-MAX_PIXELS = 178_956_970
-"""The widest image accepted; where Pillow itself stops (twice its MAX_IMAGE_PIXELS, half a GB of RGB)."""
+MAX_PIXELS = 89_478_485
+"""The largest image accepted: where Pillow itself stops, twice its MAX_IMAGE_PIXELS, half a GiB of RGB."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "DIB")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Pillow's names; JPEG has the several pictures of MPO in it, PPM the whole netpbm family."""
 
 # Image.open looks for a format it has no plugin for by importing every plugin there is; these are enough.
 _PLUGINS = (
@@ -76,10 +77,10 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
         raise UsageError(f"resize is {resize!r}; expected one of {', '.join(get_args(ResizePolicy))}")
     if not data:
         raise ImageError("the file is empty")
-    image_format = ""
+    kind = "image"
     try:
         with _without_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image_format = image.format or "unnamed"
+            kind = f"{image.format} image"
             return _to_square(image, resize)
     except ImageError:
         raise
@@ -87,15 +88,15 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
         raise ImageError(f"has more than {MAX_PIXELS:,} pixels, the most that is decoded") from exc
     except UnidentifiedImageError as exc:
         raise ImageError(
-            f"not an image of a kind that is read here ({', '.join(FORMATS[:7])}), or its header is damaged; "
+            f"not an image of a kind that is read here ({', '.join(FORMATS)}), or its header is damaged; "
             f"it begins with {data[:12]!r}"
         ) from exc
     except MemoryError as exc:
-        raise ImageError(f"decoding the {image_format} image takes more memory than there is") from exc
+        raise ImageError(f"decoding the {kind} takes more memory than there is") from exc
     # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ZeroDivisionError,
     # KeyError, ... on damaged files: no list of them was ever complete.
     except Exception as exc:
-        raise ImageError(f"damaged {image_format} image: {exc or type(exc).__name__}") from exc
+        raise ImageError(f"damaged {kind}: {exc or type(exc).__name__}") from exc
 
 
 def _to_square(image: Image.Image, resize: ResizePolicy) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -117,7 +118,9 @@ def _to_square(image: Image.Image, resize: ResizePolicy) -> np.ndarray[Any, np.d
     # Turning the small image is the same as turning the large one: the box is its own mirror image.
     if orientation in _UPRIGHT:
         square = square.transpose(_UPRIGHT[orientation])
-    return np.array(square.convert("RGB"))
+    if square.mode != "RGB":
+        square = square.convert("RGB")
+    return np.array(square, dtype=np.uint8)
 
 
 def _centre_square(width: float, height: float) -> Box:
@@ -156,14 +159,14 @@ def _integers_to_bytes(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype
     # Pillow holds 16-bit samples in mode I too (PGM), and unsigned 32-bit ones wrapped round.
     unsigned = pixels.view(np.uint32)
     shift = 8 if unsigned.max(initial=0) <= 0xFFFF else 24
-    return (unsigned >> shift).astype(np.uint8)
+    return np.asarray(unsigned >> shift, dtype=np.uint8)
 
 
 def _floats_to_bytes(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     # Floating-point files mean 0 to 1 or 0 to 255, and nothing in them says which.
     finite = np.nan_to_num(pixels, nan=0.0, posinf=math.inf, neginf=0.0)
     scale = 255.0 if finite.max(initial=0.0) <= 1.0 else 1.0
-    return np.clip(np.rint(finite * scale), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(finite * scale), 0, 255), dtype=np.uint8)
 
 
 class _Decoding(threading.local):
@@ -186,7 +189,7 @@ def _without_warnings() -> Iterator[None]:
     warnings.catch_warnings swaps a list that all threads share, and two threads leave it swapped. This adds
     one filter, which matches nothing in a thread that is not decoding.
     """
-    if warnings.filters[0] is not _FILTER:
+    if not warnings.filters or warnings.filters[0] is not _FILTER:
         cast("list[Any]", warnings.filters).insert(0, _FILTER)
     _DECODING.active = True
     try:

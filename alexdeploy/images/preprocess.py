@@ -20,15 +20,13 @@ def network_input(
     `mean_image` is float32 [3, 256, 256]; the mean goes off each pixel before the crop. Operations and their order
     are those of the deployment graph, so that both give the same bits.
     """
-    pixels = image.astype(np.float32)
+    pixels: NDArray[np.float32] = image.astype(np.float32)
     if steps.channels == "bgr":
         pixels = pixels[:, :, ::-1]
     if steps.scale != 1.0:
         pixels = pixels * np.float32(steps.scale)
-    if mean_image is not None:
-        pixels = pixels - mean_image.transpose(1, 2, 0)
-    else:
-        pixels = pixels - np.array(steps.mean, np.float32)
+    mean = np.array(steps.mean, np.float32) if mean_image is None else mean_image.transpose(1, 2, 0)
+    pixels = pixels - mean
     if steps.std != (1.0, 1.0, 1.0):
-        pixels = pixels / np.array(steps.std, np.float32)
+        pixels = pixels / np.asarray(steps.std, np.float32)
     return np.ascontiguousarray(cut_views(pixels, steps.crop, num_views).transpose(0, 3, 1, 2))

@@ -42,7 +42,7 @@ class AlexNet(nn.Sequential):
 
 
 def initialize(network: AlexNet, init: Init, seed: int) -> None:
-    """Draw the first weights as the recipe says: zero-mean Gaussian, biases `init.bias` in `init.biased_layers`, else 0."""
+    """Draw zero-mean Gaussian weights; biases are `init.bias` in `init.biased_layers`, else 0."""
     generator = torch.Generator().manual_seed(seed)
     for layer in network.plan:
         if layer.weight_shape is None:
@@ -69,7 +69,12 @@ class _Flatten(nn.Module):
 def _module(layer: Layer) -> nn.Module:
     if layer.kind == "conv":
         return nn.Conv2d(
-            layer.inputs, layer.outputs, layer.kernel, stride=layer.stride, padding=layer.padding, groups=layer.groups
+            layer.inputs,
+            layer.outputs,
+            layer.kernel,
+            stride=layer.stride,
+            padding=layer.padding,
+            groups=layer.groups,
         )
     if layer.kind == "lrn":
         assert layer.lrn is not None

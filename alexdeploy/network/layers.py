@@ -97,7 +97,13 @@ def _features(architecture: Architecture) -> Iterator[Layer]:
         for step in steps:
             if step == "lrn" and conv.lrn and architecture.lrn is not None:
                 towers = architecture.towers if architecture.lrn.per_tower else 1
-                yield Layer(kind="lrn", name=f"norm{index}", output_shape=(channels, size, size), lrn=architecture.lrn, groups=towers)
+                yield Layer(
+                    kind="lrn",
+                    name=f"norm{index}",
+                    output_shape=(channels, size, size),
+                    lrn=architecture.lrn,
+                    groups=towers,
+                )
             if step == "pool" and conv.pool:
                 pooling = architecture.pooling
                 size = _grid(f"pool{index}", size, pooling.kernel, pooling.stride, 0)

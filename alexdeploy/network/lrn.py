@@ -29,7 +29,8 @@ class LocalResponseNorm(nn.Module):
         if torch.onnx.is_in_onnx_export():
             x = _onnx_lrn(x, self.lrn)
         else:
-            x = _LRNFunction.apply(x, self.lrn.size, self.lrn.alpha, self.lrn.beta, self.lrn.k)
+            lrn = self.lrn
+            x = _LRNFunction.apply(x, lrn.size, lrn.alpha, lrn.beta, lrn.k)  # type: ignore[no-untyped-call]
         return x.reshape(-1, channels, height, width) if self.towers > 1 else x
 
     def extra_repr(self) -> str:
@@ -39,7 +40,7 @@ class LocalResponseNorm(nn.Module):
 
 def _onnx_lrn(x: Tensor, lrn: LRN) -> Tensor:
     # Both of torch's exporters decompose nn.LocalResponseNorm into Mul, Pad, AveragePool, Pow and Div.
-    attributes = {"size": lrn.size, "alpha": lrn.alpha, "beta": lrn.beta, "bias": lrn.k}
+    attributes: dict[str, Any] = {"size": lrn.size, "alpha": lrn.alpha, "beta": lrn.beta, "bias": lrn.k}
     return torch.onnx.ops.symbolic("LRN", (x,), attributes, dtype=x.dtype, shape=x.shape, version=17)
 
 

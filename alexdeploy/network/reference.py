@@ -38,7 +38,8 @@ def _apply(layer: Layer, weights: Mapping[str, NDArray[np.floating]], x: Array) 
         assert layer.lrn is not None
         return np.concatenate([lrn(half, layer.lrn) for half in np.split(x, layer.groups, axis=1)], axis=1)
     if layer.kind == "pool":
-        return _windows(x, layer.kernel, layer.stride).max(axis=(4, 5))
+        pooled: Array = _windows(x, layer.kernel, layer.stride).max(axis=(4, 5))
+        return pooled
     if layer.kind == "flatten":
         return x.reshape(len(x), -1)
     return _ACTIVATIONS[layer.activation](x)
@@ -66,7 +67,9 @@ def _conv(x: Array, weight: Array, bias: Array, layer: Layer) -> Array:
 
 def _windows(x: Array, kernel: int, stride: int) -> Array:
     """A view [N, C, OH, OW, kernel, kernel] of every window of x [N, C, H, W]."""
-    windows = np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), axis=(2, 3))[:, :, ::stride, ::stride]
+    windows: Array = np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), axis=(2, 3))[
+        :, :, ::stride, ::stride
+    ]
     assert windows.shape[2] == conv_output(x.shape[2], kernel, stride, 0)
     return windows
 
@@ -76,7 +79,8 @@ def _wide(weights: Mapping[str, NDArray[np.floating]], layer: Layer, kind: str) 
 
 
 def _gelu(x: Array) -> Array:
-    return x * 0.5 * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)))
+    erf: Array = np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2))
+    return x * 0.5 * (1 + erf)
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

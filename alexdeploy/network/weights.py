@@ -23,7 +23,7 @@ def load_weights(path: Path, plan: tuple[Layer, ...]) -> Weights:
     except (OSError, safetensors.SafetensorError) as exc:
         raise ModelError(
             f"{path} cannot be read as safetensors: {exc}",
-            cure="Only safetensors files are loaded as weights; pickled checkpoints are refused because they can run code.",
+            cure="Only safetensors are loaded as weights: a pickled checkpoint can run code.",
         ) from exc
     check_weights(weights, plan, str(path))
     return weights

@@ -1,1 +1,1 @@
-"""The reference trainer."""
+"""The reference trainer: augmentation, the paper's SGD, schedules, checkpoints."""

@@ -1,0 +1,47 @@
+# Two commands: `make demo` shows everything working, `make test` proves it. Both set up .venv by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO ?= demo
+
+.PHONY: help setup demo test check lint bench clean
+
+help:
+	@echo "make demo    set up, then train, export and predict in $(DEMO)/ and show the result"
+	@echo "make test    set up, then run the tests"
+	@echo "make check   lint, types, import contracts, then the tests: what CI runs"
+	@echo "make bench   compare ten-view throughput with the script that a user would write"
+	@echo "make clean   remove .venv and $(DEMO)/"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,dev]'
+	touch $@
+
+# The three commands of the README, as a newcomer types them, in a folder that starts empty.
+demo: setup
+	rm -rf $(DEMO) && mkdir -p $(DEMO)
+	cd $(DEMO) && PATH="$(abspath $(BIN)):$$PATH" sh -ec '\
+		echo "$$ alexdeploy train"; alexdeploy train; \
+		echo "$$ alexdeploy export --fp16"; alexdeploy export --fp16; \
+		echo "$$ alexdeploy predict images/ --tencrop"; alexdeploy predict images/ --tencrop'
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+bench: setup
+	$(BIN)/python benchmarks/tencrop.py
+
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,162 @@
+"""Image members of zip and tar archives, streamed in archive order; nothing is ever extracted to disk."""
+
+from __future__ import annotations
+
+import stat
+import tarfile
+import zipfile
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any, NamedTuple, cast
+
+from alexdeploy.images.listing import MAX_FILE_BYTES, is_hidden, is_image_name
+
+ZIP_SUFFIXES = (".zip",)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+# Long names and extended attributes are read into memory whole, before a member's size can be looked at.
+_MAX_TAR_HEADER_BYTES = 1 << 20
+_TAR_HEADER_TYPES = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+# zipfile can bound what these two inflate to; a few bytes of the others may fill the memory.
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_TRUNCATED = "the archive is truncated or damaged here"
+
+
+class Member(NamedTuple):
+    """One image of an archive: its bytes, or what is wrong with it. Without a name: with the archive."""
+
+    name: str | None
+    data: bytes | None
+    problem: str | None
+
+
+def is_archive_name(path: str) -> bool:
+    """Tell by its suffix whether a file is read as an archive."""
+    return path.lower().endswith(ZIP_SUFFIXES + TAR_SUFFIXES)
+
+
+def iter_members(path: str) -> Generator[Member, None, None]:
+    """Read the image members of the archive at `path`, a regular file, one whenever the caller asks.
+
+    Links, encrypted members and members above MAX_FILE_BYTES come with a problem in place of bytes. Damage
+    to the archive as a whole ends it, after what could be read, with one problem.
+    """
+    members = _zip_members(path) if path.lower().endswith(ZIP_SUFFIXES) else _tar_members(path)
+    found = False
+    with closing(members):
+        for member in members:
+            found = True
+            yield member
+    if not found:
+        yield Member(None, None, "no images in archive")
+
+
+def _zip_members(path: str) -> Generator[Member, None, None]:
+    # zipfile raises BadZipFile, ValueError, OSError, NotImplementedError, UnicodeDecodeError and more.
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as exc:
+        yield Member(None, None, f"not a zip archive that can be read, or truncated: {_reason(exc)}")
+        return
+    with archive:
+        for info in archive.infolist():
+            if not info.is_dir() and _is_wanted(info.filename):
+                yield _read_zip_member(archive, info)
+
+
+def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+    problem = None
+    if stat.S_ISLNK(info.external_attr >> 16):
+        problem = "is a symbolic link; links in archives are not followed"
+    elif info.flag_bits & 0x1:
+        problem = "is encrypted"
+    elif info.file_size > MAX_FILE_BYTES:
+        problem = _too_large(info.file_size)
+    elif info.compress_type not in _ZIP_METHODS:
+        problem = f"is compressed with method {info.compress_type}; stored and deflated members are read"
+    if problem is not None:
+        return Member(info.filename, None, problem)
+    try:
+        # With a length zipfile inflates no more than that, even where the directory lies about the size.
+        with archive.open(info) as file:
+            data = file.read(info.file_size)
+        if len(data) != info.file_size:
+            return Member(info.filename, None, f"{_TRUNCATED}: {len(data):,} of {info.file_size:,} bytes")
+        return Member(info.filename, data, None)
+    except Exception as exc:
+        return Member(info.filename, None, f"cannot be read from the archive: {_reason(exc)}")
+
+
+def _tar_members(path: str) -> Generator[Member, None, None]:
+    try:
+        archive = tarfile.open(path, "r|*", tarinfo=_StrictTarInfo)  # noqa: SIM115
+    except Exception as exc:
+        yield Member(None, None, f"not a tar archive that can be read, or truncated: {_reason(exc)}")
+        return
+    with archive:
+        while True:
+            try:
+                info = archive.next()
+            except Exception as exc:
+                yield Member(None, None, f"{_TRUNCATED}: {_reason(exc)}")
+                return
+            if info is None:
+                return
+            # TarFile keeps every header it has met, for a lookup by name that a stream never makes.
+            cast("Any", archive).members.clear()
+            if info.isdir() or not _is_wanted(info.name):
+                continue
+            member, is_intact = _read_tar_member(archive, info)
+            yield member
+            if not is_intact:
+                return
+
+
+def _read_tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[Member, bool]:
+    """Give the member, and whether the stream can be read on from here."""
+    if info.issym() or info.islnk():
+        return Member(info.name, None, "is a link; links in archives are not followed"), True
+    if not info.isfile():
+        return Member(info.name, None, "is not a regular file"), True
+    if info.size > MAX_FILE_BYTES:
+        return Member(info.name, None, _too_large(info.size)), True
+    try:
+        file = archive.extractfile(info)
+        return Member(info.name, b"" if file is None else file.read(), None), True
+    except Exception as exc:
+        return Member(info.name, None, f"{_TRUNCATED}: {_reason(exc)}"), False
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Headers whose absence or damage is an error; tarfile takes both for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _StrictTarInfo:
+        try:
+            info = super().frombuf(buf, cast("str", encoding), errors)
+        except tarfile.HeaderError as exc:
+            if buf and not any(buf):
+                raise
+            raise tarfile.ReadError(f"no end-of-archive mark, {exc}") from exc
+        if info.type in _TAR_HEADER_TYPES and info.size > _MAX_TAR_HEADER_BYTES:
+            raise tarfile.ReadError(f"an extended header of {info.size:,} bytes")
+        return info
+
+
+def _is_wanted(name: str) -> bool:
+    folders = name.split("/")
+    return is_image_name(name) and not any(is_hidden(part) for part in folders if part not in (".", ".."))
+
+
+def _too_large(num_bytes: int) -> str:
+    return f"holds {num_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+
+
+def _reason(exc: Exception) -> str:
+    return str(exc) or type(exc).__name__

@@ -1,0 +1,106 @@
+"""Which files below a folder are images: the one walk that sources and labelled folders share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+IMAGE_SUFFIXES = (
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpe",
+    ".jpeg",
+    ".jpg",
+    ".mpo",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".pnm",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+MAX_FILE_BYTES = 256 << 20
+
+
+class Found(NamedTuple):
+    """An image file, or a folder that could not be listed and why."""
+
+    path: str
+    problem: str | None
+
+
+class _Entry(NamedTuple):
+    order: bytes
+    path: str
+    is_folder: bool
+
+
+def is_image_name(name: str) -> bool:
+    """Tell by its suffix whether a file found in a folder or an archive counts as an image."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder is one that people do not see: .DS_Store, ._cat.jpg, __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def walk_images(folder: str) -> Iterator[Found]:
+    """Find the image files below `folder`, depth first, each folder in the order of its names' bytes.
+
+    Linked folders are followed, except back into a folder that the walk is inside of. Only the names in the
+    folders on the way down are in memory. A folder that cannot be listed is told, not raised.
+    """
+    # A stack and not recursion: a tree may be deeper than Python's frames.
+    ancestors: list[tuple[int, int]] = []
+    pending: list[Iterator[_Entry]] = [iter((_Entry(b"", folder, True),))]
+    while pending:
+        entry = next(pending[-1], None)
+        if entry is None:
+            pending.pop()
+            if ancestors:
+                ancestors.pop()
+        elif not entry.is_folder:
+            yield Found(entry.path, None)
+        else:
+            try:
+                status = os.stat(entry.path)
+                identity = (status.st_dev, status.st_ino)
+                if identity in ancestors:
+                    continue
+                entries = _list_folder(entry.path)
+            except OSError as exc:
+                yield Found(entry.path, f"cannot list the folder: {describe(exc)}")
+                continue
+            ancestors.append(identity)
+            pending.append(iter(entries))
+
+
+def describe(exc: OSError) -> str:
+    """Say what an operating system error means, without the path that its own text repeats."""
+    return (exc.strerror or type(exc).__name__).lower()
+
+
+def _list_folder(folder: str) -> list[_Entry]:
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            is_folder = _is_folder(entry)
+            if is_folder or is_image_name(entry.name):
+                found.append(_Entry(os.fsencode(entry.name), entry.path, is_folder))
+    found.sort()
+    return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    # A link that leads to itself. Whoever reads it will be told.
+    except OSError:
+        return False

@@ -1,0 +1,187 @@
+"""What the user named, one image after the other: files, folders, globs, lists, archives.
+
+Nothing named is ever left out: what cannot be read becomes a source that says so when it is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from alexdeploy.core.errors import ImageError
+from alexdeploy.images.archives import is_archive_name, iter_members
+from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, is_image_name, walk_images
+
+__all__ = ["IMAGE_SUFFIXES", "MAX_FILE_BYTES", "Source", "is_image_name", "iter_sources", "walk_images"]
+
+# A fifo or a device that takes the place of a file between two calls must not hang the reader.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One image that was asked for, and where its bytes come from: a path, memory, or nowhere.
+
+    `name` is what the user would recognise ("photos.zip!cats/1.jpg" for a member of an archive) and can
+    always be encoded as UTF-8; it may hold newlines, as file names may.
+    """
+
+    name: str
+    path: str | None = None
+    data: bytes | None = None
+    problem: str | None = None
+    was_listed: bool = False
+    """A folder or a glob showed the file, so that its absence means it went away."""
+
+    def read(self) -> bytes:
+        """Give the bytes of the file, never empty; raises ImageError saying why it cannot."""
+        if self.problem is not None:
+            raise ImageError(self.problem)
+        data = _read_file(self.path, self.was_listed) if self.path is not None else self.data
+        if not data:
+            raise ImageError("the file is empty")
+        return data
+
+
+def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
+    """Name the images behind `inputs`, in their order, each when the caller asks for it.
+
+    An input is a file; a folder (walked, image suffixes only, in the order of the names' bytes); a .zip or
+    .tar archive, plain or compressed; `@list.txt`, with one path a line, or NUL between them, relative to the
+    list; `-`, such a list on standard input, relative to the working folder; or a glob pattern. A file
+    beginning with @ is written ./@name. Archives and lists inside folders are not opened.
+    Members of archives are in memory when they come; nothing else is read.
+    """
+    for given in inputs:
+        text = os.fspath(given)
+        if text == "-":
+            yield from _from_list(sys.stdin.buffer.read(), "standard input", "")
+        elif text.startswith("@"):
+            yield from _from_list_file(text[1:])
+        elif glob.has_magic(text) and not os.path.lexists(text):
+            yield from _from_glob(text)
+        else:
+            yield from _from_path(text)
+
+
+def _from_path(path: str, *, was_listed: bool = False) -> Iterator[Source]:
+    if not _is_kind(path, stat.S_IFDIR) and is_archive_name(path) and _is_kind(path, stat.S_IFREG):
+        yield from _from_archive(path)
+    elif _is_kind(path, stat.S_IFDIR):
+        yield from _from_folder(path)
+    else:
+        yield Source(name=_printable(path), path=path, was_listed=was_listed)
+
+
+def _from_folder(folder: str) -> Iterator[Source]:
+    is_empty = True
+    for path, problem in walk_images(folder):
+        is_empty = False
+        if problem is None:
+            yield Source(name=_printable(path), path=path, was_listed=True)
+        else:
+            yield Source(name=_printable(path), problem=problem)
+    if is_empty:
+        suffixes = " ".join(IMAGE_SUFFIXES)
+        yield Source(name=_printable(folder), problem=f"no images in folder; looked for {suffixes}")
+
+
+def _from_archive(path: str) -> Iterator[Source]:
+    archive = _printable(path)
+    # A caller that stops early closes this generator, and the archive with it.
+    with closing(iter_members(path)) as members:
+        for name, data, problem in members:
+            shown = archive if name is None else f"{archive}!{_printable(name)}"
+            yield Source(name=shown, data=data, problem=problem)
+
+
+def _from_glob(pattern: str) -> Iterator[Source]:
+    try:
+        matches = sorted(glob.iglob(pattern, recursive=True), key=os.fsencode)
+    except (OSError, ValueError) as exc:
+        yield Source(name=_printable(pattern), problem=f"the pattern cannot be used: {exc}")
+        return
+    if "**" in pattern:
+        # ** has been inside every folder already; walking those it matched would give their images twice.
+        matches = [match for match in matches if not os.path.isdir(match)] or matches
+    if not matches:
+        yield Source(name=_printable(pattern), problem="no such file, and no file matches the pattern")
+    for match in matches:
+        yield from _from_path(match, was_listed=True)
+
+
+def _from_list_file(path: str) -> Iterator[Source]:
+    try:
+        data = _read_file(path, False)
+    except ImageError as exc:
+        yield Source(name=_printable(f"@{path}"), problem=f"the list cannot be read: {exc.message}")
+        return
+    yield from _from_list(data, f"@{path}", os.path.dirname(path))
+
+
+def _from_list(data: bytes, name: str, base: str) -> Iterator[Source]:
+    # Between NULs a name stands as it is: `find -print0` is for names with newlines, or with a # in front.
+    if b"\0" in data:
+        lines = [line for line in data.split(b"\0") if line]
+    else:
+        lines = [line for line in data.splitlines() if line.strip() and not line.startswith(b"#")]
+    if not lines:
+        yield Source(name=_printable(name), problem="the list names no images")
+    for line in lines:
+        yield from _from_path(os.path.join(base, os.fsdecode(line)))
+
+
+def _read_file(path: str, was_listed: bool) -> bytes:
+    """Read at most MAX_FILE_BYTES from a regular file, without ever waiting for a fifo or a device."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError("is a directory")
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("is not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageError(f"holds {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+        with open(os.open(path, _OPEN_FLAGS), "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as exc:
+        raise ImageError(_explain(exc, path, was_listed)) from exc
+    # A path with a NUL in it.
+    except ValueError as exc:
+        raise ImageError(f"not a path: {exc}") from exc
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"holds more than {MAX_FILE_BYTES:,} bytes")
+    return data
+
+
+def _explain(exc: OSError, path: str, was_listed: bool) -> str:
+    if exc.errno == errno.ENOENT and os.path.islink(path):
+        return f"broken symbolic link to {_printable(os.readlink(path))}"
+    if exc.errno == errno.ENOENT and was_listed:
+        return "vanished: it was there when the folder was listed"
+    if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+        return "not found: no such file"
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        return "permission denied"
+    return f"cannot be read: {describe(exc)}"
+
+
+def _is_kind(path: str, kind: int) -> bool:
+    try:
+        return stat.S_IFMT(os.stat(path).st_mode) == kind
+    except (OSError, ValueError):
+        return False
+
+
+def _printable(path: str) -> str:
+    r"""Write bytes of a path that are not UTF-8 as \xff, so that whatever prints the name can encode it."""
+    try:
+        return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    # A surrogate that stands for no byte: names on Windows can hold them.
+    except UnicodeEncodeError:
+        return path.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, atomic_write, find_model, sha256_file
+from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError
+from alexdeploy.core.spec import ModelSpec, Preprocessing
+
+
+def _spec(name: str = "tiny", **steps: object) -> ModelSpec:
+    return ModelSpec(name=name, classes=("cat", "dog"), preprocessing=Preprocessing(**steps))  # type: ignore[arg-type]
+
+
+def test_a_spec_survives_the_round_trip(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path)
+    spec = _spec(mean=(1.5, 2.0, 3.0), channels="bgr").replace_provenance(seed=3, data="photos/")
+    folder.write_spec(spec)
+    assert folder.spec() == spec
+
+
+def test_the_contract_changes_with_preprocessing_and_classes_but_not_with_name_or_provenance() -> None:
+    spec = _spec()
+    assert spec.contract_sha256 == _spec("other").replace_provenance(seed=1).contract_sha256
+    assert spec.contract_sha256 != _spec(mean=(1.0, 0.0, 0.0)).contract_sha256
+    assert (
+        spec.contract_sha256
+        != ModelSpec(name="tiny", classes=("dog", "cat"), preprocessing=Preprocessing()).contract_sha256
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"name": "x"}', b'{"name": 3}', b"\xff"])
+def test_a_damaged_spec_is_a_model_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "spec.json").write_bytes(content)
+    with pytest.raises(ModelError, match="damaged"):
+        ModelFolder(tmp_path).spec()
+
+
+def test_the_newest_model_is_found_when_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for age, name in ((100, "old"), (50, "new"), (200, "older")):
+        folder = ModelFolder(MODELS_FOLDER / name)
+        folder.write_spec(_spec(name))
+        stamp = folder.spec_path.stat().st_mtime - age
+        os.utime(folder.spec_path, (stamp, stamp))
+    assert find_model().path.name == "new"
+    assert find_model("old").path == MODELS_FOLDER / "old"
+    assert find_model(MODELS_FOLDER / "older").path.name == "older"
+    with pytest.raises(ModelError, match="no model at oldest") as caught:
+        find_model("oldest")
+    assert caught.value.cure == "Models here: new, old, older"
+
+
+def test_without_any_model_the_error_names_train_and_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        find_model()
+    assert "alexdeploy train" in str(caught.value)
+    assert "alexdeploy import" in str(caught.value)
+
+
+def test_a_changed_mean_image_is_stale(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path)
+    np.save(folder.mean_path, np.zeros((3, 256, 256), np.float32))
+    spec = _spec(mean_image=sha256_file(folder.mean_path))
+    mean = folder.mean_image(spec)
+    assert mean is not None
+    assert mean.shape == (3, 256, 256)
+    np.save(folder.mean_path, np.ones((3, 256, 256), np.float32))
+    with pytest.raises(StaleArtifactError, match=r"mean\.npy has hash"):
+        folder.mean_image(spec)
+
+
+def test_a_pickled_mean_image_is_refused(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path)
+    np.save(folder.mean_path, np.array([{"code": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ModelError, match="damaged"):
+        folder.mean_image(_spec(mean_image=sha256_file(folder.mean_path)))
+
+
+def test_a_hash_is_that_of_hashlib(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 3_000_001)
+    assert sha256_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail() -> None:
+        with atomic_write(path) as file:
+            file.write(b"new")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "ours") as file:
+        file.write(b"x")
+    (tmp_path / "theirs").write_bytes(b"x")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
+
+
+def test_a_file_that_cannot_grow_is_an_output_error(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write() -> None:
+        with atomic_write(path) as file:
+            file.write(b"x" * 100_000)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OutputError, match="could not be written"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "old"

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alexdeploy.core.errors import RecipeError
+from alexdeploy.core.recipe import list_recipes, load_recipe
+
+
+def test_six_recipes_are_shipped() -> None:
+    expected = ("alexnet", "alexnet-quarter", "caffe-alexnet", "caffenet", "one-tower", "torchvision")
+    assert list_recipes() == expected
+
+
+def test_the_trained_networks_lrn_constants_are_stored_as_onnx_means_them() -> None:
+    lrn = load_recipe("alexnet").architecture.lrn
+    assert lrn is not None
+    assert (lrn.size, lrn.alpha, lrn.beta, lrn.k, lrn.per_tower) == (5, 1e-4, 0.75, 2.0, True)
+    caffe = load_recipe("caffe-alexnet").architecture.lrn
+    assert caffe is not None
+    assert (caffe.k, caffe.per_tower) == (1.0, False)
+
+
+def test_an_override_reaches_nested_keys_and_keeps_the_rest() -> None:
+    changed = load_recipe(
+        "alexnet", ["architecture.pooling.stride=3", "training.init.std=0.02", "architecture.lrn=none"]
+    )
+    assert changed.architecture.pooling.stride == 3
+    assert changed.architecture.pooling.kernel == 3
+    assert changed.training.init.std == 0.02
+    assert changed.training.init.biased_layers == ("conv2", "conv4", "conv5", "fc6", "fc7")
+    assert changed.architecture.lrn is None
+    assert changed.overrides[0] == "architecture.pooling.stride=3"
+
+
+def test_an_override_may_be_a_bare_word() -> None:
+    assert load_recipe("alexnet", ["architecture.activation=tanh"]).architecture.activation == "tanh"
+
+
+@pytest.mark.parametrize(
+    ("override", "suggestion"),
+    [
+        ("architecture.tower=1", "'towers'"),
+        ("architecure.towers=1", "'architecture'"),
+        ("training.init.sdt=1", "'std'"),
+        ("architecture.pooling.strid=1", "'stride'"),
+        ("architecture.lrn.alfa=1", "'alpha'"),
+        ("training.augmentation.mirrors=true", "'mirror'"),
+    ],
+)
+def test_an_unknown_key_suggests_the_nearest(override: str, suggestion: str) -> None:
+    with pytest.raises(RecipeError, match=f"did you mean {suggestion}"):
+        load_recipe("alexnet", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("architecture.towers=3", "towers"),
+        ("training.epochs=0", "epochs"),
+        ("training.momentum=1.5", "momentum"),
+        ("architecture.lrn.size=4", "must be odd"),
+        ("architecture.remove=['conv1']", "remove names 'conv1'"),
+        ("architecture.input=300", "input is 300"),
+        ("training.epochs.x=1", "has no key 'x'"),
+        ("training.epochs", "has no '='"),
+        ("preprocessing.mean=media", "mean"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("alexnet", [override])
+
+
+def test_an_unknown_recipe_suggests_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'caffenet'"):
+        load_recipe("cafenet")
+
+
+def test_a_recipe_of_ones_own_is_read_by_path_and_its_unknown_keys_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[architecture]\ntowers = 1\nconvs = [{ channels = 8, kernel = 11, stride = 4, pol = true }]\n")
+    with pytest.raises(RecipeError, match=r"architecture\.convs\.pol.*did you mean 'pool'"):
+        load_recipe(path)
+    path.write_text("[architecture]\ntowers = 1\nconvs = [{ channels = 8, kernel = 11, stride = 4, pool = true }]\n")
+    assert load_recipe(path).architecture.convs[0].pool
+
+
+def test_a_file_that_is_not_toml_is_an_error_not_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(b"\xff\xfe[architecture")
+    with pytest.raises(RecipeError, match="cannot be read as a recipe"):
+        load_recipe(path)

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import TINY, make_model, smooth_images
+
+from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.core.errors import AlexDeployError, DeviceError, ModelError, StaleArtifactError, UsageError
+from alexdeploy.core.recipe import list_recipes
+from alexdeploy.engines.base import Backend, EngineOptions, Predictions, choose_backend, open_engine
+from alexdeploy.export.export import export_model
+
+BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime", "torch")
+
+
+def _run(folder: ModelFolder, backend: Backend, images: np.ndarray, **options: object) -> Predictions:
+    with open_engine(folder, backend, EngineOptions(**options)) as engine:  # type: ignore[arg-type]
+        return engine.run(images)
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_all_engines_agree_on_every_recipe(tmp_path: Path, recipe: str) -> None:
+    folder = make_model(tmp_path / recipe, recipe, TINY)
+    export_model(folder)
+    images = smooth_images(12)
+    for num_views in (1, 5, 10):
+        found = [_run(folder, backend, images, num_views=num_views, batch_size=12) for backend in BACKENDS]
+        if num_views == 1:
+            assert len(set(found[0].probabilities.argmax(axis=1))) > 1, "the images should not all have one answer"
+        for other in found[1:]:
+            np.testing.assert_allclose(other.probabilities, found[0].probabilities, atol=1e-4)
+            np.testing.assert_array_equal(other.view_classes, found[0].view_classes)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_tail_batch_gives_exactly_its_own_rows(tiny_model: ModelFolder, backend: Backend) -> None:
+    images = smooth_images(8)
+    with open_engine(tiny_model, backend, EngineOptions(num_views=10, batch_size=8)) as engine:
+        whole = engine.run(images)
+        for count in (1, 3, 8):
+            part = engine.run(images[:count])
+            assert part.probabilities.shape == (count, 5)
+            assert part.view_classes.shape == (count, 10)
+            np.testing.assert_allclose(part.probabilities, whole.probabilities[:count], atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_as_many_threads_as_streams_may_run_at_once(tiny_model: ModelFolder, backend: Backend) -> None:
+    batches = [smooth_images(4, seed) for seed in range(8)]
+    with open_engine(tiny_model, backend, EngineOptions(num_views=5, batch_size=4)) as engine:
+        expected = [engine.run(batch).probabilities for batch in batches]
+        with ThreadPoolExecutor(engine.info.num_streams) as threads:
+            found = list(threads.map(lambda batch: engine.run(batch).probabilities, batches))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_ran_is_said(tiny_model: ModelFolder, backend: Backend) -> None:
+    info = open_engine(tiny_model, backend, EngineOptions(num_views=10)).info
+    assert (info.backend, info.precision, info.num_views) == (backend, "fp32", 10)
+    path = tiny_model.weights_path if backend == "torch" else tiny_model.onnx_path()
+    assert info.artifact == sha256_file(path)
+    assert info.classes[0] == "class-0"
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_fp16_gives_the_answers_of_fp32(tiny_model: ModelFolder, backend: Backend) -> None:
+    images = smooth_images(8)
+    whole, half = (_run(tiny_model, backend, images, precision=p, num_views=10) for p in ("fp32", "fp16"))
+    assert not np.array_equal(whole.probabilities, half.probabilities)
+    np.testing.assert_allclose(half.probabilities, whole.probabilities, atol=5e-3)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_bfloat16_runs_only_where_asked_for(tiny_model: ModelFolder, backend: Backend) -> None:
+    images = smooth_images(8)
+    exact = _run(tiny_model, "onnxruntime", images).probabilities
+    try:
+        rounded = _run(tiny_model, backend, images, precision="bf16").probabilities
+    except DeviceError as error:
+        pytest.skip(error.message)
+    np.testing.assert_allclose(_run(tiny_model, backend, images).probabilities, exact, atol=1e-5)
+    difference = np.abs(rounded - exact).max()
+    assert 1e-5 < difference < 5e-2
+
+
+def test_bfloat16_is_refused_where_it_cannot_run(tiny_model: ModelFolder) -> None:
+    with pytest.raises(UsageError, match="no bfloat16"):
+        open_engine(tiny_model, "onnxruntime", EngineOptions(precision="bf16"))
+    with pytest.raises(UsageError, match="fp16 is an ONNX graph"):
+        open_engine(tiny_model, "torch", EngineOptions(precision="fp16"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_of_the_wrong_kind_are_refused_before_they_run(tiny_model: ModelFolder, backend: Backend) -> None:
+    with open_engine(tiny_model, backend, EngineOptions(batch_size=2)) as engine:
+        for wrong in (
+            smooth_images(3),
+            smooth_images(1).astype(np.float32),
+            smooth_images(1)[:, :227],
+            smooth_images(1)[0],
+            smooth_images(1)[:0],
+        ):
+            with pytest.raises(UsageError, match=r"expected uint8 \[1\.\.2, 256, 256, 3\]"):
+                engine.run(wrong)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_closed_engine_says_so(tiny_model: ModelFolder, backend: Backend) -> None:
+    engine = open_engine(tiny_model, backend, EngineOptions())
+    with pytest.raises(DeviceError, match="not open"):
+        engine.run(smooth_images(1))
+
+
+def test_changed_weights_make_the_graph_stale(tiny_model: ModelFolder) -> None:
+    content = bytearray(tiny_model.weights_path.read_bytes())
+    content[-1] ^= 1
+    tiny_model.weights_path.write_bytes(content)
+    with pytest.raises(StaleArtifactError, match=r"was made from weights\.safetensors") as caught:
+        open_engine(tiny_model, "openvino", EngineOptions())
+    assert caught.value.cure == f"Renew it: alexdeploy export {tiny_model.path}"
+
+
+def test_changed_preprocessing_makes_the_graph_stale(tiny_model: ModelFolder) -> None:
+    spec = json.loads(tiny_model.spec_path.read_bytes())
+    spec["preprocessing"]["scale"] = 0.5
+    tiny_model.spec_path.write_text(json.dumps(spec))
+    with pytest.raises(StaleArtifactError, match="another architecture, preprocessing or classes"):
+        open_engine(tiny_model, "onnxruntime", EngineOptions())
+
+
+def test_a_new_export_makes_the_old_fp16_graph_stale(tiny_model: ModelFolder) -> None:
+    model = onnx.load(tiny_model.onnx_path())
+    model.doc_string = "changed"
+    onnx.save(model, tiny_model.onnx_path())
+    with pytest.raises(StaleArtifactError, match=r"was made from model\.onnx") as caught:
+        open_engine(tiny_model, "openvino", EngineOptions(precision="fp16"))
+    assert caught.value.cure is not None
+    assert caught.value.cure.endswith("--fp16")
+
+
+def test_a_graph_alone_is_enough_to_predict(tiny_model: ModelFolder) -> None:
+    expected = _run(tiny_model, "openvino", smooth_images(2)).probabilities
+    tiny_model.weights_path.unlink()
+    tiny_model.onnx_path("fp16").unlink()
+    np.testing.assert_array_equal(_run(tiny_model, "openvino", smooth_images(2)).probabilities, expected)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, -1])
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_truncated_graph_is_a_model_error(tiny_model: ModelFolder, backend: Backend, size: int) -> None:
+    content = tiny_model.onnx_path().read_bytes()
+    tiny_model.onnx_path().write_bytes(content[:size])
+    with pytest.raises(ModelError):
+        open_engine(tiny_model, backend, EngineOptions())
+
+
+def test_external_data_is_refused(tiny_model: ModelFolder) -> None:
+    model = onnx.load(tiny_model.onnx_path())
+    path = tiny_model.onnx_path()
+    onnx.save_model(model, path, save_as_external_data=True, size_threshold=0, location="outside.bin")
+    with pytest.raises(ModelError, match="external file, which is refused"):
+        open_engine(tiny_model, "onnxruntime", EngineOptions())
+
+
+def test_without_a_graph_the_weights_are_run_by_pytorch(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "fresh")
+    assert choose_backend(folder, "fp32") == "torch"
+    with pytest.raises(ModelError, match=r"has no model\.onnx") as caught:
+        open_engine(folder, "openvino", EngineOptions())
+    assert caught.value.cure == f"Make it: alexdeploy export {folder.path}"
+
+
+def test_an_unknown_backend_is_a_usage_error(tiny_model: ModelFolder) -> None:
+    with pytest.raises(UsageError, match="no backend is called 'tensorflow'"):
+        open_engine(tiny_model, "tensorflow", EngineOptions())  # type: ignore[arg-type]
+
+
+def test_the_errors_carry_their_exit_codes() -> None:
+    codes = {error.__name__: error.exit_code for error in (UsageError, ModelError, DeviceError, AlexDeployError)}
+    assert codes == {"UsageError": 2, "ModelError": 4, "DeviceError": 5, "AlexDeployError": 1}
+
+
+def test_predicting_imports_no_torch(tiny_model: ModelFolder) -> None:
+    program = (
+        "import sys, pathlib, numpy\n"
+        "sys.modules['torch'] = None\n"
+        "from alexdeploy.core.artifacts import ModelFolder\n"
+        "from alexdeploy.engines.base import EngineOptions, choose_backend, open_engine\n"
+        f"folder = ModelFolder(pathlib.Path({str(tiny_model.path)!r}))\n"
+        "for backend in ('openvino', 'onnxruntime'):\n"
+        "    with open_engine(folder, backend, EngineOptions(num_views=10)) as engine:\n"
+        "        print(engine.run(numpy.zeros((2, 256, 256, 3), numpy.uint8)).probabilities.shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "(2, 5)\n(2, 5)\n", done.stderr

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import onnx
+import pytest
+from conftest import TINY, make_model
+from onnx import numpy_helper
+from safetensors.numpy import load_file
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.recipe import list_recipes, load_recipe
+from alexdeploy.export.export import export_model
+from alexdeploy.export.onnx_export import network_to_onnx
+from alexdeploy.network.alexnet import AlexNet
+
+
+@pytest.fixture(scope="module")
+def alexnet() -> onnx.ModelProto:
+    return network_to_onnx(AlexNet(load_recipe("alexnet", TINY).architecture, 5))
+
+
+def _operators(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def test_lrn_is_one_native_node_a_layer_with_the_recipes_constants(alexnet: onnx.ModelProto) -> None:
+    nodes = [node for node in alexnet.graph.node if node.op_type == "LRN"]
+    assert [node.name for node in nodes] == ["norm1", "norm2"]
+    for node in nodes:
+        values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        assert values == {"size": 5, "alpha": pytest.approx(1e-4), "beta": 0.75, "bias": 2.0}
+    assert not {"Pow", "AveragePool", "Div", "Pad"} & set(_operators(alexnet))
+
+
+def test_nodes_carry_the_names_of_the_layers(alexnet: onnx.ModelProto) -> None:
+    names = [node.name for node in alexnet.graph.node if node.op_type != "Reshape" or node.name == "flatten"]
+    expected = "conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 pool5 flatten"
+    assert names == [*expected.split(), "fc6", "relu6", "fc7", "relu7", "fc8"]
+
+
+def test_input_and_output_are_named_and_the_batch_is_dynamic(alexnet: onnx.ModelProto) -> None:
+    (images,), (logits,) = alexnet.graph.input, alexnet.graph.output
+    assert (images.name, logits.name) == ("images", "logits")
+    dims = images.type.tensor_type.shape.dim
+    assert (dims[0].dim_param, [dim.dim_value for dim in dims[1:]]) == ("N", [3, 227, 227])
+    assert alexnet.opset_import[0].version == 17
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_every_recipe_exports_with_as_many_lrn_nodes_as_it_has_layers(recipe: str) -> None:
+    architecture = load_recipe(recipe, TINY).architecture
+    operators = _operators(network_to_onnx(AlexNet(architecture, 5)))
+    expected = 0 if architecture.lrn is None else sum(conv.lrn for conv in architecture.convs)
+    assert operators.count("LRN") == expected
+    assert operators.count("Conv") == 5
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu", "gelu", "silu", "softplus", "tanh"])
+def test_every_activation_keeps_the_layers_names(activation: str) -> None:
+    architecture = load_recipe("alexnet", [*TINY, f"architecture.activation={activation}"]).architecture
+    model = network_to_onnx(AlexNet(architecture, 5))
+    assert {"relu1", "norm1", "pool1", "relu7"} <= {node.name for node in model.graph.node}
+
+
+def test_the_file_holds_the_weights_bit_for_bit_and_says_what_it_was_made_from(tiny_model: ModelFolder) -> None:
+    model = onnx.load(tiny_model.onnx_path())
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for name, value in load_file(tiny_model.weights_path).items():
+        assert (tensors[name] == value).all(), name
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["alexdeploy.source"] == "weights.safetensors"
+    assert '"name":"tiny"' in metadata["alexdeploy.spec"]
+    assert len(list(tiny_model.path.glob("model*"))) == 2
+
+
+def test_exporting_twice_gives_the_same_bytes(tiny_model: ModelFolder) -> None:
+    before = tiny_model.onnx_path().read_bytes()
+    export_model(tiny_model)
+    assert tiny_model.onnx_path().read_bytes() == before
+
+
+def test_zero_biases_stay_in_the_graph(tmp_path) -> None:  # the exporter's optimizer drops them
+    folder = make_model(tmp_path / "zero")
+    weights = load_file(folder.weights_path)
+    for name, value in weights.items():
+        if name.endswith("bias"):
+            value[:] = 0
+    from safetensors.numpy import save_file
+
+    save_file(weights, folder.weights_path)
+    export_model(folder)
+    names = {tensor.name for tensor in onnx.load(folder.onnx_path()).graph.initializer}
+    assert set(weights) <= names

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import ParityError
+from alexdeploy.export import export as export_module
+from alexdeploy.export.export import ExportOptions, check_images, export_model
+from alexdeploy.export.fp16 import to_fp16
+from alexdeploy.export.parity import check_parity
+from alexdeploy.network.layers import plan_layers
+from alexdeploy.network.weights import load_weights
+
+
+@pytest.fixture
+def checked(tiny_model: ModelFolder):
+    spec = tiny_model.spec()
+    assert spec.architecture is not None
+    plan = plan_layers(spec.architecture, spec.num_classes)
+    images = check_images(tiny_model, spec, None)
+    return onnx.load(tiny_model.onnx_path()), plan, load_weights(tiny_model.weights_path, plan), images
+
+
+def _change(model: onnx.ModelProto, name: str, factor: float) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), name))
+
+
+def test_an_export_agrees_with_float64_to_float32_rounding(checked) -> None:
+    parity = check_parity(*checked, "fp32")
+    assert 0 < parity.worst_error < 1e-5
+    assert parity.same_answers == parity.num_images == 6
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv4", "fc8"])
+def test_the_first_layer_that_differs_is_named(checked, layer: str) -> None:
+    model, plan, weights, images = checked
+    _change(model, f"{layer}.weight", 1.001)
+    with pytest.raises(ParityError, match=f"{layer} is the first layer that differs: ONNX Runtime"):
+        check_parity(model, plan, weights, images, "fp32")
+
+
+def test_an_lrn_with_the_papers_literal_alpha_is_found(checked) -> None:
+    model, plan, weights, images = checked
+    node = next(node for node in model.graph.node if node.name == "norm1")
+    next(a for a in node.attribute if a.name == "alpha").f = 5e-4
+    with pytest.raises(ParityError, match="norm1 is the first layer"):
+        check_parity(model, plan, weights, images, "fp32")
+
+
+def test_a_peer_that_differs_is_named(checked) -> None:
+    model, plan, weights, images = checked
+    from alexdeploy.network import reference
+
+    activations = {layer.name: output for layer, output in reference.forward(plan, weights, images)}
+    activations["pool2"] = activations["pool2"] + np.nan
+    with pytest.raises(ParityError, match="pool2 is the first layer that differs: PyTorch"):
+        check_parity(model, plan, weights, images, "fp32", {"PyTorch": activations})
+
+
+def test_a_failed_check_replaces_nothing(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in tiny_model.path.iterdir()}
+
+    def ruined(model: onnx.ModelProto) -> onnx.ModelProto:
+        converted = to_fp16(model)
+        tensor = next(tensor for tensor in converted.graph.initializer if tensor.name == "conv2.weight")
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float16(2), "conv2.weight"))
+        return converted
+
+    monkeypatch.setattr(export_module, "to_fp16", ruined)
+    with pytest.raises(ParityError, match="fp16: conv2 is the first layer"):
+        export_model(tiny_model, ExportOptions(fp16=True))
+    assert {path.name: path.read_bytes() for path in tiny_model.path.iterdir()} == before
+
+
+def test_fp16_keeps_lrn_in_fp32_and_the_rest_in_fp16(tiny_model: ModelFolder) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(tiny_model.onnx_path("fp16")))
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    for node in model.graph.node:
+        if node.op_type == "LRN":
+            assert types[node.input[0]] == TensorProto.FLOAT
+        elif node.op_type in ("Conv", "Gemm", "Relu", "MaxPool") and node.output[0] in types:
+            assert types[node.output[0]] == TensorProto.FLOAT16, node.name
+    assert [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)] == [1, 1]
+    weights = [tensor.data_type for tensor in model.graph.initializer if tensor.name.endswith("weight")]
+    assert set(weights) == {TensorProto.FLOAT16}
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_fp16_survives_activations_whose_squares_leave_its_range(checked) -> None:
+    model, plan, weights, images = checked
+    scaled = dict(weights) | {"conv1.weight": weights["conv1.weight"] * np.float32(8)}
+    _change(model, "conv1.weight", 8)
+    from alexdeploy.network import reference
+
+    largest = next(np.abs(output).max() for layer, output in reference.forward(plan, scaled, images))
+    assert largest > 255
+    parity = check_parity(to_fp16(model), plan, scaled, images, "fp16")
+    assert parity.worst_error < 2e-2
+
+
+def test_the_check_uses_the_photographs_that_are_named(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (300, 300), (10, 20, 30)).save(tmp_path / "flat.png")
+    messages: list[str] = []
+    images = check_images(tiny_model, tiny_model.spec(), str(tmp_path / "flat.png"), messages.append)
+    mean = tiny_model.mean_image(tiny_model.spec())
+    assert mean is not None
+    expected = np.array([10, 20, 30], np.float32)[:, None, None] - mean[:, 14:241, 14:241]
+    np.testing.assert_array_equal(images[-1], expected)
+    assert "flat.png" in messages[0]

@@ -1,0 +1,197 @@
+"""Labelled folders: which classes, which images, and the same validation set every time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from alexdeploy.core.errors import DataError, UsageError
+from alexdeploy.images.folder import Example, LabelledImages, read_image_folder
+
+
+def fill(root: Path, **num_images: int) -> None:
+    for folder, count in num_images.items():
+        (root / folder.replace("__", "/")).mkdir(parents=True, exist_ok=True)
+        for n in range(count):
+            (root / folder.replace("__", "/") / f"{n:03d}.jpg").touch()
+
+
+def relative(examples: tuple[Example, ...], root: Path) -> list[tuple[str, int]]:
+    return [(os.path.relpath(path, root), label) for path, label in examples]
+
+
+def num_of_each(examples: tuple[Example, ...], data: LabelledImages) -> list[int]:
+    return [sum(example.label == label for example in examples) for label in range(len(data.classes))]
+
+
+def test_classes_are_in_the_order_of_bytes(tmp_path):
+    fill(tmp_path, b=2, a10=2, a2=2, B=2, é=2)
+    assert read_image_folder(tmp_path).classes == ("B", "a10", "a2", "b", "é")
+
+
+def test_images_may_lie_deeper_in_their_class(tmp_path):
+    fill(tmp_path, cat__young__grey=2, cat=1, dog=2)
+    data = read_image_folder(tmp_path)
+    assert sorted(relative(data.train + data.val, tmp_path)) == [
+        ("cat/000.jpg", 0),
+        ("cat/young/grey/000.jpg", 0),
+        ("cat/young/grey/001.jpg", 0),
+        ("dog/000.jpg", 1),
+        ("dog/001.jpg", 1),
+    ]
+
+
+def test_hidden_folders_and_loose_files_are_no_classes(tmp_path):
+    fill(tmp_path, cat=2, dog=2, __MACOSX=2)
+    fill(tmp_path / ".git", objects=1)
+    (tmp_path / "README.txt").touch()
+    assert read_image_folder(tmp_path).classes == ("cat", "dog")
+
+
+def test_train_and_val_folders_are_taken_as_they_are(tmp_path):
+    fill(tmp_path, train__a=3, train__b=2, val__a=1, val__b=2)
+    data = read_image_folder(tmp_path)
+    assert relative(data.train, tmp_path / "train") == [
+        ("a/000.jpg", 0),
+        ("a/001.jpg", 0),
+        ("a/002.jpg", 0),
+        ("b/000.jpg", 1),
+        ("b/001.jpg", 1),
+    ]
+    assert relative(data.val, tmp_path / "val") == [("a/000.jpg", 0), ("b/000.jpg", 1), ("b/001.jpg", 1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("valid", "validation", "test"), "valid"),
+        (("validation", "test"), "validation"),
+        (("test",), "test"),
+        (("test", "val"), "val"),
+    ],
+)
+def test_other_names_for_val_are_known_in_order(tmp_path, names, expected):
+    for name in ("train", *names):
+        fill(tmp_path / name, a=1, b=1)
+    val = read_image_folder(tmp_path).val
+    assert relative(val, tmp_path / expected) == [("a/000.jpg", 0), ("b/000.jpg", 1)]
+
+
+def test_train_alone_is_split(tmp_path):
+    fill(tmp_path / "train", a=10, b=10)
+    data = read_image_folder(tmp_path, val_fraction=0.3)
+    assert (data.classes, len(data.train), len(data.val)) == (("a", "b"), 14, 6)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    fill(tmp_path, bus=2, car=2, train=2)
+    assert read_image_folder(tmp_path).classes == ("bus", "car", "train")
+
+
+def test_a_validation_folder_of_ones_own_is_used(tmp_path):
+    fill(tmp_path, here__a=2, here__b=2, there__a=1, there__b=1)
+    data = read_image_folder(tmp_path / "here", val_folder=tmp_path / "there")
+    assert (len(data.train), relative(data.val, tmp_path)) == (
+        4,
+        [("there/a/000.jpg", 0), ("there/b/000.jpg", 1)],
+    )
+
+
+def test_the_split_takes_its_share_of_each_class(tmp_path):
+    fill(tmp_path, a=40, b=10, c=3, d=2, e=1)
+    data = read_image_folder(tmp_path, val_fraction=0.2)
+    assert num_of_each(data.val, data) == [8, 2, 1, 1, 0]
+    assert num_of_each(data.train, data) == [32, 8, 2, 1, 1]
+    assert not set(data.train) & set(data.val)
+
+
+def test_a_large_share_leaves_one_to_train_on(tmp_path):
+    fill(tmp_path, a=4, b=2)
+    data = read_image_folder(tmp_path, val_fraction=0.99)
+    assert num_of_each(data.train, data) == [1, 1]
+
+
+def test_the_split_is_that_of_its_seed_wherever_the_folder_lies(tmp_path):
+    fill(tmp_path / "one", a=30, b=30)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    first = relative(read_image_folder(tmp_path / "one").val, tmp_path / "one")
+    assert relative(read_image_folder(tmp_path / "two").val, tmp_path / "two") == first
+    assert relative(read_image_folder(str(tmp_path / "one"), seed=1).val, tmp_path / "one") != first
+
+
+def test_the_split_does_not_hang_on_the_order_of_the_file_system(tmp_path, monkeypatch):
+    fill(tmp_path, a=30, b=30)
+    expected = read_image_folder(tmp_path)
+    real = os.scandir
+
+    class Backwards:
+        def __init__(self, path):
+            with real(path) as entries:
+                self.entries = list(entries)[::-1]
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *exc):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Backwards)
+    assert read_image_folder(tmp_path) == expected
+
+
+def test_linked_classes_and_images_count(tmp_path):
+    fill(tmp_path, store=3, data__a=2)
+    (tmp_path / "data" / "b").symlink_to(tmp_path / "store")
+    (tmp_path / "data" / "a" / "z.jpg").symlink_to(tmp_path / "store" / "000.jpg")
+    data = read_image_folder(tmp_path / "data")
+    assert num_of_each(data.train + data.val, data) == [3, 3]
+
+
+def message(folder: Path, **options) -> str:
+    with pytest.raises(DataError) as caught:
+        read_image_folder(folder, **options)
+    assert caught.value.cure
+    return caught.value.message
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    assert message(tmp_path / "no") == f"{tmp_path}/no cannot be listed: no such file or directory."
+
+
+def test_a_file_is_no_data_set(tmp_path):
+    (tmp_path / "file").touch()
+    assert "not a directory" in message(tmp_path / "file")
+
+
+def test_one_class_is_too_few(tmp_path):
+    fill(tmp_path, a=4)
+    assert message(tmp_path).startswith(f"{tmp_path} holds 1 folders of images")
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    fill(tmp_path, a=4, b=0)
+    assert "the class 'b' has no images" in message(tmp_path)
+
+
+def test_a_validation_class_without_images_is_named(tmp_path):
+    fill(tmp_path, train__a=1, train__b=1, val__a=1, val__b=0)
+    assert "the class 'b' has no images" in message(tmp_path)
+
+
+def test_validation_classes_that_differ_are_named(tmp_path):
+    fill(tmp_path, train__a=1, train__b=1, train__c=1, val__a=1, val__d=1)
+    assert message(tmp_path).endswith("Missing in the second: b, c. Only in the second: d.")
+
+
+def test_a_missing_validation_folder_is_an_error(tmp_path):
+    fill(tmp_path, a=1, b=1)
+    assert "no such file" in message(tmp_path, val_folder=tmp_path / "no")
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_a_share_that_is_none_is_refused(tmp_path, fraction):
+    with pytest.raises(UsageError, match="val_fraction"):
+        read_image_folder(tmp_path, val_fraction=fraction)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+
+from alexdeploy.core.errors import RecipeError
+from alexdeploy.core.recipe import list_recipes, load_recipe
+from alexdeploy.network.alexnet import AlexNet
+from alexdeploy.network.layers import plan_layers
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parameters", "macs"),
+    [
+        ("alexnet", 60_965_224, 724_406_816),
+        ("one-tower", 62_378_344, 1_135_256_096),
+        ("caffe-alexnet", 60_965_224, 724_406_816),
+        ("caffenet", 60_965_224, 724_406_816),
+        ("torchvision", 61_100_840, 714_188_480),
+    ],
+)
+def test_parameters_and_macs_are_the_published_ones(recipe: str, parameters: int, macs: int) -> None:
+    plan = plan_layers(load_recipe(recipe).architecture, 1000)
+    assert sum(layer.num_parameters for layer in plan) == parameters
+    assert sum(layer.macs for layer in plan) == macs
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_the_module_holds_as_many_parameters_as_the_plan(recipe: str) -> None:
+    architecture = load_recipe(recipe).architecture
+    network = AlexNet(architecture, 10)
+    assert sum(p.numel() for p in network.parameters()) == sum(layer.num_parameters for layer in network.plan)
+
+
+def test_the_layers_come_in_the_papers_order_with_the_papers_shapes() -> None:
+    plan = plan_layers(load_recipe("alexnet").architecture, 1000)
+    shapes = [(layer.name, layer.output_shape) for layer in plan if layer.kind not in ("activation", "dropout")]
+    assert shapes == [
+        ("conv1", (96, 55, 55)),
+        ("norm1", (96, 55, 55)),
+        ("pool1", (96, 27, 27)),
+        ("conv2", (256, 27, 27)),
+        ("norm2", (256, 27, 27)),
+        ("pool2", (256, 13, 13)),
+        ("conv3", (384, 13, 13)),
+        ("conv4", (384, 13, 13)),
+        ("conv5", (256, 13, 13)),
+        ("pool5", (256, 6, 6)),
+        ("flatten", (9216,)),
+        ("fc6", (4096,)),
+        ("fc7", (4096,)),
+        ("fc8", (1000,)),
+    ]
+    groups = {layer.name: layer.groups for layer in plan if layer.kind == "conv"}
+    assert groups == {"conv1": 1, "conv2": 2, "conv3": 1, "conv4": 2, "conv5": 2}
+
+
+def test_caffenet_pools_before_it_normalizes() -> None:
+    names = [layer.name for layer in plan_layers(load_recipe("caffenet").architecture, 1000)]
+    assert names.index("pool1") < names.index("norm1")
+
+
+def test_the_papers_ablations_change_what_they_should() -> None:
+    def names(*overrides: str) -> list[str]:
+        return [layer.name for layer in plan_layers(load_recipe("alexnet", overrides).architecture, 1000)]
+
+    assert "norm1" not in names("architecture.lrn=none")
+    assert "conv4" not in names("architecture.remove=['conv4']")
+    assert not [name for name in names("architecture.dropout=0") if name.startswith("drop")]
+
+
+def test_a_quarter_of_the_width_keeps_a_multiple_of_four_maps_in_each_tower() -> None:
+    plan = plan_layers(load_recipe("alexnet-quarter").architecture, 10)
+    maps = [layer.outputs for layer in plan if layer.kind == "conv"]
+    assert maps == [24, 64, 96, 96, 64]
+
+
+def test_a_kernel_that_does_not_fit_is_named() -> None:
+    architecture = load_recipe("alexnet", ["architecture.input=31"]).architecture
+    with pytest.raises(RecipeError, match=r"pool2.*does not fit"):
+        plan_layers(architecture, 10)
