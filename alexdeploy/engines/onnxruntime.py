@@ -49,6 +49,7 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._num_threads
         options.log_severity_level = 3
+        onnxruntime.disable_telemetry_events()
         # Threads that spin while they wait would take the cores from the decoder.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

@@ -131,6 +131,7 @@ def run_graph(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    onnxruntime.disable_telemetry_events()
     session = onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
     result: list[NDArray[np.floating]] = session.run(wanted, {model.graph.input[0].name: images})
     return result

@@ -1,0 +1,230 @@
+"""`alexdeploy predict`: classify photographs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
+
+import typer
+
+from alexdeploy.cli import output as out
+from alexdeploy.core.errors import DeviceError, ModelError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from alexdeploy.engines.base import EngineInfo, NumViews
+    from alexdeploy.inference.predict import Predictor
+    from alexdeploy.inference.results import Format, Row
+
+
+def predict(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Image files, folders, .zip and .tar archives, globs, @list.txt, or - for a list on stdin.",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, or a name under models/. Default: the newest there.")
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="Arithmetic of the graph that runs.")
+    ] = "fp32",
+    tencrop: Annotated[bool, typer.Option("--tencrop", help="Average over ten views; same as --views 10.")] = False,
+    views: Annotated[
+        Literal["1", "5", "10"] | None,
+        typer.Option(help="Views that are averaged: the centre, centre and corners, and mirrored. Default: 1."),
+    ] = None,
+    backend: Annotated[
+        Literal["openvino", "onnxruntime", "torch"] | None,
+        typer.Option(help="What runs the model. Default: the first of these that is installed."),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes named for each image.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that run together.")] = 8,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all there are.")] = None,
+    kind: Annotated[
+        Literal["table", "jsonl", "csv", "parquet"] | None,
+        typer.Option(
+            "--format",
+            help="Default: by the suffix of --output; without it, table on a terminal, else jsonl.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write here; FILE appears when it is complete."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run (its rows are in FILE.partial).")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on stderr.")] = False,
+) -> None:
+    """Classify photographs: one row for each, in order, with its error where it cannot be read.
+
+    Ends with exit code 3 if some of the rows are errors.
+    """
+    from alexdeploy.inference import journal, results
+    from alexdeploy.inference.predict import Predictor
+
+    is_special = output is not None and output.exists() and not output.is_file() and not output.is_dir()
+    chosen = kind or _default_format(output, is_special)
+    results.check_format(chosen)
+    # The link stays and the file it names is replaced.
+    path = None if output is None or is_special else Path(os.path.realpath(output))
+    if resume and path is None:
+        raise UsageError("--resume goes on with a file", cure="Name it: --output FILE")
+    if chosen == "parquet" and path is None:
+        raise UsageError("Parquet cannot be streamed", cure="Write it to a file: --output FILE.parquet")
+    if path is not None and journal.is_complete(path, resume=resume):
+        num_errors = results.count_errors(path, chosen)
+        out.note(f"{output} is complete, nothing to resume. Without --resume it is made again.")
+        raise typer.Exit(3 if num_errors else 0)
+
+    predictor = Predictor(
+        model,
+        backend=backend,
+        precision=precision,
+        num_views=_num_views(views, tencrop),
+        batch_size=batch_size,
+        top_k=top_k,
+        num_threads=threads,
+    )
+    report = _Report(quiet=quiet, shows_progress=path is not None or not sys.stdout.isatty())
+    with predictor, report:
+        if path is None:
+            _stream(predictor, inputs, output, chosen, report)
+        else:
+            _write_file(predictor, inputs, path, chosen, report)
+    report.summarize(predictor.info)
+    if report.num_errors:
+        raise typer.Exit(3)
+
+
+def _default_format(output: Path | None, is_special: bool) -> Format:
+    from alexdeploy.inference.results import choose_format
+
+    if output is None:
+        return "table" if sys.stdout.isatty() else "jsonl"
+    return "jsonl" if is_special else choose_format(output)
+
+
+def _num_views(views: str | None, tencrop: bool) -> NumViews:
+    if tencrop and views not in (None, "10"):
+        raise UsageError(f"--tencrop means ten views, --views asks for {views}", cure="Give one of them.")
+    return cast("NumViews", 10 if tencrop else int(views or 1))
+
+
+def _write_file(predictor: Predictor, inputs: list[str], path: Path, kind: Format, report: _Report) -> None:
+    from alexdeploy.images.sources import iter_sources
+    from alexdeploy.inference.journal import journal_path, predict_to_file
+
+    try:
+        summary = predict_to_file(predictor, iter_sources(inputs), path, kind, on_row=report.count)
+    except (KeyboardInterrupt, DeviceError, ModelError, OutputError):
+        if journal_path(path).exists():
+            out.note(f"Stopped; the rows so far are in {journal_path(path)}. To go on, add --resume.")
+        raise
+    report.num_kept = summary.num_kept
+    report.num_errors = summary.num_errors
+
+
+def _stream(predictor: Predictor, inputs: list[str], output: Path | None, kind: Format, report: _Report) -> None:
+    """Write rows to stdout, or to a pipe or device, each as it comes."""
+    import shutil
+
+    from alexdeploy.inference.results import Shape, text_format
+
+    info = predictor.info
+    width = shutil.get_terminal_size((120, 24)).columns
+    shape = Shape(classes=info.classes, top_k=predictor.top_k, num_views=info.num_views, width=width)
+    form = text_format(kind, shape)
+    if kind == "table" and not report.quiet:
+        out.note(f"{predictor.folder.path}: {_describe(info)}")
+    # Files for machines are UTF-8 wherever they are made; a table is for the terminal at hand.
+    encoding = (sys.stdout.encoding or "utf-8") if kind == "table" and output is None else "utf-8"
+    with (
+        _open_sink(output, report.stdout) as write,
+        closing(predictor.predict(inputs)) as rows,
+    ):
+        write(form.header.encode(encoding, "backslashreplace"))
+        for row in rows:
+            write(form.line(row).encode(encoding, "backslashreplace"))
+            report.count(row)
+
+
+@contextmanager
+def _open_sink(output: Path | None, stdout: BinaryIO) -> Iterator[Callable[[bytes], None]]:
+    """A function that writes through to stdout or to `output`, and raises OutputError where it cannot."""
+    from alexdeploy.core.artifacts import output_error
+
+    name = output or Path("stdout")
+
+    def write(data: bytes) -> None:
+        try:
+            sink.write(data)
+            sink.flush()
+        except OSError as exc:
+            raise output_error(name, exc) from exc
+
+    try:
+        sink = stdout if output is None else output.open("wb")
+    except OSError as exc:
+        raise output_error(name, exc) from exc
+    try:
+        yield write
+    finally:
+        if output is not None:
+            with suppress(OSError):
+                sink.close()
+
+
+def _describe(info: EngineInfo) -> str:
+    return f"{info.backend} {info.precision}, {_count(info.num_views, 'view')}, artifact {info.artifact[:12]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+class _Report:
+    """Counts rows, shows that they come, and sums them up: all on stderr."""
+
+    def __init__(self, *, quiet: bool, shows_progress: bool) -> None:
+        self.quiet = quiet
+        self.num_rows = self.num_errors = self.num_kept = 0
+        # The progress bar puts itself in the place of sys.stdout; rows must not go through it.
+        self.stdout = sys.stdout.buffer
+        self._shows_progress = shows_progress and not quiet
+        self._stack = ExitStack()
+        self._advance: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> _Report:
+        self._began = time.monotonic()
+        if self._shows_progress:
+            bar = self._stack.enter_context(out.progress("images"))
+            task = bar.add_task("predict", total=None)
+            self._advance = lambda: bar.advance(task)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def count(self, row: Row) -> None:
+        self.num_rows += 1
+        self.num_errors += row.error is not None
+        self._advance()
+
+    def summarize(self, info: EngineInfo) -> None:
+        """One line: how many images, how fast, and what gave the answers."""
+        if self.quiet:
+            return
+        rate = self.num_rows / max(time.monotonic() - self._began, 1e-9)
+        kept = f", {self.num_kept} of them from before" if self.num_kept else ""
+        out.note(
+            f"{_count(self.num_rows + self.num_kept, 'image')}{kept}, {_count(self.num_errors, 'error')}, "
+            f"{rate:,.1f} images/s, {_describe(info)}"
+        )

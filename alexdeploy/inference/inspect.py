@@ -1,0 +1,243 @@
+"""What is this? Facts about a recipe, a model folder, an ONNX file or a safetensors file, without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import safetensors
+
+from alexdeploy.core.artifacts import ModelFolder, find_model, sha256_file
+from alexdeploy.core.errors import ModelError, RecipeError
+from alexdeploy.core.recipe import list_recipes, load_recipe
+from alexdeploy.core.spec import LRN, Architecture
+from alexdeploy.export import graphs
+from alexdeploy.network.layers import plan_layers
+
+Fact = str | int | float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerFacts:
+    """One row: `output_shape` is without the batch; `parameters` and `macs` are of one view."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int | str, ...]
+    detail: str = ""
+    parameters: int = 0
+    macs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What was found. `facts`, `preprocessing` and `provenance` are printed as they are."""
+
+    target: str
+    kind: str
+    facts: dict[str, Fact]
+    layers: tuple[LayerFacts, ...]
+    lrn: dict[str, Fact] | None = None
+    preprocessing: dict[str, Any] | None = None
+    provenance: dict[str, Fact] = dataclasses.field(default_factory=dict)
+    files: tuple[dict[str, Fact], ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+
+def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int = 1000) -> Inspection:
+    """Look at a recipe's name or file, a model folder or name, an .onnx or a .safetensors.
+
+    `overrides` and `num_classes` are for recipes, which do not know their classes. Raises ModelError or RecipeError.
+    """
+    if target.endswith(".onnx"):
+        return _inspect_onnx(Path(target))
+    if target.endswith(".safetensors"):
+        return _inspect_safetensors(Path(target))
+    if (Path(target) / "spec.json").is_file() or (Path("models") / target / "spec.json").is_file():
+        return _inspect_folder(find_model(target))
+    if target.endswith(".toml") or target in list_recipes() or (Path("models") / f"{target}.toml").is_file():
+        return _inspect_recipe(target, overrides, num_classes)
+    if os.sep in target or Path(target).exists():
+        raise ModelError(
+            f"{target} is not something that can be inspected",
+            cure="Give a recipe, a model folder, an .onnx or a .safetensors.",
+        )
+    raise RecipeError(f"{target!r} is neither a recipe nor a model here", cure=f"Recipes: {', '.join(list_recipes())}")
+
+
+def _inspect_recipe(name: str, overrides: tuple[str, ...], num_classes: int) -> Inspection:
+    recipe = load_recipe(name, overrides)
+    steps = msgspec.to_builtins(recipe.preprocessing)
+    return Inspection(
+        target=name,
+        kind="recipe",
+        facts={"description": recipe.description, "classes": num_classes, **_architecture_facts(recipe.architecture)},
+        layers=_planned(recipe.architecture, num_classes),
+        lrn=_lrn_facts(recipe.architecture.lrn),
+        preprocessing={**steps, "crop": recipe.architecture.input},
+    )
+
+
+def _inspect_folder(folder: ModelFolder) -> Inspection:
+    spec = folder.spec()
+    facts: dict[str, Fact] = {"name": spec.name, "recipe": spec.recipe, "classes": spec.num_classes}
+    if spec.architecture is not None:
+        facts |= _architecture_facts(spec.architecture)
+        layers = _planned(spec.architecture, spec.num_classes)
+        lrn = _lrn_facts(spec.architecture.lrn)
+    else:
+        graph = graphs.read_graph(folder.onnx_path())
+        layers, lrn = _graph_layers(graph), _graph_lrn(graph)
+    return Inspection(
+        target=str(folder.path),
+        kind="model",
+        facts=facts,
+        layers=layers,
+        lrn=lrn,
+        preprocessing=msgspec.to_builtins(spec.preprocessing),
+        provenance=dict(spec.provenance),
+        files=tuple(_file_facts(path) for path in sorted(folder.path.iterdir()) if path.is_file()),
+    )
+
+
+def _inspect_onnx(path: Path) -> Inspection:
+    graph = graphs.read_graph(path)
+    model = graph.model
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
+    facts: dict[str, Fact] = {"sha256": graph.sha256, "opset": opset, "ir_version": model.ir_version}
+    facts |= {value.name: _value_text(value) for value in (*model.graph.input, *model.graph.output)}
+    operators = sorted({node.op_type for node in model.graph.node})
+    facts["operators"] = ", ".join(f"{sum(n.op_type == op for n in model.graph.node)} {op}" for op in operators)
+    spec = graph.spec()
+    return Inspection(
+        target=str(path),
+        kind="onnx",
+        facts=facts,
+        layers=_graph_layers(graph),
+        lrn=_graph_lrn(graph),
+        preprocessing=None if spec is None else msgspec.to_builtins(spec.preprocessing),
+        provenance={} if spec is None else dict(spec.provenance),
+    )
+
+
+def _inspect_safetensors(path: Path) -> Inspection:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as exc:
+        raise ModelError(f"{path} cannot be read as safetensors: {exc}") from exc
+    layers = [
+        LayerFacts(name=name, kind="tensor", output_shape=shape, parameters=math.prod(shape))
+        for name, shape in sorted(shapes.items())
+    ]
+    return Inspection(
+        target=str(path),
+        kind="safetensors",
+        facts={"sha256": sha256_file(path), "tensors": len(layers)},
+        layers=tuple(layers),
+        provenance=dict(metadata),
+    )
+
+
+def _planned(architecture: Architecture, num_classes: int) -> tuple[LayerFacts, ...]:
+    rows = []
+    for layer in plan_layers(architecture, num_classes):
+        detail = ""
+        if layer.kind == "conv":
+            detail = f"{layer.kernel}x{layer.kernel} stride {layer.stride} pad {layer.padding} groups {layer.groups}"
+        elif layer.kind == "pool":
+            detail = f"{layer.kernel}x{layer.kernel} stride {layer.stride}"
+        elif layer.kind == "lrn":
+            detail = "within each tower" if layer.groups > 1 else ""
+        elif layer.kind == "activation":
+            detail = layer.activation
+        elif layer.kind == "dropout":
+            detail = f"p = {layer.rate}"
+        rows.append(
+            LayerFacts(
+                name=layer.name,
+                kind=layer.kind,
+                output_shape=layer.output_shape,
+                detail=detail,
+                parameters=layer.num_parameters,
+                macs=layer.macs,
+            )
+        )
+    return tuple(rows)
+
+
+def _graph_layers(graph: graphs.Graph) -> tuple[LayerFacts, ...]:
+    shapes = graphs.tensor_shapes(graph.model)
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.model.graph.initializer}
+    rows = []
+    for node in graph.model.graph.node:
+        output = tuple(shapes.get(node.output[0], ()))[1:]
+        owned = [weights[name] for name in node.input[1:] if name in weights]
+        macs = 0
+        if node.op_type in ("Conv", "Gemm", "MatMul") and owned:
+            grid = [size for size in output[1:] if isinstance(size, int)]
+            macs = math.prod(owned[0]) * math.prod(grid)
+        parameters = 0 if node.op_type in ("Reshape", "Slice", "Gather") else sum(math.prod(shape) for shape in owned)
+        detail = "weight " + "x".join(map(str, owned[0])) if owned and parameters else ""
+        rows.append(
+            LayerFacts(
+                name=node.name or node.output[0],
+                kind=node.op_type,
+                output_shape=output,
+                detail=detail,
+                parameters=parameters,
+                macs=macs,
+            )
+        )
+    return tuple(rows)
+
+
+def _graph_lrn(graph: graphs.Graph) -> dict[str, Fact] | None:
+    for node in graph.model.graph.node:
+        if node.op_type == "LRN":
+            values = {attribute.name: attribute.i or round(attribute.f, 9) for attribute in node.attribute}
+            return {
+                "size": values.get("size"),
+                "alpha": values.get("alpha", 1e-4),
+                "beta": values.get("beta", 0.75),
+                "k": values.get("bias", 1.0),
+            }
+    return None
+
+
+def _architecture_facts(architecture: Architecture) -> dict[str, Fact]:
+    return {
+        "input": f"3x{architecture.input}x{architecture.input}",
+        "towers": architecture.towers,
+        "order": architecture.order,
+        "activation": architecture.activation,
+        "width": architecture.width,
+        "dropout": architecture.dropout,
+        "pooling": f"{architecture.pooling.kernel}x{architecture.pooling.kernel} stride {architecture.pooling.stride}",
+    }
+
+
+def _lrn_facts(lrn: LRN | None) -> dict[str, Fact] | None:
+    return None if lrn is None else dataclasses.asdict(lrn)
+
+
+def _file_facts(path: Path) -> dict[str, Fact]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _value_text(value: Any) -> str:
+    dims = ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in value.type.tensor_type.shape.dim)
+    return f"{graphs.type_name(value)} [{dims}]"

@@ -1,0 +1,278 @@
+"""Results on disk that survive a kill: rows go to a journal beside the output until the run is complete.
+
+The journal of `OUT` is `OUT.partial`, JSON lines whatever the format of OUT. A complete journal becomes OUT
+in one rename, so that OUT is the old file or the new one; an interrupted run goes on from its journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from alexdeploy.core.artifacts import atomic_write, output_error, sync_folder
+from alexdeploy.core.errors import InputError, UsageError
+from alexdeploy.images.sources import Source
+from alexdeploy.inference.pipeline import BatchRule
+from alexdeploy.inference.results import ARTIFACT_DIGITS, Format, Row, Shape, write_rows
+
+if TYPE_CHECKING:
+    from alexdeploy.inference.predict import Predictor
+
+SYNC_SECONDS = 2.0
+"""Longest time that rows stay in the system's memory, where a power cut loses them."""
+
+_FIRST_BYTES = b'{"index":0,'
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What a run wrote. `num_kept` of the rows came from the journal of the run before."""
+
+    num_rows: int = 0
+    num_errors: int = 0
+    num_kept: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept:
+    """What stays of a journal: `num_rows` rows in its first `num_bytes`; `sources` are still to be done."""
+
+    num_bytes: int
+    num_rows: int
+    num_errors: int
+    sources: Iterator[Source]
+
+
+def journal_path(output: Path) -> Path:
+    return output.with_name(output.name + ".partial")
+
+
+def is_complete(output: Path, *, resume: bool) -> bool:
+    """Whether a run that would `resume` has nothing left to do; to be asked before anything costly is begun.
+
+    Raises UsageError if `output` cannot be written to, or if a run that would begin anew would lose rows.
+    """
+    journal = journal_path(output)
+    if output.is_dir():
+        raise UsageError(f"--output {output} is a folder; expected a file")
+    num_rows = sum(1 for _ in read_rows(journal)) if journal.exists() else 0
+    if num_rows and not resume:
+        raise UsageError(
+            f"{journal} holds the first {num_rows} rows of an interrupted run",
+            cure=f"Go on with them: add --resume. Or delete {journal} to begin anew.",
+        )
+    return resume and output.exists() and not journal.exists()
+
+
+def predict_to_file(
+    predictor: Predictor,
+    sources: Iterable[Source],
+    output: Path,
+    kind: Format,
+    *,
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> Summary:
+    """Write one row per source to `output`, going on after the rows of its journal if there is one.
+
+    The journal must belong to the same inputs, model and options, else UsageError says what differs. A run
+    that was cut off and went on gives the same bytes as one that was not. Raises OutputError, and keeps the
+    rows in the journal, when they cannot be written.
+    """
+    info = predictor.info
+    with Journal(journal_path(output)) as journal:
+        kept = _walk_kept_rows(journal.path, iter(sources), predictor)
+        journal.cut(kept.num_bytes)
+        num_rows, num_errors = kept.num_rows, kept.num_errors
+        rows = predictor.predict_sources(kept.sources, first_index=kept.num_rows)
+        with contextlib.closing(rows):
+            for row in rows:
+                journal.write(row)
+                num_rows += 1
+                num_errors += row.error is not None
+                on_row(row)
+        journal.sync()
+        shape = Shape(classes=info.classes, top_k=predictor.top_k, num_views=info.num_views)
+        _complete(journal.path, output, kind, shape)
+    return Summary(num_rows=num_rows, num_errors=num_errors, num_kept=kept.num_rows)
+
+
+class Journal:
+    """A file of rows that only grows. Held by one process at a time, where the system has locks for it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+        self._synced_at = 0.0
+
+    def __enter__(self) -> Journal:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        except OSError as exc:
+            raise output_error(self.path, exc) from exc
+        try:
+            self._lock()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # An interrupted run ends here too. If the disk is what interrupted it, there is nothing more to say.
+        with contextlib.suppress(OSError):
+            os.fsync(self._descriptor)
+            if os.fstat(self._descriptor).st_size == 0:
+                self.path.unlink()
+        os.close(self._descriptor)
+
+    def cut(self, num_bytes: int) -> None:
+        """Keep only the first `num_bytes`, and write after them."""
+        try:
+            os.ftruncate(self._descriptor, num_bytes)
+            os.lseek(self._descriptor, num_bytes, os.SEEK_SET)
+        except OSError as exc:
+            raise output_error(self.path, exc) from exc
+        self._synced_at = time.monotonic()
+
+    def write(self, row: Row) -> None:
+        """Hand a row to the system, so that a kill of this process does not lose it."""
+        rest = memoryview(row.to_json() + b"\n")
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError as exc:
+            raise output_error(self.path, exc) from exc
+        if time.monotonic() - self._synced_at >= SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Bring what was written to the disk."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as exc:
+            raise output_error(self.path, exc) from exc
+        self._synced_at = time.monotonic()
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:
+            return
+        busy = UsageError(f"another process is writing {self.path}", cure="Wait for it, or choose another --output.")
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        except OSError:
+            return
+        # The other process may have completed, and so renamed, the file between the opening and the lock.
+        if not self.path.exists() or not os.path.samestat(os.fstat(self._descriptor), self.path.stat()):
+            raise busy
+
+
+def read_rows(path: Path) -> Iterator[tuple[Row, int]]:
+    """The rows of a journal, each with the bytes it takes, up to the first line that is not whole.
+
+    Raises UsageError if the file is something else, which must not be cut or removed.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_FIRST_BYTES))
+            if not _FIRST_BYTES.startswith(start):
+                raise UsageError(
+                    f"{path} is in the way: it is not the journal of an interrupted predict",
+                    cure="Move it, or choose another --output.",
+                )
+            file.seek(0)
+            for line in file:
+                try:
+                    row = Row.from_json(line)
+                except ValueError:
+                    return
+                if not line.endswith(b"\n"):
+                    return
+                yield row, len(line)
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor) -> _Kept:
+    """Compare the journal with the inputs of now, row by row, up to the last batch that is there whole.
+
+    A batch that was cut off is done again, with the images it had: run in a batch of another size, an image
+    can get an answer that differs in the last bit.
+    """
+    rule = BatchRule(predictor.info.batch_size)
+    num_bytes = num_errors = 0
+    kept = (0, 0, 0)
+    again: list[Source] = []
+    for index, (row, size) in enumerate(read_rows(path)):
+        source = next(sources, None)
+        _check_settings(path, row, predictor)
+        _check_source(path, row, index, source)
+        if source is not None:
+            again.append(source)
+        num_bytes += size
+        num_errors += row.error is not None
+        rule.ends_after(good=row.error is None)
+        if rule.num_images == 0:
+            again.clear()
+            kept = (num_bytes, index + 1, num_errors)
+    num_bytes, num_rows, num_errors = kept
+    return _Kept(num_bytes=num_bytes, num_rows=num_rows, num_errors=num_errors, sources=_chain(again, sources))
+
+
+def _chain(first: list[Source], then: Iterator[Source]) -> Iterator[Source]:
+    # Unlike itertools.chain it passes on close(), and an archive that is being read is closed at once.
+    yield from first
+    yield from then
+
+
+def _check_settings(path: Path, row: Row, predictor: Predictor) -> None:
+    info = predictor.info
+    top_k = predictor.top_k if row.error is None else 0
+    for name, found, expected in (
+        ("backend", row.backend, info.backend),
+        ("precision", row.precision, info.precision),
+        ("number of views", row.num_views, info.num_views),
+        ("artifact", row.artifact, info.artifact[:ARTIFACT_DIGITS]),
+        ("top-k", len(row.top), top_k),
+    ):
+        if found != expected:
+            raise UsageError(
+                f"{path} was written with {name} {found}; this run has {expected}",
+                cure=f"Run it with the options it was begun with, or delete {path} to begin anew.",
+            )
+
+
+def _check_source(path: Path, row: Row, index: int, source: Source | None) -> None:
+    now = "nothing" if source is None else repr(source.name)
+    if row.index != index or source is None or row.source != source.name:
+        raise UsageError(
+            f"the inputs are not those that {path} was begun with: "
+            f"row {index} there is {row.source!r} (index {row.index}), now it is {now}",
+            cure=f"Give the same inputs, or delete {path} to begin anew.",
+        )
+
+
+def _complete(journal: Path, output: Path, kind: Format, shape: Shape) -> None:
+    """Make the output of a complete journal."""
+    if kind == "jsonl":
+        try:
+            os.replace(journal, output)
+            sync_folder(output.parent)
+        except OSError as exc:
+            raise output_error(output, exc) from exc
+        return
+    with atomic_write(output) as file:
+        write_rows((row for row, _ in read_rows(journal)), file, kind, shape)
+    with contextlib.suppress(OSError):
+        journal.unlink()

@@ -1,0 +1,291 @@
+"""Decode beside inference: some threads decode, others run the engine, and outcomes keep the input order.
+
+Nothing here waits for its turn: decoding goes on while the engine runs, until it is `window` images ahead.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.errors import ImageError
+from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.engines.base import Engine
+from alexdeploy.images.decode import ResizePolicy, decode
+from alexdeploy.images.sources import Source
+
+MAX_BROKEN = 1024
+"""Broken inputs that a batch waits through for its next image; then it runs part full, to bound memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of one input: `probabilities` float32 [C] and `view_classes` int32 [V], or `error`."""
+
+    index: int
+    source: str
+    probabilities: NDArray[np.float32] | None = None
+    view_classes: NDArray[np.int32] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineOptions:
+    """`first_index` is the index of the first source, where rows before it are there already."""
+
+    resize: ResizePolicy = "crop"
+    num_decoders: int = 2
+    first_index: int = 0
+
+
+class BatchRule:
+    """Where batches end: told by the order of good and broken inputs alone, never by timing.
+
+    So an interrupted run and the one that resumes it put the same images into the same batches, and the last
+    bits of their answers agree.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.num_images = 0
+        self._num_broken = 0
+
+    def ends_after(self, *, good: bool) -> bool:
+        """Count one input; true if the batch in the making ends with it."""
+        if good:
+            self.num_images += 1
+        elif self.num_images:
+            self._num_broken += 1
+        if self.num_images < self.batch_size and self._num_broken < MAX_BROKEN:
+            return False
+        self.num_images = self._num_broken = 0
+        return True
+
+
+def window_size(batch_size: int, num_streams: int, num_decoders: int) -> int:
+    """Most images that are taken from the sources and not yet handed out.
+
+    For every stream of the engine one batch that runs and one that is ready, the batch that fills, and what
+    is being decoded.
+    """
+    return batch_size * (2 * num_streams + 1) + num_decoders
+
+
+def run_pipeline(engine: Engine, sources: Iterable[Source], options: PipelineOptions) -> Generator[Outcome, None, None]:
+    """Classify `sources` with an engine that is open; one outcome per source, in their order.
+
+    Sources are advanced by one thread at a time, at most `window_size` images (and MAX_BROKEN broken ones)
+    ahead of the outcomes handed out. What the engine or the iterator raises is raised here, after the
+    outcomes that were ready. Closing the generator waits for the images and batches that are in work, and
+    for no more.
+    """
+    pipeline = _Pipeline(engine, iter(sources), options)
+    try:
+        pipeline.start()
+        yield from pipeline.outcomes()
+    finally:
+        pipeline.stop()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Decoded:
+    index: int
+    source: str
+    image: NDArray[np.uint8] | None
+    error: str | None
+
+
+class _Pipeline:
+    """The threads and what they share. Everything below `_lock` is read and written under it.
+
+    The consumer waits on a SimpleQueue and never on a condition: a KeyboardInterrupt raised inside
+    Condition.wait can leave the lock in a state that nobody owns.
+    """
+
+    def __init__(self, engine: Engine, sources: Iterator[Source], options: PipelineOptions) -> None:
+        info = engine.info
+        self._engine = engine
+        self._sources = sources
+        self._resize = options.resize
+        self._batch_size = info.batch_size
+        self._window = window_size(info.batch_size, info.num_streams, options.num_decoders)
+        self._outbox: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._guard, args=(work,), name=f"alexdeploy-{name}-{number}")
+            for work, name, count in (
+                (self._decode_next, "decode", options.num_decoders),
+                (self._run_batches, "engine", info.num_streams),
+            )
+            for number in range(count)
+        ]
+        # Whoever advances the iterator may be reading an archive: the others must be able to go on meanwhile.
+        self._source_lock = threading.Lock()
+        self._num_taken = options.first_index
+
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._batch_ready = threading.Condition(self._lock)
+        self._num_images_held = 0
+        self._num_rows_held = 0
+        self._decoded: dict[int, _Decoded] = {}
+        self._next_to_batch = options.first_index
+        self._rule = BatchRule(info.batch_size)
+        self._filling: list[_Decoded] = []
+        self._batches: deque[list[_Decoded]] = deque()
+        self._outcomes: dict[int, Outcome] = {}
+        self._next_to_send = options.first_index
+        self._end: int | None = None
+        self._end_error: BaseException | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def outcomes(self) -> Iterator[Outcome]:
+        while (item := self._outbox.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            with self._lock:
+                self._num_rows_held -= 1
+                if item.error is None:
+                    self._num_images_held -= 1
+                self._room.notify()
+            yield item
+
+    def stop(self) -> None:
+        """End all threads; returns when they have ended. May be called again."""
+        with self._lock:
+            self._stop()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+        if isinstance(self._sources, Generator):
+            self._sources.close()
+
+    def _stop(self) -> None:
+        self._stopped = True
+        self._room.notify_all()
+        self._batch_ready.notify_all()
+
+    def _guard(self, work: Callable[[], bool]) -> None:
+        # BaseException: a thread that died of anything at all must not leave the consumer waiting.
+        try:
+            while work():
+                pass
+        except BaseException as exc:
+            with self._lock:
+                self._stop()
+            self._outbox.put(exc)
+
+    def _decode_next(self) -> bool:
+        taken = self._take()
+        if taken is None:
+            return False
+        index, source = taken
+        image, error = None, None
+        try:
+            image = decode(source.read(), self._resize)
+        except ImageError as exc:
+            error = str(exc)
+        with self._lock:
+            self._decoded[index] = _Decoded(index=index, source=source.name, image=image, error=error)
+            if image is None:
+                self._num_images_held -= 1
+                self._room.notify()
+            self._fill_batches()
+        return True
+
+    def _take(self) -> tuple[int, Source] | None:
+        """The next source and its index, when there is room for it; None at the end."""
+        with self._lock:
+            self._room.wait_for(lambda: self._is_ended() or self._has_room())
+            if self._is_ended():
+                return None
+            self._num_images_held += 1
+            self._num_rows_held += 1
+        with self._source_lock:
+            if self._is_ended():
+                return None
+            error: BaseException | None = None
+            try:
+                source = next(self._sources)
+                index = self._num_taken
+                self._num_taken += 1
+                return index, source
+            except StopIteration:
+                pass
+            # What came before is still good: it is handed out first, and the error after it.
+            except Exception as exc:
+                error = exc
+            with self._lock:
+                self._end, self._end_error = self._num_taken, error
+                self._room.notify_all()
+                self._fill_batches()
+        return None
+
+    def _is_ended(self) -> bool:
+        return self._stopped or self._end is not None
+
+    def _has_room(self) -> bool:
+        return self._num_images_held < self._window and self._num_rows_held < self._window + MAX_BROKEN
+
+    def _fill_batches(self) -> None:
+        while (item := self._decoded.pop(self._next_to_batch, None)) is not None:
+            self._next_to_batch += 1
+            if item.image is None:
+                self._outcomes[item.index] = Outcome(index=item.index, source=item.source, error=item.error)
+            else:
+                self._filling.append(item)
+            if self._rule.ends_after(good=item.image is not None):
+                self._close_batch()
+        if self._next_to_batch == self._end:
+            self._close_batch()
+            self._batch_ready.notify_all()
+        self._send()
+
+    def _close_batch(self) -> None:
+        if self._filling:
+            self._batches.append(self._filling)
+            self._filling = []
+            self._batch_ready.notify()
+
+    def _send(self) -> None:
+        while (outcome := self._outcomes.pop(self._next_to_send, None)) is not None:
+            self._next_to_send += 1
+            self._outbox.put(outcome)
+        if self._next_to_send == self._end:
+            self._outbox.put(self._end_error)
+            # Nothing is sent after the end; only a thread that comes late can ask again.
+            self._next_to_send += 1
+
+    def _run_batches(self) -> bool:
+        buffer = np.empty((self._batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        while (batch := self._next_batch()) is not None:
+            images: Any = buffer[: len(batch)]
+            np.stack([item.image for item in batch if item.image is not None], out=images)
+            # An engine may give the same memory again with its next answer.
+            probabilities, view_classes = (np.array(part) for part in self._engine.run(images))
+            with self._lock:
+                for number, item in enumerate(batch):
+                    self._outcomes[item.index] = Outcome(
+                        index=item.index,
+                        source=item.source,
+                        probabilities=probabilities[number],
+                        view_classes=view_classes[number],
+                    )
+                self._send()
+            del batch
+        return False
+
+    def _next_batch(self) -> list[_Decoded] | None:
+        with self._lock:
+            self._batch_ready.wait_for(lambda: self._stopped or self._batches or self._next_to_batch == self._end)
+            return None if self._stopped or not self._batches else self._batches.popleft()

@@ -1,0 +1,154 @@
+"""Classify photographs: a model, opened on one backend, that turns inputs into rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from types import TracebackType
+
+import numpy as np
+
+from alexdeploy.core.artifacts import find_model
+from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.metrics import top_k as best_classes
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import (
+    Backend,
+    EngineInfo,
+    EngineOptions,
+    NumViews,
+    available_threads,
+    choose_backend,
+    open_engine,
+)
+from alexdeploy.images.sources import Source, iter_sources
+from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
+from alexdeploy.inference.results import ARTIFACT_DIGITS, Choice, Row
+
+
+class Predictor:
+    """A model opened for predictions; a context manager, to be used from one thread.
+
+    `model` is a folder, a name under `models/`, or None for the newest there. `backend` None takes the best
+    that is installed. `batch_size` counts images, not views. `num_threads` None: all the process may use.
+
+        with Predictor("models/alexnet", num_views=10) as predictor:
+            for row in predictor.predict(["images/"]):
+                print(row.source, row.label, row.probability)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        backend: Backend | None = None,
+        precision: Precision = "fp32",
+        num_views: NumViews = 1,
+        batch_size: int = 8,
+        top_k: int = 5,
+        num_threads: int | None = None,
+    ) -> None:
+        """Find the model and check the options. Raises UsageError, ModelError or DeviceError."""
+        for name, value in (("batch_size", batch_size), ("top_k", top_k), ("num_threads", num_threads)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1")
+        self.folder = find_model(model)
+        self._resize = self.folder.spec().preprocessing.resize
+        options = EngineOptions(
+            precision=precision, num_views=num_views, batch_size=batch_size, num_threads=num_threads
+        )
+        self._engine = open_engine(self.folder, backend or choose_backend(self.folder, precision), options)
+        self._top_k = top_k
+        self._num_decoders = num_threads or available_threads()
+        self._is_open = False
+        self._running: Generator[Row, None, None] | None = None
+
+    def __enter__(self) -> Predictor:
+        self._engine.__enter__()
+        self._is_open = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_open = False
+        try:
+            # Rows that nobody took to the end leave threads behind that still use the engine.
+            if self._running is not None:
+                self._running.close()
+        finally:
+            self._engine.__exit__(kind, error, trace)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What really runs."""
+        return self._engine.info
+
+    @property
+    def top_k(self) -> int:
+        """Choices in a row: as many as asked, or all classes where there are fewer."""
+        return min(self._top_k, len(self.info.classes))
+
+    def predict(self, inputs: Iterable[str | os.PathLike[str]]) -> Generator[Row, None, None]:
+        """Classify files, folders, archives, lists and globs: one row per image, in order, as they are ready.
+
+        An image that cannot be read gives a row with its error. Raises DeviceError and ModelError from the
+        engine, after the rows before it.
+        """
+        if isinstance(inputs, (str, os.PathLike)):
+            raise UsageError(f"inputs is {os.fspath(inputs)!r}; expected a list of paths")
+        return self.predict_sources(iter_sources(inputs))
+
+    def predict_sources(self, sources: Iterable[Source], *, first_index: int = 0) -> Generator[Row, None, None]:
+        """Classify sources; `first_index` is the index of the first of them.
+
+        Ends a generator of this predictor that was left unfinished: the engine serves one at a time.
+        """
+        if not self._is_open:
+            raise UsageError("the predictor is not open", cure="Use it so: with Predictor(...) as predictor:")
+        if self._running is not None:
+            self._running.close()
+        self._running = self._rows(sources, first_index)
+        return self._running
+
+    def _rows(self, sources: Iterable[Source], first_index: int) -> Generator[Row, None, None]:
+        options = PipelineOptions(resize=self._resize, num_decoders=self._num_decoders, first_index=first_index)
+        with closing(run_pipeline(self._engine, sources, options)) as outcomes:
+            for outcome in outcomes:
+                yield make_row(outcome, self.info, self.top_k)
+
+
+def make_row(outcome: Outcome, info: EngineInfo, top_k: int) -> Row:
+    """Name the `top_k` best classes of an outcome. Raises ModelError if a probability is not finite."""
+    top: tuple[Choice, ...] = ()
+    views_agreeing = None
+    if outcome.probabilities is not None and outcome.view_classes is not None:
+        if not np.isfinite(outcome.probabilities).all():
+            raise ModelError(
+                f"{info.backend} gives probabilities that are not finite for {outcome.source} "
+                f"with the {info.precision} graph {info.artifact[:ARTIFACT_DIGITS]}",
+                cure="Try it with --precision fp32; if that is well, export the other graph again.",
+            )
+        best = best_classes(outcome.probabilities[None], top_k)[0]
+        top = tuple(
+            # str() of a float32 is the shortest text that names it; its digits are the ones worth writing.
+            Choice(
+                label=info.classes[index],
+                index=int(index),
+                probability=float(str(outcome.probabilities[index])),
+            )
+            for index in best
+        )
+        views_agreeing = int(np.count_nonzero(outcome.view_classes == best[0]))
+    return Row(
+        index=outcome.index,
+        source=outcome.source,
+        top=top,
+        views_agreeing=views_agreeing,
+        num_views=info.num_views,
+        backend=info.backend,
+        precision=info.precision,
+        artifact=info.artifact[:ARTIFACT_DIGITS],
+        error=outcome.error,
+    )

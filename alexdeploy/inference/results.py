@@ -1,0 +1,235 @@
+"""One row per input, and the forms it is written in: JSON lines, CSV, Parquet and a table for people."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import importlib.util
+import io
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import msgspec
+
+from alexdeploy.core.errors import UsageError
+from alexdeploy.inference.table import table_header, table_layout, table_line
+
+Format = Literal["table", "jsonl", "csv", "parquet"]
+
+ARTIFACT_DIGITS = 12
+"""Hexadecimal digits of an artifact's SHA-256 that a row carries."""
+
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".txt": "table",
+}
+_ROWS_PER_GROUP = 2_000
+"""Rows of one Parquet row group; they are in memory together while it is written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One class of the top k. `probability` is the shortest decimal number that names the float32."""
+
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """The answer for one input, or why there is none.
+
+    `top` is best first. `views_agreeing` counts the views whose own answer is the row's answer. `artifact` is
+    the first ARTIFACT_DIGITS of the SHA-256 of the graph that ran. Nothing in a row depends on time.
+    """
+
+    index: int
+    source: str
+    top: tuple[Choice, ...] = ()
+    views_agreeing: int | None = None
+    num_views: int
+    backend: str
+    precision: str
+    artifact: str
+    error: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        return self.top[0].label if self.top else None
+
+    @property
+    def probability(self) -> float | None:
+        return self.top[0].probability if self.top else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as they are named in every nested format, in their order."""
+        return {
+            "index": self.index,
+            "source": self.source,
+            "label": self.label,
+            "probability": self.probability,
+            "top": [
+                {"label": choice.label, "index": choice.index, "probability": choice.probability} for choice in self.top
+            ],
+            "views_agreeing": self.views_agreeing,
+            "num_views": self.num_views,
+            "backend": self.backend,
+            "precision": self.precision,
+            "artifact": self.artifact,
+            "error": self.error,
+        }
+
+    def to_json(self) -> bytes:
+        """One line of UTF-8 JSON with no newline in it, nor at its end."""
+        return msgspec.json.encode(self.to_dict())
+
+    @staticmethod
+    def from_json(line: bytes) -> Row:
+        """Read what `to_json` gave. Raises msgspec.DecodeError (a ValueError) for anything else."""
+        return _ROW_DECODER.decode(line)
+
+
+_ROW_DECODER = msgspec.json.Decoder(Row)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextFormat:
+    """A format that is written line by line: what stands before the rows, and the text of one row."""
+
+    header: str
+    line: Callable[[Row], str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What all rows of a run have in common, as far as columns depend on it."""
+
+    classes: tuple[str, ...]
+    top_k: int
+    num_views: int
+    width: int = 120
+    """Characters of a line of the table."""
+
+
+def choose_format(path: Path) -> Format:
+    """The format that the suffix of `path` stands for. Raises UsageError for one that stands for none."""
+    if path.suffix.lower() not in _FORMATS:
+        raise UsageError(
+            f"the suffix of {path.name!r} names no format; known are {', '.join(_FORMATS)}",
+            cure="Say which: --format jsonl, csv, parquet or table",
+        )
+    return _FORMATS[path.suffix.lower()]
+
+
+def check_format(kind: Format) -> None:
+    """Raise UsageError if a package that `kind` needs is not installed."""
+    if kind == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UsageError("Parquet needs the package pyarrow", cure="Install it: pip install 'alexdeploy[parquet]'")
+
+
+def text_format(kind: Format, shape: Shape) -> TextFormat:
+    """How `kind`, one of the formats made of lines, is written."""
+    if kind == "jsonl":
+        return TextFormat(header="", line=_jsonl_line)
+    if kind == "csv":
+        return TextFormat(header=_csv_header(shape.top_k), line=functools.partial(_csv_line, top_k=shape.top_k))
+    if kind == "table":
+        layout = table_layout(shape.classes, shape.top_k, shape.num_views, shape.width)
+        return TextFormat(header=table_header(layout), line=functools.partial(table_line, layout))
+    raise UsageError(f"{kind} is not made of lines", cure="Write it to a file: --output FILE")
+
+
+def write_rows(rows: Iterable[Row], file: IO[bytes], kind: Format, shape: Shape) -> None:
+    """Write a whole file of results. Holds one row at a time, or one row group of a Parquet file."""
+    if kind == "parquet":
+        _write_parquet(rows, file)
+        return
+    form = text_format(kind, shape)
+    file.write(form.header.encode())
+    for row in rows:
+        file.write(form.line(row).encode())
+
+
+def count_errors(path: Path, kind: Format) -> int:
+    """How many rows of a finished file are errors; 0 for a table, which is not meant to be read back.
+
+    Raises UsageError if the file is not what `kind` says.
+    """
+    try:
+        if kind == "jsonl":
+            with path.open("rb") as file:
+                return sum(Row.from_json(line).error is not None for line in file)
+        if kind == "csv":
+            with path.open(newline="", encoding="utf-8") as text:
+                return sum(bool(record["error"]) for record in csv.DictReader(text))
+        if kind == "parquet":
+            import pyarrow.parquet as pq
+
+            with pq.ParquetFile(path) as parquet:
+                batches = parquet.iter_batches(columns=["error"])
+                return sum(len(batch) - batch.column(0).null_count for batch in batches)
+    except (OSError, ValueError, KeyError) as exc:
+        raise UsageError(
+            f"{path} exists and is no finished {kind} output of predict: {exc}",
+            cure="Choose another --output, or leave --resume out to replace the file.",
+        ) from exc
+    return 0
+
+
+def _jsonl_line(row: Row) -> str:
+    return row.to_json().decode() + "\n"
+
+
+def _csv_header(top_k: int) -> str:
+    choices = itertools.chain.from_iterable((f"label_{n}", f"probability_{n}") for n in range(1, top_k + 1))
+    tail = ("views_agreeing", "num_views", "backend", "precision", "artifact", "error")
+    return _csv_text(("index", "source", *choices, *tail))
+
+
+def _csv_line(row: Row, top_k: int) -> str:
+    choices = [value for choice in row.top for value in (choice.label, choice.probability)]
+    missing = [None] * (2 * (top_k - len(row.top)))
+    tail = (row.views_agreeing, row.num_views, row.backend, row.precision, row.artifact, row.error)
+    return _csv_text((row.index, row.source, *choices, *missing, *tail))
+
+
+def _csv_text(values: Iterable[object]) -> str:
+    # The writer quotes a lone \r or \n only if the line terminator has it, so it must see both.
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(values)
+    return text.getvalue()[:-2] + "\n"
+
+
+def _write_parquet(rows: Iterable[Row], file: IO[bytes]) -> None:
+    check_format("parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    choice = pa.struct([("label", pa.string()), ("index", pa.int32()), ("probability", pa.float32())])
+    schema = pa.schema(
+        [
+            ("index", pa.int64()),
+            ("source", pa.string()),
+            ("label", pa.string()),
+            ("probability", pa.float32()),
+            ("top", pa.list_(choice)),
+            ("views_agreeing", pa.int32()),
+            ("num_views", pa.int32()),
+            ("backend", pa.string()),
+            ("precision", pa.string()),
+            ("artifact", pa.string()),
+            ("error", pa.string()),
+        ]
+    )
+    iterator = iter(rows)
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while group := [row.to_dict() for row in itertools.islice(iterator, _ROWS_PER_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(group, schema))

@@ -1,0 +1,375 @@
+"""`alexdeploy predict` as a user has it: files in, rows and an exit code out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexdeploy.cli import app
+from alexdeploy.core.artifacts import ModelFolder
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and file names of POSIX")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def workplace(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: models/tiny, and images/ with five photographs."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(5):
+        save_picture(tmp_path / "images" / f"{index}.jpg", rng)
+    return tmp_path
+
+
+@pytest.fixture
+def run(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """The command in this process, on ONNX Runtime."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def predict(*args: str | Path) -> Result:
+        words = ["alexdeploy", "predict", "--backend", "onnxruntime", *map(os.fspath, args)]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        captured = capfd.readouterr()
+        return Result(exit_code=stop.value.code or 0, stdout=captured.out, stderr=captured.err)
+
+    yield predict
+    signal.signal(signal.SIGTERM, handler)
+
+
+def save_picture(path: Path, rng: np.random.Generator, kind: str | None = None) -> None:
+    blocks = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    blocks.resize((320, 240), Image.Resampling.NEAREST).save(path, kind)
+
+
+def command(*args: str | Path) -> list[str]:
+    words = [sys.executable, "-m", "alexdeploy", "predict", "--backend", "onnxruntime"]
+    return [*words, *map(os.fspath, args)]
+
+
+def test_a_folder_gives_a_row_for_each_photograph_in_order(run: Run) -> None:
+    result = run("images", "--top-k", "2")
+    assert result.exit_code == 0
+    assert [row["source"] for row in result.rows] == [f"images/{index}.jpg" for index in range(5)]
+    assert [row["index"] for row in result.rows] == list(range(5))
+    assert all(len(row["top"]) == 2 and row["error"] is None for row in result.rows)
+
+
+def test_the_command_runs_as_a_module_and_keeps_messages_off_stdout(workplace: Path) -> None:
+    done = subprocess.run(command("images", "--tencrop"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["num_views"] for row in rows] == [10] * 5
+    assert re.fullmatch(
+        r"5 images, 0 errors, [\d.,]+ images/s, onnxruntime fp32, 10 views, artifact [0-9a-f]{12}\n", done.stderr
+    )
+
+
+def test_quiet_leaves_stderr_empty(run: Run) -> None:
+    assert run("images", "--quiet").stderr == ""
+
+
+def test_the_table_can_be_asked_for_in_a_pipe(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    result = run("images", "--format", "table", "--tencrop")
+    header, *lines = result.stdout.splitlines()
+    assert header.split() == ["source", "label", "prob", "views", "next"]
+    assert len(lines) == 5
+    assert all(re.search(r"  \d+/10  ", line) for line in lines)
+    assert re.search(r"onnxruntime fp32, 10 views, artifact [0-9a-f]{12}", result.stderr)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_the_output_file_holds_the_rows_that_stdout_has(run: Run, workplace: Path, kind: str) -> None:
+    (workplace / "images" / "2.jpg").write_bytes(b"")
+    expected = run("images")
+    result = run("images", "--output", f"out.{kind}")
+    assert (result.exit_code, result.stdout) == (3, "")
+    path = workplace / f"out.{kind}"
+    if kind == "jsonl":
+        assert path.read_text() == expected.stdout
+        return
+    if kind == "csv":
+        with path.open(newline="") as file:
+            found = [record["label_1"] or None for record in csv.DictReader(file)]
+    else:
+        found = pytest.importorskip("pyarrow.parquet").read_table(path).column("label").to_pylist()
+    assert found == [row["label"] for row in expected.rows]
+
+
+def test_tencrop_and_another_number_of_views_is_a_usage_error(run: Run) -> None:
+    result = run("images", "--tencrop", "--views", "5")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--views asks for 5" in result.stderr
+
+
+def test_parquet_on_stdout_is_a_usage_error(run: Run) -> None:
+    assert run("images", "--format", "parquet").exit_code == 2
+
+
+def test_no_model_names_the_cures(run: Run, workplace: Path) -> None:
+    (workplace / "models").rename(workplace / "elsewhere")
+    result = run("images")
+    assert result.exit_code == 4
+    assert "alexdeploy train" in result.stderr
+
+
+def make_png(path: Path) -> None:
+    save_picture(path, np.random.default_rng(1), "PNG")
+
+
+def make_truncated(path: Path) -> None:
+    make_png(path)
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def make_bomb(path: Path) -> None:
+    make_png(path)
+    data = bytearray(path.read_bytes())
+    # IHDR: length, type, width, height, five more bytes, CRC. The header alone is what it takes.
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda path: path.write_bytes(b""), "the file is empty"),
+        (make_truncated, "damaged PNG image"),
+        (lambda path: path.write_text("I am text"), "not an image"),
+        (make_bomb, "pixels"),
+        (lambda path: path.mkdir(), "no images in folder"),
+        (lambda path: path.symlink_to("nowhere"), "link"),
+        (lambda path: None, "no such file"),
+        (make_png, None),
+    ],
+    ids=["empty", "truncated", "text", "bomb", "directory", "broken-link", "missing", "png"],
+)
+def test_every_input_has_its_row_whatever_it_is(
+    run: Run, workplace: Path, make: Callable[[Path], object], error: str | None
+) -> None:
+    make(workplace / "x.jpg")
+    result = run("images/0.jpg", "x.jpg", "images/1.jpg")
+    assert result.exit_code == (0 if error is None else 3)
+    assert [row["source"] for row in result.rows] == ["images/0.jpg", "x.jpg", "images/1.jpg"]
+    found = result.rows[1]["error"]
+    assert found is None if error is None else error in found.lower() or error in found
+    assert "Traceback" not in result.stderr
+
+
+@posix_only
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_has_its_row(run: Run, workplace: Path) -> None:
+    (workplace / "images" / "2.jpg").chmod(0)
+    result = run("images")
+    assert result.exit_code == 3
+    assert "ermission" in result.rows[2]["error"]
+
+
+@posix_only
+@pytest.mark.parametrize("name", [b"two\nlines.jpg", b"\x1b[31mred.jpg", b"latin-\xe9.jpg", b"-dash.jpg"])
+def test_names_of_any_bytes_have_their_row(run: Run, workplace: Path, name: bytes) -> None:
+    folder = workplace / "odd"
+    folder.mkdir()
+    os.rename(workplace / "images" / "0.jpg", os.path.join(os.fsencode(folder), name))
+    (row,) = run("odd").rows
+    assert (row["index"], row["error"]) == (0, None)
+    header, line = run("odd", "--format", "table").stdout.splitlines()
+    assert header.startswith("source")
+    assert line.isprintable()
+    assert run("odd", "--output", "out.csv").exit_code == 0
+    (record,) = csv.DictReader(io.StringIO((workplace / "out.csv").read_bytes().decode(), newline=""))
+    assert record["source"] == row["source"]
+
+
+def test_a_file_that_vanishes_after_the_listing_has_its_row(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alexdeploy.images.sources import Source
+
+    read = Source.read
+
+    def vanish_and_read(source: Source) -> bytes:
+        if source.name.endswith("3.jpg"):
+            (workplace / "images" / "3.jpg").unlink()
+        return read(source)
+
+    monkeypatch.setattr(Source, "read", vanish_and_read)
+    result = run("images")
+    assert result.exit_code == 3
+    assert [row["error"] is None for row in result.rows] == [True, True, True, False, True]
+
+
+def test_members_of_an_archive_have_their_rows(run: Run, workplace: Path) -> None:
+    with zipfile.ZipFile(workplace / "photos.zip", "w") as archive:
+        for index in range(5):
+            archive.write(workplace / "images" / f"{index}.jpg", f"cats/{index}.jpg")
+        archive.writestr("cats/broken.jpg", b"oh")
+    result = run("photos.zip")
+    assert result.exit_code == 3
+    assert [row["source"] for row in result.rows][:2] == ["photos.zip!cats/0.jpg", "photos.zip!cats/1.jpg"]
+    assert [row["label"] for row in result.rows[:5]] == [row["label"] for row in run("images").rows]
+
+
+@posix_only
+def test_a_reader_that_leaves_early_is_told_and_not_traced(workplace: Path) -> None:
+    inputs = ["images"] * 200
+    with subprocess.Popen(command(*inputs), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        message = process.stderr.read().decode()
+    assert process.returncode == 6
+    assert message == "error: stdout could not be written: Broken pipe\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("where", ["stdout", "output"])
+def test_a_full_disk_ends_with_code_6(workplace: Path, where: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command("images", *(("--output", "/dev/full") if where == "output" else ())),
+            stdout=full if where == "stdout" else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 6
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@posix_only
+def test_a_named_pipe_is_written_to_and_not_replaced(workplace: Path) -> None:
+    os.mkfifo(workplace / "pipe")
+    with subprocess.Popen(command("images", "--output", "pipe"), stderr=subprocess.DEVNULL) as process:
+        lines = (workplace / "pipe").read_text().splitlines()
+    assert (process.returncode, len(lines)) == (0, 5)
+    assert (workplace / "pipe").is_fifo()
+
+
+@posix_only
+def test_a_link_stays_a_link_to_the_new_output(run: Run, workplace: Path) -> None:
+    (workplace / "disk").mkdir()
+    (workplace / "out.jsonl").symlink_to("disk/rows.jsonl")
+    assert run("images", "--output", "out.jsonl").exit_code == 0
+    assert (workplace / "out.jsonl").is_symlink()
+    assert len((workplace / "disk" / "rows.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_journal_is_not_overwritten_and_resume_goes_on_from_it(run: Run, workplace: Path) -> None:
+    assert run("images", "--output", "out.jsonl").exit_code == 0
+    whole = (workplace / "out.jsonl").read_bytes()
+    (workplace / "out.jsonl").rename(workplace / "out.jsonl.partial")
+    refused = run("images", "--output", "out.jsonl")
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr
+    resumed = run("images", "--output", "out.jsonl", "--resume")
+    assert resumed.exit_code == 0
+    assert (workplace / "out.jsonl").read_bytes() == whole
+    assert "resume" in run("images", "--output", "out.jsonl", "--resume").stderr
+
+
+def test_resuming_what_is_complete_gives_the_exit_code_of_its_rows(run: Run, workplace: Path) -> None:
+    (workplace / "images" / "2.jpg").write_bytes(b"")
+    assert run("images", "--output", "out.csv").exit_code == 3
+    result = run("images", "--output", "out.csv", "--resume")
+    assert result.exit_code == 3
+    assert "complete" in result.stderr
+
+
+def test_resume_without_an_output_is_a_usage_error(run: Run) -> None:
+    assert run("images", "--resume").exit_code == 2
+
+
+@posix_only
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_keeps_its_rows_and_says_how_to_go_on(
+    workplace: Path, number: signal.Signals, exit_code: int
+) -> None:
+    journal = workplace / "out.csv.partial"
+    args = command(*["images"] * 400, "--output", "out.csv")
+    with subprocess.Popen(args, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while not (journal.exists() and journal.stat().st_size > 1000):
+            time.sleep(0.005)
+        process.send_signal(number)
+        message = process.stderr.read()
+    assert process.returncode == exit_code
+    assert "--resume" in message
+    assert "Traceback" not in message
+    assert journal.stat().st_size > 1000
+    assert not (workplace / "out.csv").exists()
+
+
+@posix_only
+@pytest.mark.slow
+def test_ten_kills_lose_nothing_and_change_nothing(run: Run, workplace: Path) -> None:
+    (workplace / "images" / "2.jpg").write_bytes(b"")
+    inputs = ["images"] * 300
+    assert run(*inputs, "--output", "whole.csv").exit_code == 3
+    rng = random.Random(0)
+    output, journal = workplace / "out.csv", workplace / "out.csv.partial"
+    args = command(*inputs, "--output", output, "--resume", "--quiet")
+    num_kills = 0
+    while num_kills < 10 and not output.exists():
+        process = subprocess.Popen(args)
+        size = journal.stat().st_size if journal.exists() else 0
+        aim = size + rng.randrange(1, 60_000)
+        while process.poll() is None and not (journal.exists() and journal.stat().st_size > aim):
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        num_kills += 1
+    assert num_kills > 3
+    done = subprocess.run(args, check=False)
+    assert done.returncode == 3
+    assert output.read_bytes() == (workplace / "whole.csv").read_bytes()
+    assert not journal.exists()
+
+
+def test_help_names_every_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    result = run("--help")
+    assert result.exit_code == 0
+    for option in ("--model", "--precision", "--tencrop", "--views", "--backend", "--top-k", "--batch-size"):
+        assert option in result.stdout
+    for option in ("--threads", "--format", "--output", "--resume", "--quiet"):
+        assert option in result.stdout

@@ -1,0 +1,143 @@
+"""A small real engine, and pictures it can tell apart: what the pipeline is tested with, faults included."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.spec import ModelSpec, Preprocessing
+from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
+from alexdeploy.images.sources import Source
+from alexdeploy.inference import predict
+from alexdeploy.inference.predict import Predictor
+
+COLOURS = ("red", "green", "blue")
+
+
+def make_picture(colour: str, *, size: tuple[int, int] = (40, 30)) -> bytes:
+    """A JPEG of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", size, {"red": (200, 30, 20), "green": (20, 200, 30), "blue": (30, 20, 200)}[colour]).save(
+        file, "JPEG"
+    )
+    return file.getvalue()
+
+
+PICTURES = {colour: make_picture(colour) for colour in COLOURS}
+
+
+def _make_sources(count: int, *, broken: Callable[[int], bool] = lambda index: False) -> Iterator[Source]:
+    """Red, green, blue, red, ... in memory, made as they are asked for."""
+    for index in range(count):
+        data = b"no picture" if broken(index) else PICTURES[COLOURS[index % 3]]
+        yield Source(name=f"{index}.jpg", data=data)
+
+
+@dataclass
+class ColourEngine:
+    """Classifies by mean colour, in NumPy. The last view of each image disagrees with the others.
+
+    `before_run` is called with the batch by the thread that runs it: the place for slowness and faults.
+    """
+
+    options: EngineOptions = field(default_factory=EngineOptions)
+    num_streams: int = 1
+    artifact: str = "c0ffee" * 10 + "0000"
+    before_run: Callable[[NDArray[np.uint8]], None] = lambda images: None
+    batch_sizes: list[int] = field(default_factory=list)
+    is_open: bool = False
+    max_running: int = 0
+    _running: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            backend="colour",
+            device="CPU",
+            precision=self.options.precision,
+            num_views=self.options.num_views,
+            classes=COLOURS,
+            artifact=self.artifact,
+            batch_size=self.options.batch_size,
+            num_streams=self.num_streams,
+        )
+
+    def __enter__(self) -> ColourEngine:
+        self.is_open = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._running == 0, "closed while a batch is running"
+        self.is_open = False
+
+    def run(self, images: NDArray[np.uint8]) -> Predictions:
+        assert self.is_open
+        check_images(images, self.options.batch_size)
+        with self._lock:
+            self.batch_sizes.append(len(images))
+            self._running += 1
+            self.max_running = max(self.max_running, self._running)
+        try:
+            self.before_run(images)
+            means = images.mean(axis=(1, 2), dtype=np.float64)
+            with np.errstate(invalid="ignore"):
+                probabilities = (means / means.sum(axis=1, keepdims=True)).astype(np.float32)
+            view_classes = np.repeat(means.argmax(axis=1)[:, None], self.options.num_views, axis=1)
+            if self.options.num_views > 1:
+                view_classes[:, -1] = (view_classes[:, -1] + 1) % 3
+            return Predictions(probabilities, view_classes.astype(np.int32))
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+@pytest.fixture
+def make_sources() -> Callable[..., Iterator[Source]]:
+    return _make_sources
+
+
+@pytest.fixture
+def colour_engine() -> type[ColourEngine]:
+    return ColourEngine
+
+
+@pytest.fixture
+def colour_model(tmp_path: Path) -> Path:
+    """A model folder with nothing but its spec."""
+    path = tmp_path / "models" / "colour"
+    ModelFolder(path).write_spec(ModelSpec(name="colour", classes=COLOURS, preprocessing=Preprocessing()))
+    return path
+
+
+@pytest.fixture
+def make_predictor(colour_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Predictor]:
+    """A predictor on a ColourEngine: Predictor's options, and those of the engine as `engine={...}`."""
+
+    def make(*, engine: dict[str, object] | None = None, **options: object) -> Predictor:
+        def open_engine(folder: ModelFolder, backend: str, engine_options: EngineOptions) -> ColourEngine:
+            return ColourEngine(options=engine_options, **(engine or {}))
+
+        monkeypatch.setattr(predict, "open_engine", open_engine)
+        return Predictor(colour_model, backend="onnxruntime", **options)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Every test ends with the threads it began with."""
+    yield
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("alexdeploy-")]

@@ -1,0 +1,247 @@
+"""Output that survives a kill: the journal, going on from it, and the file it becomes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from alexdeploy.core.errors import DeviceError, OutputError, UsageError
+from alexdeploy.images.sources import Source
+from alexdeploy.inference import journal
+from alexdeploy.inference.journal import Journal, Summary, is_complete, journal_path, predict_to_file, read_rows
+from alexdeploy.inference.predict import Predictor
+from alexdeploy.inference.results import Format, Row
+
+MakePredictor = Callable[..., Predictor]
+MakeSources = Callable[..., Iterator[Source]]
+COUNT = 30
+
+
+def is_broken(index: int) -> bool:
+    return index % 7 == 3
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "rows.jsonl"
+
+
+@pytest.fixture
+def write(make_predictor: MakePredictor, make_sources: MakeSources, output: Path) -> Callable[..., Summary]:
+    """Predict COUNT sources to `output`; `stop_after` interrupts it after so many rows."""
+
+    def run(*, kind: Format = "jsonl", stop_after: int = -1, count: int = COUNT, **options: object) -> Summary:
+        seen = 0
+
+        def interrupt(row: Row) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == stop_after:
+                raise KeyboardInterrupt
+
+        with make_predictor(**({"batch_size": 4} | options)) as predictor:
+            sources = make_sources(count, broken=is_broken)
+            return predict_to_file(predictor, sources, output, kind, on_row=interrupt)
+
+    return run
+
+
+def test_a_run_leaves_the_output_and_no_journal(write: Callable[..., Summary], output: Path) -> None:
+    assert write() == Summary(num_rows=30, num_errors=4, num_kept=0)
+    assert [row.index for row, _ in read_rows(output)] == list(range(30))
+    assert os.listdir(output.parent) == [output.name]
+
+
+def test_an_interrupted_run_leaves_its_rows_and_the_old_output(write: Callable[..., Summary], output: Path) -> None:
+    output.parent.mkdir()
+    output.write_text("the old one")
+    with pytest.raises(KeyboardInterrupt):
+        write(stop_after=11)
+    assert output.read_text() == "the old one"
+    assert [row.index for row, _ in read_rows(journal_path(output))] == list(range(11))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "table"])
+@pytest.mark.parametrize("stop_after", [1, 4, 5, 11, 29, 30])
+def test_going_on_gives_the_bytes_of_a_run_that_was_not_interrupted(
+    write: Callable[..., Summary], output: Path, kind: Format, stop_after: int
+) -> None:
+    write(kind=kind)
+    expected = output.read_bytes()
+    output.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        write(kind=kind, stop_after=stop_after)
+    summary = write(kind=kind)
+    assert output.read_bytes() == expected
+    assert (summary.num_rows, summary.num_errors) == (30, 4)
+    assert stop_after - 6 < summary.num_kept <= stop_after
+
+
+def test_going_on_puts_the_same_images_into_the_same_batches(
+    make_predictor: MakePredictor, make_sources: MakeSources, output: Path
+) -> None:
+    def batches(stop_after: int) -> list[list[int]]:
+        runs: list[list[int]] = []
+        engine = {"before_run": lambda images: runs.append([int(image.mean() * 1000) for image in images])}
+
+        def interrupt(row: Row) -> None:
+            if row.index == stop_after:
+                raise KeyboardInterrupt
+
+        with make_predictor(batch_size=4, engine=engine) as predictor:
+            try:
+                sources = make_sources(COUNT, broken=is_broken)
+                predict_to_file(predictor, sources, output, "jsonl", on_row=interrupt)
+            except KeyboardInterrupt:
+                pass
+        return runs
+
+    whole = batches(-1)
+    batches(17)
+    resumed = batches(-1)
+    assert 0 < len(resumed) < len(whole)
+    assert resumed == whole[-len(resumed) :]
+
+
+@pytest.mark.parametrize("cut", [1, 20, 200])
+def test_an_incomplete_last_line_is_cut_off(write: Callable[..., Summary], output: Path, cut: int) -> None:
+    write()
+    expected = output.read_bytes()
+    path = journal_path(output)
+    path.write_bytes(expected[:-cut])
+    write()
+    assert output.read_bytes() == expected
+
+
+def test_zeros_that_a_power_cut_left_are_cut_off(write: Callable[..., Summary], output: Path) -> None:
+    write()
+    expected = output.read_bytes()
+    journal_path(output).write_bytes(expected[:2000] + bytes(500))
+    write()
+    assert output.read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_views": 10}, "number of views 1; this run has 10"),
+        ({"precision": "fp16"}, "precision fp32; this run has fp16"),
+        ({"top_k": 2}, "top-k 3; this run has 2"),
+        ({"engine": {"artifact": "f" * 64}}, "artifact c0ffeec0ffee; this run has ffffffffffff"),
+    ],
+)
+def test_a_journal_of_other_options_is_refused_by_name(
+    write: Callable[..., Summary], output: Path, options: dict[str, object], named: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(stop_after=2)
+    before = journal_path(output).read_bytes()
+    with pytest.raises(UsageError, match=named):
+        write(**options)
+    assert journal_path(output).read_bytes() == before
+
+
+def test_a_journal_of_other_inputs_is_refused_by_name(
+    write: Callable[..., Summary], make_predictor: MakePredictor, make_sources: MakeSources, output: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(stop_after=9)
+    others = (Source(name=f"new-{source.name}", data=source.data) for source in make_sources(COUNT))
+    with (
+        make_predictor(batch_size=4) as predictor,
+        pytest.raises(UsageError, match=r"row 0 there is '0\.jpg' \(index 0\), now it is 'new-0\.jpg'"),
+    ):
+        predict_to_file(predictor, others, output, "jsonl")
+
+
+def test_a_journal_with_more_rows_than_inputs_is_refused(write: Callable[..., Summary]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(stop_after=9)
+    with pytest.raises(UsageError, match="now it is nothing"):
+        write(count=5)
+
+
+def test_a_run_that_would_begin_anew_over_a_journal_is_refused(write: Callable[..., Summary], output: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(stop_after=9)
+    with pytest.raises(UsageError, match="first 9 rows of an interrupted run") as caught:
+        is_complete(output, resume=False)
+    assert caught.value.cure is not None
+    assert "--resume" in caught.value.cure
+    assert not is_complete(output, resume=True)
+
+
+def test_an_output_without_a_journal_is_complete(write: Callable[..., Summary], output: Path) -> None:
+    assert not is_complete(output, resume=True)
+    write()
+    assert is_complete(output, resume=True)
+    assert not is_complete(output, resume=False)
+
+
+def test_a_file_of_the_users_own_is_not_taken_for_a_journal(write: Callable[..., Summary], output: Path) -> None:
+    output.parent.mkdir()
+    journal_path(output).write_text("my diary\n")
+    with pytest.raises(UsageError, match="not the journal"):
+        write()
+    assert journal_path(output).read_text() == "my diary\n"
+
+
+def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    with Journal(tmp_path / "a.partial"), pytest.raises(UsageError, match="another process"):
+        Journal(tmp_path / "a.partial").__enter__()
+
+
+def test_a_run_that_fails_before_its_first_row_leaves_nothing(write: Callable[..., Summary], output: Path) -> None:
+    def fail(images: object) -> None:
+        raise DeviceError("the device fell over")
+
+    with pytest.raises(DeviceError):
+        write(engine={"before_run": fail})
+    assert os.listdir(output.parent) == []
+
+
+def test_a_full_disk_keeps_what_was_written(write: Callable[..., Summary], output: Path) -> None:
+    resource = pytest.importorskip("resource")
+    write()
+    expected = output.read_bytes()
+    output.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"rows\.jsonl\.partial could not be written"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal_path(output).read_bytes() == expected[:3000]
+    assert write().num_kept > 0
+    assert output.read_bytes() == expected
+
+
+def test_a_full_disk_at_the_conversion_keeps_the_journal(
+    write: Callable[..., Summary], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "write_rows", full)
+        with pytest.raises(OutputError, match="No space left"):
+            write(kind="csv")
+    assert os.listdir(output.parent) == [journal_path(output).name]
+    assert write(kind="csv").num_rows == COUNT
+
+
+def test_rows_are_synced_every_few_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Row(index=0, source="a", num_views=1, backend="b", precision="fp32", artifact="c", error="d")
+    clock, synced = [0.0], []
+    monkeypatch.setattr(journal.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(journal.os, "fsync", lambda descriptor: synced.append(clock[0]))
+    with Journal(tmp_path / "a.partial") as opened:
+        opened.cut(0)
+        for clock[0] in (0.5, 1.0, 1.9, 2.1, 3.0, 4.0, 4.2):
+            opened.write(row)
+        assert synced == [2.1, 4.2]
