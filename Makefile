@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
 
-.PHONY: help setup demo test check lint bench clean
+.PHONY: help setup demo test check lint docs bench clean
 
 help:
 	@echo "make demo    set up, then train, export and predict in $(DEMO)/ and show the result"
 	@echo "make test    set up, then run the tests"
 	@echo "make check   lint, types, import contracts, then the tests: what CI runs"
+	@echo "make docs    write docs/cli.md anew"
 	@echo "make bench   compare ten-view throughput with the script that a user would write"
 	@echo "make clean   remove .venv and $(DEMO)/"
 
@@ -39,6 +40,10 @@ lint: setup
 	$(BIN)/lint-imports
 
 check: lint test
+
+# The command-line reference, from the commands themselves; a test compares.
+docs: setup
+	$(BIN)/python -m typer alexdeploy.cli.app utils docs --name alexdeploy --title "Command line" --output docs/cli.md
 
 bench: setup
 	$(BIN)/python benchmarks/tencrop.py

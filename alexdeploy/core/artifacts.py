@@ -175,6 +175,21 @@ def cache_folder(name: str) -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
+def limit_folder(folder: Path, limit_bytes: int) -> None:
+    """Delete the files of a cache that were used longest ago until it holds at most `limit_bytes`."""
+    files = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    used = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if used <= limit_bytes:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+            used -= size
+
+
 def _umask() -> int:
     # There is no call that only reads it; /proc has it on Linux, elsewhere set it and set it back.
     with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, UsageError
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, available_threads, check_images
-from alexdeploy.export.graphs import load_deployed
+from alexdeploy.export.graphs import deploy, load_graph
 
 _PROVIDER = "CPUExecutionProvider"
 
@@ -22,18 +22,20 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngin
         raise UsageError(
             "ONNX Runtime's CPU provider has no bfloat16", cure="Use --backend openvino or --precision fp32."
         )
-    deployed = load_deployed(folder, options.precision, options.num_views)
+    spec = folder.spec()
+    graph = load_graph(folder, options.precision, spec)
+    content = deploy(graph, spec, options.num_views, folder.mean_image(spec))
     info = EngineInfo(
         backend="onnxruntime",
         device="cpu",
         precision=options.precision,
         num_views=options.num_views,
-        classes=deployed.spec.classes,
-        artifact=deployed.artifact,
+        classes=spec.classes,
+        artifact=graph.sha256,
         batch_size=options.batch_size,
         num_streams=1,
     )
-    return OnnxRuntimeEngine(deployed.content, info, options.num_threads or available_threads())
+    return OnnxRuntimeEngine(content, info, options.num_threads or available_threads())
 
 
 class OnnxRuntimeEngine:

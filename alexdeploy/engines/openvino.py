@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder, cache_folder
-from alexdeploy.core.errors import DeviceError, DeviceMemoryError
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, limit_folder, sha256_bytes
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, OutputError
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, available_threads, check_images
-from alexdeploy.export.graphs import load_deployed
+from alexdeploy.export.graphs import deploy, load_graph
+
+_CACHE_BYTES = 2 << 30
+"""Compiled models kept in the cache; the full network takes 245 MB for each precision and number of views."""
 
 
 def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
     """An engine for the model's graph of `options.precision`; bf16 runs the fp32 graph in bfloat16 arithmetic."""
-    deployed = load_deployed(folder, "fp32" if options.precision == "bf16" else options.precision, options.num_views)
-    threads = options.num_threads or available_threads()
+    spec = folder.spec()
+    graph = load_graph(folder, "fp32" if options.precision == "bf16" else options.precision, spec)
     info = EngineInfo(
         backend="openvino",
         device="cpu",
         precision=options.precision,
         num_views=options.num_views,
-        classes=deployed.spec.classes,
-        artifact=deployed.artifact,
+        classes=spec.classes,
+        artifact=graph.sha256,
         batch_size=options.batch_size,
         # One thread a stream: no thread waits for another inside a batch, and decoding fits in between.
-        num_streams=threads,
+        num_streams=options.num_threads or available_threads(),
     )
-    return OpenVINOEngine(deployed.content, info)
+    mean_image = folder.mean_image(spec)
+    return OpenVINOEngine(lambda: deploy(graph, spec, options.num_views, mean_image), info, spec.contract_sha256)
 
 
 class OpenVINOEngine:
-    """One compiled model with as many infer requests as streams."""
+    """One compiled model with as many infer requests as streams.
 
-    def __init__(self, content: bytes, info: EngineInfo) -> None:
+    `load` gives the deployment graph, serialized; it is not called when the compiled model is in the cache.
+    """
+
+    def __init__(self, load: Callable[[], bytes], info: EngineInfo, contract_sha256: str) -> None:
         self.info = info
-        self._content: bytes | None = content
+        self._load: Callable[[], bytes] | None = load
+        # Everything that the compiled model depends on, by content.
+        parts = (ov.__version__, info.artifact, contract_sha256, info.precision, info.num_views, info.num_streams)
+        self._cache_name = f"{sha256_bytes(repr(parts).encode())[:32]}.blob"
         self._requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         self._compiled: ov.CompiledModel | None = None
 
@@ -53,19 +65,45 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": str(self.info.num_streams),
             "ENABLE_CPU_PINNING": "NO",
         }
-        cache = cache_folder("openvino")
-        if cache is not None:
-            config["CACHE_DIR"] = str(cache)
         try:
-            model = core.read_model(self._content)
-            self._content = None
-            self._compiled = core.compile_model(model, "CPU", config)
-            del model
+            self._compiled = self._cached(core, config) or self._compile(core, config)
             for _ in range(self.info.num_streams):
                 self._requests.put(self._compiled.create_infer_request())
         except RuntimeError as exc:
             raise _device_error(exc) from exc
+        self._load = None
         return self
+
+    def _cached(self, core: ov.Core, config: dict[str, str]) -> ov.CompiledModel | None:
+        folder = cache_folder("openvino")
+        if folder is None:
+            return None
+        path = folder / self._cache_name
+        try:
+            content = path.read_bytes()
+            compiled = core.import_model(content, "CPU", config)
+            # The cache forgets what was used longest ago.
+            path.touch()
+        except (OSError, RuntimeError):
+            # Not there, or damaged: then it is compiled again, and written anew.
+            return None
+        return compiled
+
+    def _compile(self, core: ov.Core, config: dict[str, str]) -> ov.CompiledModel:
+        assert self._load is not None, "an engine is entered once"
+        content = self._load()
+        # It holds the graph as read from disk, which is as large as all that follows.
+        self._load = None
+        model = core.read_model(content)
+        del content
+        compiled = core.compile_model(model, "CPU", config)
+        del model
+        folder = cache_folder("openvino")
+        if folder is not None:
+            with suppress(OutputError), atomic_write(folder / self._cache_name) as file:
+                file.write(compiled.export_model().getbuffer())
+            limit_folder(folder, _CACHE_BYTES)
+        return compiled
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
 
 import alexdeploy
-from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import ModelError, ParityError
-from alexdeploy.core.spec import ModelSpec, Preprocessing
+from alexdeploy.core.artifacts import ModelFolder, output_error
+from alexdeploy.core.errors import AlexDeployError, ModelError, ParityError, UsageError
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Preprocessing
 from alexdeploy.export import graphs
+from alexdeploy.export.deployment import PREFIX as DEPLOY_PREFIX
+from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.parity import TOLERANCES, run_graph
+from alexdeploy.images.preprocess import network_input
 
 _OLDEST_OPSET = 13
 _OPSET = 17
+_PREFIX = "import/"
+"""Of the tensors that this module adds."""
+
+_TAKEN = ("images", "logits", "probabilities", "view_classes")
+"""Inputs and outputs of the plain and of the deployment graph: no tensor inside may be called so."""
+
+_KEEP_ORDER = ("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
+"""Operators that hand on the same scores in the same order."""
+
+_SMALLEST_PROBABILITY = 1e-7
+"""What a probability of 0 becomes before its logarithm is taken: about the smallest number in FP16."""
+
+_PROBABILITY_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,31 +52,56 @@ class ImportOptions:
     classes: tuple[str, ...] | None = None
     output: str | None = None
     recipe: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Probe:
+    """Two images, uint8 [2, 256, 256, 3], the original's input for them, and its scores [2, C]."""
+
+    images: NDArray[np.uint8]
+    inputs: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    @property
+    def holds_probabilities(self) -> bool:
+        return bool((self.scores >= 0).all() and np.allclose(self.scores.sum(axis=1), 1, atol=1e-3))
+
+    @property
+    def probabilities(self) -> NDArray[np.floating]:
+        return self.scores if self.holds_probabilities else _softmax(self.scores)
 
 
 def import_onnx(path: Path, folder: ModelFolder, options: ImportOptions) -> ModelSpec:
     """Write `model.onnx` and `spec.json` into `folder`; returns the spec.
 
     The graph may name its input and output as it likes, fix its batch, list its initializers as inputs, have more
-    than one output, and end in a softmax. Raises ModelError if it is no NCHW classifier of square RGB images, and
-    ParityError if the rewritten graph does not give the answers of the original.
+    than one output, and end in a softmax. Raises ModelError if it is no NCHW classifier of square RGB images,
+    ParityError if the rewritten graph does not give the answers of the original, and UsageError if the folder is
+    in use. Nothing is written, and no earlier model touched, before all of that is known.
     """
+    if not options.overwrite and folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        raise UsageError(
+            f"{folder.path} already holds a model or other files", cure="Choose another --name, or --overwrite it."
+        )
     original = graphs.read_graph(path)
-    model = _modern(original.model, path)
-    input_name, batch, size = _image_input(model, path)
-    output_name = _class_output(model, options.output, path)
-    rewritten = _rewritten(model, input_name, batch, size, output_name)
-    num_classes = _check_same_answers(original.model, rewritten, output_name, batch or 1, size)
-    classes = options.classes or tuple(f"class-{index}" for index in range(num_classes))
+    model, batch = _one_input(original.model, path)
+    size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    steps = dataclasses.replace(options.preprocessing, crop=size)
+    model, probe = _one_output(model, batch, steps, options.output, path)
+    num_classes = probe.scores.shape[1]
+    classes = options.classes
+    if classes is None:
+        classes = tuple(f"class-{index}" for index in range(num_classes))
     if len(classes) != num_classes:
         raise ModelError(
             f"{path} has {num_classes} classes, the labels are {len(classes)}",
-            cure="Give one label per line.",
+            cure="Give one label per line, in the order of the output.",
         )
     spec = ModelSpec(
         name=folder.path.name,
         classes=classes,
-        preprocessing=dataclasses.replace(options.preprocessing, crop=size),
+        preprocessing=steps,
         recipe=options.recipe,
         provenance={
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -64,146 +110,347 @@ def import_onnx(path: Path, folder: ModelFolder, options: ImportOptions) -> Mode
             "imported_sha256": original.sha256,
         },
     )
-    rewritten.graph.output[0].type.tensor_type.shape.dim[1].dim_value = num_classes
-    graphs.write_graph(folder.onnx_path(), rewritten, spec, source=path)
-    folder.write_spec(spec)
+    _write(folder, _rewritten(_modern(model, path), batch, probe, spec, path), spec, path)
     return spec
 
 
-def _modern(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """A copy at opset 13 or later, where Softmax and the shapes mean what the deployment graph expects."""
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
-    copy = onnx.ModelProto()
+def _one_input(model: ModelProto, path: Path) -> tuple[ModelProto, int]:
+    """A copy whose only input is the image, with the outputs that need nothing else; and its batch, 1 if dynamic."""
+    copy = ModelProto()
     copy.CopyFrom(model)
+    if copy.functions:
+        copy = onnx.inliner.inline_local_functions(copy)
+    graph = copy.graph
+    if graph.sparse_initializer:
+        raise ModelError(f"{path} has sparse weights, which are not supported", cure="Export it with dense weights.")
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    images = [value for value in inputs if len(value.type.tensor_type.shape.dim) == 4]
+    found = ", ".join(_value_text(value) for value in inputs) or "nothing"
+    if not images:
+        raise ModelError(f"{path} takes {found}; expected one image input, float32 [N, 3, H, W]")
+    image = next((value for value in images if _is_photograph(value)), None)
+    if image is None:
+        raise ModelError(
+            f"{path} takes {found}; expected float32 [N, 3, H, H] with a fixed H of at most {IMAGE_SIZE}",
+            cure=_input_cure(images[0]),
+        )
+    others = {value.name for value in inputs} - {image.name}
+    outputs = [value for value in graph.output if not others.intersection(_needed(graph, value.name))]
+    if not outputs:
+        raise ModelError(
+            f"{path} takes {found}; expected one image input", cure="Export it with the others as constants."
+        )
+    del graph.input[:], graph.output[:]
+    graph.input.append(image)
+    graph.output.extend(outputs)
+    _prune(graph)
+    # From version 4 of the format on, weights need not be inputs.
+    copy.ir_version = max(copy.ir_version, 7)
+    return copy, image.type.tensor_type.shape.dim[0].dim_value or 1
+
+
+def _is_photograph(value: onnx.ValueInfoProto) -> bool:
+    tensor = value.type.tensor_type
+    _, channels, height, width = (dim.dim_value for dim in tensor.shape.dim)
+    return bool(tensor.elem_type == TensorProto.FLOAT and channels == 3 and height == width and 1 <= height <= 256)
+
+
+def _input_cure(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    dims = [dim.dim_value for dim in tensor.shape.dim]
+    if dims[3] in (1, 3) and dims[1] not in (1, 3):
+        return "Its channels come last: export it in NCHW (tf2onnx: --inputs-as-nchw)."
+    if dims[1] == 3 and not (dims[2] and dims[3]):
+        return (
+            "Fix its size: python -m onnxruntime.tools.make_dynamic_shape_fixed "
+            f"--input_name {value.name} --input_shape 1,3,224,224 FILE.onnx NEW.onnx"
+        )
+    if tensor.elem_type != TensorProto.FLOAT:
+        return "Export it with a float32 input."
+    return f"Views are squares cut from photographs of {IMAGE_SIZE}x{IMAGE_SIZE} in colour; export it for such."
+
+
+def _one_output(
+    model: ModelProto, batch: int, steps: Preprocessing, wanted: str | None, path: Path
+) -> tuple[ModelProto, _Probe]:
+    """The part of the graph that computes the class scores, and what it answers to two images."""
+    names = [value.name for value in model.graph.output]
+    if wanted is not None and wanted not in names:
+        raise ModelError(f"{path} has no output {wanted!r}", cure=f"Its outputs: {', '.join(names)}")
+    blocks = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    images = blocks.repeat(IMAGE_SIZE // 8, axis=1).repeat(IMAGE_SIZE // 8, axis=2)
+    inputs = np.concatenate([network_input(image, steps, 1) for image in images])
+    parts = [np.resize(inputs, (batch, *inputs.shape[1:]))] if batch > 1 else np.split(inputs, 2)
+    answers = [_run(model, part, path) for part in parts]
+    shapes = {name: answer.shape for name, answer in zip(names, answers[0], strict=True)}
+    fitting = [
+        name
+        for name, answer in zip(names, answers[0], strict=True)
+        if answer.dtype == np.float32 and _holds_scores(answer.shape, batch) and wanted in (None, name)
+    ]
+    if not fitting:
+        found = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items() if wanted in (None, name))
+        raise ModelError(f"{path} gives {found} for a batch of {batch}; expected class scores, float32 [N, C]")
+    index = names.index(fitting[0])
+    scores = np.concatenate([answer[index].reshape(batch, -1) for answer in answers])[:2]
+    if not np.isfinite(scores).all():
+        raise ModelError(f"{path} gives {fitting[0]} that is not finite (NaN or infinity)")
+    kept = model.graph.output[index]
+    del model.graph.output[:]
+    model.graph.output.append(kept)
+    _prune(model.graph)
+    return model, _Probe(images=images, inputs=inputs, scores=scores)
+
+
+def _holds_scores(shape: tuple[int, ...], batch: int) -> bool:
+    """[N, C], or that with ones in it: [N, C, 1, 1]."""
+    return len(shape) >= 2 and shape[0] == batch and sum(size != 1 for size in shape[1:]) == 1 and 0 not in shape
+
+
+def _modern(model: ModelProto, path: Path) -> ModelProto:
+    """The model at opset 13 or later, where Softmax and the shapes mean what the deployment graph expects."""
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     if opset >= _OLDEST_OPSET:
-        return copy
+        return model
     try:
-        return version_converter.convert_version(copy, _OPSET)
+        return version_converter.convert_version(model, _OPSET)
     except (RuntimeError, version_converter.ConvertError) as exc:
         raise ModelError(
-            f"{path} is opset {opset} and cannot be converted to {_OPSET}: {exc}",
+            f"{path} is opset {opset} and cannot be converted to {_OPSET}: {_first_line(exc)}",
             cure="Export it again at opset 13 or later.",
         ) from exc
 
 
-def _image_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, int]:
-    """Name, fixed batch (None if dynamic) and side in pixels of the one image input."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    found = ", ".join(_shape_text(value) for value in inputs)
-    images = [value for value in inputs if len(value.type.tensor_type.shape.dim) == 4]
-    if len(inputs) != 1 or not images:
-        raise ModelError(f"{path} takes {found or 'nothing'}; expected one image input [N, 3, H, W]")
-    tensor = images[0].type.tensor_type
-    batch, channels, height, width = (dim.dim_value for dim in tensor.shape.dim)
-    if tensor.elem_type != TensorProto.FLOAT or channels != 3 or height != width or not 1 <= height <= 256:
-        raise ModelError(f"{path} takes {found}; expected float32 [N, 3, H, H] with H of at most 256, in NCHW")
-    return images[0].name, batch or None, height
+def _rewritten(model: ModelProto, batch: int, probe: _Probe, spec: ModelSpec, path: Path) -> ModelProto:
+    """The plain network, checked: one input `images`, one output `logits` [N, C], the batch dynamic."""
+    _free_batch(model, np.resize(probe.inputs, (batch, *probe.inputs.shape[1:])))
+    output = model.graph.output[0].name
+    producers = _producers(model.graph)
+    last = producers.get(output)
+    while last is not None and last.op_type in _KEEP_ORDER:
+        last = producers.get(last.input[0])
+    if last is not None and last.op_type == "Sigmoid" and not probe.holds_probabilities:
+        raise ModelError(
+            f"{path} ends in a Sigmoid: a score for each label by itself, not one class out of {spec.num_classes}",
+            cure="Models of several labels for one image are not supported.",
+        )
+    if probe.holds_probabilities and last is not None and last.op_type == "Softmax":
+        # A softmax at the end is the deployment graph's affair; what goes into it are the logits.
+        with contextlib.suppress(ModelError):
+            network = _plain_network(model, last.input[0], False, spec)
+            _check_same_answers(network, probe, spec, batch, path)
+            return network
+    network = _plain_network(model, output, probe.holds_probabilities, spec)
+    _check_same_answers(network, probe, spec, batch, path)
+    return network
 
 
-def _class_output(model: onnx.ModelProto, wanted: str | None, path: Path) -> str:
-    names = [value.name for value in model.graph.output]
-    if wanted is not None:
-        if wanted not in names:
-            raise ModelError(f"{path} has no output {wanted!r}", cure=f"Its outputs: {', '.join(names)}")
-        return wanted
-    inferred = onnx.shape_inference.infer_shapes(model)
-    for value in inferred.graph.output:
-        tensor = value.type.tensor_type
-        dims = [dim.dim_value for dim in tensor.shape.dim]
-        if tensor.elem_type == TensorProto.FLOAT and len(dims) >= 2 and all(dim == 1 for dim in dims[2:]):
-            return str(value.name)
-    raise ModelError(f"{path} has no output of class scores [N, C]; its outputs: {', '.join(names)}")
-
-
-def _rewritten(
-    model: onnx.ModelProto, input_name: str, batch: int | None, size: int, output_name: str
-) -> onnx.ModelProto:
-    """One input `images`, one output `logits` [N, C], initializers no longer inputs, the batch dynamic."""
-    graph = model.graph
-    if batch is not None:
-        _free_batch(graph, batch)
-    producers = {name: node for node in graph.node for name in node.output}
-    # A softmax at the end is the deployment graph's affair; what goes into it are the logits.
-    ends_in_softmax = producers[output_name].op_type == "Softmax"
-    scores = producers[output_name].input[0] if ends_in_softmax else output_name
-    nodes = _needed_nodes(graph, producers, scores)
-    nodes.append(helper.make_node("Flatten", [scores], ["alexdeploy/logits"], name="alexdeploy/logits", axis=1))
-    names = {taken: f"{taken}_original" for taken in ("images", "logits")}
-    names |= {input_name: "images", "alexdeploy/logits": "logits"}
-    for node in nodes:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    used = {name for node in nodes for name in node.input}
-    weights = []
-    for tensor in graph.initializer:
-        tensor.name = names.get(tensor.name, tensor.name)
-        if tensor.name in used:
-            weights.append(tensor)
+def _plain_network(model: ModelProto, scores: str, takes_logarithm: bool, spec: ModelSpec) -> ModelProto:
+    """From `images` to `logits`: the tensor `scores` as [N, C], or its logarithm, of which softmax is the inverse."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    graph, logits = copy.graph, _PREFIX + "logits"
+    flat = _PREFIX + "flat" if takes_logarithm else logits
+    graph.node.append(helper.make_node("Flatten", [scores], [flat], name=flat, axis=1))
+    if takes_logarithm:
+        smallest, clipped = _PREFIX + "smallest", _PREFIX + "clipped"
+        graph.initializer.append(numpy_helper.from_array(np.array(_SMALLEST_PROBABILITY, np.float32), smallest))
+        graph.node.append(helper.make_node("Max", [flat, smallest], [clipped], name=clipped))
+        graph.node.append(helper.make_node("Log", [clipped], [logits], name=logits))
+    size = spec.preprocessing.crop
+    graph.output[0].CopyFrom(helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["N", spec.num_classes]))
+    _prune(graph)
+    _rename(graph, {graph.input[0].name: "images", logits: "logits"})
     return helper.make_model(
         helper.make_graph(
-            nodes,
-            graph.name or "imported",
+            graph.node,
+            graph.name,
             [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, size, size])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", "classes"])],
-            weights,
+            graph.output,
+            graph.initializer,
         ),
-        opset_imports=model.opset_import,
-        ir_version=max(model.ir_version, 7),
+        opset_imports=copy.opset_import,
+        ir_version=copy.ir_version,
         producer_name="alexdeploy",
     )
 
 
-def _needed_nodes(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
+def _rename(graph: GraphProto, names: dict[str, str]) -> None:
+    """Rename tensors, and those that would collide with names of ours; give every node a name of its own."""
+    known = {name for node in _all_nodes(graph.node) for name in (*node.input, *node.output)}
+    for name in sorted(known - set(names)):
+        if _is_ours(name):
+            names[name] = _unused(f"original/{name}", known)
+    for node in _all_nodes(graph.node):
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for inner in (graph, *_inner_graphs(graph.node)):
+        for value in (*inner.input, *inner.output, *inner.initializer):
+            value.name = names.get(value.name, value.name)
+    used: set[str] = set()
+    for node in _all_nodes(graph.node):
+        # The FP16 converter names what it adds after the node, and not every exporter names its nodes.
+        name = node.name or next(filter(None, node.output), node.op_type)
+        node.name = _unused(f"original/{name}" if _is_ours(name) else name, used)
+
+
+def _is_ours(name: str) -> bool:
+    return name in _TAKEN or name.startswith(DEPLOY_PREFIX)
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """`name`, with a number after it if need be, which is then in `used`."""
+    number, free = 1, name
+    while free in used:
+        number += 1
+        free = f"{name}_{number}"
+    used.add(free)
+    return free
+
+
+def _free_batch(model: ModelProto, inputs: NDArray[np.float32]) -> None:
+    """Let every Reshape of the images to a constant shape follow the batch: -1 there, what it was in the rest."""
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    depends, fixed = {graph.input[0].name}, []
+    for node in graph.node:
+        if depends.intersection(_reads(node)):
+            depends.update(node.output)
+            if node.op_type == "Reshape" and node.input[1] in constants:
+                fixed.append(node)
+    outputs = run_graph(model, inputs, [node.output[0] for node in fixed]) if fixed else []
+    for index, (node, output) in enumerate(zip(fixed, outputs, strict=True)):
+        if output.ndim >= 2 and output.shape[0] % len(inputs) == 0:
+            name = f"{_PREFIX}shape{index}"
+            graph.initializer.append(numpy_helper.from_array(np.array([-1, *output.shape[1:]], np.int64), name))
+            node.input[1] = name
+            del node.attribute[:]
+
+
+def _check_same_answers(network: ModelProto, probe: _Probe, spec: ModelSpec, batch: int, path: Path) -> None:
+    """Compare with the original, for one image and for two, the plain network and the deployment graph of one view."""
+    deployed = deployment_graph(network, spec, 1)
+    for num in (1, 2):
+        try:
+            logits = run_graph(network, probe.inputs[:num])[0]
+            # The deployment graph takes uint8.
+            probabilities = run_graph(deployed, probe.images[:num])[0]  # type: ignore[arg-type]
+        except AlexDeployError:
+            raise
+        except Exception as exc:
+            raise ModelError(
+                f"{path}, built for a batch of {batch}, cannot be rewritten to run one of {num}: {_first_line(exc)}",
+                cure="Export it with a dynamic batch.",
+            ) from exc
+        expected = probe.probabilities[:num]
+        errors = [_largest(probabilities, expected), _largest(_softmax(logits), expected)]
+        if not probe.holds_probabilities:
+            scale = max(float(np.abs(probe.scores).max()), 1e-30)
+            errors.append(_largest(logits, probe.scores[:num]) / scale * _PROBABILITY_TOLERANCE / TOLERANCES["fp32"])
+        # Not "error > tolerance": a NaN must fail as well.
+        if not all(error <= _PROBABILITY_TOLERANCE for error in errors):
+            raise ParityError(
+                f"{path}: rewritten, it does not give its own answers: off by {max(errors):.2e} for a batch of {num}, "
+                f"allowed are {_PROBABILITY_TOLERANCE:.0e}",
+                cure="Nothing was written. Export it with a dynamic batch and logits as its output.",
+            )
+
+
+def _write(folder: ModelFolder, network: ModelProto, spec: ModelSpec, path: Path) -> None:
+    """Write graph and spec, then remove what belonged to an earlier model; or leave no new folder behind."""
+    is_new = not folder.path.exists()
+    try:
+        # The graph remembers its source by name, and looks for it in its own folder: the name must not be there.
+        with tempfile.TemporaryDirectory() as place:
+            source = Path(place) / "original.onnx"
+            try:
+                shutil.copyfile(path, source)
+            except OSError as exc:
+                raise output_error(source, exc) from exc
+            graphs.write_graph(folder.onnx_path(), network, spec, source)
+        folder.write_spec(spec)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    for stale in (folder.weights_path, folder.mean_path, *folder.path.glob("model.*.onnx")):
+        stale.unlink(missing_ok=True)
+    for stale in (folder.checkpoints, folder.path / "engines"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _prune(graph: GraphProto) -> None:
+    """Keep the nodes and weights that the outputs need."""
+    needed: set[str] = set()
+    for value in graph.output:
+        needed |= _needed(graph, value.name)
+    nodes = [node for node in graph.node if needed.intersection(node.output)]
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(weights)
+
+
+def _needed(graph: GraphProto, output: str) -> set[str]:
+    """Names of the tensors that `output` is computed from, itself among them."""
+    producers = _producers(graph)
     needed: set[str] = set()
     waiting = [output]
     while waiting:
-        node = producers.get(waiting.pop())
-        if node is not None and not needed.issuperset(node.output):
-            needed.update(node.output)
-            waiting.extend(node.input)
-    return [node for node in graph.node if needed.intersection(node.output)]
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            node = producers.get(name)
+            waiting.extend(_reads(node) if node is not None else ())
+    return needed
 
 
-def _free_batch(graph: onnx.GraphProto, batch: int) -> None:
-    """Make constant Reshape targets that begin with the fixed batch follow the batch instead."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
-    for node in graph.node:
-        target = constants.get(node.input[1]) if node.op_type == "Reshape" else None
-        if target is None:
-            continue
-        shape = numpy_helper.to_array(target).copy()
-        if len(shape) > 1 and shape[0] == batch:
-            # 0 copies the input's first dimension, which is the batch as long as nothing was folded into it.
-            shape[0] = 0
-            target.CopyFrom(numpy_helper.from_array(shape, target.name))
+def _producers(graph: GraphProto) -> dict[str, NodeProto]:
+    return {name: node for node in graph.node for name in node.output if name}
 
 
-def _check_same_answers(
-    original: onnx.ModelProto, rewritten: onnx.ModelProto, output: str, batch: int, size: int
-) -> int:
-    """Compare probabilities at the original's batch and at another; returns the number of classes."""
-    rng = np.random.default_rng(0)
-    images = rng.normal(0, 50, (2 * batch, 3, size, size)).astype(np.float32)
-    expected = np.concatenate([run_graph(original, part, [output])[0] for part in np.split(images, 2)])
-    expected = expected.reshape(len(images), -1)
+def _reads(node: NodeProto) -> Iterator[str]:
+    """What a node reads, and the nodes inside its branches or its loop."""
+    for each in _all_nodes([node]):
+        yield from filter(None, each.input)
+    for inner in _inner_graphs([node]):
+        yield from (value.name for value in inner.output)
+
+
+def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    for node in nodes:
+        yield node
+        for inner in _inner_graphs([node], deep=False):
+            yield from _all_nodes(inner.node)
+
+
+def _inner_graphs(nodes: Iterable[NodeProto], deep: bool = True) -> Iterator[GraphProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield inner
+                if deep:
+                    yield from _inner_graphs(inner.node)
+
+
+def _run(model: ModelProto, inputs: NDArray[np.float32], path: Path) -> list[NDArray[np.floating]]:
     try:
-        (logits,) = run_graph(rewritten, images)
+        return run_graph(model, inputs)
+    except AlexDeployError:
+        raise
     except Exception as exc:
-        raise ModelError(
-            f"the graph is built for a batch of {batch} and cannot run another: {exc}",
-            cure="Export it with a dynamic batch.",
-        ) from exc
-    for actual in (logits, _softmax(logits)):
-        error = float(np.abs(actual - expected).max()) / max(float(np.abs(expected).max()), 1e-30)
-        if error <= TOLERANCES["fp32"]:
-            return int(logits.shape[1])
-    raise ParityError(
-        f"the rewritten graph does not give the original's answers: off by {error:.2e} of the largest output"
-    )
+        # ONNX Runtime's own exceptions have no common base short of Exception.
+        raise ModelError(f"{path} cannot be run by ONNX Runtime: {_first_line(exc)}") from exc
+
+
+def _first_line(exc: Exception) -> str:
+    return next(iter(str(exc).strip().splitlines()), type(exc).__name__)
+
+
+def _largest(actual: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    return float(np.abs(actual - expected).max())
 
 
 def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -212,6 +459,7 @@ def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     return result
 
 
-def _shape_text(value: onnx.ValueInfoProto) -> str:
+def _value_text(value: onnx.ValueInfoProto) -> str:
     dims = value.type.tensor_type.shape.dim
-    return f"{value.name} [{', '.join(str(dim.dim_value or dim.dim_param or '?') for dim in dims)}]"
+    shape = ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in dims)
+    return f"{value.name} {graphs.type_name(value)} [{shape}]"

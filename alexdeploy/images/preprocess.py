@@ -25,8 +25,10 @@ def network_input(
         pixels = pixels[:, :, ::-1]
     if steps.scale != 1.0:
         pixels = pixels * np.float32(steps.scale)
-    mean = np.array(steps.mean, np.float32) if mean_image is None else mean_image.transpose(1, 2, 0)
-    pixels = pixels - mean
+    mean: NDArray[np.float32] = (
+        np.array(steps.mean, np.float32) if mean_image is None else mean_image.transpose(1, 2, 0)
+    )
+    pixels = np.subtract(pixels, mean, dtype=np.float32)
     if steps.std != (1.0, 1.0, 1.0):
-        pixels = pixels / np.asarray(steps.std, np.float32)
+        pixels = np.divide(pixels, np.array(steps.std, np.float32), dtype=np.float32)
     return np.ascontiguousarray(cut_views(pixels, steps.crop, num_views).transpose(0, 3, 1, 2))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, atomic_write, find_model, sha256_file
+from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, atomic_write, find_model, limit_folder, sha256_file
 from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 
@@ -81,6 +81,14 @@ def test_a_pickled_mean_image_is_refused(tmp_path: Path) -> None:
     np.save(folder.mean_path, np.array([{"code": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ModelError, match="damaged"):
         folder.mean_image(_spec(mean_image=sha256_file(folder.mean_path)))
+
+
+def test_a_cache_forgets_what_was_used_longest_ago(tmp_path: Path) -> None:
+    for age, name in enumerate(("newest", "newer", "old", "oldest")):
+        (tmp_path / name).write_bytes(b"x" * 100)
+        os.utime(tmp_path / name, (1_000_000 - age, 1_000_000 - age))
+    limit_folder(tmp_path, 250)
+    assert {path.name for path in tmp_path.iterdir()} == {"newest", "newer"}
 
 
 def test_a_hash_is_that_of_hashlib(tmp_path: Path) -> None:

@@ -10,12 +10,21 @@ import numpy as np
 import onnx
 import pytest
 from conftest import TINY, make_model, smooth_images
+from safetensors.numpy import load_file, save_file
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import AlexDeployError, DeviceError, ModelError, StaleArtifactError, UsageError
 from alexdeploy.core.recipe import list_recipes
 from alexdeploy.engines.base import Backend, EngineOptions, Predictions, choose_backend, open_engine
 from alexdeploy.export.export import export_model
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for compiled models, of this test alone."""
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
 
 BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime", "torch")
 
@@ -118,6 +127,45 @@ def test_a_closed_engine_says_so(tiny_model: ModelFolder, backend: Backend) -> N
     engine = open_engine(tiny_model, backend, EngineOptions())
     with pytest.raises(DeviceError, match="not open"):
         engine.run(smooth_images(1))
+
+
+def test_a_compiled_model_from_the_cache_gives_the_same_bits(tiny_model: ModelFolder, cache: Path) -> None:
+    first = _run(tiny_model, "openvino", smooth_images(3), num_views=10)
+    (blob,) = (cache / "openvino").iterdir()
+    written = blob.stat().st_ino
+    second = _run(tiny_model, "openvino", smooth_images(3), num_views=10)
+    np.testing.assert_array_equal(first.probabilities, second.probabilities)
+    assert [path.stat().st_ino for path in (cache / "openvino").iterdir()] == [written]
+
+
+def test_another_model_of_the_same_name_does_not_get_the_cached_one(tiny_model: ModelFolder, cache: Path) -> None:
+    before = _run(tiny_model, "openvino", smooth_images(3)).probabilities
+    weights = load_file(tiny_model.weights_path)
+    weights["fc8.bias"] += np.arange(5, dtype=np.float32)
+    save_file(weights, tiny_model.weights_path)
+    export_model(tiny_model)
+    after = _run(tiny_model, "openvino", smooth_images(3)).probabilities
+    exact = _run(tiny_model, "torch", smooth_images(3)).probabilities
+    np.testing.assert_allclose(after, exact, atol=1e-5)
+    assert np.abs(after - before).max() > 0.01
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def test_a_damaged_cache_is_compiled_again(tiny_model: ModelFolder, cache: Path, damage: bytes | None) -> None:
+    expected = _run(tiny_model, "openvino", smooth_images(2)).probabilities
+    (blob,) = (cache / "openvino").iterdir()
+    content = blob.read_bytes()
+    blob.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    np.testing.assert_array_equal(_run(tiny_model, "openvino", smooth_images(2)).probabilities, expected)
+    assert blob.stat().st_size == len(content)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "file"))
+    assert _run(tiny_model, "openvino", smooth_images(2)).probabilities.shape == (2, 5)
 
 
 def test_changed_weights_make_the_graph_stale(tiny_model: ModelFolder) -> None:

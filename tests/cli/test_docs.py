@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_command_line_reference_is_that_of_the_commands() -> None:
+    command = [sys.executable, "-m", "typer", "alexdeploy.cli.app", "utils", "docs", "--name", "alexdeploy"]
+    done = subprocess.run([*command, "--title", "Command line"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (DOCS / "cli.md").read_text(encoding="utf-8").strip(), "run: make docs"
