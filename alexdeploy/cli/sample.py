@@ -1,0 +1,44 @@
+"""`alexdeploy sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alexdeploy.cli import output
+
+NUM_TRAIN = 300
+NUM_VAL = 50
+"""Images of each class that `train` renders where it is given no data: enough to learn from, few enough to wait for."""
+
+
+def sample(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it: a new or an empty folder.")],
+    num_train: Annotated[int, typer.Option(min=1, help="Training images of each class.")] = NUM_TRAIN,
+    num_val: Annotated[int, typer.Option(min=1, help="Validation images of each class.")] = NUM_VAL,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed renders the same images.")] = 0,
+) -> None:
+    """Render the built-in data set, ten classes of shapes, to DIR/train and DIR/val.
+
+    A rendering that was stopped is completed, a finished one left as it is.
+    """
+    render(folder, num_train=num_train, num_val=num_val, seed=seed)
+    output.note(f"{folder}: ten classes, {num_train} training and {num_val} validation images of each")
+    output.note(f"next: alexdeploy train {folder} --recipe alexnet-quarter")
+
+
+def render(folder: Path, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL, seed: int = 0) -> None:
+    """Write the sample and show how far it is."""
+    from alexdeploy.images.sample import write_sample
+
+    with output.progress("images") as bar:
+        task = bar.add_task(f"rendering {folder}", total=None)
+        write_sample(
+            folder,
+            num_train=num_train,
+            num_val=num_val,
+            seed=seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )

@@ -1,0 +1,152 @@
+"""What a run needs to go on as if it had never stopped, in one file that is always whole."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from alexdeploy.core.artifacts import ModelFolder, atomic_write
+from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.recipe import Recipe
+from alexdeploy.images.folder import LabelledImages
+from alexdeploy.training.events import EpochRecord
+from alexdeploy.training.pixels import fingerprint
+from alexdeploy.training.schedule import ScheduleState
+from alexdeploy.training.statistics import Statistics
+
+# Neither changes what is learned until then; a run may get more epochs than it began with.
+_FREE_KEYS = ("name", "description", "overrides", "training.epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a run is made of; `recipe` has its values by dotted key. A checkpoint goes on only with the same."""
+
+    recipe: dict[str, Any]
+    data_sha256: str
+    num_train: int
+    num_val: int
+    num_classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The epoch whose weights are in the model folder."""
+
+    record: EpochRecord
+    weights_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is: `schedule` counts the epochs finished, `step` the steps of the next one.
+
+    `loss_sum` is the sum over that epoch's images so far. `broken` are indices of training and validation
+    images that were left out.
+    """
+
+    schedule: ScheduleState = field(default_factory=ScheduleState)
+    step: int = 0
+    loss_sum: float = 0.0
+    best: Best | None = None
+    broken_train: tuple[int, ...] = ()
+    broken_val: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """`learner` is Learner.state(): tensors by name."""
+
+    identity: Identity
+    progress: Progress
+    statistics: Statistics
+    learner: Mapping[str, Any]
+
+
+def checkpoint_path(folder: ModelFolder) -> Path:
+    return folder.checkpoints / "last.pt"
+
+
+def describe_run(recipe: Recipe, data: LabelledImages) -> Identity:
+    """Look at the recipe and the names and sizes of all images."""
+    return Identity(
+        recipe=_flatten(msgspec.to_builtins(recipe)),
+        data_sha256=fingerprint(data),
+        num_train=len(data.train),
+        num_val=len(data.val),
+        num_classes=len(data.classes),
+    )
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write it so that a kill leaves this one or the one before. Raises OutputError."""
+    statistics = checkpoint.statistics
+    content = {
+        "identity": msgspec.json.encode(checkpoint.identity).decode(),
+        "progress": msgspec.json.encode(checkpoint.progress).decode(),
+        "num_images": statistics.num_images,
+        "mean_image": torch.from_numpy(statistics.mean_image),
+        "covariance": torch.from_numpy(statistics.covariance),
+        "learner": dict(checkpoint.learner),
+    }
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read it with tensors and plain values allowed, nothing else. Raises ModelError."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return Checkpoint(
+            identity=msgspec.json.decode(content["identity"], type=Identity),
+            progress=msgspec.json.decode(content["progress"], type=Progress),
+            statistics=Statistics(
+                num_images=content["num_images"],
+                mean_image=content["mean_image"].numpy(),
+                covariance=content["covariance"].numpy(),
+            ),
+            learner=content["learner"],
+        )
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, TypeError, pickle.UnpicklingError) as exc:
+        reason = str(exc).partition("\n")[0]
+        raise ModelError(f"{path} is no checkpoint: {reason}", cure="Start again: --overwrite") from exc
+
+
+def check_same_run(found: Identity, asked: Identity) -> None:
+    """Raise UsageError naming what differs between a checkpoint and what was asked for."""
+    changes = [
+        f"{key} was {found.recipe.get(key)!r}, now {asked.recipe.get(key)!r}"
+        for key in sorted(found.recipe.keys() | asked.recipe.keys())
+        if found.recipe.get(key) != asked.recipe.get(key)
+    ]
+    for what, before, now in (
+        ("training images", found.num_train, asked.num_train),
+        ("validation images", found.num_val, asked.num_val),
+        ("classes", found.num_classes, asked.num_classes),
+    ):
+        if before != now:
+            changes.append(f"{what}: {before:,} then, {now:,} now")
+    if not changes and found.data_sha256 != asked.data_sha256:
+        changes.append("the names, classes or sizes of some images")
+    if changes:
+        raise UsageError(
+            "the run to be resumed differs from what is asked for: " + "; ".join(changes),
+            cure="Ask for the same, or start anew under another --name or with --overwrite.",
+        )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        elif f"{prefix}{key}" not in _FREE_KEYS:
+            # As it will be when it comes back from JSON: lists for tuples.
+            flat[f"{prefix}{key}"] = msgspec.json.decode(msgspec.json.encode(value))
+    return flat

@@ -1,0 +1,87 @@
+"""What training tells whoever watches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """Images decoded so far in the first pass over the training and validation sets."""
+
+    num_done: int
+    num_total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """Steps begin. `num_epochs` are finished already, and `num_steps` of the next one."""
+
+    device: str
+    num_train: int
+    num_val: int
+    num_skipped: int
+    in_memory: bool
+    num_epochs: int
+    num_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """`step` of `num_steps` of `epoch` (from 1) is done; `loss` is the mean over the epoch so far."""
+
+    epoch: int
+    step: int
+    num_steps: int
+    loss: float
+    learning_rate: float
+    images_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One line of the log. Errors are fractions of the validation set, on the centre view."""
+
+    epoch: int
+    loss: float
+    val_loss: float
+    val_top1_error: float
+    val_top5_error: float
+    learning_rate: float
+    images_per_second: float
+    num_skipped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFinished:
+    """An epoch is done, and in the log, in a checkpoint and, where it is the best so far, in the model folder."""
+
+    record: EpochRecord
+    is_best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved:
+    """A checkpoint within an epoch was written, after `step` steps of `epoch`."""
+
+    path: Path
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlreadyFinished:
+    """A resumed run had all its epochs."""
+
+    num_epochs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something that does not stop training and that somebody should know."""
+
+    message: str
+
+
+Event = Decoded | Started | Step | EpochFinished | CheckpointSaved | AlreadyFinished | Notice

@@ -1,0 +1,135 @@
+"""The network under training, its optimizer and its precision on one device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core.recipe import Recipe
+from alexdeploy.network.alexnet import AlexNet, initialize
+from alexdeploy.training.optimizer import MomentumSGD
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str | None, precision: Literal["fp32", "bf16", "fp16"]) -> torch.device:
+    """The device called `name`, or CUDA's first where there is one, else the CPU.
+
+    Raises DeviceError for a device that is not there, UsageError for a name or a precision it does not know.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as exc:
+        raise UsageError(f"unknown device {name!r}", cure="Devices: cpu, cuda, cuda:1, ...") from exc
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"training runs on cpu and cuda, not on {device.type}", cure="Leave out --device.")
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            raise DeviceError(f"{name} was asked for; PyTorch finds {found} CUDA devices", cure="Try --device cpu")
+    elif precision == "fp16":
+        raise UsageError("fp16 training needs a GPU", cure="On the CPU, use --precision bf16 or fp32.")
+    return device
+
+
+class Learner:
+    """A network that takes gradient steps. Weights are float32 whatever the precision of its layers is."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, device: torch.device) -> None:
+        training = recipe.training
+        network = AlexNet(recipe.architecture, num_classes)
+        initialize(network, training.init, training.seed)
+        self.device = device
+        self._dtype = _AUTOCAST[training.precision]
+        # Views come channels last. Convolutions then take 3/4 of the time on the CPU (64 views, AVX-512), and
+        # tensor cores want it for the 16-bit types; in float32 on a GPU, cuDNN's grouped ones do not.
+        self._layout = (
+            torch.channels_last if device.type == "cpu" or self._dtype is not None else torch.contiguous_format
+        )
+        self._network = network.to(device=device, memory_format=self._layout)  # type: ignore[call-overload]
+        self._optimizer = MomentumSGD(
+            self._network.parameters(),
+            learning_rate=training.learning_rate,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+
+    def compute_gradients(self, views: Tensor, labels: Tensor, dropout_seed: int) -> Tensor:
+        """Set the gradients of the mean cross-entropy over views [N, 3, S, S] and labels [N]; returns it.
+
+        The loss stays on the device: reading it would wait for the step.
+        """
+        self._network.train()
+        torch.manual_seed(dropout_seed)
+        self._optimizer.zero_grad()
+        loss = F.cross_entropy(self._logits(views), labels)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def update(self, learning_rate: float) -> None:
+        """Take one step along the gradients. With fp16, one that overflowed is left out and the scale falls."""
+        self._optimizer.learning_rate = learning_rate
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    def evaluate(self, views: Tensor) -> Tensor:
+        """Logits, float32 [N, classes], of views [N, 3, S, S], without dropout."""
+        self._network.eval()
+        with torch.inference_mode():
+            return self._logits(views)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies on the CPU, float32, contiguous, by their names in the state dict."""
+        return {name: _copy(tensor) for name, tensor in self._network.state_dict().items()}
+
+    def is_finite(self) -> bool:
+        """Whether every weight is a number."""
+        with torch.no_grad():
+            norms = torch._foreach_norm(list(self._network.parameters()))
+            return bool(torch.stack(norms).isfinite().all())
+
+    def state(self) -> dict[str, Any]:
+        """Weights, velocities and the scale of fp16's gradients, as copies on the CPU."""
+        names = [name for name, _ in self._network.named_parameters()]
+        velocities = zip(names, self._optimizer.velocities(), strict=True)
+        return {
+            "weights": self.weights(),
+            "velocities": {name: _copy(velocity) for name, velocity in velocities},
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to a `state()` of the same recipe."""
+        self.load_weights(state["weights"])
+        names = [name for name, _ in self._network.named_parameters()]
+        with torch.no_grad():
+            for name, velocity in zip(names, self._optimizer.velocities(), strict=True):
+                velocity.copy_(state["velocities"][name])
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the weights alone."""
+        self._network.load_state_dict(weights)
+
+    def _logits(self, views: Tensor) -> Tensor:
+        views = views.contiguous(memory_format=self._layout)
+        with self._autocast():
+            logits: Tensor = self._network(views)
+        return logits.float()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32, memory_format=torch.contiguous_format, copy=True)

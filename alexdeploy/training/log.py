@@ -1,0 +1,111 @@
+"""The training log: one JSON line for each epoch, and the same curves for TensorBoard."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, output_error
+from alexdeploy.training.events import EpochRecord
+from alexdeploy.training.statistics import Statistics, color_axes
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def log_path(folder: ModelFolder) -> Path:
+    return folder.checkpoints / "log.jsonl"
+
+
+def read_log(path: Path) -> tuple[EpochRecord, ...]:
+    """The records of a log; a line that a kill cut short is left out."""
+    if not path.is_file():
+        return ()
+    records = []
+    for line in path.read_bytes().splitlines():
+        try:
+            records.append(msgspec.json.decode(line, type=EpochRecord))
+        except msgspec.DecodeError:
+            continue
+    return tuple(records)
+
+
+class TrainingLog:
+    """Writes the log of one run; a context manager. `tensorboard` is false where that is not installed."""
+
+    def __init__(self, folder: ModelFolder, *, num_epochs: int) -> None:
+        """Keep the first `num_epochs` epochs of what is there; a resumed run writes the others again."""
+        self._path = log_path(folder)
+        kept = [record for record in read_log(self._path) if record.epoch <= num_epochs]
+        with atomic_write(self._path) as file:
+            file.writelines(_line(record) for record in kept)
+        self._writer = _open_writer(folder.checkpoints / "tensorboard", num_epochs)
+        self.tensorboard = self._writer is not None
+
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def describe_data(self, statistics: Statistics, skipped: tuple[str, ...]) -> None:
+        """Note the mean, the colour axes and the images left out."""
+        if self._writer is None:
+            return
+        axes = color_axes(statistics.covariance)
+        text = (
+            f"{statistics.num_images:,} images; mean RGB {_numbers(statistics.mean)}\n\n"
+            f"standard deviation along the colour axes {_numbers(axes.std)}\n\n"
+            f"axes, one in each row: {'; '.join(_numbers(axis) for axis in axes.vectors.T)}"
+        )
+        if skipped:
+            text += f"\n\n{len(skipped):,} images left out:\n\n" + "\n".join(f"- {path}" for path in skipped)
+        self._writer.add_text("data", text, 0)
+
+    def append(self, record: EpochRecord) -> None:
+        """Write one epoch; it is on the disk when this returns. Raises OutputError."""
+        try:
+            with self._path.open("ab") as file:
+                file.write(_line(record))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            raise output_error(self._path, exc) from exc
+        if self._writer is None:
+            return
+        curves = {
+            "loss/train": record.loss,
+            "loss/val": record.val_loss,
+            "error/val_top1": record.val_top1_error,
+            "error/val_top5": record.val_top5_error,
+            "learning_rate": record.learning_rate,
+            "images_per_second": record.images_per_second,
+        }
+        for name, value in curves.items():
+            self._writer.add_scalar(name, value, record.epoch)
+        self._writer.flush()
+
+
+def _open_writer(folder: Path, num_epochs: int) -> SummaryWriter | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    # Curves from the epoch on that is written next are those of a run that was killed.
+    return SummaryWriter(str(folder), purge_step=num_epochs + 1 if num_epochs else None)
+
+
+def _line(record: EpochRecord) -> bytes:
+    return msgspec.json.encode(record) + b"\n"
+
+
+def _numbers(values: object) -> str:
+    return " ".join(f"{value:.4g}" for value in np.asarray(values))

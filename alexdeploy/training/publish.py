@@ -1,0 +1,139 @@
+"""What others see of a run: spec.json, weights.safetensors and mean.npy of its best epoch."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+import alexdeploy
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_file
+from alexdeploy.core.recipe import Recipe
+from alexdeploy.core.spec import ModelSpec, Preprocessing
+from alexdeploy.training.checkpoint import Best, Identity, Progress
+from alexdeploy.training.statistics import Statistics, measured_mean
+
+CONTRACT_KEY = "alexdeploy.contract_sha256"
+"""Metadata of weights.safetensors: the hash of the spec that they belong to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenViewErrors:
+    """Fractions of the validation set that ten averaged views get wrong."""
+
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What every epoch of a run has in common: a spec without provenance, and the bytes of mean.npy, if any."""
+
+    spec: ModelSpec
+    mean_image: NDArray[np.float32] | None
+    mean_file: bytes | None
+
+
+def make_contract(name: str, classes: tuple[str, ...], recipe: Recipe, statistics: Statistics) -> Contract:
+    """Put together what the model will be, from the recipe and what was measured on the training set."""
+    asked = recipe.preprocessing
+    mean, mean_image = measured_mean(statistics, asked)
+    mean_file = None if mean_image is None else _npy(mean_image)
+    preprocessing = Preprocessing(
+        resize=asked.resize,
+        channels=asked.channels,
+        scale=asked.scale,
+        mean=mean,
+        std=asked.std,
+        mean_image=None if mean_file is None else hashlib.sha256(mean_file).hexdigest(),
+        crop=recipe.architecture.input,
+    )
+    spec = ModelSpec(
+        name=name,
+        classes=classes,
+        preprocessing=preprocessing,
+        architecture=recipe.architecture,
+        recipe=recipe.name,
+    )
+    return Contract(spec=spec, mean_image=mean_image, mean_file=mean_file)
+
+
+def encode_weights(weights: Mapping[str, Tensor], contract: Contract) -> bytes:
+    """The bytes of weights.safetensors. The same weights give the same bytes."""
+    return save(dict(weights), metadata={CONTRACT_KEY: contract.spec.contract_sha256})
+
+
+def publish_weights(folder: ModelFolder, contract: Contract, weights_file: bytes) -> None:
+    """Write the mean, then the weights; the spec, which makes a folder a model, comes after them."""
+    if contract.mean_file is not None:
+        with atomic_write(folder.mean_path) as file:
+            file.write(contract.mean_file)
+    with atomic_write(folder.weights_path) as file:
+        file.write(weights_file)
+
+
+def publish_spec(
+    folder: ModelFolder,
+    contract: Contract,
+    recipe: Recipe,
+    identity: Identity,
+    progress: Progress,
+    data_path: str | None,
+    ten_views: TenViewErrors | None = None,
+) -> ModelSpec:
+    """Write spec.json with where the best weights so far come from."""
+    best = progress.best
+    assert best is not None, "a spec is written when there are weights"
+    now = datetime.datetime.now(datetime.timezone.utc)
+    spec = contract.spec.replace_provenance(
+        created=now.isoformat(timespec="seconds"),
+        alexdeploy_version=alexdeploy.__version__,
+        torch_version=str(torch.__version__),
+        recipe_overrides=" ".join(recipe.overrides) or None,
+        data=data_path,
+        data_sha256=identity.data_sha256,
+        num_train=identity.num_train - len(progress.broken_train),
+        num_val=identity.num_val - len(progress.broken_val),
+        num_skipped=len(progress.broken_train) + len(progress.broken_val),
+        seed=recipe.training.seed,
+        precision=recipe.training.precision,
+        num_epochs=progress.schedule.num_epochs,
+        best_epoch=best.record.epoch,
+        val_loss=best.record.val_loss,
+        val_top1_error=best.record.val_top1_error,
+        val_top5_error=best.record.val_top5_error,
+        val_top1_error_10_views=None if ten_views is None else ten_views.top1,
+        val_top5_error_10_views=None if ten_views is None else ten_views.top5,
+        weights_sha256=best.weights_sha256,
+    )
+    folder.write_spec(spec)
+    return spec
+
+
+def read_weights(folder: ModelFolder) -> dict[str, Tensor]:
+    """The published weights."""
+    return load_file(folder.weights_path)
+
+
+def is_published(folder: ModelFolder, best: Best) -> bool:
+    """Whether the model folder holds the weights of `best` and a spec that says so."""
+    if not (folder.spec_path.is_file() and folder.weights_path.is_file()):
+        return False
+    return (
+        folder.spec().provenance.get("weights_sha256") == best.weights_sha256
+        and sha256_file(folder.weights_path) == best.weights_sha256
+    )
+
+
+def _npy(array: NDArray[np.float32]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()

@@ -1,0 +1,291 @@
+"""One run in progress: its state, and what happens in a step, in an epoch and between epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import DivergedError
+from alexdeploy.core.metrics import top_k_error
+from alexdeploy.core.recipe import Recipe
+from alexdeploy.core.spec import ModelSpec
+from alexdeploy.images.crops import view_boxes
+from alexdeploy.training.augment import centre_views, draw, fixed_views, make_normalization, random_views
+from alexdeploy.training.checkpoint import (
+    Best,
+    Checkpoint,
+    Identity,
+    Progress,
+    checkpoint_path,
+    write_checkpoint,
+)
+from alexdeploy.training.events import CheckpointSaved, EpochFinished, EpochRecord, Event, Step
+from alexdeploy.training.interrupts import deferred_interrupts
+from alexdeploy.training.learner import Learner
+from alexdeploy.training.log import TrainingLog
+from alexdeploy.training.pixels import Pixels
+from alexdeploy.training.publish import (
+    Contract,
+    TenViewErrors,
+    encode_weights,
+    publish_spec,
+    publish_weights,
+    read_weights,
+)
+from alexdeploy.training.schedule import advance, learning_rate
+from alexdeploy.training.statistics import Statistics, color_axes
+
+# What a random draw is for: part of its seed, beside the recipe's seed, the epoch and the step.
+_SHUFFLE, _AUGMENT, _DROPOUT = 0, 1, 2
+# Reading the loss waits for the GPU, so there it is read now and then.
+_GPU_STEPS_PER_LOOK = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What stays the same for the whole run. Indices are those of the images that can be decoded."""
+
+    recipe: Recipe
+    folder: ModelFolder
+    identity: Identity
+    statistics: Statistics
+    contract: Contract
+    train: Pixels
+    train_indices: NDArray[np.int64]
+    val: Pixels
+    val_indices: NDArray[np.int64]
+    checkpoint_seconds: float
+    data_path: str | None
+
+
+class Run:
+    """Between two steps, `progress` and the learner always belong together, whenever an interrupt comes."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        learner: Learner,
+        log: TrainingLog,
+        progress: Progress,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._setting = setting
+        self._learner = learner
+        self._log = log
+        self._progress = progress
+        self._on_event = on_event
+        self._training = setting.recipe.training
+        self._crop = setting.recipe.architecture.input
+        self._axes = color_axes(setting.statistics.covariance)
+        self._normalization = make_normalization(
+            setting.contract.spec.preprocessing, setting.contract.mean_image, learner.device
+        )
+        # On the device and in float64: neither a wait nor a rounding in every step.
+        self._loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=learner.device)
+        self._saved_at = time.monotonic()
+
+    @property
+    def progress(self) -> Progress:
+        return dataclasses.replace(self._progress, loss_sum=float(self._loss_sum))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+        return math.ceil(len(self._setting.train_indices) / self._training.batch_size)
+
+    def finish(self) -> Progress:
+        """Do all epochs that remain. On KeyboardInterrupt, write a checkpoint and raise it again."""
+        try:
+            while self._progress.schedule.num_epochs < self._training.epochs:
+                rate = learning_rate(self._progress.schedule, self._training)
+                images_per_second = self._train_epoch(rate)
+                self._finish_epoch(self._validate(rate, images_per_second))
+        except KeyboardInterrupt:
+            self._save_within_epoch()
+            raise
+        return self.progress
+
+    def _train_epoch(self, rate: float) -> float:
+        """Take the steps that remain of this epoch; returns images per second."""
+        epoch = self._progress.schedule.num_epochs + 1
+        first = self._progress.step
+        order = self._rng(_SHUFFLE, epoch).permutation(self._setting.train_indices)
+        # Parts of equal size or one less, so that no image is left out and no batch is tiny.
+        batches = np.array_split(order, self.num_steps)[first:]
+        every = 1 if self._learner.device.type == "cpu" else _GPU_STEPS_PER_LOOK
+        num_done, began = 0, time.perf_counter()
+        for step, (indices, pixels) in enumerate(
+            zip(batches, self._setting.train.batches(batches), strict=True), start=first + 1
+        ):
+            self._take_step(epoch, step, indices, pixels, rate)
+            num_done += len(indices)
+            if step % every == 0 or step == self.num_steps:
+                loss = self._mean_loss(epoch, step, rate)
+                speed = num_done / (time.perf_counter() - began)
+                self._on_event(
+                    Step(
+                        epoch=epoch,
+                        step=step,
+                        num_steps=self.num_steps,
+                        loss=loss,
+                        learning_rate=rate,
+                        images_per_second=speed,
+                    )
+                )
+            if time.monotonic() - self._saved_at >= self._setting.checkpoint_seconds:
+                self._save_within_epoch()
+        return num_done / (time.perf_counter() - began) if num_done else 0.0
+
+    def _take_step(
+        self, epoch: int, step: int, indices: NDArray[np.int64], pixels: NDArray[np.uint8], rate: float
+    ) -> None:
+        augmentation = self._training.augmentation
+        draws = draw(self._rng(_AUGMENT, epoch, step), len(indices), self._crop, augmentation, self._axes)
+        views = random_views(self._to_device(pixels), draws, self._normalization, self._crop)
+        labels = self._to_device(self._setting.train.labels[indices])
+        dropout_seed = int(self._rng(_DROPOUT, epoch, step).integers(2**63))
+        loss = self._learner.compute_gradients(views, labels, dropout_seed)
+        with deferred_interrupts():
+            self._learner.update(rate)
+            self._loss_sum += loss.double() * len(indices)
+            self._progress = dataclasses.replace(self._progress, step=step)
+
+    def _validate(self, rate: float, images_per_second: float) -> EpochRecord:
+        """Loss and errors on the centre views of the validation images."""
+        epoch = self._progress.schedule.num_epochs + 1
+        logits = self._over_validation(
+            lambda images: self._learner.evaluate(centre_views(images, self._normalization, self._crop))
+        )
+        labels = self._setting.val.labels[self._setting.val_indices]
+        val_loss = float(F.cross_entropy(logits, torch.from_numpy(labels)))
+        if not math.isfinite(val_loss):
+            raise self._diverged("validation loss", val_loss, epoch, rate)
+        return EpochRecord(
+            epoch=epoch,
+            loss=self._mean_loss(epoch, self.num_steps, rate),
+            val_loss=val_loss,
+            val_top1_error=top_k_error(logits.numpy(), labels, 1),
+            val_top5_error=top_k_error(logits.numpy(), labels, 5),
+            learning_rate=rate,
+            images_per_second=images_per_second,
+            num_skipped=len(self._progress.broken_train) + len(self._progress.broken_val),
+        )
+
+    def ten_view_errors(self) -> TenViewErrors:
+        """Errors of the best epoch on the validation images, the softmax averaged over ten views as in the paper."""
+        self._learner.load_weights(read_weights(self._setting.folder))
+
+        def mean_softmax(images: Tensor) -> Tensor:
+            views = [fixed_views(images, self._normalization, self._crop, box) for box in view_boxes(10, self._crop)]
+            return torch.stack([self._learner.evaluate(view).softmax(dim=1) for view in views]).mean(dim=0)
+
+        probabilities = self._over_validation(mean_softmax).numpy()
+        labels = self._setting.val.labels[self._setting.val_indices]
+        return TenViewErrors(top1=top_k_error(probabilities, labels, 1), top5=top_k_error(probabilities, labels, 5))
+
+    def _over_validation(self, score: Callable[[Tensor], Tensor]) -> Tensor:
+        """`score` of uint8 [N, 256, 256, 3] over all validation images, on the CPU, in their order."""
+        indices = self._setting.val_indices
+        batches = np.array_split(indices, math.ceil(len(indices) / self._training.batch_size))
+        return torch.cat([score(self._to_device(pixels)) for pixels in self._setting.val.batches(batches)]).cpu()
+
+    def _finish_epoch(self, record: EpochRecord) -> None:
+        """Log, checkpoint, publish, in this order: after a kill in between, resuming does the rest again.
+
+        The log drops lines that are ahead of the checkpoint; a checkpoint whose epoch is the best has the weights
+        that are to be published. So nothing published is ever ahead of what can be resumed.
+        """
+        is_best = _is_better(record, self._progress.best)
+        with deferred_interrupts():
+            best, weights_file = self._progress.best, b""
+            if is_best:
+                weights_file = encode_weights(self._learner.weights(), self._setting.contract)
+                best = Best(record=record, weights_sha256=sha256(weights_file).hexdigest())
+            schedule = advance(self._progress.schedule, self._training, record.val_top1_error)
+            self._progress = dataclasses.replace(self._progress, schedule=schedule, step=0, best=best)
+            self._loss_sum.zero_()
+            self._log.append(record)
+            self._save()
+            if is_best:
+                publish_weights(self._setting.folder, self._setting.contract, weights_file)
+                self.publish_spec()
+        self._on_event(EpochFinished(record=record, is_best=is_best))
+
+    def publish_spec(self, ten_views: TenViewErrors | None = None) -> ModelSpec:
+        """Write the spec of the best epoch so far."""
+        setting = self._setting
+        return publish_spec(
+            setting.folder,
+            setting.contract,
+            setting.recipe,
+            setting.identity,
+            self.progress,
+            setting.data_path,
+            ten_views,
+        )
+
+    def _save_within_epoch(self) -> None:
+        """Write a checkpoint if there is anything in it that the last one has not."""
+        step, epoch = self._progress.step, self._progress.schedule.num_epochs + 1
+        if step == 0:
+            return
+        self._mean_loss(epoch, step, learning_rate(self._progress.schedule, self._training))
+        self._save()
+        path = checkpoint_path(self._setting.folder)
+        self._on_event(CheckpointSaved(path=path, epoch=epoch, step=step))
+
+    def _save(self) -> None:
+        checkpoint = Checkpoint(
+            identity=self._setting.identity,
+            progress=self.progress,
+            statistics=self._setting.statistics,
+            learner=self._learner.state(),
+        )
+        write_checkpoint(checkpoint_path(self._setting.folder), checkpoint)
+        self._saved_at = time.monotonic()
+
+    def _mean_loss(self, epoch: int, step: int, rate: float) -> float:
+        """The mean over the epoch's images so far. Raises DivergedError for one, or weights, that are no numbers."""
+        # As np.array_split does it: the first batches have the images that do not divide.
+        size, rest = divmod(len(self._setting.train_indices), self.num_steps)
+        loss = float(self._loss_sum) / (step * size + min(step, rest))
+        if not (math.isfinite(loss) and self._learner.is_finite()):
+            raise self._diverged("loss", loss, epoch, rate)
+        return loss
+
+    def _diverged(self, what: str, value: float, epoch: int, rate: float) -> DivergedError:
+        number = f"{value:.4g}" if not math.isfinite(value) else f"{value:.4g}, its weights are no numbers"
+        cure = f"Try a lower rate: --set training.learning_rate={rate / 3:.2g} --overwrite"
+        if self._training.precision != "fp32":
+            cure += "\nor more precision: --precision fp32 --overwrite"
+        path = checkpoint_path(self._setting.folder)
+        if path.is_file():
+            cure += f"\n{path} is from before it happened."
+        return DivergedError(f"the {what} is {number} in epoch {epoch} at learning rate {rate:g}", cure=cure)
+
+    def _rng(self, purpose: int, epoch: int, step: int = 0) -> np.random.Generator:
+        return np.random.default_rng((self._training.seed, purpose, epoch, step))
+
+    def _to_device(self, array: NDArray[np.uint8] | NDArray[np.int64]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self._learner.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self._learner.device, non_blocking=True)
+
+
+def _is_better(record: EpochRecord, best: Best | None) -> bool:
+    """Whether it has the lower top-1 error, or the same and the lower loss."""
+    if best is None:
+        return True
+    return (record.val_top1_error, record.val_loss) < (best.record.val_top1_error, best.record.val_loss)

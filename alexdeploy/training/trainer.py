@@ -1,0 +1,260 @@
+"""The training entry point: look, decode, measure, then run the epochs and leave the best in the model folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import DataError, DeviceMemoryError, UsageError
+from alexdeploy.core.recipe import Recipe
+from alexdeploy.core.spec import ModelSpec
+from alexdeploy.images.folder import LabelledImages
+from alexdeploy.training.checkpoint import (
+    Checkpoint,
+    Identity,
+    Progress,
+    check_same_run,
+    checkpoint_path,
+    describe_run,
+    read_checkpoint,
+)
+from alexdeploy.training.events import AlreadyFinished, Decoded, Event, Notice, Started
+from alexdeploy.training.learner import Learner, choose_device
+from alexdeploy.training.log import TrainingLog
+from alexdeploy.training.pixels import Broken, Pixels, fits_in_memory, num_cores, refuse_broken
+from alexdeploy.training.publish import (
+    encode_weights,
+    is_published,
+    make_contract,
+    publish_spec,
+    publish_weights,
+)
+from alexdeploy.training.run import Run, Setting
+from alexdeploy.training.statistics import Statistics, StatisticsSum
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How a run is done, as against what is learned, which the recipe says.
+
+    `device` is "cpu", "cuda" or "cuda:1", None for the best there is. `threads` is for PyTorch on the CPU and for
+    decoding. `cache_bytes` is how much decoded pixels may take in memory, None for half of what is free.
+    `data_path` goes into the provenance as it is.
+    """
+
+    device: str | None = None
+    threads: int | None = None
+    resume: bool = False
+    overwrite: bool = False
+    skip_broken: bool = False
+    checkpoint_seconds: float = 60.0
+    cache_bytes: int | None = None
+    data_path: str | None = None
+
+
+def train(
+    data: LabelledImages,
+    recipe: Recipe,
+    folder: ModelFolder,
+    options: TrainOptions,
+    on_event: Callable[[Event], None],
+) -> ModelSpec:
+    """Train a network, leave its best epoch in `folder`, and return the spec of that.
+
+    With `options.resume` a run goes on from its checkpoint; on the CPU with one thread it ends with the same bits
+    as one that was never stopped, since every random draw comes from (seed, epoch, step). KeyboardInterrupt
+    writes a checkpoint and goes up. Raises UsageError for a folder in use or a resumed run that has changed,
+    DataError for images that cannot be decoded, DivergedError, DeviceError, OutputError.
+    """
+    if not data.train or not data.val:
+        raise DataError(f"{len(data.train)} training and {len(data.val)} validation images; it takes both")
+    device = choose_device(options.device, recipe.training.precision)
+    identity = describe_run(recipe, data)
+    checkpoint = _find_checkpoint(folder, identity, options)
+    if checkpoint is not None:
+        _publish_again(data, recipe, folder, options, checkpoint)
+        num_epochs = checkpoint.progress.schedule.num_epochs
+        if num_epochs >= recipe.training.epochs and _is_judged(folder):
+            on_event(AlreadyFinished(num_epochs=num_epochs))
+            return folder.spec()
+    with _torch_settings(options.threads, device):
+        try:
+            return _train(data, recipe, folder, options, on_event, device, identity, checkpoint)
+        except torch.OutOfMemoryError as exc:
+            raise DeviceMemoryError(
+                f"{device} ran out of memory with batches of {recipe.training.batch_size}",
+                cure="Use smaller ones: --batch-size",
+            ) from exc
+
+
+def _find_checkpoint(folder: ModelFolder, identity: Identity, options: TrainOptions) -> Checkpoint | None:
+    path = checkpoint_path(folder)
+    if options.resume:
+        if path.is_file():
+            checkpoint = read_checkpoint(path)
+            check_same_run(checkpoint.identity, identity)
+            return checkpoint
+        if folder.spec_path.is_file():
+            raise UsageError(
+                f"{folder.path} has no checkpoint to resume from",
+                cure="Start anew: --overwrite, or another --name",
+            )
+    elif not options.overwrite and (path.is_file() or folder.spec_path.is_file()):
+        raise UsageError(
+            f"{folder.path} already holds a model",
+            cure="Go on with it: --resume; train beside it: --name NAME; replace it: --overwrite",
+        )
+    return None
+
+
+def _is_judged(folder: ModelFolder) -> bool:
+    """Whether the ten views of the best epoch were looked at; a kill may have come just before."""
+    return folder.spec().provenance.get("val_top1_error_10_views") is not None
+
+
+def _publish_again(
+    data: LabelledImages, recipe: Recipe, folder: ModelFolder, options: TrainOptions, checkpoint: Checkpoint
+) -> None:
+    """Write the best epoch to the model folder if a kill came between its checkpoint and that."""
+    progress = checkpoint.progress
+    best = progress.best
+    # The checkpoint's own weights are the best ones only right after the best epoch; that is when it can happen.
+    if best is None or progress.step or best.record.epoch != progress.schedule.num_epochs:
+        return
+    if is_published(folder, best):
+        return
+    contract = make_contract(folder.path.name, data.classes, recipe, checkpoint.statistics)
+    publish_weights(folder, contract, encode_weights(checkpoint.learner["weights"], contract))
+    publish_spec(folder, contract, recipe, checkpoint.identity, progress, options.data_path)
+
+
+def _train(
+    data: LabelledImages,
+    recipe: Recipe,
+    folder: ModelFolder,
+    options: TrainOptions,
+    on_event: Callable[[Event], None],
+    device: torch.device,
+    identity: Identity,
+    checkpoint: Checkpoint | None,
+) -> ModelSpec:
+    in_memory = fits_in_memory(data, options.cache_bytes)
+    num_threads = options.threads or num_cores()
+    resize = recipe.preprocessing.resize
+    train_pixels, val_pixels = (
+        Pixels(examples, resize=resize, in_memory=in_memory, num_threads=num_threads)
+        for examples in (data.train, data.val)
+    )
+    statistics, progress, skipped = _scan(data, train_pixels, val_pixels, options, checkpoint, in_memory, on_event)
+    if checkpoint is None:
+        _clear(folder)
+    learner = Learner(recipe, len(data.classes), device)
+    if checkpoint is not None:
+        learner.load_state(checkpoint.learner)
+    setting = Setting(
+        recipe=recipe,
+        folder=folder,
+        identity=identity,
+        statistics=statistics,
+        contract=make_contract(folder.path.name, data.classes, recipe, statistics),
+        train=train_pixels,
+        train_indices=_without(len(data.train), progress.broken_train),
+        val=val_pixels,
+        val_indices=_without(len(data.val), progress.broken_val),
+        checkpoint_seconds=options.checkpoint_seconds,
+        data_path=options.data_path,
+    )
+    with TrainingLog(folder, num_epochs=progress.schedule.num_epochs) as log:
+        if not log.tensorboard:
+            on_event(Notice(message="TensorBoard is not installed: its log is not written, log.jsonl is"))
+        log.describe_data(statistics, skipped)
+        on_event(
+            Started(
+                device=str(device),
+                num_train=len(setting.train_indices),
+                num_val=len(setting.val_indices),
+                num_skipped=len(skipped),
+                in_memory=in_memory,
+                num_epochs=progress.schedule.num_epochs,
+                num_steps=progress.step,
+            )
+        )
+        run = Run(setting, learner, log, progress, on_event)
+        run.finish()
+        return run.publish_spec(run.ten_view_errors())
+
+
+def _scan(
+    data: LabelledImages,
+    train: Pixels,
+    val: Pixels,
+    options: TrainOptions,
+    checkpoint: Checkpoint | None,
+    in_memory: bool,
+    on_event: Callable[[Event], None],
+) -> tuple[Statistics, Progress, tuple[str, ...]]:
+    """Decode everything once: statistics, progress with the broken images, and the paths of those left out.
+
+    A resumed run takes them from its checkpoint, and decodes only to have the pixels in memory.
+    """
+    known = Progress() if checkpoint is None else checkpoint.progress
+    if checkpoint is not None and not in_memory:
+        return checkpoint.statistics, known, _skipped(data, known)
+    total = len(data.train) + len(data.val)
+    sums = StatisticsSum()
+    broken_train = train.scan(sums.add, lambda done: on_event(Decoded(num_done=done, num_total=total)))
+    broken_val = val.scan(
+        lambda _image: None, lambda done: on_event(Decoded(num_done=len(data.train) + done, num_total=total))
+    )
+    if checkpoint is not None:
+        fresh = [item for index, item in broken_train.items() if index not in known.broken_train]
+        fresh += [item for index, item in broken_val.items() if index not in known.broken_val]
+        refuse_broken(tuple(fresh), total)
+        return checkpoint.statistics, known, _skipped(data, known)
+    broken: tuple[Broken, ...] = (*broken_train.values(), *broken_val.values())
+    if not options.skip_broken:
+        refuse_broken(broken, total)
+    if len(broken_train) == len(data.train) or len(broken_val) == len(data.val):
+        raise DataError("no training image, or no validation image, can be decoded")
+    progress = Progress(broken_train=tuple(broken_train), broken_val=tuple(broken_val))
+    return sums.result(), progress, _skipped(data, progress)
+
+
+def _skipped(data: LabelledImages, progress: Progress) -> tuple[str, ...]:
+    paths = [data.train[index].path for index in progress.broken_train]
+    return (*paths, *(data.val[index].path for index in progress.broken_val))
+
+
+def _without(num: int, left_out: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.setdiff1d(np.arange(num), np.array(left_out, np.int64))
+
+
+def _clear(folder: ModelFolder) -> None:
+    """Remove an earlier model: first the spec, without which a folder is no model."""
+    for path in (folder.spec_path, folder.weights_path, folder.mean_path):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+@contextmanager
+def _torch_settings(threads: int | None, device: torch.device) -> Iterator[None]:
+    """Set what PyTorch keeps for the whole process, and put it back."""
+    num_threads = torch.get_num_threads()
+    benchmark = torch.backends.cudnn.benchmark
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # All batches have one shape, or two: worth trying out which convolution is the fastest.
+    torch.backends.cudnn.benchmark = True
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_num_threads(num_threads)

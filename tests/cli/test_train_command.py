@@ -1,0 +1,180 @@
+"""`alexdeploy train` and `alexdeploy sample` as a user has them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexdeploy.cli import app, train
+from alexdeploy.cli.sample import render
+
+TINY = (
+    "--set",
+    "architecture.input=67",
+    "--set",
+    "architecture.width=0.0625",
+    "--set",
+    "architecture.hidden=[256, 256]",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs the program in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["alexdeploy", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            app.main()
+        captured = capfd.readouterr()
+        return Result(exit_code=int(stopped.value.code or 0), stdout=captured.out, stderr=captured.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def halves(tmp_path: Path) -> Path:
+    """Two classes of eight images."""
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 180)):
+        (tmp_path / "halves" / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = rng.integers(0, 60, (64, 64, 3)) + level
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "halves" / name / f"{index}.png")
+    return tmp_path / "halves"
+
+
+def train_halves(run: Run, *arguments: str) -> Result:
+    return run("train", "halves", "--recipe", "alexnet-quarter", *TINY, "--epochs", "2", "--threads", "1", *arguments)
+
+
+def test_train_prints_one_line_an_epoch_and_the_next_command(run, halves):
+    result = train_halves(run)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2
+    for word in ("loss", "val top-1 error", "top-5", "lr", "images/s"):
+        assert word in lines[0]
+    assert "next: alexdeploy export --fp16" in result.stderr
+    assert Path("models/alexnet-quarter/spec.json").is_file()
+
+
+def test_json_is_one_document_and_nothing_else(run, halves):
+    result = train_halves(run, "--json", "--name", "mine")
+    document = json.loads(result.stdout)
+    assert document["model"] == "models/mine"
+    assert document["classes"] == ["dark", "light"]
+    assert document["num_epochs"] == 2
+
+
+def test_a_folder_with_a_model_is_not_touched_without_being_told(run, halves):
+    assert train_halves(run).exit_code == 0
+    before = Path("models/alexnet-quarter/weights.safetensors").read_bytes()
+    result = train_halves(run)
+    assert result.exit_code == 2
+    for cure in ("--resume", "--name", "--overwrite"):
+        assert cure in result.stderr
+    assert Path("models/alexnet-quarter/weights.safetensors").read_bytes() == before
+    assert train_halves(run, "--overwrite").exit_code == 0
+
+
+def test_resuming_a_finished_run_says_so(run, halves):
+    train_halves(run)
+    result = train_halves(run, "--resume")
+    assert result.exit_code == 0
+    assert "all 2 epochs are done" in result.stderr
+
+
+def test_broken_images_give_exit_code_3_and_their_names(run, halves):
+    (halves / "dark" / "3.png").write_bytes(b"nothing")
+    result = train_halves(run)
+    assert result.exit_code == 3
+    assert "3.png" in result.stderr
+    assert "--skip-broken" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--resume", "--overwrite"), "Give one of them"),
+        (("--precision", "int8"), "precision"),
+        (("--device", "toaster"), "Devices: cpu, cuda"),
+        (("--learning-rate", "0"), "learning_rate"),
+    ],
+)
+def test_what_makes_no_sense_gives_exit_code_2(run, halves, arguments, said):
+    result = train_halves(run, *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_with_no_data_the_sample_and_photographs_are_rendered(run, monkeypatch):
+    monkeypatch.setattr(train, "render", functools.partial(render, num_train=2, num_val=1))
+    result = run("train", *TINY, "--epochs", "1")
+    assert result.exit_code == 0, result.stderr
+    assert len(list(Path("data/sample/train").rglob("*.jpg"))) == 20
+    assert len(list(Path("images").iterdir())) == 24
+    assert Path("models/alexnet-quarter/spec.json").is_file()
+    shutil.rmtree("images")
+    Path("images").mkdir()
+    assert run("train", *TINY, "--epochs", "1", "--overwrite").exit_code == 0
+    assert not list(Path("images").iterdir())
+
+
+def test_sample_writes_what_it_is_asked_for(run):
+    result = run("sample", "shapes", "--num-train", "2", "--num-val", "1")
+    assert result.exit_code == 0
+    assert len(list(Path("shapes/train/disc").iterdir())) == 2
+    assert len(list(Path("shapes/val/disc").iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopping_saves_and_resuming_goes_on(run, halves, tmp_path, number, code):
+    arguments = ["train", "halves", "--recipe", "alexnet-quarter", *TINY, "--epochs", "200", "--threads", "1"]
+    command = [sys.executable, "-m", "alexdeploy", *arguments]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch"):
+                break
+        process.send_signal(number)
+        said = process.stderr.read()
+    assert process.returncode == code, said
+    assert "--resume goes on" in said
+    arguments[arguments.index("200")] = "201"
+    with subprocess.Popen(
+        [*command[:2], "alexdeploy", *arguments, "--resume"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("going on after") for line in process.stderr)
+        process.kill()

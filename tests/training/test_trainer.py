@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+from training_helpers import tiny_recipe
+
+from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.core.errors import DataError, DivergedError, UsageError
+from alexdeploy.images.folder import LabelledImages, read_image_folder
+from alexdeploy.network.layers import plan_layers
+from alexdeploy.network.weights import load_weights
+from alexdeploy.training import publish, run
+from alexdeploy.training.checkpoint import checkpoint_path, read_checkpoint
+from alexdeploy.training.events import AlreadyFinished, EpochFinished, Event, Started, Step
+from alexdeploy.training.log import log_path, read_log
+from alexdeploy.training.pixels import Pixels
+from alexdeploy.training.trainer import TrainOptions, train
+
+ONE_THREAD = TrainOptions(device="cpu", threads=1)
+
+
+def ignore(event: Event) -> None:
+    pass
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ModelFolder:
+    return ModelFolder(tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> ModelFolder:
+    """Three epochs of five steps, never stopped."""
+    folder = ModelFolder(tmp_path_factory.mktemp("whole") / "model")
+    train(read_image_folder(tiny_folder), tiny_recipe(), folder, ONE_THREAD, ignore)
+    return folder
+
+
+def final_state(folder: ModelFolder) -> dict[str, bytes]:
+    """Weights and velocities of the last checkpoint, and the published weights, to the bit."""
+    learner = read_checkpoint(checkpoint_path(folder)).learner
+    state = {
+        f"{kind} {name}": tensor.numpy().tobytes()
+        for kind in ("weights", "velocities")
+        for name, tensor in learner[kind].items()
+    }
+    return state | {"published": folder.weights_path.read_bytes()}
+
+
+def interrupt_at(epoch: int, step: int) -> Callable[[Event], None]:
+    def watch(event: Event) -> None:
+        if isinstance(event, Step) and (event.epoch, event.step) == (epoch, step):
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def test_a_run_leaves_a_model_that_the_rest_of_the_program_can_read(uninterrupted, tiny_data):
+    spec = uninterrupted.spec()
+    assert spec.classes == ("above", "below")
+    assert spec.preprocessing.crop == 67
+    facts = spec.provenance
+    assert facts["num_train"] == 40
+    assert facts["num_epochs"] == 3
+    assert facts["weights_sha256"] == sha256_file(uninterrupted.weights_path)
+    mean_image = uninterrupted.mean_image(spec)
+    pixels = [np.asarray(Image.open(example.path)) for example in tiny_data.train]
+    np.testing.assert_allclose(mean_image, np.mean(pixels, axis=0).transpose(2, 0, 1), rtol=1e-6)
+    load_weights(uninterrupted.weights_path, plan_layers(spec.architecture, spec.num_classes))
+
+
+def test_the_best_epoch_is_published(uninterrupted):
+    records = read_log(log_path(uninterrupted))
+    best = min(records, key=lambda record: (record.val_top1_error, record.val_loss))
+    facts = uninterrupted.spec().provenance
+    assert facts["best_epoch"] == best.epoch
+    assert facts["val_loss"] == best.val_loss
+
+
+def test_an_easy_task_is_learned(folder, tiny_data):
+    # A view of 67 pixels cut anywhere else would mostly lie within one of the halves.
+    recipe = tiny_recipe("training.epochs=12", "training.augmentation.crop=false")
+    spec = train(tiny_data, recipe, folder, ONE_THREAD, ignore)
+    records = read_log(log_path(folder))
+    assert records[-1].loss < records[0].loss * 0.8
+    assert spec.provenance["val_top1_error"] <= 0.1
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 1), (2, 3), (3, 5)])
+def test_after_ctrl_c_resuming_gives_the_same_bits(folder, tiny_data, uninterrupted, epoch, step):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_data, tiny_recipe(), folder, ONE_THREAD, interrupt_at(epoch, step))
+    progress = read_checkpoint(checkpoint_path(folder)).progress
+    assert (progress.schedule.num_epochs + 1, progress.step) == (epoch, step)
+    train(tiny_data, tiny_recipe(), folder, dataclasses.replace(ONE_THREAD, resume=True), ignore)
+    assert final_state(folder) == final_state(uninterrupted)
+
+
+def without_speed(folder: ModelFolder) -> list[object]:
+    return [dataclasses.replace(record, images_per_second=0.0) for record in read_log(log_path(folder))]
+
+
+def test_the_log_has_each_epoch_once_after_a_resume(folder, tiny_data, uninterrupted):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_data, tiny_recipe(), folder, ONE_THREAD, interrupt_at(2, 2))
+    with log_path(folder).open("ab") as file:
+        # What a run leaves that was killed between its log and its checkpoint, and in the middle of a line.
+        file.write(log_path(uninterrupted).read_bytes().splitlines(keepends=True)[1] + b'{"epoch": 3, "lo')
+    train(tiny_data, tiny_recipe(), folder, dataclasses.replace(ONE_THREAD, resume=True), ignore)
+    assert without_speed(folder) == without_speed(uninterrupted)
+
+
+def test_pixels_decoded_each_time_give_the_same_bits_as_pixels_in_memory(folder, tiny_data, uninterrupted):
+    events: list[Event] = []
+    options = dataclasses.replace(ONE_THREAD, cache_bytes=0)
+    train(tiny_data, tiny_recipe(), folder, options, events.append)
+    assert [event.in_memory for event in events if isinstance(event, Started)] == [False]
+    assert final_state(folder) == final_state(uninterrupted)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("victim", ["_save", "publish_weights", "publish_spec"])
+def test_a_kill_between_the_writes_of_an_epoch_is_mended_by_resuming(
+    folder, tiny_data, uninterrupted, monkeypatch, victim
+):
+    best_epoch = uninterrupted.spec().provenance["best_epoch"]
+
+    def kill_in_best_epoch(real):
+        def wrapper(*args):
+            if len(read_log(log_path(folder))) == best_epoch:
+                raise Killed
+            return real(*args)
+
+        return wrapper
+
+    with monkeypatch.context() as patch:
+        owner = run.Run if victim != "publish_weights" else run
+        patch.setattr(owner, victim, kill_in_best_epoch(getattr(owner, victim)))
+        with pytest.raises(Killed):
+            train(tiny_data, tiny_recipe(), folder, ONE_THREAD, ignore)
+    if folder.spec_path.is_file():
+        folder.mean_image(folder.spec())
+    train(tiny_data, tiny_recipe(), folder, dataclasses.replace(ONE_THREAD, resume=True), ignore)
+    assert final_state(folder) == final_state(uninterrupted)
+    assert folder.spec().provenance["weights_sha256"] == sha256_file(folder.weights_path)
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.images.folder import read_image_folder
+from alexdeploy.training.events import Step
+from alexdeploy.training.trainer import TrainOptions, train
+from training_helpers import tiny_recipe
+
+data, folder = sys.argv[1:3]
+options = TrainOptions(device="cpu", threads=1, resume=True, checkpoint_seconds=0.05)
+watch = lambda event: print("step", event.step, flush=True) if isinstance(event, Step) else None
+try:
+    train(read_image_folder(data), tiny_recipe(), ModelFolder(Path(folder)), options, watch)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def start(data: Path, folder: ModelFolder) -> subprocess.Popen[str]:
+    path = os.pathsep.join((str(Path(__file__).parent), *sys.path))
+    return subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, str(data), str(folder.path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_moment_costs_no_bit(folder, tiny_folder, uninterrupted):
+    rng = random.Random(3)
+    for _ in range(3):
+        with start(tiny_folder, folder) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(rng.uniform(0.0, 0.25))
+            process.send_signal(signal.SIGKILL)
+    with start(tiny_folder, folder) as process:
+        process.communicate()
+        assert process.returncode == 0
+    assert final_state(folder) == final_state(uninterrupted)
+    assert without_speed(folder) == without_speed(uninterrupted)
+
+
+def test_ctrl_c_saves_and_exits_130(folder, tiny_folder):
+    with start(tiny_folder, folder) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert read_checkpoint(checkpoint_path(folder)).progress.step > 0
+
+
+def test_a_changed_recipe_is_not_resumed(folder, tiny_data):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_data, tiny_recipe(), folder, ONE_THREAD, interrupt_at(1, 2))
+    resume = dataclasses.replace(ONE_THREAD, resume=True)
+    with pytest.raises(UsageError, match=r"training\.learning_rate was 0\.01, now 0\.02"):
+        train(tiny_data, tiny_recipe("training.learning_rate=0.02"), folder, resume, ignore)
+    fewer = dataclasses.replace(tiny_data, train=tiny_data.train[1:])
+    with pytest.raises(UsageError, match="training images: 40 then, 39 now"):
+        train(fewer, tiny_recipe(), folder, resume, ignore)
+    with pytest.raises(UsageError, match="already holds a model"):
+        train(tiny_data, tiny_recipe(), folder, ONE_THREAD, ignore)
+
+
+def test_a_finished_run_says_so_and_takes_more_epochs(tmp_path, tiny_data, uninterrupted):
+    folder = ModelFolder(tmp_path / "model")
+    shutil.copytree(uninterrupted.path, folder.path)
+    resume = dataclasses.replace(ONE_THREAD, resume=True)
+    events: list[Event] = []
+    spec = train(tiny_data, tiny_recipe(), folder, resume, events.append)
+    assert events == [AlreadyFinished(num_epochs=3)]
+    assert spec == uninterrupted.spec()
+    train(tiny_data, tiny_recipe("training.epochs=4"), folder, resume, ignore)
+    assert [record.epoch for record in read_log(log_path(folder))] == [1, 2, 3, 4]
+
+
+def test_overwriting_begins_anew(tmp_path, tiny_data, uninterrupted):
+    folder = ModelFolder(tmp_path / "model")
+    shutil.copytree(uninterrupted.path, folder.path)
+    options = dataclasses.replace(ONE_THREAD, overwrite=True)
+    train(tiny_data, tiny_recipe("training.epochs=1"), folder, options, ignore)
+    assert [record.epoch for record in read_log(log_path(folder))] == [1]
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(folder, tiny_data):
+    recipe = tiny_recipe("training.learning_rate=1e5")
+    with pytest.raises(DivergedError, match="epoch 1 at learning rate 100000") as caught:
+        train(tiny_data, recipe, folder, dataclasses.replace(ONE_THREAD, checkpoint_seconds=0), ignore)
+    assert "--set training.learning_rate=" in caught.value.cure
+    assert not folder.spec_path.exists()
+    if checkpoint_path(folder).is_file():
+        weights = read_checkpoint(checkpoint_path(folder)).learner["weights"]
+        assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+@pytest.fixture
+def data_with_broken(tmp_path: Path, tiny_folder: Path) -> LabelledImages:
+    copy = tmp_path / "data"
+    shutil.copytree(tiny_folder, copy)
+    (copy / "train" / "above" / "03.png").write_bytes(b"not an image")
+    (copy / "train" / "below" / "04.png").write_bytes(b"")
+    (copy / "val" / "below" / "05.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return read_image_folder(copy)
+
+
+def test_broken_images_stop_the_run_before_it_begins(folder, data_with_broken):
+    with pytest.raises(DataError, match=r"(?s)3 of 56 images.*03\.png.*04\.png.*05\.png") as caught:
+        train(data_with_broken, tiny_recipe(), folder, ONE_THREAD, ignore)
+    assert "--skip-broken" in caught.value.cure
+    assert not folder.path.exists()
+
+
+def test_broken_images_are_left_out_when_asked_and_counted(folder, data_with_broken):
+    options = dataclasses.replace(ONE_THREAD, skip_broken=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(data_with_broken, tiny_recipe("training.epochs=1"), folder, options, interrupt_at(1, 2))
+    resume = dataclasses.replace(ONE_THREAD, resume=True)
+    spec = train(data_with_broken, tiny_recipe("training.epochs=1"), folder, resume, ignore)
+    assert (spec.provenance["num_train"], spec.provenance["num_val"]) == (38, 15)
+    assert spec.provenance["num_skipped"] == 3
+    assert [record.num_skipped for record in read_log(log_path(folder))] == [3]
+
+
+def test_bfloat16_trains_and_leaves_float32_weights(folder, tiny_data):
+    recipe = tiny_recipe("training.precision=bf16", "training.epochs=1")
+    spec = train(tiny_data, recipe, folder, ONE_THREAD, ignore)
+    assert spec.provenance["precision"] == "bf16"
+    assert {array.dtype for array in load_file(folder.weights_path).values()} == {np.dtype(np.float32)}
+
+
+def test_fp16_on_the_cpu_is_refused(folder, tiny_data):
+    with pytest.raises(UsageError, match="needs a GPU"):
+        train(tiny_data, tiny_recipe("training.precision=fp16"), folder, ONE_THREAD, ignore)
+
+
+def test_every_image_is_in_every_epoch_once(tiny_data, folder, monkeypatch):
+    seen: list[int] = []
+    take_step = run.Run._take_step
+
+    def note(self, epoch, step, indices, pixels, rate):
+        seen.extend(indices.tolist())
+        take_step(self, epoch, step, indices, pixels, rate)
+
+    monkeypatch.setattr(run.Run, "_take_step", note)
+    events: list[Event] = []
+    recipe = tiny_recipe("training.batch_size=7", "training.epochs=2")
+    train(tiny_data, recipe, folder, ONE_THREAD, events.append)
+    assert sorted(seen[:40]) == sorted(seen[40:]) == list(range(40))
+    assert seen[:40] != seen[40:]
+    assert sum(isinstance(event, EpochFinished) for event in events) == 2
+
+
+def test_an_image_that_goes_away_while_training_stops_it(tmp_path, data_with_broken):
+    pixels = Pixels(data_with_broken.train, resize="crop", in_memory=False, num_threads=2)
+    with pytest.raises(DataError, match=r"03\.png"):
+        list(pixels.batches([np.array([0, 1]), np.array([2, 3])]))
+
+
+def test_weights_name_the_contract_that_they_belong_to(uninterrupted):
+    data = uninterrupted.weights_path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert header["__metadata__"] == {publish.CONTRACT_KEY: uninterrupted.spec().contract_sha256}
+    assert hashlib.sha256(data).hexdigest() == uninterrupted.spec().provenance["weights_sha256"]
