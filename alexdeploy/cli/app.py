@@ -62,12 +62,11 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     try:
-        app()
+        app(prog_name="alexdeploy")
     except AlexDeployError as error:
         if "ALEXDEPLOY_DEBUG" in os.environ:
             traceback.print_exception(error)
-        else:
-            output.fail(error)
+        output.fail(error)
         if isinstance(error, OutputError):
             # What still waits in stdout's buffer has nowhere to go; flushing it at exit would only fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

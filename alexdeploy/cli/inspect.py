@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
+import textwrap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +13,8 @@ from alexdeploy.cli import output
 from alexdeploy.cli.options import JsonOption, SetOption
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from alexdeploy.inference.inspect import Inspection
 
 
@@ -19,7 +23,9 @@ def inspect(
         str, typer.Argument(metavar="X", help="A recipe, a model folder or name, an .onnx or a .safetensors.")
     ] = "alexnet",
     set_: SetOption = None,
-    classes: Annotated[int, typer.Option(help="Number of classes, for a recipe.", min=1)] = 1000,
+    classes: Annotated[
+        int | None, typer.Option(help="Number of classes, for a recipe; 1000 if left out.", min=1)
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show layers, shapes, parameters, multiply-accumulates, LRN constants, preprocessing and provenance."""
@@ -29,56 +35,64 @@ def inspect(
     if json:
         output.print_json({**dataclasses.asdict(found), "parameters": found.parameters, "macs": found.macs})
     else:
-        _print(found)
+        with output.page() as console:
+            _print(found, console)
 
 
-def _print(found: Inspection) -> None:
-    from rich.markup import escape
+def _print(found: Inspection, console: Console) -> None:
     from rich.table import Table
+    from rich.text import Text
 
-    console = output.stdout()
-    console.print(f"[bold]{escape(found.kind)} {escape(found.target)}[/bold]")
-    _print_facts("", found.facts)
+    def section(title: str, facts: Mapping[str, object] | None) -> None:
+        told = {
+            output.printable(key): output.printable(_text(value))
+            for key, value in (facts or {}).items()
+            if value is not None
+        }
+        if told and title:
+            console.print(Text(title, "bold"))
+        indent = 4 + max(map(len, told), default=0)
+        for key, value in told.items():
+            # Between words only: a hash stays in one piece, to be copied.
+            first, *rest = textwrap.wrap(
+                value, max(console.width - indent, 20), break_long_words=False, break_on_hyphens=False
+            ) or [""]
+            lines = [f"  {key:{indent - 2}}{first}", *(" " * indent + line for line in rest)]
+            console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+    console.print(Text(output.printable(f"{found.kind} {found.target}"), "bold"), soft_wrap=True)
+    section("", found.facts)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column, justify in (
-        ("layer", "left"),
-        ("kind", "left"),
-        ("output", "left"),
-        ("parameters", "right"),
-        ("MACs", "right"),
-        ("detail", "left"),
-    ):
-        table.add_column(column, justify="right" if justify == "right" else "left", overflow="fold")
+    table.add_column("layer", overflow="fold", min_width=7)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("output", overflow="fold", min_width=9)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("MACs", justify="right", no_wrap=True)
+    table.add_column("detail", overflow="fold")
     for layer in found.layers:
         table.add_row(
-            escape(layer.name),
-            escape(layer.kind),
-            "x".join(map(str, layer.output_shape)),
+            Text(output.printable(layer.name)),
+            Text(output.printable(layer.kind)),
+            Text(output.printable("x".join(map(str, layer.output_shape)))),
             f"{layer.parameters:,}" if layer.parameters else "",
             f"{layer.macs:,}" if layer.macs else "",
-            escape(layer.detail),
+            Text(output.printable(layer.detail)),
         )
-    table.add_row("[bold]total[/bold]", "", "", f"{found.parameters:,}", f"{found.macs:,}" if found.macs else "", "")
+    total = (f"{found.parameters:,}", f"{found.macs:,}" if found.macs else "")
+    table.add_row(Text("total"), "", "", *total, "", style="bold")
     console.print(table)
-    _print_facts("LRN", found.lrn)
-    _print_facts("preprocessing", found.preprocessing)
-    _print_facts("provenance", found.provenance)
-    if found.files:
-        console.print("[bold]files[/bold]")
-        for file in found.files:
-            console.print(
-                f"  {escape(str(file['file'])):24} {file['bytes']:>13,} bytes  sha256 {str(file['sha256'])[:12]}"
-            )
+    section("LRN", found.lrn)
+    section("preprocessing", found.preprocessing)
+    section("provenance", found.provenance)
+    section(
+        "files",
+        {str(file["file"]): f"{file['bytes']:>13,} bytes  sha256 {str(file['sha256'])[:12]}" for file in found.files},
+    )
 
 
-def _print_facts(title: str, facts: dict[str, Any] | None) -> None:
-    from rich.markup import escape
-
-    if not facts:
-        return
-    console = output.stdout()
-    if title:
-        console.print(f"[bold]{title}[/bold]")
-    for key, value in facts.items():
-        if value is not None:
-            console.print(f"  {key:12} {escape(str(value))}", soft_wrap=True)
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(str, value))
+    return str(value)

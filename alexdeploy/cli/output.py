@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from alexdeploy.core.errors import AlexDeployError
+from alexdeploy.core.errors import AlexDeployError, OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+_WIDE = 1000
 
-def stdout() -> Console:
+
+@contextmanager
+def page() -> Iterator[Console]:
+    """A console for tables; what was printed on it goes to stdout when the block ends.
+
+    It is as wide as the terminal. Into a pipe or file nothing is folded, unless COLUMNS says where.
+    """
     from rich.console import Console
 
-    return Console(highlight=False)
+    is_terminal = sys.stdout.isatty()
+    text = io.StringIO()
+    yield Console(
+        file=text,
+        highlight=False,
+        force_terminal=is_terminal or None,
+        width=None if is_terminal or "COLUMNS" in os.environ else _WIDE,
+    )
+    # A table pads its lines to one width.
+    write("\n".join(line.rstrip() for line in text.getvalue().split("\n")))
 
 
 def stderr() -> Console:
@@ -29,24 +48,48 @@ def stderr() -> Console:
 
 def note(message: str) -> None:
     """One line of information on stderr."""
-    stderr().print(message, markup=False, soft_wrap=True)
+    stderr().print(printable(message), markup=False, soft_wrap=True)
 
 
 def warn(message: str) -> None:
-    stderr().print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+    stderr().print(f"warning: {printable(message)}", style="yellow", markup=False, soft_wrap=True)
 
 
 def fail(error: AlexDeployError) -> None:
     """Print an error and its cure on stderr."""
     console = stderr()
-    console.print(f"error: {error.message}", style="bold red", markup=False, soft_wrap=True)
+    console.print(f"error: {printable(error.message)}", style="bold red", markup=False, soft_wrap=True)
     if error.cure:
-        console.print(error.cure, markup=False, soft_wrap=True)
+        console.print(printable(error.cure), markup=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Names come from files: what would steer the terminal, like an escape code, becomes a question mark."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """One JSON document on stdout. A number that is not finite, for which JSON has no word, is null."""
+    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    write(json.dumps(_finite(value), indent=2, ensure_ascii=not is_unicode, allow_nan=False) + "\n")
+
+
+def write(text: str) -> None:
+    """Write results to stdout. Raises OutputError when nobody reads them, or the disk is full."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError as exc:
+        raise OutputError(f"stdout could not be written: {exc.strerror or exc}") from exc
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

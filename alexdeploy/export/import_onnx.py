@@ -460,6 +460,8 @@ def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def _value_text(value: onnx.ValueInfoProto) -> str:
+    if value.type.WhichOneof("value") != "tensor_type":
+        return f"{value.name} {value.type.WhichOneof('value')}"
     dims = value.type.tensor_type.shape.dim
     shape = ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in dims)
     return f"{value.name} {graphs.type_name(value)} [{shape}]"

@@ -13,6 +13,7 @@ Array = np.ndarray[Any, Any]
 Rng = np.random.Generator
 
 _SUPERSAMPLING = 2
+_MAX_TURN = math.radians(25)
 _MIN_CONTRAST = 105.0
 """Least distance of the colours of shape and background, in levels, with the weights below."""
 
@@ -28,7 +29,7 @@ def render_image(class_index: int, rng: Rng) -> Image.Image:
     paint, ground = _draw_colours(rng)
     image = _texture(width, height, ground, rng)
     _scatter(image, side, rng)
-    radius = side * rng.uniform(0.2, 0.44)
+    radius = side * rng.uniform(0.28, 0.46)
     slack = side / 2 - radius
     centre = (width / 2 + rng.uniform(-slack, slack), height / 2 + rng.uniform(-slack, slack))
     _stamp(image, class_index, centre, radius, paint, rng)
@@ -176,8 +177,8 @@ def _stamp(
 
 
 def _draw_transform(rng: Rng) -> Array:
-    """Draw a turn by any angle after a stretch by up to a fifth, float [2, 2], no point moving outwards."""
-    angle = rng.uniform(0, 2 * math.pi)
+    """Draw a turn by up to 25 degrees after a stretch by up to a fifth, float [2, 2], no point moving outwards."""
+    angle = rng.uniform(-_MAX_TURN, _MAX_TURN)
     cos, sin = math.cos(angle), math.sin(angle)
     stretch = np.diag((1.0, rng.uniform(0.8, 1.0)))
     return np.array(((cos, -sin), (sin, cos))) @ stretch
@@ -238,17 +239,23 @@ def _ring(rng: Rng) -> Outlines:
 
 
 def _square(rng: Rng) -> Outlines:
-    return [(_circle(1.0, num_points=4), 255)]
+    half = math.sqrt(0.5)
+    return [(np.array(((-half, -half), (half, -half), (half, half), (-half, half))), 255)]
 
 
 def _star(rng: Rng) -> Outlines:
     points = _circle(1.0, num_points=10)
     points[1::2] *= rng.uniform(0.36, 0.48)
-    return [(points, 255)]
+    return [(_upright(points), 255)]
 
 
 def _triangle(rng: Rng) -> Outlines:
-    return [(_circle(1.0, num_points=3), 255)]
+    return [(_upright(_circle(1.0, num_points=3)), 255)]
+
+
+def _upright(points: Array) -> Array:
+    """Turn what points to the right so that it points up."""
+    return np.stack((points[:, 1], -points[:, 0]), axis=1)
 
 
 _SHAPES: dict[str, Callable[[Rng], Outlines]] = {

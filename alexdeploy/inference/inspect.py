@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import os
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import onnx
 import safetensors
 
 from alexdeploy.core.artifacts import ModelFolder, find_model, sha256_file
-from alexdeploy.core.errors import ModelError, RecipeError
+from alexdeploy.core.errors import ModelError, RecipeError, UsageError
 from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.core.spec import LRN, Architecture
 from alexdeploy.export import graphs
@@ -56,25 +58,37 @@ class Inspection:
         return sum(layer.macs for layer in self.layers)
 
 
-def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int = 1000) -> Inspection:
+def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | None = None) -> Inspection:
     """Look at a recipe's name or file, a model folder or name, an .onnx or a .safetensors.
 
-    `overrides` and `num_classes` are for recipes, which do not know their classes. Raises ModelError or RecipeError.
+    `overrides` and `num_classes` (1000 if None) are for recipes, which do not know their classes. Raises ModelError,
+    RecipeError, and UsageError where they are given for something else.
     """
-    if target.endswith(".onnx"):
-        return _inspect_onnx(Path(target))
-    if target.endswith(".safetensors"):
-        return _inspect_safetensors(Path(target))
-    if (Path(target) / "spec.json").is_file() or (Path("models") / target / "spec.json").is_file():
-        return _inspect_folder(find_model(target))
+    is_model = (Path(target) / "spec.json").is_file() or (Path("models") / target / "spec.json").is_file()
+    if target.endswith((".onnx", ".safetensors")) or is_model:
+        if overrides or num_classes is not None:
+            raise UsageError(
+                f"{target} is what it is: --set and --classes change recipes",
+                cure=f"Recipes: {', '.join(list_recipes())}",
+            )
+        if is_model:
+            return _inspect_folder(find_model(target))
+        return _inspect_onnx(Path(target)) if target.endswith(".onnx") else _inspect_safetensors(Path(target))
     if target.endswith(".toml") or target in list_recipes() or (Path("models") / f"{target}.toml").is_file():
-        return _inspect_recipe(target, overrides, num_classes)
+        return _inspect_recipe(target, overrides, 1000 if num_classes is None else num_classes)
     if os.sep in target or Path(target).exists():
         raise ModelError(
             f"{target} is not something that can be inspected",
             cure="Give a recipe, a model folder, an .onnx or a .safetensors.",
         )
-    raise RecipeError(f"{target!r} is neither a recipe nor a model here", cure=f"Recipes: {', '.join(list_recipes())}")
+    models = sorted(path.parent.name for path in Path("models").glob("*/spec.json"))
+    near = difflib.get_close_matches(target, [*list_recipes(), *models], n=1)
+    raise RecipeError(
+        f"{target!r} is neither a recipe nor a model here" + (f"; did you mean {near[0]!r}?" if near else ""),
+        cure="\n".join(
+            f"{kind}: {', '.join(names)}" for kind, names in (("Recipes", list_recipes()), ("Models", models)) if names
+        ),
+    )
 
 
 def _inspect_recipe(name: str, overrides: tuple[str, ...], num_classes: int) -> Inspection:
@@ -117,7 +131,9 @@ def _inspect_onnx(path: Path) -> Inspection:
     model = graph.model
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
     facts: dict[str, Fact] = {"sha256": graph.sha256, "opset": opset, "ir_version": model.ir_version}
-    facts |= {value.name: _value_text(value) for value in (*model.graph.input, *model.graph.output)}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    facts |= {f"input {value.name}": _value_text(value) for value in model.graph.input if value.name not in weights}
+    facts |= {f"output {value.name}": _value_text(value) for value in model.graph.output}
     operators = sorted({node.op_type for node in model.graph.node})
     facts["operators"] = ", ".join(f"{sum(n.op_type == op for n in model.graph.node)} {op}" for op in operators)
     spec = graph.spec()
@@ -136,12 +152,13 @@ def _inspect_safetensors(path: Path) -> Inspection:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            facts = {name: (tuple(each.get_shape()), str(each.get_dtype())) for name, each in slices.items()}
     except (OSError, safetensors.SafetensorError) as exc:
         raise ModelError(f"{path} cannot be read as safetensors: {exc}") from exc
     layers = [
-        LayerFacts(name=name, kind="tensor", output_shape=shape, parameters=math.prod(shape))
-        for name, shape in sorted(shapes.items())
+        LayerFacts(name=name, kind="tensor", output_shape=shape, parameters=math.prod(shape), detail=dtype)
+        for name, (shape, dtype) in sorted(facts.items())
     ]
     return Inspection(
         target=str(path),
@@ -157,7 +174,10 @@ def _planned(architecture: Architecture, num_classes: int) -> tuple[LayerFacts, 
     for layer in plan_layers(architecture, num_classes):
         detail = ""
         if layer.kind == "conv":
-            detail = f"{layer.kernel}x{layer.kernel} stride {layer.stride} pad {layer.padding} groups {layer.groups}"
+            detail = f"{layer.kernel}x{layer.kernel}"
+            for word, value, usual in (("stride", layer.stride, 1), ("pad", layer.padding, 0)):
+                detail += "" if value == usual else f" {word} {value}"
+            detail += "" if layer.groups == 1 else f" groups {layer.groups}"
         elif layer.kind == "pool":
             detail = f"{layer.kernel}x{layer.kernel} stride {layer.stride}"
         elif layer.kind == "lrn":
@@ -181,24 +201,31 @@ def _planned(architecture: Architecture, num_classes: int) -> tuple[LayerFacts, 
 
 def _graph_layers(graph: graphs.Graph) -> tuple[LayerFacts, ...]:
     shapes = graphs.tensor_shapes(graph.model)
-    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.model.graph.initializer}
+    # Whole numbers of 64 bits are shapes and axes, scalars are bounds: neither was learned.
+    unseen = {
+        tensor.name: tuple(tensor.dims)
+        for tensor in graph.model.graph.initializer
+        if tensor.data_type != onnx.TensorProto.INT64 and tensor.dims
+    }
+    weights = dict(unseen)
     rows = []
     for node in graph.model.graph.node:
         output = tuple(shapes.get(node.output[0], ()))[1:]
-        owned = [weights[name] for name in node.input[1:] if name in weights]
+        owned = [unseen.pop(name) for name in node.input if name in unseen]
+        kernel = next((weights[name] for name in node.input if name in weights), None)
+        if node.op_type == "DequantizeLinear" and kernel is not None:
+            weights[node.output[0]] = kernel
         macs = 0
-        if node.op_type in ("Conv", "Gemm", "MatMul") and owned:
-            grid = [size for size in output[1:] if isinstance(size, int)]
-            macs = math.prod(owned[0]) * math.prod(grid)
-        parameters = 0 if node.op_type in ("Reshape", "Slice", "Gather") else sum(math.prod(shape) for shape in owned)
-        detail = "weight " + "x".join(map(str, owned[0])) if owned and parameters else ""
+        if node.op_type in ("Conv", "Gemm", "MatMul") and kernel is not None:
+            grid = output[1:] if node.op_type == "Conv" else output[:-1]
+            macs = math.prod(kernel) * math.prod(size for size in grid if isinstance(size, int))
         rows.append(
             LayerFacts(
                 name=node.name or node.output[0],
                 kind=node.op_type,
                 output_shape=output,
-                detail=detail,
-                parameters=parameters,
+                detail="weight " + "x".join(map(str, owned[0])) if owned else "",
+                parameters=sum(math.prod(shape) for shape in owned),
                 macs=macs,
             )
         )
@@ -238,6 +265,8 @@ def _file_facts(path: Path) -> dict[str, Fact]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _value_text(value: Any) -> str:
+def _value_text(value: onnx.ValueInfoProto) -> str:
+    if value.type.WhichOneof("value") != "tensor_type":
+        return str(value.type.WhichOneof("value"))
     dims = ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in value.type.tensor_type.shape.dim)
     return f"{graphs.type_name(value)} [{dims}]"

@@ -1,0 +1,224 @@
+"""`alexdeploy import` as a user has it; what it makes of graphs is tested in tests/export/test_import_onnx.py."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from alexdeploy.cli import app
+from alexdeploy.core.artifacts import find_model
+from alexdeploy.core.spec import Preprocessing
+
+CLASSES = 4
+MEASURED = ("--recipe", "torchvision")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """`alexdeploy import` in this process, in an empty folder that holds theirs.onnx."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs.onnx").write_bytes(classifier().SerializeToString())
+
+    def call(*args: str, command: str = "import") -> Result:
+        monkeypatch.setattr(sys, "argv", ["alexdeploy", command, *args])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        captured = capfd.readouterr()
+        return Result(exit_code=stop.value.code or 0, stdout=captured.out, stderr=captured.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+def classifier(size: int = 32) -> onnx.ModelProto:
+    """One convolution over the whole picture, a fixed batch, and a softmax."""
+    w = np.random.default_rng(0).normal(0, 0.01, (CLASSES, 3, size, size)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["data", "w"], ["conv"]),
+        helper.make_node("Reshape", ["conv", "shape"], ["fc"]),
+        helper.make_node("Softmax", ["fc"], ["prob"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "theirs",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, [1, 3, size, size])],
+        [helper.make_tensor_value_info("prob", TensorProto.FLOAT, [1, CLASSES])],
+        [numpy_helper.from_array(w, "w"), numpy_helper.from_array(np.array([1, CLASSES]), "shape")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_model_folder_is_made_and_what_comes_next_is_said(run: Run) -> None:
+    Path("labels.txt").write_text("cat\ndog\ncrane\ncrane\n", encoding="utf-8")
+    result = run("theirs.onnx", *MEASURED, "--labels", "labels.txt")
+    assert result == Result(
+        exit_code=0,
+        stdout="",
+        stderr="wrote models/theirs: 4 classes, views of 32 pixels\n"
+        "next: alexdeploy predict images/ --tencrop --model models/theirs\n",
+    )
+    spec = find_model("theirs").spec()
+    assert spec.classes == ("cat", "dog", "crane", "crane")
+    assert spec.recipe == "torchvision"
+    assert spec.preprocessing == Preprocessing(
+        scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop=32
+    )
+
+
+def test_without_labels_the_classes_get_names_and_a_warning(run: Run) -> None:
+    result = run("theirs.onnx", *MEASURED, "--name", "mine")
+    assert "warning: no --labels: the classes are called class-0 to class-3" in result.stderr
+    assert find_model("mine").spec().classes[-1] == "class-3"
+
+
+def test_an_imported_model_is_exported_inspected_and_predicts(run: Run) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), (200, 10, 10)).save("red.png")
+    assert run("theirs.onnx", *MEASURED).exit_code == 0
+    exported = run("--fp16", command="export")
+    assert (exported.exit_code, exported.stdout) == (0, "")
+    assert Path("models/theirs/model.fp16.onnx").is_file()
+    inspected = run("theirs", command="inspect")
+    assert inspected.exit_code == 0
+    assert "imported_from" in inspected.stdout
+    predicted = run("red.png", "--tencrop", "--backend", "onnxruntime", command="predict")
+    assert predicted.exit_code == 0
+    assert "class-" in predicted.stdout
+
+
+def test_no_preprocessing_at_all_is_a_usage_error_with_its_cure(run: Run) -> None:
+    result = run("theirs.onnx", "--channels", "bgr")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "does not say how its images were prepared" in result.stderr
+    assert "--recipe torchvision" in result.stderr
+    assert not Path("models").exists()
+
+
+@pytest.mark.parametrize("recipe", ["alexnet", "caffe-alexnet"])
+def test_a_recipe_that_measures_its_mean_needs_it_given(run: Run, recipe: str) -> None:
+    refused = run("theirs.onnx", "--recipe", recipe)
+    assert refused.exit_code == 2
+    assert "Give it: --mean A,B,C" in refused.stderr
+    assert run("theirs.onnx", "--recipe", recipe, "--mean", "104.007,116.669,122.679").exit_code == 0
+    steps = find_model("theirs").spec().preprocessing
+    assert steps.mean == (104.007, 116.669, 122.679)
+    assert steps.channels == ("bgr" if recipe == "caffe-alexnet" else "rgb")
+
+
+def test_single_options_override_the_recipe(run: Run) -> None:
+    options = ("--channels", "bgr", "--scale", "1", "--mean", "1,2,3", "--std", "4,5,6", "--resize", "warp")
+    assert run("theirs.onnx", *MEASURED, *options).exit_code == 0
+    assert find_model("theirs").spec().preprocessing == Preprocessing(
+        channels="bgr", scale=1.0, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), resize="warp", crop=32
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mean", "1,2"), "--mean '1,2' is not three numbers"),
+        (("--mean", "a,b,c"), "--mean 'a,b,c' is not three numbers"),
+        (("--mean", "nan,0,0"), "--mean is nan, 0.0, 0.0; expected numbers"),
+        (("--std", "1,0,1"), "--std is 1.0, 0.0, 1.0; expected numbers above 0"),
+        (("--scale", "0"), "--scale is 0.0; expected numbers above 0"),
+        (("--scale", "inf"), "--scale is inf; expected numbers above 0"),
+        (("--channels", "grey"), "'grey' is not one of 'rgb'"),
+        (("--recipe", "torchvison"), "did you mean 'torchvision'"),
+        (("--name", "a/b"), "--name 'a/b' is not a name"),
+        (("--name", ".."), "--name '..' is not a name"),
+        (("--labels", "nowhere.txt"), "nowhere.txt cannot be read as labels"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error_that_names_it(run: Run, options: tuple[str, ...], message: str) -> None:
+    result = run("theirs.onnx", *MEASURED, *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in " ".join(result.stderr.split())
+    assert not Path("models").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "exit_code", "message"),
+    [
+        ("a\nb\nc\n", 4, "theirs.onnx has 4 classes, the labels are 3"),
+        ("", 2, "line 1 is empty"),
+        ("a\n\nb\nc\n", 2, "line 2 is empty"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(run: Run, content: str, exit_code: int, message: str) -> None:
+    Path("labels.txt").write_text(content)
+    result = run("theirs.onnx", *MEASURED, "--labels", "labels.txt")
+    assert result.exit_code == exit_code
+    assert message in result.stderr
+    assert not Path("models").exists()
+
+
+def test_labels_written_on_windows_are_read(run: Run) -> None:
+    Path("labels.txt").write_bytes("\ufeffeins\r\nzwei\r\ndrei\r\nfünf\r\n\r\n".encode())
+    assert run("theirs.onnx", *MEASURED, "--labels", "labels.txt").exit_code == 0
+    assert find_model("theirs").spec().classes == ("eins", "zwei", "drei", "fünf")
+
+
+def test_an_existing_model_needs_overwrite(run: Run) -> None:
+    assert run("theirs.onnx", *MEASURED).exit_code == 0
+    before = Path("models/theirs/spec.json").read_bytes()
+    refused = run("theirs.onnx", "--scale", "1")
+    assert refused.exit_code == 2
+    assert "error: models/theirs already holds a model" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert Path("models/theirs/spec.json").read_bytes() == before
+    assert run("theirs.onnx", "--scale", "1", "--overwrite").exit_code == 0
+    assert find_model("theirs").spec().preprocessing.scale == 1.0
+
+
+def test_another_format_is_a_usage_error(run: Run) -> None:
+    Path("weights.pth").write_bytes(b"")
+    result = run("weights.pth", *MEASURED)
+    assert result.exit_code == 2
+    assert "weights.pth is not an .onnx file" in result.stderr
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(os.getcwd), b"", classifier().SerializeToString()[:-100], None])
+def test_a_file_that_is_no_onnx_is_a_model_error(run: Run, content: bytes | None) -> None:
+    if content is not None:
+        Path("bad.onnx").write_bytes(content)
+    result = run("bad.onnx", *MEASURED)
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "error: bad.onnx" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not Path("models").exists()
+
+
+def test_a_picture_larger_than_256_pixels_is_a_model_error(run: Run) -> None:
+    Path("large.onnx").write_bytes(classifier(300).SerializeToString())
+    result = run("large.onnx", *MEASURED)
+    assert result.exit_code == 4
+    assert "takes data float32 [1, 3, 300, 300]; expected float32 [N, 3, H, H]" in result.stderr
+
+
+def test_a_models_folder_that_cannot_be_written_is_exit_code_6(run: Run) -> None:
+    Path("models").write_text("a file where the folder should be")
+    result = run("theirs.onnx", *MEASURED)
+    assert result.exit_code == 6
+    assert "could not be written" in result.stderr
