@@ -36,7 +36,9 @@ def export(
         output.print_json([{**dataclasses.asdict(item), "path": str(item.path)} for item in exported])
     else:
         for item in exported:
-            output.note(_describe(item.path.as_posix(), item.path.stat().st_size, item.sha256))
+            size = item.path.stat().st_size / 1e6
+            verb = "wrote" if item.written else "kept the imported"
+            output.note(f"{verb} {item.path.as_posix()} ({size:.1f} MB, sha256 {item.sha256[:12]})")
             if item.parity is not None:
                 parity = item.parity
                 output.note(
@@ -47,7 +49,3 @@ def export(
                 )
     output.note("no TensorRT engine: this machine has no NVIDIA GPU with TensorRT; the ONNX files run everywhere")
     output.note(f"next: alexdeploy predict images/ --tencrop --model {folder.path}")
-
-
-def _describe(path: str, size_bytes: int, sha256: str) -> str:
-    return f"wrote {path} ({size_bytes / 1e6:.1f} MB, sha256 {sha256[:12]})"

@@ -122,7 +122,9 @@ class ModelSpec:
     @property
     def contract_sha256(self) -> str:
         """Hash of all that a derived file depends on beside the weights: not the name, not the provenance."""
-        parts = (self.architecture, self.preprocessing, self.classes)
+        # Through plain values and back: a mean of 110 and one of 110.0 are the same preprocessing.
+        steps = msgspec.convert(msgspec.to_builtins(self.preprocessing), Preprocessing)
+        parts = (self.architecture, steps, self.classes)
         return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 
     def to_json(self) -> bytes:

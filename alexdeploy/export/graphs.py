@@ -116,7 +116,10 @@ def deploy(graph: Graph, spec: ModelSpec, num_views: int, mean_image: NDArray[np
 
 
 def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    found = list(graph.initializer)
+    found = [
+        *graph.initializer,
+        *(part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices)),
+    ]
     for node in graph.node:
         for attribute in node.attribute:
             found += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]

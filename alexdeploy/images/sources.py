@@ -56,12 +56,17 @@ def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
     .tar archive, plain or compressed; `@list.txt`, with one path a line, or NUL between them, relative to the
     list; `-`, such a list on standard input, relative to the working folder; or a glob pattern. A file
     beginning with @ is written ./@name. Archives and lists inside folders are not opened.
-    Members of archives are in memory when they come; nothing else is read.
+    Members of archives are in memory when they come; nothing else is read, but standard input, which is read
+    here and now: in the thread of the caller, a Ctrl-C ends the wait for it.
     """
-    for given in inputs:
-        text = os.fspath(given)
+    texts = [os.fspath(given) for given in inputs]
+    return _iter_sources(texts, sys.stdin.buffer.read() if "-" in texts else b"")
+
+
+def _iter_sources(inputs: list[str], standard_input: bytes) -> Iterator[Source]:
+    for text in inputs:
         if text == "-":
-            yield from _from_list(sys.stdin.buffer.read(), "standard input", "")
+            yield from _from_list(standard_input, "standard input", "")
         elif text.startswith("@"):
             yield from _from_list_file(text[1:])
         elif glob.has_magic(text) and not os.path.lexists(text):

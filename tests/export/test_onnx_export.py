@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import onnx
 import pytest
-from conftest import TINY, make_model
+from helpers import TINY, make_model
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 

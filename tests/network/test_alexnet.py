@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from helpers import TINY
 
 from alexdeploy.core.recipe import Init, list_recipes, load_recipe
 from alexdeploy.network import reference

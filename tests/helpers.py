@@ -1,0 +1,87 @@
+"""Tiny models and pictures, made on the spot; nothing is downloaded, trained or read from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.core.recipe import load_recipe
+from alexdeploy.core.spec import ModelSpec, Preprocessing
+from alexdeploy.images.preprocess import network_input
+from alexdeploy.network.alexnet import AlexNet
+
+TINY = ("architecture.width=0.0625", "architecture.hidden=[512, 512]")
+"""A sixteenth of the width: 8 to 24 maps a layer, 32 hidden units (512 / 16); the shapes of the real thing."""
+
+
+def make_model(
+    path: Path,
+    recipe: str = "alexnet",
+    overrides: tuple[str, ...] = TINY,
+    num_classes: int = 5,
+    seed: int = 0,
+) -> ModelFolder:
+    """A model folder with random weights whose answers differ from image to image."""
+    loaded = load_recipe(recipe, overrides)
+    torch.manual_seed(seed)
+    network = AlexNet(loaded.architecture, num_classes)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("weight"):
+                parameter.normal_(0, (2.0 / parameter[0].numel()) ** 0.5)
+            else:
+                parameter.uniform_(-0.1, 0.1)
+    folder = ModelFolder(path)
+    path.mkdir(parents=True)
+    steps = loaded.preprocessing
+    mean, mean_image = (0.0, 0.0, 0.0), None
+    if isinstance(steps.mean, tuple):
+        mean = steps.mean
+    elif steps.mean == "image":
+        rng = np.random.default_rng(seed)
+        np.save(folder.mean_path, rng.uniform(90, 130, (3, 256, 256)).astype(np.float32))
+        mean_image = sha256_file(folder.mean_path)
+    preprocessing = Preprocessing(
+        resize=steps.resize,
+        channels=steps.channels,
+        scale=steps.scale,
+        mean=mean,
+        std=steps.std,
+        mean_image=mean_image,
+        crop=loaded.architecture.input,
+    )
+    _spread_answers(network, preprocessing, folder)
+    save_file({name: value.numpy() for name, value in network.state_dict().items()}, folder.weights_path)
+    classes = tuple(f"class-{index}" for index in range(num_classes))
+    folder.write_spec(
+        ModelSpec(
+            name=path.name,
+            classes=classes,
+            preprocessing=preprocessing,
+            architecture=loaded.architecture,
+            recipe=recipe,
+        )
+    )
+    return folder
+
+
+def smooth_images(count: int, seed: int = 0) -> np.ndarray:
+    """Random pictures of 8x8 blocks, uint8 [count, 256, 256, 3]: to a network, plain noise all looks alike."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    return coarse.repeat(32, axis=1).repeat(32, axis=2)
+
+
+def _spread_answers(network: AlexNet, steps: Preprocessing, folder: ModelFolder) -> None:
+    """Scale and shift the last layer so that its logits have mean 0 and deviation 2 over pictures."""
+    mean = np.load(folder.mean_path) if steps.mean_image else None
+    inputs = np.concatenate([network_input(image, steps, 1, mean) for image in smooth_images(32, seed=100)])
+    logits = network.activations(torch.from_numpy(inputs))[network.plan[-1].name]
+    last = network.get_submodule(network.plan[-1].name)
+    with torch.no_grad():
+        factor = 2.0 / logits.std(dim=0)
+        last.weight.mul_(factor[:, None])
+        last.bias.copy_((last.bias - logits.mean(dim=0)) * factor)
