@@ -9,8 +9,8 @@ import typer
 
 from alexdeploy.cli import output
 
-NUM_TRAIN = 300
-NUM_VAL = 50
+NUM_TRAIN = 200
+NUM_VAL = 40
 """Images of each class that `train` renders where it is given no data: enough to learn from, few enough to wait for."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import struct
 import sys
@@ -267,8 +266,10 @@ def test_a_large_folder_is_not_held_as_sources(tmp_path):
 
 def test_nothing_is_looked_at_before_it_is_asked_for(tmp_path):
     fill(tmp_path, "a.jpg")
-    found = iter_sources(itertools.chain([str(tmp_path / "a.jpg")], (1 / 0 for _ in range(1))))
+    found = iter_sources([str(tmp_path / "a.jpg"), str(tmp_path / "later")])
     assert next(found).read() == b"a.jpg"
+    fill(tmp_path, "later/b.jpg")
+    assert next(found).read() == b"later/b.jpg"
 
 
 def test_a_pattern_is_expanded_in_the_order_of_bytes(tmp_path):
