@@ -47,5 +47,5 @@ def export(
                     f"worst layer {parity.worst_layer} by {parity.worst_error:.1e} of its largest output "
                     f"(allowed {parity.tolerance:.0e})"
                 )
-    output.note("no TensorRT engine: this machine has no NVIDIA GPU with TensorRT; the ONNX files run everywhere")
+    output.note("no TensorRT engine: this version builds none yet; the ONNX files run on every backend it has")
     output.note(f"next: alexdeploy predict images/ --tencrop --model {folder.path}")
