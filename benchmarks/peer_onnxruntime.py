@@ -38,7 +38,7 @@ def ten_crops(image: np.ndarray) -> np.ndarray:
 
 
 def classify(
-    session: onnxruntime.InferenceSession, mean: np.ndarray, paths: list[str], batch_size: int = 8
+    session: onnxruntime.InferenceSession, mean: np.ndarray, paths: list[str], batch_size: int = 1
 ) -> Iterator[tuple[str, int, float]]:
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,11 +12,18 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, limit_folder, sha256_bytes
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, OutputError
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, available_threads, check_images
-from alexdeploy.export.graphs import deploy, load_graph
+from alexdeploy.export.deployment import deployment_graph
+from alexdeploy.export.graphs import load_graph
+from alexdeploy.export.towers import unroll_towers
 
+_DERIVATION = 1
+"""Counts the ways in which a deployment graph was derived for this engine: raise it when that changes."""
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
 _CACHE_BYTES = 2 << 30
 """Compiled models kept in the cache; the full network takes 245 MB for each precision and number of views."""
 
@@ -36,7 +44,13 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
         num_streams=options.num_threads or available_threads(),
     )
     mean_image = folder.mean_image(spec)
-    return OpenVINOEngine(lambda: deploy(graph, spec, options.num_views, mean_image), info, spec.contract_sha256)
+
+    def load() -> bytes:
+        model = deployment_graph(graph.model, spec, options.num_views, mean_image)
+        content: bytes = unroll_towers(model).SerializeToString()
+        return content
+
+    return OpenVINOEngine(load, info, spec.contract_sha256)
 
 
 class OpenVINOEngine:
@@ -49,7 +63,8 @@ class OpenVINOEngine:
         self.info = info
         self._load: Callable[[], bytes] | None = load
         # Everything that the compiled model depends on, by content.
-        parts = (ov.__version__, info.artifact, contract_sha256, info.precision, info.num_views, info.num_streams)
+        versions = (alexdeploy.__version__, _DERIVATION, ov.__version__)
+        parts = (*versions, info.artifact, contract_sha256, info.precision, info.num_views, info.num_streams)
         self._cache_name = f"{sha256_bytes(repr(parts).encode())[:32]}.blob"
         self._requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         self._compiled: ov.CompiledModel | None = None
@@ -80,12 +95,16 @@ class OpenVINOEngine:
             return None
         path = folder / self._cache_name
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                digest, content = file.read(_DIGEST_BYTES), file.read()
+            # OpenVINO loads a damaged blob without a word, and then gives other answers.
+            if hashlib.sha256(content).digest() != digest:
+                return None
             compiled = core.import_model(content, "CPU", config)
             # The cache forgets what was used longest ago.
             path.touch()
         except (OSError, RuntimeError):
-            # Not there, or damaged: then it is compiled again, and written anew.
+            # Not there, or of another build: then it is compiled again, and written anew.
             return None
         return compiled
 
@@ -100,8 +119,10 @@ class OpenVINOEngine:
         del model
         folder = cache_folder("openvino")
         if folder is not None:
+            blob = compiled.export_model().getbuffer()
             with suppress(OutputError), atomic_write(folder / self._cache_name) as file:
-                file.write(compiled.export_model().getbuffer())
+                file.write(hashlib.sha256(blob).digest())
+                file.write(blob)
             limit_folder(folder, _CACHE_BYTES)
         return compiled
 
@@ -129,7 +150,7 @@ class OpenVINOEngine:
 
 
 def _device_error(exc: RuntimeError) -> DeviceError:
-    text = str(exc).strip().splitlines()[-1]
+    text = (str(exc).strip().splitlines() or ["no reason given"])[-1]
     if "memory" in text.lower() or "bad_alloc" in text:
         return DeviceMemoryError(f"OpenVINO ran out of memory: {text}", cure="Use a smaller --batch-size.")
     return DeviceError(f"OpenVINO failed: {text}")

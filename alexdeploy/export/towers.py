@@ -1,0 +1,118 @@
+"""The towers of a deployment graph as branches, as on the two GPUs of 2012: the same sums, without Reshapes.
+
+An exported network folds the towers into the batch round each LRN. On CPUs that costs a change of layout before and
+after; two branches from conv1 to conv3 have none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+_TOWERS = 2
+_BY_CHANNEL = ("Conv", "LRN", "MaxPool", "Cast")
+_ELEMENTWISE = (
+    "Relu",
+    "LeakyRelu",
+    "Elu",
+    "Sigmoid",
+    "Tanh",
+    "Softplus",
+    "Erf",
+    "Greater",
+    "Where",
+    "Add",
+    "Mul",
+    "Div",
+)
+
+
+def unroll_towers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrite `model` in place, and return it, if it has LRN layers per tower; else leave it as it is.
+
+    From the first convolution on, each node becomes one node per tower on its own half of the maps; the towers are
+    joined where a layer sees both. The outputs are bitwise those of the model before on one and the same kernel.
+    """
+    graph = model.graph
+    if any(node.name.endswith("_split") for node in graph.node if node.op_type == "Reshape"):
+        _Unrolling(graph).run()
+    return model
+
+
+class _Unrolling:
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._halves: dict[str, tuple[str, ...]] = {}
+        self._nodes: list[NodeProto] = []
+        self._towers: dict[str, tuple[str, ...]] = {}
+        self._joined: dict[str, str] = {}
+
+    def run(self) -> None:
+        has_begun = False
+        for node in self._graph.node:
+            begins = not has_begun and node.op_type == "Conv"
+            if not begins and not any(name in self._towers for name in node.input):
+                self._nodes.append(node)
+            elif node.op_type == "Reshape" and node.name.endswith(("_split", "_merge")):
+                self._towers[node.output[0]] = self._towers[node.input[0]]
+            elif begins or self._is_by_tower(node):
+                has_begun = True
+                self._towers[node.output[0]] = tuple(self._branch(node, tower) for tower in range(_TOWERS))
+            else:
+                node.input[:] = [self._join(name) for name in node.input]
+                self._nodes.append(node)
+        used = {name for node in self._nodes for name in node.input}
+        weights = [tensor for tensor in self._weights.values() if tensor.name in used]
+        nodes = list(self._nodes)
+        del self._graph.node[:], self._graph.initializer[:]
+        self._graph.node.extend(nodes)
+        self._graph.initializer.extend(weights)
+
+    def _is_by_tower(self, node: NodeProto) -> bool:
+        if node.op_type == "Conv":
+            return _groups(node) == _TOWERS
+        others = [self._weights[name] for name in node.input if name in self._weights]
+        is_scalar = all(np.prod(tensor.dims, dtype=int) == 1 for tensor in others)
+        return node.op_type in _BY_CHANNEL or (node.op_type in _ELEMENTWISE and is_scalar)
+
+    def _branch(self, node: NodeProto, tower: int) -> str:
+        branch = NodeProto()
+        branch.CopyFrom(node)
+        branch.name = f"{node.name}/tower{tower}"
+        branch.output[0] = f"{node.output[0]}/tower{tower}"
+        for index, name in enumerate(node.input):
+            if name in self._towers:
+                branch.input[index] = self._towers[name][tower]
+            elif node.op_type == "Conv" and index > 0:
+                branch.input[index] = self._half(name)[tower]
+        for attribute in branch.attribute:
+            if attribute.name == "group":
+                attribute.i = 1
+        self._nodes.append(branch)
+        return str(branch.output[0])
+
+    def _half(self, name: str) -> tuple[str, ...]:
+        """The names of a weight's or bias's share in each tower."""
+        if name not in self._halves:
+            parts = np.split(numpy_helper.to_array(self._weights[name]), _TOWERS)
+            names = tuple(f"{name}/tower{tower}" for tower in range(_TOWERS))
+            for part, part_name in zip(parts, names, strict=True):
+                self._weights[part_name] = numpy_helper.from_array(np.ascontiguousarray(part), part_name)
+            self._halves[name] = names
+        return self._halves[name]
+
+    def _join(self, name: str) -> str:
+        if name not in self._towers:
+            return name
+        if name not in self._joined:
+            self._joined[name] = f"{name}/joined"
+            self._nodes.append(
+                helper.make_node("Concat", self._towers[name], [self._joined[name]], name=f"{name}/joined", axis=1)
+            )
+        return self._joined[name]
+
+
+def _groups(node: NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
