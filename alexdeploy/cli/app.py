@@ -38,14 +38,14 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. May stand after the command as well.")
+    ] = False,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    context.obj = debug
     if debug:
         os.environ["ALEXDEPLOY_DEBUG"] = "1"
 
@@ -62,7 +62,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     try:
-        app(prog_name="alexdeploy")
+        app(_debug_first(sys.argv[1:]), prog_name="alexdeploy")
     except AlexDeployError as error:
         if "ALEXDEPLOY_DEBUG" in os.environ:
             traceback.print_exception(error)
@@ -73,3 +73,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as stop:
         sys.exit(143 if terminated else stop.code)
+
+
+def _debug_first(arguments: list[str]) -> list[str]:
+    """Move --debug, an option of the program, in front of the command. After -- it is an argument like others."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if "--debug" not in arguments[:end]:
+        return arguments
+    return ["--debug", *(word for word in arguments[:end] if word != "--debug"), *arguments[end:]]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from alexdeploy.cli import output
+from alexdeploy.cli.options import model_folder
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ def import_(
     The graph may call its input and output as it likes, have a fixed or dynamic batch, and end in a softmax or not.
     It says nothing of how its images were prepared: give --recipe, or --channels, --scale, --mean and --std.
     """
-    from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder
     from alexdeploy.export.import_onnx import ImportOptions, import_onnx
 
     if file.suffix.lower() != ".onnx":
@@ -59,9 +59,7 @@ def import_(
     }
     given |= {key: _three(key, value) for key, value in (("mean", mean), ("std", std)) if value is not None}
     preprocessing = _preprocessing(recipe, given)
-    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
-        raise UsageError(f"--name {name!r} is not a name of a folder under {MODELS_FOLDER}/")
-    folder = ModelFolder(MODELS_FOLDER / (name or file.stem))
+    folder = model_folder(file.stem if name is None else name)
     classes = None if labels is None else _read_labels(labels)
     options = ImportOptions(
         preprocessing=preprocessing, classes=classes, output=output_name, recipe=recipe, overwrite=overwrite

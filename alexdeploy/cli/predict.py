@@ -33,7 +33,7 @@ def predict(
         str | None, typer.Option(help="Model folder, or a name under models/. Default: the newest there.")
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16"], typer.Option(help="Arithmetic of the graph that runs.")
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="Precision of the graph that runs.")
     ] = "fp32",
     tencrop: Annotated[bool, typer.Option("--tencrop", help="Average over ten views; same as --views 10.")] = False,
     views: Annotated[
@@ -67,6 +67,7 @@ def predict(
 
     Ends with exit code 3 if some of the rows are errors.
     """
+    from alexdeploy.images.sources import iter_sources
     from alexdeploy.inference import journal, results
     from alexdeploy.inference.predict import Predictor
 
@@ -79,11 +80,7 @@ def predict(
         raise UsageError("--resume goes on with a file", cure="Name it: --output FILE")
     if chosen == "parquet" and path is None:
         raise UsageError("Parquet cannot be streamed", cure="Write it to a file: --output FILE.parquet")
-    if path is not None and journal.is_complete(path, resume=resume):
-        num_errors = results.count_errors(path, chosen)
-        out.note(f"{output} is complete, nothing to resume. Without --resume it is made again.")
-        raise typer.Exit(3 if num_errors else 0)
-
+    has_finished = path is not None and journal.has_finished(path, chosen, resume=resume)
     predictor = Predictor(
         model,
         backend=backend,
@@ -93,6 +90,10 @@ def predict(
         top_k=top_k,
         num_threads=threads,
     )
+    if path is not None and has_finished:
+        summary = journal.check_finished(predictor, iter_sources(inputs), path, chosen)
+        out.note(f"{output} is complete, nothing to resume. Without --resume it is made again.")
+        raise typer.Exit(3 if summary.num_errors else 0)
     report = _Report(quiet=quiet, shows_progress=path is not None or not sys.stdout.isatty())
     with predictor, report:
         if path is None:

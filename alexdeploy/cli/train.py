@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption, SetOption
+from alexdeploy.cli.options import JsonOption, SetOption, model_folder
 from alexdeploy.cli.sample import render
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def train(
     data: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DATA]",
+            metavar="DATA",
             help="Folder with one folder of images for each class, or with train/ and val/ of such. "
             "Left out: ten classes of shapes are rendered to data/sample/.",
         ),
@@ -75,7 +76,6 @@ def train(
     # that made training 5 to 10 times slower. A thousandth of it costs little. Read when PyTorch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder
     from alexdeploy.core.errors import UsageError
     from alexdeploy.core.recipe import DEFAULT_RECIPE, SAMPLE_RECIPE, load_recipe
     from alexdeploy.images.folder import read_image_folder
@@ -91,8 +91,10 @@ def train(
     }
     given = [f"training.{key}={value}" for key, value in options.items() if value is not None]
     chosen = load_recipe(recipe or (SAMPLE_RECIPE if data is None else DEFAULT_RECIPE), [*(overrides or ()), *given])
-    folder = ModelFolder(MODELS_FOLDER / (name or chosen.name))
+    folder = model_folder(chosen.name if name is None else name)
     _refuse_used_folder(folder.path, (resume, overwrite))
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("training needs the package torch", cure="Install it: pip install 'alexdeploy[train]'")
     if data is None:
         if val is not None:
             raise UsageError("--val has no meaning for the rendered images", cure="Name the training images too.")
@@ -103,11 +105,9 @@ def train(
         f"recipe {chosen.name}, {len(images.classes)} classes, {len(images.train):,} training and "
         f"{len(images.val):,} validation images from {data}"
     )
-    try:
-        from alexdeploy.training.trainer import TrainOptions
-        from alexdeploy.training.trainer import train as run_training
-    except ModuleNotFoundError as exc:
-        raise UsageError(f"training needs {exc.name}", cure="pip install 'alexdeploy[train]'") from exc
+    from alexdeploy.training.trainer import TrainOptions
+    from alexdeploy.training.trainer import train as run_training
+
     train_options = TrainOptions(
         device=device,
         threads=threads,

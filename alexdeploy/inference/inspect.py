@@ -19,6 +19,7 @@ from alexdeploy.core.errors import ModelError, RecipeError, UsageError
 from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.core.spec import LRN, Architecture
 from alexdeploy.export import graphs
+from alexdeploy.export.deployment import describe_value
 from alexdeploy.network.layers import plan_layers
 
 Fact = str | int | float | None
@@ -61,12 +62,17 @@ class Inspection:
 def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | None = None) -> Inspection:
     """Look at a recipe's name or file, a model folder or name, an .onnx or a .safetensors.
 
-    `overrides` and `num_classes` (1000 if None) are for recipes, which do not know their classes. Raises ModelError,
-    RecipeError, and UsageError where they are given for something else.
+    `overrides` and `num_classes` (1000 if None) are for recipes, which do not know their classes: with them, a name
+    that a model and a recipe have is the recipe's. Raises ModelError, RecipeError, and UsageError where they are
+    given for something else.
     """
+    is_recipe = target.endswith(".toml") or target in list_recipes() or (Path("models") / f"{target}.toml").is_file()
     is_model = (Path(target) / "spec.json").is_file() or (Path("models") / target / "spec.json").is_file()
+    changes_recipe = bool(overrides) or num_classes is not None
+    if is_recipe and (changes_recipe or not is_model):
+        return _inspect_recipe(target, overrides, 1000 if num_classes is None else num_classes)
     if target.endswith((".onnx", ".safetensors")) or is_model:
-        if overrides or num_classes is not None:
+        if changes_recipe:
             raise UsageError(
                 f"{target} is what it is: --set and --classes change recipes",
                 cure=f"Recipes: {', '.join(list_recipes())}",
@@ -74,8 +80,6 @@ def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | 
         if is_model:
             return _inspect_folder(find_model(target))
         return _inspect_onnx(Path(target)) if target.endswith(".onnx") else _inspect_safetensors(Path(target))
-    if target.endswith(".toml") or target in list_recipes() or (Path("models") / f"{target}.toml").is_file():
-        return _inspect_recipe(target, overrides, 1000 if num_classes is None else num_classes)
     if os.sep in target or Path(target).exists():
         raise ModelError(
             f"{target} is not something that can be inspected",
@@ -132,8 +136,8 @@ def _inspect_onnx(path: Path) -> Inspection:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
     facts: dict[str, Fact] = {"sha256": graph.sha256, "opset": opset, "ir_version": model.ir_version}
     weights = {tensor.name for tensor in model.graph.initializer}
-    facts |= {f"input {value.name}": _value_text(value) for value in model.graph.input if value.name not in weights}
-    facts |= {f"output {value.name}": _value_text(value) for value in model.graph.output}
+    facts |= {f"input {value.name}": describe_value(value) for value in model.graph.input if value.name not in weights}
+    facts |= {f"output {value.name}": describe_value(value) for value in model.graph.output}
     operators = sorted({node.op_type for node in model.graph.node})
     facts["operators"] = ", ".join(f"{sum(n.op_type == op for n in model.graph.node)} {op}" for op in operators)
     spec = graph.spec()
@@ -263,10 +267,3 @@ def _lrn_facts(lrn: LRN | None) -> dict[str, Fact] | None:
 
 def _file_facts(path: Path) -> dict[str, Fact]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _value_text(value: onnx.ValueInfoProto) -> str:
-    if value.type.WhichOneof("value") != "tensor_type":
-        return str(value.type.WhichOneof("value"))
-    dims = ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in value.type.tensor_type.shape.dim)
-    return f"{graphs.type_name(value)} [{dims}]"

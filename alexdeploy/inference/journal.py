@@ -19,7 +19,7 @@ from alexdeploy.core.artifacts import atomic_write, output_error, sync_folder
 from alexdeploy.core.errors import InputError, UsageError
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import BatchRule
-from alexdeploy.inference.results import ARTIFACT_DIGITS, Format, Row, Shape, write_rows
+from alexdeploy.inference.results import ARTIFACT_DIGITS, Format, Record, Row, Shape, read_records, write_rows
 
 if TYPE_CHECKING:
     from alexdeploy.inference.predict import Predictor
@@ -53,10 +53,11 @@ def journal_path(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def is_complete(output: Path, *, resume: bool) -> bool:
-    """Whether a run that would `resume` has nothing left to do; to be asked before anything costly is begun.
+def has_finished(output: Path, kind: Format, *, resume: bool) -> bool:
+    """Whether a run that would `resume` finds a finished file, to be compared with what it is asked for.
 
-    Raises UsageError if `output` cannot be written to, or if a run that would begin anew would lose rows.
+    To be asked before anything costly is begun. Raises UsageError if `output` cannot be written to, if a run that
+    would begin anew would lose rows, or if the finished file cannot be read back.
     """
     journal = journal_path(output)
     if output.is_dir():
@@ -67,7 +68,36 @@ def is_complete(output: Path, *, resume: bool) -> bool:
             f"{journal} holds the first {num_rows} rows of an interrupted run",
             cure=f"Go on with them: add --resume. Or delete {journal} to begin anew.",
         )
-    return resume and output.exists() and not journal.exists()
+    if not resume or not output.exists() or journal.exists():
+        return False
+    if next(read_records(output, kind), None) is None:
+        raise UsageError(
+            f"{output} exists and holds no rows, so it is not the end of an interrupted run",
+            cure="Leave out --resume to make it.",
+        )
+    return True
+
+
+def check_finished(predictor: Predictor, sources: Iterable[Source], output: Path, kind: Format) -> Summary:
+    """Compare a finished file, row by row, with the inputs, the model and the options of now.
+
+    Nothing runs; the predictor need not be entered. Raises UsageError saying what differs.
+    """
+    waiting = iter(sources)
+    num_rows = num_errors = 0
+    anew = "leave out --resume to make it again"
+    for record in read_records(output, kind):
+        _check_settings(output, record, predictor, anew)
+        _check_source(output, record, num_rows, next(waiting, None), anew)
+        num_rows += 1
+        num_errors += record.error is not None
+    more = next(waiting, None)
+    if more is not None:
+        raise UsageError(
+            f"{output} is finished with {num_rows} rows; the inputs of now go on with {more.name!r}",
+            cure=f"Give the same inputs, or {anew}.",
+        )
+    return Summary(num_rows=num_rows, num_errors=num_errors, num_kept=num_rows)
 
 
 def predict_to_file(
@@ -214,10 +244,11 @@ def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor)
     num_bytes = num_errors = 0
     kept = (0, 0, 0)
     again: list[Source] = []
+    anew = f"delete {path} to begin anew"
     for index, (row, size) in enumerate(read_rows(path)):
         source = next(sources, None)
-        _check_settings(path, row, predictor)
-        _check_source(path, row, index, source)
+        _check_settings(path, row.record, predictor, anew)
+        _check_source(path, row.record, index, source, anew)
         if source is not None:
             again.append(source)
         num_bytes += size
@@ -236,30 +267,30 @@ def _chain(first: list[Source], then: Iterator[Source]) -> Iterator[Source]:
     yield from then
 
 
-def _check_settings(path: Path, row: Row, predictor: Predictor) -> None:
+def _check_settings(path: Path, record: Record, predictor: Predictor, anew: str) -> None:
     info = predictor.info
-    top_k = predictor.top_k if row.error is None else 0
+    top_k = predictor.top_k if record.error is None else 0
     for name, found, expected in (
-        ("backend", row.backend, info.backend),
-        ("precision", row.precision, info.precision),
-        ("number of views", row.num_views, info.num_views),
-        ("artifact", row.artifact, info.artifact[:ARTIFACT_DIGITS]),
-        ("top-k", len(row.top), top_k),
+        ("backend", record.backend, info.backend),
+        ("precision", record.precision, info.precision),
+        ("number of views", record.num_views, info.num_views),
+        ("artifact", record.artifact, info.artifact[:ARTIFACT_DIGITS]),
+        ("top-k", record.num_choices, top_k),
     ):
         if found != expected:
             raise UsageError(
                 f"{path} was written with {name} {found}; this run has {expected}",
-                cure=f"Run it with the options it was begun with, or delete {path} to begin anew.",
+                cure=f"Run it with the options it was begun with, or {anew}.",
             )
 
 
-def _check_source(path: Path, row: Row, index: int, source: Source | None) -> None:
+def _check_source(path: Path, record: Record, index: int, source: Source | None, anew: str) -> None:
     now = "nothing" if source is None else repr(source.name)
-    if row.index != index or source is None or row.source != source.name:
+    if record.index != index or source is None or record.source != source.name:
         raise UsageError(
             f"the inputs are not those that {path} was begun with: "
-            f"row {index} there is {row.source!r} (index {row.index}), now it is {now}",
-            cure=f"Give the same inputs, or delete {path} to begin anew.",
+            f"row {index} there is {record.source!r} (index {record.index}), now it is {now}",
+            cure=f"Give the same inputs, or {anew}.",
         )
 
 

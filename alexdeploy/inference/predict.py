@@ -12,13 +12,13 @@ import numpy as np
 from alexdeploy.core.artifacts import find_model
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.metrics import top_k as best_classes
+from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import (
     Backend,
     EngineInfo,
     EngineOptions,
     NumViews,
-    available_threads,
     choose_backend,
     open_engine,
 )
@@ -60,7 +60,7 @@ class Predictor:
         )
         self._engine = open_engine(self.folder, backend or choose_backend(self.folder, precision), options)
         self._top_k = top_k
-        self._num_decoders = num_threads or available_threads()
+        self._num_decoders = num_threads or available_processors()
         self._is_open = False
         self._running: Generator[Row, None, None] | None = None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import importlib.util
 import io
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -44,6 +45,20 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """A row without its answer: what every format that can be read back tells of where a row comes from."""
+
+    index: int
+    source: str
+    num_choices: int
+    num_views: int
+    backend: str
+    precision: str
+    artifact: str
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """The answer for one input, or why there is none.
 
@@ -68,6 +83,19 @@ class Row:
     @property
     def probability(self) -> float | None:
         return self.top[0].probability if self.top else None
+
+    @property
+    def record(self) -> Record:
+        return Record(
+            index=self.index,
+            source=self.source,
+            num_choices=len(self.top),
+            num_views=self.num_views,
+            backend=self.backend,
+            precision=self.precision,
+            artifact=self.artifact,
+            error=self.error,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as they are named in every nested format, in their order."""
@@ -158,30 +186,57 @@ def write_rows(rows: Iterable[Row], file: IO[bytes], kind: Format, shape: Shape)
         file.write(form.line(row).encode())
 
 
-def count_errors(path: Path, kind: Format) -> int:
-    """How many rows of a finished file are errors; 0 for a table, which is not meant to be read back.
+def read_records(path: Path, kind: Format) -> Iterator[Record]:
+    """Read a finished file back, one row or one row group at a time.
 
-    Raises UsageError if the file is not what `kind` says.
+    Raises UsageError if it is not what `kind` says, and for a table, which is for people.
     """
+    if kind == "table":
+        raise UsageError(
+            f"{path} is a table, which --resume cannot read back to see whether it is what is asked for",
+            cure="Leave out --resume to make it again, or write --format jsonl, csv or parquet.",
+        )
+    readers = {"jsonl": _jsonl_records, "csv": _csv_records, "parquet": _parquet_records}
     try:
-        if kind == "jsonl":
-            with path.open("rb") as file:
-                return sum(Row.from_json(line).error is not None for line in file)
-        if kind == "csv":
-            with path.open(newline="", encoding="utf-8") as text:
-                return sum(bool(record["error"]) for record in csv.DictReader(text))
-        if kind == "parquet":
-            import pyarrow.parquet as pq
-
-            with pq.ParquetFile(path) as parquet:
-                batches = parquet.iter_batches(columns=["error"])
-                return sum(len(batch) - batch.column(0).null_count for batch in batches)
-    except (OSError, ValueError, KeyError) as exc:
+        yield from readers[kind](path)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as exc:
         raise UsageError(
             f"{path} exists and is no finished {kind} output of predict: {exc}",
-            cure="Choose another --output, or leave --resume out to replace the file.",
+            cure="Choose another --output, or leave out --resume to replace the file.",
         ) from exc
-    return 0
+
+
+def _jsonl_records(path: Path) -> Iterator[Record]:
+    with path.open("rb") as file:
+        for line in file:
+            yield Row.from_json(line).record
+
+
+def _csv_records(path: Path) -> Iterator[Record]:
+    with path.open(newline="", encoding="utf-8") as text:
+        reader = csv.DictReader(text)
+        choices = [name for name in reader.fieldnames or () if name.startswith("probability_")]
+        for fields in reader:
+            yield Record(
+                index=int(fields["index"]),
+                source=fields["source"],
+                num_choices=sum(bool(fields[name]) for name in choices),
+                num_views=int(fields["num_views"]),
+                backend=fields["backend"],
+                precision=fields["precision"],
+                artifact=fields["artifact"],
+                error=fields["error"] or None,
+            )
+
+
+def _parquet_records(path: Path) -> Iterator[Record]:
+    import pyarrow.parquet as pq
+
+    columns = [field.name for field in dataclasses.fields(Record) if field.name != "num_choices"]
+    with pq.ParquetFile(path) as parquet:
+        for batch in parquet.iter_batches(batch_size=_ROWS_PER_GROUP, columns=[*columns, "top"]):
+            for fields in batch.to_pylist():
+                yield Record(num_choices=len(fields["top"]), **{name: fields[name] for name in columns})
 
 
 def _jsonl_line(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,8 +96,11 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "covariance": torch.from_numpy(statistics.covariance),
         "learner": dict(checkpoint.learner),
     }
+    # Given the file itself, PyTorch makes a RuntimeError of the OSError that says that the disk is full.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with atomic_write(path) as file:
-        torch.save(content, file)
+        file.write(buffer.getbuffer())
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -44,7 +46,9 @@ class TrainingLog:
         kept = [record for record in read_log(self._path) if record.epoch <= num_epochs]
         with atomic_write(self._path) as file:
             file.writelines(_line(record) for record in kept)
-        self._writer = _open_writer(folder.checkpoints / "tensorboard", num_epochs)
+        self._curves_path = folder.checkpoints / "tensorboard"
+        with _translated(self._curves_path):
+            self._writer = _open_writer(self._curves_path, num_epochs)
         self.tensorboard = self._writer is not None
 
     def __enter__(self) -> TrainingLog:
@@ -53,11 +57,17 @@ class TrainingLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
             self._writer.close()
+        except OSError as exc:
+            # What went wrong before says more, and is on its way already.
+            if error is None:
+                raise output_error(self._curves_path, exc) from exc
 
     def describe_data(self, statistics: Statistics, skipped: tuple[str, ...]) -> None:
-        """Note the mean, the colour axes and the images left out."""
+        """Note the mean, the colour axes and the images left out. Raises OutputError."""
         if self._writer is None:
             return
         axes = color_axes(statistics.covariance)
@@ -68,17 +78,15 @@ class TrainingLog:
         )
         if skipped:
             text += f"\n\n{len(skipped):,} images left out:\n\n" + "\n".join(f"- {path}" for path in skipped)
-        self._writer.add_text("data", text, 0)
+        with _translated(self._curves_path):
+            self._writer.add_text("data", text, 0)
 
     def append(self, record: EpochRecord) -> None:
         """Write one epoch; it is on the disk when this returns. Raises OutputError."""
-        try:
-            with self._path.open("ab") as file:
-                file.write(_line(record))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as exc:
-            raise output_error(self._path, exc) from exc
+        with _translated(self._path), self._path.open("ab") as file:
+            file.write(_line(record))
+            file.flush()
+            os.fsync(file.fileno())
         if self._writer is None:
             return
         curves = {
@@ -89,9 +97,19 @@ class TrainingLog:
             "learning_rate": record.learning_rate,
             "images_per_second": record.images_per_second,
         }
-        for name, value in curves.items():
-            self._writer.add_scalar(name, value, record.epoch)
-        self._writer.flush()
+        with _translated(self._curves_path):
+            for name, value in curves.items():
+                self._writer.add_scalar(name, value, record.epoch)
+            self._writer.flush()
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into the OutputError for `path`."""
+    try:
+        yield
+    except OSError as exc:
+        raise output_error(path, exc) from exc
 
 
 def _open_writer(folder: Path, num_epochs: int) -> SummaryWriter | None:

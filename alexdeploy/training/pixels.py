@@ -19,6 +19,7 @@ from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import Example, LabelledImages
+from alexdeploy.images.sources import read_file
 
 BYTES_PER_IMAGE = IMAGE_SIZE * IMAGE_SIZE * 3
 _SCAN_SLICE = 1024
@@ -113,9 +114,7 @@ class Pixels:
     def _decode(self, index: int) -> NDArray[np.uint8]:
         path = self._examples[index].path
         try:
-            return decode(Path(path).read_bytes(), self._resize)
-        except OSError as exc:
-            raise ImageError(f"{path}: {(exc.strerror or str(exc)).lower()}") from exc
+            return decode(read_file(path), self._resize)
         except ImageError as exc:
             raise ImageError(f"{path}: {exc.message}") from exc
 
@@ -151,11 +150,6 @@ def fingerprint(data: LabelledImages) -> str:
                 size = os.path.getsize(path)
             digest.update(os.fsencode(f"{split}\0{name}\0{label}\0{size}\n"))
     return digest.hexdigest()
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Pool(ThreadPoolExecutor):

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.artifacts import ModelFolder, output_error
 from alexdeploy.core.errors import DataError, DeviceMemoryError, UsageError
+from alexdeploy.core.processors import available_processors
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.folder import LabelledImages
@@ -28,7 +29,7 @@ from alexdeploy.training.checkpoint import (
 from alexdeploy.training.events import AlreadyFinished, Decoded, Event, Notice, Started
 from alexdeploy.training.learner import Learner, choose_device
 from alexdeploy.training.log import TrainingLog
-from alexdeploy.training.pixels import Broken, Pixels, fits_in_memory, num_cores, refuse_broken
+from alexdeploy.training.pixels import Broken, Pixels, fits_in_memory, refuse_broken
 from alexdeploy.training.publish import (
     encode_weights,
     is_published,
@@ -146,7 +147,7 @@ def _train(
     checkpoint: Checkpoint | None,
 ) -> ModelSpec:
     in_memory = fits_in_memory(data, options.cache_bytes)
-    num_threads = options.threads or num_cores()
+    num_threads = options.threads or available_processors()
     resize = recipe.preprocessing.resize
     train_pixels, val_pixels = (
         Pixels(examples, resize=resize, in_memory=in_memory, num_threads=num_threads)
@@ -237,9 +238,12 @@ def _without(num: int, left_out: tuple[int, ...]) -> NDArray[np.int64]:
 
 
 def _clear(folder: ModelFolder) -> None:
-    """Remove an earlier model: first the spec, without which a folder is no model."""
-    for path in (folder.spec_path, folder.weights_path, folder.mean_path):
-        path.unlink(missing_ok=True)
+    """Remove an earlier model: first the spec, without which a folder is no model. Raises OutputError."""
+    for path in (folder.spec_path, folder.weights_path, folder.mean_path, checkpoint_path(folder)):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise output_error(path, exc) from exc
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
 

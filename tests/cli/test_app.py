@@ -235,6 +235,24 @@ def test_debug_adds_the_traceback_to_the_message(run: Run, failing: Callable[[Ba
     assert result.stderr.endswith("error: this is wrong\nDo that.\n")
 
 
+@pytest.mark.parametrize("words", [("inspect", "--debug"), ("inspect", "alexnet", "--debug", "--json")])
+def test_debug_may_stand_after_the_command(
+    run: Run, failing: Callable[[BaseException], None], words: tuple[str, ...]
+) -> None:
+    failing(UsageError("this is wrong"))
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Traceback (most recent call last):")
+    assert result.stderr.endswith("error: this is wrong\n")
+
+
+def test_debug_after_two_dashes_is_an_argument(run: Run) -> None:
+    result = run("inspect", "--", "--debug")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "'--debug' is neither a recipe nor a model" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_an_error_of_ours_is_a_bug_with_exit_code_1_and_a_traceback() -> None:
     code = (
         "import sys; from alexdeploy.cli import app; from alexdeploy.inference import inspect\n"

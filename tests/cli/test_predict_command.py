@@ -315,6 +315,37 @@ def test_resuming_what_is_complete_gives_the_exit_code_of_its_rows(run: Run, wor
     assert "complete" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("prepare", "args", "said"),
+    [
+        (lambda path: path.write_bytes(b""), (), "holds no rows"),
+        (None, ("--views", "10"), "number of views 1; this run has 10"),
+        (None, ("images/0.jpg",), "go on with 'images/0.jpg'"),
+        (None, ("--precision", "fp16"), "precision fp32; this run has fp16"),
+    ],
+)
+def test_resuming_a_file_of_another_run_is_a_usage_error(
+    run: Run, workplace: Path, prepare: Callable[[Path], object] | None, args: tuple[str, ...], said: str
+) -> None:
+    output = workplace / "out.jsonl"
+    if prepare is None:
+        assert run("images", "--output", "out.jsonl").exit_code == 0
+    else:
+        prepare(output)
+    before = output.read_bytes()
+    result = run("images", *args, "--output", "out.jsonl", "--resume")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert "eave out --resume" in result.stderr
+    assert output.read_bytes() == before
+    assert run("images", *args, "--output", "out.jsonl").exit_code == 0
+
+
+def test_resuming_a_finished_table_is_a_usage_error(run: Run) -> None:
+    assert run("images", "missing.jpg", "--output", "out.txt").exit_code == 3
+    assert run("images", "missing.jpg", "--output", "out.txt", "--resume").exit_code == 2
+
+
 def test_resume_without_an_output_is_a_usage_error(run: Run) -> None:
     assert run("images", "--resume").exit_code == 2
 

@@ -128,6 +128,9 @@ def test_broken_images_give_exit_code_3_and_their_names(run, halves):
         (("--precision", "int8"), "precision"),
         (("--device", "toaster"), "Devices: cpu, cuda"),
         (("--learning-rate", "0"), "learning_rate"),
+        (("--name", "../x", "--overwrite"), "--name '../x' is not a name of a folder under models/"),
+        (("--name", "a/b"), "--name 'a/b' is not a name of a folder under models/"),
+        (("--name", ""), "--name '' is not a name of a folder under models/"),
     ],
 )
 def test_what_makes_no_sense_gives_exit_code_2(run, halves, arguments, said):
@@ -147,6 +150,22 @@ def test_with_no_data_the_sample_and_photographs_are_rendered(run, monkeypatch):
     Path("images").mkdir()
     assert run("train", *TINY, "--epochs", "1", "--overwrite").exit_code == 0
     assert not list(Path("images").iterdir())
+
+
+def test_without_pytorch_it_says_so_before_anything_is_rendered(run, monkeypatch):
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
+    result = run("train")
+    assert result.exit_code == 2
+    assert "pip install 'alexdeploy[train]'" in result.stderr
+    assert not Path("data").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="FIFOs of POSIX")
+def test_a_fifo_among_the_images_is_a_broken_image(run, halves):
+    os.mkfifo(halves / "dark" / "fifo.png")
+    result = train_halves(run)
+    assert result.exit_code == 3
+    assert "fifo.png: is not a regular file" in result.stderr
 
 
 def test_sample_writes_what_it_is_asked_for(run):

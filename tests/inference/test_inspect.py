@@ -245,6 +245,18 @@ def test_what_is_for_recipes_is_refused_for_models(tiny_model: ModelFolder, opti
             inspect(str(target), **options)
 
 
+def test_a_recipe_can_be_changed_though_a_model_is_named_after_it(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model.path.parents[1])
+    tiny_model.path.rename(tiny_model.path.with_name("alexnet"))
+    assert inspect("alexnet").kind == "model"
+    found = inspect("alexnet", overrides=("architecture.towers=1",))
+    assert (found.kind, found.facts["towers"]) == ("recipe", 1)
+    assert inspect("alexnet", num_classes=10).facts["classes"] == 10
+    assert inspect("one-tower").kind == "recipe"
+
+
 def test_a_wrong_override_is_an_error_of_the_recipe() -> None:
     with pytest.raises(AlexDeployError, match=r"unknown recipe key 'architecture\.tower'; did you mean 'towers'"):
         inspect("alexnet", overrides=("architecture.tower=1",))

@@ -11,7 +11,15 @@ import pytest
 from alexdeploy.core.errors import DeviceError, OutputError, UsageError
 from alexdeploy.images.sources import Source
 from alexdeploy.inference import journal
-from alexdeploy.inference.journal import Journal, Summary, is_complete, journal_path, predict_to_file, read_rows
+from alexdeploy.inference.journal import (
+    Journal,
+    Summary,
+    check_finished,
+    has_finished,
+    journal_path,
+    predict_to_file,
+    read_rows,
+)
 from alexdeploy.inference.predict import Predictor
 from alexdeploy.inference.results import Format, Row
 
@@ -168,17 +176,87 @@ def test_a_run_that_would_begin_anew_over_a_journal_is_refused(write: Callable[.
     with pytest.raises(KeyboardInterrupt):
         write(stop_after=9)
     with pytest.raises(UsageError, match="first 9 rows of an interrupted run") as caught:
-        is_complete(output, resume=False)
+        has_finished(output, "jsonl", resume=False)
     assert caught.value.cure is not None
     assert "--resume" in caught.value.cure
-    assert not is_complete(output, resume=True)
+    assert not has_finished(output, "jsonl", resume=True)
 
 
-def test_an_output_without_a_journal_is_complete(write: Callable[..., Summary], output: Path) -> None:
-    assert not is_complete(output, resume=True)
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_an_output_without_a_journal_is_finished_if_it_is_what_is_asked_for(
+    write: Callable[..., Summary],
+    make_predictor: MakePredictor,
+    make_sources: MakeSources,
+    output: Path,
+    kind: Format,
+) -> None:
+    assert not has_finished(output, kind, resume=True)
+    write(kind=kind)
+    assert has_finished(output, kind, resume=True)
+    assert not has_finished(output, kind, resume=False)
+    found = check_finished(make_predictor(batch_size=4), make_sources(COUNT, broken=is_broken), output, kind)
+    assert found == Summary(num_rows=30, num_errors=4, num_kept=30)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize(
+    ("options", "count", "named"),
+    [
+        ({"num_views": 10}, COUNT, "number of views 1; this run has 10"),
+        ({"precision": "fp16"}, COUNT, "precision fp32; this run has fp16"),
+        ({"top_k": 2}, COUNT, "top-k 3; this run has 2"),
+        ({"engine": {"artifact": "f" * 64}}, COUNT, "artifact c0ffeec0ffee; this run has ffffffffffff"),
+        ({}, COUNT - 1, r"row 29 there is '29\.jpg' \(index 29\), now it is nothing"),
+        ({}, COUNT + 1, r"finished with 30 rows; the inputs of now go on with '30\.jpg'"),
+    ],
+)
+def test_a_finished_file_of_another_run_is_refused_by_name(
+    write: Callable[..., Summary],
+    make_predictor: MakePredictor,
+    make_sources: MakeSources,
+    output: Path,
+    kind: Format,
+    options: dict[str, object],
+    count: int,
+    named: str,
+) -> None:
+    write(kind=kind)
+    predictor = make_predictor(**({"batch_size": 4} | options))
+    with pytest.raises(UsageError, match=named) as caught:
+        check_finished(predictor, make_sources(count, broken=is_broken), output, kind)
+    assert caught.value.cure is not None
+    assert "leave out --resume to make it again" in caught.value.cure
+
+
+def test_inputs_are_compared_one_at_a_time(
+    write: Callable[..., Summary], make_predictor: MakePredictor, make_sources: MakeSources, output: Path
+) -> None:
     write()
-    assert is_complete(output, resume=True)
-    assert not is_complete(output, resume=False)
+    asked = 0
+
+    def others() -> Iterator[Source]:
+        nonlocal asked
+        for source in make_sources(COUNT, broken=is_broken):
+            asked += 1
+            yield Source(name="other.jpg") if asked == 3 else source
+
+    with pytest.raises(UsageError, match=r"row 2 there is '2\.jpg' \(index 2\), now it is 'other\.jpg'"):
+        check_finished(make_predictor(batch_size=4), others(), output, "jsonl")
+    assert asked == 3
+
+
+@pytest.mark.parametrize(("kind", "content"), [("jsonl", ""), ("csv", ""), ("csv", "index,source,error\n")])
+def test_a_file_without_rows_is_not_finished(output: Path, kind: Format, content: str) -> None:
+    output.parent.mkdir()
+    output.write_text(content)
+    with pytest.raises(UsageError, match="holds no rows"):
+        has_finished(output, kind, resume=True)
+
+
+def test_a_table_cannot_be_resumed_once_it_is_there(write: Callable[..., Summary], output: Path) -> None:
+    write(kind="table")
+    with pytest.raises(UsageError, match="is a table"):
+        has_finished(output, "table", resume=True)
 
 
 def test_a_file_of_the_users_own_is_not_taken_for_a_journal(write: Callable[..., Summary], output: Path) -> None:

@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +23,14 @@ from safetensors.numpy import load_file
 from training_helpers import tiny_recipe
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
-from alexdeploy.core.errors import DataError, DivergedError, UsageError
+from alexdeploy.core.errors import DataError, DivergedError, OutputError, UsageError
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import load_weights
 from alexdeploy.training import publish, run
 from alexdeploy.training.checkpoint import checkpoint_path, read_checkpoint
-from alexdeploy.training.events import AlreadyFinished, EpochFinished, Event, Started, Step
-from alexdeploy.training.log import log_path, read_log
+from alexdeploy.training.events import AlreadyFinished, EpochFinished, EpochRecord, Event, Started, Step
+from alexdeploy.training.log import TrainingLog, log_path, read_log
 from alexdeploy.training.pixels import Pixels
 from alexdeploy.training.trainer import TrainOptions, train
 
@@ -279,6 +281,77 @@ def test_broken_images_stop_the_run_before_it_begins(folder, data_with_broken):
         train(data_with_broken, tiny_recipe(), folder, ONE_THREAD, ignore)
     assert "--skip-broken" in caught.value.cure
     assert not folder.path.exists()
+
+
+@contextmanager
+def limited_files(num_bytes: int) -> Iterator[None]:
+    """A disk that is full for every file after so many bytes."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(folder, tiny_data, uninterrupted):
+    shutil.copytree(uninterrupted.path, folder.path)
+    before = checkpoint_path(folder).read_bytes()
+    resume = dataclasses.replace(ONE_THREAD, resume=True)
+    more = tiny_recipe("training.epochs=4")
+    with limited_files(50_000), pytest.raises(OutputError, match=r"last\.pt could not be written"):
+        train(tiny_data, more, folder, resume, ignore)
+    assert checkpoint_path(folder).read_bytes() == before
+    train(tiny_data, more, folder, resume, ignore)
+    assert [record.epoch for record in read_log(log_path(folder))] == [1, 2, 3, 4]
+
+
+def record_of(epoch: int) -> EpochRecord:
+    return EpochRecord(
+        epoch=epoch,
+        loss=1.0,
+        val_loss=1.0,
+        val_top1_error=0.5,
+        val_top5_error=0.1,
+        learning_rate=0.01,
+        images_per_second=9.0,
+        num_skipped=0,
+    )
+
+
+def test_a_full_disk_under_the_log_is_an_output_error(folder):
+    full = pytest.raises(OutputError, match=r"log\.jsonl could not be written")
+    with TrainingLog(folder, num_epochs=0) as log, limited_files(10), full:
+        log.append(record_of(1))
+
+
+# TensorBoard's thread raises it as well.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_under_tensorboard_is_an_output_error(folder):
+    pytest.importorskip("tensorboard")
+
+    def fill() -> None:
+        with TrainingLog(folder, num_epochs=0) as log:
+            for epoch in range(1, 100):
+                # Another file than the curves, so that these are what the disk is too small for.
+                log_path(folder).write_bytes(b"")
+                log.append(record_of(epoch))
+
+    with limited_files(5000), pytest.raises(OutputError, match="tensorboard could not be written"):
+        fill()
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread():
+            thread.join(10)
+
+
+def test_a_model_that_cannot_be_removed_is_an_output_error(tmp_path, tiny_data, uninterrupted):
+    folder = ModelFolder(tmp_path / "model")
+    shutil.copytree(uninterrupted.path, folder.path)
+    folder.weights_path.unlink()
+    folder.weights_path.mkdir()
+    with pytest.raises(OutputError, match=r"weights\.safetensors could not be written"):
+        train(tiny_data, tiny_recipe(), folder, dataclasses.replace(ONE_THREAD, overwrite=True), ignore)
 
 
 def test_broken_images_are_left_out_when_asked_and_counted(folder, data_with_broken):
