@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from alexdeploy import ExportOptions, ModelFolder, Predictor, export_model
 from alexdeploy.core.artifacts import sha256_file
+from alexdeploy.core.processors import available_processors
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import ModelSpec, Preprocessing
-from alexdeploy.engines.base import EngineOptions, available_threads, open_engine
+from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.images import sample
 from alexdeploy.images.decode import decode
 from alexdeploy.images.sources import iter_sources
@@ -147,13 +148,13 @@ def run(workspace: Path, photographs: str | None, num_images: int, repeats: int)
     paths = [source.path for source in sources if source.path is not None]
     mean = np.load(folder.mean_path).transpose(1, 2, 0)
     versions = {name: importlib.metadata.version(name) for name in ("openvino", "onnxruntime", "pillow", "numpy")}
-    print(f"{platform.machine()}, {available_threads()} processors, Python {platform.python_version()}, {versions}")
+    print(f"{platform.machine()}, {available_processors()} processors, Python {platform.python_version()}, {versions}")
     print(f"{len(paths)} JPEGs, full network, ten views, FP32, batches of {BATCH_SIZE} images")
     models = {"native": folder.onnx_path(), "decomposed": workspace / "decomposed.onnx"}
     form, session = faster_peer(paths, mean, models)
 
     content = [source.read() for source in sources]
-    threads = available_threads()
+    threads = available_processors()
     engine_options = EngineOptions(num_views=10, batch_size=BATCH_SIZE)
     with (
         Predictor(folder.path, num_views=10, batch_size=BATCH_SIZE) as predictor,

@@ -76,3 +76,9 @@ class OutputError(AlexDeployError):
     """Results or artifacts could not be written."""
 
     exit_code = 6
+
+
+def first_line(exc: BaseException) -> str:
+    """What another library's exception says, without the pages that follow; the name of its class if it is mute."""
+    text = str(exc).strip()
+    return text.splitlines()[0] if text else type(exc).__name__

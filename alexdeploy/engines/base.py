@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol
@@ -68,22 +67,32 @@ class Engine(Protocol):
         ...
 
 
-_PACKAGES: dict[str, tuple[str, str]] = {
+_PACKAGES: dict[Backend, tuple[str, str]] = {
     "openvino": ("openvino", "cpu"),
     "onnxruntime": ("onnxruntime", "cpu"),
     "torch": ("torch", "train"),
 }
-"""Backend -> (package it needs, extra that installs it), in the order of choice where the user names none."""
+"""Backend -> (package it needs, extra that installs it)."""
+
+_GRAPH_BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
+"""Those that run ONNX graphs, the faster one first."""
 
 
-def choose_backend(folder: ModelFolder, precision: str) -> Backend:
-    """The first backend that is installed and can run this model. Raises DeviceError if there is none."""
+def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
+    """The first installed backend that can run the model: one that reads its ONNX graph, or PyTorch on its weights.
+
+    If none can, the first that reads graphs, whose own error says what is missing. Raises DeviceError if none of
+    those is installed.
+    """
     has_graph = folder.onnx_path("fp32" if precision == "bf16" else precision).is_file()
-    for backend in ("openvino", "onnxruntime", "torch"):
-        if importlib.util.find_spec(_PACKAGES[backend][0]) is None:
-            continue
-        if (backend == "torch") != has_graph:
-            return backend
+    readers = [backend for backend in _GRAPH_BACKENDS if _is_installed(backend)]
+    fitting = [backend for backend in readers if (backend, precision) != ("onnxruntime", "bf16")]
+    if has_graph and fitting:
+        return fitting[0]
+    if precision in ("fp32", "bf16") and folder.weights_path.is_file() and _is_installed("torch"):
+        return "torch"
+    if readers:
+        return readers[0]
     raise DeviceError(
         "no backend that can run this model is installed", cure="Install one: pip install 'alexdeploy[cpu]'"
     )
@@ -93,8 +102,8 @@ def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -
     """An engine for the model, not yet entered. Raises DeviceError when the backend's package is missing."""
     if backend not in _PACKAGES:
         raise UsageError(f"no backend is called {backend!r}", cure=f"Backends: {', '.join(_PACKAGES)}")
-    package, extra = _PACKAGES[backend]
-    if importlib.util.find_spec(package) is None:
+    if not _is_installed(backend):
+        package, extra = _PACKAGES[backend]
         raise DeviceError(
             f"the {backend} backend needs the package {package}", cure=f"pip install 'alexdeploy[{extra}]'"
         )
@@ -103,14 +112,13 @@ def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -
     return engine
 
 
-def available_threads() -> int:
-    """How many processors this process may use: its affinity mask, not the machine's size."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def check_images(images: NDArray[np.uint8], batch_size: int) -> None:
     """Raise UsageError unless `images` is uint8 [1..batch_size, 256, 256, 3]."""
     shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or not 1 <= len(images) <= batch_size:
         expected = f"uint8 [1..{batch_size}, {IMAGE_SIZE}, {IMAGE_SIZE}, 3]"
         raise UsageError(f"images are {images.dtype} {list(images.shape)}, expected {expected}")
+
+
+def _is_installed(backend: Backend) -> bool:
+    return importlib.util.find_spec(_PACKAGES[backend][0]) is not None

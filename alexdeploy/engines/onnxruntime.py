@@ -9,8 +9,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import DeviceError, DeviceMemoryError, UsageError
-from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, available_threads, check_images
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, UsageError, first_line
+from alexdeploy.core.processors import available_processors
+from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.export.graphs import deploy, load_graph
 
 _PROVIDER = "CPUExecutionProvider"
@@ -35,7 +36,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngin
         batch_size=options.batch_size,
         num_streams=1,
     )
-    return OnnxRuntimeEngine(content, info, options.num_threads or available_threads())
+    return OnnxRuntimeEngine(content, info, options.num_threads or available_processors())
 
 
 class OnnxRuntimeEngine:
@@ -80,7 +81,7 @@ class OnnxRuntimeEngine:
 
 def _device_error(exc: Exception) -> DeviceError:
     # ONNX Runtime's own exceptions have no common base short of Exception.
-    text = str(exc).strip().splitlines()[0]
+    text = first_line(exc)
     if "allocate" in text.lower() or "bad_alloc" in text:
         return DeviceMemoryError(f"ONNX Runtime ran out of memory: {text}", cure="Use a smaller --batch-size.")
     return DeviceError(f"ONNX Runtime failed: {text}")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, limit_folder, sha256_bytes
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, OutputError
-from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, available_threads, check_images
+from alexdeploy.core.processors import available_processors
+from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.graphs import load_graph
 from alexdeploy.export.towers import unroll_towers
@@ -41,7 +42,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
         artifact=graph.sha256,
         batch_size=options.batch_size,
         # One thread a stream: no thread waits for another inside a batch, and decoding fits in between.
-        num_streams=options.num_threads or available_threads(),
+        num_streams=options.num_threads or available_processors(),
     )
     mean_image = folder.mean_image(spec)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Preprocessing
-from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, available_threads, check_images
+from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.images.crops import view_boxes
 from alexdeploy.network.alexnet import AlexNet
 from alexdeploy.network.weights import load_weights
@@ -43,7 +44,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
         batch_size=options.batch_size,
         num_streams=1,
     )
-    threads = options.num_threads or available_threads()
+    threads = options.num_threads or available_processors()
     return TorchEngine(network, info, spec.preprocessing, folder.mean_image(spec), threads)
 
 

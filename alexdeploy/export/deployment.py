@@ -79,15 +79,18 @@ def check_network(network: onnx.ModelProto, spec: ModelSpec) -> None:
         found = [dim.dim_value or None for dim in tensor.shape.dim]
         if tensor.elem_type != TensorProto.FLOAT or len(found) != len(expected) + 1 or found[0] is not None:
             raise ModelError(
-                f"{value.name} is {_describe(value)}, expected float32 [N, {', '.join(map(str, expected))}]"
+                f"{value.name} is {describe_value(value)}, expected float32 [N, {', '.join(map(str, expected))}]"
             )
         if any(have not in (None, want) for have, want in zip(found[1:], expected, strict=True)):
             raise ModelError(
-                f"{value.name} is {_describe(value)}, the spec says float32 [N, {', '.join(map(str, expected))}]"
+                f"{value.name} is {describe_value(value)}, the spec says float32 [N, {', '.join(map(str, expected))}]"
             )
 
 
-def _describe(value: onnx.ValueInfoProto) -> str:
+def describe_value(value: onnx.ValueInfoProto) -> str:
+    """Element type and shape of an input or output: "float32 [N, 3, 227, 227]"; an unknown size is "?"."""
+    if value.type.WhichOneof("value") != "tensor_type":
+        return str(value.type.WhichOneof("value"))
     tensor = value.type.tensor_type
     kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     return f"{kind} [{', '.join(str(dim.dim_value or dim.dim_param or '?') for dim in tensor.shape.dim)}]"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes, sha256_file
-from alexdeploy.core.errors import ModelError, StaleArtifactError
+from alexdeploy.core.errors import ModelError, StaleArtifactError, first_line
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.export.deployment import deployment_graph
 
@@ -20,11 +21,21 @@ _SPEC_KEY = "alexdeploy.spec"
 _CONTRACT_KEY = "alexdeploy.contract_sha256"
 _SOURCE_KEY = "alexdeploy.source_sha256"
 _SOURCE_NAME_KEY = "alexdeploy.source"
+_WEIGHTS_KEY = "alexdeploy.weights_sha256"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """What a graph is made from: a file's name and hash, and the hash of the weights at the root of it all, if any."""
+
+    name: str
+    sha256: str
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Graph:
-    """A graph as read from disk. `sha256` is the hash of the file's bytes."""
+    """A graph as it is on disk. `sha256` is the hash of the file's bytes."""
 
     model: onnx.ModelProto
     sha256: str
@@ -32,6 +43,11 @@ class Graph:
     @property
     def metadata(self) -> dict[str, str]:
         return {entry.key: entry.value for entry in self.model.metadata_props}
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The hash of the weights that it comes from, at any remove; None for an imported model."""
+        return self.metadata.get(_WEIGHTS_KEY)
 
     def spec(self) -> ModelSpec | None:
         """The spec that the file carries, None if alexdeploy did not write it."""
@@ -52,7 +68,7 @@ def read_graph(path: Path) -> Graph:
         model = onnx.load_from_string(content)
     except DecodeError as exc:
         raise ModelError(f"{path} is not an ONNX file, or it is truncated ({len(content):,} bytes)") from exc
-    for tensor in _tensors(model.graph):
+    for tensor in _tensors(model):
         # A path inside the file would make us read whatever it names.
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ModelError(
@@ -63,29 +79,38 @@ def read_graph(path: Path) -> Graph:
         # Of the bytes, not of the parsed model, which it would serialize again: 0.1 s instead of 0.5 for 244 MB.
         onnx.checker.check_model(content)
     except onnx.checker.ValidationError as exc:
-        raise ModelError(f"{path} is not a valid ONNX graph: {str(exc).strip().splitlines()[0]}") from exc
+        raise ModelError(f"{path} is not a valid ONNX graph: {first_line(exc)}") from exc
     return Graph(model=model, sha256=sha256_bytes(content))
 
 
-def write_graph(path: Path, model: onnx.ModelProto, spec: ModelSpec, source: Path) -> str:
-    """Write `model` with the spec and the hash of the file it was made from; returns the SHA-256 of the result."""
+def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source) -> bytes:
+    """The bytes of a file that holds `model`, the spec, and what it was made from. Replaces the model's metadata."""
     facts = {
         _SPEC_KEY: msgspec.json.encode(spec).decode(),
         _CONTRACT_KEY: spec.contract_sha256,
         _SOURCE_NAME_KEY: source.name,
-        _SOURCE_KEY: sha256_file(source),
+        _SOURCE_KEY: source.sha256,
     }
+    if source.weights_sha256 is not None:
+        facts[_WEIGHTS_KEY] = source.weights_sha256
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, facts)
     # Deterministic, so that exporting twice gives the same hash.
-    content = model.SerializeToString(deterministic=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def write_graph(path: Path, content: bytes) -> None:
+    """Write what `serialize` gave. Raises OutputError."""
     with atomic_write(path) as file:
         file.write(content)
-    return sha256_bytes(content)
 
 
 def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
-    """The model's graph of a precision. Raises StaleArtifactError if its weights or its spec have changed since."""
+    """The model's graph of a precision. Raises StaleArtifactError if its weights or its spec have changed since.
+
+    The weights are compared for every graph: an FP16 graph may still match a `model.onnx` that they have left behind.
+    """
     path = folder.onnx_path(precision)
     cure = f"alexdeploy export {folder.path}" + ("" if precision == "fp32" else f" --{precision}")
     if not path.is_file():
@@ -97,11 +122,14 @@ def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
             f"{path} was made for another architecture, preprocessing or classes than {folder.spec_path} has now",
             cure=f"Renew it: {cure}",
         )
-    source = folder.path / metadata.get(_SOURCE_NAME_KEY, "")
-    # An inference machine may have been given only this file: then there is nothing to be stale against.
-    if source.is_file():
-        found, expected = sha256_file(source), metadata.get(_SOURCE_KEY, "")
-        if found != expected:
+    made_from = {
+        folder.weights_path.name: graph.weights_sha256 or "(unknown)",
+        metadata.get(_SOURCE_NAME_KEY, ""): metadata.get(_SOURCE_KEY, ""),
+    }
+    for name, expected in made_from.items():
+        source = folder.path / name
+        # An inference machine may have been given only this file: then there is nothing to be stale against.
+        if source.is_file() and (found := sha256_file(source)) != expected:
             raise StaleArtifactError(
                 f"{path} was made from {source.name} {expected[:12]}, which is now {found[:12]}",
                 cure=f"Renew it: {cure}",
@@ -115,17 +143,15 @@ def deploy(graph: Graph, spec: ModelSpec, num_views: int, mean_image: NDArray[np
     return content
 
 
-def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    found = [
-        *graph.initializer,
-        *(part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices)),
-    ]
-    for node in graph.node:
-        for attribute in node.attribute:
-            found += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                found += _tensors(inner)
-    return found
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    # By way of every field, whatever it is: graphs, branches, local functions, training, attributes, sparse tensors.
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _tensors(part)
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
@@ -133,8 +159,3 @@ def tensor_shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     values = (*inferred.input, *inferred.value_info, *inferred.output)
     return {v.name: [d.dim_value or d.dim_param or "?" for d in v.type.tensor_type.shape.dim] for v in values}
-
-
-def type_name(value: onnx.ValueInfoProto) -> str:
-    """The element type as NumPy calls it: float32, uint8 ..."""
-    return str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,12 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
 
 import alexdeploy
-from alexdeploy.core.artifacts import ModelFolder, output_error
-from alexdeploy.core.errors import AlexDeployError, ModelError, ParityError, UsageError
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import AlexDeployError, ModelError, ParityError, UsageError, first_line
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Preprocessing
 from alexdeploy.export import graphs
 from alexdeploy.export.deployment import PREFIX as DEPLOY_PREFIX
-from alexdeploy.export.deployment import deployment_graph
+from alexdeploy.export.deployment import deployment_graph, describe_value
 from alexdeploy.export.parity import TOLERANCES, run_graph
 from alexdeploy.images.preprocess import network_input
 
@@ -110,7 +109,10 @@ def import_onnx(path: Path, folder: ModelFolder, options: ImportOptions) -> Mode
             "imported_sha256": original.sha256,
         },
     )
-    _write(folder, _rewritten(_modern(model, path), batch, probe, spec, path), spec, path)
+    network = _rewritten(_modern(model, path), batch, probe, spec, path)
+    # A graph's source is looked for in its own folder, by its name: this name must be none of those in there.
+    content = graphs.serialize(network, spec, graphs.Source(name="original.onnx", sha256=original.sha256))
+    _write(folder, content, spec)
     return spec
 
 
@@ -126,7 +128,7 @@ def _one_input(model: ModelProto, path: Path) -> tuple[ModelProto, int]:
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     images = [value for value in inputs if len(value.type.tensor_type.shape.dim) == 4]
-    found = ", ".join(_value_text(value) for value in inputs) or "nothing"
+    found = ", ".join(f"{value.name} {describe_value(value)}" for value in inputs) or "nothing"
     if not images:
         raise ModelError(f"{path} takes {found}; expected one image input, float32 [N, 3, H, W]")
     image = next((value for value in images if _is_photograph(value)), None)
@@ -153,7 +155,8 @@ def _one_input(model: ModelProto, path: Path) -> tuple[ModelProto, int]:
 def _is_photograph(value: onnx.ValueInfoProto) -> bool:
     tensor = value.type.tensor_type
     _, channels, height, width = (dim.dim_value for dim in tensor.shape.dim)
-    return bool(tensor.elem_type == TensorProto.FLOAT and channels == 3 and height == width and 1 <= height <= 256)
+    is_square = height == width and 1 <= height <= IMAGE_SIZE
+    return bool(tensor.elem_type == TensorProto.FLOAT and channels == 3 and is_square)
 
 
 def _input_cure(value: onnx.ValueInfoProto) -> str:
@@ -217,7 +220,7 @@ def _modern(model: ModelProto, path: Path) -> ModelProto:
         return version_converter.convert_version(model, _OPSET)
     except (RuntimeError, version_converter.ConvertError) as exc:
         raise ModelError(
-            f"{path} is opset {opset} and cannot be converted to {_OPSET}: {_first_line(exc)}",
+            f"{path} is opset {opset} and cannot be converted to {_OPSET}: {first_line(exc)}",
             cure="Export it again at opset 13 or later.",
         ) from exc
 
@@ -341,7 +344,7 @@ def _check_same_answers(network: ModelProto, probe: _Probe, spec: ModelSpec, bat
             raise
         except Exception as exc:
             raise ModelError(
-                f"{path}, built for a batch of {batch}, cannot be rewritten to run one of {num}: {_first_line(exc)}",
+                f"{path}, built for a batch of {batch}, cannot be rewritten to run one of {num}: {first_line(exc)}",
                 cure="Export it with a dynamic batch.",
             ) from exc
         expected = probe.probabilities[:num]
@@ -358,18 +361,11 @@ def _check_same_answers(network: ModelProto, probe: _Probe, spec: ModelSpec, bat
             )
 
 
-def _write(folder: ModelFolder, network: ModelProto, spec: ModelSpec, path: Path) -> None:
+def _write(folder: ModelFolder, content: bytes, spec: ModelSpec) -> None:
     """Write graph and spec, then remove what belonged to an earlier model; or leave no new folder behind."""
     is_new = not folder.path.exists()
     try:
-        # The graph remembers its source by name, and looks for it in its own folder: the name must not be there.
-        with tempfile.TemporaryDirectory() as place:
-            source = Path(place) / "original.onnx"
-            try:
-                shutil.copyfile(path, source)
-            except OSError as exc:
-                raise output_error(source, exc) from exc
-            graphs.write_graph(folder.onnx_path(), network, spec, source)
+        graphs.write_graph(folder.onnx_path(), content)
         folder.write_spec(spec)
     except BaseException:
         if is_new:
@@ -442,11 +438,7 @@ def _run(model: ModelProto, inputs: NDArray[np.float32], path: Path) -> list[NDA
         raise
     except Exception as exc:
         # ONNX Runtime's own exceptions have no common base short of Exception.
-        raise ModelError(f"{path} cannot be run by ONNX Runtime: {_first_line(exc)}") from exc
-
-
-def _first_line(exc: Exception) -> str:
-    return next(iter(str(exc).strip().splitlines()), type(exc).__name__)
+        raise ModelError(f"{path} cannot be run by ONNX Runtime: {first_line(exc)}") from exc
 
 
 def _largest(actual: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
@@ -457,11 +449,3 @@ def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     result: NDArray[np.floating] = powers / powers.sum(axis=1, keepdims=True)
     return result
-
-
-def _value_text(value: onnx.ValueInfoProto) -> str:
-    if value.type.WhichOneof("value") != "tensor_type":
-        return f"{value.name} {value.type.WhichOneof('value')}"
-    dims = value.type.tensor_type.shape.dim
-    shape = ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in dims)
-    return f"{value.name} {graphs.type_name(value)} [{shape}]"

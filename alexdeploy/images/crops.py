@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alexdeploy.core.errors import ImageError, UsageError
+from alexdeploy.core.spec import IMAGE_SIZE
 
 VIEW_COUNTS = (1, 5, 10)
 
@@ -19,7 +20,7 @@ class View(NamedTuple):
     mirror: bool
 
 
-def view_boxes(num_views: int, size: int, image_size: int = 256) -> tuple[View, ...]:
+def view_boxes(num_views: int, size: int, image_size: int = IMAGE_SIZE) -> tuple[View, ...]:
     """Say where the views of a square image lie.
 
     1: the centre. 5: TL, TR, BL, BR, C. 10: those five, then their mirror images in the same order.

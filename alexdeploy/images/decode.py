@@ -29,13 +29,13 @@ from PIL import (
 )
 
 from alexdeploy.core.errors import ImageError, UsageError
+from alexdeploy.core.spec import IMAGE_SIZE
 
 ResizePolicy = Literal["crop", "warp"]
 Box = tuple[float, float, float, float]
 
-IMAGE_SIZE = 256
 MAX_PIXELS = 89_478_485
-"""The largest image accepted: where Pillow itself stops, twice its MAX_IMAGE_PIXELS, half a GiB of RGB."""
+"""The largest image accepted: Pillow's MAX_IMAGE_PIXELS, where it warns of a decompression bomb; 256 MiB of RGB."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Pillow's names; JPEG has the several pictures of MPO in it, PPM the whole netpbm family."""

@@ -18,7 +18,7 @@ from alexdeploy.core.errors import ImageError
 from alexdeploy.images.archives import is_archive_name, iter_members
 from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, is_image_name, walk_images
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_FILE_BYTES", "Source", "is_image_name", "iter_sources", "walk_images"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_FILE_BYTES", "Source", "is_image_name", "iter_sources", "read_file", "walk_images"]
 
 # A fifo or a device that takes the place of a file between two calls must not hang the reader.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -43,7 +43,7 @@ class Source:
         """Give the bytes of the file, never empty; raises ImageError saying why it cannot."""
         if self.problem is not None:
             raise ImageError(self.problem)
-        data = _read_file(self.path, self.was_listed) if self.path is not None else self.data
+        data = read_file(self.path, self.was_listed) if self.path is not None else self.data
         if not data:
             raise ImageError("the file is empty")
         return data
@@ -123,7 +123,7 @@ def _from_glob(pattern: str) -> Iterator[Source]:
 
 def _from_list_file(path: str) -> Iterator[Source]:
     try:
-        data = _read_file(path, False)
+        data = read_file(path)
     except ImageError as exc:
         yield Source(name=_printable(f"@{path}"), problem=f"the list cannot be read: {exc.message}")
         return
@@ -142,8 +142,12 @@ def _from_list(data: bytes, name: str, base: str) -> Iterator[Source]:
         yield from _from_path(os.path.join(base, os.fsdecode(line)))
 
 
-def _read_file(path: str, was_listed: bool) -> bytes:
-    """Read at most MAX_FILE_BYTES from a regular file, without ever waiting for a fifo or a device."""
+def read_file(path: str, was_listed: bool = False) -> bytes:
+    """Read at most MAX_FILE_BYTES from a regular file, without ever waiting for a fifo or a device.
+
+    `was_listed`: a folder showed the file, so that its absence means it went away. Raises ImageError, saying why
+    without the path.
+    """
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):

@@ -195,6 +195,40 @@ def test_a_new_export_makes_the_old_fp16_graph_stale(tiny_model: ModelFolder) ->
     assert caught.value.cure.endswith("--fp16")
 
 
+def test_changed_weights_make_the_fp16_graph_stale_though_model_onnx_is_as_it_was(tiny_model: ModelFolder) -> None:
+    weights = load_file(tiny_model.weights_path)
+    weights["fc8.bias"] += np.float32(1)
+    save_file(weights, tiny_model.weights_path)
+    with pytest.raises(StaleArtifactError, match=r"was made from weights\.safetensors") as caught:
+        open_engine(tiny_model, "onnxruntime", EngineOptions(precision="fp16"))
+    assert caught.value.cure == f"Renew it: alexdeploy export {tiny_model.path} --fp16"
+    tiny_model.onnx_path().unlink()
+    with pytest.raises(StaleArtifactError, match=r"was made from weights\.safetensors"):
+        open_engine(tiny_model, "onnxruntime", EngineOptions(precision="fp16"))
+
+
+def test_a_graph_that_does_not_say_which_weights_it_comes_from_is_stale_beside_any(tiny_model: ModelFolder) -> None:
+    path = tiny_model.onnx_path("fp16")
+    model = onnx.load(path)
+    kept = [entry for entry in model.metadata_props if entry.key != "alexdeploy.weights_sha256"]
+    assert len(kept) == len(model.metadata_props) - 1
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.save(model, path)
+    with pytest.raises(StaleArtifactError, match=r"weights\.safetensors \(unknown\)"):
+        open_engine(tiny_model, "onnxruntime", EngineOptions(precision="fp16"))
+    tiny_model.weights_path.unlink()
+    assert open_engine(tiny_model, "onnxruntime", EngineOptions(precision="fp16")).info.precision == "fp16"
+
+
+def test_an_fp16_graph_alone_is_enough_to_predict(tiny_model: ModelFolder) -> None:
+    expected = _run(tiny_model, "onnxruntime", smooth_images(2), precision="fp16").probabilities
+    tiny_model.weights_path.unlink()
+    tiny_model.onnx_path().unlink()
+    found = _run(tiny_model, "onnxruntime", smooth_images(2), precision="fp16").probabilities
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_graph_alone_is_enough_to_predict(tiny_model: ModelFolder) -> None:
     expected = _run(tiny_model, "openvino", smooth_images(2)).probabilities
     tiny_model.weights_path.unlink()
@@ -221,10 +255,58 @@ def test_external_data_is_refused(tiny_model: ModelFolder) -> None:
 
 def test_without_a_graph_the_weights_are_run_by_pytorch(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "fresh")
-    assert choose_backend(folder, "fp32") == "torch"
+    assert choose_backend(folder, "fp32") == choose_backend(folder, "bf16") == "torch"
     with pytest.raises(ModelError, match=r"has no model\.onnx") as caught:
         open_engine(folder, "openvino", EngineOptions())
     assert caught.value.cure == f"Make it: alexdeploy export {folder.path}"
+
+
+def test_without_an_fp16_graph_the_command_that_makes_it_is_named(tiny_model: ModelFolder) -> None:
+    tiny_model.onnx_path("fp16").unlink()
+    with pytest.raises(ModelError, match=r"has no model\.fp16\.onnx") as caught:
+        open_engine(tiny_model, choose_backend(tiny_model, "fp16"), EngineOptions(precision="fp16"))
+    assert caught.value.cure == f"Make it: alexdeploy export {tiny_model.path} --fp16"
+
+
+def test_without_graph_and_weights_the_missing_graph_is_named(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "bare")
+    folder.weights_path.unlink()
+    with pytest.raises(ModelError, match=r"has no model\.onnx"):
+        open_engine(folder, choose_backend(folder, "fp32"), EngineOptions())
+
+
+def _hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, None)
+
+
+def test_a_graph_goes_to_the_first_backend_that_is_installed(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choose_backend(tiny_model, "fp32") == choose_backend(tiny_model, "fp16") == "openvino"
+    _hide(monkeypatch, "openvino")
+    assert choose_backend(tiny_model, "fp32") == choose_backend(tiny_model, "fp16") == "onnxruntime"
+
+
+def test_pytorch_alone_runs_the_weights_though_there_is_a_graph(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _hide(monkeypatch, "openvino", "onnxruntime")
+    assert choose_backend(tiny_model, "fp32") == choose_backend(tiny_model, "bf16") == "torch"
+    with pytest.raises(DeviceError, match="no backend that can run this model") as caught:
+        choose_backend(tiny_model, "fp16")
+    assert caught.value.cure == "Install one: pip install 'alexdeploy[cpu]'"
+    tiny_model.weights_path.unlink()
+    with pytest.raises(DeviceError, match="no backend that can run this model"):
+        choose_backend(tiny_model, "fp32")
+
+
+def test_bfloat16_without_openvino_is_left_to_pytorch(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    _hide(monkeypatch, "openvino")
+    assert choose_backend(tiny_model, "bf16") == "torch"
+    tiny_model.weights_path.unlink()
+    with pytest.raises(UsageError, match="no bfloat16"):
+        open_engine(tiny_model, choose_backend(tiny_model, "bf16"), EngineOptions(precision="bf16"))
 
 
 def test_an_unknown_backend_is_a_usage_error(tiny_model: ModelFolder) -> None:

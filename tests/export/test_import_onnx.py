@@ -528,6 +528,52 @@ def test_weights_outside_the_file_are_refused(tmp_path: Path) -> None:
     assert "keeps conv.w in an external file, which is refused" in refused(content, tmp_path, ModelError)
 
 
+def _outside(name: str) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="secret.bin")
+    return tensor
+
+
+def _in_a_function(model: ModelProto) -> None:
+    nodes = [helper.make_node("Constant", [], ["c"], value=_outside("far")), helper.make_node("Add", ["a", "c"], ["b"])]
+    opsets = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("theirs", "Shifted", ["a"], ["b"], nodes, opsets))
+    model.opset_import.append(helper.make_opsetid("theirs", 1))
+
+
+def _in_a_functions_default(model: ModelProto) -> None:
+    _in_a_function(model)
+    del model.functions[0].node[:]
+    model.functions[0].attribute_proto.append(helper.make_attribute("constant", _outside("far")))
+
+
+def _in_training(model: ModelProto) -> None:
+    model.training_info.add().initialization.initializer.append(_outside("far"))
+
+
+def _in_a_branch(model: ModelProto) -> None:
+    branch = helper.make_graph([], "branch", [], [], [_outside("far")])
+    model.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=branch, else_branch=branch))
+
+
+def _in_a_sparse_attribute(model: ModelProto) -> None:
+    sparse = onnx.SparseTensorProto(values=_outside("far"), dims=[1])
+    model.graph.node.append(helper.make_node("Constant", [], ["d"], sparse_value=sparse))
+
+
+@pytest.mark.parametrize(
+    "hide", [_in_a_function, _in_a_functions_default, _in_training, _in_a_branch, _in_a_sparse_attribute]
+)
+def test_tensors_outside_the_file_are_refused_wherever_they_are_named(
+    tmp_path: Path, hide: Callable[[ModelProto], None]
+) -> None:
+    (tmp_path / "secret.bin").write_bytes(np.ones(1, np.float32).tobytes())
+    model = classifier()
+    hide(model)
+    assert "keeps far in an external file, which is refused" in refused(model, tmp_path, ModelError)
+
+
 def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path) -> None:
     content = classifier().SerializeToString()
     for length in range(0, len(content), len(content) // 25):

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import io
+import os
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import ParityError
 from alexdeploy.export import export as export_module
 from alexdeploy.export.export import ExportOptions, check_images, export_model
 from alexdeploy.export.fp16 import to_fp16
+from alexdeploy.export.graphs import read_graph
 from alexdeploy.export.parity import check_parity
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import load_weights
@@ -63,7 +70,14 @@ def test_a_peer_that_differs_is_named(checked) -> None:
         check_parity(model, plan, weights, images, "fp32", {"PyTorch": activations})
 
 
-def test_a_failed_check_replaces_nothing(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weights", ["unchanged", "newer"])
+def test_a_failed_check_replaces_nothing(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    if weights == "newer":
+        tensors = load_file(tiny_model.weights_path)
+        tensors["fc8.bias"] += np.float32(1)
+        save_file(tensors, tiny_model.weights_path)
     before = {path.name: path.read_bytes() for path in tiny_model.path.iterdir()}
 
     def ruined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -76,6 +90,17 @@ def test_a_failed_check_replaces_nothing(tiny_model: ModelFolder, monkeypatch: p
     with pytest.raises(ParityError, match="fp16: conv2 is the first layer"):
         export_model(tiny_model, ExportOptions(fp16=True))
     assert {path.name: path.read_bytes() for path in tiny_model.path.iterdir()} == before
+
+
+def test_each_graph_says_what_it_was_made_from(tiny_model: ModelFolder) -> None:
+    fp32, fp16 = export_model(tiny_model, ExportOptions(fp16=True))
+    assert [fp32.sha256, fp16.sha256] == [sha256_file(fp32.path), sha256_file(fp16.path)]
+    weights = sha256_file(tiny_model.weights_path)
+    expected = {"fp32": ("weights.safetensors", weights), "fp16": ("model.onnx", fp32.sha256)}
+    for precision, source in expected.items():
+        metadata = read_graph(tiny_model.onnx_path(precision)).metadata
+        assert (metadata["alexdeploy.source"], metadata["alexdeploy.source_sha256"]) == source
+        assert metadata["alexdeploy.weights_sha256"] == weights
 
 
 def test_fp16_keeps_lrn_in_fp32_and_the_rest_in_fp16(tiny_model: ModelFolder) -> None:
@@ -105,8 +130,6 @@ def test_fp16_survives_activations_whose_squares_leave_its_range(checked) -> Non
 
 
 def test_the_check_uses_the_photographs_that_are_named(tiny_model: ModelFolder, tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.new("RGB", (300, 300), (10, 20, 30)).save(tmp_path / "flat.png")
     messages: list[str] = []
     images = check_images(tiny_model, tiny_model.spec(), str(tmp_path / "flat.png"), messages.append)
@@ -115,3 +138,69 @@ def test_the_check_uses_the_photographs_that_are_named(tiny_model: ModelFolder, 
     expected = np.array([10, 20, 30], np.float32)[:, None, None] - mean[:, 14:241, 14:241]
     np.testing.assert_array_equal(images[-1], expected)
     assert "flat.png" in messages[0]
+
+
+def _classes_of_one_colour(folder: Path) -> None:
+    """Five classes of ten pictures; the red of a picture is ten times its class."""
+    for label in range(5):
+        (folder / f"class-{label}").mkdir(parents=True)
+        for index in range(10):
+            Image.new("RGB", (256, 256), (10 * label, 0, 0)).save(folder / f"class-{label}" / f"{index}.png")
+
+
+def _check_images_of(folder: ModelFolder, data: str) -> tuple[np.ndarray, str]:
+    spec = folder.spec().replace_provenance(data=data)
+    messages: list[str] = []
+    return check_images(folder, spec, None, messages.append), messages[0]
+
+
+def _reds(folder: ModelFolder, images: np.ndarray) -> list[int]:
+    mean = folder.mean_image(folder.spec())
+    assert mean is not None
+    return [round(float((image[0] + mean[0, 14:241, 14:241]).mean())) for image in images[2:]]
+
+
+def test_the_check_takes_pictures_of_several_classes_of_the_training_data(
+    tiny_model: ModelFolder, tmp_path: Path
+) -> None:
+    _classes_of_one_colour(tmp_path / "data")
+    images, message = _check_images_of(tiny_model, str(tmp_path / "data"))
+    assert message == f"checking on 2 random inputs and 4 images of {tmp_path / 'data'}"
+    assert len(set(_reds(tiny_model, images))) == 4
+
+
+def test_training_pictures_that_cannot_be_decoded_are_passed_over(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    _classes_of_one_colour(tmp_path / "data")
+    for path in (tmp_path / "data").glob("*/*.png"):
+        if path.name != "7.png":
+            path.write_bytes(b"no picture")
+    os.mkfifo(tmp_path / "data" / "class-0" / "fifo.png")
+    images, _ = _check_images_of(tiny_model, str(tmp_path / "data"))
+    assert len(set(_reds(tiny_model, images))) == 4
+
+
+class _NeverRead(io.RawIOBase):
+    def read(self, size: int = -1) -> bytes:
+        raise AssertionError("standard input was read")
+
+
+@pytest.mark.parametrize("data", ["-", "@list.txt", "*.png", "one.png", "all.zip", "missing", "a\0b"])
+def test_a_data_path_in_a_spec_is_used_only_if_it_is_a_folder(
+    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (256, 256)).save("one.png")
+    Path("list.txt").write_text("one.png\n")
+    with zipfile.ZipFile("all.zip", "w") as archive:
+        archive.write("one.png")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(_NeverRead()))  # type: ignore[type-var]
+    _, message = _check_images_of(tiny_model, data)
+    assert message == "checking on 2 random inputs and 4 images of rendered pictures"
+
+
+def test_the_images_that_the_user_names_may_be_a_list(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    Image.new("RGB", (256, 256)).save(tmp_path / "one.png")
+    (tmp_path / "list.txt").write_text("one.png\n")
+    messages: list[str] = []
+    check_images(tiny_model, tiny_model.spec(), f"@{tmp_path / 'list.txt'}", messages.append)
+    assert messages == [f"checking on 2 random inputs and 1 images of @{tmp_path / 'list.txt'}"]

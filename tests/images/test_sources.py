@@ -16,7 +16,7 @@ import pytest
 
 from alexdeploy.core.errors import ImageError
 from alexdeploy.images import archives, sources
-from alexdeploy.images.sources import Source, iter_sources, walk_images
+from alexdeploy.images.sources import Source, iter_sources, read_file, walk_images
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -116,6 +116,20 @@ def test_a_fifo_is_refused_without_waiting_for_it(tmp_path, name):
     os.mkfifo(tmp_path / name)
     (source,) = iter_sources([str(tmp_path / name)])
     assert problem(source) == "is not a regular file"
+
+
+def test_a_file_is_read_by_its_path_and_a_fifo_never_waited_for(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    os.mkfifo(tmp_path / "fifo")
+    assert read_file(str(tmp_path / "a")) == b"abc"
+    for name, listed, problem in (
+        ("fifo", False, "is not a regular file"),
+        ("gone", False, "not found: no such file"),
+        ("gone", True, "vanished: it was there when the folder was listed"),
+    ):
+        with pytest.raises(ImageError) as caught:
+            read_file(str(tmp_path / name), listed)
+        assert caught.value.message == problem
 
 
 def test_a_device_is_refused():
