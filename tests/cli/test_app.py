@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from program import Result, Run
 
 from alexdeploy import __version__
 from alexdeploy.cli import app
@@ -29,31 +29,10 @@ ESCAPE = "\x1b"
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(program: Run) -> Run:
     """The program in this process."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def call(*args: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["alexdeploy", *args])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capfd.readouterr()
-        return Result(exit_code=stop.value.code or 0, stdout=captured.out, stderr=captured.err)
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
-    os.environ.pop("ALEXDEPLOY_DEBUG", None)
+    return program
 
 
 @pytest.fixture

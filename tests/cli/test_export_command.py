@@ -1,43 +1,21 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
+from program import Run
 
-from alexdeploy.cli import app
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
-def run(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(program: Run, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`alexdeploy export` in this process, where models/tiny is."""
-    handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tiny_model.path.parents[1])
-
-    def call(*args: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["alexdeploy", "export", *args])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capfd.readouterr()
-        return Result(exit_code=stop.value.code or 0, stdout=captured.out, stderr=captured.err)
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+    return partial(program, "export")
 
 
 def test_the_newest_model_is_exported_and_said_what_was_checked(run: Run, tiny_model: ModelFolder) -> None:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from program import Result, Run
 
-from alexdeploy.cli import app
 from alexdeploy.core.artifacts import find_model
 from alexdeploy.core.spec import Preprocessing
 
@@ -23,32 +19,12 @@ CLASSES = 4
 MEASURED = ("--recipe", "torchvision")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`alexdeploy import` in this process, in an empty folder that holds theirs.onnx."""
-    handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "theirs.onnx").write_bytes(classifier().SerializeToString())
-
-    def call(*args: str, command: str = "import") -> Result:
-        monkeypatch.setattr(sys, "argv", ["alexdeploy", command, *args])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capfd.readouterr()
-        return Result(exit_code=stop.value.code or 0, stdout=captured.out, stderr=captured.err)
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+    return lambda *args, command="import": program(command, *args)
 
 
 def classifier(size: int = 32) -> onnx.ModelProto:

@@ -2,46 +2,23 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from program import Run
 
-from alexdeploy.cli import app
 from alexdeploy.core.artifacts import ModelFolder
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(program: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`alexdeploy inspect` in this process."""
-    handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.delenv("COLUMNS", raising=False)
-
-    def call(*args: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["alexdeploy", "inspect", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capfd.readouterr()
-        return Result(exit_code=stop.value.code or 0, stdout=captured.out, stderr=captured.err)
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+    return partial(program, "inspect")
 
 
 def strict_json(text: str) -> dict[str, object]:

@@ -15,33 +15,17 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from program import Run
 
-from alexdeploy.cli import app
 from alexdeploy.core.artifacts import ModelFolder
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and file names of POSIX")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    exit_code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.stdout.splitlines()]
-
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -56,20 +40,9 @@ def workplace(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def run(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(program: Run, workplace: Path) -> Run:
     """The command in this process, on ONNX Runtime."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def predict(*args: str | Path) -> Result:
-        words = ["alexdeploy", "predict", "--backend", "onnxruntime", *map(os.fspath, args)]
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capfd.readouterr()
-        return Result(exit_code=stop.value.code or 0, stdout=captured.out, stderr=captured.err)
-
-    yield predict
-    signal.signal(signal.SIGTERM, handler)
+    return lambda *args: program("predict", "--backend", "onnxruntime", *map(os.fspath, args))
 
 
 def save_picture(path: Path, rng: np.random.Generator, kind: str | None = None) -> None:

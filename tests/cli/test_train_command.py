@@ -9,15 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from program import Result, Run
 
-from alexdeploy.cli import app, train
+from alexdeploy.cli import train
 from alexdeploy.cli.sample import render
 
 TINY = (
@@ -30,33 +29,12 @@ TINY = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the program in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["alexdeploy", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            app.main()
-        captured = capfd.readouterr()
-        return Result(exit_code=int(stopped.value.code or 0), stdout=captured.out, stderr=captured.err)
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+    return program
 
 
 @pytest.fixture

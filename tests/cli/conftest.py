@@ -1,0 +1,31 @@
+"""The program, run in the process of the test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+from program import Result, Run
+
+from alexdeploy.cli import app
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """`alexdeploy` with the given words; what it prints is the caller's, and its signal handler is taken back."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*words: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["alexdeploy", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        captured = capfd.readouterr()
+        return Result(exit_code=int(stop.value.code or 0), stdout=captured.out, stderr=captured.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+    os.environ.pop("ALEXDEPLOY_DEBUG", None)
