@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import shutil
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper, version_converter
 
 import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder
@@ -23,6 +22,7 @@ from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Preprocessing
 from alexdeploy.export import graphs
 from alexdeploy.export.deployment import PREFIX as DEPLOY_PREFIX
 from alexdeploy.export.deployment import deployment_graph, describe_value
+from alexdeploy.export.graph_walk import all_nodes, inner_graphs, needed_tensors, producers, prune, reads
 from alexdeploy.export.parity import TOLERANCES, run_graph
 from alexdeploy.images.preprocess import network_input
 
@@ -138,7 +138,7 @@ def _one_input(model: ModelProto, path: Path) -> tuple[ModelProto, int]:
             cure=_input_cure(images[0]),
         )
     others = {value.name for value in inputs} - {image.name}
-    outputs = [value for value in graph.output if not others.intersection(_needed(graph, value.name))]
+    outputs = [value for value in graph.output if not others.intersection(needed_tensors(graph, value.name))]
     if not outputs:
         raise ModelError(
             f"{path} takes {found}; expected one image input", cure="Export it with the others as constants."
@@ -146,7 +146,7 @@ def _one_input(model: ModelProto, path: Path) -> tuple[ModelProto, int]:
     del graph.input[:], graph.output[:]
     graph.input.append(image)
     graph.output.extend(outputs)
-    _prune(graph)
+    prune(graph)
     # From version 4 of the format on, weights need not be inputs.
     copy.ir_version = max(copy.ir_version, 7)
     return copy, image.type.tensor_type.shape.dim[0].dim_value or 1
@@ -202,7 +202,7 @@ def _one_output(
     kept = model.graph.output[index]
     del model.graph.output[:]
     model.graph.output.append(kept)
-    _prune(model.graph)
+    prune(model.graph)
     return model, _Probe(images=images, inputs=inputs, scores=scores)
 
 
@@ -229,10 +229,10 @@ def _rewritten(model: ModelProto, batch: int, probe: _Probe, spec: ModelSpec, pa
     """The plain network, checked: one input `images`, one output `logits` [N, C], the batch dynamic."""
     _free_batch(model, np.resize(probe.inputs, (batch, *probe.inputs.shape[1:])))
     output = model.graph.output[0].name
-    producers = _producers(model.graph)
-    last = producers.get(output)
+    made_by = producers(model.graph)
+    last = made_by.get(output)
     while last is not None and last.op_type in _KEEP_ORDER:
-        last = producers.get(last.input[0])
+        last = made_by.get(last.input[0])
     if last is not None and last.op_type == "Sigmoid" and not probe.holds_probabilities:
         raise ModelError(
             f"{path} ends in a Sigmoid: a score for each label by itself, not one class out of {spec.num_classes}",
@@ -263,7 +263,7 @@ def _plain_network(model: ModelProto, scores: str, takes_logarithm: bool, spec: 
         graph.node.append(helper.make_node("Log", [clipped], [logits], name=logits))
     size = spec.preprocessing.crop
     graph.output[0].CopyFrom(helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["N", spec.num_classes]))
-    _prune(graph)
+    prune(graph)
     _rename(graph, {graph.input[0].name: "images", logits: "logits"})
     return helper.make_model(
         helper.make_graph(
@@ -281,25 +281,21 @@ def _plain_network(model: ModelProto, scores: str, takes_logarithm: bool, spec: 
 
 def _rename(graph: GraphProto, names: dict[str, str]) -> None:
     """Rename tensors, and those that would collide with names of ours; give every node a name of its own."""
-    known = {name for node in _all_nodes(graph.node) for name in (*node.input, *node.output)}
+    known = {name for node in all_nodes(graph.node) for name in (*node.input, *node.output)}
     for name in sorted(known - set(names)):
         if _is_ours(name):
             names[name] = _unused(f"original/{name}", known)
-    for node in _all_nodes(graph.node):
+    for node in all_nodes(graph.node):
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
-    for inner in (graph, *_inner_graphs(graph.node)):
+    for inner in (graph, *inner_graphs(graph.node)):
         for value in (*inner.input, *inner.output, *inner.initializer):
             value.name = names.get(value.name, value.name)
     used: set[str] = set()
-    for node in _all_nodes(graph.node):
+    for node in all_nodes(graph.node):
         # The FP16 converter names what it adds after the node, and not every exporter names its nodes.
         name = node.name or next(filter(None, node.output), node.op_type)
         node.name = _unused(f"original/{name}" if _is_ours(name) else name, used)
-
-
-def _is_ours(name: str) -> bool:
-    return name in _TAKEN or name.startswith(DEPLOY_PREFIX)
 
 
 def _unused(name: str, used: set[str]) -> str:
@@ -312,6 +308,10 @@ def _unused(name: str, used: set[str]) -> str:
     return free
 
 
+def _is_ours(name: str) -> bool:
+    return name in _TAKEN or name.startswith(DEPLOY_PREFIX)
+
+
 def _free_batch(model: ModelProto, inputs: NDArray[np.float32]) -> None:
     """Let every Reshape of the images to a constant shape follow the batch: -1 there, what it was in the rest."""
     graph = model.graph
@@ -319,7 +319,7 @@ def _free_batch(model: ModelProto, inputs: NDArray[np.float32]) -> None:
     constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
     depends, fixed = {graph.input[0].name}, []
     for node in graph.node:
-        if depends.intersection(_reads(node)):
+        if depends.intersection(reads(node)):
             depends.update(node.output)
             if node.op_type == "Reshape" and node.input[1] in constants:
                 fixed.append(node)
@@ -375,60 +375,6 @@ def _write(folder: ModelFolder, content: bytes, spec: ModelSpec) -> None:
         stale.unlink(missing_ok=True)
     for stale in (folder.checkpoints, folder.path / "engines"):
         shutil.rmtree(stale, ignore_errors=True)
-
-
-def _prune(graph: GraphProto) -> None:
-    """Keep the nodes and weights that the outputs need."""
-    needed: set[str] = set()
-    for value in graph.output:
-        needed |= _needed(graph, value.name)
-    nodes = [node for node in graph.node if needed.intersection(node.output)]
-    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(weights)
-
-
-def _needed(graph: GraphProto, output: str) -> set[str]:
-    """Names of the tensors that `output` is computed from, itself among them."""
-    producers = _producers(graph)
-    needed: set[str] = set()
-    waiting = [output]
-    while waiting:
-        name = waiting.pop()
-        if name not in needed:
-            needed.add(name)
-            node = producers.get(name)
-            waiting.extend(_reads(node) if node is not None else ())
-    return needed
-
-
-def _producers(graph: GraphProto) -> dict[str, NodeProto]:
-    return {name: node for node in graph.node for name in node.output if name}
-
-
-def _reads(node: NodeProto) -> Iterator[str]:
-    """What a node reads, and the nodes inside its branches or its loop."""
-    for each in _all_nodes([node]):
-        yield from filter(None, each.input)
-    for inner in _inner_graphs([node]):
-        yield from (value.name for value in inner.output)
-
-
-def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
-        yield node
-        for inner in _inner_graphs([node], deep=False):
-            yield from _all_nodes(inner.node)
-
-
-def _inner_graphs(nodes: Iterable[NodeProto], deep: bool = True) -> Iterator[GraphProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield inner
-                if deep:
-                    yield from _inner_graphs(inner.node)
 
 
 def _run(model: ModelProto, inputs: NDArray[np.float32], path: Path) -> list[NDArray[np.floating]]:
