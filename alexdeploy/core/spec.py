@@ -12,6 +12,9 @@ import msgspec
 IMAGE_SIZE = 256
 """Side in pixels of the square that every photograph is decoded to; the views are cut from it."""
 
+CONTRACT_KEY = "alexdeploy.contract_sha256"
+"""Metadata of weights and graphs: `ModelSpec.contract_sha256` of the spec that they were made for."""
+
 Precision = Literal["fp32", "fp16", "bf16"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus", "tanh"]
 

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes, sha256_file
 from alexdeploy.core.errors import ModelError, StaleArtifactError, first_line
-from alexdeploy.core.spec import ModelSpec
+from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
 from alexdeploy.export.deployment import deployment_graph
 
 _SPEC_KEY = "alexdeploy.spec"
-_CONTRACT_KEY = "alexdeploy.contract_sha256"
 _SOURCE_KEY = "alexdeploy.source_sha256"
 _SOURCE_NAME_KEY = "alexdeploy.source"
 _WEIGHTS_KEY = "alexdeploy.weights_sha256"
@@ -87,7 +86,7 @@ def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source) -> bytes:
     """The bytes of a file that holds `model`, the spec, and what it was made from. Replaces the model's metadata."""
     facts = {
         _SPEC_KEY: msgspec.json.encode(spec).decode(),
-        _CONTRACT_KEY: spec.contract_sha256,
+        CONTRACT_KEY: spec.contract_sha256,
         _SOURCE_NAME_KEY: source.name,
         _SOURCE_KEY: source.sha256,
     }
@@ -117,7 +116,7 @@ def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
         raise ModelError(f"{folder.path} has no {path.name}", cure=f"Make it: {cure}")
     graph = read_graph(path)
     metadata = graph.metadata
-    if metadata.get(_CONTRACT_KEY) != spec.contract_sha256:
+    if metadata.get(CONTRACT_KEY) != spec.contract_sha256:
         raise StaleArtifactError(
             f"{path} was made for another architecture, preprocessing or classes than {folder.spec_path} has now",
             cure=f"Renew it: {cure}",

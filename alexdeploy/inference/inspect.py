@@ -14,7 +14,7 @@ import msgspec
 import onnx
 import safetensors
 
-from alexdeploy.core.artifacts import ModelFolder, find_model, sha256_file
+from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, find_model, sha256_file
 from alexdeploy.core.errors import ModelError, RecipeError, UsageError
 from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.core.spec import LRN, Architecture
@@ -66,8 +66,8 @@ def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | 
     that a model and a recipe have is the recipe's. Raises ModelError, RecipeError, and UsageError where they are
     given for something else.
     """
-    is_recipe = target.endswith(".toml") or target in list_recipes() or (Path("models") / f"{target}.toml").is_file()
-    is_model = (Path(target) / "spec.json").is_file() or (Path("models") / target / "spec.json").is_file()
+    is_recipe = target.endswith(".toml") or target in list_recipes() or (MODELS_FOLDER / f"{target}.toml").is_file()
+    is_model = (Path(target) / "spec.json").is_file() or (MODELS_FOLDER / target / "spec.json").is_file()
     changes_recipe = bool(overrides) or num_classes is not None
     if is_recipe and (changes_recipe or not is_model):
         return _inspect_recipe(target, overrides, 1000 if num_classes is None else num_classes)
@@ -85,7 +85,7 @@ def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | 
             f"{target} is not something that can be inspected",
             cure="Give a recipe, a model folder, an .onnx or a .safetensors.",
         )
-    models = sorted(path.parent.name for path in Path("models").glob("*/spec.json"))
+    models = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
     near = difflib.get_close_matches(target, [*list_recipes(), *models], n=1)
     raise RecipeError(
         f"{target!r} is neither a recipe nor a model here" + (f"; did you mean {near[0]!r}?" if near else ""),

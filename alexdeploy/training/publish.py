@@ -17,12 +17,9 @@ from torch import Tensor
 import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_file
 from alexdeploy.core.recipe import Recipe
-from alexdeploy.core.spec import ModelSpec, Preprocessing
+from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Preprocessing
 from alexdeploy.training.checkpoint import Best, Identity, Progress
 from alexdeploy.training.statistics import Statistics, measured_mean
-
-CONTRACT_KEY = "alexdeploy.contract_sha256"
-"""Metadata of weights.safetensors: the hash of the spec that they belong to."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,11 @@ from training_helpers import tiny_recipe
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import DataError, DivergedError, OutputError, UsageError
+from alexdeploy.core.spec import CONTRACT_KEY
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import load_weights
-from alexdeploy.training import publish, run
+from alexdeploy.training import run
 from alexdeploy.training.checkpoint import checkpoint_path, read_checkpoint
 from alexdeploy.training.events import AlreadyFinished, EpochFinished, EpochRecord, Event, Started, Step
 from alexdeploy.training.log import TrainingLog, log_path, read_log
@@ -170,6 +171,7 @@ _SCRIPT = """
 import sys
 from pathlib import Path
 from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.spec import CONTRACT_KEY
 from alexdeploy.images.folder import read_image_folder
 from alexdeploy.training.events import Step
 from alexdeploy.training.trainer import TrainOptions, train
@@ -403,5 +405,5 @@ def test_an_image_that_goes_away_while_training_stops_it(tmp_path, data_with_bro
 def test_weights_name_the_contract_that_they_belong_to(uninterrupted):
     data = uninterrupted.weights_path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert header["__metadata__"] == {publish.CONTRACT_KEY: uninterrupted.spec().contract_sha256}
+    assert header["__metadata__"] == {CONTRACT_KEY: uninterrupted.spec().contract_sha256}
     assert hashlib.sha256(data).hexdigest() == uninterrupted.spec().provenance["weights_sha256"]
