@@ -33,7 +33,7 @@ def predict(
         str | None, typer.Option(help="Model folder, or a name under models/. Default: the newest there.")
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16"], typer.Option(help="Precision of the graph that runs.")
+        Literal["fp32", "fp16", "bf16", "int8"], typer.Option(help="Precision of the graph that runs.")
     ] = "fp32",
     tencrop: Annotated[bool, typer.Option("--tencrop", help="Average over ten views; same as --views 10.")] = False,
     views: Annotated[

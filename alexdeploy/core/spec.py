@@ -15,7 +15,7 @@ IMAGE_SIZE = 256
 CONTRACT_KEY = "alexdeploy.contract_sha256"
 """Metadata of weights and graphs: `ModelSpec.contract_sha256` of the spec that they were made for."""
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus", "tanh"]
 
 _Count = Annotated[int, msgspec.Meta(ge=1)]

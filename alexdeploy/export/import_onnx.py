@@ -23,7 +23,8 @@ from alexdeploy.export import graphs
 from alexdeploy.export.deployment import PREFIX as DEPLOY_PREFIX
 from alexdeploy.export.deployment import deployment_graph, describe_value
 from alexdeploy.export.graph_walk import all_nodes, inner_graphs, needed_tensors, producers, prune, reads
-from alexdeploy.export.parity import TOLERANCES, run_graph
+from alexdeploy.export.parity import TOLERANCES
+from alexdeploy.export.runner import run_graph
 from alexdeploy.images.preprocess import network_input
 
 _OLDEST_OPSET = 13

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from alexdeploy.core.errors import DeviceError, ParityError
+from alexdeploy.core.errors import ParityError
+from alexdeploy.export.runner import GraphRunner, run_graph
 from alexdeploy.network import reference
 from alexdeploy.network.layers import Layer
 from alexdeploy.network.weights import Weights
@@ -110,31 +111,14 @@ def compare_outputs(
 
 def run_layers(model: onnx.ModelProto, plan: tuple[Layer, ...], images: NDArray[np.float32]) -> Activations:
     """Every layer's output by the layer's name, computed by ONNX Runtime with its graph optimizations off."""
-    names = {layer.name: _tensor_of(layer, plan, model) for layer in plan if layer.kind != "dropout"}
-    outputs = run_graph(model, images, list(names.values()))
-    return dict(zip(names, outputs, strict=True))
+    names = layer_tensors(model, plan)
+    outputs = GraphRunner(model, names.values()).run(images)
+    return {layer: outputs[name] for layer, name in names.items()}
 
 
-def run_graph(
-    model: onnx.ModelProto, images: NDArray[np.float32], outputs: Iterable[str] | None = None
-) -> list[NDArray[np.floating]]:
-    """Run a network in ONNX Runtime's CPU provider; `outputs` may name any tensors inside it, default its outputs."""
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        raise DeviceError("checking a graph needs onnxruntime", cure="pip install 'alexdeploy[cpu]'") from exc
-    probed = onnx.ModelProto()
-    probed.CopyFrom(model)
-    known = [value.name for value in probed.graph.output]
-    wanted = known if outputs is None else list(outputs)
-    probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in known)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    onnxruntime.disable_telemetry_events()
-    session = onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    result: list[NDArray[np.floating]] = session.run(wanted, {model.graph.input[0].name: images})
-    return result
+def layer_tensors(model: onnx.ModelProto, plan: tuple[Layer, ...]) -> dict[str, str]:
+    """The tensor that holds each layer's output, by the layer's name, in order; dropout left out."""
+    return {layer.name: _tensor_of(layer, plan, model) for layer in plan if layer.kind != "dropout"}
 
 
 def _tensor_of(layer: Layer, plan: tuple[Layer, ...], model: onnx.ModelProto) -> str:

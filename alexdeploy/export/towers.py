@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+from alexdeploy.export.graph_walk import prune
+
 _TOWERS = 2
 _BY_CHANNEL = ("Conv", "LRN", "MaxPool", "Cast")
 _ELEMENTWISE = (
@@ -25,6 +27,8 @@ _ELEMENTWISE = (
     "Add",
     "Mul",
     "Div",
+    "QuantizeLinear",
+    "DequantizeLinear",
 )
 
 
@@ -44,6 +48,11 @@ class _Unrolling:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._dequantized = {
+            node.output[0]: node
+            for node in graph.node
+            if node.op_type == "DequantizeLinear" and node.input[0] in self._weights
+        }
         self._halves: dict[str, tuple[str, ...]] = {}
         self._nodes: list[NodeProto] = []
         self._towers: dict[str, tuple[str, ...]] = {}
@@ -63,12 +72,11 @@ class _Unrolling:
             else:
                 node.input[:] = [self._join(name) for name in node.input]
                 self._nodes.append(node)
-        used = {name for node in self._nodes for name in node.input}
-        weights = [tensor for tensor in self._weights.values() if tensor.name in used]
-        nodes = list(self._nodes)
+        nodes, weights = list(self._nodes), list(self._weights.values())
         del self._graph.node[:], self._graph.initializer[:]
         self._graph.node.extend(nodes)
         self._graph.initializer.extend(weights)
+        prune(self._graph)
 
     def _is_by_tower(self, node: NodeProto) -> bool:
         if node.op_type == "Conv":
@@ -94,14 +102,26 @@ class _Unrolling:
         return str(branch.output[0])
 
     def _half(self, name: str) -> tuple[str, ...]:
-        """The names of a weight's or bias's share in each tower."""
+        """The names of a weight's or bias's share in each tower, of whatever it is dequantized from as well."""
         if name not in self._halves:
-            parts = np.split(numpy_helper.to_array(self._weights[name]), _TOWERS)
             names = tuple(f"{name}/tower{tower}" for tower in range(_TOWERS))
-            for part, part_name in zip(parts, names, strict=True):
-                self._weights[part_name] = numpy_helper.from_array(np.ascontiguousarray(part), part_name)
+            if name in self._dequantized:
+                self._dequantize_halves(self._dequantized[name], names)
+            else:
+                parts = np.split(numpy_helper.to_array(self._weights[name]), _TOWERS)
+                for part, part_name in zip(parts, names, strict=True):
+                    self._weights[part_name] = numpy_helper.from_array(np.ascontiguousarray(part), part_name)
             self._halves[name] = names
         return self._halves[name]
+
+    def _dequantize_halves(self, node: NodeProto, names: tuple[str, ...]) -> None:
+        halves = [self._half(name) for name in node.input]
+        for tower, name in enumerate(names):
+            half = NodeProto()
+            half.CopyFrom(node)
+            half.name, half.output[0] = f"{node.name}/tower{tower}", name
+            half.input[:] = [names[tower] for names in halves]
+            self._nodes.append(half)
 
     def _join(self, name: str) -> str:
         if name not in self._towers:
