@@ -20,6 +20,7 @@ from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
 
 MODELS_FOLDER = Path("models")
+CALIBRATION_FOLDER = Path("calibration")
 _NO_MODEL_CURE = "Train one: alexdeploy train\nor bring one: alexdeploy import FILE.onnx"
 
 
@@ -47,6 +48,11 @@ class ModelFolder:
 
     def onnx_path(self, precision: str = "fp32") -> Path:
         return self.path / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+
+    @property
+    def ranges_path(self) -> Path:
+        """The ranges measured for it: of the working folder, like `models/`, since images do not travel with it."""
+        return CALIBRATION_FOLDER / f"{self.path.resolve().name}.ranges.json"
 
     def spec(self) -> ModelSpec:
         """Read and check `spec.json`. Raises ModelError."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from alexdeploy.core.artifacts import CALIBRATION_FOLDER
 from alexdeploy.core.errors import RecipeError
 from alexdeploy.core.spec import Architecture
 
@@ -21,6 +22,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+CalibrationMethod = Literal["minmax", "percentile", "entropy", "mse"]
 
 DEFAULT_RECIPE = "alexnet"
 SAMPLE_RECIPE = "alexnet-quarter"
@@ -98,9 +101,33 @@ class Recipe:
     overrides: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationRecipe:
+    """How ranges are measured. `exclude` are patterns of image names that are not to be used (`*/masks/*`)."""
+
+    method: CalibrationMethod = "mse"
+    percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = 99.99
+    num_images: _Count = 512
+    num_views: Literal[1, 10] = 1
+    seed: _Natural = 0
+    exclude: tuple[str, ...] = ()
+
+
+def load_calibration() -> CalibrationRecipe:
+    """Read `calibration/default.toml` of the working folder, else the shipped one. Raises RecipeError."""
+    local = CALIBRATION_FOLDER / "default.toml"
+    path = local if local.is_file() else _shipped("calibration") / "default.toml"
+    data = _read_toml(path)
+    _check_keys(data, CalibrationRecipe, where="")
+    try:
+        return msgspec.convert(data, CalibrationRecipe)
+    except msgspec.ValidationError as exc:
+        raise RecipeError(f"{path}: {exc}") from exc
+
+
 def list_recipes() -> tuple[str, ...]:
     """Names of the shipped recipes."""
-    return tuple(sorted(path.stem for path in _shipped_folder().glob("*.toml")))
+    return tuple(sorted(path.stem for path in _shipped("models").glob("*.toml")))
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -109,10 +136,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises RecipeError for an unknown recipe, key or value; it suggests the nearest key.
     """
     path = _recipe_path(str(name))
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise RecipeError(f"{path} cannot be read as a recipe: {exc}") from exc
+    data = _read_toml(path)
     overrides = tuple(overrides)
     for override in overrides:
         _apply_override(data, override)
@@ -126,10 +150,18 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         ) from exc
 
 
-def _shipped_folder() -> Path:
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise RecipeError(f"{path} cannot be read as a recipe: {exc}") from exc
+
+
+def _shipped(folder: Literal["models", "calibration"]) -> Path:
+    """Where the files of a tracked folder are: in the wheel under recipes/, in a checkout at its root."""
     package = Path(__file__).resolve().parents[1]
-    in_wheel = package / "recipes"
-    return in_wheel if in_wheel.is_dir() else package.parent / "models"
+    in_wheel = package / "recipes" / folder
+    return in_wheel if in_wheel.is_dir() else package.parent / folder
 
 
 def _recipe_path(name: str) -> Path:
@@ -137,7 +169,7 @@ def _recipe_path(name: str) -> Path:
         if not Path(name).is_file():
             raise RecipeError(f"no recipe file at {name}")
         return Path(name)
-    for folder in (Path("models"), _shipped_folder()):
+    for folder in (Path("models"), _shipped("models")):
         path = folder / f"{name}.toml"
         if path.is_file():
             return path

@@ -21,7 +21,7 @@ from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.graphs import load_graph
 from alexdeploy.export.towers import unroll_towers
 
-_DERIVATION = 1
+_DERIVATION = 2
 """Counts the ways in which a deployment graph was derived for this engine: raise it when that changes."""
 
 _DIGEST_BYTES = hashlib.sha256().digest_size

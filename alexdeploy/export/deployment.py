@@ -15,13 +15,20 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
+from alexdeploy.export.graph_walk import needed_tensors, prune
 from alexdeploy.images.crops import view_boxes
 
 PREFIX = "deploy/"
 """Every tensor that this module adds is named so; nothing of the network's own can collide with it."""
 
 VIEWS = PREFIX + "views"
-"""The network's input inside the deployment graph: float32 [V * N, 3, crop, crop], all images' first view first."""
+"""The network's input inside the deployment graph: [V * N, 3, crop, crop], all images' first view first.
+
+float32, or int8 where the network begins with QuantizeLinear.
+"""
+
+PIXELS = "pixels"
+"""A tensor inside an INT8 network that undoes the preprocessing: the pixels themselves, less 128."""
 
 
 def deployment_graph(
@@ -35,11 +42,27 @@ def deployment_graph(
     """
     check_network(network, spec)
     graph = _Graph()
-    views = graph.views(graph.normalized(spec, mean_image), spec.preprocessing.crop, num_views)
+    images, logits = network.graph.input[0].name, PREFIX + "logits"
+    inside = list(network.graph.node)
+    names = {images: VIEWS, network.graph.output[0].name: logits}
+    if any(PIXELS in node.output for node in inside):
+        # Normalizing the pixels only for the network to undo it would give the same whole numbers.
+        undone = needed_tensors(network.graph, PIXELS)
+        inside = [node for node in inside if not undone.intersection(node.output)]
+        names[PIXELS] = VIEWS
+        planes = graph.shifted(graph.planes(spec))
+    else:
+        planes = graph.normalized(graph.planes(spec), spec, mean_image)
+    readers = [node for node in inside if names.get(node.input[0]) == VIEWS]
+    if [node.op_type for node in readers] == ["QuantizeLinear"]:
+        # Quantizing and cutting commute: each pixel is quantized once, not once a view.
+        (quantize,) = readers
+        inside.remove(quantize)
+        planes = graph.node("QuantizeLinear", [planes, *quantize.input[1:]], PREFIX + "quantized")
+        names[quantize.output[0]] = VIEWS
+    views = graph.views(planes, spec.preprocessing.crop, num_views)
     assert views == VIEWS
-    logits = PREFIX + "logits"
-    names = {network.graph.input[0].name: VIEWS, network.graph.output[0].name: logits}
-    for original in network.graph.node:
+    for original in inside:
         node = NodeProto()
         node.CopyFrom(original)
         node.input[:] = [names.get(name, name) for name in node.input]
@@ -57,6 +80,7 @@ def deployment_graph(
         ],
         [*network.graph.initializer, *graph.constants],
     )
+    prune(deployed)
     return helper.make_model(
         deployed,
         opset_imports=network.opset_import,
@@ -111,16 +135,24 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), PREFIX + name))
         return PREFIX + name
 
-    def normalized(self, spec: ModelSpec, mean_image: NDArray[np.float32] | None) -> str:
-        """(pixel * scale - mean) / std in the network's channel order: float32 [N, 3, 256, 256]."""
-        steps = spec.preprocessing
-        if (steps.mean_image is not None) != (mean_image is not None):
-            raise UsageError("a mean image must be given exactly where the spec has one")
+    def planes(self, spec: ModelSpec) -> str:
+        """The pixels in the network's channel order: float32 [N, 3, 256, 256]."""
         # TensorRT takes uint8 only as a network input that is cast at once.
         name = self.node("Cast", ["images"], PREFIX + "pixels", to=TensorProto.FLOAT)
         name = self.node("Transpose", [name], PREFIX + "planes", perm=[0, 3, 1, 2])
-        if steps.channels == "bgr":
+        if spec.preprocessing.channels == "bgr":
             name = self.node("Gather", [name, self.constant("bgr", np.array([2, 1, 0]))], PREFIX + "reversed", axis=1)
+        return name
+
+    def shifted(self, name: str) -> str:
+        """pixel - 128."""
+        return self.node("Sub", [name, self.constant("middle", np.array(128, np.float32))], PREFIX + "shifted")
+
+    def normalized(self, name: str, spec: ModelSpec, mean_image: NDArray[np.float32] | None) -> str:
+        """(pixel * scale - mean) / std."""
+        steps = spec.preprocessing
+        if (steps.mean_image is not None) != (mean_image is not None):
+            raise UsageError("a mean image must be given exactly where the spec has one")
         if steps.scale != 1.0:
             scale = self.constant("scale", np.array(steps.scale, np.float32))
             name = self.node("Mul", [name, scale], PREFIX + "scaled")
@@ -133,7 +165,7 @@ class _Graph:
         return name
 
     def views(self, name: str, size: int, num_views: int) -> str:
-        """Cut the views of float32 [N, 3, 256, 256]: float32 [V * N, 3, size, size], named VIEWS."""
+        """Cut the views of [N, 3, 256, 256]: [V * N, 3, size, size], named VIEWS."""
         sources = {False: name}
         boxes = view_boxes(num_views, size)
         if any(box.mirror for box in boxes):

@@ -66,7 +66,7 @@ class _Unrolling:
                 self._nodes.append(node)
             elif node.op_type == "Reshape" and node.name.endswith(("_split", "_merge")):
                 self._towers[node.output[0]] = self._towers[node.input[0]]
-            elif begins or self._is_by_tower(node):
+            elif begins or (self._is_by_tower(node) and not self._joins_next(node)):
                 has_begun = True
                 self._towers[node.output[0]] = tuple(self._branch(node, tower) for tower in range(_TOWERS))
             else:
@@ -84,6 +84,15 @@ class _Unrolling:
         others = [self._weights[name] for name in node.input if name in self._weights]
         is_scalar = all(np.prod(tensor.dims, dtype=int) == 1 for tensor in others)
         return node.op_type in _BY_CHANNEL or (node.op_type in _ELEMENTWISE and is_scalar)
+
+    def _joins_next(self, node: NodeProto) -> bool:
+        """A DequantizeLinear before a layer that sees both towers: their INT8 tensors are joined before it.
+
+        Joined after it, or before they are quantized, OpenVINO 2026.4 answers wrongly: it quantizes each branch by
+        itself and computes with a scale that is not theirs.
+        """
+        readers = [other for other in self._graph.node if node.output[0] in other.input]
+        return node.op_type == "DequantizeLinear" and not all(self._is_by_tower(reader) for reader in readers)
 
     def _branch(self, node: NodeProto, tower: int) -> str:
         branch = NodeProto()

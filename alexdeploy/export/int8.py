@@ -1,0 +1,154 @@
+"""INT8 as a property of the graph: Q/DQ at the inputs of Conv and Gemm, in the one form that every runtime takes.
+
+Symmetric, zero points present and 0, scales in float32; activations per tensor, weights per output channel, biases
+float. None stands round an LRN. TensorRT 8.6 to 11, ONNX Runtime and OpenVINO run the same file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, helper, numpy_helper
+
+from alexdeploy.core.errors import DeviceError, ModelError
+from alexdeploy.core.spec import Preprocessing
+from alexdeploy.export.deployment import PIXELS
+from alexdeploy.export.histogram import QMAX
+
+QUANTIZED_OPS = ("Conv", "Gemm", "MatMul")
+
+_PIXEL_OFFSET = 128
+"""From pixels 0..255 to INT8 -128..127, exactly, at scale 1."""
+
+
+def quantizable_layers(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes that have weights to quantize, in the order in which they run."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return tuple(
+        node.name
+        for node in model.graph.node
+        if node.op_type in QUANTIZED_OPS and node.input[1] in weights and node.name
+    )
+
+
+def to_int8(
+    model: onnx.ModelProto,
+    thresholds: Mapping[str, float],
+    preprocessing: Preprocessing,
+    keep: Collection[str] = (),
+) -> onnx.ModelProto:
+    """Quantize a float32 network; layers named in `keep` stay float32. Needs onnxruntime.
+
+    `thresholds` are the |x| that become 127, by tensor. Where `preprocessing` has no mean image and the first layer
+    no padding, that layer sees the pixels themselves: no error of its input at all.
+    """
+    try:
+        from onnxruntime.quantization import CalibrationMethod, QuantType
+        from onnxruntime.quantization.calibrate import TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    except ImportError as exc:
+        raise DeviceError("quantizing needs onnxruntime", cure="pip install 'alexdeploy[cpu]'") from exc
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    layers = [name for name in quantizable_layers(copy) if name not in keep]
+    if not layers:
+        raise ModelError("no layer is left to quantize")
+    thresholds = dict(thresholds)
+    if _feed_pixels(copy, layers, preprocessing):
+        thresholds[PIXELS] = float(QMAX)
+    read = {node.input[0] for node in copy.graph.node if node.name in layers}
+    missing = sorted(read - set(thresholds))
+    if missing:
+        raise ModelError(f"the measured ranges lack {', '.join(missing)}", cure="Calibrate again.")
+    ranges = {name: (np.float32(-thresholds[name]), np.float32(thresholds[name])) for name in read}
+    quantizer = QDQQuantizer(
+        copy,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+        nodes_to_quantize=layers,
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(QUANTIZED_OPS),
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            # TensorRT wants a pair of its own for each layer that reads a tensor.
+            "DedicatedQDQPair": True,
+            "OpTypesToExcludeOutputQuantization": list(QUANTIZED_OPS),
+        },
+    )
+    # It tells every layer that it leaves out.
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        quantizer.quantize_model()
+    finally:
+        logging.root.setLevel(level)
+    quantizer.model.topological_sort()
+    result: onnx.ModelProto = quantizer.model.model
+    del result.opset_import[1:]
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def _feed_pixels(model: onnx.ModelProto, layers: Collection[str], steps: Preprocessing) -> bool:
+    """Undo the preprocessing before the first layer, in place, and put it into its weights; tell whether it can be.
+
+    Without padding, and with x = (p scale - mean) / std,
+
+        sum(w x) = sum(w scale / std (p - 128)) + sum(w (128 scale - mean) / std)
+
+    so the layer reads p - 128, which INT8 holds exactly, and the last term goes into its bias.
+    """
+    graph = model.graph
+    name = graph.input[0].name
+    readers = [node for node in graph.node if name in node.input]
+    if steps.mean_image is not None or len(readers) != 1 or readers[0].name not in layers:
+        return False
+    conv = readers[0]
+    pads = next((list(attribute.ints) for attribute in conv.attribute if attribute.name == "pads"), [])
+    if conv.op_type != "Conv" or any(pads) or any(attribute.name == "auto_pad" for attribute in conv.attribute):
+        return False
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    # float64: the rounding of the new weights is then the only one.
+    weight = numpy_helper.to_array(weights[conv.input[1]]).astype(np.float64)
+    bias = numpy_helper.to_array(weights[conv.input[2]]).astype(np.float64) if len(conv.input) > 2 else 0.0
+    mean, std = (np.array(value, np.float64).reshape(1, 3, 1, 1) for value in (steps.mean, steps.std))
+    shift = (_PIXEL_OFFSET * steps.scale - mean) / std
+    _replace(graph, conv, 1, f"{conv.name}.pixel_weight", weight * (steps.scale / std))
+    _replace(graph, conv, 2, f"{conv.name}.pixel_bias", bias + (weight * shift).sum(axis=(1, 2, 3)))
+    conv.input[0] = PIXELS
+    before = [
+        helper.make_node("Mul", [name, _constant(graph, "pixels.factor", std / steps.scale)], [f"{PIXELS}_scaled"]),
+        helper.make_node(
+            "Add", [f"{PIXELS}_scaled", _constant(graph, "pixels.offset", mean / steps.scale - _PIXEL_OFFSET)], [PIXELS]
+        ),
+    ]
+    nodes = [*before, *graph.node]
+    for node in before:
+        node.name = node.output[0]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return True
+
+
+def _replace(graph: onnx.GraphProto, node: NodeProto, index: int, name: str, value: NDArray[np.float64]) -> None:
+    """Give a node a new weight in the place of its old one, which goes if nothing else reads it."""
+    old = node.input[index] if index < len(node.input) else None
+    while len(node.input) <= index:
+        node.input.append("")
+    node.input[index] = _constant(graph, name, value)
+    if old and not any(old in other.input for other in graph.node):
+        graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == old))
+
+
+def _constant(graph: onnx.GraphProto, name: str, value: NDArray[np.float64]) -> str:
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
+    return name
