@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
 from alexdeploy.core.processors import available_processors
-from alexdeploy.core.spec import Preprocessing
+from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.images.crops import view_boxes
 from alexdeploy.network.alexnet import AlexNet
@@ -29,11 +30,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
             f"{options.precision} is an ONNX graph, which PyTorch does not run",
             cure="Use --backend openvino or onnxruntime.",
         )
-    if spec.architecture is None or not folder.weights_path.is_file():
-        raise ModelError(f"{folder.path} has no PyTorch weights", cure="Use --backend openvino or onnxruntime.")
-    network = AlexNet(spec.architecture, spec.num_classes)
-    weights = load_weights(folder.weights_path, network.plan)
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    network = _load_network(folder, spec)
     info = EngineInfo(
         backend="torch",
         device="cpu",
@@ -46,6 +43,29 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
     )
     threads = options.num_threads or available_processors()
     return TorchEngine(network, info, spec.preprocessing, folder.mean_image(spec), threads)
+
+
+def open_layers(folder: ModelFolder) -> Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
+    """The network in FP32 as a function: float32 [N, 3, crop, crop] -> each layer's output by its name, in order.
+
+    Raises ModelError if the folder has no PyTorch weights.
+    """
+    network = _load_network(folder, folder.spec()).eval()
+
+    def run(images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        torch.set_num_threads(available_processors())
+        return {name: output.numpy() for name, output in network.activations(torch.from_numpy(images)).items()}
+
+    return run
+
+
+def _load_network(folder: ModelFolder, spec: ModelSpec) -> AlexNet:
+    if spec.architecture is None or not folder.weights_path.is_file():
+        raise ModelError(f"{folder.path} has no PyTorch weights", cure="Use --backend openvino or onnxruntime.")
+    network = AlexNet(spec.architecture, spec.num_classes)
+    weights = load_weights(folder.weights_path, network.plan)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    return network
 
 
 class TorchEngine:

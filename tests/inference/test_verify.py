@@ -1,0 +1,388 @@
+"""verify: its figures against hand-computed ones, and graphs that were broken on purpose."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from helpers import smooth_images
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import ImageError, ModelError, ParityError, StaleArtifactError, UsageError
+from alexdeploy.core.spec import Preprocessing
+from alexdeploy.export.export import ExportOptions, export_model
+from alexdeploy.export.import_onnx import ImportOptions, import_onnx
+from alexdeploy.images.preprocess import network_input
+from alexdeploy.inference.verify import LayerError, VerifyOptions, compare, first_jump, verify
+from alexdeploy.network import reference
+from alexdeploy.network.layers import plan_layers
+from alexdeploy.network.weights import load_weights
+
+GRAPH_ONLY = VerifyOptions(precisions=("fp16",), backends=("torch",))
+"""No engine is compared: PyTorch runs no FP16 graph."""
+
+Change = Callable[[str, NDArray[np.floating]], NDArray[np.floating]]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Twelve pictures on which the tiny model gives different answers."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, image in enumerate(smooth_images(12)):
+        Image.fromarray(image).save(folder / f"{index:02}.png")
+    return folder
+
+
+def change_weights(folder: ModelFolder, precision: str, change: Change) -> None:
+    """Write the graph anew with other weights, its metadata kept: not stale, but wrong."""
+    model = onnx.load(folder.onnx_path(precision))
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        changed = change(tensor.name, values).astype(values.dtype)
+        tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+    folder.onnx_path(precision).write_bytes(model.SerializeToString())
+
+
+def scaled(layer: str, factor: float) -> Change:
+    return lambda name, values: values * factor if name == f"{layer}.weight" else values
+
+
+def as_fp16(folder: ModelFolder, change: Change) -> None:
+    """Put the FP32 graph, changed, in the place of the FP16 one: only the change is then an error."""
+    folder.onnx_path("fp16").write_bytes(folder.onnx_path().read_bytes())
+    change_weights(folder, "fp16", change)
+
+
+def test_flips_overlap_and_margins_of_rows_made_by_hand() -> None:
+    expected = np.log([[0.50, 0.20, 0.10, 0.08, 0.06, 0.04, 0.02], [0.02, 0.30, 0.28, 0.20, 0.10, 0.06, 0.04]])
+    actual = expected.copy()
+    # The second row's two best change places, and its class 0 takes the place of class 5 among the best five.
+    actual[1, [1, 2]] = expected[1, [2, 1]]
+    actual[1, [0, 5]] = expected[1, [5, 0]]
+    found = compare(expected, actual, np.exp(expected))
+    assert (found.num_rows, found.num_flips, found.flip_rate, found.num_non_finite) == (2, 1, 0.5, 0)
+    assert found.top5_overlap == pytest.approx((5 + 4) / 10)
+    assert found.median_margin == found.max_margin == pytest.approx(0.30 - 0.28)
+    assert found.max_error == pytest.approx(np.log(0.06 / 0.02))
+    assert found.mean_error == pytest.approx((2 * np.log(0.30 / 0.28) + 2 * np.log(0.06 / 0.02)) / 14)
+    assert found.relative_error == pytest.approx(np.log(0.06 / 0.02) / -np.log(0.02))
+
+
+def test_the_median_margin_is_that_of_the_flips_alone() -> None:
+    expected = np.array([[0.6, 0.4], [0.7, 0.3], [0.9, 0.1], [0.8, 0.2]])
+    found = compare(expected, np.concatenate([expected[:3, ::-1], expected[3:]]), expected)
+    assert found.num_flips == 3
+    assert found.median_margin == pytest.approx(0.4)
+    assert found.max_margin == pytest.approx(0.8)
+
+
+def test_rows_that_are_not_finite_are_counted_and_in_no_other_figure() -> None:
+    expected = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    actual = np.array([[np.nan, 0.0], [1.0, -np.inf], [0.0, 1.5]])
+    found = compare(expected, actual, expected)
+    assert (found.num_rows, found.num_non_finite, found.num_flips) == (3, 2, 0)
+    assert (found.max_error, found.mean_error) == (0.5, 0.25)
+    nothing = compare(expected[:1], actual[:1], expected[:1])
+    assert (nothing.num_non_finite, nothing.flip_rate, nothing.max_error, nothing.top5_overlap) == (1, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("errors", "jump"),
+    [
+        ([1e-4, 2e-4, 9e-4], None),
+        ([1e-4, 2e-4, 1.1e-3], "c"),
+        ([1.1e-3, 3.2e-3, 9e-3], "a"),
+        ([9e-4, 2.6e-3, 7e-3], None),
+        ([1e-5, 9e-4, 2e-5, 2.8e-3], "d"),
+        ([1e-4, float("inf"), float("nan")], "b"),
+        ([1e-4, float("nan"), 1.0], "b"),
+        ([], None),
+    ],
+)
+def test_the_error_jumps_above_the_floor_and_above_three_times_all_before(
+    errors: list[float], jump: str | None
+) -> None:
+    layers = [LayerError(name=name, rms_error=error, max_error=0) for name, error in zip("abcd", errors, strict=False)]
+    assert first_jump(layers, 1e-3) == jump
+
+
+def test_an_export_gives_the_answers_of_pytorch_on_every_backend(tiny_model: ModelFolder, pictures: Path) -> None:
+    found = verify(tiny_model, [str(pictures)])
+    assert found.reference == "torch"
+    assert (found.num_found, found.num_images, found.broken) == (12, 12, ())
+    assert [report.precision for report in found.networks] == ["fp32", "fp16"]
+    assert [(report.precision, report.backend) for report in found.engines] == [
+        ("fp32", "openvino"),
+        ("fp32", "onnxruntime"),
+        ("fp16", "openvino"),
+        ("fp16", "onnxruntime"),
+    ]
+    plan = plan_layers(tiny_model.spec().architecture, 5)  # type: ignore[arg-type]
+    assert found.networks[0].jump is None
+    for report in found.networks:
+        assert [layer.name for layer in report.layers] == [layer.name for layer in plan if layer.kind != "dropout"]
+        assert report.agreement.num_rows == 12
+    for report in (*found.networks, *found.engines):
+        assert report.failure is None
+        assert report.agreement.num_flips == 0
+        assert report.agreement.max_error is not None
+        assert 0 < report.agreement.max_error < (1e-4 if report.precision == "fp32" else 0.1)
+    found.check()
+
+
+def test_errors_of_layers_and_logits_are_those_of_numpy(tiny_model: ModelFolder, pictures: Path) -> None:
+    change: Change = lambda name, values: values + 0.5 if name == "fc8.bias" else values  # noqa: E731
+    as_fp16(tiny_model, change)
+    options = VerifyOptions(precisions=("fp16",), backends=("torch",), num_views=10)
+    (network,) = verify(tiny_model, [str(pictures)], options).networks
+
+    spec = tiny_model.spec()
+    assert spec.architecture is not None
+    plan = plan_layers(spec.architecture, spec.num_classes)
+    mean = tiny_model.mean_image(spec)
+    inputs = np.concatenate([network_input(image, spec.preprocessing, 10, mean) for image in smooth_images(12)])
+    *_, (_, logits) = reference.forward(plan, load_weights(tiny_model.weights_path, plan), inputs)
+    assert network.agreement.num_rows == 120
+    # Every logit of every view is off by 0.5, so the answers stay; 16 views go through at a time, and none is lost.
+    assert network.agreement.num_flips == 0
+    assert network.agreement.max_error == pytest.approx(0.5, rel=1e-4)
+    assert network.agreement.mean_error == pytest.approx(0.5, rel=1e-4)
+    assert network.agreement.relative_error == pytest.approx(0.5 / np.abs(logits).max(), rel=1e-4)
+    last = network.layers[-1]
+    assert last.name == "fc8"
+    assert last.rms_error == pytest.approx(0.5 / np.sqrt(np.square(logits).mean()), rel=1e-4)
+    assert last.max_error == pytest.approx(0.5 / np.abs(logits).max(), rel=1e-4)
+    assert max(layer.rms_error for layer in network.layers[:-1]) < 1e-5
+    assert network.jump == "fc8"
+
+
+def test_a_layer_with_wrong_weights_is_named(tiny_model: ModelFolder, pictures: Path) -> None:
+    change_weights(tiny_model, "fp16", scaled("conv3", 1.5))
+    options = VerifyOptions(precisions=("fp16",), backends=("onnxruntime",))
+    found = verify(tiny_model, [str(pictures)], options)
+    (network,), (engine,) = found.networks, found.engines
+    assert network.jump == engine.jump == "conv3"
+    by_name = {layer.name: layer.rms_error for layer in network.layers}
+    # The error is half of what the weights give without the bias.
+    assert by_name["pool2"] < 2e-3
+    assert by_name["conv3"] == pytest.approx(0.5, abs=0.05)
+    assert network.agreement.num_flips > 0
+    assert network.agreement.max_margin is not None
+    assert 0 < network.agreement.max_margin < 1
+    with pytest.raises(ParityError) as caught:
+        found.check()
+    assert "model.fp16.onnx: " in caught.value.message
+    assert "model.fp16.onnx on onnxruntime: " in caught.value.message
+    assert caught.value.message.count("answers differ (") == 2
+    assert caught.value.message.count("allowed: 1 %; the error jumps at conv3") == 2
+    assert f"alexdeploy export {tiny_model.path} --fp16" in str(caught.value.cure)
+
+
+def test_flips_up_to_the_limit_are_allowed(tiny_model: ModelFolder, pictures: Path) -> None:
+    change_weights(tiny_model, "fp16", scaled("conv3", 1.5))
+    options = VerifyOptions(precisions=("fp16",), backends=("torch",), max_flips=100)
+    found = verify(tiny_model, [str(pictures)], options)
+    assert found.networks[0].agreement.num_flips > 0
+    assert found.failures == ()
+    found.check()
+
+
+def test_outputs_that_are_not_finite_fail_whatever_is_allowed(tiny_model: ModelFolder, pictures: Path) -> None:
+    as_fp16(tiny_model, lambda name, values: values * (np.nan if name == "fc7.weight" else 1))
+    options = VerifyOptions(precisions=("fp16",), backends=("onnxruntime",), max_flips=100)
+    found = verify(tiny_model, [str(pictures)], options)
+    assert found.networks[0].jump == "fc7"
+    assert {layer.rms_error for layer in found.networks[0].layers if layer.name in ("fc7", "fc8")} == {float("inf")}
+    assert found.failures == (
+        "model.fp16.onnx: 12 of 12 outputs are not finite; the error jumps at fc7",
+        "model.fp16.onnx on onnxruntime: 12 of 12 outputs are not finite; the error jumps at fc7",
+    )
+
+
+def test_an_infinity_inside_is_a_jump_though_the_answers_are_finite(tiny_model: ModelFolder, pictures: Path) -> None:
+    # ReLU makes 0 of minus infinity.
+    as_fp16(tiny_model, lambda name, values: values - (np.inf if name == "fc7.bias" else 0))
+    (network,) = verify(tiny_model, [str(pictures)], GRAPH_ONLY).networks
+    assert network.agreement.num_non_finite == 0
+    assert network.jump == "fc7"
+
+
+def test_a_layer_that_a_graph_lacks_is_left_out(tiny_model: ModelFolder, pictures: Path) -> None:
+    model = onnx.load(tiny_model.onnx_path("fp16"))
+    for node in model.graph.node:
+        node.input[:] = ["other" if name == "relu3" else name for name in node.input]
+        node.output[:] = ["other" if name == "relu3" else name for name in node.output]
+    tiny_model.onnx_path("fp16").write_bytes(model.SerializeToString())
+    (network,) = verify(tiny_model, [str(pictures)], GRAPH_ONLY).networks
+    names = [layer.name for layer in network.layers]
+    assert "relu3" not in names
+    assert names[names.index("conv3") + 1] == "conv4"
+
+
+def test_weights_that_are_not_finite_are_the_fault_of_the_reference(tiny_model: ModelFolder, pictures: Path) -> None:
+    tiny_model.weights_path.unlink()
+    change_weights(tiny_model, "fp32", lambda name, values: values * (np.nan if name == "fc7.weight" else 1))
+    tiny_model.onnx_path("fp16").unlink()
+    with pytest.raises(ModelError, match="the reference itself gives 12 of 12 outputs that are not finite"):
+        verify(tiny_model, [str(pictures)])
+
+
+def test_a_stale_graph_is_refused_before_anything_runs(tiny_model: ModelFolder, pictures: Path) -> None:
+    change_weights(tiny_model, "fp32", scaled("conv3", 1.5))
+    steps: list[str] = []
+    with pytest.raises(StaleArtifactError, match=r"model\.fp16\.onnx was made from model\.onnx") as caught:
+        verify(tiny_model, [str(pictures)], on_step=steps.append)
+    assert caught.value.cure == f"Renew it: alexdeploy export {tiny_model.path} --fp16"
+    assert steps == []
+
+
+def test_without_weights_the_fp32_graph_is_the_reference(tiny_model: ModelFolder, pictures: Path) -> None:
+    change_weights(tiny_model, "fp16", scaled("conv3", 1.5))
+    tiny_model.weights_path.unlink()
+    found = verify(tiny_model, [str(pictures)], VerifyOptions(backends=("openvino", "onnxruntime", "torch")))
+    assert found.reference == "onnxruntime"
+    assert [(report.precision, report.jump) for report in found.networks] == [("fp16", "conv3")]
+    assert [(report.precision, report.backend, report.failure is None) for report in found.engines] == [
+        ("fp32", "openvino", True),
+        ("fp16", "openvino", False),
+        ("fp16", "onnxruntime", False),
+    ]
+
+
+def imported(path: Path) -> ModelFolder:
+    """A classifier of somebody else's, of unknown architecture, with a shape computed inside it."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "w": rng.normal(0, 0.02, (6, 3, 32, 32)).astype(np.float32),
+        "v": rng.normal(0, 1.0, (6, 4)).astype(np.float32),
+        "tail": np.array([6]),
+    }
+    nodes = [
+        helper.make_node("Conv", ["data", "w"], ["conv"]),
+        helper.make_node("Shape", ["data"], ["size"], start=0, end=1),
+        helper.make_node("Concat", ["size", "tail"], ["rows"], axis=0),
+        helper.make_node("Reshape", ["conv", "rows"], ["flat"]),
+        helper.make_node("Relu", ["flat"], ["hidden"]),
+        helper.make_node("MatMul", ["hidden", "v"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "theirs",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["N", 3, 32, 32])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 4])],
+        [numpy_helper.from_array(values, name) for name, values in arrays.items()],
+    )
+    path.mkdir()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path / "theirs.onnx")
+    folder = ModelFolder(path / "theirs")
+    import_onnx(path / "theirs.onnx", folder, ImportOptions(preprocessing=Preprocessing(mean=(128.0, 128.0, 128.0))))
+    export_model(folder, ExportOptions(fp16=True))
+    return folder
+
+
+def test_an_imported_model_is_compared_tensor_by_tensor_with_its_fp32_graph(tmp_path: Path, pictures: Path) -> None:
+    folder = imported(tmp_path / "import")
+    found = verify(folder, [str(pictures)], VerifyOptions(backends=("onnxruntime",)))
+    (network,) = found.networks
+    assert (found.reference, network.precision, network.failure) == ("onnxruntime", "fp16", None)
+    names = [layer.name for layer in network.layers]
+    assert [name for name in names if name in ("conv", "hidden", "logits")] == ["conv", "hidden", "logits"]
+    assert not {"size", "rows"} & set(names)
+    assert all(0 < layer.rms_error < 1e-2 for layer in network.layers)
+
+    change_weights(folder, "fp16", lambda name, values: values * (2 if name == "v" else 1))
+    (network,) = verify(folder, [str(pictures)], VerifyOptions(backends=("onnxruntime",))).networks
+    # The import renamed their output, through a node of its own.
+    assert (network.jump, network.layers[-1].name) == ("scores", "logits")
+    assert network.layers[-1].rms_error == pytest.approx(1, abs=1e-2)
+
+
+def test_a_broken_image_is_told_and_the_others_are_compared(tiny_model: ModelFolder, pictures: Path) -> None:
+    (pictures / "05.png").write_bytes(b"")
+    found = verify(tiny_model, [str(pictures)], GRAPH_ONLY)
+    assert [(broken.source, broken.error) for broken in found.broken] == [
+        (str(pictures / "05.png"), "the file is empty")
+    ]
+    assert found.num_images == found.networks[0].agreement.num_rows == 11
+
+
+def test_no_image_that_can_be_read_is_an_error_that_says_why(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"none of 1 images can be read: .*missing\.png: not found"):
+        verify(tiny_model, [str(tmp_path / "missing.png")], GRAPH_ONLY)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "expected"), [(1, [8]), (3, [2, 6, 10]), (5, [0, 2, 6, 8, 10]), (12, range(12)), (20, range(12))]
+)
+def test_the_images_lie_evenly_over_all_that_were_named(
+    tiny_model: ModelFolder, pictures: Path, num_images: int, expected: list[int]
+) -> None:
+    # Images that cannot be read are told by name: those that were taken, but the first.
+    for index, path in enumerate(sorted(pictures.iterdir())):
+        if index != expected[0]:
+            path.write_bytes(b"")
+    options = VerifyOptions(precisions=("fp16",), backends=("torch",), num_images=num_images)
+    found = verify(tiny_model, [str(pictures)], options)
+    assert (found.num_found, found.num_images) == (12, 1)
+    assert [int(Path(broken.source).stem) for broken in found.broken] == list(expected)[1:]
+
+
+def test_without_images_the_training_data_is_taken_or_rendered_pictures(
+    tiny_model: ModelFolder, pictures: Path
+) -> None:
+    options = VerifyOptions(precisions=("fp16",), backends=("torch",), num_images=3)
+    assert verify(tiny_model, None, options).images == "rendered pictures"
+    tiny_model.write_spec(tiny_model.spec().replace_provenance(data=str(pictures)))
+    found = verify(tiny_model, None, options)
+    assert (found.images, found.num_found, found.num_images) == (str(pictures), 12, 3)
+    tiny_model.write_spec(tiny_model.spec().replace_provenance(data=f"@{pictures / '00.png'}"))
+    assert verify(tiny_model, None, options).images == "rendered pictures"
+
+
+def test_bfloat16_is_compared_only_when_it_is_asked_for(tiny_model: ModelFolder, pictures: Path) -> None:
+    options = VerifyOptions(precisions=("bf16",), backends=("onnxruntime", "torch"), max_flips=100)
+    found = verify(tiny_model, [str(pictures)], options)
+    assert found.networks == ()
+    (engine,) = found.engines
+    assert (engine.backend, engine.precision, engine.artifact) == ("torch", "bf16", "weights.safetensors")
+    assert engine.agreement.max_error is not None
+    assert 1e-5 < engine.agreement.max_error < 0.2
+
+
+def test_a_precision_that_is_missing_is_an_error_with_the_command_that_makes_it(tiny_model: ModelFolder) -> None:
+    with pytest.raises(ModelError, match=r"has no model\.int8\.onnx") as caught:
+        verify(tiny_model, None, VerifyOptions(precisions=("int8",)))
+    assert caught.value.cure == f"Make it: alexdeploy export {tiny_model.path} --int8"
+    for precision in ("fp32", "fp16"):
+        tiny_model.onnx_path(precision).unlink()
+    with pytest.raises(ModelError, match="has no ONNX graph"):
+        verify(tiny_model)
+
+
+def test_a_reference_alone_is_nothing_to_verify(tiny_model: ModelFolder) -> None:
+    tiny_model.weights_path.unlink()
+    with pytest.raises(UsageError, match=r"nothing to verify: model\.onnx in ONNX Runtime is itself"):
+        verify(tiny_model, None, VerifyOptions(precisions=("fp32",), backends=("onnxruntime",)))
+
+
+def test_verifying_needs_no_torch(tiny_model: ModelFolder, pictures: Path) -> None:
+    program = (
+        "import sys, pathlib\n"
+        "sys.modules['torch'] = None\n"
+        "from alexdeploy.core.artifacts import ModelFolder\n"
+        "from alexdeploy.inference.verify import verify\n"
+        f"found = verify(ModelFolder(pathlib.Path({str(tiny_model.path)!r})), [{str(pictures)!r}])\n"
+        "print(found.reference, [(report.precision, report.agreement.num_flips) for report in found.reports])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "onnxruntime [('fp16', 0), ('fp32', 0), ('fp16', 0), ('fp16', 0)]\n", done.stderr
