@@ -49,29 +49,30 @@ def read_image_folder(
     """
     if not 0 < val_fraction < 1:
         raise UsageError(f"val_fraction is {val_fraction}; expected a number between 0 and 1")
-    train_root, val_root = _find_splits(os.fspath(folder))
+    train_root, val_root = find_splits(os.fspath(folder))
     if val_folder is not None:
         val_root = os.fspath(val_folder)
-    classes = _list_classes(train_root)
+    classes = list_class_folders(train_root)
     if len(classes) < 2:
         raise DataError(
             f"{train_root} holds {len(classes)} folders of images; a classifier takes two classes at least.",
             cure=_LAYOUT,
         )
-    examples = [_list_examples(train_root, name, label) for label, name in enumerate(classes)]
+    examples = [list_examples(train_root, name, label) for label, name in enumerate(classes)]
     if val_root is None:
         train, val = _split(examples, train_root, val_fraction, seed)
         return LabelledImages(classes=classes, train=train, val=val)
-    _check_same_classes(train_root, classes, val_root, _list_classes(val_root))
+    _check_same_classes(train_root, classes, val_root, list_class_folders(val_root))
     return LabelledImages(
         classes=classes,
         train=_chain(examples),
-        val=_chain(_list_examples(val_root, name, label) for label, name in enumerate(classes)),
+        val=_chain(list_examples(val_root, name, label) for label, name in enumerate(classes)),
     )
 
 
-def _find_splits(folder: str) -> tuple[str, str | None]:
-    names = _list_classes(folder)
+def find_splits(folder: str) -> tuple[str, str | None]:
+    """Where the training and the validation images are: DATA/train and DATA/val, else DATA and None."""
+    names = list_class_folders(folder)
     # A folder that holds bus, car and train has three classes; one that holds train and val has two splits.
     if TRAIN_NAME not in names or not set(names) <= {TRAIN_NAME, *VAL_NAMES}:
         return folder, None
@@ -79,7 +80,8 @@ def _find_splits(folder: str) -> tuple[str, str | None]:
     return os.path.join(folder, TRAIN_NAME), None if val_name is None else os.path.join(folder, val_name)
 
 
-def _list_classes(folder: str) -> tuple[str, ...]:
+def list_class_folders(folder: str) -> tuple[str, ...]:
+    """Names of the folders in `folder`, in the order of their bytes. Raises DataError if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             shown = [entry for entry in entries if not is_hidden(entry.name)]
@@ -88,7 +90,8 @@ def _list_classes(folder: str) -> tuple[str, ...]:
     return tuple(sorted((entry.name for entry in shown if os.path.isdir(entry.path)), key=os.fsencode))
 
 
-def _list_examples(root: str, name: str, label: int) -> tuple[Example, ...]:
+def list_examples(root: str, name: str, label: int) -> tuple[Example, ...]:
+    """The images below the class folder `name`. Raises DataError if there are none, or not all can be listed."""
     folder = os.path.join(root, name)
     examples = []
     for path, problem in walk_images(folder):

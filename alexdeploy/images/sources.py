@@ -18,7 +18,16 @@ from alexdeploy.core.errors import ImageError
 from alexdeploy.images.archives import is_archive_name, iter_members
 from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, is_image_name, walk_images
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_FILE_BYTES", "Source", "is_image_name", "iter_sources", "read_file", "walk_images"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_FILE_BYTES",
+    "Source",
+    "is_image_name",
+    "iter_sources",
+    "printable_path",
+    "read_file",
+    "walk_images",
+]
 
 # A fifo or a device that takes the place of a file between two calls must not hang the reader.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -81,7 +90,7 @@ def _from_path(path: str, *, was_listed: bool = False) -> Iterator[Source]:
     elif _is_kind(path, stat.S_IFDIR):
         yield from _from_folder(path)
     else:
-        yield Source(name=_printable(path), path=path, was_listed=was_listed)
+        yield Source(name=printable_path(path), path=path, was_listed=was_listed)
 
 
 def _from_folder(folder: str) -> Iterator[Source]:
@@ -89,20 +98,20 @@ def _from_folder(folder: str) -> Iterator[Source]:
     for path, problem in walk_images(folder):
         is_empty = False
         if problem is None:
-            yield Source(name=_printable(path), path=path, was_listed=True)
+            yield Source(name=printable_path(path), path=path, was_listed=True)
         else:
-            yield Source(name=_printable(path), problem=problem)
+            yield Source(name=printable_path(path), problem=problem)
     if is_empty:
         suffixes = " ".join(IMAGE_SUFFIXES)
-        yield Source(name=_printable(folder), problem=f"no images in folder; looked for {suffixes}")
+        yield Source(name=printable_path(folder), problem=f"no images in folder; looked for {suffixes}")
 
 
 def _from_archive(path: str) -> Iterator[Source]:
-    archive = _printable(path)
+    archive = printable_path(path)
     # A caller that stops early closes this generator, and the archive with it.
     with closing(iter_members(path)) as members:
         for name, data, problem in members:
-            shown = archive if name is None else f"{archive}!{_printable(name)}"
+            shown = archive if name is None else f"{archive}!{printable_path(name)}"
             yield Source(name=shown, data=data, problem=problem)
 
 
@@ -110,13 +119,13 @@ def _from_glob(pattern: str) -> Iterator[Source]:
     try:
         matches = sorted(glob.iglob(pattern, recursive=True), key=os.fsencode)
     except (OSError, ValueError) as exc:
-        yield Source(name=_printable(pattern), problem=f"the pattern cannot be used: {exc}")
+        yield Source(name=printable_path(pattern), problem=f"the pattern cannot be used: {exc}")
         return
     if "**" in pattern:
         # ** has been inside every folder already; walking those it matched would give their images twice.
         matches = [match for match in matches if not os.path.isdir(match)] or matches
     if not matches:
-        yield Source(name=_printable(pattern), problem="no such file, and no file matches the pattern")
+        yield Source(name=printable_path(pattern), problem="no such file, and no file matches the pattern")
     for match in matches:
         yield from _from_path(match, was_listed=True)
 
@@ -125,7 +134,7 @@ def _from_list_file(path: str) -> Iterator[Source]:
     try:
         data = read_file(path)
     except ImageError as exc:
-        yield Source(name=_printable(f"@{path}"), problem=f"the list cannot be read: {exc.message}")
+        yield Source(name=printable_path(f"@{path}"), problem=f"the list cannot be read: {exc.message}")
         return
     yield from _from_list(data, f"@{path}", os.path.dirname(path))
 
@@ -137,7 +146,7 @@ def _from_list(data: bytes, name: str, base: str) -> Iterator[Source]:
     else:
         lines = [line for line in data.splitlines() if line.strip() and not line.startswith(b"#")]
     if not lines:
-        yield Source(name=_printable(name), problem="the list names no images")
+        yield Source(name=printable_path(name), problem="the list names no images")
     for line in lines:
         yield from _from_path(os.path.join(base, os.fsdecode(line)))
 
@@ -170,7 +179,7 @@ def read_file(path: str, was_listed: bool = False) -> bytes:
 
 def _explain(exc: OSError, path: str, was_listed: bool) -> str:
     if exc.errno == errno.ENOENT and os.path.islink(path):
-        return f"broken symbolic link to {_printable(os.readlink(path))}"
+        return f"broken symbolic link to {printable_path(os.readlink(path))}"
     if exc.errno == errno.ENOENT and was_listed:
         return "vanished: it was there when the folder was listed"
     if exc.errno in (errno.ENOENT, errno.ENOTDIR):
@@ -187,7 +196,7 @@ def _is_kind(path: str, kind: int) -> bool:
         return False
 
 
-def _printable(path: str) -> str:
+def printable_path(path: str) -> str:
     r"""Write bytes of a path that are not UTF-8 as \xff, so that whatever prints the name can encode it."""
     try:
         return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

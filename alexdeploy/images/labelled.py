@@ -1,0 +1,215 @@
+"""Which image has which label: class folders whose names a model knows, or a list of names and labels."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from alexdeploy.core.errors import DataError
+from alexdeploy.images.folder import VAL_NAMES, Example, find_splits, list_class_folders, list_examples
+from alexdeploy.images.listing import describe, is_hidden, is_image_name, walk_images
+from alexdeploy.images.sources import Source, printable_path
+
+_WNID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
+"""The name of an ImageNet class in WordNet, alone or before a description: "n01440764 tench, Tinca tinca"."""
+
+_LIST_FORM = "Lines are `name index`, the first class being 0, or `name class`."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledSources:
+    """Images with a label each, an index into the model's classes; nothing has been read yet.
+
+    `root` is the folder that they are from. `num_unlabelled` images in it have no label and are not among them.
+    `notes` say what a user should know of the choice.
+    """
+
+    root: str
+    examples: tuple[Example, ...]
+    num_unlabelled: int = 0
+    notes: tuple[str, ...] = ()
+    was_listed: bool = True
+
+    def sources(self) -> Iterator[Source]:
+        """One source for each example, in their order."""
+        for path, _ in self.examples:
+            yield Source(name=printable_path(path), path=path, was_listed=self.was_listed)
+
+
+def read_labelled(
+    folder: str | os.PathLike[str], classes: Sequence[str], labels: str | os.PathLike[str] | None = None
+) -> LabelledSources:
+    """Find the images of `folder` and their labels, indices into `classes`.
+
+    Without `labels`, each folder in it is one of the classes, a subset of them perhaps; where it holds train/ and val/
+    of such, val/ counts. A folder is called as its class, or by the WordNet id that one of both begins with. With the
+    file `labels`, each line of it names an image, relative to `folder`, and after a blank its class or the index of
+    it. An image of the list that is not there stays among the examples. Raises DataError where a class is unknown or
+    none is labelled, and for a bad line.
+    """
+    found = _read_folders(os.fspath(folder), classes) if labels is None else _read_list(folder, classes, labels)
+    if not found.examples:
+        what = "holds no labelled images" if labels is None else f"has no labelled images: {os.fspath(labels)} is empty"
+        raise DataError(f"{os.fspath(folder)} {what}.", cure=_LAYOUT if labels is None else _LIST_FORM)
+    return found
+
+
+_LAYOUT = "Give a folder that has one folder of images for each class, or name a list of labels: --labels FILE"
+
+
+class _Classes:
+    """Finds classes by what folders and lists call them."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.names = classes
+        self._by_name: dict[str, list[int]] = {}
+        self._by_wnid: dict[str, list[int]] = {}
+        for index, name in enumerate(classes):
+            self._by_name.setdefault(name, []).append(index)
+            if match := _WNID.match(name):
+                self._by_wnid.setdefault(match[1], []).append(index)
+
+    def find(self, text: str) -> int | None:
+        """The index of a class, None if there is none. Raises DataError if there are several."""
+        found = self._by_name.get(text)
+        if found is None and (match := _WNID.match(text)):
+            found = self._by_wnid.get(match[1])
+        if found is not None and len(found) > 1:
+            indices = " and ".join(map(str, found))
+            raise DataError(
+                f"{printable_path(text)!r} is the name of the model's classes {indices}",
+                cure="Give the labels as indices, in a list: --labels FILE",
+            )
+        return None if found is None else found[0]
+
+    def nearest(self, text: str) -> str:
+        close = difflib.get_close_matches(text, self.names, n=1)
+        return f" (nearest: {close[0]!r})" if close else ""
+
+    def describe(self) -> str:
+        shown = ", ".join(map(repr, self.names[:10]))
+        return f"The model's classes: {shown}" + (f" and {len(self.names) - 10} more" if len(self.names) > 10 else "")
+
+
+def _read_folders(folder: str, classes: Sequence[str]) -> LabelledSources:
+    train_root, val_root = find_splits(folder)
+    notes = []
+    if val_root is not None:
+        notes.append(f"{folder} holds training and validation images: these are the ones in {val_root}")
+    elif train_root != folder:
+        raise DataError(
+            f"{folder} holds training images and none of {', '.join(f'{name}/' for name in VAL_NAMES)}",
+            cure=f"For the error on the images that were trained on: alexdeploy evaluate {train_root}",
+        )
+    root = val_root or folder
+    known = _Classes(classes)
+    labels = {name: known.find(name) for name in list_class_folders(root)}
+    if not labels:
+        raise DataError(f"{root} holds no folders; the images in it have no labels.", cure=_LAYOUT)
+    unknown = [name for name, label in labels.items() if label is None]
+    if unknown:
+        shown = ", ".join(f"{printable_path(name)!r}{known.nearest(name)}" for name in unknown[:5])
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise DataError(
+            f"{root} holds folders that are no class of the model: {shown}{more}.",
+            cure=f"{known.describe()}\nRename the folders, or name a list of labels: --labels FILE",
+        )
+    examples = [e for name, label in labels.items() if label is not None for e in list_examples(root, name, label)]
+    num_loose = _count_loose(root)
+    if num_loose:
+        notes.append(f"{root}: images beside the class folders, which have no label and do not count: {num_loose:,}")
+    return LabelledSources(root=root, examples=tuple(examples), num_unlabelled=num_loose, notes=tuple(notes))
+
+
+def _count_loose(root: str) -> int:
+    with os.scandir(root) as entries:
+        return sum(
+            1 for entry in entries if is_image_name(entry.name) and not is_hidden(entry.name) and not entry.is_dir()
+        )
+
+
+def _read_list(
+    folder: str | os.PathLike[str], classes: Sequence[str], labels: str | os.PathLike[str]
+) -> LabelledSources:
+    root, name = os.fspath(folder), os.fspath(labels)
+    if not os.path.isdir(root):
+        raise DataError(f"{root} is not a folder; the names in {name} are relative to it.", cure="Name their folder.")
+    known = _Classes(classes)
+    examples: list[Example] = []
+    first_lines: dict[str, int] = {}
+    for number, line in _lines(name):
+        image, label = _parse_line(line, known, f"{name}:{number}")
+        path = os.path.normpath(os.path.join(root, image))
+        if path in first_lines:
+            raise DataError(
+                f"{name}:{number}: {printable_path(image)!r} is in line {first_lines[path]} already; expected each "
+                "image once.",
+                cure="Remove one of the lines.",
+            )
+        first_lines[path] = number
+        examples.append(Example(path, label))
+    num_unlabelled, notes = 0, []
+    for path, problem in walk_images(root):
+        if problem is not None:
+            notes.append(f"{printable_path(path)}: {problem}")
+        elif os.path.normpath(path) not in first_lines:
+            num_unlabelled += 1
+    if num_unlabelled:
+        notes.append(
+            f"{root}: images that {name} does not name, which have no label and do not count: {num_unlabelled:,}"
+        )
+    return LabelledSources(
+        root=root,
+        examples=tuple(examples),
+        num_unlabelled=num_unlabelled,
+        notes=tuple(notes),
+        was_listed=False,
+    )
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    """The lines that say something, with their numbers from 1; bytes that are not UTF-8 as in Python's file names."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip() and not line.startswith("#"):
+                    yield number, line.strip()
+    except OSError as exc:
+        raise DataError(f"{path} cannot be read: {describe(exc)}.", cure="Name a list of labels.") from exc
+
+
+def _parse_line(line: str, known: _Classes, place: str) -> tuple[str, int]:
+    """The name of an image and the index of its class.
+
+    Both may hold blanks, so every blank may be the one between them. What stands before it should look like an image,
+    what follows must be a class; of several, the longest class counts.
+    """
+    splits = [(line[: blank.start()], line[blank.end() :]) for blank in re.finditer(r"\s+", line)]
+    if not splits:
+        raise DataError(f"{place}: found only {printable_path(line)!r}; expected a label after it.", cure=_LIST_FORM)
+    by_class = [(name, index) for name, text in splits if (index := known.find(text)) is not None]
+    by_class = [choice for choice in by_class if is_image_name(choice[0])] or by_class
+    name, text = splits[-1]
+    if not re.fullmatch(r"[0-9]{1,9}", text) or (by_class and by_class[0][0] != name):
+        if by_class:
+            return by_class[0]
+        raise DataError(
+            f"{place}: found the label {printable_path(text)!r}, which is no class of the model{known.nearest(text)}.",
+            cure=f"{_LIST_FORM}\n{known.describe()}",
+        )
+    index = int(text)
+    if by_class and by_class[0][1] != index:
+        raise DataError(
+            f"{place}: {text!r} is the name of class {by_class[0][1]}, and class {index} has another name.",
+            cure="Where classes are called by numbers, put the images into class folders.",
+        )
+    if index >= len(known.names):
+        raise DataError(
+            f"{place}: found the index {index}; expected 0 to {len(known.names) - 1}, as the model has "
+            f"{len(known.names)} classes.",
+            cure=_LIST_FORM,
+        )
+    return name, index

@@ -1,0 +1,191 @@
+"""Labelled images: class folders by name and by WordNet id, lists of labels, and what is wrong with either."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.images.labelled import LabelledSources, read_labelled
+
+FLOWERS = ("daisy", "roses", "tulips")
+WORDNET = ("n01440764 tench, Tinca tinca", "n01443537 goldfish, Carassius auratus", "n01484850 great white shark")
+
+
+def fill(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def found(data: LabelledSources) -> list[tuple[str, int]]:
+    return [(os.path.relpath(path, data.root), label) for path, label in data.examples]
+
+
+def write_list(root: Path, *lines: str) -> Path:
+    path = root.parent / "labels.txt"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "data"
+    path.mkdir()
+    return path
+
+
+def test_class_folders_are_found_by_their_names_and_may_be_some_of_the_classes(root: Path) -> None:
+    fill(root, "tulips/b.jpg", "tulips/deep/a.jpg", "daisy/c.png", "daisy/notes.txt")
+    data = read_labelled(root, FLOWERS)
+    assert found(data) == [("daisy/c.png", 0), ("tulips/b.jpg", 2), ("tulips/deep/a.jpg", 2)]
+    assert (data.num_unlabelled, data.notes) == (0, ())
+
+
+@pytest.mark.parametrize("name", ["n01443537", "n01443537 goldfish", "n01443537_gold", WORDNET[1]])
+def test_a_wordnet_id_is_enough_on_either_side(root: Path, name: str) -> None:
+    fill(root, f"{name}/a.jpg")
+    assert found(read_labelled(root, WORDNET))[0][1] == 1
+    assert found(read_labelled(root, tuple(text.split()[0] for text in WORDNET)))[0][1] == 1
+
+
+def test_a_longer_word_that_begins_like_a_wordnet_id_is_none(root: Path) -> None:
+    fill(root, "n014435370/a.jpg")
+    with pytest.raises(DataError, match="no class of the model"):
+        read_labelled(root, WORDNET)
+
+
+def test_beside_training_images_the_validation_images_count_and_a_note_says_so(root: Path) -> None:
+    fill(root, "train/daisy/a.jpg", "train/roses/a.jpg", "val/daisy/b.jpg", "val/roses/b.jpg")
+    data = read_labelled(root, FLOWERS)
+    assert data.root == str(root / "val")
+    assert found(data) == [("daisy/b.jpg", 0), ("roses/b.jpg", 1)]
+    assert str(root / "val") in data.notes[0]
+
+
+def test_training_images_alone_are_not_taken_for_validation_images(root: Path) -> None:
+    fill(root, "train/daisy/a.jpg")
+    with pytest.raises(DataError) as caught:
+        read_labelled(root, FLOWERS)
+    assert caught.value.cure is not None
+    assert f"alexdeploy evaluate {root / 'train'}" in caught.value.cure
+
+
+def test_images_beside_the_class_folders_are_counted_in_a_note(root: Path) -> None:
+    fill(root, "daisy/a.jpg", "x.jpg", "y.png", "readme.txt", ".hidden.jpg")
+    data = read_labelled(root, FLOWERS)
+    assert data.num_unlabelled == 2
+    assert data.notes[0].endswith("do not count: 2")
+
+
+def test_unknown_folders_are_named_with_the_nearest_class(root: Path) -> None:
+    fill(root, "daisy/a.jpg", "rose/a.jpg", "xyz/a.jpg")
+    with pytest.raises(DataError) as caught:
+        read_labelled(root, FLOWERS)
+    assert "'rose' (nearest: 'roses'), 'xyz'" in caught.value.message
+    assert "'daisy', 'roses', 'tulips'" in str(caught.value.cure)
+
+
+def test_two_classes_of_one_name_are_not_guessed_between(root: Path) -> None:
+    fill(root, "crane/a.jpg")
+    with pytest.raises(DataError, match="classes 0 and 2"):
+        read_labelled(root, ("crane", "crate", "crane"))
+
+
+@pytest.mark.parametrize("names", [(), ("a.jpg",), ("daisy/notes.txt",)])
+def test_a_folder_without_labelled_images_is_an_error(root: Path, names: tuple[str, ...]) -> None:
+    fill(root, *names)
+    with pytest.raises(DataError):
+        read_labelled(root, FLOWERS)
+
+
+def test_a_list_gives_indices_or_classes_and_may_have_comments(root: Path) -> None:
+    fill(root, "a.jpg", "b.jpg", "deep/c.jpg", "d.jpg")
+    labels = write_list(root, "# name label", "", "a.jpg 2", "b.jpg\troses", "deep/c.jpg   0  ", "d.jpg tulips")
+    data = read_labelled(root, FLOWERS, labels)
+    assert found(data) == [("a.jpg", 2), ("b.jpg", 1), ("deep/c.jpg", 0), ("d.jpg", 2)]
+
+
+def test_a_list_with_wordnet_ids_as_of_ilsvrc(root: Path) -> None:
+    labels = write_list(root, "ILSVRC2012_val_00000001.JPEG n01484850", "ILSVRC2012_val_00000002.JPEG n01440764")
+    assert [label for _, label in read_labelled(root, WORDNET, labels).examples] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "label"),
+    [
+        ("my photo.jpg 1", "my photo.jpg", 1),
+        ("my hot dog.jpg dog", "my hot dog.jpg", 0),
+        ("a.jpg hot dog", "a.jpg", 1),
+        ("a b.jpg hot dog", "a b.jpg", 1),
+        ("a.jpg type 3", "a.jpg", 2),
+        ("no suffix hot dog", "no suffix", 1),
+        ("dog dog", "dog", 0),
+        ("n01440764 1.jpg n01440764", "n01440764 1.jpg", 3),
+    ],
+)
+def test_names_and_classes_may_hold_blanks(root: Path, line: str, name: str, label: int) -> None:
+    classes = ("dog", "hot dog", "type 3", "n01440764 tench")
+    assert found(read_labelled(root, classes, write_list(root, line))) == [(name, label)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (("a.jpg 0", "b.jpg 3"), ":2: found the index 3; expected 0 to 2"),
+        (("a.jpg rosse",), ":1: found the label 'rosse', which is no class of the model (nearest: 'roses')"),
+        (("a.jpg -1",), ":1: found the label '-1'"),
+        (("a.jpg " + "9" * 5000,), ":1: found the label '999"),
+        (("", "a.jpg"), ":2: found only 'a.jpg'; expected a label"),
+        (("a.jpg 0", "./a.jpg 1"), ":2: './a.jpg' is in line 1 already"),
+        (("# nothing",), "has no labelled images"),
+    ],
+)
+def test_a_bad_line_is_an_error_with_its_number(root: Path, lines: tuple[str, ...], said: str) -> None:
+    labels = write_list(root, *lines)
+    with pytest.raises(DataError) as caught:
+        read_labelled(root, FLOWERS, labels)
+    assert said in caught.value.message
+
+
+def test_a_number_that_is_also_the_name_of_another_class_is_not_guessed(root: Path) -> None:
+    classes = ("0", "1", "10", "2")
+    with pytest.raises(DataError, match="'2' is the name of class 3"):
+        read_labelled(root, classes, write_list(root, "a.jpg 2"))
+    assert found(read_labelled(root, classes, write_list(root, "a.jpg 1"))) == [("a.jpg", 1)]
+
+
+def test_an_image_of_the_list_that_is_missing_stays_and_says_so_when_read(root: Path) -> None:
+    data = read_labelled(root, FLOWERS, write_list(root, "gone.jpg 0"))
+    (source,) = data.sources()
+    with pytest.raises(ImageError, match="not found"):
+        source.read()
+
+
+def test_images_that_the_list_does_not_name_are_counted_in_a_note(root: Path) -> None:
+    fill(root, "a.jpg", "b.jpg", "deep/c.jpg")
+    data = read_labelled(root, FLOWERS, write_list(root, "a.jpg 0"))
+    assert data.num_unlabelled == 2
+    assert "do not count: 2" in data.notes[0]
+
+
+def test_a_list_that_is_missing_and_a_folder_that_is_none_are_errors(root: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_labelled(root, FLOWERS, root / "none.txt")
+    with pytest.raises(DataError, match="is not a folder"):
+        read_labelled(root / "none", FLOWERS, write_list(root, "a.jpg 0"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names that are not UTF-8")
+def test_names_that_are_not_utf8_are_found_and_can_be_printed(root: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (root / name).write_bytes(b"x")
+    path = root.parent / "labels.txt"
+    path.write_bytes(b"\xef\xbb\xbfcaf\xe9.jpg 1\r\n")
+    data = read_labelled(root, FLOWERS, path)
+    (source,) = data.sources()
+    assert source.read() == b"x"
+    assert source.name.endswith("caf\\xe9.jpg")
+    assert data.num_unlabelled == 0
