@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import alexdeploy
-from alexdeploy.cli import export, import_, inspect, output, predict, sample, train, verify
+from alexdeploy.cli import evaluate, export, import_, inspect, output, predict, sample, train, verify
 from alexdeploy.core.errors import AlexDeployError, OutputError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command()(train.train)
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(evaluate.evaluate)
 app.command()(verify.verify)
 app.command()(inspect.inspect)
 app.command("import")(import_.import_)

@@ -1,0 +1,259 @@
+"""`alexdeploy evaluate`: the error on labelled images."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
+
+import typer
+
+from alexdeploy.cli import output as out
+from alexdeploy.cli.options import JsonOption
+from alexdeploy.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from alexdeploy.inference.evaluate import Evaluation, ImageResult, Plan
+    from alexdeploy.inference.scoring import Comparison, ErrorRate, Score
+
+_Value = TypeVar("_Value")
+
+
+def evaluate(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Folder with one folder of images for each class, or with train/ and val/ of such (val/ counts), "
+            "or, with --labels, any folder of images.",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, or a name under models/. Default: the newest there.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Labels, a line for each image: its name in DATA, then its class or its index."
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="LIST", help="One or more of fp32,fp16,bf16,int8, with commas between.")
+    ] = "fp32",
+    views: Annotated[str, typer.Option(metavar="LIST", help="One or more of 1,5,10.")] = "1,10",
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="One or more of openvino,onnxruntime,torch. Default: for each precision the first that is installed.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that run together.")] = 8,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all there are.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a report with plots, one file that needs no other.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write a row for each image: .jsonl or .csv."),
+    ] = None,
+    json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")] = False,
+) -> None:
+    """Measure the top-1 and top-5 error on labelled images, for every precision, number of views and backend named.
+
+    All of them run in one pass, each image being decoded once. An image that cannot be read counts as wrong, and
+    the command then ends with exit code 3.
+    """
+    from alexdeploy.core.spec import Precision
+    from alexdeploy.engines.base import Backend, NumViews
+    from alexdeploy.inference import evaluate_rows
+    from alexdeploy.inference.evaluate import EvaluateOptions
+    from alexdeploy.inference.evaluate import evaluate as run_evaluate
+
+    options = EvaluateOptions(
+        precisions=_pick("--precision", precision, get_args(Precision)),
+        views=_pick("--views", views, get_args(NumViews)),
+        backends=None if backend is None else _pick("--backend", backend, get_args(Backend)),
+        labels=labels,
+        batch_size=batch_size,
+        num_threads=threads,
+    )
+    if output is not None:
+        evaluate_rows.check_rows_path(output)
+    if html is not None:
+        from alexdeploy.inference.report import check_page_path
+
+        check_page_path(html)
+    with _Watcher(output, quiet=quiet) as watcher:
+        found = run_evaluate(model, data, options, on_start=watcher.start, on_image=watcher.count)
+    if html is not None:
+        from alexdeploy.inference.evaluate_report import write_report
+
+        write_report(found, html)
+    if json:
+        out.print_json(dataclasses.asdict(found))
+    else:
+        with out.page() as console:
+            _print(found, console)
+    if not quiet:
+        for path in (output, html):
+            if path is not None:
+                out.note(f"wrote {path}")
+    if found.num_broken:
+        raise typer.Exit(3)
+
+
+def _pick(option: str, text: str, known: Sequence[_Value]) -> tuple[_Value, ...]:
+    """The values in a list with commas, each once. Raises UsageError for one that is none of `known`."""
+    by_text = {str(value): value for value in known}
+    picked = []
+    for word in (word.strip() for word in text.split(",")):
+        if word not in by_text:
+            near = difflib.get_close_matches(word.lower(), by_text, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(
+                f"{option} {text}: found {word!r}, expected any of {', '.join(by_text)}{hint}",
+                cure=f"Several have commas between: {option} {','.join(list(by_text)[:2])}",
+            )
+        picked.append(by_text[word])
+    return tuple(dict.fromkeys(picked))
+
+
+class _Watcher:
+    """Shows on stderr what comes and how far it is, and writes the rows where they are wanted."""
+
+    def __init__(self, output: Path | None, *, quiet: bool) -> None:
+        self._output = output
+        self._quiet = quiet
+        self._stack = ExitStack()
+        self._advance: Callable[[], None] = lambda: None
+        self._write: Callable[[ImageResult], None] = lambda image: None
+
+    def __enter__(self) -> _Watcher:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # With what went wrong, so that rows of an evaluation that did not end replace no file.
+        self._stack.__exit__(*error)  # type: ignore[arg-type]
+
+    def start(self, plan: Plan) -> None:
+        if self._output is not None:
+            from alexdeploy.inference.evaluate_rows import open_rows
+
+            rows = open_rows(self._output, plan.classes, plan.configurations)
+            self._write = self._stack.enter_context(rows)
+        if self._quiet:
+            return
+        for note in plan.notes:
+            out.note(note)
+        bar = self._stack.enter_context(out.progress("images"))
+        task = bar.add_task("evaluate", total=plan.num_images)
+        self._advance = lambda: bar.advance(task)
+
+    def count(self, image: ImageResult) -> None:
+        self._write(image)
+        self._advance()
+
+
+def _print(found: Evaluation, console: Console) -> None:
+    from rich.text import Text
+
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(out.printable(text), style), soft_wrap=True)
+
+    line(f"model {found.model}, contract {found.contract_sha256[:12]}", "bold")
+    line(describe_images(found))
+    _print_scores(found, console)
+    line(
+        "Brackets: 95 % intervals (Wilson"
+        + ("; Newcombe for the difference to the first row)." if len(found.scores) > 1 else ").")
+    )
+    line("images/s: in the engine alone, with decoding beside it.")
+    if found.scores[0].worst_classes:
+        line("")
+        line(f"worst classes of {found.scores[0].configuration}", "bold")
+        _print_worst(found, console)
+    if found.broken:
+        line("")
+        line("could not be read", "bold")
+        for image in found.broken[:20]:
+            line(f"{image.source}: {image.error}")
+        if len(found.broken) > 20:
+            line(f"and {len(found.broken) - 20:,} more; --output and --json name them all")
+
+
+def describe_images(found: Evaluation) -> str:
+    """How many images, from where, and which of them could not be read."""
+    text = f"{found.data}: {found.num_images:,} images"
+    if found.num_broken:
+        counts = "counts" if found.num_broken == 1 else "count"
+        text += f", {found.num_broken:,} of them could not be read and {counts} as wrong"
+    if found.num_unlabelled:
+        text += f"; {found.num_unlabelled:,} more without a label do not count"
+    return text
+
+
+def _print_scores(found: Evaluation, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("backend", no_wrap=True)
+    table.add_column("precision", no_wrap=True)
+    for name in ("views", "top-1 error %", "top-5 error %", "ECE", "images/s"):
+        table.add_column(name, justify="right")
+    if len(found.scores) > 1:
+        table.add_column("vs first, points", justify="right")
+        table.add_column("flips", justify="right")
+    for score in found.scores:
+        configuration = score.configuration
+        cells = [configuration.backend, configuration.precision, str(configuration.num_views)]
+        cells += [_rate(score.top1), _rate(score.top5), _number(score.calibration_error, ".3f")]
+        cells.append(_number(score.images_per_second, ",.1f"))
+        if len(found.scores) > 1:
+            cells += _difference(score.versus_first)
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _print_worst(found: Evaluation, console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    first = found.scores[0]
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("class", overflow="fold")
+    for name in ("wrong", "images", "error %"):
+        table.add_column(name, justify="right")
+    table.add_column("most often taken for", overflow="fold")
+    for row in first.worst_classes:
+        cells = (f"{row.num_errors:,}", f"{row.num_images:,}", f"{row.error_percent:.1f}")
+        table.add_row(Text(out.printable(row.name)), *cells, Text(out.printable(_taken_for(found, first, row.index))))
+    console.print(table)
+
+
+def _taken_for(found: Evaluation, score: Score, true: int) -> str:
+    from alexdeploy.core.metrics import frequent_confusions
+
+    counts = {(c.true, c.predicted): c.count for c in score.confusion if c.true == true}
+    return ", ".join(f"{found.classes[predicted]} {count}" for _, predicted, count in frequent_confusions(counts, 2))
+
+
+def _rate(rate: ErrorRate) -> str:
+    return f"{rate.percent:.2f} [{rate.low_percent:.2f}, {rate.high_percent:.2f}]"
+
+
+def _difference(comparison: Comparison | None) -> list[str]:
+    if comparison is None:
+        return ["", ""]
+    interval = f"[{comparison.low_points:+.2f}, {comparison.high_points:+.2f}]"
+    return [f"{comparison.difference_points:+.2f} {interval}", f"{comparison.num_flips:,}"]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"

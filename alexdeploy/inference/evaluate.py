@@ -1,0 +1,248 @@
+"""The error of a model on labelled images, in every precision, number of views and backend asked for, in one pass."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import os
+import platform
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+import numpy as np
+
+import alexdeploy
+from alexdeploy.core.artifacts import ModelFolder, find_model
+from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.processors import available_processors
+from alexdeploy.core.spec import ModelSpec, Precision
+from alexdeploy.engines.base import Backend, Engine, EngineOptions, NumViews, choose_backend, open_engine
+from alexdeploy.images.labelled import LabelledSources, read_labelled
+from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
+from alexdeploy.inference.scoring import Answer, Configuration, Score, Tally
+from alexdeploy.inference.side_by_side import SideBySide
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateOptions:
+    """Every precision runs with every number of views on every backend.
+
+    `backends` None: for each precision the best that is installed. `labels` is a list of names and labels in place of
+    class folders. `batch_size` counts images, not views. `num_threads` None: all that the process may use.
+    """
+
+    precisions: tuple[Precision, ...] = ("fp32",)
+    views: tuple[NumViews, ...] = (1, 10)
+    backends: tuple[Backend, ...] | None = None
+    labels: str | os.PathLike[str] | None = None
+    batch_size: int = 8
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What is about to run. `notes` say what of it a user might not expect."""
+
+    num_images: int
+    classes: tuple[str, ...]
+    configurations: tuple[Configuration, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageResult:
+    """One image: an answer for each configuration, or why there are none. `label` is the index of its class."""
+
+    index: int
+    source: str
+    label: int
+    answers: tuple[Answer, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokenImage:
+    """An image that could not be read, which counts as wrong in every configuration."""
+
+    source: str
+    label: int
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """All that was found. Labels are indices into `classes`; the first of `scores` is what the others are held against.
+
+    `num_images` is the denominator of every error and has the `broken` images in it; `num_unlabelled` images lie
+    beside them and are not.
+    """
+
+    format_version: int = 1
+    model: str
+    name: str
+    contract_sha256: str
+    data: str
+    labels: str | None
+    num_images: int
+    num_broken: int
+    num_unlabelled: int
+    classes: tuple[str, ...]
+    scores: tuple[Score, ...]
+    broken: tuple[BrokenImage, ...]
+    notes: tuple[str, ...]
+    versions: dict[str, str]
+    machine: dict[str, str | int]
+
+
+def evaluate(
+    model: str | os.PathLike[str] | None,
+    data: str | os.PathLike[str],
+    options: EvaluateOptions | None = None,
+    *,
+    on_start: Callable[[Plan], None] = lambda plan: None,
+    on_image: Callable[[ImageResult], None] = lambda image: None,
+) -> Evaluation:
+    """Classify the labelled images of `data` in all configurations at once, decoding each image once.
+
+    `model` is a folder, a name under `models/`, or None for the newest there. `on_start` is called when everything
+    is open, `on_image` for each image in order. A combination that no backend can run is left out with a note. Raises
+    UsageError, ModelError, DeviceError, and DataError where the labels cannot be used.
+    """
+    options = options or EvaluateOptions()
+    for name, value in (("batch_size", options.batch_size), ("num_threads", options.num_threads)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}; it must be at least 1")
+    folder = find_model(model)
+    spec = folder.spec()
+    labelled = read_labelled(data, spec.classes, options.labels)
+    with ExitStack() as stack:
+        engines, skipped = _open_engines(folder, options, stack)
+        notes = (*_notes_on_training(spec, labelled), *labelled.notes, *skipped)
+        configurations = tuple(_configuration(engine) for engine in engines)
+        side = stack.enter_context(SideBySide(engines))
+        on_start(
+            Plan(
+                num_images=len(labelled.examples),
+                classes=spec.classes,
+                configurations=configurations,
+                notes=notes,
+            )
+        )
+        tallies = [Tally(spec.num_classes) for _ in engines]
+        broken = []
+        pipeline = PipelineOptions(
+            resize=spec.preprocessing.resize, num_decoders=options.num_threads or available_processors()
+        )
+        outcomes = stack.enter_context(closing(run_pipeline(side, labelled.sources(), pipeline)))
+        for image in _count(outcomes, labelled, configurations, tallies):
+            if image.error is not None:
+                broken.append(BrokenImage(source=image.source, label=image.label, error=image.error))
+            on_image(image)
+    scores = tuple(
+        tally.score(
+            configuration,
+            artifact=engine.info.artifact,
+            names=spec.classes,
+            seconds=seconds,
+            is_first=engine is engines[0],
+        )
+        for tally, configuration, engine, seconds in zip(tallies, configurations, engines, side.seconds, strict=True)
+    )
+    return Evaluation(
+        model=str(folder.path),
+        name=spec.name,
+        contract_sha256=spec.contract_sha256,
+        data=labelled.root,
+        labels=None if options.labels is None else os.fspath(options.labels),
+        num_images=len(labelled.examples),
+        num_broken=len(broken),
+        num_unlabelled=labelled.num_unlabelled,
+        classes=spec.classes,
+        scores=scores,
+        broken=tuple(broken),
+        notes=notes,
+        versions=_versions(configurations),
+        machine={
+            "platform": platform.platform(),
+            "architecture": platform.machine(),
+            "processors": available_processors(),
+            "threads": options.num_threads or available_processors(),
+        },
+    )
+
+
+def _open_engines(folder: ModelFolder, options: EvaluateOptions, stack: ExitStack) -> tuple[list[Engine], list[str]]:
+    """Open an engine for each combination; those that cannot exist are told instead."""
+    engines: list[Engine] = []
+    skipped: list[str] = []
+    cures = []
+    for precision, num_views in itertools.product(options.precisions, options.views):
+        for backend in options.backends or (choose_backend(folder, precision),):
+            engine_options = EngineOptions(
+                precision=precision,
+                num_views=num_views,
+                batch_size=options.batch_size,
+                num_threads=options.num_threads,
+            )
+            try:
+                engine = open_engine(folder, backend, engine_options)
+            except UsageError as exc:
+                skipped.append(f"{backend} {precision} is left out: {exc.message}")
+                cures.append(exc.cure)
+                continue
+            engines.append(stack.enter_context(engine))
+    notes = list(dict.fromkeys(skipped))
+    if not engines:
+        raise UsageError("nothing is left to evaluate: " + "; ".join(notes), cure=next(iter(cures), None))
+    return engines, notes
+
+
+def _configuration(engine: Engine) -> Configuration:
+    info = engine.info
+    return Configuration(backend=info.backend, precision=info.precision, num_views=info.num_views)
+
+
+def _count(
+    outcomes: Generator[Outcome, None, None],
+    labelled: LabelledSources,
+    configurations: tuple[Configuration, ...],
+    tallies: list[Tally],
+) -> Generator[ImageResult, None, None]:
+    for outcome, (_, label) in zip(outcomes, labelled.examples, strict=True):
+        if outcome.probabilities is None:
+            for tally in tallies:
+                tally.add_broken(label)
+            yield ImageResult(index=outcome.index, source=outcome.source, label=label, error=outcome.error)
+            continue
+        answers: list[Answer] = []
+        for tally, configuration, probabilities in zip(tallies, configurations, outcome.probabilities, strict=True):
+            if not np.isfinite(probabilities).all():
+                raise ModelError(
+                    f"{configuration} gives probabilities that are not finite for {outcome.source}",
+                    cure="Leave it out of --precision, or export its graph again.",
+                )
+            answers.append(tally.add(label, probabilities, answers[0] if answers else None))
+        yield ImageResult(index=outcome.index, source=outcome.source, label=label, answers=tuple(answers))
+
+
+def _notes_on_training(spec: ModelSpec, labelled: LabelledSources) -> tuple[str, ...]:
+    """Say so where the images are the ones that the model learned from, as far as its provenance tells."""
+    trained_on = spec.provenance.get("data")
+    if not isinstance(trained_on, str):
+        return ()
+    root = os.path.realpath(labelled.root)
+    if root in (os.path.realpath(trained_on), os.path.realpath(os.path.join(trained_on, "train"))):
+        return (f"{labelled.root} is what {spec.name} was trained on: on other photographs it will make more errors",)
+    return ()
+
+
+def _versions(configurations: tuple[Configuration, ...]) -> dict[str, str]:
+    versions = {"alexdeploy": alexdeploy.__version__, "python": platform.python_version()}
+    for package in dict.fromkeys(("numpy", "pillow", *(c.backend for c in configurations))):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        # ONNX Runtime has a distribution for each kind of device.
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "unknown"
+    return versions

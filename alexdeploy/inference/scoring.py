@@ -1,0 +1,237 @@
+"""How good each configuration is: counts taken image by image, and the figures that they give in the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.metrics import Bin, Calibration, paired_difference, top_k, wilson_interval
+
+NUM_WORST = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Configuration:
+    """One way to run the model. `num_views` are averaged."""
+
+    backend: str
+    precision: str
+    num_views: int
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision} {self.num_views} view{'' if self.num_views == 1 else 's'}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """The best class of one image in one configuration. `probability` is the shortest number naming the float32."""
+
+    label: int
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorRate:
+    """`low_percent` to `high_percent` is the 95 % interval of Wilson."""
+
+    num_errors: int
+    num_images: int
+    percent: float
+    low_percent: float
+    high_percent: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassScore:
+    """The images of one class and how many of them were taken for another or could not be read."""
+
+    index: int
+    name: str
+    num_images: int
+    num_errors: int
+
+    @property
+    def error_percent(self) -> float:
+        return 100 * self.num_errors / self.num_images
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confusion:
+    """`count` images of the class `true` were taken for `predicted`, both indices; right answers are among these."""
+
+    true: int
+    predicted: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassFlips:
+    """Images of one class whose answer changed."""
+
+    index: int
+    name: str
+    right_to_wrong: int
+    wrong_to_right: int
+    wrong_to_wrong: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Against the first configuration: points of top-1 error, positive where this one is worse, and what changed.
+
+    The interval is Newcombe's for paired proportions, at 95 %. `num_flips` is the sum of the three that follow;
+    `wrong_to_wrong` went from one wrong class to another.
+    """
+
+    difference_points: float
+    low_points: float
+    high_points: float
+    num_flips: int
+    right_to_wrong: int
+    wrong_to_right: int
+    wrong_to_wrong: int
+    classes: tuple[ClassFlips, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """What one configuration reached.
+
+    `calibration_error` (0 to 1), `reliability` and `confusion` are over the images that could be read, everything else
+    over all. `seconds` is the time in the engine alone. `artifact` is the SHA-256 of the graph or weights on disk.
+    """
+
+    configuration: Configuration
+    artifact: str
+    top1: ErrorRate
+    top5: ErrorRate
+    calibration_error: float | None
+    seconds: float
+    images_per_second: float | None
+    versus_first: Comparison | None
+    worst_classes: tuple[ClassScore, ...]
+    classes: tuple[ClassScore, ...]
+    confusion: tuple[Confusion, ...]
+    reliability: tuple[Bin, ...]
+
+
+class Tally:
+    """Counts for one configuration. Its size follows the classes and the kinds of mistakes, not the images."""
+
+    def __init__(self, num_classes: int) -> None:
+        self._images = np.zeros(num_classes, np.int64)
+        self._rights = np.zeros(num_classes, np.int64)
+        self._top5_rights = 0
+        self._calibration = Calibration()
+        self._confusion: Counter[tuple[int, int]] = Counter()
+        # Against the first configuration: rights in both, then what changed, by class.
+        self._both_right = 0
+        self._right_to_wrong = np.zeros(num_classes, np.int64)
+        self._wrong_to_right = np.zeros(num_classes, np.int64)
+        self._wrong_to_wrong = np.zeros(num_classes, np.int64)
+
+    def add_broken(self, label: int) -> None:
+        """Count an image that could not be read: it is wrong, and nothing was answered."""
+        self._images[label] += 1
+
+    def add(self, label: int, probabilities: NDArray[np.float32], first: Answer | None) -> Answer:
+        """Count one image by its probabilities [C]; `first` is the first configuration's answer to it."""
+        best = top_k(probabilities[None], 5)[0]
+        # str() of a float32 is the shortest text that names it.
+        answer = Answer(label=int(best[0]), probability=float(str(probabilities[best[0]])))
+        right = answer.label == label
+        self._images[label] += 1
+        self._rights[label] += right
+        self._top5_rights += label in best
+        self._calibration.add(answer.probability, right=right)
+        self._confusion[label, answer.label] += 1
+        if first is not None:
+            self._compare(label, answer.label, first.label)
+        return answer
+
+    def _compare(self, label: int, answer: int, first: int) -> None:
+        if answer == first:
+            self._both_right += answer == label
+        elif first == label:
+            self._right_to_wrong[label] += 1
+        elif answer == label:
+            self._wrong_to_right[label] += 1
+        else:
+            self._wrong_to_wrong[label] += 1
+
+    def score(
+        self,
+        configuration: Configuration,
+        *,
+        artifact: str,
+        names: Sequence[str],
+        seconds: float,
+        is_first: bool,
+    ) -> Score:
+        num_images, num_run = int(self._images.sum()), sum(self._confusion.values())
+        classes = tuple(
+            ClassScore(index=i, name=names[i], num_images=int(count), num_errors=int(count - self._rights[i]))
+            for i, count in enumerate(self._images)
+            if count
+        )
+        worst = sorted((c for c in classes if c.num_errors), key=lambda c: (-c.error_percent, c.name, c.index))
+        return Score(
+            configuration=configuration,
+            artifact=artifact,
+            top1=error_rate(num_images - int(self._rights.sum()), num_images),
+            top5=error_rate(num_images - self._top5_rights, num_images),
+            calibration_error=self._calibration.error,
+            seconds=seconds,
+            images_per_second=num_run / seconds if num_run and seconds else None,
+            versus_first=None if is_first else self._comparison(names),
+            worst_classes=tuple(worst[:NUM_WORST]),
+            classes=classes,
+            confusion=tuple(
+                Confusion(true=true, predicted=predicted, count=count)
+                for (true, predicted), count in sorted(self._confusion.items())
+            ),
+            reliability=self._calibration.bins(),
+        )
+
+    def _comparison(self, names: Sequence[str]) -> Comparison:
+        changes = (self._right_to_wrong, self._wrong_to_right, self._wrong_to_wrong)
+        lost, won, other = (int(change.sum()) for change in changes)
+        both_wrong = int(self._images.sum()) - self._both_right - lost - won
+        # Of errors: what was right and is wrong now counts in the second fraction alone.
+        difference, interval = paired_difference(both_wrong, won, lost, self._both_right)
+        return Comparison(
+            difference_points=100 * difference,
+            low_points=100 * interval.low,
+            high_points=100 * interval.high,
+            num_flips=lost + won + other,
+            right_to_wrong=lost,
+            wrong_to_right=won,
+            wrong_to_wrong=other,
+            classes=tuple(
+                ClassFlips(
+                    index=i,
+                    name=names[i],
+                    right_to_wrong=int(self._right_to_wrong[i]),
+                    wrong_to_right=int(self._wrong_to_right[i]),
+                    wrong_to_wrong=int(self._wrong_to_wrong[i]),
+                )
+                for i in range(len(names))
+                if any(change[i] for change in changes)
+            ),
+        )
+
+
+def error_rate(num_errors: int, num_images: int) -> ErrorRate:
+    """An error in percent with its 95 % interval."""
+    interval = wilson_interval(num_errors, num_images)
+    return ErrorRate(
+        num_errors=num_errors,
+        num_images=num_images,
+        percent=100 * num_errors / num_images,
+        low_percent=100 * interval.low,
+        high_percent=100 * interval.high,
+    )

@@ -1,0 +1,75 @@
+"""Several engines behind one: each batch goes to all of them, so that an image is decoded once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.engines.base import Engine, EngineInfo, Predictions
+
+
+class SideBySide:
+    """Engines of one model that are open; whoever opened them closes them.
+
+    They run one after the other, each with all of its streams, so that none takes time from another: `seconds` is
+    what each took. A batch is `batch_size` images for each stream of the engine that has the most.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        first = engines[0].info
+        self._num_streams = max(engine.info.num_streams for engine in engines)
+        self._engines = tuple(engines)
+        self._stack = ExitStack()
+        self._pool: ThreadPoolExecutor | None = None
+        self.seconds = [0.0] * len(engines)
+        self.info = EngineInfo(
+            backend=",".join(engine.info.backend for engine in engines),
+            device=first.device,
+            precision=",".join(engine.info.precision for engine in engines),
+            num_views=0,
+            classes=first.classes,
+            artifact=",".join(engine.info.artifact for engine in engines),
+            batch_size=min(engine.info.batch_size for engine in engines) * self._num_streams,
+            num_streams=1,
+        )
+
+    def __enter__(self) -> SideBySide:
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(self._num_streams, "alexdeploy-side"))
+        # The first batch of a size is slower: memory is allocated, kernels are chosen.
+        self.run(np.zeros((self.info.batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
+        self.seconds = [0.0] * len(self._engines)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        self._pool = None
+
+    def run(self, images: NDArray[np.uint8]) -> Predictions:
+        """uint8 [N, 256, 256, 3] -> probabilities float32 [N, K, C] of K engines, and no view_classes: int32 [N, 0]."""
+        answers = []
+        for number, engine in enumerate(self._engines):
+            began = time.perf_counter()
+            answers.append(self._run(engine, images))
+            self.seconds[number] += time.perf_counter() - began
+        return Predictions(np.stack(answers, axis=1), np.empty((len(images), 0), np.int32))
+
+    def _run(self, engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        assert self._pool is not None, "used in a with statement"
+        info = engine.info
+        # All streams get something to do, also in the last batch, which is smaller.
+        num_parts = min(max(info.num_streams, -(-len(images) // info.batch_size)), len(images))
+        parts = np.array_split(images, num_parts)
+        if info.num_streams == 1:
+            answers = [np.array(engine.run(part).probabilities) for part in parts]
+        else:
+            answers = [np.array(found.probabilities) for found in self._pool.map(engine.run, parts)]
+        return np.concatenate(answers)

@@ -1,0 +1,181 @@
+"""`alexdeploy evaluate` as a user has it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from program import Run
+
+from alexdeploy.core.artifacts import ModelFolder
+
+
+@pytest.fixture
+def workplace(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: models/tiny, and data/ with ten photographs of five classes."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        folder = tmp_path / "data" / f"class-{index % 5}"
+        folder.mkdir(parents=True, exist_ok=True)
+        blocks = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        blocks.resize((320, 240), Image.Resampling.NEAREST).save(folder / f"{index}.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def run(program: Run, workplace: Path) -> Run:
+    """The command in this process, on ONNX Runtime."""
+    return partial(program, "evaluate", "--backend", "onnxruntime")
+
+
+def test_the_table_has_a_row_for_each_configuration(run: Run) -> None:
+    result = run("data", "--precision", "fp32,fp16", "--views", "1,10")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[1] == "data: 10 images"
+    assert lines[2].split() == [
+        *("backend", "precision", "views", "top-1", "error", "%", "top-5", "error", "%", "ECE", "images/s"),
+        *("vs", "first,", "points", "flips"),
+    ]
+    assert [line.split()[:3] for line in lines[3:7]] == [
+        ["onnxruntime", "fp32", "1"],
+        ["onnxruntime", "fp32", "10"],
+        ["onnxruntime", "fp16", "1"],
+        ["onnxruntime", "fp16", "10"],
+    ]
+    assert "decoding beside it" in result.stdout
+    assert "worst classes of onnxruntime fp32 1 view" in result.stdout
+    assert result.stderr == ""
+
+
+def test_values_given_twice_run_once(run: Run) -> None:
+    result = run("data", "--precision", "fp32, fp32", "--views", "1,1", "--json")
+    assert [score["configuration"] for score in json.loads(result.stdout)["scores"]] == [
+        {"backend": "onnxruntime", "precision": "fp32", "num_views": 1}
+    ]
+
+
+def test_one_view_and_ten_views_are_the_default(run: Run) -> None:
+    found = json.loads(run("data", "--json").stdout)
+    named = [score["configuration"] for score in found["scores"]]
+    assert [(entry["precision"], entry["num_views"]) for entry in named] == [("fp32", 1), ("fp32", 10)]
+    assert found["num_images"] == 10
+
+
+def test_a_broken_image_counts_and_gives_exit_code_3_after_all_is_written(run: Run, workplace: Path) -> None:
+    (workplace / "data" / "class-3" / "3.jpg").write_bytes(b"")
+    result = run("data", "--views", "1", "--html", "r.html", "-o", "rows.jsonl")
+    assert result.exit_code == 3
+    assert "data: 10 images, 1 of them could not be read and counts as wrong" in result.stdout
+    assert "data/class-3/3.jpg: the file is empty" in result.stdout
+    assert (workplace / "r.html").stat().st_size > 10_000
+    rows = [json.loads(line) for line in (workplace / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 10
+    (broken,) = [row for row in rows if row["error"]]
+    assert (broken["source"], broken["label"], broken["answers"]) == ("data/class-3/3.jpg", "class-3", [])
+    found = run("data", "--views", "1", "--json")
+    assert found.exit_code == 3
+    assert json.loads(found.stdout)["num_broken"] == 1
+
+
+def test_rows_as_csv_have_two_columns_for_each_configuration(run: Run, workplace: Path) -> None:
+    (workplace / "data" / "class-3" / "3.jpg").write_bytes(b"")
+    run("data", "--output", "rows.csv")
+    with (workplace / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        *("index", "source", "label", "onnxruntime-fp32-1.label", "onnxruntime-fp32-1.probability"),
+        *("onnxruntime-fp32-10.label", "onnxruntime-fp32-10.probability", "error"),
+    ]
+    assert len(rows) == 10
+    for row in rows:
+        assert row["label"] == Path(row["source"]).parent.name
+        if row["source"].endswith("3.jpg"):
+            assert row["error"] == "the file is empty"
+            assert row["onnxruntime-fp32-1.label"] == ""
+        else:
+            assert row["error"] == ""
+            assert 0.2 <= float(row["onnxruntime-fp32-10.probability"]) <= 1
+
+
+def test_a_list_of_labels_is_taken_in_place_of_folders(run: Run, workplace: Path) -> None:
+    (workplace / "val.txt").write_text("class-0/0.jpg 0\nclass-1/1.jpg class-1\n")
+    result = run("data", "--labels", "val.txt", "--views", "1")
+    assert result.exit_code == 0
+    assert "data: 2 images; 8 more without a label do not count" in result.stdout
+    assert "do not count: 8" in result.stderr
+
+
+def test_quiet_says_nothing_on_stderr_and_json_one_document_on_stdout(run: Run) -> None:
+    result = run("data", "--precision", "bf16,fp32", "--views", "1", "--quiet", "--json", "-o", "rows.csv")
+    assert (result.exit_code, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    assert found["notes"] == ["onnxruntime bf16 is left out: ONNX Runtime's CPU provider has no bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("args", "exit_code", "said"),
+    [
+        (("--precision", "fp61"), 2, "'fp61', expected any of fp32, fp16, bf16, int8; did you mean fp16?"),
+        (("--precision", ""), 2, "expected any of fp32"),
+        (("--views", "1,7"), 2, "'7', expected any of 1, 5, 10"),
+        (("--backend", "onnx-runtime"), 2, "did you mean onnxruntime?"),
+        (("--precision", "bf16"), 2, "nothing is left to evaluate"),
+        (("--precision", "int8"), 4, "--int8"),
+        (("--output", "rows.parquet"), 2, "known are .jsonl, .csv"),
+        (("--html", "data"), 2, "is a folder"),
+        (("--model", "none"), 4, "no model at none"),
+        (("--labels", "none.txt"), 3, "none.txt cannot be read"),
+    ],
+)
+def test_what_makes_no_sense_is_said_before_anything_runs(
+    run: Run, workplace: Path, args: tuple[str, ...], exit_code: int, said: str
+) -> None:
+    result = run("data", *args)
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert said in result.stderr
+    assert not (workplace / "rows.parquet").exists()
+
+
+def test_folders_that_are_no_classes_are_named(run: Run, workplace: Path) -> None:
+    (workplace / "data" / "class-1").rename(workplace / "data" / "klass-1")
+    result = run("data")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "'klass-1' (nearest: 'class-1')" in result.stderr
+
+
+def test_an_html_report_without_matplotlib_is_refused_before_anything_runs(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alexdeploy.inference import report
+
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    result = run("data", "--html", "r.html")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "pip install 'alexdeploy[report]'" in result.stderr
+    assert not (workplace / "r.html").exists()
+
+
+def test_no_plots_no_matplotlib(workplace: Path) -> None:
+    code = (
+        "import sys; from alexdeploy.cli.app import app; "
+        "app(['evaluate', 'data', '--views', '1', '--backend', 'onnxruntime'], standalone_mode=False); "
+        "sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_escape_codes_in_names_do_not_reach_the_terminal(run: Run, workplace: Path) -> None:
+    (workplace / "data" / "class-0" / "red\x1b[31m.jpg").write_bytes(b"x")
+    result = run("data", "--views", "1")
+    assert result.exit_code == 3
+    assert "\x1b" not in result.stdout
