@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from alexdeploy.inference.verify import Agreement, NetworkReport, Verification
 
 _Name = TypeVar("_Name", bound=str)
-_FIGURES = ("flips", "top 5", "margin, largest", "mean error", "max error")
-"""Of each row; the margins are the median and the largest."""
+_FIGURES = ("flips", "top 5", "margin, most", "mean err", "max err")
+"""Of each row. The margins are the median and the largest of the flips."""
 _WORDS = ("precision", "backend", "layer", "")
 """Columns that are set to the left."""
 
@@ -122,8 +122,11 @@ def _print(found: Verification, console: Console, *, with_layers: bool) -> None:
     line(f"{_count(found.num_images, 'image')} of {found.images}, {_count(found.num_views, 'view')} each")
     if found.networks:
         line(f"\nNetworks in ONNX Runtime against {REFERENCE_NAMES[found.reference]}: logits of each view", "bold")
-        networks = [(each.precision, *_figures(each.agreement), each.jump or "-") for each in found.networks]
-        console.print(_table(("precision", *_FIGURES, "jumps at"), networks))
+        networks = [
+            (each.precision, *_figures(each.agreement), _error(each.agreement.relative_error), each.jump or "-")
+            for each in found.networks
+        ]
+        console.print(_table(("precision", *_FIGURES, "relative", "jumps at"), networks))
     if found.engines:
         line(f"\nEngines against {found.reference} fp32: probabilities of each image", "bold")
         engines = [(each.precision, each.backend, *_figures(each.agreement)) for each in found.engines]
@@ -144,7 +147,7 @@ def _figures(agreement: Agreement) -> tuple[str, ...]:
         flips += f", {agreement.num_non_finite} not finite"
     margins = "-"
     if agreement.median_margin is not None and agreement.max_margin is not None:
-        margins = f"{_error(agreement.median_margin)}, {_error(agreement.max_margin)}"
+        margins = f"{agreement.median_margin:.2g}, {agreement.max_margin:.2g}"
     overlap = "-" if agreement.top5_overlap is None else f"{100 * agreement.top5_overlap:.1f} %"
     return (flips, overlap, margins, _error(agreement.mean_error), _error(agreement.max_error))
 

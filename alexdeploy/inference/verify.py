@@ -83,7 +83,8 @@ class Agreement:
     `flip_rate` and `top5_overlap` are fractions; the overlap is the mean share of the reference's five best classes
     that are among these five best. A flip's margin is the reference's probability of its own answer minus that of
     the other answer: near 0 it was a coin toss. Errors are absolute; `relative_error` is the largest over the largest
-    magnitude of the reference's scores. What has no rows to be computed from is None.
+    magnitude of the reference's scores. What has no rows to be computed from is None, and so is the overlap where there
+    are no more than five classes, which are always all among the best five.
     """
 
     num_rows: int
@@ -154,7 +155,6 @@ class Verification:
     num_found: int
     num_images: int
     num_views: int
-    num_classes: int
     max_flips: float
     broken: tuple[BrokenImage, ...]
     networks: tuple[NetworkReport, ...]
@@ -236,7 +236,6 @@ def verify(
         num_found=chosen.num_found,
         num_images=len(photographs),
         num_views=options.num_views,
-        num_classes=spec.num_classes,
         max_flips=options.max_flips,
         broken=broken,
         networks=tuple(networks),
@@ -254,6 +253,9 @@ def compare(
         return Agreement(num_rows=num_rows, num_non_finite=num_non_finite)
     expected, actual, probabilities = expected[finite], actual[finite], probabilities[finite]
     best, others = top_k(expected, _NUM_TOP), top_k(actual, _NUM_TOP)
+    overlap = None
+    if expected.shape[1] > _NUM_TOP:
+        overlap = float((best[:, :, None] == others[:, None, :]).any(axis=2).mean())
     flipped = np.flatnonzero(best[:, 0] != others[:, 0])
     margins = probabilities[flipped, best[flipped, 0]] - probabilities[flipped, others[flipped, 0]]
     errors = np.abs(np.subtract(actual, expected, dtype=np.float64))
@@ -262,7 +264,7 @@ def compare(
         num_non_finite=num_non_finite,
         num_flips=len(flipped),
         flip_rate=len(flipped) / len(best),
-        top5_overlap=float((best[:, :, None] == others[:, None, :]).any(axis=2).mean()),
+        top5_overlap=overlap,
         median_margin=float(np.median(margins)) if len(flipped) else None,
         max_margin=float(margins.max()) if len(flipped) else None,
         mean_error=float(errors.mean()),
@@ -582,18 +584,20 @@ def _flips(agreement: Agreement) -> str:
         return f"0 of {agreement.num_rows} answers differ"
     verb, most = ("differs", "") if agreement.num_flips == 1 else ("differ", "at most ")
     rate = 100 * agreement.num_flips / agreement.num_rows
-    margin = f"by a margin of {most}{agreement.max_margin:.1e}"
+    margin = f"by a margin of {most}{agreement.max_margin:.2g}"
     return f"{agreement.num_flips} of {agreement.num_rows} answers {verb} ({rate:.2f} %) {margin}"
 
 
 def _cures(verification: Verification) -> Iterator[str]:
-    """How to mend what failed: another graph where the network is wrong, another backend where only its engine is."""
-    networks = {report.precision for report in verification.networks if report.failure}
+    """How to mend what failed: another graph where the network itself differs, another backend where it does not."""
+    failed = [report for report in verification.reports if report.failure]
+    differing = {report.precision for report in verification.networks if report.failure or report.agreement.num_flips}
     options = {"fp32": "", "fp16": " --fp16", "int8": " --int8 --max-drop 0.5"}
-    for precision in sorted(networks):
+    precisions = {report.precision for report in failed}
+    for precision in sorted(precisions & differing):
         yield f"Make {precision} again: alexdeploy export {verification.model}{options[precision]}"
-    if any(report.failure and report.precision not in networks for report in verification.engines):
+    if precisions - differing:
         yield "Where only an engine differs its graph is not at fault: use another --backend or --precision."
-    rows = [report.agreement.num_rows for report in verification.reports if report.failure]
-    if 0 < verification.max_flips * min(rows) < 100:
-        yield f"One answer of {min(rows)} is more than {verification.max_flips:g} %: --num-images takes more of them."
+    fewest = min(report.agreement.num_rows for report in failed)
+    if 0 < verification.max_flips * fewest < 100:
+        yield f"One answer of {fewest} is more than {verification.max_flips:g} %: --num-images takes more of them."

@@ -45,10 +45,10 @@ def test_a_row_for_each_artifact_and_backend_and_a_sentence_on_each(run: Run) ->
     assert result.stdout.startswith("8 images of pictures, 1 view each\n")
     lines = [line.split() for line in result.stdout.splitlines()]
     assert [line[:4] for line in lines if line[:1] in (["fp32"], ["fp16"])] == [
-        ["fp32", "0/8", "100.0", "%"],
-        ["fp16", "0/8", "100.0", "%"],
-        ["fp32", "onnxruntime", "0/8", "100.0"],
-        ["fp16", "onnxruntime", "0/8", "100.0"],
+        ["fp32", "0/8", "-", "-"],
+        ["fp16", "0/8", "-", "-"],
+        ["fp32", "onnxruntime", "0/8", "-"],
+        ["fp16", "onnxruntime", "0/8", "-"],
     ]
     assert [line.split(";")[0] for line in result.stdout.splitlines()[-4:]] == [
         "model.onnx: 0 of 8 answers differ",

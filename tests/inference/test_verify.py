@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -81,6 +82,7 @@ def test_the_median_margin_is_that_of_the_flips_alone() -> None:
     expected = np.array([[0.6, 0.4], [0.7, 0.3], [0.9, 0.1], [0.8, 0.2]])
     found = compare(expected, np.concatenate([expected[:3, ::-1], expected[3:]]), expected)
     assert found.num_flips == 3
+    assert found.top5_overlap is None, "both classes are always among the best five"
     assert found.median_margin == pytest.approx(0.4)
     assert found.max_margin == pytest.approx(0.8)
 
@@ -357,6 +359,18 @@ def test_bfloat16_is_compared_only_when_it_is_asked_for(tiny_model: ModelFolder,
     assert (engine.backend, engine.precision, engine.artifact) == ("torch", "bf16", "weights.safetensors")
     assert engine.agreement.max_error is not None
     assert 1e-5 < engine.agreement.max_error < 0.2
+
+
+def test_an_engine_that_differs_where_its_graph_does_not_is_to_be_changed(
+    tiny_model: ModelFolder, pictures: Path
+) -> None:
+    found = verify(tiny_model, [str(pictures)], VerifyOptions(precisions=("fp16",), backends=("onnxruntime",)))
+    (engine,) = found.engines
+    failing = dataclasses.replace(found, engines=(dataclasses.replace(engine, failure="it differs"),))
+    with pytest.raises(ParityError, match=r"^model\.fp16\.onnx on onnxruntime: it differs") as caught:
+        failing.check()
+    assert "use another --backend or --precision" in str(caught.value.cure)
+    assert "alexdeploy export" not in str(caught.value.cure)
 
 
 def test_a_precision_that_is_missing_is_an_error_with_the_command_that_makes_it(tiny_model: ModelFolder) -> None:
