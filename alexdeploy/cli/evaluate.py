@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _Value = TypeVar("_Value")
 
+_WIDE = 120
+"""Columns of a terminal from which errors and their intervals stand in one line."""
+
 
 def evaluate(
     data: Annotated[
@@ -92,15 +95,15 @@ def evaluate(
         check_page_path(html)
     with _Watcher(output, quiet=quiet) as watcher:
         found = run_evaluate(model, data, options, on_start=watcher.start, on_image=watcher.count)
-    if html is not None:
-        from alexdeploy.inference.evaluate_report import write_report
-
-        write_report(found, html)
     if json:
         out.print_json(dataclasses.asdict(found))
     else:
         with out.page() as console:
             _print(found, console)
+    if html is not None:
+        from alexdeploy.inference.evaluate_report import write_report
+
+        write_report(found, html)
     if not quiet:
         for path in (output, html):
             if path is not None:
@@ -202,7 +205,9 @@ def describe_images(found: Evaluation) -> str:
 def _print_scores(found: Evaluation, console: Console) -> None:
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    is_wide = console.width >= _WIDE
+    gap = " " if is_wide else "\n"
+    table = Table(box=None, header_style="bold", padding=(0, 2 if is_wide else 1, 0, 0))
     table.add_column("backend", no_wrap=True)
     table.add_column("precision", no_wrap=True)
     for name in ("views", "top-1 error %", "top-5 error %", "ECE", "images/s"):
@@ -213,10 +218,10 @@ def _print_scores(found: Evaluation, console: Console) -> None:
     for score in found.scores:
         configuration = score.configuration
         cells = [configuration.backend, configuration.precision, str(configuration.num_views)]
-        cells += [_rate(score.top1), _rate(score.top5), _number(score.calibration_error, ".3f")]
+        cells += [_rate(score.top1, gap), _rate(score.top5, gap), _number(score.calibration_error, ".3f")]
         cells.append(_number(score.images_per_second, ",.1f"))
         if len(found.scores) > 1:
-            cells += _difference(score.versus_first)
+            cells += _difference(score.versus_first, gap)
         table.add_row(*cells)
     console.print(table)
 
@@ -244,15 +249,15 @@ def _taken_for(found: Evaluation, score: Score, true: int) -> str:
     return ", ".join(f"{found.classes[predicted]} {count}" for _, predicted, count in frequent_confusions(counts, 2))
 
 
-def _rate(rate: ErrorRate) -> str:
-    return f"{rate.percent:.2f} [{rate.low_percent:.2f}, {rate.high_percent:.2f}]"
+def _rate(rate: ErrorRate, gap: str) -> str:
+    return f"{rate.percent:.2f}{gap}[{rate.low_percent:.2f}, {rate.high_percent:.2f}]"
 
 
-def _difference(comparison: Comparison | None) -> list[str]:
+def _difference(comparison: Comparison | None, gap: str) -> list[str]:
     if comparison is None:
         return ["", ""]
     interval = f"[{comparison.low_points:+.2f}, {comparison.high_points:+.2f}]"
-    return [f"{comparison.difference_points:+.2f} {interval}", f"{comparison.num_flips:,}"]
+    return [f"{comparison.difference_points:+.2f}{gap}{interval}", f"{comparison.num_flips:,}"]
 
 
 def _number(value: float | None, form: str) -> str:

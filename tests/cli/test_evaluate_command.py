@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -54,6 +55,21 @@ def test_the_table_has_a_row_for_each_configuration(run: Run) -> None:
     assert "decoding beside it" in result.stdout
     assert "worst classes of onnxruntime fp32 1 view" in result.stdout
     assert result.stderr == ""
+
+
+def test_intervals_stay_whole_on_a_narrow_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = run("data").stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    intervals = [re.findall(r"\[[-+0-9.]+, [-+0-9.]+\]", line) for line in lines[:7]]
+    assert [len(found) for found in intervals if found] == [2, 3]
+
+
+def test_results_are_printed_also_where_the_report_cannot_be_written(run: Run, workplace: Path) -> None:
+    (workplace / "file").touch()
+    result = run("data", "--html", "file/r.html")
+    assert result.exit_code == 6
+    assert "data: 10 images" in result.stdout
 
 
 def test_values_given_twice_run_once(run: Run) -> None:
