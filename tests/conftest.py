@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
-from helpers import make_model
+from helpers import make_model, write_pictures
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.export.export import ExportOptions, export_model
+from alexdeploy.export.quantize import Budget
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +32,27 @@ def tiny_model(_exported: ModelFolder, tmp_path: Path) -> ModelFolder:
     path = tmp_path / "models" / "tiny"
     shutil.copytree(_exported.path, path)
     return ModelFolder(path)
+
+
+@pytest.fixture(scope="session")
+def _quantized(_exported: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("quantized")
+    shutil.copytree(_exported.path, root / "models" / "tiny")
+    write_pictures(root / "pictures", 40)
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        options = ExportOptions(int8=True, calibrate="pictures", budget=Budget(max_drop=100.0))
+        export_model(ModelFolder(Path("models/tiny")), options)
+    finally:
+        os.chdir(before)
+    return root
+
+
+@pytest.fixture
+def int8_model(_quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
+    """The same with INT8, in a working folder of the test's own: models/tiny, calibration/, and 40 pictures/."""
+    root = tmp_path / "work"
+    shutil.copytree(_quantized, root)
+    monkeypatch.chdir(root)
+    return ModelFolder(Path("models/tiny"))

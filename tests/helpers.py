@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.recipe import load_recipe
@@ -73,6 +75,23 @@ def smooth_images(count: int, seed: int = 0) -> np.ndarray:
     """Random pictures of 8x8 blocks, uint8 [count, 256, 256, 3]: to a network, plain noise all looks alike."""
     coarse = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     return coarse.repeat(32, axis=1).repeat(32, axis=2)
+
+
+def write_pictures(folder: Path, count: int, seed: int = 0) -> Path:
+    """The first `count` of `smooth_images` as PNG files, which decode to the same pixels."""
+    folder.mkdir(parents=True)
+    for index, image in enumerate(smooth_images(count, seed)):
+        Image.fromarray(image).save(folder / f"{index:03}.png")
+    return folder
+
+
+def change_weights(folder: ModelFolder, **changes: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Replace weights by what a function makes of them; `conv1__weight` stands for conv1.weight."""
+    weights = load_file(folder.weights_path)
+    for name, change in changes.items():
+        key = name.replace("__", ".")
+        weights[key] = np.ascontiguousarray(change(weights[key]), np.float32)
+    save_file(weights, folder.weights_path)
 
 
 def _spread_answers(network: AlexNet, steps: Preprocessing, folder: ModelFolder) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import alexdeploy
-from alexdeploy.cli import evaluate, export, import_, inspect, output, predict, sample, train, verify
+from alexdeploy.cli import calibrate, evaluate, export, import_, inspect, output, predict, sample, train, verify
 from alexdeploy.core.errors import AlexDeployError, OutputError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train.train)
+app.command()(calibrate.calibrate)
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)

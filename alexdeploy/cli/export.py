@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alexdeploy.cli import output
 from alexdeploy.cli.options import JsonOption, ModelArgument
+from alexdeploy.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from alexdeploy.export.export import Exported
+    from alexdeploy.export.fp16 import HalfLayer
+    from alexdeploy.export.parity import Parity
+    from alexdeploy.export.quantize import Quantization
 
 
 def export(
@@ -16,6 +23,26 @@ def export(
     fp16: Annotated[
         bool, typer.Option("--fp16", help="Also write model.fp16.onnx: FP16 arithmetic, LRN in FP32.")
     ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also write model.int8.onnx: Q/DQ round Conv and Gemm, LRN in FP32.")
+    ] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGES", help="For --int8: measure ranges on these first, as `calibrate` does."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="POINTS",
+            help="What INT8 may cost, in percentage points of changed answers, or of top-1 error with --labelled; "
+            "layers stay FP32 until it holds. Default: 1.",
+        ),
+    ] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="For --max-drop: measure the top-1 error on these, one folder a class."),
+    ] = None,
     images: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Photographs to check on; the training data if left out."),
@@ -28,24 +55,94 @@ def export(
     """
     from alexdeploy.core.artifacts import find_model
     from alexdeploy.export.export import ExportOptions, export_model
+    from alexdeploy.export.quantize import Budget
 
+    for name, value in (("--calibrate", calibrate), ("--max-drop", max_drop), ("--labelled", labelled)):
+        if value is not None and not int8:
+            raise UsageError(f"{name} is for --int8", cure="Add --int8, or leave it out.")
     folder = find_model(model)
     output.note(f"model {folder.path}")
-    exported = export_model(folder, ExportOptions(fp16=fp16, images=images), lambda step: output.note(f"  {step}"))
+    options = ExportOptions(
+        fp16=fp16,
+        int8=int8,
+        images=images,
+        calibrate=calibrate,
+        budget=Budget(max_drop=max_drop, labelled=labelled),
+    )
+    exported = export_model(folder, options, lambda step: output.note(f"  {step}"))
     if json:
         output.print_json([{**dataclasses.asdict(item), "path": str(item.path)} for item in exported])
     else:
         for item in exported:
-            size = item.path.stat().st_size / 1e6
-            verb = "wrote" if item.written else "kept the imported"
-            output.note(f"{verb} {item.path.as_posix()} ({size:.1f} MB, sha256 {item.sha256[:12]})")
-            if item.parity is not None:
-                parity = item.parity
-                output.note(
-                    f"  {parity.same_answers} of {parity.num_images} answers the same, "
-                    f"logits off by {parity.logit_error:.1e}, "
-                    f"worst layer {parity.worst_layer} by {parity.worst_error:.1e} of its largest output "
-                    f"(allowed {parity.tolerance:.0e})"
-                )
+            _report(item)
     output.note("no TensorRT engine: this version builds none yet; the ONNX files run on every backend it has")
-    output.note(f"next: alexdeploy predict images/ --tencrop --model {folder.path}")
+    best = " --precision int8" if int8 else ""
+    output.note(f"next: alexdeploy predict images/ --tencrop --model {folder.path}{best}")
+
+
+def _report(item: Exported) -> None:
+    size = item.path.stat().st_size / 1e6
+    verb = "wrote" if item.written else "kept the imported"
+    output.note(f"{verb} {item.path.as_posix()} ({size:.1f} MB, sha256 {item.sha256[:12]})")
+    if item.parity is not None:
+        _report_parity(item.parity)
+    if item.half_layers:
+        _print_half_layers(item.half_layers)
+    if item.quantization is not None:
+        _print_quantization(item.quantization)
+
+
+def _report_parity(parity: Parity) -> None:
+    output.note(
+        f"  {parity.same_answers} of {parity.num_images} answers the same, "
+        f"logits off by {parity.logit_error:.1e}, "
+        f"worst layer {parity.worst_layer} by {parity.worst_error:.1e} of its largest output "
+        f"(allowed {parity.tolerance:.0e})"
+    )
+
+
+def _print_half_layers(layers: tuple[HalfLayer, ...]) -> None:
+    from rich.table import Table
+
+    table = Table(title="FP16: how near each layer is to the limit, and what stays FP32")
+    table.add_column("layer")
+    table.add_column("largest |x|", justify="right")
+    table.add_column("of the limit", justify="right")
+    table.add_column("runs in")
+    table.add_column("why")
+    for layer in layers:
+        limit = f"{layer.share:.1%}" + (" of 255" if layer.op == "LRN" else "")
+        table.add_row(output.printable(layer.layer), f"{layer.largest:.4g}", limit, layer.precision, layer.reason)
+    with output.page() as console:
+        console.print(table)
+
+
+def _print_quantization(found: Quantization) -> None:
+    from rich.table import Table
+
+    drop = found.choice.drop
+    kept = f"{', '.join(found.choice.keep)} stay FP32" if found.choice.keep else "every layer in INT8"
+    measured = "points of top-1 error" if found.has_labels else "% of the answers change"
+    output.note(
+        f"  {kept}: {drop.points:.2f} {measured} on {drop.num_images} images of {found.measured_on} "
+        f"(allowed {found.budget:g}; logits off by {drop.logit_error:.1%}; {found.choice.num_trials} graphs measured)"
+    )
+    if not found.ranking:
+        return
+    table = Table(title="INT8: what each layer costs alone, the worst first")
+    table.add_column("layer")
+    for column in ("logits off by", "answers changed", "points", "of the multiply-accumulates"):
+        table.add_column(column, justify="right")
+    table.add_column("runs in")
+    total = sum(cost.macs for cost in found.ranking)
+    for cost in found.ranking:
+        table.add_row(
+            output.printable(cost.layer),
+            f"{cost.drop.logit_error:.2%}",
+            f"{cost.drop.num_flips} of {cost.drop.num_images}",
+            f"{cost.drop.points:.2f}",
+            f"{cost.macs / max(total, 1):.1%}",
+            "fp32" if cost.layer in found.choice.keep else "int8",
+        )
+    with output.page() as console:
+        console.print(table)

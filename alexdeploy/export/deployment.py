@@ -27,6 +27,9 @@ VIEWS = PREFIX + "views"
 float32, or int8 where the network begins with QuantizeLinear.
 """
 
+LOGITS = PREFIX + "logits"
+"""The network's output inside the deployment graph: float32 [V * N, C]."""
+
 PIXELS = "pixels"
 """A tensor inside an INT8 network that undoes the preprocessing: the pixels themselves, less 128."""
 
@@ -42,9 +45,8 @@ def deployment_graph(
     """
     check_network(network, spec)
     graph = _Graph()
-    images, logits = network.graph.input[0].name, PREFIX + "logits"
     inside = list(network.graph.node)
-    names = {images: VIEWS, network.graph.output[0].name: logits}
+    names = {network.graph.input[0].name: VIEWS, network.graph.output[0].name: LOGITS}
     if any(PIXELS in node.output for node in inside):
         # Normalizing the pixels only for the network to undo it would give the same whole numbers.
         undone = needed_tensors(network.graph, PIXELS)
@@ -69,7 +71,7 @@ def deployment_graph(
         node.output[:] = [names.get(name, name) for name in node.output]
         graph.nodes.append(node)
     opset = next(entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx"))
-    graph.averaged(logits, num_views, spec.num_classes, opset)
+    graph.averaged(LOGITS, num_views, spec.num_classes, opset)
     deployed = helper.make_graph(
         graph.nodes,
         f"{spec.name}-{num_views}-views",

@@ -2,57 +2,58 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_bytes, sha256_file
-from alexdeploy.core.errors import DeviceError, ImageError, ModelError
+from alexdeploy.core.errors import DeviceError, ModelError
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.export import graphs
+from alexdeploy.export.calibrate import measured_tensors
+from alexdeploy.export.check_images import check_images
 from alexdeploy.export.deployment import check_network
-from alexdeploy.export.fp16 import to_fp16
+from alexdeploy.export.fp16 import HalfLayer, plan_fp16, to_fp16
 from alexdeploy.export.parity import Parity, check_parity, compare_outputs
-from alexdeploy.images import sample
-from alexdeploy.images.decode import decode
-from alexdeploy.images.listing import walk_images
-from alexdeploy.images.preprocess import network_input
-from alexdeploy.images.sources import iter_sources, read_file
+from alexdeploy.export.quantize import Budget, Quantization, quantize
+from alexdeploy.export.ranges import read_ranges
+from alexdeploy.export.runner import GraphRunner
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import Weights, load_weights
-
-_NUM_RANDOM = 2
-_NUM_REAL = 4
-_MOST_FILES = 100_000
-_MOST_CANDIDATES = 64
-
-_Resize = Literal["crop", "warp"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """One file that an export wrote, or found up to date, and how it was checked."""
+    """One file that an export wrote, or found up to date, and how it was checked.
+
+    `parity` compares layers or outputs with FP32's; `half_layers` is FP16's plan; `quantization` how INT8 was chosen.
+    """
 
     path: Path
     precision: str
     sha256: str
     written: bool
     parity: Parity | None
+    half_layers: tuple[HalfLayer, ...] = ()
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportOptions:
-    """`images`: a photograph, folder or archive to check on; None takes the training data, or rendered pictures."""
+    """`images`: a photograph, folder or archive to check on; None takes the training data, or rendered pictures.
+
+    `calibrate` are images to measure INT8's ranges on; None takes those measured before. `budget` is what INT8 may
+    cost.
+    """
 
     fp16: bool = False
+    int8: bool = False
     images: str | None = None
+    calibrate: str | None = None
+    budget: Budget = field(default_factory=Budget)
 
 
 def export_model(
@@ -60,17 +61,19 @@ def export_model(
     options: ExportOptions = ExportOptions(),
     on_step: Callable[[str], None] = lambda message: None,
 ) -> tuple[Exported, ...]:
-    """Write `model.onnx`, and `model.fp16.onnx` if asked, after each has been checked against the weights.
+    """Write `model.onnx`, and `model.fp16.onnx` and `model.int8.onnx` if asked, after each has been checked.
 
-    An imported model has no weights of its own: its `model.onnx` stays, and the FP16 graph is checked against it.
-    Raises ParityError, with every file left as it was, if a graph does not give the answers of the weights: nothing
-    is written before all that was asked for has been checked.
+    An imported model has no weights of its own: its `model.onnx` stays, and the others are checked against it. Raises
+    ParityError, with every graph left as it was, if one does not give the answers of the weights or does not hold the
+    budget: none is written before all that was asked for has been checked. Measured ranges are written at once.
     """
     spec = folder.spec()
     images = check_images(folder, spec, options.images, on_step)
     checked = [_checked_fp32(folder, spec, images, on_step)]
     if options.fp16:
         checked.append(_checked_fp16(checked[0], folder, spec, images, on_step))
+    if options.int8:
+        checked.append(_checked_int8(checked[0], folder, spec, options, on_step))
     for each in checked:
         if each.content is not None:
             graphs.write_graph(each.path, each.content)
@@ -81,6 +84,8 @@ def export_model(
             sha256=each.graph.sha256,
             written=each.content is not None,
             parity=each.parity,
+            half_layers=each.half_layers,
+            quantization=each.quantization,
         )
         for each in checked
     )
@@ -96,6 +101,8 @@ class _Checked:
     content: bytes | None
     weights: Weights | None
     parity: Parity | None
+    half_layers: tuple[HalfLayer, ...] = ()
+    quantization: Quantization | None = None
 
 
 def _checked_fp32(
@@ -132,8 +139,10 @@ def _checked_fp16(
     images: NDArray[np.float32],
     on_step: Callable[[str], None],
 ) -> _Checked:
-    on_step("converting to FP16, LRN in FP32")
-    model = to_fp16(fp32.graph.model)
+    layers = plan_fp16(fp32.graph.model, _largest(fp32, folder, images, on_step))
+    islands = [layer.layer for layer in layers if layer.precision == "fp32"]
+    on_step(f"converting to FP16, {', '.join(islands) or 'nothing'} in FP32")
+    model = to_fp16(fp32.graph.model, islands)
     on_step("checking the FP16 graph")
     if spec.architecture is not None and fp32.weights is not None:
         plan = plan_layers(spec.architecture, spec.num_classes)
@@ -149,74 +158,46 @@ def _checked_fp16(
         content=content,
         weights=fp32.weights,
         parity=parity,
+        half_layers=layers,
     )
 
 
-def check_images(
+def _largest(
+    fp32: _Checked, folder: ModelFolder, images: NDArray[np.float32], on_step: Callable[[str], None]
+) -> dict[str, float]:
+    """The largest |x| of each tensor: as calibrated if that was on this graph, else on the images of the check."""
+    if folder.ranges_path.is_file():
+        ranges = read_ranges(folder.ranges_path)
+        if ranges.graph_sha256 == fp32.graph.sha256:
+            on_step(f"ranges of {folder.ranges_path}: {ranges.num_images} images of {ranges.images_from}")
+            return {name: tensor.largest for name, tensor in ranges.tensors.items()}
+        on_step(f"{folder.ranges_path} was measured on another graph and is not used")
+    runner = GraphRunner(fp32.graph.model, measured_tensors(fp32.graph.model))
+    on_step(f"ranges of the {len(images)} inputs of the check; alexdeploy calibrate measures them on more")
+    return {name: float(np.abs(values).max()) for name, values in runner.run(images).items()}
+
+
+def _checked_int8(
+    fp32: _Checked,
     folder: ModelFolder,
     spec: ModelSpec,
-    named: str | None,
-    on_step: Callable[[str], None] = lambda message: None,
-) -> NDArray[np.float32]:
-    """Network inputs to check on, float32 [N, 3, crop, crop]: some random, some from real photographs.
-
-    `named` is anything that `iter_sources` takes. Raises ImageError if one of its first images cannot be read.
-    """
-    steps, mean = spec.preprocessing, folder.mean_image(spec)
-    origin = named or str(spec.provenance.get("data") or "")
-    photographs = _named_photographs(named, steps.resize) if named else _training_photographs(origin, steps.resize)
-    if not photographs:
-        origin = "rendered pictures"
-        photographs = [_rendered(index, steps.resize) for index in range(_NUM_REAL)]
-    on_step(f"checking on {_NUM_RANDOM} random inputs and {len(photographs)} images of {origin}")
-    real = np.concatenate([network_input(photograph, steps, 1, mean) for photograph in photographs])
-    rng = np.random.default_rng(0)
-    random = rng.normal(float(real.mean()), float(real.std()), (_NUM_RANDOM, *real.shape[1:])).astype(np.float32)
-    return np.concatenate([random, real])
-
-
-def _named_photographs(named: str, resize: _Resize) -> list[NDArray[np.uint8]]:
-    photographs = []
-    for source in islice(iter_sources([named]), _NUM_REAL):
-        try:
-            photographs.append(decode(source.read(), resize))
-        except ImageError as exc:
-            raise ImageError(f"{source.name}: {exc.message}", cure="Name photographs that can be read.") from exc
-    return photographs
-
-
-def _training_photographs(origin: str, resize: _Resize) -> list[NDArray[np.uint8]]:
-    """Up to four images from all over the folder `origin`, so of several classes; none if it is not a folder here.
-
-    The name comes from `spec.json`, whoever wrote that: it is never read as a list, a pattern or an archive.
-    """
-    photographs: list[NDArray[np.uint8]] = []
-    if not origin or not Path(origin).is_dir():
-        return photographs
-    files = (found.path for found in walk_images(origin) if found.problem is None)
-    for path in _spread(islice(files, _MOST_FILES)):
-        with suppress(ImageError):
-            photographs.append(decode(read_file(path, was_listed=True), resize))
-        if len(photographs) == _NUM_REAL:
-            break
-    return photographs
-
-
-def _spread(paths: Iterable[str]) -> list[str]:
-    """At most 64 of `paths`, ordered so that the first four, and every four after them, lie evenly over all."""
-    kept: list[str] = []
-    step = 1
-    for index, path in enumerate(paths):
-        if index % step == 0:
-            kept.append(path)
-        if len(kept) > _MOST_CANDIDATES:
-            kept, step = kept[::2], 2 * step
-    stride = -(-len(kept) // _NUM_REAL)
-    return [path for first in range(stride) for path in kept[first::stride]]
-
-
-def _rendered(index: int, resize: _Resize) -> NDArray[np.uint8]:
-    picture = sample.render_image(index % len(sample.CLASSES), np.random.default_rng(index))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return decode(buffer.getvalue(), resize)
+    options: ExportOptions,
+    on_step: Callable[[str], None],
+) -> _Checked:
+    quantized = quantize(folder, spec, fp32.graph, options.calibrate, options.budget, on_step)
+    source = graphs.Source(
+        name=fp32.path.name,
+        sha256=fp32.graph.sha256,
+        weights_sha256=fp32.graph.weights_sha256,
+        ranges_sha256=quantized.ranges_sha256,
+    )
+    content = graphs.serialize(quantized.model, spec, source)
+    return _Checked(
+        path=folder.onnx_path("int8"),
+        precision="int8",
+        graph=graphs.Graph(model=quantized.model, sha256=sha256_bytes(content)),
+        content=content,
+        weights=fp32.weights,
+        parity=None,
+        quantization=quantized.report,
+    )

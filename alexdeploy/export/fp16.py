@@ -3,36 +3,137 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import onnx
+from onnx import NodeProto, TensorProto, numpy_helper
 
 from alexdeploy.core.errors import DeviceError
+from alexdeploy.export.graph_walk import producers
+
+LARGEST = float(np.finfo(np.float16).max)
+"""65,504: beyond, FP16 has only infinity."""
+
+_LARGEST_SQUARED = LARGEST**0.5
+"""255.9: an LRN squares its input."""
+
+_HEADROOM = 2.0
+"""Other images reach further than those that were measured."""
 
 _FP32_OPS = ("LRN", "Softmax")
 """x * x leaves FP16's range at |x| > 255, and on Caffe-scale inputs conv1 gets there."""
 
 
-def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert a float32 network. Casts stand round each LRN; every tensor keeps its name. Needs onnxruntime."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HalfLayer:
+    """How near a node is to FP16's limit. `largest` is the largest |x| that it reads, holds in weights or gives.
+
+    `share` of the limit: of 65,504, for an LRN of the 255.9 whose square is that. `reason` says why it is FP32.
+    """
+
+    layer: str
+    op: str
+    largest: float
+    share: float
+    precision: str
+    reason: str = ""
+
+
+def plan_fp16(model: onnx.ModelProto, largest: Mapping[str, float]) -> tuple[HalfLayer, ...]:
+    """Which nodes of a float32 network can be FP16, judged by `largest`, the largest |x| seen of its tensors."""
+    weights = {
+        tensor.name: float(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0))
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT
+    }
+    known = {**largest, **weights}
+    for node in model.graph.node:
+        # A reshaped or otherwise unmeasured tensor holds what its node reads.
+        if node.output[0] not in known:
+            known[node.output[0]] = max((known.get(name, 0.0) for name in node.input), default=0.0)
+    return tuple(_judge(node, known) for node in model.graph.node)
+
+
+def _judge(node: NodeProto, known: Mapping[str, float]) -> HalfLayer:
+    reached = max((known.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
+    is_lrn = node.op_type == "LRN"
+    share = (known.get(node.input[0], 0.0) / _LARGEST_SQUARED) if is_lrn else reached / LARGEST
+    reason = ""
+    if is_lrn:
+        reason = "its squares overflow FP16" if share > 1 else "it squares its input; FP32 on every backend"
+    elif node.op_type in _FP32_OPS:
+        reason = "FP32 on every backend"
+    elif share * _HEADROOM > 1:
+        what = "overflows FP16" if share > 1 else f"leaves less than {_HEADROOM:g}-fold headroom"
+        reason = f"|x| reaches {reached:,.0f} of {LARGEST:,.0f}: {what}"
+    return HalfLayer(
+        layer=node.name or node.output[0],
+        op=node.op_type,
+        largest=known.get(node.input[0], 0.0) if is_lrn else reached,
+        share=share,
+        precision="fp32" if reason else "fp16",
+        reason=reason,
+    )
+
+
+def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """Convert a float32 network; each LRN and the nodes named in `keep` stay FP32, with casts round them.
+
+    Every tensor keeps its name. Needs onnxruntime.
+    """
     try:
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
     except ImportError as exc:
         raise DeviceError("FP16 conversion needs onnxruntime", cure="pip install 'alexdeploy[cpu]'") from exc
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
     with warnings.catch_warnings():
         # Weights under FP16's smallest number are rounded up to it; the parity check judges what that costs.
         warnings.simplefilter("ignore")
         converted = convert_float_to_float16(
-            _copy(model), keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FP32_OPS]
+            copy,
+            keep_io_types=True,
+            op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FP32_OPS],
+            node_block_list=list(keep),
         )
     # The converter appends its casts at the end, where the format wants every node after those it reads.
     sorted_model = OnnxModel(converted)
     sorted_model.topological_sort()
+    _join_islands(converted.graph)
     onnx.checker.check_model(sorted_model.model, full_check=True)
     return sorted_model.model  # type: ignore[no-any-return]
 
 
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
+def _join_islands(graph: onnx.GraphProto) -> None:
+    """Between two FP32 nodes the converter rounds to FP16 and back, which overflows where FP32 is there for that."""
+    del graph.value_info[:]
+    makers = producers(graph)
+    for back in [node for node in graph.node if _casts_to(node, TensorProto.FLOAT)]:
+        there = makers.get(back.input[0])
+        if there is None or not _casts_to(there, TensorProto.FLOAT16):
+            continue
+        others = [node for node in graph.node if there.output[0] in node.input and node is not back]
+        if others or there.input[0] not in makers:
+            # Something reads the FP16 tensor as well: it stays, and the FP32 node reads the one before it.
+            _read_instead(graph, back.output[0], there.input[0])
+        else:
+            # The FP32 tensor takes the name that the layer has everywhere.
+            name = there.output[0]
+            maker = makers[there.input[0]]
+            maker.output[:] = [name if each == there.input[0] else each for each in maker.output]
+            for old in (back.output[0], there.input[0]):
+                _read_instead(graph, old, name)
+            graph.node.remove(there)
+        graph.node.remove(back)
+
+
+def _casts_to(node: NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and any(each.name == "to" and each.i == kind for each in node.attribute)
+
+
+def _read_instead(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]

@@ -16,20 +16,26 @@ from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes, s
 from alexdeploy.core.errors import ModelError, StaleArtifactError, first_line
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
 from alexdeploy.export.deployment import deployment_graph
+from alexdeploy.export.ranges import is_of_graph
 
 _SPEC_KEY = "alexdeploy.spec"
 _SOURCE_KEY = "alexdeploy.source_sha256"
 _SOURCE_NAME_KEY = "alexdeploy.source"
 _WEIGHTS_KEY = "alexdeploy.weights_sha256"
+_RANGES_KEY = "alexdeploy.ranges_sha256"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """What a graph is made from: a file's name and hash, and the hash of the weights at the root of it all, if any."""
+    """What a graph is made from: a file's name and hash, and the hash of the weights at the root of it all, if any.
+
+    `ranges_sha256` is the hash of the file of measured ranges that an INT8 graph has its scales from.
+    """
 
     name: str
     sha256: str
     weights_sha256: str | None = None
+    ranges_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +98,8 @@ def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source) -> bytes:
     }
     if source.weights_sha256 is not None:
         facts[_WEIGHTS_KEY] = source.weights_sha256
+    if source.ranges_sha256 is not None:
+        facts[_RANGES_KEY] = source.ranges_sha256
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, facts)
     # Deterministic, so that exporting twice gives the same hash.
@@ -131,6 +139,15 @@ def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
         if source.is_file() and (found := sha256_file(source)) != expected:
             raise StaleArtifactError(
                 f"{path} was made from {source.name} {expected[:12]}, which is now {found[:12]}",
+                cure=f"Renew it: {cure}",
+            )
+    ranges, measured = folder.ranges_path, metadata.get(_RANGES_KEY)
+    # The folder of ranges is the working folder's: one there may be of another model that is called the same.
+    if measured is not None and ranges.is_file() and is_of_graph(ranges, metadata.get(_SOURCE_KEY, "")):
+        found = sha256_file(ranges)
+        if found != measured:
+            raise StaleArtifactError(
+                f"{path} was made from {ranges.name} {measured[:12]}, which is now {found[:12]}",
                 cure=f"Renew it: {cure}",
             )
     return graph

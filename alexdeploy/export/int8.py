@@ -114,7 +114,8 @@ def _feed_pixels(model: onnx.ModelProto, layers: Collection[str], steps: Preproc
         return False
     conv = readers[0]
     pads = next((list(attribute.ints) for attribute in conv.attribute if attribute.name == "pads"), [])
-    if conv.op_type != "Conv" or any(pads) or any(attribute.name == "auto_pad" for attribute in conv.attribute):
+    is_auto = any(attribute.name == "auto_pad" and attribute.s != b"NOTSET" for attribute in conv.attribute)
+    if conv.op_type != "Conv" or any(pads) or is_auto:
         return False
     weights = {tensor.name: tensor for tensor in graph.initializer}
     # float64: the rounding of the new weights is then the only one.

@@ -114,6 +114,14 @@ def read_ranges(path: Path) -> Ranges:
     return ranges
 
 
+def is_of_graph(path: Path, graph_sha256: str) -> bool:
+    """Tell whether the file's ranges were measured on this graph; not if it cannot be read."""
+    try:
+        return read_ranges(path).graph_sha256 == graph_sha256
+    except ModelError:
+        return False
+
+
 def check_ranges(path: Path, ranges: Ranges, graph_sha256: str, contract_sha256: str) -> None:
     """Raise StaleArtifactError unless they are of this graph and preprocessing, and of images that are as they were."""
     cure = f"Measure again: {ranges.calibrate_command}"

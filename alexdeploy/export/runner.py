@@ -40,8 +40,8 @@ class GraphRunner:
             probed.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.floating]]:
-        """float32 [N, 3, H, W] -> the tensors by name."""
+    def run(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
+        """float32 [N, 3, H, W], or what else the graph takes -> the tensors by name."""
         values = self._session.run(list(self.outputs), {self._input: images})
         return dict(zip(self.outputs, values, strict=True))
 

@@ -1,0 +1,87 @@
+"""`alexdeploy calibrate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import typer
+
+from alexdeploy.cli import output
+from alexdeploy.cli.options import JsonOption
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, or a name under models/.")],
+    images: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGES", help="Photographs like those of production: a folder, an archive, a glob or @list.txt."
+        ),
+    ],
+    num_images: Annotated[
+        int | None, typer.Option(min=1, help="How many of them, chosen by name and seed. Default: 512.")
+    ] = None,
+    views: Annotated[
+        Literal["1", "10"] | None, typer.Option(help="The centre view, or all ten of each image. Default: 1.")
+    ] = None,
+    method: Annotated[
+        Literal["minmax", "percentile", "entropy", "mse"] | None,
+        typer.Option(help="How a scale is chosen from what a tensor held. Default: mse, the smallest error."),
+    ] = None,
+    percentile: Annotated[
+        float | None, typer.Option(min=50, max=100, help="For --method percentile. Default: 99.99.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="For the choice of the images. Default: 0.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what the network's tensors hold on real images, for INT8 and FP16.
+
+    Writes calibration/<model>.ranges.json. No labels are needed. What is not given here is taken from
+    calibration/default.toml.
+    """
+    from alexdeploy.core.artifacts import find_model
+    from alexdeploy.core.recipe import load_calibration
+    from alexdeploy.export.calibrate import calibrate as measure
+
+    given: dict[str, Any] = {
+        "num_images": num_images,
+        "num_views": None if views is None else int(views),
+        "method": method,
+        "percentile": percentile,
+        "seed": seed,
+    }
+    recipe = dataclasses.replace(
+        load_calibration(), **{name: value for name, value in given.items() if value is not None}
+    )
+    folder = find_model(model)
+    output.note(f"model {folder.path.as_posix()}, {recipe.num_views} view{'s' * (recipe.num_views > 1)} an image")
+    with output.progress("images") as bar:
+        task = bar.add_task("calibrate", total=None)
+        ranges = measure(folder, images, recipe, lambda done, total: bar.update(task, completed=done, total=total))
+    for warning in ranges.warnings:
+        output.warn(warning)
+    for name, reason in ranges.skipped.items():
+        output.warn(f"{name} was left out: {reason}")
+    if json:
+        output.print_json(dataclasses.asdict(ranges))
+    else:
+        _print_ranges(ranges)
+    output.note(f"wrote {folder.ranges_path.as_posix()}: {ranges.num_images} images, key {ranges.key[:12]}")
+    output.note(f"next: alexdeploy export {folder.path.as_posix()} --int8")
+    if ranges.skipped:
+        raise typer.Exit(3)
+
+
+def _print_ranges(ranges: Any) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{ranges.model}: ranges by {ranges.method} on {ranges.num_images} images")
+    table.add_column("tensor")
+    for column in ("min", "max", "99.9 % of |x| below", "INT8 reaches", "scale"):
+        table.add_column(column, justify="right")
+    for name, tensor in ranges.tensors.items():
+        numbers = (tensor.minimum, tensor.maximum, tensor.percentiles["99.9"], tensor.threshold, tensor.scale)
+        table.add_row(output.printable(name), *(f"{number:.4g}" for number in numbers))
+    with output.page() as console:
+        console.print(table)

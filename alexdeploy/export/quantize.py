@@ -1,0 +1,158 @@
+"""From an FP32 graph and real images to the INT8 graph that keeps the answers: ranges, ranking, search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from alexdeploy.core.artifacts import ModelFolder, sha256_bytes
+from alexdeploy.core.errors import DataError, ImageError, InputError
+from alexdeploy.core.recipe import load_calibration
+from alexdeploy.core.spec import ModelSpec
+from alexdeploy.export import graphs
+from alexdeploy.export.calibrate import measure, read_photographs
+from alexdeploy.export.int8 import quantizable_layers, to_int8
+from alexdeploy.export.ranges import Ranges, check_ranges, read_ranges, write_ranges
+from alexdeploy.export.sensitivity import Choice, Drop, Judge, LayerCost, layer_macs, rank_layers, search
+from alexdeploy.images.decode import decode
+from alexdeploy.images.labelled import read_labelled
+
+DEFAULT_MAX_DROP = 1.0
+"""Percentage points of answers that may change where the user names no budget; always at least one image."""
+
+MOST_LABELLED = 2000
+"""Labelled images that a budget is measured on, evenly from all: they are held decoded, 200 kB each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantization:
+    """What was done to hold the budget. `ranking` is empty where all layers in INT8 held a budget nobody named."""
+
+    budget: float
+    measured_on: str
+    has_labels: bool
+    choice: Choice
+    ranking: tuple[LayerCost, ...]
+    ranges_path: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantized:
+    """The graph, the SHA-256 of the ranges file that it comes from, and how it was chosen."""
+
+    model: onnx.ModelProto
+    ranges_sha256: str
+    report: Quantization
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """`max_drop` in percentage points, None for the default; measured on `labelled` data, else as changed answers."""
+
+    max_drop: float | None = None
+    labelled: str | None = None
+
+
+def quantize(
+    folder: ModelFolder,
+    spec: ModelSpec,
+    graph: graphs.Graph,
+    calibration_images: str | None,
+    budget: Budget,
+    on_step: Callable[[str], None] = lambda message: None,
+) -> Quantized:
+    """Quantize `graph` as far as the budget allows.
+
+    `calibration_images` None takes the measured ranges on disk; else they are measured on these and written. Raises
+    StaleArtifactError for ranges of another graph, ParityError if the budget cannot be held.
+    """
+    ranges = _ranges(folder, spec, graph, calibration_images, on_step)
+    thresholds = {name: tensor.threshold for name, tensor in ranges.tensors.items()}
+    images, labels, measured_on = _images(spec, ranges, budget)
+    on_step(
+        f"measuring on {len(images)} images of {measured_on}" + (", with their labels" if labels is not None else "")
+    )
+    judge = Judge(graph.model, spec, folder.mean_image(spec), ranges.num_views, images, labels)
+
+    def convert(keep: Collection[str]) -> onnx.ModelProto:
+        return to_int8(graph.model, thresholds, spec.preprocessing, keep)
+
+    def drop_with(keep: Collection[str]) -> Drop:
+        return judge.measure(convert(keep))
+
+    layers = quantizable_layers(graph.model)
+    max_drop = max(DEFAULT_MAX_DROP, 100 / len(images)) if budget.max_drop is None else budget.max_drop
+    whole = drop_with(())
+    on_step(f"all {len(layers)} layers in INT8: {describe(whole)}")
+    ranking: tuple[LayerCost, ...] = ()
+    choice = Choice(keep=(), drop=whole, num_trials=1)
+    if budget.max_drop is not None or whole.points > max_drop:
+        ranking = rank_layers(layers, layer_macs(graph.model), drop_with, on_step)
+        choice = search(ranking, whole, max_drop, drop_with, on_step)
+    report = Quantization(
+        budget=max_drop,
+        measured_on=measured_on,
+        has_labels=labels is not None,
+        choice=choice,
+        ranking=ranking,
+        ranges_path=folder.ranges_path.as_posix(),
+    )
+    return Quantized(model=convert(choice.keep), ranges_sha256=sha256_bytes(ranges.to_json()), report=report)
+
+
+def describe(drop: Drop) -> str:
+    """In words: how many answers change, and by how much the logits are off."""
+    return f"{drop.num_flips} of {drop.num_images} answers change, logits off by {drop.logit_error:.2%}"
+
+
+def _ranges(
+    folder: ModelFolder,
+    spec: ModelSpec,
+    graph: graphs.Graph,
+    images: str | None,
+    on_step: Callable[[str], None],
+) -> Ranges:
+    path = folder.ranges_path
+    if images is None:
+        ranges = read_ranges(path)
+        check_ranges(path, ranges, graph.sha256, spec.contract_sha256)
+        on_step(f"ranges of {path}: {ranges.num_images} images of {ranges.images_from}, method {ranges.method}")
+        return ranges
+    on_step(f"measuring ranges on images of {images}")
+    ranges = measure(folder, spec, graph, images, load_calibration())
+    write_ranges(path, ranges)
+    on_step(f"wrote {path}: {ranges.num_images} images, method {ranges.method}")
+    for warning in ranges.warnings:
+        on_step(f"warning: {warning}")
+    return ranges
+
+
+def _images(spec: ModelSpec, ranges: Ranges, budget: Budget) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None, str]:
+    """What to measure the drop on: uint8 [N, 256, 256, 3], labels if there are, and where they are from."""
+    if budget.labelled is None:
+        names = [image.name for image in ranges.images]
+        pixels = [photograph.pixels for photograph in read_photographs(ranges.images_from, names, spec, {})]
+        if not pixels:
+            raise InputError(
+                f"the images that the ranges were measured on are not at {ranges.images_from}, so that nothing tells "
+                "what INT8 costs",
+                cure=f"Measure ranges on images that are here: {ranges.calibrate_command}\n"
+                "or name labelled ones: --labelled DATA",
+            )
+        return np.stack(pixels), None, ranges.images_from
+    found = read_labelled(budget.labelled, spec.classes)
+    stride = -(-len(found.examples) // MOST_LABELLED)
+    pixels, labels = [], []
+    for source, example in list(zip(found.sources(), found.examples, strict=True))[::stride]:
+        try:
+            pixels.append(decode(source.read(), spec.preprocessing.resize))
+        except ImageError as exc:
+            raise DataError(
+                f"{source.name}: {exc.message}", cure="A budget is measured on images that can be read."
+            ) from exc
+        labels.append(example.label)
+    return np.stack(pixels), np.array(labels), budget.labelled

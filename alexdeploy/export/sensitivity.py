@@ -1,0 +1,225 @@
+"""What INT8 costs in answers: each layer alone, and the fastest mixture of INT8 and FP32 that holds a budget."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from alexdeploy.core.errors import ParityError
+from alexdeploy.core.spec import ModelSpec
+from alexdeploy.export.deployment import LOGITS, deployment_graph
+from alexdeploy.export.graphs import tensor_shapes
+from alexdeploy.export.runner import GraphRunner
+
+_BATCH = 8
+_MOST_SEARCHED = 10
+"""Layers whose combinations are searched: the worst ones. Every AlexNet has 8; an imported graph may have more."""
+_MOST_TRIALS = 24
+"""Mixtures measured beyond the whole and the single layers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drop:
+    """What a graph loses against FP32 on `num_images` images.
+
+    `points` is what a budget limits, in percent of the images: answers that changed, or with labels by how much the
+    top-1 error grew. `logit_error` is the RMS error of the logits as a share of their RMS; infinite if one is not
+    finite.
+    """
+
+    num_images: int
+    num_flips: int
+    points: float
+    logit_error: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerCost:
+    """What quantizing this layer alone costs; `macs` are of one view."""
+
+    layer: str
+    macs: int
+    drop: Drop
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """The layers that stay float32, what the graph loses, and how many graphs were measured to find it."""
+
+    keep: tuple[str, ...]
+    drop: Drop
+    num_trials: int
+
+
+class Judge:
+    """The answers of the FP32 network on some images, to compare other graphs with, as deployed.
+
+    `images` is uint8 [N, 256, 256, 3]; `labels` int [N] or None.
+    """
+
+    def __init__(
+        self,
+        network: onnx.ModelProto,
+        spec: ModelSpec,
+        mean_image: NDArray[np.float32] | None,
+        num_views: int,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._spec, self._mean_image, self._num_views = spec, mean_image, num_views
+        self._images, self._labels = images, labels
+        self._logits, self._answers = self._run(network)
+
+    @property
+    def num_images(self) -> int:
+        return len(self._images)
+
+    def measure(self, network: onnx.ModelProto) -> Drop:
+        logits, answers = self._run(network)
+        flips = answers != self._answers
+        points = 100 * float(flips.mean())
+        if self._labels is not None:
+            wrong, wrong_before = answers != self._labels, self._answers != self._labels
+            points = 100 * (float(wrong.mean()) - float(wrong_before.mean()))
+        error = math.inf
+        if np.isfinite(logits).all():
+            error = float(np.sqrt(np.mean((logits - self._logits) ** 2) / max(np.mean(self._logits**2), 1e-30)))
+        return Drop(
+            num_images=self.num_images,
+            num_flips=int(flips.sum()),
+            points=points if math.isfinite(error) else 100.0,
+            logit_error=error,
+        )
+
+    def _run(self, network: onnx.ModelProto) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+        """Logits of every view, less their mean, which no answer depends on; and each image's answer."""
+        graph = deployment_graph(network, self._spec, self._num_views, self._mean_image)
+        runner = GraphRunner(graph, ["probabilities", LOGITS], optimize=True)
+        logits, answers = [], []
+        for start in range(0, self.num_images, _BATCH):
+            found = runner.run(self._images[start : start + _BATCH])
+            logits.append(found[LOGITS] - found[LOGITS].mean(axis=1, keepdims=True))
+            answers.append(found["probabilities"].argmax(axis=1))
+        return np.concatenate(logits), np.concatenate(answers)
+
+
+def rank_layers(
+    layers: Collection[str],
+    macs: Mapping[str, int],
+    measure: Callable[[Collection[str]], Drop],
+    on_step: Callable[[str], None] = lambda message: None,
+) -> tuple[LayerCost, ...]:
+    """Quantize each layer alone, the others float32: the worst first. `measure` takes the layers that stay float32."""
+    costs = []
+    for layer in layers:
+        drop = measure([other for other in layers if other != layer])
+        on_step(f"{layer} alone in INT8: {drop.num_flips} of {drop.num_images} answers change")
+        costs.append(LayerCost(layer=layer, macs=macs[layer], drop=drop))
+    return tuple(sorted(costs, key=lambda cost: (-cost.drop.logit_error, cost.layer)))
+
+
+def search(
+    ranking: tuple[LayerCost, ...],
+    whole: Drop,
+    budget: float,
+    measure: Callable[[Collection[str]], Drop],
+    on_step: Callable[[str], None] = lambda message: None,
+) -> Choice:
+    """The mixture with the most multiply-accumulates in INT8 whose drop is at most `budget` points.
+
+    `whole` is the drop of all layers in INT8. Quantization errors of different layers hardly correlate, so the squares
+    of what the layers cost alone add up to a prediction; mixtures are tried in the order of their speed, leaving out
+    those predicted to be no better than one that failed; when one holds, the faster ones that were left out get their
+    chance, the most promising first. Raises ParityError if not even a single layer may be INT8.
+    """
+    tried: dict[frozenset[str], Drop] = {frozenset(): whole}
+    names = [cost.layer for cost in ranking]
+    for cost in ranking:
+        tried[frozenset(names) - {cost.layer}] = cost.drop
+    if whole.points <= budget:
+        return Choice(keep=(), drop=whole, num_trials=len(tried))
+    if all(cost.drop.points > budget for cost in ranking):
+        best = min(ranking, key=lambda cost: cost.drop.points)
+        raise ParityError(
+            f"INT8 cannot hold a drop of {budget:g} points: even with {best.layer} alone in INT8 it is "
+            f"{best.drop.points:.2f} ({best.drop.num_flips} of {best.drop.num_images} answers change)",
+            cure="No INT8 file was written. Use FP16 (alexdeploy export --fp16), calibrate on other images, "
+            "or allow more with --max-drop.",
+        )
+    mixtures = _Mixtures(ranking)
+    num_measured = len(tried)
+
+    def drop_of(keep: frozenset[str]) -> Drop:
+        if keep not in tried:
+            tried[keep] = measure(keep)
+            on_step(f"with {', '.join(sorted(keep))} in FP32: {tried[keep].points:.2f} points, allowed are {budget:g}")
+        return tried[keep]
+
+    best_keep: frozenset[str] | None = None
+    bar = mixtures.predicted(frozenset())
+    for keep in mixtures.fastest_first():
+        if mixtures.predicted(keep) >= bar:
+            continue
+        if len(tried) - num_measured >= _MOST_TRIALS and keep not in tried:
+            continue
+        if drop_of(keep).points <= budget:
+            best_keep = keep
+            break
+        bar = mixtures.predicted(keep)
+    if best_keep is None:
+        # A single layer that holds is always among them.
+        best_keep = min((keep for keep, drop in tried.items() if drop.points <= budget), key=mixtures.cost)
+    for keep in mixtures.most_promising_first():
+        if len(tried) - num_measured >= _MOST_TRIALS:
+            break
+        if mixtures.cost(keep) < mixtures.cost(best_keep) and drop_of(keep).points <= budget:
+            best_keep = keep
+    keep_in_order = tuple(name for name in names if name in best_keep)
+    return Choice(keep=keep_in_order, drop=tried[best_keep], num_trials=len(tried))
+
+
+class _Mixtures:
+    """All sets of layers that may stay float32, what they cost in speed and what they are predicted to lose."""
+
+    def __init__(self, ranking: tuple[LayerCost, ...]) -> None:
+        self._macs = {cost.layer: cost.macs for cost in ranking}
+        # An infinite error must still be comparable.
+        self._squares = {cost.layer: min(cost.drop.logit_error, 1e6) ** 2 for cost in ranking}
+        worst = [cost.layer for cost in ranking[:_MOST_SEARCHED]]
+        self._sets = [
+            frozenset(keep)
+            for size in range(1, len(worst) + 1)
+            for keep in itertools.combinations(worst, size)
+            if size < len(ranking)
+        ]
+
+    def cost(self, keep: frozenset[str]) -> tuple[int, int, list[str]]:
+        """Multiply-accumulates left in FP32; then fewer layers first."""
+        return sum(self._macs[name] for name in keep), len(keep), sorted(keep)
+
+    def predicted(self, keep: frozenset[str]) -> float:
+        return sum(square for name, square in self._squares.items() if name not in keep)
+
+    def fastest_first(self) -> list[frozenset[str]]:
+        return sorted(self._sets, key=self.cost)
+
+    def most_promising_first(self) -> list[frozenset[str]]:
+        return sorted(self._sets, key=lambda keep: (self.predicted(keep), self.cost(keep)))
+
+
+def layer_macs(network: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-accumulates of one view in each node that has a weight."""
+    shapes = tensor_shapes(network)
+    weights = {tensor.name: tuple(tensor.dims) for tensor in network.graph.initializer}
+    found = {}
+    for node in network.graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in weights:
+            grid = shapes.get(node.output[0], [])[2:] if node.op_type == "Conv" else []
+            found[node.name] = math.prod(weights[node.input[1]]) * math.prod(n for n in grid if isinstance(n, int))
+    return found
