@@ -2,52 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from alexdeploy.core.errors import DeviceError
+from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, first_line
 
 
 class GraphRunner:
     """One session on the CPU that gives the named tensors of a network, by default its outputs.
 
     With `optimize` off every node runs as it is written; with it on, Q/DQ become integer kernels and nodes are
-    fused, so that only outputs of the graph can be asked for without slowing it down.
+    fused, so that only outputs of the graph can be asked for without slowing it down. Raises DeviceError for a graph
+    that ONNX Runtime cannot load or run.
     """
 
     def __init__(self, model: onnx.ModelProto, outputs: Iterable[str] | None = None, *, optimize: bool = False) -> None:
-        try:
-            import onnxruntime
-        except ImportError as exc:
-            raise DeviceError("running a graph needs onnxruntime", cure="pip install 'alexdeploy[cpu]'") from exc
-        known = [value.name for value in model.graph.output]
-        self.outputs = tuple(known if outputs is None else outputs)
+        self.outputs = tuple(_output_names(model) if outputs is None else outputs)
         self._input = model.graph.input[0].name
-        probed = model
-        if not set(self.outputs) <= set(known):
-            probed = onnx.ModelProto()
-            probed.CopyFrom(model)
-            probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.outputs if name not in known)
-        options = onnxruntime.SessionOptions()
-        if not optimize:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
-        onnxruntime.disable_telemetry_events()
-        self._session = onnxruntime.InferenceSession(
-            probed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with _translated():
+            self._session = _open_session(model, self.outputs, optimize=optimize)
 
     def run(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
         """float32 [N, 3, H, W], or what else the graph takes -> the tensors by name."""
-        values = self._session.run(list(self.outputs), {self._input: images})
+        with _translated():
+            values = self._session.run(list(self.outputs), {self._input: images})
         return dict(zip(self.outputs, values, strict=True))
 
 
 def run_graph(
     model: onnx.ModelProto, images: NDArray[np.float32], outputs: Iterable[str] | None = None
 ) -> list[NDArray[np.floating]]:
-    """Run a network once; `outputs` may name any tensors inside it, default its outputs."""
-    return list(GraphRunner(model, outputs).run(images).values())
+    """Run a network once; `outputs` may name any tensors inside it, default its outputs.
+
+    Raises whatever ONNX Runtime raises: of a graph just imported, the caller knows better what that means.
+    """
+    names = list(_output_names(model) if outputs is None else outputs)
+    values: list[NDArray[np.floating]] = _open_session(model, names).run(names, {model.graph.input[0].name: images})
+    return values
+
+
+def device_error(exc: Exception, memory_cure: str) -> DeviceError:
+    """What ONNX Runtime raised, as an error of ours. `memory_cure` is for want of memory."""
+    text = first_line(exc)
+    if "allocate" in text.lower() or "bad_alloc" in text:
+        return DeviceMemoryError(f"ONNX Runtime ran out of memory: {text}", cure=memory_cure)
+    return DeviceError(f"ONNX Runtime failed: {text}")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except AlexDeployError:
+        raise
+    # ONNX Runtime's own exceptions have no common base short of Exception.
+    except Exception as exc:
+        raise device_error(exc, "End other programs, or use a machine with more memory.") from exc
+
+
+def _open_session(model: onnx.ModelProto, outputs: Iterable[str], *, optimize: bool = False) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise DeviceError("running a graph needs onnxruntime", cure="pip install 'alexdeploy[cpu]'") from exc
+    inner = [name for name in outputs if name not in _output_names(model)]
+    probed = model
+    if inner:
+        probed = onnx.ModelProto()
+        probed.CopyFrom(model)
+        probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+    options = onnxruntime.SessionOptions()
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Only what is fatal: errors are raised, and need not be printed as well.
+    options.log_severity_level = 4
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _output_names(model: onnx.ModelProto) -> list[str]:
+    return [value.name for value in model.graph.output]

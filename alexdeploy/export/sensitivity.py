@@ -134,9 +134,9 @@ def search(
     """The mixture with the most multiply-accumulates in INT8 whose drop is at most `budget` points.
 
     `whole` is the drop of all layers in INT8. Quantization errors of different layers hardly correlate, so the squares
-    of what the layers cost alone add up to a prediction; mixtures are tried in the order of their speed, leaving out
-    those predicted to be no better than one that failed; when one holds, the faster ones that were left out get their
-    chance, the most promising first. Raises ParityError if not even a single layer may be INT8.
+    of what the layers cost alone add up to a prediction. Of the mixtures that no other beats in both speed and
+    prediction the fastest that holds is found by bisection; then the mixtures that are faster still get their chance,
+    the most promising first. Raises ParityError if not even a single layer may be INT8.
     """
     tried: dict[frozenset[str], Drop] = {frozenset(): whole}
     names = [cost.layer for cost in ranking]
@@ -161,20 +161,17 @@ def search(
             on_step(f"with {', '.join(sorted(keep))} in FP32: {tried[keep].points:.2f} points, allowed are {budget:g}")
         return tried[keep]
 
-    best_keep: frozenset[str] | None = None
-    bar = mixtures.predicted(frozenset())
-    for keep in mixtures.fastest_first():
-        if mixtures.predicted(keep) >= bar:
-            continue
-        if len(tried) - num_measured >= _MOST_TRIALS and keep not in tried:
-            continue
-        if drop_of(keep).points <= budget:
-            best_keep = keep
-            break
-        bar = mixtures.predicted(keep)
-    if best_keep is None:
-        # A single layer that holds is always among them.
-        best_keep = min((keep for keep, drop in tried.items() if drop.points <= budget), key=mixtures.cost)
+    # Along the front the prediction falls as the cost rises: bisect for the first that holds.
+    front = mixtures.front()
+    low, high = 0, len(front)
+    while low < high:
+        middle = (low + high) // 2
+        if drop_of(front[middle]).points <= budget:
+            high = middle
+        else:
+            low = middle + 1
+    # At least one single layer holds, whatever was predicted.
+    best_keep = min((keep for keep, drop in tried.items() if drop.points <= budget), key=mixtures.cost)
     for keep in mixtures.most_promising_first():
         if len(tried) - num_measured >= _MOST_TRIALS:
             break
@@ -206,8 +203,13 @@ class _Mixtures:
     def predicted(self, keep: frozenset[str]) -> float:
         return sum(square for name, square in self._squares.items() if name not in keep)
 
-    def fastest_first(self) -> list[frozenset[str]]:
-        return sorted(self._sets, key=self.cost)
+    def front(self) -> list[frozenset[str]]:
+        """The mixtures that are predicted to be better than all that are faster, the fastest first."""
+        front: list[frozenset[str]] = []
+        for keep in sorted(self._sets, key=lambda keep: (self.cost(keep)[0], self.predicted(keep))):
+            if not front or self.predicted(keep) < self.predicted(front[-1]):
+                front.append(keep)
+        return front
 
     def most_promising_first(self) -> list[frozenset[str]]:
         return sorted(self._sets, key=lambda keep: (self.predicted(keep), self.cost(keep)))

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection
+
+import numpy as np
+import onnx
+import pytest
+from helpers import smooth_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import ParityError
+from alexdeploy.engines.base import EngineOptions, open_engine
+from alexdeploy.export.sensitivity import Drop, Judge, layer_macs, rank_layers, search
+from alexdeploy.network.layers import plan_layers
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+MACS = dict(zip(LAYERS, (105, 224, 150, 112, 75, 38, 17, 4), strict=True))
+
+
+def _drop(points: float, error: float) -> Drop:
+    return Drop(num_images=1000, num_flips=round(10 * points), points=points, logit_error=error)
+
+
+def _additive(errors: dict[str, float], factor: Callable[[frozenset[str]], float] = lambda keep: 1.0):
+    """A network whose drop is the sum of squared errors of the layers in INT8, times what `factor` says."""
+
+    def measure(keep: Collection[str]) -> Drop:
+        square = sum(error**2 for name, error in errors.items() if name not in keep)
+        return _drop(square * factor(frozenset(keep)), square**0.5)
+
+    return measure
+
+
+def _search(measure, budget: float):
+    ranking = rank_layers(LAYERS, MACS, measure)
+    return ranking, search(ranking, measure(()), budget, measure)
+
+
+def _best_cost(measure, budget: float) -> int:
+    """The fewest multiply-accumulates in FP32 of all 254 mixtures that hold the budget."""
+    keeps = itertools.chain.from_iterable(itertools.combinations(LAYERS, size) for size in range(8))
+    return min(sum(MACS[name] for name in keep) for keep in keeps if measure(keep).points <= budget)
+
+
+errors_of_layers = st.lists(st.floats(0.01, 3.0), min_size=8, max_size=8).map(
+    lambda v: dict(zip(LAYERS, v, strict=True))
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(errors_of_layers, st.floats(0.05, 0.95))
+def test_where_errors_add_up_the_fastest_mixture_of_all_is_found(errors: dict[str, float], share: float) -> None:
+    measure = _additive(errors)
+    budget = max(share * measure(()).points, 1.001 * min(errors.values()) ** 2)
+    _, choice = _search(measure, budget)
+    assert choice.drop.points <= budget
+    assert sum(MACS[name] for name in choice.keep) == _best_cost(measure, budget)
+
+
+@settings(max_examples=40, deadline=None)
+@given(errors_of_layers, st.floats(0.1, 0.9), st.integers(0, 1000))
+def test_where_they_do_not_what_is_found_holds_the_budget_with_few_measurements(
+    errors: dict[str, float], share: float, seed: int
+) -> None:
+    def noise(keep: frozenset[str]) -> float:
+        return float(np.random.default_rng([seed, *sorted(map(LAYERS.index, keep))]).uniform(0.7, 1.3))
+
+    measure = _additive(errors, noise)
+    budget = max(share * measure(()).points, min(measure([o for o in LAYERS if o != name]).points for name in LAYERS))
+    _, choice = _search(measure, budget)
+    assert choice.drop.points <= budget
+    assert measure(choice.keep).points == choice.drop.points
+    assert choice.num_trials <= 1 + 8 + 24
+
+
+def test_one_bad_layer_is_named_first_and_alone_kept() -> None:
+    ranking, choice = _search(_additive({**dict.fromkeys(LAYERS, 0.1), "conv4": 5.0}), 1.0)
+    assert ranking[0].layer == "conv4"
+    assert choice.keep == ("conv4",)
+
+
+def test_a_pair_that_is_cheaper_than_the_worst_layer_is_preferred() -> None:
+    """Greedily, the worst layer (conv2, most of the work) would be kept; two small ones are enough."""
+    errors = {**dict.fromkeys(LAYERS, 0.01), "conv2": 1.0, "fc7": 0.9, "fc8": 0.9}
+    _, choice = _search(_additive(errors), 1.1)
+    assert set(choice.keep) == {"fc7", "fc8"}
+
+
+def test_nothing_is_kept_where_all_of_it_holds() -> None:
+    _, choice = _search(_additive(dict.fromkeys(LAYERS, 0.1)), 1.0)
+    assert (choice.keep, choice.num_trials) == ((), 9)
+
+
+def test_if_no_layer_may_be_int8_it_says_which_came_nearest() -> None:
+    measure = _additive({**dict.fromkeys(LAYERS, 2.0), "fc7": 1.5})
+    with pytest.raises(ParityError, match=r"even with fc7 alone in INT8 it is 2\.25") as error:
+        _search(measure, 1.0)
+    assert "No INT8 file was written" in str(error.value)
+
+
+def test_a_layer_whose_logits_are_not_finite_is_the_worst_and_kept() -> None:
+    def measure(keep: Collection[str]) -> Drop:
+        return _drop(0.1, 0.1) if "fc6" in keep else _drop(100.0, float("inf"))
+
+    ranking, choice = _search(measure, 1.0)
+    assert ranking[0].layer == "fc6"
+    assert choice.keep == ("fc6",)
+
+
+def test_multiply_accumulates_of_the_graph_are_those_of_the_plan(tiny_model: ModelFolder) -> None:
+    spec = tiny_model.spec()
+    assert spec.architecture is not None
+    expected = {layer.name: layer.macs for layer in plan_layers(spec.architecture, spec.num_classes) if layer.macs}
+    assert layer_macs(onnx.load(tiny_model.onnx_path())) == expected
+
+
+@pytest.mark.parametrize("num_views", [1, 10])
+def test_changed_answers_and_errors_are_those_that_the_engines_give(int8_model: ModelFolder, num_views: int) -> None:
+    spec, images = int8_model.spec(), smooth_images(24, seed=9)
+    labels = np.arange(24) % spec.num_classes
+    answers = []
+    for precision in ("fp32", "int8"):
+        options = EngineOptions(precision=precision, num_views=num_views, batch_size=8)  # type: ignore[arg-type]
+        with open_engine(int8_model, "onnxruntime", options) as engine:
+            rows = np.concatenate([engine.run(images[start : start + 8]).probabilities for start in (0, 8, 16)])
+        answers.append(rows.argmax(axis=1))
+    fp32, int8 = (onnx.load(int8_model.onnx_path(precision)) for precision in ("fp32", "int8"))
+    arguments = (fp32, spec, int8_model.mean_image(spec), num_views, images)
+    drop = Judge(*arguments).measure(int8)
+    assert (drop.num_images, drop.num_flips) == (24, int((answers[0] != answers[1]).sum()))
+    assert drop.points == pytest.approx(100 * drop.num_flips / 24)
+    assert 1e-4 < drop.logit_error < 0.3
+    labelled = Judge(*arguments, labels).measure(int8)
+    wrong = [float((answer != labels).mean()) for answer in answers]
+    assert labelled.points == pytest.approx(100 * (wrong[1] - wrong[0]))
+    same = Judge(*arguments).measure(fp32)
+    assert (same.num_flips, same.logit_error) == (0, 0.0)
