@@ -175,7 +175,7 @@ def _print(found: Evaluation, console: Console) -> None:
     _print_scores(found, console)
     line(
         "Brackets: 95 % intervals (Wilson"
-        + ("; Newcombe for the difference to the first row)." if len(found.scores) > 1 else ").")
+        + ("; Newcombe for the difference, to the row named)." if len(found.scores) > 1 else ").")
     )
     line("images/s: in the engine alone, with decoding beside it.")
     if found.scores[0].worst_classes:
@@ -213,7 +213,7 @@ def _print_scores(found: Evaluation, console: Console) -> None:
     for name in ("views", "top-1 error %", "top-5 error %", "ECE", "images/s"):
         table.add_column(name, justify="right")
     if len(found.scores) > 1:
-        table.add_column("vs first, points", justify="right")
+        table.add_column("points against", justify="right")
         table.add_column("flips", justify="right")
     for score in found.scores:
         configuration = score.configuration
@@ -221,7 +221,7 @@ def _print_scores(found: Evaluation, console: Console) -> None:
         cells += [_rate(score.top1, gap), _rate(score.top5, gap), _number(score.calibration_error, ".3f")]
         cells.append(_number(score.images_per_second, ",.1f"))
         if len(found.scores) > 1:
-            cells += _difference(score.versus_first, gap)
+            cells += _difference(score.versus, gap)
         table.add_row(*cells)
     console.print(table)
 
@@ -257,7 +257,8 @@ def _difference(comparison: Comparison | None, gap: str) -> list[str]:
     if comparison is None:
         return ["", ""]
     interval = f"[{comparison.low_points:+.2f}, {comparison.high_points:+.2f}]"
-    return [f"{comparison.difference_points:+.2f}{gap}{interval}", f"{comparison.num_flips:,}"]
+    base = f"{comparison.base.precision} {comparison.base.num_views}"
+    return [f"{base}: {comparison.difference_points:+.2f}{gap}{interval}", f"{comparison.num_flips:,}"]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -6,7 +6,7 @@ import importlib.metadata
 import itertools
 import os
 import platform
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -72,7 +72,10 @@ class BrokenImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """All that was found. Labels are indices into `classes`; the first of `scores` is what the others are held against.
+    """All that was found. Labels are indices into `classes`.
+
+    A score is held against the first with the same number of views; the first of a number of views against the first
+    of all.
 
     `num_images` is the denominator of every error and has the `broken` images in it; `num_unlabelled` images lie
     beside them and are not.
@@ -130,12 +133,13 @@ def evaluate(
             )
         )
         tallies = [Tally(spec.num_classes) for _ in engines]
+        bases = choose_bases(configurations)
         broken = []
         pipeline = PipelineOptions(
             resize=spec.preprocessing.resize, num_decoders=options.num_threads or available_processors()
         )
         outcomes = stack.enter_context(closing(run_pipeline(side, labelled.sources(), pipeline)))
-        for image in _count(outcomes, labelled, configurations, tallies):
+        for image in _count(outcomes, labelled, configurations, tallies, bases):
             if image.error is not None:
                 broken.append(BrokenImage(source=image.source, label=image.label, error=image.error))
             on_image(image)
@@ -145,9 +149,11 @@ def evaluate(
             artifact=engine.info.artifact,
             names=spec.classes,
             seconds=seconds,
-            is_first=engine is engines[0],
+            base=None if base is None else configurations[base],
         )
-        for tally, configuration, engine, seconds in zip(tallies, configurations, engines, side.seconds, strict=True)
+        for tally, configuration, engine, seconds, base in zip(
+            tallies, configurations, engines, side.seconds, bases, strict=True
+        )
     )
     return Evaluation(
         model=str(folder.path),
@@ -198,6 +204,16 @@ def _open_engines(folder: ModelFolder, options: EvaluateOptions, stack: ExitStac
     return engines, notes
 
 
+def choose_bases(configurations: Sequence[Configuration]) -> tuple[int | None, ...]:
+    """For each configuration the one before it that it is held against; None for the first."""
+    bases: list[int | None] = []
+    for number, configuration in enumerate(configurations):
+        views = [each.num_views for each in configurations[:number]]
+        same = views.index(configuration.num_views) if configuration.num_views in views else 0
+        bases.append(same if number else None)
+    return tuple(bases)
+
+
 def _configuration(engine: Engine) -> Configuration:
     info = engine.info
     return Configuration(backend=info.backend, precision=info.precision, num_views=info.num_views)
@@ -208,6 +224,7 @@ def _count(
     labelled: LabelledSources,
     configurations: tuple[Configuration, ...],
     tallies: list[Tally],
+    bases: Sequence[int | None],
 ) -> Generator[ImageResult, None, None]:
     for outcome, (_, label) in zip(outcomes, labelled.examples, strict=True):
         if outcome.probabilities is None:
@@ -216,13 +233,15 @@ def _count(
             yield ImageResult(index=outcome.index, source=outcome.source, label=label, error=outcome.error)
             continue
         answers: list[Answer] = []
-        for tally, configuration, probabilities in zip(tallies, configurations, outcome.probabilities, strict=True):
+        for tally, configuration, base, probabilities in zip(
+            tallies, configurations, bases, outcome.probabilities, strict=True
+        ):
             if not np.isfinite(probabilities).all():
                 raise ModelError(
                     f"{configuration} gives probabilities that are not finite for {outcome.source}",
                     cure="Leave it out of --precision, or export its graph again.",
                 )
-            answers.append(tally.add(label, probabilities, answers[0] if answers else None))
+            answers.append(tally.add(label, probabilities, None if base is None else answers[base]))
         yield ImageResult(index=outcome.index, source=outcome.source, label=label, answers=tuple(answers))
 
 

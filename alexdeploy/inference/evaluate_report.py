@@ -62,7 +62,7 @@ def _summary(found: Evaluation) -> str:
 def _score_table(found: Evaluation) -> str:
     header = ["backend", "precision", "views", "top-1 error", "top-5 error", "ECE", "images/s"]
     if len(found.scores) > 1:
-        header += ["against the first", "answers changed"]
+        header += ["difference", "against", "answers changed"]
     rows = []
     for score in found.scores:
         named = score.configuration
@@ -70,12 +70,13 @@ def _score_table(found: Evaluation) -> str:
         row.append("" if score.calibration_error is None else f"{score.calibration_error:.3f}")
         row.append("" if score.images_per_second is None else f"{score.images_per_second:,.1f}")
         if len(found.scores) > 1:
-            versus = score.versus_first
+            versus = score.versus
             row += (
-                ["", ""]
+                ["", "", ""]
                 if versus is None
                 else [
                     f"{versus.difference_points:+.2f} points [{versus.low_points:+.2f}, {versus.high_points:+.2f}]",
+                    str(versus.base),
                     f"{versus.num_flips:,}",
                 ]
             )
@@ -248,8 +249,12 @@ def _worst_figure(score: Score) -> str:
 
 
 def _flips(found: Evaluation) -> list[str]:
-    others = [(str(s.configuration), s.versus_first) for s in found.scores if s.versus_first is not None]
-    drawn = report.new_figure(8.5, 1.3 + 0.42 * len(others))
+    others = [
+        (f"{score.configuration}\nagainst {score.versus.base}", score.versus)
+        for score in found.scores
+        if score.versus is not None
+    ]
+    drawn = report.new_figure(8.5, 1.3 + 0.5 * len(others))
     axes = drawn.add_subplot()
     rows = range(len(others))
     lost = [versus.right_to_wrong for _, versus in others]
@@ -274,7 +279,7 @@ def _flips(found: Evaluation) -> list[str]:
     axes.grid(axis="y", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     caption = (
-        "Images whose answer differs from the first configuration's. Bars of the same length to both sides cancel in "
+        "Images whose answer differs from that of the configuration named below it. Bars of the same length to both sides cancel in "
         "the error, and are changed answers nevertheless; --output FILE names each image."
     )
     parts = [report.figure(drawn, title="Answers that changed", caption=caption)]

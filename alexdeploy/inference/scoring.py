@@ -81,12 +81,13 @@ class ClassFlips:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Against the first configuration: points of top-1 error, positive where this one is worse, and what changed.
+    """Against `base`: points of top-1 error, positive where this one is worse, and what changed.
 
     The interval is Newcombe's for paired proportions, at 95 %. `num_flips` is the sum of the three that follow;
     `wrong_to_wrong` went from one wrong class to another.
     """
 
+    base: Configuration
     difference_points: float
     low_points: float
     high_points: float
@@ -112,7 +113,7 @@ class Score:
     calibration_error: float | None
     seconds: float
     images_per_second: float | None
-    versus_first: Comparison | None
+    versus: Comparison | None
     worst_classes: tuple[ClassScore, ...]
     classes: tuple[ClassScore, ...]
     confusion: tuple[Confusion, ...]
@@ -128,7 +129,7 @@ class Tally:
         self._top5_rights = 0
         self._calibration = Calibration()
         self._confusion: Counter[tuple[int, int]] = Counter()
-        # Against the first configuration: rights in both, then what changed, by class.
+        # Against the base: rights in both, then what changed, by class.
         self._both_right = 0
         self._right_to_wrong = np.zeros(num_classes, np.int64)
         self._wrong_to_right = np.zeros(num_classes, np.int64)
@@ -138,8 +139,8 @@ class Tally:
         """Count an image that could not be read: it is wrong, and nothing was answered."""
         self._images[label] += 1
 
-    def add(self, label: int, probabilities: NDArray[np.float32], first: Answer | None) -> Answer:
-        """Count one image by its probabilities [C]; `first` is the first configuration's answer to it."""
+    def add(self, label: int, probabilities: NDArray[np.float32], base: Answer | None) -> Answer:
+        """Count one image by its probabilities [C]; `base` is what the configuration that it is held against said."""
         best = top_k(probabilities[None], 5)[0]
         # str() of a float32 is the shortest text that names it.
         answer = Answer(label=int(best[0]), probability=float(str(probabilities[best[0]])))
@@ -149,14 +150,14 @@ class Tally:
         self._top5_rights += label in best
         self._calibration.add(answer.probability, right=right)
         self._confusion[label, answer.label] += 1
-        if first is not None:
-            self._compare(label, answer.label, first.label)
+        if base is not None:
+            self._compare(label, answer.label, base.label)
         return answer
 
-    def _compare(self, label: int, answer: int, first: int) -> None:
-        if answer == first:
+    def _compare(self, label: int, answer: int, base: int) -> None:
+        if answer == base:
             self._both_right += answer == label
-        elif first == label:
+        elif base == label:
             self._right_to_wrong[label] += 1
         elif answer == label:
             self._wrong_to_right[label] += 1
@@ -170,7 +171,7 @@ class Tally:
         artifact: str,
         names: Sequence[str],
         seconds: float,
-        is_first: bool,
+        base: Configuration | None,
     ) -> Score:
         num_images, num_run = int(self._images.sum()), sum(self._confusion.values())
         classes = tuple(
@@ -187,7 +188,7 @@ class Tally:
             calibration_error=self._calibration.error,
             seconds=seconds,
             images_per_second=num_run / seconds if num_run and seconds else None,
-            versus_first=None if is_first else self._comparison(names),
+            versus=None if base is None else self._comparison(names, base),
             worst_classes=tuple(worst[:NUM_WORST]),
             classes=classes,
             confusion=tuple(
@@ -197,13 +198,14 @@ class Tally:
             reliability=self._calibration.bins(),
         )
 
-    def _comparison(self, names: Sequence[str]) -> Comparison:
+    def _comparison(self, names: Sequence[str], base: Configuration) -> Comparison:
         changes = (self._right_to_wrong, self._wrong_to_right, self._wrong_to_wrong)
         lost, won, other = (int(change.sum()) for change in changes)
         both_wrong = int(self._images.sum()) - self._both_right - lost - won
         # Of errors: what was right and is wrong now counts in the second fraction alone.
         difference, interval = paired_difference(both_wrong, won, lost, self._both_right)
         return Comparison(
+            base=base,
             difference_points=100 * difference,
             low_points=100 * interval.low,
             high_points=100 * interval.high,

@@ -44,7 +44,7 @@ def test_the_table_has_a_row_for_each_configuration(run: Run) -> None:
     assert lines[1] == "data: 10 images"
     assert lines[2].split() == [
         *("backend", "precision", "views", "top-1", "error", "%", "top-5", "error", "%", "ECE", "images/s"),
-        *("vs", "first,", "points", "flips"),
+        *("points", "against", "flips"),
     ]
     assert [line.split()[:3] for line in lines[3:7]] == [
         ["onnxruntime", "fp32", "1"],

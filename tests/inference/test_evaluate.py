@@ -90,24 +90,32 @@ def test_the_calibration_error_agrees_with_one_computed_in_numpy(tiny_model: Mod
     assert sum(entry.num_images for entry in score.reliability) == NUM_IMAGES
 
 
-def test_the_comparison_counts_what_changed_against_the_first(tiny_model: ModelFolder, data: Path) -> None:
+def test_what_changed_is_counted_against_the_first_of_the_same_views(tiny_model: ModelFolder, data: Path) -> None:
     images: list[ImageResult] = []
     found = evaluate(tiny_model.path, data, ON_ORT, on_image=images.append)
-    assert found.scores[0].versus_first is None
-    for number, score in enumerate(found.scores[1:], start=1):
-        versus = score.versus_first
+    assert [str(score.configuration) for score in found.scores] == [
+        "onnxruntime fp32 1 view",
+        "onnxruntime fp32 10 views",
+        "onnxruntime fp16 1 view",
+        "onnxruntime fp16 10 views",
+    ]
+    assert found.scores[0].versus is None
+    for number, base in ((1, 0), (2, 0), (3, 1)):
+        score = found.scores[number]
+        versus = score.versus
         assert versus is not None
-        triples = [(image.label, image.answers[0].label, image.answers[number].label) for image in images]
+        assert versus.base == found.scores[base].configuration
+        triples = [(image.label, image.answers[base].label, image.answers[number].label) for image in images]
         assert versus.right_to_wrong == sum(first == true != other for true, first, other in triples)
         assert versus.wrong_to_right == sum(first != true == other for true, first, other in triples)
         assert versus.num_flips == sum(first != other for _, first, other in triples)
         assert versus.num_flips == versus.right_to_wrong + versus.wrong_to_right + versus.wrong_to_wrong
-        assert versus.difference_points == pytest.approx(score.top1.percent - found.scores[0].top1.percent)
+        assert versus.difference_points == pytest.approx(score.top1.percent - found.scores[base].top1.percent)
         assert versus.low_points < versus.difference_points < versus.high_points
         by_class = [(c.right_to_wrong, c.wrong_to_right, c.wrong_to_wrong) for c in versus.classes]
         assert sum(map(sum, by_class)) == versus.num_flips
-    assert found.scores[1].versus_first is not None
-    assert found.scores[1].versus_first.num_flips > 0
+    assert found.scores[1].versus is not None
+    assert found.scores[1].versus.num_flips > 0
 
 
 def test_each_image_is_decoded_once_for_all_configurations(
@@ -138,7 +146,7 @@ def test_backends_stand_beside_each_other_and_impossible_pairs_are_told(tiny_mod
     assert [note.split(" is left out")[0] for note in found.notes] == ["torch fp16", "onnxruntime bf16"]
     assert plans[0].notes == found.notes
     assert plans[0].num_images == NUM_IMAGES
-    versus = found.scores[1].versus_first
+    versus = found.scores[1].versus
     assert versus is not None
     assert versus.num_flips == 0
 
@@ -284,12 +292,12 @@ def test_the_fields_of_the_json_document_stay(tiny_model: ModelFolder, data: Pat
     score = found["scores"][1]
     assert list(score) == [
         *("configuration", "artifact", "top1", "top5", "calibration_error", "seconds", "images_per_second"),
-        *("versus_first", "worst_classes", "classes", "confusion", "reliability"),
+        *("versus", "worst_classes", "classes", "confusion", "reliability"),
     ]
     assert list(score["top1"]) == ["num_errors", "num_images", "percent", "low_percent", "high_percent"]
     assert list(score["confusion"][0]) == ["true", "predicted", "count"]
     assert list(score["reliability"][0]) == ["low", "high", "num_images", "confidence", "accuracy"]
-    assert list(score["versus_first"])[:3] == ["difference_points", "low_points", "high_points"]
+    assert list(score["versus"])[:3] == ["base", "difference_points", "low_points"]
     assert found["contract_sha256"] == tiny_model.spec().contract_sha256
     assert {"alexdeploy", "onnxruntime", "numpy"} <= set(found["versions"])
     json.dumps(found, allow_nan=False)

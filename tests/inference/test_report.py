@@ -87,7 +87,7 @@ def make_evaluation(classes: tuple[str, ...], num_configurations: int = 2, num_i
     for tally in tallies:
         tally.add_broken(0)
     scores = tuple(
-        tally.score(name, artifact="c0ffee", names=classes, seconds=2.0, is_first=name is named[0])
+        tally.score(name, artifact="c0ffee", names=classes, seconds=2.0, base=None if name is named[0] else named[0])
         for tally, name in zip(tallies, named, strict=True)
     )
     return Evaluation(
@@ -196,7 +196,7 @@ def test_an_evaluation_without_errors_or_without_answers_has_a_report(tmp_path: 
     else:
         tally.add_broken(0)
     name = Configuration(backend="torch", precision="fp32", num_views=1)
-    score = tally.score(name, artifact="c0", names=("a", "b"), seconds=0.0, is_first=True)
+    score = tally.score(name, artifact="c0", names=("a", "b"), seconds=0.0, base=None)
     found = dataclasses.replace(make_evaluation(("a", "b")), scores=(score,), broken=(), num_broken=0)
     Page(write(found, tmp_path / "r.html"))
 
