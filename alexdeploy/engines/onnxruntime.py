@@ -9,12 +9,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import DeviceError, DeviceMemoryError, UsageError, first_line
+from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.export.graphs import deploy, load_graph
+from alexdeploy.export.runner import device_error
 
 _PROVIDER = "CPUExecutionProvider"
+_MEMORY_CURE = "Use a smaller --batch-size."
 
 
 def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngine:
@@ -58,7 +60,7 @@ class OnnxRuntimeEngine:
         try:
             self._session = onnxruntime.InferenceSession(self._content, options, providers=[_PROVIDER])
         except Exception as exc:
-            raise _device_error(exc) from exc
+            raise device_error(exc, _MEMORY_CURE) from exc
         self._content = None
         return self
 
@@ -75,13 +77,5 @@ class OnnxRuntimeEngine:
         try:
             probabilities, view_classes = self._session.run(["probabilities", "view_classes"], {"images": images})
         except Exception as exc:
-            raise _device_error(exc) from exc
+            raise device_error(exc, _MEMORY_CURE) from exc
         return Predictions(probabilities, view_classes)
-
-
-def _device_error(exc: Exception) -> DeviceError:
-    # ONNX Runtime's own exceptions have no common base short of Exception.
-    text = first_line(exc)
-    if "allocate" in text.lower() or "bad_alloc" in text:
-        return DeviceMemoryError(f"ONNX Runtime ran out of memory: {text}", cure="Use a smaller --batch-size.")
-    return DeviceError(f"ONNX Runtime failed: {text}")

@@ -1,0 +1,66 @@
+"""Photographs to check a model on: those that are named, else its training data, else rendered pictures."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from alexdeploy.core.spec import ModelSpec
+from alexdeploy.images.shapes import CLASSES, render_image
+from alexdeploy.images.sources import Source, iter_sources
+
+MOST_SOURCES = 100_000
+"""Of what lies behind a name, so many are looked at: in a larger folder, the first ones."""
+
+
+class Picked(NamedTuple):
+    """`origin` says where `sources` are from; `num_found` counts what was there before some were picked."""
+
+    origin: str
+    num_found: int
+    sources: list[Source]
+
+
+def pick_sources(named: Sequence[str] | None, spec: ModelSpec, count: int, *, num_spare: int = 0) -> Picked:
+    """Pick at most `count` images that lie evenly over all, so that they are of several classes.
+
+    `named` is what `iter_sources` takes, and is told even if none of it can be read; None takes the folder that the
+    model was trained on if it is here and holds an image, else pictures rendered now. Of training data `num_spare`
+    more are picked, to take the places of those that cannot be read.
+    """
+    if named:
+        return Picked(", ".join(named), *_spread(iter_sources(named), count))
+    trained_on = str(spec.provenance.get("data") or "")
+    if trained_on and Path(trained_on).is_dir():
+        # The name comes from spec.json, whoever wrote that: behind a folder it is never a list or standard input.
+        found = iter_sources([os.path.join(os.curdir, trained_on)])
+        picked = Picked(trained_on, *_spread(found, count + num_spare))
+        if any(source.problem is None for source in picked.sources):
+            return picked
+    return Picked("rendered pictures", count, [_rendered(index) for index in range(count)])
+
+
+def _spread(sources: Iterable[Source], count: int) -> tuple[int, list[Source]]:
+    """How many there are, and `count` of them that lie evenly over all; at most 2 `count` are held."""
+    kept: list[Source] = []
+    step, total = 1, 0
+    for source in islice(sources, MOST_SOURCES):
+        if total % step == 0:
+            kept.append(source)
+        total += 1
+        if len(kept) > 2 * count:
+            kept, step = kept[::2], 2 * step
+    number = min(count, len(kept))
+    return total, [kept[(2 * index + 1) * len(kept) // (2 * number)] for index in range(number)]
+
+
+def _rendered(index: int) -> Source:
+    buffer = io.BytesIO()
+    render_image(index % len(CLASSES), np.random.default_rng(index)).save(buffer, "PNG")
+    return Source(name=f"rendered picture {index}", data=buffer.getvalue())
