@@ -68,6 +68,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
+def count(number: int, noun: str) -> str:
+    """A number and what it counts: "1 image", "1,200 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout. A number that is not finite, for which JSON has no word, is null."""
     is_unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")

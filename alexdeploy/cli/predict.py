@@ -184,11 +184,7 @@ def _open_sink(output: Path | None, stdout: BinaryIO) -> Iterator[Callable[[byte
 
 
 def _describe(info: EngineInfo) -> str:
-    return f"{info.backend} {info.precision}, {_count(info.num_views, 'view')}, artifact {info.artifact[:12]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{info.backend} {info.precision}, {out.count(info.num_views, 'view')}, artifact {info.artifact[:12]}"
 
 
 class _Report:
@@ -226,6 +222,6 @@ class _Report:
         rate = self.num_rows / max(time.monotonic() - self._began, 1e-9)
         kept = f", {self.num_kept} of them from before" if self.num_kept else ""
         out.note(
-            f"{_count(self.num_rows + self.num_kept, 'image')}{kept}, {_count(self.num_errors, 'error')}, "
+            f"{out.count(self.num_rows + self.num_kept, 'image')}{kept}, {out.count(self.num_errors, 'error')}, "
             f"{rate:,.1f} images/s, {_describe(info)}"
         )
