@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, Optional, TypeVar, cast, get_args
 
 import typer
@@ -14,16 +14,14 @@ from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from alexdeploy.engines.base import NumViews
-    from alexdeploy.inference.verify import Agreement, NetworkReport, Verification
+    from alexdeploy.inference.agreement import Agreement, EngineReport, NetworkReport, Verification
 
 _Name = TypeVar("_Name", bound=str)
-_FIGURES = ("flips", "top 5", "margin, most", "mean err", "max err")
-"""Of each row. The margins are the median and the largest of the flips."""
-_WORDS = ("precision", "backend", "layer", "")
-"""Columns that are set to the left."""
+_SHORT_WORDS = ("graph", "backend", "precision", "verdict")
+_WORDS = (*_SHORT_WORDS, "layer", "jumps at")
+"""Columns that are set to the left. In an imported graph a layer may have a long name, which is folded."""
 
 
 def verify(
@@ -48,8 +46,14 @@ def verify(
         int, typer.Option(min=1, help="Most images that are used; they lie evenly over all that are named.")
     ] = 64,
     max_flips: Annotated[
-        float, typer.Option(min=0, max=100, metavar="PERCENT", help="Answers that may differ from the reference's.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            metavar="PERCENT",
+            help="Answers that may differ from the reference's. Default: 1, but always those of one image.",
+        ),
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Print the error of every layer as well.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -114,72 +118,104 @@ def _names(option: str, text: str | None, known: tuple[_Name, ...]) -> tuple[_Na
 def _print(found: Verification, console: Console, *, with_layers: bool) -> None:
     from rich.text import Text
 
-    from alexdeploy.inference.verify import FLOORS, JUMP, REFERENCE_NAMES, describe
+    from alexdeploy.inference.agreement import FLOORS, JUMP, REFERENCE_NAMES
 
     def line(text: str, style: str = "") -> None:
         console.print(Text(output.printable(text), style), soft_wrap=True)
 
-    line(f"{_count(found.num_images, 'image')} of {found.images}, {_count(found.num_views, 'view')} each")
+    images = f"{output.count(found.num_images, 'image')} of {found.images}"
+    line(f"{images}, {output.count(found.num_views, 'view')} each")
     if found.networks:
-        line(f"\nNetworks in ONNX Runtime against {REFERENCE_NAMES[found.reference]}: logits of each view", "bold")
-        networks = [
-            (each.precision, *_figures(each.agreement), _error(each.agreement.relative_error), each.jump or "-")
-            for each in found.networks
-        ]
-        console.print(_table(("precision", *_FIGURES, "relative", "jumps at"), networks))
+        title = f"Graphs, each alone in ONNX Runtime against {REFERENCE_NAMES[found.reference]}: logits of a view"
+        line(f"\n{title}; relative: to the largest logit", "bold")
+        _print_rows(console, [_graph_cells(report) for report in found.networks])
     if found.engines:
-        line(f"\nEngines against {found.reference} fp32: probabilities of each image", "bold")
-        engines = [(each.precision, each.backend, *_figures(each.agreement)) for each in found.engines]
-        console.print(_table(("precision", "backend", *_FIGURES), engines))
+        title = f"Engines, from pixels to probabilities, against {found.reference} fp32: probabilities of an image"
+        line(f"\n{title}", "bold")
+        _print_rows(console, [_engine_cells(report) for report in found.engines])
     if with_layers and found.networks:
-        line("\nLayers: RMS of the error over RMS of the output, largest error over largest output", "bold")
-        console.print(_layers(found.networks))
-        floors = ", ".join(f"{precision} {floor:g}" for precision, floor in FLOORS.items())
-        line(f"< the error jumps: first RMS above the floor ({floors}) and {JUMP:g} times all before it")
+        line("\nLayers of the graphs: RMS of the error over RMS of the output, and largest over largest", "bold")
+        _print_rows(console, _layer_cells(found.networks))
     line("")
-    for report in found.reports:
-        line(describe(report), "red" if report.failure else "")
+    if any(report.agreement.num_flips for report in found.reports):
+        line("flips: answers that are not the reference's")
+        line("margins: how much more probable it held its own answer, median and most of the flips; near 0 a coin toss")
+    if any(report.jump for report in found.networks):
+        floors = ", ".join(f"{precision} {floor:g}" for precision, floor in FLOORS.items())
+        line(f"jumps at: the first layer whose RMS error is above rounding ({floors})")
+        line(f"          and {JUMP:g} times that of every layer before it: look there first; --layers marks it with >")
+    total, num_failed = output.count(len(found.reports), "comparison"), len(found.failures)
+    verdict = f"{num_failed} of {total} failed" if num_failed else f"{total}, none failed"
+    line(f"{verdict}; {found.max_flips:.3g} % of the answers may differ", "red" if num_failed else "")
 
 
-def _figures(agreement: Agreement) -> tuple[str, ...]:
-    flips = f"{agreement.num_flips}/{agreement.num_rows}"
+def _graph_cells(report: NetworkReport) -> dict[str, str]:
+    return {
+        "graph": report.artifact,
+        **_figures(report.agreement),
+        "relative": _error(report.agreement.relative_error),
+        "jumps at": report.jump or "",
+        "verdict": "FAILS" if report.failure else "ok",
+    }
+
+
+def _engine_cells(report: EngineReport) -> dict[str, str]:
+    return {
+        "backend": report.backend,
+        "precision": report.precision,
+        **_figures(report.agreement),
+        "verdict": "FAILS" if report.failure else "ok",
+    }
+
+
+def _figures(agreement: Agreement) -> dict[str, str]:
+    flips, margins, overlap = f"{agreement.num_flips} of {agreement.num_rows}", "", ""
     if agreement.num_non_finite:
-        flips += f", {agreement.num_non_finite} not finite"
-    margins = "-"
+        flips = f"{agreement.num_non_finite} of {agreement.num_rows} not finite"
+    elif agreement.num_flips:
+        flips += f" ({100 * agreement.num_flips / agreement.num_rows:.2f} %)"
     if agreement.median_margin is not None and agreement.max_margin is not None:
         margins = f"{agreement.median_margin:.2g}, {agreement.max_margin:.2g}"
-    overlap = "-" if agreement.top5_overlap is None else f"{100 * agreement.top5_overlap:.1f} %"
-    return (flips, overlap, margins, _error(agreement.mean_error), _error(agreement.max_error))
+    if agreement.top5_overlap is not None:
+        overlap = f"{100 * agreement.top5_overlap:.1f} %"
+    return {
+        "flips": flips,
+        "margins": margins,
+        "top 5 kept": overlap,
+        "mean error": _error(agreement.mean_error),
+        "max error": _error(agreement.max_error),
+    }
 
 
 def _error(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1e}"
+    return "" if value is None else f"{value:.1e}"
 
 
-def _layers(reports: Sequence[NetworkReport]) -> Table:
+def _layer_cells(reports: Sequence[NetworkReport]) -> list[dict[str, str]]:
     columns = [{layer.name: layer for layer in report.layers} for report in reports]
     rows = []
     for name in dict.fromkeys(name for column in columns for name in column):
-        cells = [name]
+        cells = {"layer": name}
         for report, column in zip(reports, columns, strict=True):
             layer = column.get(name)
-            mark = "<" if name == report.jump else ""
-            cells += ["-", "-", ""] if layer is None else [_error(layer.rms_error), _error(layer.max_error), mark]
+            mark = "> " if name == report.jump else ""
+            cells[f"{report.precision} RMS"] = "" if layer is None else mark + _error(layer.rms_error)
+            cells[f"{report.precision} max"] = "" if layer is None else _error(layer.max_error)
         rows.append(cells)
-    return _table(("layer", *(title for each in reports for title in (each.precision, "largest", ""))), rows)
+    return rows
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def _print_rows(console: Console, rows: Sequence[dict[str, str]]) -> None:
+    """A table with a column for each key; one in which no row has anything to say is left out."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in header:
-        table.add_column(name, justify="left" if name in _WORDS else "right", overflow="fold")
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    for name in names:
+        justify: Literal["left", "right"] = "left" if name in _WORDS else "right"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in _SHORT_WORDS)
     for row in rows:
-        table.add_row(*(Text(output.printable(cell)) for cell in row))
-    return table
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+        style = "red" if row.get("verdict") == "FAILS" else ""
+        table.add_row(*(Text(output.printable(row[name]) or "-") for name in names), style=style)
+    console.print(table)

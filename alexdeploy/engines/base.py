@@ -74,8 +74,22 @@ _PACKAGES: dict[Backend, tuple[str, str]] = {
 }
 """Backend -> (package it needs, extra that installs it)."""
 
-_GRAPH_BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
-"""Those that run ONNX graphs, the faster one first."""
+_PRECISIONS: dict[Backend, tuple[Precision, ...]] = {
+    "openvino": ("fp32", "fp16", "bf16", "int8"),
+    "onnxruntime": ("fp32", "fp16", "int8"),
+    "torch": ("fp32", "bf16"),
+}
+"""What each backend can run, the best backend first. PyTorch reads weights, the others ONNX graphs."""
+
+
+def is_installed(backend: Backend) -> bool:
+    """Whether the backend's package is there; it is not imported."""
+    return importlib.util.find_spec(_PACKAGES[backend][0]) is not None
+
+
+def can_run(backend: Backend, precision: Precision) -> bool:
+    """Whether the backend has this arithmetic, and so PyTorch none that is a property of an ONNX graph."""
+    return precision in _PRECISIONS[backend]
 
 
 def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
@@ -85,14 +99,14 @@ def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
     those is installed.
     """
     has_graph = folder.onnx_path("fp32" if precision == "bf16" else precision).is_file()
-    readers = [backend for backend in _GRAPH_BACKENDS if _is_installed(backend)]
-    fitting = [backend for backend in readers if (backend, precision) != ("onnxruntime", "bf16")]
-    if has_graph and fitting:
-        return fitting[0]
-    if precision in ("fp32", "bf16") and folder.weights_path.is_file() and _is_installed("torch"):
-        return "torch"
-    if readers:
-        return readers[0]
+    installed = [backend for backend in _PRECISIONS if is_installed(backend)]
+    for backend in installed:
+        has_artifact = folder.weights_path.is_file() if backend == "torch" else has_graph
+        if has_artifact and can_run(backend, precision):
+            return backend
+    for backend in installed:
+        if backend != "torch":
+            return backend
     raise DeviceError(
         "no backend that can run this model is installed", cure="Install one: pip install 'alexdeploy[cpu]'"
     )
@@ -102,7 +116,7 @@ def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -
     """An engine for the model, not yet entered. Raises DeviceError when the backend's package is missing."""
     if backend not in _PACKAGES:
         raise UsageError(f"no backend is called {backend!r}", cure=f"Backends: {', '.join(_PACKAGES)}")
-    if not _is_installed(backend):
+    if not is_installed(backend):
         package, extra = _PACKAGES[backend]
         raise DeviceError(
             f"the {backend} backend needs the package {package}", cure=f"pip install 'alexdeploy[{extra}]'"
@@ -118,7 +132,3 @@ def check_images(images: NDArray[np.uint8], batch_size: int) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or not 1 <= len(images) <= batch_size:
         expected = f"uint8 [1..{batch_size}, {IMAGE_SIZE}, {IMAGE_SIZE}, 3]"
         raise UsageError(f"images are {images.dtype} {list(images.shape)}, expected {expected}")
-
-
-def _is_installed(backend: Backend) -> bool:
-    return importlib.util.find_spec(_PACKAGES[backend][0]) is not None

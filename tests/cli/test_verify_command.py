@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from helpers import smooth_images
+from helpers import make_model, write_pictures
 from onnx import numpy_helper
-from PIL import Image
 from program import Run
 
 from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.export.export import ExportOptions, export_model
 
 QUICK = ("--precision", "fp16", "--backend", "onnxruntime")
 
@@ -24,9 +25,7 @@ def run(program: Run, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) 
     """`alexdeploy verify` in this process, where models/tiny is, and a folder of eight pictures beside it."""
     monkeypatch.chdir(tiny_model.path.parents[1])
     monkeypatch.delenv("COLUMNS", raising=False)
-    Path("pictures").mkdir()
-    for index, image in enumerate(smooth_images(8)):
-        Image.fromarray(image).save(f"pictures/{index}.png")
+    write_pictures(Path("pictures"), 8)
     return partial(program, "verify")
 
 
@@ -39,23 +38,27 @@ def break_fp16(folder: ModelFolder) -> None:
     folder.onnx_path("fp16").write_bytes(model.SerializeToString())
 
 
-def test_a_row_for_each_artifact_and_backend_and_a_sentence_on_each(run: Run) -> None:
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of each row of the tables, by its first words."""
+    cells = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+    return {" ".join(row[: 2 if row[0] == "onnxruntime" else 1]): row for row in cells if len(row) > 2}
+
+
+def test_a_row_for_each_graph_and_engine_with_its_verdict(run: Run) -> None:
     result = run("tiny", "pictures", "--backend", "onnxruntime")
     assert result.exit_code == 0
-    assert result.stdout.startswith("8 images of pictures, 1 view each\n")
-    lines = [line.split() for line in result.stdout.splitlines()]
-    assert [line[:4] for line in lines if line[:1] in (["fp32"], ["fp16"])] == [
-        ["fp32", "0/8", "-", "-"],
-        ["fp16", "0/8", "-", "-"],
-        ["fp32", "onnxruntime", "0/8", "-"],
-        ["fp16", "onnxruntime", "0/8", "-"],
-    ]
-    assert [line.split(";")[0] for line in result.stdout.splitlines()[-4:]] == [
-        "model.onnx: 0 of 8 answers differ",
-        "model.fp16.onnx: 0 of 8 answers differ",
-        "model.onnx on onnxruntime: 0 of 8 answers differ",
-        "model.fp16.onnx on onnxruntime: 0 of 8 answers differ",
-    ]
+    lines = result.stdout.splitlines()
+    assert lines[0] == "8 images of pictures, 1 view each"
+    assert lines[-1] == "4 comparisons, none failed; 12.5 % of the answers may differ"
+    table = rows(result.stdout)
+    assert table["graph"][:3] == ["graph", "flips", "mean error"]
+    assert table["backend"] == ["backend", "precision", "flips", "mean error", "max error", "verdict"]
+    # Nothing flips, and five classes are always all among the best five: there is nothing to say of that.
+    assert "margins" not in result.stdout
+    assert "top 5" not in result.stdout
+    for row in ("model.onnx", "model.fp16.onnx", "onnxruntime fp32", "onnxruntime fp16"):
+        assert "0 of 8" in table[row]
+        assert table[row][-1] == "ok"
     assert result.stderr == (
         "model models/tiny\n"
         "  reading 8 of 8 images of pictures\n"
@@ -69,17 +72,35 @@ def test_a_row_for_each_artifact_and_backend_and_a_sentence_on_each(run: Run) ->
 
 def test_a_graph_with_other_answers_fails_after_the_report(run: Run, tiny_model: ModelFolder) -> None:
     break_fp16(tiny_model)
-    result = run("tiny", "pictures", *QUICK)
+    result = run("tiny", "pictures", *QUICK, "--max-flips", "1")
     assert result.exit_code == 4
-    verdicts = [line for line in result.stdout.splitlines() if line.startswith("model.fp16.onnx")]
-    assert len(verdicts) == 2
-    assert all(line.endswith("allowed: 1 %; the error jumps at conv3") for line in verdicts)
-    assert f"error: {verdicts[0]}\n{verdicts[1]}\n" in result.stderr
-    assert result.stderr.endswith(
-        "Make fp16 again: alexdeploy export models/tiny --fp16\n"
-        "One answer of 8 is more than 1 %: --num-images takes more of them.\n"
-    )
+    assert result.stdout.endswith("2 of 2 comparisons failed; 1 % of the answers may differ\n")
+    table = rows(result.stdout)
+    assert table["graph"][-2:] == ["jumps at", "verdict"]
+    assert table["model.fp16.onnx"][-2:] == ["conv3", "FAILS"]
+    assert table["onnxruntime fp16"][-1] == "FAILS"
+    assert re.fullmatch(r"[1-8] of 8 \([\d.]+ %\)", table["onnxruntime fp16"][2])
+    messages = result.stderr.splitlines()[-4:]
+    assert messages[0].startswith("error: model.fp16.onnx: ")
+    assert messages[1].startswith("model.fp16.onnx on onnxruntime: ")
+    assert all(message.endswith("allowed: 1 %; the error jumps at conv3") for message in messages[:2])
+    assert messages[2:] == [
+        "Make fp16 again: alexdeploy export models/tiny --fp16",
+        "One answer of 8 is more than 1 %: --num-images takes more of them.",
+    ]
     assert run("tiny", "pictures", *QUICK, "--max-flips", "100").exit_code == 0
+
+
+def test_the_widest_tables_fit_120_columns(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_model(tmp_path / "models" / "twelve", num_classes=12)
+    export_model(folder, ExportOptions(fp16=True))
+    break_fp16(folder)
+    wide = run("twelve", "pictures", "--views", "10", "--layers", "--max-flips", "100").stdout
+    assert "top 5 kept" in wide
+    assert "margins" in wide
+    assert max(map(len, wide.splitlines())) <= 120
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run("twelve", "pictures", "--views", "10", "--layers", "--max-flips", "100").stdout == wide
 
 
 def test_json_has_everything_also_when_answers_differ(run: Run, tiny_model: ModelFolder) -> None:
@@ -87,7 +108,7 @@ def test_json_has_everything_also_when_answers_differ(run: Run, tiny_model: Mode
     result = run("tiny", "pictures", *QUICK, "--views", "10", "--json")
     assert result.exit_code == 4
     found = json.loads(result.stdout)
-    assert (found["reference"], found["num_images"], found["num_views"], found["max_flips"]) == ("torch", 8, 10, 1.0)
+    assert (found["reference"], found["num_images"], found["num_views"], found["max_flips"]) == ("torch", 8, 10, 12.5)
     (network,), (engine,) = found["networks"], found["engines"]
     assert (network["artifact"], network["jump"]) == ("model.fp16.onnx", "conv3")
     assert (network["agreement"]["num_rows"], engine["agreement"]["num_rows"]) == (80, 8)
@@ -100,25 +121,25 @@ def test_layers_are_printed_on_request_with_a_mark_at_the_jump(run: Run, tiny_mo
     break_fp16(tiny_model)
     options = ("tiny", "pictures", "--backend", "torch", "--max-flips", "100")
     assert "conv2 " not in run(*options).stdout
-    rows = {line.split()[0]: line for line in run(*options, "--layers").stdout.splitlines() if line}
-    assert [name for name in rows if name in ("conv1", "norm2", "fc8")] == ["conv1", "norm2", "fc8"]
-    assert [name for name, row in rows.items() if row.endswith(" <")] == ["conv3"]
+    layers = {line.split()[0]: line for line in run(*options, "--layers").stdout.splitlines() if line}
+    assert [name for name in layers if name in ("conv1", "norm2", "fc8")] == ["conv1", "norm2", "fc8"]
+    assert [name for name, row in layers.items() if " > " in row] == ["conv3"]
 
 
 def test_images_that_cannot_be_read_are_warned_of_by_name(run: Run, tiny_model: ModelFolder) -> None:
-    Path("pictures/3.png").write_bytes(b"no picture")
+    Path("pictures/003.png").write_bytes(b"no picture")
     result = run("tiny", "pictures", *QUICK)
     assert result.exit_code == 3
-    assert "warning: pictures/3.png: not an image of a kind that is read here" in result.stderr
+    assert "warning: pictures/003.png: not an image of a kind that is read here" in result.stderr
     assert result.stdout.startswith("7 images of pictures, 1 view each\n")
     break_fp16(tiny_model)
     assert run("tiny", "pictures", *QUICK).exit_code == 4
 
 
 def test_several_inputs_can_be_named(run: Run) -> None:
-    result = run("tiny", "pictures/1.png", "pictures/2.png", *QUICK)
+    result = run("tiny", "pictures/001.png", "pictures/002.png", *QUICK)
     assert result.exit_code == 0
-    assert result.stdout.startswith("2 images of pictures/1.png, pictures/2.png, 1 view each\n")
+    assert result.stdout.startswith("2 images of pictures/001.png, pictures/002.png, 1 view each\n")
 
 
 def test_nothing_named_is_the_newest_model_on_rendered_pictures(run: Run) -> None:
