@@ -15,20 +15,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alexdeploy.core.artifacts import ModelFolder, find_model
     from alexdeploy.core.errors import AlexDeployError
+    from alexdeploy.export.calibrate import calibrate
     from alexdeploy.export.export import ExportOptions, export_model
+    from alexdeploy.inference.evaluate import EvaluateOptions, evaluate
     from alexdeploy.inference.predict import Predictor
+    from alexdeploy.inference.verify import VerifyOptions, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AlexDeployError": "alexdeploy.core.errors",
+    "EvaluateOptions": "alexdeploy.inference.evaluate",
     "ExportOptions": "alexdeploy.export.export",
     "ModelFolder": "alexdeploy.core.artifacts",
     "Predictor": "alexdeploy.inference.predict",
+    "VerifyOptions": "alexdeploy.inference.verify",
+    "calibrate": "alexdeploy.export.calibrate",
+    "evaluate": "alexdeploy.inference.evaluate",
     "export_model": "alexdeploy.export.export",
     "find_model": "alexdeploy.core.artifacts",
+    "verify": "alexdeploy.inference.verify",
 }
-__all__ = ["AlexDeployError", "ExportOptions", "ModelFolder", "Predictor", "export_model", "find_model"]
+__all__ = [
+    "AlexDeployError",
+    "EvaluateOptions",
+    "ExportOptions",
+    "ModelFolder",
+    "Predictor",
+    "VerifyOptions",
+    "calibrate",
+    "evaluate",
+    "export_model",
+    "find_model",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

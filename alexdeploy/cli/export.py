@@ -111,6 +111,9 @@ def _print_half_layers(layers: tuple[HalfLayer, ...]) -> None:
     table.add_column("runs in")
     table.add_column("why")
     for layer in layers:
+        # It only gives what it reads another shape.
+        if layer.op == "Reshape":
+            continue
         limit = f"{layer.share:.1%}" + (" of 255" if layer.op == "LRN" else "")
         table.add_row(output.printable(layer.layer), f"{layer.largest:.4g}", limit, layer.precision, layer.reason)
     with output.page() as console:

@@ -73,9 +73,8 @@ def quantize(
     ranges = _ranges(folder, spec, graph, calibration_images, on_step)
     thresholds = {name: tensor.threshold for name, tensor in ranges.tensors.items()}
     images, labels, measured_on = _images(spec, ranges, budget)
-    on_step(
-        f"measuring on {len(images)} images of {measured_on}" + (", with their labels" if labels is not None else "")
-    )
+    what = "changed answers" if labels is None else "top-1 error"
+    on_step(f"measuring {what} on {len(images)} images of {measured_on}")
     judge = Judge(graph.model, spec, folder.mean_image(spec), ranges.num_views, images, labels)
 
     def convert(keep: Collection[str]) -> onnx.ModelProto:
@@ -126,7 +125,7 @@ def _ranges(
     ranges = measure(folder, spec, graph, images, load_calibration())
     write_ranges(path, ranges)
     on_step(f"wrote {path}: {ranges.num_images} images, method {ranges.method}")
-    for warning in ranges.warnings:
+    for warning in (*ranges.warnings, *(f"{name} was left out: {why}" for name, why in ranges.skipped.items())):
         on_step(f"warning: {warning}")
     return ranges
 

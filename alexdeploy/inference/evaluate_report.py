@@ -279,8 +279,8 @@ def _flips(found: Evaluation) -> list[str]:
     axes.grid(axis="y", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     caption = (
-        "Images whose answer differs from that of the configuration named below it. Bars of the same length to both sides cancel in "
-        "the error, and are changed answers nevertheless; --output FILE names each image."
+        "Images whose answer differs from that of the configuration named below it. Bars of the same length to both "
+        "sides cancel in the error, and are changed answers nevertheless; --output FILE names each image."
     )
     parts = [report.figure(drawn, title="Answers that changed", caption=caption)]
     changed = [

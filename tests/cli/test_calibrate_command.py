@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from helpers import write_pictures
+from program import Run
+
+from alexdeploy.core.artifacts import ModelFolder
+
+
+@pytest.fixture
+def run(program: Run, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`alexdeploy` in this process, where models/tiny and 40 pictures/ are."""
+    root = tiny_model.path.parents[1]
+    monkeypatch.chdir(root)
+    write_pictures(root / "pictures", 40)
+    return program
+
+
+def test_ranges_are_written_and_printed_and_the_next_command_is_named(run: Run) -> None:
+    result = run("calibrate", "tiny", "pictures")
+    assert result.exit_code == 0
+    assert Path("calibration/tiny.ranges.json").is_file()
+    rows = {line.split()[1]: line for line in result.stdout.splitlines() if line.startswith("│")}
+    assert {"images", "conv1", "norm1", "fc8", "logits"} - set(rows) == {"fc8"}
+    assert "ranges by mse on 40 images" in result.stdout
+    assert "wrote calibration/tiny.ranges.json: 40 images, key " in result.stderr
+    assert "next: alexdeploy export models/tiny --int8" in result.stderr
+    assert "warning" not in result.stderr
+
+
+def test_options_overrule_the_defaults_and_json_is_the_file(run: Run) -> None:
+    options = ("--num-images", "3", "--method", "percentile", "--percentile", "99", "--views", "10", "--seed", "7")
+    result = run("calibrate", "tiny", "pictures", *options, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == json.loads(Path("calibration/tiny.ranges.json").read_text())
+    found = json.loads(result.stdout)
+    assert (found["num_images"], found["method"], found["percentile"]) == (3, "percentile", 99.0)
+    assert (found["num_views"], found["seed"]) == (10, 7)
+    assert "warning: 3 different images are few" in result.stderr
+
+
+def test_a_broken_image_is_warned_about_and_the_exit_code_is_3(run: Run) -> None:
+    Path("pictures/000.png").write_bytes(b"broken")
+    result = run("calibrate", "tiny", "pictures")
+    assert result.exit_code == 3
+    assert "warning: pictures/000.png was left out: " in result.stderr
+    assert json.loads(Path("calibration/tiny.ranges.json").read_text())["num_images"] == 39
+
+
+def test_no_images_are_an_error_with_a_cure(run: Run) -> None:
+    Path("empty").mkdir()
+    result = run("calibrate", "tiny", "empty")
+    assert result.exit_code == 3
+    assert "no images to calibrate on" in result.stderr
+    assert "labels are not needed" in result.stderr
+
+
+def test_int8_from_one_command_runs_everywhere_and_each_row_says_so(run: Run) -> None:
+    result = run("export", "tiny", "--int8", "--calibrate", "pictures", "--max-drop", "50")
+    assert result.exit_code == 0
+    assert "wrote calibration/tiny.ranges.json: 40 images, method mse" in result.stderr
+    assert "wrote models/tiny/model.int8.onnx" in result.stderr
+    assert "every layer in INT8: " in result.stderr
+    assert "(allowed 50; " in result.stderr
+    assert "INT8: what each layer costs alone" in result.stdout
+    for backend in ("openvino", "onnxruntime"):
+        rows = run("predict", "pictures", "--precision", "int8", "--backend", backend, "--tencrop")
+        assert rows.exit_code == 0
+        found = [json.loads(line) for line in rows.stdout.splitlines()]
+        assert len(found) == 40
+        assert {(row["backend"], row["precision"]) for row in found} == {(backend, "int8")}
+    refused = run("predict", "pictures", "--precision", "int8", "--backend", "torch")
+    assert refused.exit_code == 2
+    assert "int8 is an ONNX graph" in refused.stderr
+
+
+def test_without_a_budget_the_ranking_is_left_out_where_all_of_it_holds(run: Run) -> None:
+    assert run("calibrate", "tiny", "pictures").exit_code == 0
+    result = run("export", "tiny", "--int8", "--json")
+    found = {item["precision"]: item for item in json.loads(result.stdout)}
+    int8 = found["int8"]["quantization"]
+    assert found["fp32"]["quantization"] is None
+    assert int8["measured_on"] == "pictures"
+    assert int8["budget"] == 2.5
+    assert int8["ranges_path"] == "calibration/tiny.ranges.json"
+    assert int8["choice"]["drop"]["num_images"] == 40
+    assert (int8["ranking"] == []) == (int8["choice"]["num_trials"] == 1)
+
+
+def test_a_budget_on_labelled_images_is_points_of_error(run: Run) -> None:
+    for index, path in enumerate(sorted(Path("pictures").iterdir())):
+        target = Path("labelled") / f"class-{index % 5}" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    result = run("export", "--int8", "--calibrate", "labelled", "--labelled", "labelled", "--max-drop", "30")
+    assert result.exit_code == 0
+    assert "measuring top-1 error on 40 images of labelled" in result.stderr
+    assert "points of top-1 error on 40 images of labelled" in result.stderr
+
+
+@pytest.mark.parametrize("option", [("--calibrate", "pictures"), ("--max-drop", "1"), ("--labelled", "pictures")])
+def test_options_of_int8_need_int8(run: Run, option: tuple[str, str]) -> None:
+    result = run("export", "tiny", *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} is for --int8" in result.stderr
+
+
+def test_int8_before_calibration_names_the_command(run: Run) -> None:
+    result = run("export", "tiny", "--int8")
+    assert result.exit_code == 4
+    assert "no measured ranges at calibration/tiny.ranges.json" in result.stderr
+    assert "alexdeploy export MODEL --int8 --calibrate IMAGES" in result.stderr
+    result = run("predict", "pictures", "--precision", "int8")
+    assert result.exit_code == 4
+    assert "Make it: alexdeploy export models/tiny --int8" in result.stderr
+
+
+def test_fp16_prints_how_near_each_layer_is_to_the_limit(run: Run) -> None:
+    result = partial(run, "export", "--fp16")()
+    assert result.exit_code == 0
+    lines = {line.split()[1]: line for line in result.stdout.splitlines() if line.startswith("│")}
+    assert "of 255" in lines["norm1"]
+    assert "fp32" in lines["norm1"]
+    assert "square" in lines["norm1"]
+    assert "fp16" in lines["conv1"]
+    assert "norm1_split" not in lines
