@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from alexdeploy.cli import output as out
-from alexdeploy.cli.options import JsonOption
-from alexdeploy.core.errors import UsageError
+from alexdeploy.cli.options import JsonOption, pick
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from alexdeploy.inference.evaluate import Evaluation, ImageResult, Plan
     from alexdeploy.inference.scoring import Comparison, ErrorRate, Score
-
-_Value = TypeVar("_Value")
 
 _WIDE = 120
 """Columns of a terminal from which errors and their intervals stand in one line."""
@@ -80,9 +76,9 @@ def evaluate(
     from alexdeploy.inference.evaluate import evaluate as run_evaluate
 
     options = EvaluateOptions(
-        precisions=_pick("--precision", precision, get_args(Precision)),
-        views=_pick("--views", views, get_args(NumViews)),
-        backends=None if backend is None else _pick("--backend", backend, get_args(Backend)),
+        precisions=pick("--precision", precision, get_args(Precision)),
+        views=pick("--views", views, get_args(NumViews)),
+        backends=None if backend is None else pick("--backend", backend, get_args(Backend)),
         labels=labels,
         batch_size=batch_size,
         num_threads=threads,
@@ -110,22 +106,6 @@ def evaluate(
                 out.note(f"wrote {path}")
     if found.num_broken:
         raise typer.Exit(3)
-
-
-def _pick(option: str, text: str, known: Sequence[_Value]) -> tuple[_Value, ...]:
-    """The values in a list with commas, each once. Raises UsageError for one that is none of `known`."""
-    by_text = {str(value): value for value in known}
-    picked = []
-    for word in (word.strip() for word in text.split(",")):
-        if word not in by_text:
-            near = difflib.get_close_matches(word.lower(), by_text, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(
-                f"{option} {text}: found {word!r}, expected any of {', '.join(by_text)}{hint}",
-                cure=f"Several have commas between: {option} {','.join(list(by_text)[:2])}",
-            )
-        picked.append(by_text[word])
-    return tuple(dict.fromkeys(picked))
 
 
 class _Watcher:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional, TypeVar
 
 import typer
 
@@ -11,6 +13,8 @@ from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.core.artifacts import ModelFolder
+
+_Value = TypeVar("_Value")
 
 ModelArgument = Annotated[
     Optional[str],  # noqa: UP045 - typer reads the annotation at run time, also on Python 3.10
@@ -36,3 +40,19 @@ def model_folder(name: str) -> ModelFolder:
             f"--name {name!r} is not a name of a folder under {MODELS_FOLDER}/", cure="Give one without / in it."
         )
     return ModelFolder(MODELS_FOLDER / name)
+
+
+def pick(option: str, text: str, known: Sequence[_Value]) -> tuple[_Value, ...]:
+    """The values in a list with commas, each once. Raises UsageError for one that is none of `known`."""
+    by_text = {str(value): value for value in known}
+    picked = []
+    for word in (word.strip() for word in text.split(",")):
+        if word not in by_text:
+            near = difflib.get_close_matches(word.lower(), by_text, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(
+                f"{option} {text}: found {word!r}, expected any of {', '.join(by_text)}{hint}",
+                cure=f"Several have commas between: {option} {','.join(list(by_text)[:2])}",
+            )
+        picked.append(by_text[word])
+    return tuple(dict.fromkeys(picked))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Optional, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Optional, cast, get_args
 
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption, ModelArgument
-from alexdeploy.core.errors import UsageError
+from alexdeploy.cli.options import JsonOption, ModelArgument, pick
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from alexdeploy.engines.base import NumViews
     from alexdeploy.inference.agreement import Agreement, EngineReport, NetworkReport, Verification
 
-_Name = TypeVar("_Name", bound=str)
 _SHORT_WORDS = ("graph", "backend", "precision", "verdict")
 _WORDS = (*_SHORT_WORDS, "layer", "jumps at")
 """Columns that are set to the left. In an imported graph a layer may have a long name, which is folded."""
@@ -72,8 +70,8 @@ def verify(
     from alexdeploy.inference.verify import verify as run_verify
 
     options = VerifyOptions(
-        precisions=_names("--precision", precision, get_args(Precision)),
-        backends=_names("--backend", backend, get_args(Backend)),
+        precisions=None if precision is None else pick("--precision", precision, get_args(Precision)),
+        backends=None if backend is None else pick("--backend", backend, get_args(Backend)),
         num_views=cast("NumViews", int(views)),
         num_images=num_images,
         max_flips=max_flips,
@@ -102,17 +100,6 @@ def verify(
     found.check()
     if found.broken:
         raise typer.Exit(3)
-
-
-def _names(option: str, text: str | None, known: tuple[_Name, ...]) -> tuple[_Name, ...] | None:
-    """The names of a list like "fp32,fp16", each once; None if it is left out."""
-    if text is None:
-        return None
-    asked = dict.fromkeys(part.strip() for part in text.split(","))
-    for name in asked:
-        if name not in known:
-            raise UsageError(f"{option} names {name!r}", cure=f"It takes a list of: {', '.join(known)}")
-    return tuple(name for name in known if name in asked)
 
 
 def _print(found: Verification, console: Console, *, with_layers: bool) -> None:

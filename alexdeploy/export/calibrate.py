@@ -38,8 +38,8 @@ _SMALLEST_SPREAD = 0.02
 
 _PERCENTILES = (99.0, 99.9, 99.99, 99.999)
 _VIEWS_PER_BATCH = 10
-_COPIES = ("Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze", "Transpose", "Dropout")
-"""Operators whose output holds what their input holds."""
+_COPIES = ("Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze", "Transpose", "Dropout", "Constant")
+"""Operators whose output holds what their input holds, or nothing that images change."""
 
 
 class Photograph(NamedTuple):

@@ -55,7 +55,7 @@ def deployment_graph(
         planes = graph.shifted(graph.planes(spec))
     else:
         planes = graph.normalized(graph.planes(spec), spec, mean_image)
-    readers = [node for node in inside if names.get(node.input[0]) == VIEWS]
+    readers = [node for node in inside if VIEWS in (names.get(name) for name in node.input)]
     if [node.op_type for node in readers] == ["QuantizeLinear"]:
         # Quantizing and cutting commute: each pixel is quantized once, not once a view.
         (quantize,) = readers

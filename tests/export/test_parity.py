@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,8 @@ def test_a_failed_check_replaces_nothing(
         save_file(tensors, tiny_model.weights_path)
     before = {path.name: path.read_bytes() for path in tiny_model.path.iterdir()}
 
-    def ruined(model: onnx.ModelProto) -> onnx.ModelProto:
-        converted = to_fp16(model)
+    def ruined(model: onnx.ModelProto, keep: Collection[str]) -> onnx.ModelProto:
+        converted = to_fp16(model, keep)
         tensor = next(tensor for tensor in converted.graph.initializer if tensor.name == "conv2.weight")
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float16(2), "conv2.weight"))
         return converted
