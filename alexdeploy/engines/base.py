@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -15,25 +16,34 @@ from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.spec import IMAGE_SIZE, Precision
 
-Backend = Literal["openvino", "onnxruntime", "torch"]
+Backend = Literal["tensorrt", "openvino", "onnxruntime", "torch"]
 NumViews = Literal[1, 5, 10]
 
 
 class Predictions(NamedTuple):
-    """`probabilities` float32 [N, C], the mean over the views; `view_classes` int32 [N, V], each view's own answer."""
+    """`probabilities` float32 [N, C], the mean over the views; `view_classes` int32 [N, V], each view's own answer.
+
+    `errors` says of a row why it holds no answer: only an engine of several replicas gives any, for an image that
+    each of them fails on.
+    """
 
     probabilities: NDArray[np.float32]
     view_classes: NDArray[np.int32]
+    errors: Mapping[int, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:
-    """What to open. `batch_size` counts images, not views. `num_threads` None: all that the process may use."""
+    """What to open. `batch_size` counts images, not views. `num_threads` None: all that the process may use.
+
+    `device` is "cpu", or "cuda:0" and so on as the CUDA runtime of this process counts them.
+    """
 
     precision: Precision = "fp32"
     num_views: NumViews = 1
     batch_size: int = 8
     num_threads: int | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +78,7 @@ class Engine(Protocol):
 
 
 _PACKAGES: dict[Backend, tuple[str, str]] = {
+    "tensorrt": ("tensorrt", "gpu"),
     "openvino": ("openvino", "cpu"),
     "onnxruntime": ("onnxruntime", "cpu"),
     "torch": ("torch", "train"),
@@ -75,6 +86,7 @@ _PACKAGES: dict[Backend, tuple[str, str]] = {
 """Backend -> (package it needs, extra that installs it)."""
 
 _PRECISIONS: dict[Backend, tuple[Precision, ...]] = {
+    "tensorrt": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "fp16", "bf16", "int8"),
     "onnxruntime": ("fp32", "fp16", "int8"),
     "torch": ("fp32", "bf16"),
@@ -93,13 +105,13 @@ def can_run(backend: Backend, precision: Precision) -> bool:
 
 
 def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
-    """The first installed backend that can run the model: one that reads its ONNX graph, or PyTorch on its weights.
+    """The first installed backend that can run the model on the CPU: one that reads its ONNX graph, or PyTorch.
 
     If none can, the first that reads graphs, whose own error says what is missing. Raises DeviceError if none of
     those is installed.
     """
     has_graph = folder.onnx_path("fp32" if precision == "bf16" else precision).is_file()
-    installed = [backend for backend in _PRECISIONS if is_installed(backend)]
+    installed = [backend for backend in _PRECISIONS if backend != "tensorrt" and is_installed(backend)]
     for backend in installed:
         has_artifact = folder.weights_path.is_file() if backend == "torch" else has_graph
         if has_artifact and can_run(backend, precision):

@@ -272,9 +272,14 @@ class _Pipeline:
             images: Any = buffer[: len(batch)]
             np.stack([item.image for item in batch if item.image is not None], out=images)
             # An engine may give the same memory again with its next answer.
-            probabilities, view_classes = (np.array(part) for part in self._engine.run(images))
+            found = self._engine.run(images)
+            probabilities, view_classes = np.array(found.probabilities), np.array(found.view_classes)
             with self._lock:
                 for number, item in enumerate(batch):
+                    if number in found.errors:
+                        error = found.errors[number]
+                        self._outcomes[item.index] = Outcome(index=item.index, source=item.source, error=error)
+                        continue
                     self._outcomes[item.index] = Outcome(
                         index=item.index,
                         source=item.source,

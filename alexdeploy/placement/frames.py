@@ -1,0 +1,88 @@
+"""What goes over the pipes between a pool and its workers: a small header, and arrays as they lie in memory."""
+
+from __future__ import annotations
+
+import struct
+from typing import IO
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+_SIZES = struct.Struct("<IQ")
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """First of all to a worker: what to open."""
+
+    folder: str
+    backend: str
+    precision: str
+    num_views: int
+    batch_size: int
+    num_threads: int | None
+    device: str
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """From a worker when its engine is open: the fields of its EngineInfo."""
+
+    backend: str
+    device: str
+    precision: str
+    num_views: int
+    classes: tuple[str, ...]
+    artifact: str
+    batch_size: int
+    num_streams: int
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To a worker; the payload is uint8 [num_images, 256, 256, 3]."""
+
+    number: int
+    num_images: int
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """From a worker; the payload is float32 [num_images, num_classes], then int32 [num_images, num_views]."""
+
+    number: int
+    num_images: int
+    num_classes: int
+    num_views: int
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """From a worker: an exception of `core.errors` by its name. `number` is None where the engine could not open."""
+
+    number: int | None
+    kind: str
+    message: str
+    cure: str | None
+
+
+Header = Job | Ready | Batch | Answer | Failure
+
+
+def write_frame(pipe: IO[bytes], header: Header, *arrays: NDArray[np.generic]) -> None:
+    """Write and flush. Raises OSError (BrokenPipeError) when nobody reads."""
+    head = msgspec.msgpack.encode(header)
+    parts = [np.ascontiguousarray(array).view(np.uint8).data.cast("B") for array in arrays]
+    pipe.write(_SIZES.pack(len(head), sum(map(len, parts))))
+    pipe.write(head)
+    for part in parts:
+        pipe.write(part)
+    pipe.flush()
+
+
+def read_frame(pipe: IO[bytes]) -> tuple[Header, bytes] | None:
+    """The next header and its payload; None at the end, also when it comes in the middle of a frame."""
+    sizes = pipe.read(_SIZES.size)
+    if len(sizes) < _SIZES.size:
+        return None
+    head_size, payload_size = _SIZES.unpack(sizes)
+    head, payload = pipe.read(head_size), pipe.read(payload_size)
+    if len(head) < head_size or len(payload) < payload_size:
+        return None
+    return msgspec.msgpack.decode(head, type=Header), payload

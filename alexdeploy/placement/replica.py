@@ -1,0 +1,321 @@
+"""One replica of a pool: the process that runs its engine, and the thread that starts it again when it is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core import errors
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import AlexDeployError, DeviceError
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import NumViews, Predictions
+from alexdeploy.placement.frames import Answer, Batch, Failure, Job, Ready, read_frame, write_frame
+from alexdeploy.placement.plan import Replica
+
+DOCTOR = "Look at: alexdeploy doctor"
+_CLOSE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolOptions:
+    """A replica that does not answer a batch in `batch_seconds`, or does not open in `open_seconds`, is ended."""
+
+    precision: Precision = "fp32"
+    num_views: NumViews = 1
+    batch_seconds: float = 120.0
+    open_seconds: float = 900.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplicaReport:
+    """What one replica did. `busy_seconds` of all its streams together; `num_losses` counts how often it was lost."""
+
+    device: str
+    name: str
+    backend: str
+    num_streams: int
+    num_images: int
+    num_batches: int
+    busy_seconds: float
+    open_seconds: float
+    num_losses: int
+    last_loss: str | None
+
+
+class ReplicaLostError(DeviceError):
+    """A replica died, or was ended because it did not answer."""
+
+
+class Member:
+    """One replica: a thread that starts its process, reads what it answers, and starts it again when it is lost.
+
+    Everything but constants is read and written under `changed`, which all members of a pool share.
+    """
+
+    def __init__(
+        self, folder: ModelFolder, replica: Replica, options: PoolOptions, changed: threading.Condition
+    ) -> None:
+        self.replica = replica
+        self._options = options
+        self._job = Job(
+            folder=os.path.abspath(folder.path),
+            backend=replica.backend,
+            precision=options.precision,
+            num_views=options.num_views,
+            batch_size=replica.batch_size,
+            num_threads=replica.num_threads,
+            # A worker sees one GPU only, its own.
+            device="cpu" if replica.device.kind == "cpu" else "cuda:0",
+        )
+        self._thread = threading.Thread(target=self._supervise, name=f"alexdeploy-{replica.device}", daemon=True)
+        self._opened: queue.SimpleQueue[Ready | AlexDeployError] = queue.SimpleQueue()
+        # Halving a batch down to the image that ends the process takes one loss for each step.
+        self._most_losses = 3 + replica.batch_size.bit_length()
+        self._changed = changed
+        self._life: ReplicaProcess | None = None
+        self._is_closing = False
+        self.has_given_up = False
+        self.last_loss: str | None = None
+        self._num_streams = self._num_losses = self._num_images = self._num_batches = 0
+        self._busy_seconds = self._open_seconds = 0.0
+
+    @property
+    def num_free(self) -> int:
+        return 0 if self._life is None else self._life.num_free
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait_until_open(self) -> Ready:
+        """Raises what kept it from opening."""
+        opened = self._opened.get()
+        if isinstance(opened, AlexDeployError):
+            raise opened
+        return opened
+
+    def take(self) -> ReplicaProcess:
+        """Take one of its free streams; called under `changed`."""
+        assert self._life is not None
+        self._life.num_free -= 1
+        return self._life
+
+    def run(self, life: ReplicaProcess, images: NDArray[np.uint8]) -> Predictions:
+        """Run a batch on a stream that was taken, and give that back. Raises what the engine raised, or that it is lost."""
+        began = time.monotonic()
+        try:
+            found = life.run(images, self._options.batch_seconds)
+        finally:
+            with self._changed:
+                life.num_free += 1
+                self._busy_seconds += time.monotonic() - began
+                self._changed.notify_all()
+        with self._changed:
+            self._num_batches += 1
+            self._num_images += len(images)
+        return found
+
+    def close(self) -> None:
+        """Let the process end when it has answered what it has; called under `changed`."""
+        self._is_closing = True
+        if self._life is not None:
+            self._life.finish()
+
+    def join(self) -> None:
+        if self._thread.ident is None:
+            return
+        self._thread.join(timeout=_CLOSE_SECONDS)
+        with self._changed:
+            if self._life is not None:
+                self._life.end("closed")
+        self._thread.join()
+
+    def report(self) -> ReplicaReport:
+        return ReplicaReport(
+            device=str(self.replica.device),
+            name=self.replica.device.name,
+            backend=self.replica.backend,
+            num_streams=self._num_streams,
+            num_images=self._num_images,
+            num_batches=self._num_batches,
+            busy_seconds=self._busy_seconds,
+            open_seconds=self._open_seconds,
+            num_losses=self._num_losses,
+            last_loss=self.last_loss,
+        )
+
+    def _supervise(self) -> None:
+        """One life after the other, until the pool closes or too many end without an answer."""
+        losses_in_a_row, was_open = 0, False
+        while not self.has_given_up:
+            num_batches = self._num_batches
+            began = time.monotonic()
+            life = ReplicaProcess(self._job, self.replica)
+            with self._changed:
+                self._life = life
+            opened = life.open(self._options.open_seconds)
+            with self._changed:
+                if isinstance(opened, Ready):
+                    self._num_streams = life.num_free = opened.num_streams
+                    self._open_seconds = time.monotonic() - began
+                    if self._is_closing:
+                        life.finish()
+                    self._changed.notify_all()
+            if not was_open:
+                self._opened.put(opened)
+                was_open = isinstance(opened, Ready)
+            reason = life.listen() if isinstance(opened, Ready) else opened.message
+            with self._changed:
+                self._life = None
+                if not self._is_closing:
+                    self._num_losses += 1
+                    self.last_loss = reason
+                losses_in_a_row = 1 if self._num_batches > num_batches else losses_in_a_row + 1
+                # What never opened will not open the next time.
+                self.has_given_up = self._is_closing or not was_open or losses_in_a_row >= self._most_losses
+                self._changed.notify_all()
+            life.fail_pending(reason)
+
+
+class ReplicaProcess:
+    """One process of a replica, from its start to its end. `num_free` streams wait for a batch."""
+
+    def __init__(self, job: Job, replica: Replica) -> None:
+        self.num_free = 0
+        self._device = replica.device
+        environment = dict(os.environ)
+        if replica.device.kind == "cuda":
+            environment["CUDA_VISIBLE_DEVICES"] = replica.device.uuid
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "alexdeploy.placement.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            # Ctrl-C is for this process, which then closes the pipes.
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        self._job = job
+        self._write_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._pending: dict[int, queue.SimpleQueue[Predictions | AlexDeployError]] | None = {}
+        self._ended_because: str | None = None
+        self._last_words: deque[str] = deque(maxlen=5)
+        self._listener = threading.Thread(target=self._read_stderr, daemon=True)
+        self._listener.start()
+
+    def open(self, seconds: float) -> Ready | AlexDeployError:
+        """Send the job and wait for the engine."""
+        timer = threading.Timer(seconds, self.end, (f"it did not open in {seconds:g} s",))
+        timer.start()
+        try:
+            write_frame(self._requests, self._job)
+            frame = read_frame(self._answers)
+        except OSError:
+            frame = None
+        finally:
+            timer.cancel()
+        header = None if frame is None else frame[0]
+        if isinstance(header, Ready):
+            return header
+        if isinstance(header, Failure):
+            self._process.wait()
+            return _exception(header)
+        return DeviceError(f"{self._device} could not be opened: {self._reason()}", cure=DOCTOR)
+
+    def run(self, images: NDArray[np.uint8], seconds: float) -> Predictions:
+        reply: queue.SimpleQueue[Predictions | AlexDeployError] = queue.SimpleQueue()
+        with self._lock:
+            if self._pending is None:
+                raise ReplicaLostError(f"{self._device} was lost")
+            number = next(self._numbers)
+            self._pending[number] = reply
+        with contextlib.suppress(OSError, ValueError), self._write_lock:
+            # If the pipe is broken, whoever listens finds out why and answers.
+            write_frame(self._requests, Batch(number=number, num_images=len(images)), images)
+        try:
+            found = reply.get(timeout=seconds)
+        except queue.Empty:
+            self.end(f"it gave no answer in {seconds:g} s")
+            found = reply.get()
+        if isinstance(found, AlexDeployError):
+            raise found
+        return found
+
+    def listen(self) -> str:
+        """Hand out answers until the process ends; why it ended."""
+        while (frame := read_frame(self._answers)) is not None:
+            header, payload = frame
+            assert isinstance(header, (Answer, Failure))
+            assert header.number is not None
+            with self._lock:
+                reply = None if self._pending is None else self._pending.pop(header.number, None)
+            if reply is not None:
+                reply.put(_predictions(header, payload) if isinstance(header, Answer) else _exception(header))
+        return self._reason()
+
+    def fail_pending(self, reason: str) -> None:
+        with self._lock:
+            pending, self._pending = self._pending or {}, None
+        for reply in pending.values():
+            reply.put(ReplicaLostError(f"{self._device} was lost: {reason}"))
+
+    def finish(self) -> None:
+        """No more batches: it ends by itself."""
+        with contextlib.suppress(OSError, ValueError):
+            self._requests.close()
+
+    def end(self, reason: str) -> None:
+        """End it now."""
+        self._ended_because = self._ended_because or reason
+        self._process.kill()
+
+    def _reason(self) -> str:
+        code = self._process.wait()
+        self._listener.join(timeout=1)
+        for pipe in (self._requests, self._answers):
+            with contextlib.suppress(OSError, ValueError):
+                pipe.close()
+        if self._ended_because is not None:
+            return self._ended_because
+        ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{ended}: {self._last_words[-1]}" if self._last_words else ended
+
+    def _read_stderr(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            text = line.decode("utf-8", "replace").rstrip()
+            if text:
+                self._last_words.append(text)
+            if "ALEXDEPLOY_DEBUG" in os.environ:
+                print(f"{self._device}: {text}", file=sys.stderr)
+        self._process.stderr.close()
+
+
+def _predictions(header: Answer, payload: bytes) -> Predictions:
+    size = header.num_images * header.num_classes
+    probabilities = np.frombuffer(payload, np.float32, size).reshape(header.num_images, header.num_classes)
+    view_classes = np.frombuffer(payload, np.int32, offset=4 * size).reshape(header.num_images, header.num_views)
+    return Predictions(probabilities, view_classes)
+
+
+def _exception(failure: Failure) -> AlexDeployError:
+    kind = getattr(errors, failure.kind, None)
+    if not (isinstance(kind, type) and issubclass(kind, AlexDeployError)):
+        kind = DeviceError
+    return kind(failure.message, cure=failure.cure)

@@ -1,0 +1,118 @@
+"""The process of one replica: `python -m alexdeploy.placement.worker`, spoken to over its stdin and stdout."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+from typing import IO, cast
+
+import numpy as np
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import AlexDeployError, DeviceError, first_line
+from alexdeploy.core.spec import IMAGE_SIZE, Precision
+from alexdeploy.engines.base import Backend, Engine, EngineOptions, NumViews, open_engine
+from alexdeploy.placement.frames import Answer, Batch, Failure, Job, Ready, read_frame, write_frame
+
+
+def main() -> None:
+    """Open what the first frame asks for, then answer batches until the pipe ends."""
+    # Ctrl-C reaches the whole group; the pool says when it is over, by closing the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests = sys.stdin.buffer
+    # Libraries print on stdout, which is the pipe: from here on, theirs is stderr.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    frame = read_frame(requests)
+    if frame is None or not isinstance(frame[0], Job):
+        return
+    try:
+        engine = _open(frame[0])
+        with engine:
+            info = engine.info
+            write_frame(
+                answers,
+                Ready(
+                    backend=info.backend,
+                    device=info.device,
+                    precision=info.precision,
+                    num_views=info.num_views,
+                    classes=info.classes,
+                    artifact=info.artifact,
+                    batch_size=info.batch_size,
+                    num_streams=info.num_streams,
+                ),
+            )
+            _serve(engine, requests, answers)
+    except AlexDeployError as exc:
+        write_frame(answers, _failure(exc, None))
+
+
+def _open(job: Job) -> Engine:
+    from pathlib import Path
+
+    options = EngineOptions(
+        precision=cast("Precision", job.precision),
+        num_views=cast("NumViews", job.num_views),
+        batch_size=job.batch_size,
+        num_threads=job.num_threads,
+        device=job.device,
+    )
+    return open_engine(ModelFolder(Path(job.folder)), cast("Backend", job.backend), options)
+
+
+def _serve(engine: Engine, requests: IO[bytes], answers: IO[bytes]) -> None:
+    """As many threads as streams run batches; one reads them, so that the pipe is never full while all are busy."""
+    waiting: queue.SimpleQueue[tuple[Batch, bytes] | None] = queue.SimpleQueue()
+    lock = threading.Lock()
+
+    def work() -> None:
+        while (item := waiting.get()) is not None:
+            _answer(engine, *item, answers, lock)
+
+    threads = [threading.Thread(target=work) for _ in range(engine.info.num_streams)]
+    for thread in threads:
+        thread.start()
+    while (frame := read_frame(requests)) is not None:
+        header, payload = frame
+        assert isinstance(header, Batch)
+        waiting.put((header, payload))
+    for _ in threads:
+        waiting.put(None)
+    for thread in threads:
+        thread.join()
+
+
+def _answer(engine: Engine, batch: Batch, payload: bytes, answers: IO[bytes], lock: threading.Lock) -> None:
+    images = np.frombuffer(payload, np.uint8).reshape(batch.num_images, IMAGE_SIZE, IMAGE_SIZE, 3)
+    try:
+        try:
+            found = engine.run(images)
+        except AlexDeployError:
+            raise
+        # Whatever a runtime raises: the pool decides, and this process goes on.
+        except Exception as exc:
+            raise DeviceError(f"{type(exc).__name__}: {first_line(exc)}") from exc
+    except AlexDeployError as exc:
+        with lock:
+            write_frame(answers, _failure(exc, batch.number))
+        return
+    header = Answer(
+        number=batch.number,
+        num_images=len(found.probabilities),
+        num_classes=found.probabilities.shape[1],
+        num_views=found.view_classes.shape[1],
+    )
+    with lock:
+        write_frame(answers, header, found.probabilities, found.view_classes)
+
+
+def _failure(exc: AlexDeployError, number: int | None) -> Failure:
+    return Failure(number=number, kind=type(exc).__name__, message=exc.message, cure=exc.cure)
+
+
+if __name__ == "__main__":
+    main()
