@@ -1,0 +1,339 @@
+"""TensorRT engine files: what each was built from and for, and whether it may be loaded. Imports no TensorRT.
+
+An engine is code that runs on the GPU and, while it is opened, in this process. Beside `X.engine`, a plain plan that
+trtexec can load as well, lies `X.json`: the key, the hash of the plan, and a keyed hash over all of it made with a
+secret of this installation. Whatever was not written by this installation, or was changed since, is refused before
+TensorRT sees a byte of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, output_error, sha256_bytes
+from alexdeploy.core.errors import ModelError
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import NumViews
+
+KEY_DIGITS = 12
+"""Digits of an engine's key in the name of its file."""
+
+_SECRET_BYTES = 32
+_VIEW_WORDS: dict[NumViews, str] = {1: "centre", 5: "fivecrop", 10: "tencrop"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineKey:
+    """All that an engine depends on. `graph_sha256` is of the ONNX file, `contract_sha256` of the preprocessing.
+
+    `profile` is the least, best and greatest number of images in a batch; `cuda` the version that the driver speaks;
+    `builder` every other option that the builder was given.
+    """
+
+    graph_sha256: str
+    contract_sha256: str
+    precision: Precision
+    num_views: NumViews
+    profile: tuple[int, int, int]
+    tensorrt: str
+    compute_capability: tuple[int, int]
+    cuda: str
+    builder: dict[str, str | int]
+
+    @property
+    def sha256(self) -> str:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(EngineKey)}
+        return sha256_bytes(msgspec.json.encode(fields, order="sorted"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineRecord(EngineKey):
+    """The sidecar: the key, and what was made. `signed_by` names the secret that `signature` was made with."""
+
+    key: str
+    gpu: str
+    engine_sha256: str
+    engine_bytes: int
+    built_at: str
+    build_seconds: float
+    alexdeploy: str
+    signed_by: str = ""
+    signature: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What an engine must be to run here. `batch_size` is the most images in a batch."""
+
+    graph_sha256: str
+    contract_sha256: str
+    precision: Precision
+    num_views: NumViews
+    batch_size: int
+    tensorrt: str
+    compute_capability: tuple[int, int]
+    cuda: str
+
+
+def engine_path(folder: ModelFolder, key: EngineKey, gpu: str) -> Path:
+    """Where the engine of a key belongs: engines/<gpu>-sm90-trt10.16-fp16-tencrop-<key>.engine."""
+    major, minor = key.compute_capability
+    version = ".".join(key.tensorrt.split(".")[:2])
+    words = (slug(gpu), f"sm{major}{minor}", f"trt{version}", key.precision, _VIEW_WORDS[key.num_views])
+    return folder.path / "engines" / f"{'-'.join(words)}-{key.sha256[:KEY_DIGITS]}.engine"
+
+
+def slug(gpu: str) -> str:
+    """A GPU's name as part of a file's: "NVIDIA H100 80GB HBM3" -> "h100-80gb-hbm3"."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-") or "gpu"
+
+
+def sidecar_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def write_engine(path: Path, plan: bytes, record: EngineRecord) -> EngineRecord:
+    """Write plan and sidecar, signed by this installation. Raises OutputError.
+
+    A process killed in between leaves a plan whose sidecar is missing or of another plan: it is refused.
+    """
+    secret = _secret()
+    filled = dataclasses.replace(record, engine_sha256=sha256_bytes(plan), engine_bytes=len(plan))
+    signed = _signed(filled, secret)
+    with atomic_write(path) as file:
+        file.write(plan)
+    _write_record(path, signed)
+    return signed
+
+
+def read_record(path: Path) -> EngineRecord:
+    """The sidecar of an engine, not yet trusted. Raises ModelError if it is missing or damaged."""
+    sidecar = sidecar_path(path)
+    try:
+        content = sidecar.read_bytes()
+    except OSError as exc:
+        raise ModelError(
+            f"{path} has no readable {sidecar.name}, which says what it was built from: {exc.strerror}",
+            cure="Copy the .json that belongs to it, or build it here: alexdeploy build",
+        ) from exc
+    try:
+        return msgspec.json.decode(content, type=EngineRecord)
+    except msgspec.DecodeError as exc:
+        raise ModelError(f"{sidecar} is damaged: {exc}", cure=_BUILD_CURE) from exc
+
+
+def load_engine(path: Path) -> tuple[EngineRecord, bytes]:
+    """The sidecar and the plan of an engine that this installation wrote or trusts, unchanged since.
+
+    What is returned are the very bytes that were checked. Raises ModelError for any other.
+    """
+    record = read_record(path)
+    plan = _read_plan(path, record)
+    secret = _secret()
+    if record.signed_by != _name_of(secret):
+        raise ModelError(
+            f"{path} was built by another installation; an engine is code that runs here",
+            cure=f"If you trust where it comes from: alexdeploy build --trust-engine {path}\nElse {_BUILD_CURE}",
+        )
+    if not hmac.compare_digest(_signature(record, secret), record.signature):
+        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built", cure=_BUILD_CURE)
+    return record, plan
+
+
+def trust_engine(path: Path) -> EngineRecord:
+    """Sign another installation's engine with the secret of this one. Raises ModelError if it is not intact."""
+    record = read_record(path)
+    _read_plan(path, record)
+    secret = _secret()
+    if record.signed_by == _name_of(secret) and not hmac.compare_digest(_signature(record, secret), record.signature):
+        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built here", cure=_BUILD_CURE)
+    signed = _signed(record, secret)
+    _write_record(path, signed)
+    return signed
+
+
+def find_engines(folder: ModelFolder) -> Iterator[tuple[Path, EngineRecord]]:
+    """The engines of a model with a readable sidecar, by name; none of them is trusted yet."""
+    for path in sorted((folder.path / "engines").glob("*.engine")):
+        try:
+            yield path, read_record(path)
+        except ModelError:
+            continue
+
+
+def choose_engine(folder: ModelFolder, wanted: Wanted) -> Path:
+    """The engine that does what is wanted, the one for the smallest batches if there are more.
+
+    Raises ModelError that says of the nearest in what it differs, and how to build one.
+    """
+    fitting: list[tuple[int, Path]] = []
+    nearest: tuple[int, Path, tuple[str, ...]] | None = None
+    for path, record in find_engines(folder):
+        differences = differences_from(record, wanted)
+        if not differences:
+            fitting.append((record.profile[2], path))
+        elif nearest is None or len(differences) < nearest[0]:
+            nearest = (len(differences), path, differences)
+    if fitting:
+        return min(fitting)[1]
+    cure = f"Build one: {build_command(folder, wanted)}"
+    if nearest is None:
+        raise ModelError(f"{folder.path} has no TensorRT engine", cure=cure)
+    raise ModelError(f"{nearest[1]} does not fit: {'; '.join(nearest[2])}", cure=cure)
+
+
+def differences_from(record: EngineRecord, wanted: Wanted) -> tuple[str, ...]:
+    """Each part in which an engine is not what is wanted, in words."""
+    told = []
+    if record.precision != wanted.precision:
+        told.append(f"it is {record.precision}, asked for {wanted.precision}")
+    if record.num_views != wanted.num_views:
+        told.append(f"it averages {record.num_views} views, asked for {wanted.num_views}")
+    # The hash of another precision's graph differs as a matter of course.
+    if record.graph_sha256 != wanted.graph_sha256 and record.precision == wanted.precision:
+        told.append(f"it was built from graph {record.graph_sha256[:12]}, the model's is {wanted.graph_sha256[:12]}")
+    if record.contract_sha256 != wanted.contract_sha256:
+        told.append("it was built for another architecture, preprocessing or classes")
+    if not record.profile[0] <= wanted.batch_size <= record.profile[2]:
+        told.append(f"it takes {record.profile[0]} to {record.profile[2]} images, asked for {wanted.batch_size}")
+    if record.compute_capability != wanted.compute_capability:
+        told.append(f"it is for {_sm(record.compute_capability)}, this device is {_sm(wanted.compute_capability)}")
+    for name, found, here in (("TensorRT", record.tensorrt, wanted.tensorrt), ("CUDA", record.cuda, wanted.cuda)):
+        if found != here:
+            told.append(f"it was built with {name} {found}, here is {here}")
+    return tuple(told)
+
+
+def key_differences(record: EngineRecord, key: EngineKey) -> tuple[str, ...]:
+    """The names of the parts of the key in which an engine that is there differs from the one to build."""
+    parts = (field.name for field in dataclasses.fields(EngineKey))
+    return tuple(
+        f"{name.replace('_sha256', '')} {_short(getattr(record, name))} instead of {_short(getattr(key, name))}"
+        for name in parts
+        if getattr(record, name) != getattr(key, name)
+    )
+
+
+def build_command(folder: ModelFolder, wanted: Wanted) -> str:
+    """The command that builds what is wanted."""
+    words = ["alexdeploy build", str(folder.path)]
+    words += [f"--{wanted.precision}"] * (wanted.precision != "fp32")
+    words += [f"--views {wanted.num_views}"] * (wanted.num_views != 1)
+    return " ".join([*words, f"--max-batch {wanted.batch_size}"])
+
+
+def state_folder() -> Path:
+    """`ALEXDEPLOY_STATE`, else alexdeploy/ in the user's state folder (XDG)."""
+    own = os.environ.get("ALEXDEPLOY_STATE")
+    return Path(own) if own else Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "alexdeploy"
+
+
+_BUILD_CURE = "Build it again: alexdeploy build"
+
+
+def _read_plan(path: Path, record: EngineRecord) -> bytes:
+    try:
+        plan = path.read_bytes()
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror}", cure=_BUILD_CURE) from exc
+    if len(plan) != record.engine_bytes:
+        raise ModelError(
+            f"{path} has {len(plan):,} bytes, its sidecar says {record.engine_bytes:,}: it was truncated or exchanged",
+            cure=_BUILD_CURE,
+        )
+    found = sha256_bytes(plan)
+    if found != record.engine_sha256:
+        raise ModelError(
+            f"{path} has hash {found[:12]}, its sidecar says {record.engine_sha256[:12]}: it was changed or exchanged",
+            cure=_BUILD_CURE,
+        )
+    return plan
+
+
+def _write_record(path: Path, record: EngineRecord) -> None:
+    with atomic_write(sidecar_path(path)) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def _signed(record: EngineRecord, secret: bytes) -> EngineRecord:
+    named = dataclasses.replace(record, signed_by=_name_of(secret))
+    return dataclasses.replace(named, signature=_signature(named, secret))
+
+
+def _signature(record: EngineRecord, secret: bytes) -> str:
+    """HMAC-SHA256 over everything else in the sidecar, the hash of the plan among it."""
+    content = msgspec.json.encode(dataclasses.replace(record, signature=""), order="sorted")
+    return hmac.new(secret, content, hashlib.sha256).hexdigest()
+
+
+def _name_of(secret: bytes) -> str:
+    return hashlib.sha256(b"alexdeploy engine key\0" + secret).hexdigest()[:16]
+
+
+def _secret() -> bytes:
+    """The secret of this installation, made at the first use. Raises ModelError if others could have read it."""
+    path = state_folder() / "engine.key"
+    try:
+        return _read_secret(path)
+    except FileNotFoundError:
+        _make_secret(path)
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
+    return _read_secret(path)
+
+
+def _read_secret(path: Path) -> bytes:
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        content = file.read(_SECRET_BYTES + 1)
+    anew = f"Delete it, and build the engines again: rm {path}"
+    if os.name == "posix" and (stat.S_IMODE(status.st_mode) != 0o600 or status.st_uid != os.geteuid()):
+        raise ModelError(
+            f"{path} has mode {stat.S_IMODE(status.st_mode):04o} and owner {status.st_uid}, "
+            f"expected 0600 and {os.geteuid()}: others could have signed engines with it",
+            cure=anew,
+        )
+    if len(content) != _SECRET_BYTES:
+        raise ModelError(f"{path} is damaged: expected {_SECRET_BYTES} bytes", cure=anew)
+    return content
+
+
+def _make_secret(path: Path) -> None:
+    """Written whole under another name and then linked: of two processes at once, both use the first one's."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # mkstemp makes it for this user alone.
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".engine.key.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(_SECRET_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(temporary)
+    except OSError as exc:
+        raise output_error(path, exc) from exc
+
+
+def _sm(capability: tuple[int, int]) -> str:
+    return f"sm_{capability[0]}{capability[1]}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
