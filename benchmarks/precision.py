@@ -40,21 +40,23 @@ def main() -> None:
     parser.add_argument("photographs", nargs="?")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--keep", default="", help="layers that stay FP32 in the INT8 graph: conv1,fc8")
     arguments = parser.parse_args()
     photographs = None if arguments.photographs is None else os.path.abspath(arguments.photographs)
     with tempfile.TemporaryDirectory() as temporary:
         os.chdir(temporary)
-        run(photographs, arguments.images, arguments.repeats)
+        keep = tuple(name for name in arguments.keep.split(",") if name)
+        run(photographs, arguments.images, arguments.repeats, keep)
 
 
-def run(photographs: str | None, num_images: int, repeats: int) -> None:
+def run(photographs: str | None, num_images: int, repeats: int, keep: tuple[str, ...]) -> None:
     folder = ModelFolder(Path("models/bench"))
     make_model(folder)
     if photographs is None:
         photographs = "photographs"
         render_photographs(Path(photographs), num_images)
     # Random weights nearly tie every answer: the speed is what counts here.
-    export_model(folder, ExportOptions(int8=True, calibrate=photographs, budget=Budget(max_drop=100.0)))
+    export_model(folder, ExportOptions(int8=True, calibrate=photographs, budget=Budget(max_drop=100.0, keep=keep)))
     images = np.stack([decode(source.read()) for source in islice(iter_sources([photographs]), num_images)])
     batches = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
     versions = {name: importlib.metadata.version(name) for name in ("openvino", "onnxruntime", "numpy")}

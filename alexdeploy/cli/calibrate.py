@@ -9,6 +9,7 @@ import typer
 
 from alexdeploy.cli import output
 from alexdeploy.cli.options import JsonOption
+from alexdeploy.core.errors import UsageError
 
 
 def calibrate(
@@ -44,16 +45,16 @@ def calibrate(
     from alexdeploy.core.recipe import load_calibration
     from alexdeploy.export.calibrate import calibrate as measure
 
+    if percentile is not None and method not in (None, "percentile"):
+        raise UsageError(f"--percentile is for --method percentile, not {method}", cure="Leave one of them out.")
     given: dict[str, Any] = {
         "num_images": num_images,
         "num_views": None if views is None else int(views),
-        "method": method,
+        "method": "percentile" if percentile is not None else method,
         "percentile": percentile,
         "seed": seed,
     }
-    recipe = dataclasses.replace(
-        load_calibration(), **{name: value for name, value in given.items() if value is not None}
-    )
+    recipe = load_calibration().replace(**{name: value for name, value in given.items() if value is not None})
     folder = find_model(model)
     output.note(f"model {folder.path.as_posix()}, {recipe.num_views} view{'s' * (recipe.num_views > 1)} an image")
     with output.progress("images") as bar:

@@ -91,15 +91,18 @@ def evaluate(
         check_page_path(html)
     with _Watcher(output, quiet=quiet) as watcher:
         found = run_evaluate(model, data, options, on_start=watcher.start, on_image=watcher.count)
-    if json:
-        out.print_json(dataclasses.asdict(found))
-    else:
-        with out.page() as console:
-            _print(found, console)
-    if html is not None:
-        from alexdeploy.inference.evaluate_report import write_report
+    try:
+        if json:
+            out.print_json(dataclasses.asdict(found))
+        else:
+            with out.page() as console:
+                _print(found, console)
+    finally:
+        # Also when nobody reads stdout any more: the page is what took the time.
+        if html is not None:
+            from alexdeploy.inference.evaluate_report import write_report
 
-        write_report(found, html)
+            write_report(found, html)
     if not quiet:
         for path in (output, html):
             if path is not None:

@@ -43,6 +43,10 @@ def export(
         str | None,
         typer.Option(metavar="DATA", help="For --max-drop: measure the top-1 error on these, one folder a class."),
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="LAYERS", help="For --int8: layers that stay FP32 anyhow, such as conv1,fc8."),
+    ] = None,
     images: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Photographs to check on; the training data if left out."),
@@ -57,7 +61,12 @@ def export(
     from alexdeploy.export.export import ExportOptions, export_model
     from alexdeploy.export.quantize import Budget
 
-    for name, value in (("--calibrate", calibrate), ("--max-drop", max_drop), ("--labelled", labelled)):
+    for name, value in (
+        ("--calibrate", calibrate),
+        ("--max-drop", max_drop),
+        ("--labelled", labelled),
+        ("--keep", keep),
+    ):
         if value is not None and not int8:
             raise UsageError(f"{name} is for --int8", cure="Add --int8, or leave it out.")
     folder = find_model(model)
@@ -67,7 +76,7 @@ def export(
         int8=int8,
         images=images,
         calibrate=calibrate,
-        budget=Budget(max_drop=max_drop, labelled=labelled),
+        budget=Budget(max_drop=max_drop, labelled=labelled, keep=_names(keep)),
     )
     exported = export_model(folder, options, lambda step: output.note(f"  {step}"))
     if json:
@@ -78,6 +87,10 @@ def export(
     output.note("no TensorRT engine: this version builds none yet; the ONNX files run on every backend it has")
     best = " --precision int8" if int8 else ""
     output.note(f"next: alexdeploy predict images/ --tencrop --model {folder.path}{best}")
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return () if text is None else tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _report(item: Exported) -> None:
@@ -124,11 +137,13 @@ def _print_quantization(found: Quantization) -> None:
     from rich.table import Table
 
     drop = found.choice.drop
-    kept = f"{', '.join(found.choice.keep)} stay FP32" if found.choice.keep else "every layer in INT8"
+    kept = ", ".join([*found.choice.keep, *found.keep_asked])
+    kept = f"in FP32: {kept}" if kept else "every layer in INT8"
     measured = "points of top-1 error" if found.has_labels else "% of the answers change"
     output.note(
-        f"  {kept}: {drop.points:.2f} {measured} on {drop.num_images} images of {found.measured_on} "
-        f"(allowed {found.budget:g}; logits off by {drop.logit_error:.1%}; {found.choice.num_trials} graphs measured)"
+        f"  {kept}; {drop.points:.2f} {measured} on {output.count(drop.num_images, 'image')} of {found.measured_on} "
+        f"(allowed {found.budget:.4g}; logits off by {drop.logit_error:.1%}; "
+        f"{output.count(found.choice.num_trials, 'graph')} measured)"
     )
     if not found.ranking:
         return

@@ -112,6 +112,13 @@ class CalibrationRecipe:
     seed: _Natural = 0
     exclude: tuple[str, ...] = ()
 
+    def replace(self, **changes: object) -> CalibrationRecipe:
+        """The same with other values, which are checked. Raises RecipeError."""
+        try:
+            return msgspec.convert({**dataclasses.asdict(self), **changes}, CalibrationRecipe)
+        except msgspec.ValidationError as exc:
+            raise RecipeError(f"calibration: {exc}") from exc
+
 
 def load_calibration() -> CalibrationRecipe:
     """Read `calibration/default.toml` of the working folder, else the shipped one. Raises RecipeError."""

@@ -22,6 +22,7 @@ from alexdeploy.export.ranges import (
     CalibrationImage,
     Ranges,
     TensorRange,
+    check_owner,
     named_sources,
     quantization_scale,
     with_key,
@@ -30,7 +31,7 @@ from alexdeploy.export.ranges import (
 from alexdeploy.export.runner import GraphRunner
 from alexdeploy.images.decode import decode
 from alexdeploy.images.preprocess import network_input
-from alexdeploy.images.sources import iter_sources
+from alexdeploy.images.sources import iter_sources, printable_path
 
 FEWEST_IMAGES = 32
 _SMALLEST_SPREAD = 0.02
@@ -63,6 +64,7 @@ def calibrate(
     """
     spec = folder.spec()
     graph = graphs.load_graph(folder, "fp32", spec)
+    check_owner(folder.ranges_path, folder.path)
     ranges = measure(folder, spec, graph, images, recipe or load_calibration(), on_image)
     write_ranges(folder.ranges_path, ranges)
     return ranges
@@ -77,7 +79,8 @@ def measure(
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> Ranges:
     """The ranges of `graph`, not written. Memory does not grow with the number of images."""
-    names = choose_images(images, recipe)
+    _check_text(images, folder.path.as_posix())
+    names, skipped = choose_images(images, recipe)
     total = len(names)
     tensors = measured_tensors(graph.model)
     runner = GraphRunner(graph.model, tensors)
@@ -85,7 +88,6 @@ def measure(
     histograms = {name: Histogram() for name in tensors}
     spread = _Spread()
     used: list[CalibrationImage] = []
-    skipped: dict[str, str] = {}
 
     def run(batch: list[Photograph]) -> None:
         views = [network_input(each.pixels, spec.preprocessing, recipe.num_views, mean) for each in batch]
@@ -120,7 +122,7 @@ def measure(
     ranges = Ranges(
         model=folder.path.as_posix(),
         key="",
-        graph_sha256=graph.sha256,
+        network_sha256=graph.network_sha256,
         contract_sha256=spec.contract_sha256,
         method=recipe.method,
         percentile=recipe.percentile,
@@ -128,6 +130,7 @@ def measure(
         seed=recipe.seed,
         exclude=recipe.exclude,
         images_from=images,
+        num_asked=recipe.num_images,
         num_images=len(used),
         warnings=tuple(_warnings(used, spread, histograms)),
         tensors={name: _tensor_range(histogram, recipe) for name, histogram in histograms.items()},
@@ -137,20 +140,20 @@ def measure(
     return with_key(ranges)
 
 
-def choose_images(images: str, recipe: CalibrationRecipe) -> list[str]:
+def choose_images(images: str, recipe: CalibrationRecipe) -> tuple[list[str], dict[str, str]]:
     """The names of at most `num_images` images: the same ones wherever the folder lies and however it is listed.
 
-    Raises InputError if there is none.
+    Beside them what could not be listed (a folder, an archive that is cut off), and why. Raises InputError if there
+    is no image.
     """
     if images == "-":
         raise UsageError("calibration images are read twice; standard input cannot be", cure="Name a folder or @list.")
-    problem = ""
+    problems: dict[str, str] = {}
 
     def names() -> Iterator[str]:
-        nonlocal problem
         for source in iter_sources([images]):
             if source.problem is not None:
-                problem = problem or f"{source.name}: {source.problem}"
+                problems[source.name] = source.problem
             elif not any(fnmatch.fnmatch(source.name, pattern) for pattern in recipe.exclude):
                 yield source.name
 
@@ -160,11 +163,23 @@ def choose_images(images: str, recipe: CalibrationRecipe) -> list[str]:
 
     chosen = heapq.nsmallest(recipe.num_images, names(), key=rank)
     if not chosen:
+        problem = next((f"{name}: {reason}" for name, reason in problems.items()), f"{images} holds none")
         raise InputError(
-            f"no images to calibrate on: {problem or f'{images} holds none'}",
+            f"no images to calibrate on: {problem}",
             cure="Name a folder of photographs like those of production; labels are not needed.",
         )
-    return list(dict.fromkeys(chosen))
+    return list(dict.fromkeys(chosen)), problems
+
+
+def _check_text(*names: str) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{printable_path(name)} is not UTF-8, and could not be found again from a file of ranges",
+                cure="Rename it, or make a link to it.",
+            ) from None
 
 
 def read_photographs(origin: str, names: list[str], spec: ModelSpec, skipped: dict[str, str]) -> Iterator[Photograph]:
@@ -190,7 +205,7 @@ def measured_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
         for name in node.output:
             if kinds.get(name) == onnx.TensorProto.FLOAT and (node.op_type not in _COPIES or name in read):
                 names.append(name)
-    return tuple(names)
+    return tuple(dict.fromkeys([*names, model.graph.output[0].name]))
 
 
 def _tensor_range(histogram: Histogram, recipe: CalibrationRecipe) -> TensorRange:

@@ -30,7 +30,7 @@ float32, or int8 where the network begins with QuantizeLinear.
 LOGITS = PREFIX + "logits"
 """The network's output inside the deployment graph: float32 [V * N, C]."""
 
-PIXELS = "pixels"
+PIXELS = PREFIX + "whole_pixels"
 """A tensor inside an INT8 network that undoes the preprocessing: the pixels themselves, less 128."""
 
 

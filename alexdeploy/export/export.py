@@ -19,7 +19,7 @@ from alexdeploy.export.deployment import check_network
 from alexdeploy.export.fp16 import HalfLayer, plan_fp16, to_fp16
 from alexdeploy.export.parity import Parity, check_parity, compare_outputs
 from alexdeploy.export.quantize import Budget, Quantization, quantize
-from alexdeploy.export.ranges import read_ranges
+from alexdeploy.export.ranges import Ranges, read_ranges, write_ranges
 from alexdeploy.export.runner import GraphRunner
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import Weights, load_weights
@@ -65,7 +65,7 @@ def export_model(
 
     An imported model has no weights of its own: its `model.onnx` stays, and the others are checked against it. Raises
     ParityError, with every graph left as it was, if one does not give the answers of the weights or does not hold the
-    budget: none is written before all that was asked for has been checked. Measured ranges are written at once.
+    budget: nothing is written before all that was asked for has been checked.
     """
     spec = folder.spec()
     images = check_images(folder, spec, options.images, on_step)
@@ -75,6 +75,8 @@ def export_model(
     if options.int8:
         checked.append(_checked_int8(checked[0], folder, spec, options, on_step))
     for each in checked:
+        if each.ranges is not None:
+            write_ranges(folder.ranges_path, each.ranges)
         if each.content is not None:
             graphs.write_graph(each.path, each.content)
     return tuple(
@@ -103,6 +105,7 @@ class _Checked:
     parity: Parity | None
     half_layers: tuple[HalfLayer, ...] = ()
     quantization: Quantization | None = None
+    ranges: Ranges | None = None
 
 
 def _checked_fp32(
@@ -168,7 +171,7 @@ def _largest(
     """The largest |x| of each tensor: as calibrated if that was on this graph, else on the images of the check."""
     if folder.ranges_path.is_file():
         ranges = read_ranges(folder.ranges_path)
-        if ranges.graph_sha256 == fp32.graph.sha256:
+        if ranges.network_sha256 == fp32.graph.network_sha256:
             on_step(f"ranges of {folder.ranges_path}: {ranges.num_images} images of {ranges.images_from}")
             return {name: tensor.largest for name, tensor in ranges.tensors.items()}
         on_step(f"{folder.ranges_path} was measured on another graph and is not used")
@@ -189,7 +192,7 @@ def _checked_int8(
         name=fp32.path.name,
         sha256=fp32.graph.sha256,
         weights_sha256=fp32.graph.weights_sha256,
-        ranges_sha256=quantized.ranges_sha256,
+        ranges_sha256=quantized.ranges.sha256,
     )
     content = graphs.serialize(quantized.model, spec, source)
     return _Checked(
@@ -200,4 +203,5 @@ def _checked_int8(
         weights=fp32.weights,
         parity=None,
         quantization=quantized.report,
+        ranges=None if options.calibrate is None else quantized.ranges,
     )

@@ -110,13 +110,21 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
 def _join_islands(graph: onnx.GraphProto) -> None:
     """Between two FP32 nodes the converter rounds to FP16 and back, which overflows where FP32 is there for that."""
     del graph.value_info[:]
-    makers = producers(graph)
+    makers, outputs = producers(graph), {value.name for value in graph.output}
     for back in [node for node in graph.node if _casts_to(node, TensorProto.FLOAT)]:
         there = makers.get(back.input[0])
         if there is None or not _casts_to(there, TensorProto.FLOAT16):
             continue
         others = [node for node in graph.node if there.output[0] in node.input and node is not back]
-        if others or there.input[0] not in makers:
+        if back.output[0] in outputs:
+            # What the graph gives keeps its name, and the layer takes it.
+            maker = makers[there.input[0]]
+            maker.output[:] = [back.output[0] if each == there.input[0] else each for each in maker.output]
+            _read_instead(graph, there.input[0], back.output[0])
+            there.input[0] = back.output[0]
+            if not others:
+                graph.node.remove(there)
+        elif others or there.input[0] not in makers:
             # Something reads the FP16 tensor as well: it stays, and the FP32 node reads the one before it.
             _read_instead(graph, back.output[0], there.input[0])
         else:

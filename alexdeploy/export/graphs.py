@@ -16,7 +16,7 @@ from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes, s
 from alexdeploy.core.errors import ModelError, StaleArtifactError, first_line
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
 from alexdeploy.export.deployment import deployment_graph
-from alexdeploy.export.ranges import is_of_graph
+from alexdeploy.export.ranges import Ranges, read_ranges
 
 _SPEC_KEY = "alexdeploy.spec"
 _SOURCE_KEY = "alexdeploy.source_sha256"
@@ -29,7 +29,7 @@ _RANGES_KEY = "alexdeploy.ranges_sha256"
 class Source:
     """What a graph is made from: a file's name and hash, and the hash of the weights at the root of it all, if any.
 
-    `ranges_sha256` is the hash of the file of measured ranges that an INT8 graph has its scales from.
+    `ranges_sha256` is `Ranges.sha256` of those that an INT8 graph has its scales from.
     """
 
     name: str
@@ -53,6 +53,11 @@ class Graph:
     def weights_sha256(self) -> str | None:
         """The hash of the weights that it comes from, at any remove; None for an imported model."""
         return self.metadata.get(_WEIGHTS_KEY)
+
+    @property
+    def network_sha256(self) -> str:
+        """What tells the network apart: its weights, or for an imported model the file."""
+        return self.weights_sha256 or self.sha256
 
     def spec(self) -> ModelSpec | None:
         """The spec that the file carries, None if alexdeploy did not write it."""
@@ -141,16 +146,24 @@ def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
                 f"{path} was made from {source.name} {expected[:12]}, which is now {found[:12]}",
                 cure=f"Renew it: {cure}",
             )
-    ranges, measured = folder.ranges_path, metadata.get(_RANGES_KEY)
-    # The folder of ranges is the working folder's: one there may be of another model that is called the same.
-    if measured is not None and ranges.is_file() and is_of_graph(ranges, metadata.get(_SOURCE_KEY, "")):
-        found = sha256_file(ranges)
-        if found != measured:
+    measured = metadata.get(_RANGES_KEY)
+    if measured is not None and (ranges := _ranges_of(folder)) is not None:
+        network = graph.weights_sha256 or metadata.get(_SOURCE_KEY)
+        # The folder of ranges is the working folder's: one there may be of another model that is called the same.
+        if ranges.network_sha256 == network and ranges.sha256 != measured:
             raise StaleArtifactError(
-                f"{path} was made from {ranges.name} {measured[:12]}, which is now {found[:12]}",
+                f"{path} was made from {folder.ranges_path.name} {measured[:12]}, which is now {ranges.sha256[:12]}",
                 cure=f"Renew it: {cure}",
             )
     return graph
+
+
+def _ranges_of(folder: ModelFolder) -> Ranges | None:
+    """The measured ranges on disk; None where there are none to compare with."""
+    try:
+        return read_ranges(folder.ranges_path)
+    except ModelError:
+        return None
 
 
 def deploy(graph: Graph, spec: ModelSpec, num_views: int, mean_image: NDArray[np.float32] | None) -> bytes:

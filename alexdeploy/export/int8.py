@@ -118,18 +118,22 @@ def _feed_pixels(model: onnx.ModelProto, layers: Collection[str], steps: Preproc
     if conv.op_type != "Conv" or any(pads) or is_auto:
         return False
     weights = {tensor.name: tensor for tensor in graph.initializer}
+    if weights[conv.input[1]].dims[1] != 3:
+        return False
     # float64: the rounding of the new weights is then the only one.
     weight = numpy_helper.to_array(weights[conv.input[1]]).astype(np.float64)
     bias = numpy_helper.to_array(weights[conv.input[2]]).astype(np.float64) if len(conv.input) > 2 else 0.0
     mean, std = (np.array(value, np.float64).reshape(1, 3, 1, 1) for value in (steps.mean, steps.std))
     shift = (_PIXEL_OFFSET * steps.scale - mean) / std
-    _replace(graph, conv, 1, f"{conv.name}.pixel_weight", weight * (steps.scale / std))
-    _replace(graph, conv, 2, f"{conv.name}.pixel_bias", bias + (weight * shift).sum(axis=(1, 2, 3)))
+    _replace(graph, conv, 1, f"{PIXELS}.weight", weight * (steps.scale / std))
+    _replace(graph, conv, 2, f"{PIXELS}.bias", bias + (weight * shift).sum(axis=(1, 2, 3)))
     conv.input[0] = PIXELS
     before = [
-        helper.make_node("Mul", [name, _constant(graph, "pixels.factor", std / steps.scale)], [f"{PIXELS}_scaled"]),
+        helper.make_node("Mul", [name, _constant(graph, f"{PIXELS}.factor", std / steps.scale)], [f"{PIXELS}_scaled"]),
         helper.make_node(
-            "Add", [f"{PIXELS}_scaled", _constant(graph, "pixels.offset", mean / steps.scale - _PIXEL_OFFSET)], [PIXELS]
+            "Add",
+            [f"{PIXELS}_scaled", _constant(graph, f"{PIXELS}.offset", mean / steps.scale - _PIXEL_OFFSET)],
+            [PIXELS],
         ),
     ]
     nodes = [*before, *graph.node]

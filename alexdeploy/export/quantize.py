@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_bytes
-from alexdeploy.core.errors import DataError, ImageError, InputError
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import DataError, ImageError, InputError, UsageError
 from alexdeploy.core.recipe import load_calibration
-from alexdeploy.core.spec import ModelSpec
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
 from alexdeploy.export import graphs
-from alexdeploy.export.calibrate import measure, read_photographs
+from alexdeploy.export.calibrate import FEWEST_IMAGES, measure, read_photographs
 from alexdeploy.export.int8 import quantizable_layers, to_int8
-from alexdeploy.export.ranges import Ranges, check_ranges, read_ranges, write_ranges
+from alexdeploy.export.ranges import Ranges, check_owner, check_ranges, read_ranges
 from alexdeploy.export.sensitivity import Choice, Drop, Judge, LayerCost, layer_macs, rank_layers, search
 from alexdeploy.images.decode import decode
 from alexdeploy.images.labelled import read_labelled
@@ -24,8 +24,8 @@ from alexdeploy.images.labelled import read_labelled
 DEFAULT_MAX_DROP = 1.0
 """Percentage points of answers that may change where the user names no budget; always at least one image."""
 
-MOST_LABELLED = 2000
-"""Labelled images that a budget is measured on, evenly from all: they are held decoded, 200 kB each."""
+MOST_IMAGES = 2000
+"""Images that a budget is measured on, evenly from all: they are held decoded, 200 kB each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,25 +36,30 @@ class Quantization:
     measured_on: str
     has_labels: bool
     choice: Choice
+    keep_asked: tuple[str, ...]
     ranking: tuple[LayerCost, ...]
     ranges_path: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantized:
-    """The graph, the SHA-256 of the ranges file that it comes from, and how it was chosen."""
+    """The graph, the ranges that it comes from, and how it was chosen."""
 
     model: onnx.ModelProto
-    ranges_sha256: str
+    ranges: Ranges
     report: Quantization
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """`max_drop` in percentage points, None for the default; measured on `labelled` data, else as changed answers."""
+    """`max_drop` in percentage points, None for the default; measured on `labelled` data, else as changed answers.
+
+    Layers named in `keep` stay FP32 whatever they would cost.
+    """
 
     max_drop: float | None = None
     labelled: str | None = None
+    keep: tuple[str, ...] = ()
 
 
 def quantize(
@@ -67,8 +72,9 @@ def quantize(
 ) -> Quantized:
     """Quantize `graph` as far as the budget allows.
 
-    `calibration_images` None takes the measured ranges on disk; else they are measured on these and written. Raises
-    StaleArtifactError for ranges of another graph, ParityError if the budget cannot be held.
+    `calibration_images` None takes the measured ranges on disk; else they are measured on these. Raises
+    StaleArtifactError for ranges of another network, ParityError if the budget cannot be held, UsageError for a layer
+    to keep that is none.
     """
     ranges = _ranges(folder, spec, graph, calibration_images, on_step)
     thresholds = {name: tensor.threshold for name, tensor in ranges.tensors.items()}
@@ -77,16 +83,19 @@ def quantize(
     on_step(f"measuring {what} on {len(images)} images of {measured_on}")
     judge = Judge(graph.model, spec, folder.mean_image(spec), ranges.num_views, images, labels)
 
+    if len(images) < FEWEST_IMAGES:
+        on_step(f"warning: {len(images)} images are few to judge a graph by; give at least {FEWEST_IMAGES}")
+
     def convert(keep: Collection[str]) -> onnx.ModelProto:
-        return to_int8(graph.model, thresholds, spec.preprocessing, keep)
+        return to_int8(graph.model, thresholds, spec.preprocessing, {*keep, *budget.keep})
 
     def drop_with(keep: Collection[str]) -> Drop:
         return judge.measure(convert(keep))
 
-    layers = quantizable_layers(graph.model)
+    layers = _layers(graph.model, budget.keep)
     max_drop = max(DEFAULT_MAX_DROP, 100 / len(images)) if budget.max_drop is None else budget.max_drop
     whole = drop_with(())
-    on_step(f"all {len(layers)} layers in INT8: {describe(whole)}")
+    on_step(f"{', '.join(layers)} in INT8: {describe(whole)}")
     ranking: tuple[LayerCost, ...] = ()
     choice = Choice(keep=(), drop=whole, num_trials=1)
     if budget.max_drop is not None or whole.points > max_drop:
@@ -97,10 +106,19 @@ def quantize(
         measured_on=measured_on,
         has_labels=labels is not None,
         choice=choice,
+        keep_asked=budget.keep,
         ranking=ranking,
         ranges_path=folder.ranges_path.as_posix(),
     )
-    return Quantized(model=convert(choice.keep), ranges_sha256=sha256_bytes(ranges.to_json()), report=report)
+    return Quantized(model=convert(choice.keep), ranges=ranges, report=report)
+
+
+def _layers(model: onnx.ModelProto, keep: Collection[str]) -> tuple[str, ...]:
+    layers = quantizable_layers(model)
+    for name in keep:
+        if name not in layers:
+            raise UsageError(f"no layer with weights is called {name!r}", cure=f"Layers: {', '.join(layers)}")
+    return tuple(name for name in layers if name not in keep)
 
 
 def describe(drop: Drop) -> str:
@@ -118,13 +136,13 @@ def _ranges(
     path = folder.ranges_path
     if images is None:
         ranges = read_ranges(path)
-        check_ranges(path, ranges, graph.sha256, spec.contract_sha256)
+        check_ranges(path, ranges, graph.network_sha256, spec.contract_sha256)
         on_step(f"ranges of {path}: {ranges.num_images} images of {ranges.images_from}, method {ranges.method}")
         return ranges
+    check_owner(path, folder.path)
     on_step(f"measuring ranges on images of {images}")
     ranges = measure(folder, spec, graph, images, load_calibration())
-    write_ranges(path, ranges)
-    on_step(f"wrote {path}: {ranges.num_images} images, method {ranges.method}")
+    on_step(f"ranges of {ranges.num_images} images, method {ranges.method}")
     for warning in (*ranges.warnings, *(f"{name} was left out: {why}" for name, why in ranges.skipped.items())):
         on_step(f"warning: {warning}")
     return ranges
@@ -134,24 +152,28 @@ def _images(spec: ModelSpec, ranges: Ranges, budget: Budget) -> tuple[NDArray[np
     """What to measure the drop on: uint8 [N, 256, 256, 3], labels if there are, and where they are from."""
     if budget.labelled is None:
         names = [image.name for image in ranges.images]
-        pixels = [photograph.pixels for photograph in read_photographs(ranges.images_from, names, spec, {})]
-        if not pixels:
+        names = names[:: -(-len(names) // MOST_IMAGES)]
+        pixels = np.empty((len(names), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        count = 0
+        for count, photograph in enumerate(read_photographs(ranges.images_from, names, spec, {}), start=1):
+            pixels[count - 1] = photograph.pixels
+        if not count:
             raise InputError(
                 f"the images that the ranges were measured on are not at {ranges.images_from}, so that nothing tells "
                 "what INT8 costs",
                 cure=f"Measure ranges on images that are here: {ranges.calibrate_command}\n"
                 "or name labelled ones: --labelled DATA",
             )
-        return np.stack(pixels), None, ranges.images_from
+        return pixels[:count], None, ranges.images_from
     found = read_labelled(budget.labelled, spec.classes)
-    stride = -(-len(found.examples) // MOST_LABELLED)
-    pixels, labels = [], []
-    for source, example in list(zip(found.sources(), found.examples, strict=True))[::stride]:
+    stride = -(-len(found.examples) // MOST_IMAGES)
+    chosen = list(zip(found.sources(), found.examples, strict=True))[::stride]
+    pixels = np.empty((len(chosen), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    for number, (source, _) in enumerate(chosen):
         try:
-            pixels.append(decode(source.read(), spec.preprocessing.resize))
+            pixels[number] = decode(source.read(), spec.preprocessing.resize)
         except ImageError as exc:
             raise DataError(
                 f"{source.name}: {exc.message}", cure="A budget is measured on images that can be read."
             ) from exc
-        labels.append(example.label)
-    return np.stack(pixels), np.array(labels), budget.labelled
+    return pixels, np.array([example.label for _, example in chosen]), budget.labelled

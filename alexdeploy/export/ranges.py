@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from alexdeploy.core.artifacts import atomic_write, sha256_bytes
-from alexdeploy.core.errors import ImageError, ModelError, StaleArtifactError
+from alexdeploy.core.errors import ImageError, ModelError, StaleArtifactError, UsageError
 from alexdeploy.core.recipe import CalibrationMethod
 from alexdeploy.export.histogram import QMAX
 from alexdeploy.images.sources import Source, iter_sources
@@ -43,11 +45,14 @@ class CalibrationImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranges:
-    """One measurement. `images_from` is what the images were named by; `skipped` are those that could not be read."""
+    """One measurement. `images_from` is what the images were named by; `skipped` are those that could not be read.
+
+    `network_sha256` is the hash of the weights, or of an imported graph. `num_asked` images were asked for.
+    """
 
     model: str
     key: str
-    graph_sha256: str
+    network_sha256: str
     contract_sha256: str
     method: CalibrationMethod
     percentile: float
@@ -55,6 +60,7 @@ class Ranges:
     seed: int
     exclude: tuple[str, ...]
     images_from: str
+    num_asked: int
     num_images: int
     warnings: tuple[str, ...]
     tensors: dict[str, TensorRange]
@@ -66,19 +72,25 @@ class Ranges:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
     @property
+    def sha256(self) -> str:
+        """Hash of what was measured and the scales that follow: not of the file, which may be formatted again."""
+        scales = {name: tensor.scale for name, tensor in sorted(self.tensors.items())}
+        return sha256_bytes(msgspec.json.encode((self.key, scales)))
+
+    @property
     def calibrate_command(self) -> str:
         """The command that measures again, with the same choices."""
         method = f" --percentile {self.percentile:g}" if self.method == "percentile" else ""
         return (
-            f"alexdeploy calibrate {self.model} {self.images_from} --method {self.method}{method} "
-            f"--views {self.num_views} --seed {self.seed} --num-images {self.num_images}"
+            f"alexdeploy calibrate {shlex.quote(self.model)} {shlex.quote(self.images_from)} --method {self.method}"
+            f"{method} --views {self.num_views} --seed {self.seed} --num-images {self.num_asked}"
         )
 
 
 def with_key(ranges: Ranges) -> Ranges:
     """The same with `key`: a hash of graph, preprocessing, image contents and method."""
     parts = (
-        ranges.graph_sha256,
+        ranges.network_sha256,
         ranges.contract_sha256,
         ranges.method,
         ranges.percentile,
@@ -86,6 +98,17 @@ def with_key(ranges: Ranges) -> Ranges:
         sorted(image.sha256 for image in ranges.images),
     )
     return dataclasses.replace(ranges, key=sha256_bytes(msgspec.json.encode(parts)))
+
+
+def check_owner(path: Path, model: Path) -> None:
+    """Raise UsageError if the file holds ranges of another model folder that is still there."""
+    with contextlib.suppress(ModelError):
+        owner = Path(read_ranges(path).model)
+        if owner.is_dir() and not (model.is_dir() and owner.samefile(model)):
+            raise UsageError(
+                f"{path} holds the ranges of {owner}, which this would replace with those of {model}",
+                cure="Give one of the folders another name, or remove the file.",
+            )
 
 
 def write_ranges(path: Path, ranges: Ranges) -> None:
@@ -114,24 +137,16 @@ def read_ranges(path: Path) -> Ranges:
     return ranges
 
 
-def is_of_graph(path: Path, graph_sha256: str) -> bool:
-    """Tell whether the file's ranges were measured on this graph; not if it cannot be read."""
-    try:
-        return read_ranges(path).graph_sha256 == graph_sha256
-    except ModelError:
-        return False
-
-
-def check_ranges(path: Path, ranges: Ranges, graph_sha256: str, contract_sha256: str) -> None:
-    """Raise StaleArtifactError unless they are of this graph and preprocessing, and of images that are as they were."""
+def check_ranges(path: Path, ranges: Ranges, network_sha256: str, contract_sha256: str) -> None:
+    """Raise StaleArtifactError unless they are of this network and contract, and of images that are as they were."""
     cure = f"Measure again: {ranges.calibrate_command}"
     if ranges.contract_sha256 != contract_sha256:
         raise StaleArtifactError(
             f"{path} was measured with another architecture, preprocessing or classes than the model has now", cure=cure
         )
-    if ranges.graph_sha256 != graph_sha256:
+    if ranges.network_sha256 != network_sha256:
         raise StaleArtifactError(
-            f"{path} was measured on a model.onnx {ranges.graph_sha256[:12]}, which is now {graph_sha256[:12]}",
+            f"{path} was measured on the weights {ranges.network_sha256[:12]}, which are now {network_sha256[:12]}",
             cure=cure,
         )
     expected = {image.name: image.sha256 for image in ranges.images}

@@ -16,9 +16,9 @@ from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryErr
 class GraphRunner:
     """One session on the CPU that gives the named tensors of a network, by default its outputs.
 
-    With `optimize` off every node runs as it is written; with it on, Q/DQ become integer kernels and nodes are
-    fused, so that only outputs of the graph can be asked for without slowing it down. Raises DeviceError for a graph
-    that ONNX Runtime cannot load or run.
+    With `optimize` off every node runs as it is written; with it on nodes are fused, those excepted whose outputs are
+    asked for. Either way INT8 graphs are computed in float32, on the values that INT8 has. Raises DeviceError for a
+    graph that ONNX Runtime cannot load or run.
     """
 
     def __init__(self, model: onnx.ModelProto, outputs: Iterable[str] | None = None, *, optimize: bool = False) -> None:

@@ -20,6 +20,9 @@ from alexdeploy.export.runner import GraphRunner
 _BATCH = 8
 _MOST_SEARCHED = 10
 """Layers whose combinations are searched: the worst ones. Every AlexNet has 8; an imported graph may have more."""
+_CHANCE = 1.5
+"""A faster mixture is measured as well if its prediction is at most so many times that of one that holds."""
+
 _MOST_TRIALS = 24
 """Mixtures measured beyond the whole and the single layers."""
 
@@ -174,6 +177,8 @@ def search(
     best_keep = min((keep for keep, drop in tried.items() if drop.points <= budget), key=mixtures.cost)
     for keep in mixtures.most_promising_first():
         if len(tried) - num_measured >= _MOST_TRIALS:
+            break
+        if mixtures.predicted(keep) > _CHANCE * mixtures.predicted(best_keep):
             break
         if mixtures.cost(keep) < mixtures.cost(best_keep) and drop_of(keep).points <= budget:
             best_keep = keep

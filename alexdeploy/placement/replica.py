@@ -112,7 +112,7 @@ class Member:
         return self._life
 
     def run(self, life: ReplicaProcess, images: NDArray[np.uint8]) -> Predictions:
-        """Run a batch on a stream that was taken, and give that back. Raises what the engine raised, or that it is lost."""
+        """Run a batch on a stream that was taken, and give it back. Raises the engine's error, or ReplicaLostError."""
         began = time.monotonic()
         try:
             found = life.run(images, self._options.batch_seconds)
@@ -245,14 +245,16 @@ class ReplicaProcess:
                 raise ReplicaLostError(f"{self._device} was lost")
             number = next(self._numbers)
             self._pending[number] = reply
-        with contextlib.suppress(OSError, ValueError), self._write_lock:
-            # If the pipe is broken, whoever listens finds out why and answers.
-            write_frame(self._requests, Batch(number=number, num_images=len(images)), images)
+        # A process that stands still does not read either: the deadline is for writing as well.
+        timer = threading.Timer(seconds, self.end, (f"it gave no answer in {seconds:g} s",))
+        timer.start()
         try:
-            found = reply.get(timeout=seconds)
-        except queue.Empty:
-            self.end(f"it gave no answer in {seconds:g} s")
+            with contextlib.suppress(OSError, ValueError), self._write_lock:
+                # If the pipe is broken, whoever listens finds out why and answers.
+                write_frame(self._requests, Batch(number=number, num_images=len(images)), images)
             found = reply.get()
+        finally:
+            timer.cancel()
         if isinstance(found, AlexDeployError):
             raise found
         return found

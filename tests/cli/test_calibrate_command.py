@@ -62,9 +62,10 @@ def test_no_images_are_an_error_with_a_cure(run: Run) -> None:
 def test_int8_from_one_command_runs_everywhere_and_each_row_says_so(run: Run) -> None:
     result = run("export", "tiny", "--int8", "--calibrate", "pictures", "--max-drop", "50")
     assert result.exit_code == 0
-    assert "wrote calibration/tiny.ranges.json: 40 images, method mse" in result.stderr
+    assert "ranges of 40 images, method mse" in result.stderr
+    assert Path("calibration/tiny.ranges.json").is_file()
     assert "wrote models/tiny/model.int8.onnx" in result.stderr
-    assert "every layer in INT8: " in result.stderr
+    assert "every layer in INT8; " in result.stderr
     assert "(allowed 50; " in result.stderr
     assert "INT8: what each layer costs alone" in result.stdout
     for backend in ("openvino", "onnxruntime"):
@@ -107,6 +108,23 @@ def test_options_of_int8_need_int8(run: Run, option: tuple[str, str]) -> None:
     result = run("export", "tiny", *option)
     assert result.exit_code == 2
     assert f"{option[0]} is for --int8" in result.stderr
+
+
+def test_layers_that_are_named_stay_fp32_and_unknown_ones_are_refused(run: Run) -> None:
+    given = ("export", "--int8", "--calibrate", "pictures", "--max-drop", "60")
+    result = run(*given, "--keep", "conv1, fc8")
+    assert result.exit_code == 0
+    assert "in FP32: conv1, fc8; " in result.stderr
+    refused = run(*given, "--keep", "conv9")
+    assert refused.exit_code == 2
+    assert "no layer with weights is called 'conv9'" in refused.stderr
+
+
+def test_a_percentile_means_that_method_and_another_is_refused(run: Run) -> None:
+    result = run("calibrate", "tiny", "pictures", "--percentile", "99", "--json")
+    assert json.loads(result.stdout)["method"] == "percentile"
+    assert run("calibrate", "tiny", "pictures", "--percentile", "99", "--method", "mse").exit_code == 2
+    assert run("calibrate", "tiny", "pictures", "--percentile", "50").exit_code == 2
 
 
 def test_int8_before_calibration_names_the_command(run: Run) -> None:

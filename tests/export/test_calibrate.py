@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -13,11 +15,19 @@ from helpers import change_weights, make_model, write_pictures
 from PIL import Image
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
-from alexdeploy.core.errors import InputError, ModelError, RecipeError, StaleArtifactError, UsageError
+from alexdeploy.core.errors import (
+    InputError,
+    ModelError,
+    ParityError,
+    RecipeError,
+    StaleArtifactError,
+    UsageError,
+)
 from alexdeploy.core.recipe import CalibrationRecipe, load_calibration
 from alexdeploy.export.calibrate import calibrate, choose_images
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.graphs import load_graph
+from alexdeploy.export.quantize import Budget
 from alexdeploy.export.ranges import Ranges, read_ranges
 from alexdeploy.images.decode import decode
 from alexdeploy.images.preprocess import network_input
@@ -78,14 +88,14 @@ def test_a_folder_elsewhere_listed_in_another_order_gives_the_same_images(work: 
 
 
 def test_another_seed_chooses_other_images_and_all_seeds_the_number_asked_for(work: ModelFolder) -> None:
-    chosen = [set(choose_images("pictures", dataclasses.replace(FEW, seed=seed))) for seed in range(4)]
+    chosen = [set(choose_images("pictures", dataclasses.replace(FEW, seed=seed))[0]) for seed in range(4)]
     assert all(len(names) == 6 for names in chosen)
     assert len(set(map(frozenset, chosen))) == 4
 
 
 def test_excluded_images_are_never_chosen(work: ModelFolder) -> None:
     recipe = CalibrationRecipe(exclude=("*/00*", "*/01*"))
-    assert sorted(choose_images("pictures", recipe))[0] == "pictures/020.png"
+    assert sorted(choose_images("pictures", recipe)[0])[0] == "pictures/020.png"
 
 
 def test_an_archive_gives_the_ranges_of_its_images(work: ModelFolder) -> None:
@@ -137,7 +147,7 @@ def test_images_that_look_alike_to_the_network_are_warned_about(work: ModelFolde
 
 
 def test_a_broken_image_is_left_out_and_named(work: ModelFolder) -> None:
-    names = choose_images("pictures", FEW)
+    names, _ = choose_images("pictures", FEW)
     Path(names[2]).write_bytes(b"not a picture")
     ranges = _measured(work)
     assert list(ranges.skipped) == [names[2]]
@@ -208,7 +218,7 @@ def _export_int8(folder: ModelFolder) -> None:
 def test_one_changed_weight_makes_the_ranges_stale(int8_model: ModelFolder) -> None:
     change_weights(int8_model, fc8__bias=lambda bias: bias + np.eye(1, len(bias), dtype=np.float32)[0] * 1e-3)
     before = int8_model.onnx_path("int8").read_bytes()
-    with pytest.raises(StaleArtifactError, match=r"tiny\.ranges\.json was measured on a model\.onnx") as error:
+    with pytest.raises(StaleArtifactError, match=r"tiny\.ranges\.json was measured on the weights") as error:
         _export_int8(int8_model)
     assert "alexdeploy calibrate models/tiny pictures" in str(error.value)
     assert int8_model.onnx_path("int8").read_bytes() == before
@@ -251,11 +261,57 @@ def test_new_ranges_make_the_int8_graph_stale(int8_model: ModelFolder) -> None:
     assert "alexdeploy export models/tiny --int8" in str(error.value)
 
 
-def test_ranges_of_another_model_of_the_same_name_do_not_concern_it(int8_model: ModelFolder, tmp_path: Path) -> None:
+def test_ranges_of_another_model_of_the_same_name_do_not_concern_it_and_are_not_replaced(
+    int8_model: ModelFolder, tmp_path: Path
+) -> None:
     other = make_model(tmp_path / "other" / "tiny", seed=5)
     export_model(other)
+    with pytest.raises(UsageError, match="holds the ranges of models/tiny, which this would replace"):
+        calibrate(other, "pictures", FEW)
+    int8_model.ranges_path.unlink()
     calibrate(other, "pictures", FEW)
     load_graph(int8_model, "int8", int8_model.spec())
+
+
+def test_a_file_of_ranges_that_was_only_formatted_again_is_the_same(int8_model: ModelFolder) -> None:
+    path = int8_model.ranges_path
+    path.write_bytes(json.dumps(json.loads(path.read_text()), indent=4).replace("\n", "\r\n").encode())
+    load_graph(int8_model, "int8", int8_model.spec())
+    export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0)))
+    load_graph(int8_model, "int8", int8_model.spec())
+
+
+def test_a_model_graph_that_is_only_written_again_keeps_its_ranges(int8_model: ModelFolder) -> None:
+    """The provenance is in the file's metadata, and changes its bytes."""
+    int8_model.write_spec(int8_model.spec().replace_provenance(note="changed"))
+    export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0)))
+    load_graph(int8_model, "int8", int8_model.spec())
+
+
+def test_an_export_that_fails_leaves_ranges_and_graphs_as_they_were(int8_model: ModelFolder) -> None:
+    write_pictures(Path("other"), 40, seed=3)
+    before = {path: path.read_bytes() for path in (*int8_model.path.glob("*.onnx"), int8_model.ranges_path)}
+    options = ExportOptions(int8=True, calibrate="other", budget=Budget(max_drop=-1.0))
+    with pytest.raises(ParityError):
+        export_model(int8_model, options)
+    assert {path: path.read_bytes() for path in before} == before
+    load_graph(int8_model, "int8", int8_model.spec())
+
+
+def test_an_archive_that_is_cut_off_is_told(work: ModelFolder) -> None:
+    with tarfile.open("pictures.tar.gz", "w:gz") as archive:
+        archive.add("pictures")
+    content = Path("pictures.tar.gz").read_bytes()
+    Path("pictures.tar.gz").write_bytes(content[: len(content) * 2 // 3])
+    ranges = _measured(work, "pictures.tar.gz", CalibrationRecipe())
+    assert 0 < ranges.num_images < 40
+    assert "the archive is truncated" in next(iter(ranges.skipped.values()))
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_measured(work: ModelFolder) -> None:
+    Path("pictures").rename(os.fsdecode(b"pic\xff"))
+    with pytest.raises(UsageError, match=r"pic\\xff is not UTF-8"):
+        _measured(work, os.fsdecode(b"pic\xff"))
 
 
 def test_where_nothing_was_calibrated_the_command_is_named(work: ModelFolder) -> None:

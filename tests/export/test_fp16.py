@@ -56,6 +56,15 @@ def test_an_lrn_is_fp32_always_and_measured_by_the_square_of_its_input() -> None
     assert layer.reason == "its squares overflow FP16"
 
 
+def test_the_last_layer_can_stay_fp32(tiny_model: ModelFolder) -> None:
+    model = onnx.load(tiny_model.onnx_path())
+    x = np.random.default_rng(0).normal(0, 50, (2, 3, 227, 227)).astype(np.float32)
+    (expected,) = run_graph(model, x)
+    for keep in (["fc8"], ["relu7", "fc8"]):
+        found = run_in_fp16(to_fp16(model, keep), x)["logits"]
+        np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
+
+
 def test_a_weight_beyond_fp16_keeps_its_layer() -> None:
     (layer,) = plan_fp16(_chain("Mul", weight=1e5), {"x": 1e-3, "y": 100.0})
     assert (layer.precision, layer.largest) == ("fp32", 1e5)
