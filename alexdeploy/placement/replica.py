@@ -234,9 +234,9 @@ class ReplicaProcess:
         if isinstance(header, Ready):
             return header
         if isinstance(header, Failure):
-            self._process.wait()
+            self._clear_away()
             return _exception(header)
-        return DeviceError(f"{self._device} could not be opened: {self._reason()}", cure=DOCTOR)
+        return DeviceError(f"{self._device} could not be opened: {self._clear_away()}", cure=DOCTOR)
 
     def run(self, images: NDArray[np.uint8], seconds: float) -> Predictions:
         reply: queue.SimpleQueue[Predictions | AlexDeployError] = queue.SimpleQueue()
@@ -269,7 +269,7 @@ class ReplicaProcess:
                 reply = None if self._pending is None else self._pending.pop(header.number, None)
             if reply is not None:
                 reply.put(_predictions(header, payload) if isinstance(header, Answer) else _exception(header))
-        return self._reason()
+        return self._clear_away()
 
     def fail_pending(self, reason: str) -> None:
         with self._lock:
@@ -287,7 +287,8 @@ class ReplicaProcess:
         self._ended_because = self._ended_because or reason
         self._process.kill()
 
-    def _reason(self) -> str:
+    def _clear_away(self) -> str:
+        """Wait for its end and close the pipes; why it ended."""
         code = self._process.wait()
         self._listener.join(timeout=1)
         for pipe in (self._requests, self._answers):

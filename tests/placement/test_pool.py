@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from faults import POISON, inject
+from helpers import smooth_images
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
+from alexdeploy.engines.base import EngineOptions, Predictions, open_engine
+from alexdeploy.placement.devices import Device
+from alexdeploy.placement.plan import Replica
+from alexdeploy.placement.pool import Pool
+from alexdeploy.placement.replica import PoolOptions
+
+CPU = Device(kind="cpu", index=0)
+IMAGES = smooth_images(32)
+BATCHES = [IMAGES[start : start + 8] for start in range(0, 32, 8)]
+
+
+def _pool(folder: ModelFolder, count: int = 2, **options: float) -> Pool:
+    replica = Replica(device=CPU, backend="onnxruntime", batch_size=8, num_threads=1)
+    return Pool(folder, [replica] * count, PoolOptions(**options))  # type: ignore[arg-type]
+
+
+def _workers() -> list[psutil.Process]:
+    children = psutil.Process().children()
+    return [child for child in children if "alexdeploy.placement.worker" in " ".join(child.cmdline())]
+
+
+def _run_all(pool: Pool, batches: list[np.ndarray] = BATCHES, meanwhile: Callable[[], None] = lambda: None):
+    """All batches from as many threads as the pool has streams, as the pipeline does."""
+    with ThreadPoolExecutor(pool.info.num_streams) as threads:
+        answers = [threads.submit(pool.run, batch) for batch in batches]
+        meanwhile()
+        return [answer.result(timeout=100) for answer in answers]
+
+
+@pytest.fixture
+def expected(tiny_model: ModelFolder) -> list[Predictions]:
+    with open_engine(tiny_model, "onnxruntime", EngineOptions(num_threads=1)) as engine:
+        return [engine.run(batch) for batch in BATCHES]
+
+
+def _assert_same(found: list[Predictions], expected: list[Predictions]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+        np.testing.assert_array_equal(one.view_classes, other.view_classes)
+        assert not one.errors
+
+
+def test_a_pool_gives_bitwise_the_answers_of_one_engine_and_every_replica_works(
+    tiny_model: ModelFolder, expected: list[Predictions]
+) -> None:
+    with _pool(tiny_model, 3) as pool:
+        assert (pool.info.device, pool.info.num_streams, pool.info.batch_size) == ("cpu,cpu,cpu", 3, 8)
+        _assert_same(_run_all(pool, BATCHES * 3), expected * 3)
+        reports = pool.reports()
+    assert sum(report.num_images for report in reports) == 96
+    assert all(report.num_images > 0 and report.num_losses == 0 for report in reports)
+
+
+def test_a_tail_batch_gives_its_own_rows(tiny_model: ModelFolder) -> None:
+    with _pool(tiny_model, 1) as pool:
+        assert len(pool.run(IMAGES[:3]).probabilities) == 3
+        with pytest.raises(UsageError, match="expected uint8"):
+            pool.run(IMAGES[:9])
+
+
+def test_no_process_is_left_when_it_is_closed(tiny_model: ModelFolder) -> None:
+    with _pool(tiny_model):
+        workers = _workers()
+        assert len(workers) == 2
+    assert not any(worker.is_running() for worker in workers)
+    with pytest.raises(DeviceError, match="not open"):
+        _pool(tiny_model).run(IMAGES[:1])
+
+
+def test_batches_of_a_killed_replica_go_to_the_others_and_it_comes_back(
+    tiny_model: ModelFolder, expected: list[Predictions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, tmp_path / "faults", "time.sleep(0.2)")
+    with _pool(tiny_model) as pool:
+        found = _run_all(pool, BATCHES * 2, lambda: _workers()[0].kill())
+        _assert_same(found, expected * 2)
+        reports = pool.reports()
+        assert sorted(report.num_losses for report in reports) == [0, 1]
+        assert [report.last_loss for report in reports if report.num_losses] == [f"ended by signal {signal.SIGKILL:d}"]
+        _wait(lambda: len(_workers()) == 2)
+        _assert_same(_run_all(pool), expected)
+
+
+def test_a_replica_that_hangs_is_ended_and_its_batch_runs_elsewhere(
+    tiny_model: ModelFolder, expected: list[Predictions]
+) -> None:
+    with _pool(tiny_model, batch_seconds=2.0) as pool:
+        _workers()[0].suspend()
+        _assert_same(_run_all(pool), expected)
+        _wait(lambda: sum(report.num_losses for report in pool.reports()) == 1)
+        assert {report.last_loss for report in pool.reports()} == {None, "it gave no answer in 2 s"}
+
+
+def test_a_slow_replica_takes_fewer_batches(
+    tiny_model: ModelFolder, expected: list[Predictions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "slow"
+    fault = f"""
+        if not os.path.exists({str(marker)!r}):
+            open({str(marker)!r}, "w").write(str(os.getpid()))
+        time.sleep(1.0 if open({str(marker)!r}).read() == str(os.getpid()) else 0.1)
+    """
+    inject(monkeypatch, tmp_path / "faults", fault)
+    with _pool(tiny_model) as pool:
+        _assert_same(_run_all(pool, BATCHES * 3), expected * 3)
+        slow, fast = sorted(report.num_batches for report in pool.reports())
+    assert slow + fast == 12
+    assert slow <= 3
+
+
+def test_out_of_memory_halves_the_batch_and_remembers(
+    tiny_model: ModelFolder, expected: list[Predictions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "sizes"
+    fault = f"""
+        with open({str(seen)!r}, "a") as file:
+            file.write(f"{{len(images)}} ")
+        if len(images) > 3:
+            raise DeviceMemoryError("out of memory")
+    """
+    inject(monkeypatch, tmp_path / "faults", fault)
+    with _pool(tiny_model, 1) as pool:
+        found = [pool.run(batch) for batch in BATCHES]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-6)
+    sizes = list(map(int, seen.read_text().split()))
+    assert sizes == [8, 4, 2, 2, 2, 2] + [2, 2, 2, 2] * 3
+
+
+def test_out_of_memory_for_a_single_image_is_an_error(
+    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, tmp_path / "faults", 'raise DeviceMemoryError("none at all")')
+    with _pool(tiny_model, 1) as pool, pytest.raises(DeviceMemoryError, match="none at all"):
+        pool.run(BATCHES[0])
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("if poisoned: os._exit(7)", "exit code 7"), ('if poisoned: raise DeviceError("bad kernel")', "bad kernel")],
+)
+def test_an_image_that_every_replica_fails_on_has_an_error_and_the_others_their_answers(
+    tiny_model: ModelFolder,
+    expected: list[Predictions],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    reason: str,
+) -> None:
+    inject(monkeypatch, tmp_path / "faults", fault)
+    images = BATCHES[0].copy()
+    images[5, 0, 0] = POISON
+    with _pool(tiny_model) as pool:
+        found = pool.run(images)
+        assert list(found.errors) == [5]
+        assert reason in found.errors[5]
+        others = [row for row in range(8) if row != 5]
+        np.testing.assert_allclose(found.probabilities[others], expected[0].probabilities[others], atol=1e-6)
+        _assert_same([pool.run(batch) for batch in BATCHES[1:]], expected[1:])
+
+
+def test_when_every_replica_is_lost_for_good_it_says_so(
+    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, tmp_path / "faults", "sys.stderr.write('the bus is gone\\n'); sys.stderr.flush(); os._exit(9)")
+    with _pool(tiny_model, 1) as pool, pytest.raises(DeviceError, match="every replica is lost") as error:
+        _run_all(pool)
+    assert "cpu: exit code 9: the bus is gone" in str(error.value)
+
+
+def test_what_keeps_an_engine_from_opening_is_raised_as_it_is(tiny_model: ModelFolder) -> None:
+    tiny_model.onnx_path().unlink()
+    with pytest.raises(ModelError, match=r"has no model\.onnx") as error, _pool(tiny_model):
+        pass
+    assert "alexdeploy export" in str(error.value)
+    assert not _workers()
+
+
+def test_workers_end_when_whoever_started_them_is_killed(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    script = f"""
+import sys, time
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+from pathlib import Path
+from test_pool import _pool, _workers
+from alexdeploy.core.artifacts import ModelFolder
+with _pool(ModelFolder(Path({str(tiny_model.path)!r}))):
+    print(*(worker.pid for worker in _workers()), flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = list(map(int, parent.stdout.readline().split()))
+        os.kill(parent.pid, signal.SIGKILL)
+    assert len(pids) == 2
+    _wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not come about"
+        threading.Event().wait(0.05)
