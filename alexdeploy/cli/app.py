@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 import alexdeploy
-from alexdeploy.cli import calibrate, evaluate, export, import_, inspect, output, predict, sample, train, verify
+from alexdeploy.cli import (
+    calibrate,
+    devices,
+    doctor,
+    evaluate,
+    export,
+    import_,
+    inspect,
+    output,
+    predict,
+    sample,
+    train,
+    verify,
+)
 from alexdeploy.core.errors import AlexDeployError, OutputError
 
 app = typer.Typer(
@@ -31,6 +44,8 @@ app.command()(verify.verify)
 app.command()(inspect.inspect)
 app.command("import")(import_.import_)
 app.command()(sample.sample)
+app.command()(devices.devices)
+app.command()(doctor.doctor)
 
 
 def _print_version(asked: bool) -> None:

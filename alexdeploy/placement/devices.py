@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from alexdeploy.core.artifacts import MODELS_FOLDER
+from alexdeploy.core.errors import UsageError, first_line
+from alexdeploy.core.processors import available_processors
+
+_Value = TypeVar("_Value")
+
+_UUID_PREFIXES = ("GPU-", "MIG-")
+# By the codes of nvml.h, which do not change.
+_NVML_CURES = {
+    4: "This user may not talk to the driver: look at the permissions of /dev/nvidia*.",
+    9: "The driver's kernel module is not loaded: sudo modprobe nvidia; if that fails, install the driver again.",
+    12: "Install NVIDIA's driver. In a container: docker run --gpus all ...",
+    15: "The GPU has fallen off the bus: look at dmesg for Xid errors, and restart the machine.",
+    18: "The driver was updated while the old one was running: restart the machine.",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """`index` counts devices of one kind, as the driver does. A CPU has no UUID. Memory in bytes, None if unknown."""
+    """`index` counts devices of one kind, as the driver does. A CPU has no UUID. Memory in bytes, None if unknown.
+
+    GPUs are counted after CUDA_VISIBLE_DEVICES, as programs do that use CUDA. A MIG instance is a device of its own.
+    """
 
     kind: Literal["cpu", "cuda"]
     index: int
@@ -18,6 +43,281 @@ class Device:
     free_bytes: int | None = None
     total_bytes: int | None = None
     driver: str | None = None
+    num_processors: int | None = None
 
     def __str__(self) -> str:
         return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhysicalGpu:
+    """A GPU as NVML counts them: one device; with MIG on one for each instance, or none."""
+
+    uuid: str
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuSurvey:
+    """What NVML says. `problem` and `cure` are why there are no devices; `notes` what a user should know of some.
+
+    `cuda_version` is the newest that the driver runs. CUDA_VISIBLE_DEVICES hides `num_hidden` GPUs, or parts of them.
+    """
+
+    devices: tuple[Device, ...] = ()
+    problem: str | None = None
+    cure: str | None = None
+    driver: str | None = None
+    cuda_version: tuple[int, int] | None = None
+    num_hidden: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def list_devices() -> tuple[Device, ...]:
+    """The CPU, then the GPUs that this process may see; `survey_gpus` says why there are none."""
+    return (cpu_device(), *survey_gpus().devices)
+
+
+def cpu_device() -> Device:
+    """All processors that this process may use, as one device, with the memory that is left to it."""
+    free, total = host_memory()
+    return Device(
+        kind="cpu",
+        index=0,
+        name=_cpu_name(),
+        free_bytes=free,
+        total_bytes=total,
+        num_processors=available_processors(),
+    )
+
+
+def survey_gpus() -> GpuSurvey:
+    """Ask the driver, through NVML, for its GPUs; no CUDA context is made. Never raises."""
+    try:
+        import pynvml
+    except ImportError:
+        return GpuSurvey(
+            problem="the package nvidia-ml-py, which finds GPUs, is not installed", cure="pip install nvidia-ml-py"
+        )
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as exc:
+        return GpuSurvey(problem=f"NVML: {first_line(exc).rstrip('.')}", cure=_NVML_CURES.get(exc.value))
+    try:
+        return _survey(pynvml)
+    except pynvml.NVMLError as exc:
+        return GpuSurvey(problem=f"NVML: {first_line(exc).rstrip('.')}", cure=_NVML_CURES.get(exc.value))
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _survey(nvml: Any) -> GpuSurvey:
+    driver = _ask(nvml, nvml.nvmlSystemGetDriverVersion)
+    # 12040 is 12.4.
+    number = _ask(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
+    gpus, notes = [], []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            gpu = _read_gpu(nvml, index, driver)
+            if not gpu.devices:
+                notes.append(f"GPU {index} has MIG on and no instance: make one with nvidia-smi mig, or turn MIG off")
+        except nvml.NVMLError as exc:
+            gpu = PhysicalGpu(uuid="", devices=())
+            notes.append(f"GPU {index} does not answer: {first_line(exc).rstrip('.')}")
+        gpus.append(gpu)
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible_devices(gpus, mask)
+    shown = {device.uuid for device in devices}
+    num_hidden = sum(any(device.uuid not in shown for device in gpu.devices) for gpu in gpus)
+    problem, cure = None, None
+    if not gpus:
+        problem = "the driver is there, but no GPU"
+    elif not devices and num_hidden:
+        problem = f"CUDA_VISIBLE_DEVICES={mask!r} hides {'the GPU' if num_hidden == 1 else f'all {num_hidden} GPUs'}"
+        cure = "unset CUDA_VISIBLE_DEVICES"
+    elif not devices:
+        problem = "no GPU can be used: " + "; ".join(notes)
+    elif mask and _is_order_doubtful(gpus, mask):
+        notes.append(
+            f"CUDA_VISIBLE_DEVICES={mask} is read here in the order of nvidia-smi; other programs count the fastest "
+            "GPU first. Set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name GPUs by UUID"
+        )
+    return GpuSurvey(
+        devices=devices,
+        problem=problem,
+        cure=cure,
+        driver=driver,
+        cuda_version=None if number is None else (number // 1000, number % 1000 // 10),
+        num_hidden=num_hidden,
+        notes=tuple(notes),
+    )
+
+
+def _ask(nvml: Any, call: Callable[..., _Value], *arguments: object) -> _Value | None:
+    # Boards and drivers differ in what they answer: Jetsons and unified memory say "not supported".
+    try:
+        return call(*arguments)
+    except nvml.NVMLError:
+        return None
+
+
+def _read_gpu(nvml: Any, index: int, driver: str | None) -> PhysicalGpu:
+    """Raises NVMLError where the GPU does not even tell its UUID."""
+    gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+    uuid: str = nvml.nvmlDeviceGetUUID(gpu)
+    capability = _ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, gpu)
+    handles = [gpu]
+    if (_ask(nvml, nvml.nvmlDeviceGetMigMode, gpu) or (0, 0))[0]:
+        places = range(_ask(nvml, nvml.nvmlDeviceGetMaxMigDeviceCount, gpu) or 0)
+        instances = (_ask(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, place) for place in places)
+        handles = [instance for instance in instances if instance is not None]
+    devices = []
+    for handle in handles:
+        memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+        device = Device(
+            kind="cuda",
+            index=index,
+            uuid=nvml.nvmlDeviceGetUUID(handle),
+            name=_ask(nvml, nvml.nvmlDeviceGetName, handle) or "NVIDIA GPU",
+            # An instance has none of its own to ask for.
+            compute_capability=capability,
+            free_bytes=None if memory is None else memory.free,
+            total_bytes=None if memory is None else memory.total,
+            driver=driver,
+        )
+        devices.append(device)
+    return PhysicalGpu(uuid=uuid, devices=tuple(devices))
+
+
+def _is_order_doubtful(gpus: Sequence[PhysicalGpu], mask: str) -> bool:
+    """Whether an index in the mask may mean another GPU to CUDA, which by default counts the fastest first."""
+    has_index = any(word.strip().isdecimal() for word in mask.split(","))
+    is_mixed = len({device.name for gpu in gpus for device in gpu.devices}) > 1
+    return has_index and is_mixed and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
+
+
+def visible_devices(gpus: Sequence[PhysicalGpu], mask: str | None) -> tuple[Device, ...]:
+    """The devices that CUDA_VISIBLE_DEVICES=`mask` leaves, in its order, counted anew; all if it is None.
+
+    The mask names GPUs by index, UUID or the beginning of one; it ends, as in CUDA, before the first word that names
+    none (CUDA Programming Guide, "Environment Variables"). A GPU with MIG on stands for all its instances.
+    """
+    if mask is None:
+        named = [device for gpu in gpus for device in gpu.devices]
+    else:
+        named = []
+        for word in (word.strip() for word in mask.split(",")):
+            found = _named_in_mask(gpus, word)
+            if not found:
+                break
+            named.extend(found)
+    unique = dict.fromkeys(named)
+    return tuple(replace(device, index=index) for index, device in enumerate(unique))
+
+
+def _named_in_mask(gpus: Sequence[PhysicalGpu], word: str) -> tuple[Device, ...]:
+    if word.isdecimal():
+        return gpus[int(word)].devices if int(word) < len(gpus) else ()
+    if not word.upper().startswith(_UUID_PREFIXES):
+        return ()
+    whole = [gpu.devices for gpu in gpus if _begins(gpu.uuid, word)]
+    single = [(device,) for gpu in gpus for device in gpu.devices if _begins(device.uuid, word)]
+    found = whole or single
+    return found[0] if len(found) == 1 else ()
+
+
+def _begins(uuid: str, prefix: str) -> bool:
+    return uuid.lower().startswith(prefix.lower())
+
+
+def find_devices(names: str, devices: Sequence[Device], gpu_problem: str | None = None) -> tuple[Device, ...]:
+    """The devices that a text like "0,1" names, in its order; one that is named twice is there twice.
+
+    `cpu`; `all`, which is all GPUs, or the CPU where there is none; `0` or `cuda:0`; a GPU's UUID or its beginning.
+    Raises UsageError for one that is not there; `gpu_problem` is told with it.
+    """
+    found: list[Device] = []
+    for word in (word.strip() for word in names.split(",")):
+        match = _find(word, devices)
+        if not match:
+            gpus = [f"{each.index} ({each.name}, {each.uuid})" for each in devices if each.kind == "cuda"]
+            there = ", ".join(["cpu", *gpus])
+            reason = f" No GPU: {gpu_problem}." if gpu_problem and not gpus else ""
+            raise UsageError(
+                f"--devices {names}: found {word!r}, expected all or one of: {there}.{reason}",
+                cure="See them: alexdeploy devices",
+            )
+        found.extend(match)
+    return tuple(found)
+
+
+def _find(word: str, devices: Sequence[Device]) -> list[Device]:
+    gpus = [device for device in devices if device.kind == "cuda"]
+    if word.lower() == "all" and gpus:
+        return gpus
+    if word.lower() in ("cpu", "all"):
+        return [device for device in devices if device.kind == "cpu"]
+    number = word.lower().removeprefix("cuda:")
+    if number.isdecimal():
+        return [device for device in gpus if device.index == int(number)]
+    if word.upper().startswith(_UUID_PREFIXES):
+        matches = [device for device in gpus if _begins(device.uuid, word)]
+        return matches if len(matches) == 1 else []
+    return []
+
+
+def fitting_engines(device: Device, tensorrt: str | None, models: Path = MODELS_FOLDER) -> tuple[Path, ...]:
+    """The engine files under models/*/engines built for this kind of GPU, by the JSON beside each.
+
+    With the version of `tensorrt` that is installed given, only those it can load: of the same version, to the patch.
+    What cannot be read is left out.
+    """
+    found = []
+    for path in sorted(models.glob("*/engines/*.json")):
+        try:
+            facts = json.loads(path.read_bytes())
+            capability = tuple(facts["compute_capability"])
+            version = str(facts["tensorrt"])
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        if capability == device.compute_capability and (tensorrt is None or _same_version(version, tensorrt)):
+            found.append(path)
+    return tuple(found)
+
+
+def _same_version(first: str, second: str) -> bool:
+    return all(a == b for a, b in zip(first.split(".")[:3], second.split(".")[:3], strict=False))
+
+
+def host_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> tuple[int | None, int | None]:
+    """Bytes of memory (available, in all), bounded by a container's limit; (None, None) where Linux's files are not."""
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        free, total = (int(lines[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
+    except (OSError, ValueError, KeyError):
+        return None, None
+    # Version 2 of control groups, then version 1.
+    names = (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    )
+    for limit_name, usage_name, stat_name, cached_name in names:
+        with suppress(OSError, ValueError, KeyError):
+            limit = int((cgroup / limit_name).read_text())
+            usage = int((cgroup / usage_name).read_text())
+            stat = dict(line.split() for line in (cgroup / stat_name).read_text().splitlines())
+            # Pages of files count as used, and are given up when memory is asked for.
+            left = limit - (usage - int(stat.get(cached_name, 0)))
+            return max(0, min(free, left)), min(total, limit)
+    return free, total
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "CPU"

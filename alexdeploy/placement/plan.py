@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from alexdeploy.engines.base import Backend
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, UsageError
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import Backend, NumViews, can_run
 from alexdeploy.placement.devices import Device
+
+Kind = Literal["cpu", "cuda"]
+
+CPU_BATCH_SIZE = 8
+MOST_IMAGES = 256
+"""The largest batch chosen for a GPU: beyond it throughput stays and latency grows."""
+
+MEMORY_SHARE = 0.8
+"""Of a GPU's free memory; the rest is for what CUDA, cuBLAS and cuDNN take for themselves, and for fragments."""
+
+_PREFERENCE: dict[Kind, tuple[Backend, ...]] = {
+    "cpu": ("openvino", "onnxruntime", "torch"),
+    "cuda": ("tensorrt", "onnxruntime"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,3 +35,200 @@ class Replica:
     backend: Backend
     batch_size: int
     num_threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """What is to run. `named` are the devices that the user asked for, None if any will do; `backend` None: the best.
+
+    `available` are the backends that are installed for each kind of device, and `lowest_capability` what a GPU must
+    have for one of them. An engine takes `fixed_bytes`, and `image_bytes` for an image of a batch with all its views.
+    """
+
+    precision: Precision = "fp32"
+    num_views: NumViews = 1
+    batch_size: int | Literal["auto"] = "auto"
+    replicas_per_device: int = 1
+    named: tuple[Device, ...] | None = None
+    backend: Backend | None = None
+    available: Mapping[Kind, tuple[Backend, ...]]
+    lowest_capability: Mapping[Backend, tuple[int, int]] = field(default_factory=dict)
+    num_processors: int
+    fixed_bytes: int
+    image_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """A device that nobody named and that the plan does without, and why."""
+
+    device: Device
+    reason: str
+    cure: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """`replicas` in the order of the devices; there is at least one."""
+
+    replicas: tuple[Replica, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reason:
+    text: str
+    cure: str
+    is_memory: bool = False
+
+
+def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
+    """Place replicas on the devices that were named, or else on all GPUs that can run it, or else on the CPU.
+
+    Every device gets `replicas_per_device` of them for each time that it is named. Raises DeviceError when a device
+    that was named cannot run it, and DeviceMemoryError when there is no room on it: asked for = got. A GPU that
+    nobody named is left out instead.
+    """
+    if demand.replicas_per_device < 1:
+        raise UsageError(f"{demand.replicas_per_device} replicas on a device were asked for, expected at least 1")
+    if demand.batch_size != "auto" and demand.batch_size < 1:
+        raise UsageError(f"the batch size is {demand.batch_size}; it must be at least 1")
+    if demand.named is not None:
+        return Plan(replicas=_place(demand.named, demand))
+    fitting, left_out = [], []
+    # Who asks for a backend that only CPUs have asks for the CPU.
+    wants_gpu = demand.backend is None or demand.backend in _PREFERENCE["cuda"]
+    for gpu in (device for device in devices if device.kind == "cuda" and wants_gpu):
+        reason = _reason_against(gpu, demand.replicas_per_device, demand)
+        if reason is None:
+            fitting.append(gpu)
+        else:
+            left_out.append(LeftOut(device=gpu, reason=reason.text, cure=reason.cure))
+    cpus = [device for device in devices if device.kind == "cpu"][:1]
+    try:
+        return Plan(replicas=_place(fitting or cpus, demand), left_out=tuple(left_out))
+    except DeviceError as exc:
+        if not left_out:
+            raise
+        reasons = "; ".join(f"{each.device}: {each.reason}" for each in left_out)
+        raise DeviceError(f"{exc.message}; {reasons}", cure=left_out[0].cure) from exc
+
+
+def engine_key_groups(replicas: Sequence[Replica]) -> tuple[tuple[Replica, ...], ...]:
+    """The replicas that run TensorRT, those together that can share one engine file: of one compute capability.
+
+    Such a file is built for the largest batch of its group.
+    """
+    groups: dict[tuple[int, int] | None, list[Replica]] = {}
+    for replica in replicas:
+        if replica.backend == "tensorrt":
+            groups.setdefault(replica.device.compute_capability, []).append(replica)
+    return tuple(tuple(group) for group in groups.values())
+
+
+def _place(devices: Sequence[Device], demand: Demand) -> tuple[Replica, ...]:
+    if not devices:
+        raise DeviceError("there is no device to run it on", cure="See them: alexdeploy devices")
+    slots = [device for device in devices for _ in range(demand.replicas_per_device)]
+    num_on = Counter(slots)
+    threads = _shares(demand.num_processors, sum(device.kind == "cpu" for device in slots))
+    replicas = []
+    for device in slots:
+        reason = _reason_against(device, num_on[device], demand)
+        if reason is not None:
+            kind = DeviceMemoryError if reason.is_memory else DeviceError
+            raise kind(f"{device}{f' ({device.name})' if device.name else ''}: {reason.text}", cure=reason.cure)
+        backend = _backend_for(device, demand)
+        assert backend is not None
+        replicas.append(
+            Replica(
+                device=device,
+                backend=backend,
+                batch_size=_batch_size(device, num_on[device], demand),
+                num_threads=threads.pop(0) if device.kind == "cpu" else None,
+            )
+        )
+    return tuple(replicas)
+
+
+def _backend_for(device: Device, demand: Demand) -> Backend | None:
+    for backend in _PREFERENCE[device.kind]:
+        lowest = demand.lowest_capability.get(backend, (0, 0))
+        if (
+            demand.backend in (None, backend)
+            and backend in demand.available.get(device.kind, ())
+            and can_run(backend, demand.precision)
+            and (device.compute_capability is None or device.compute_capability >= lowest)
+        ):
+            return backend
+    return None
+
+
+def _reason_against(device: Device, num_replicas: int, demand: Demand) -> _Reason | None:
+    """Why the device cannot run `num_replicas` of what is asked, or None if it can."""
+    if _backend_for(device, demand) is None:
+        return _no_backend(device, demand)
+    room = _room(device, num_replicas)
+    needed = demand.fixed_bytes + demand.image_bytes
+    if room is None or needed <= room:
+        return None
+    assert device.free_bytes is not None
+    views = "a view" if demand.num_views == 1 else f"{demand.num_views} views"
+    on_it = "a replica" if num_replicas == 1 else f"each of {num_replicas} replicas"
+    fewer = "" if num_replicas == 1 else "fewer replicas on it, "
+    return _Reason(
+        text=f"{device.free_bytes / 1e9:.1f} GB are free, {MEMORY_SHARE:.0%} of that may be used; "
+        f"{on_it} with one image of {views} needs {needed / 1e9:.1f} GB",
+        cure=f"End what else runs there, or use {fewer}{'' if demand.num_views == 1 else 'fewer --views, '}"
+        "another device: --devices",
+        is_memory=True,
+    )
+
+
+def _no_backend(device: Device, demand: Demand) -> _Reason:
+    kind = "GPUs" if device.kind == "cuda" else "the CPU"
+    known = _PREFERENCE[device.kind]
+    installed = [backend for backend in known if backend in demand.available.get(device.kind, ())]
+    if demand.backend is not None and demand.backend not in known:
+        return _Reason(text=f"{demand.backend} does not run on {kind}", cure=f"Use --backend {known[0]} there.")
+    if demand.backend is not None and demand.backend not in installed:
+        text = f"{demand.backend} is not installed for {kind}"
+    elif not installed:
+        text = f"no backend for {kind} is installed"
+    else:
+        able = [each for each in installed if demand.backend in (None, each) and can_run(each, demand.precision)]
+        if not able:
+            asked = demand.backend or " and ".join(installed)
+            return _Reason(text=f"{asked} cannot run {demand.precision} there", cure="Use another --precision.")
+        capability = ".".join(map(str, device.compute_capability or ()))
+        needed = ", ".join(f"{each} needs {'.'.join(map(str, demand.lowest_capability[each]))}" for each in able)
+        return _Reason(
+            text=f"its compute capability is {capability}, and {needed}",
+            cure="Install an older TensorRT, or onnxruntime-gpu. See: alexdeploy doctor",
+        )
+    extra = "gpu" if device.kind == "cuda" else "cpu"
+    return _Reason(text=text, cure=f"pip install 'alexdeploy[{extra}]', then look at: alexdeploy doctor")
+
+
+def _room(device: Device, num_replicas: int) -> float | None:
+    """Bytes that one replica may take; None for a CPU, or where the driver does not say."""
+    if device.kind == "cpu" or device.free_bytes is None:
+        return None
+    return MEMORY_SHARE * device.free_bytes / num_replicas
+
+
+def _batch_size(device: Device, num_replicas: int, demand: Demand) -> int:
+    if demand.batch_size != "auto":
+        return demand.batch_size
+    room = _room(device, num_replicas)
+    if room is None:
+        return CPU_BATCH_SIZE
+    size = MOST_IMAGES
+    while size > 1 and demand.fixed_bytes + size * demand.image_bytes > room:
+        size //= 2
+    return size
+
+
+def _shares(total: int, count: int) -> list[int]:
+    """Split `total` evenly over `count`, the first ones more; at least one each."""
+    return [max(1, total // count + (place < total % count)) for place in range(count)]

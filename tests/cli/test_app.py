@@ -22,7 +22,19 @@ from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, OutputError, UsageError
 from alexdeploy.inference import inspect as inspect_module
 
-COMMANDS = ("train", "calibrate", "export", "predict", "evaluate", "verify", "inspect", "import", "sample")
+COMMANDS = (
+    "train",
+    "calibrate",
+    "export",
+    "predict",
+    "evaluate",
+    "verify",
+    "inspect",
+    "import",
+    "sample",
+    "devices",
+    "doctor",
+)
 MODULE = (sys.executable, "-m", "alexdeploy")
 ESCAPE = "\x1b"
 

@@ -1,0 +1,54 @@
+"""`alexdeploy doctor`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import typer
+
+from alexdeploy.cli import output
+from alexdeploy.cli.options import JsonOption
+from alexdeploy.core.errors import DeviceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from alexdeploy.inference.doctor import Finding
+
+_STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "absent": "dim"}
+
+
+def doctor(json: JsonOption = False) -> None:
+    """Examine driver, GPUs, backends, memory and disk; say what is wrong and how to cure it.
+
+    What is optional and not there is absent, not a problem. Ends with exit code 5 if there is a problem.
+    """
+    from alexdeploy.inference.doctor import examine
+
+    findings = examine()
+    num_problems = sum(finding.status == "problem" for finding in findings)
+    if json:
+        output.print_json(
+            {"num_problems": num_problems, "findings": [dataclasses.asdict(finding) for finding in findings]}
+        )
+    else:
+        _print(findings, num_problems)
+    if num_problems:
+        raise typer.Exit(DeviceError.exit_code)
+
+
+def _print(findings: Sequence[Finding], num_problems: int) -> None:
+    from rich.text import Text
+
+    width = max(len(finding.name) for finding in findings)
+    with output.page() as console:
+        for finding in findings:
+            line = Text(f"{finding.status:8}", _STYLES[finding.status])
+            line.append(output.printable(f" {finding.name:{width}}  {finding.found}"), "default not bold")
+            console.print(line, soft_wrap=True)
+            if finding.cure:
+                # Beneath what it cures, and in one piece, to be copied.
+                console.print(Text(" " * (11 + width) + output.printable(finding.cure)), soft_wrap=True)
+    num_warnings = sum(finding.status == "warning" for finding in findings)
+    output.note(f"{output.count(num_problems, 'problem')}, {output.count(num_warnings, 'warning')}")

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+
+import pytest
+from program import Run
+
+from alexdeploy.inference import doctor
+from alexdeploy.inference.doctor import Finding
+
+WELL = (
+    Finding(name="python", status="ok", found="3.11"),
+    Finding(name="tensorrt", status="absent", found="not installed", cure="pip install \x1b[31mit"),
+    Finding(name="memory", status="warning", found="little [bold]is[/bold] left"),
+)
+ILL = (*WELL, Finding(name="driver", status="problem", found="too old", cure="Install driver 580 or newer"))
+
+
+@pytest.fixture
+def run(program: Run) -> Run:
+    """`alexdeploy doctor` in this process."""
+    return partial(program, "doctor")
+
+
+@pytest.fixture
+def finding(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Let it find what the test says, since machines differ."""
+    return lambda found: monkeypatch.setattr(doctor, "examine", lambda: found)
+
+
+def test_this_machine_is_examined_without_a_traceback(run: Run) -> None:
+    result = run()
+    problems = re.findall(r"^problem ", result.stdout, re.MULTILINE)
+    assert result.exit_code == (5 if problems else 0)
+    assert all(
+        re.search(rf"^(ok|warning|problem|absent) +{name} ", result.stdout, re.MULTILINE) for name in ("python",)
+    )
+    assert re.fullmatch(r"\d+ problems?, \d+ warnings?\n", result.stderr)
+    assert "Traceback" not in result.stdout
+
+
+def test_each_finding_is_a_line_with_its_cure_beneath(run: Run, finding) -> None:
+    finding(ILL)
+    result = run()
+    assert result.stdout.splitlines() == [
+        "ok       python    3.11",
+        "absent   tensorrt  not installed",
+        "                   pip install ?[31mit",
+        "warning  memory    little [bold]is[/bold] left",
+        "problem  driver    too old",
+        "                   Install driver 580 or newer",
+    ]
+    assert (result.exit_code, result.stderr) == (5, "1 problem, 1 warning\n")
+
+
+def test_without_a_problem_the_exit_code_is_0(run: Run, finding) -> None:
+    finding(WELL)
+    assert run().exit_code == 0
+
+
+def test_json_is_one_document_with_every_finding(run: Run, finding) -> None:
+    finding(ILL)
+    result = run("--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, result.stderr) == (5, "")
+    assert found["num_problems"] == 1
+    assert found["findings"][-1] == {
+        "name": "driver",
+        "status": "problem",
+        "found": "too old",
+        "cure": "Install driver 580 or newer",
+    }

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from alexdeploy.core.errors import UsageError
+from alexdeploy.core.processors import available_processors
+from alexdeploy.placement.devices import (
+    Device,
+    PhysicalGpu,
+    cpu_device,
+    find_devices,
+    fitting_engines,
+    host_memory,
+    list_devices,
+    survey_gpus,
+    visible_devices,
+)
+
+CPU = Device(kind="cpu", index=0, name="a CPU")
+
+
+def gpu(index: int, uuid: str, capability: tuple[int, int] = (9, 0)) -> Device:
+    return Device(kind="cuda", index=index, uuid=uuid, name=f"GPU {uuid}", compute_capability=capability)
+
+
+# The first two share a beginning; MIG is on in the fourth, with two instances.
+GPUS = (
+    PhysicalGpu(uuid="GPU-8932f937-d72c", devices=(gpu(0, "GPU-8932f937-d72c"),)),
+    PhysicalGpu(uuid="GPU-8932aaaa-0000", devices=(gpu(1, "GPU-8932aaaa-0000"),)),
+    PhysicalGpu(uuid="GPU-1111", devices=(gpu(2, "GPU-1111"),)),
+    PhysicalGpu(uuid="GPU-2222", devices=(gpu(3, "MIG-aaaa"), gpu(3, "MIG-bbbb"))),
+)
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (None, ["GPU-8932f937-d72c", "GPU-8932aaaa-0000", "GPU-1111", "MIG-aaaa", "MIG-bbbb"]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("0", ["GPU-8932f937-d72c"]),
+        ("2,1", ["GPU-1111", "GPU-8932aaaa-0000"]),
+        ("0,2,-1,1", ["GPU-8932f937-d72c", "GPU-1111"]),
+        ("0,9,1", ["GPU-8932f937-d72c"]),
+        (" 1 , 0 ", ["GPU-8932aaaa-0000", "GPU-8932f937-d72c"]),
+        ("0,0", ["GPU-8932f937-d72c"]),
+        ("GPU-1111", ["GPU-1111"]),
+        ("gpu-8932F", ["GPU-8932f937-d72c"]),
+        ("GPU-8932", []),
+        ("GPU-1,GPU-8932aaaa-0000", ["GPU-1111", "GPU-8932aaaa-0000"]),
+        ("1111", []),
+        ("3", ["MIG-aaaa", "MIG-bbbb"]),
+        ("GPU-2222", ["MIG-aaaa", "MIG-bbbb"]),
+        ("MIG-b,0", ["MIG-bbbb", "GPU-8932f937-d72c"]),
+    ],
+)
+def test_a_mask_names_gpus_as_in_cuda(mask: str | None, expected: list[str]) -> None:
+    assert [device.uuid for device in visible_devices(GPUS, mask)] == expected
+
+
+def test_visible_devices_are_counted_anew() -> None:
+    assert [device.index for device in visible_devices(GPUS, "2,3,0")] == [0, 1, 2, 3]
+
+
+HERE = (CPU, *(gpu(index, uuid) for index, uuid in enumerate(("GPU-8932f937", "GPU-8932aaaa", "MIG-cccc"))))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("cpu", [0]),
+        ("cpu,cpu", [0, 0]),
+        ("0", [1]),
+        ("cuda:1", [2]),
+        ("1,0", [2, 1]),
+        ("0,0,cpu", [1, 1, 0]),
+        ("all", [1, 2, 3]),
+        ("all,cpu", [1, 2, 3, 0]),
+        ("GPU-8932a", [2]),
+        ("gpu-8932F937", [1]),
+        ("MIG-cc , CPU", [3, 0]),
+    ],
+)
+def test_devices_are_found_by_name(names: str, expected: list[int]) -> None:
+    assert find_devices(names, HERE) == tuple(HERE[place] for place in expected)
+
+
+def test_all_is_the_cpu_where_there_is_no_gpu() -> None:
+    assert find_devices("all", (CPU,)) == (CPU,)
+
+
+@pytest.mark.parametrize("names", ["3", "cuda:7", "GPU-8932", "GPU-9", "cuda", "", "0,,1", "-1", "8932f937", "GPU"])
+def test_a_device_that_is_not_there_is_an_error_that_lists_what_is(names: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_devices(names, HERE)
+    assert f"--devices {names}: found " in str(caught.value)
+    assert "one of: cpu, 0 (GPU GPU-8932f937, GPU-8932f937), 1 (" in str(caught.value)
+    assert "alexdeploy devices" in str(caught.value)
+
+
+def test_the_error_says_why_there_is_no_gpu() -> None:
+    with pytest.raises(UsageError, match=r"found '0', expected all or one of: cpu\. No GPU: the driver is gone\."):
+        find_devices("0", (CPU,), gpu_problem="the driver is gone")
+
+
+def test_the_cpu_of_this_machine_is_a_device_with_its_memory() -> None:
+    device = cpu_device()
+    assert (device.kind, str(device), device.uuid) == ("cpu", "cpu", "")
+    assert device.name
+    assert device.num_processors == available_processors()
+    if sys.platform == "linux":
+        assert device.free_bytes is not None
+        assert device.total_bytes is not None
+        assert 0 < device.free_bytes <= device.total_bytes
+        assert device.total_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_a_survey_finds_gpus_or_says_why_not() -> None:
+    survey = survey_gpus()
+    assert bool(survey.devices) != bool(survey.problem)
+    for device in survey.devices:
+        assert device.uuid.startswith(("GPU-", "MIG-"))
+
+
+def test_devices_are_the_cpu_and_then_the_gpus() -> None:
+    kinds = [device.kind for device in list_devices()]
+    assert kinds == ["cpu"] + ["cuda"] * (len(kinds) - 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not survey_gpus().devices, reason="needs an NVIDIA GPU and nvidia-ml-py")
+def test_a_gpu_has_a_capability_memory_and_a_driver() -> None:
+    survey = survey_gpus()
+    for device in survey.devices:
+        assert device.compute_capability is not None
+        assert device.compute_capability >= (5, 0)
+        assert device.free_bytes is not None
+        assert device.total_bytes is not None
+        assert 0 < device.free_bytes <= device.total_bytes
+        assert device.driver == survey.driver
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not survey_gpus().devices, reason="needs an NVIDIA GPU and nvidia-ml-py")
+def test_a_mask_in_the_environment_hides_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = survey_gpus().devices[0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", first.uuid)
+    assert [device.uuid for device in survey_gpus().devices] == [first.uuid]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    hidden = survey_gpus()
+    assert hidden.devices == ()
+    assert hidden.num_hidden >= 1
+    assert "CUDA_VISIBLE_DEVICES='-1' hides" in str(hidden.problem)
+
+
+MEMINFO = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    800 kB\nHugePages_Total:       0\n"
+
+
+@pytest.fixture
+def meminfo(tmp_path: Path) -> Path:
+    path = tmp_path / "meminfo"
+    path.write_text(MEMINFO)
+    return path
+
+
+def test_memory_is_what_linux_says_is_available(meminfo: Path, tmp_path: Path) -> None:
+    assert host_memory(meminfo, tmp_path / "none") == (800 * 1024, 1000 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        # 500,000 may be used, 300,000 are, 100,000 of those are cached files.
+        ({"memory.max": 500_000, "memory.current": 300_000, "memory.stat": "inactive_file 100000"}, (300_000, 500_000)),
+        ({"memory.max": 500_000, "memory.current": 600_000, "memory.stat": "inactive_file 0"}, (0, 500_000)),
+        ({"memory.max": "max", "memory.current": 1, "memory.stat": "inactive_file 0"}, (819_200, 1_024_000)),
+        ({"memory.max": 10**18, "memory.current": 1, "memory.stat": ""}, (819_200, 1_024_000)),
+        ({"memory.max": 500_000}, (819_200, 1_024_000)),
+        (
+            {
+                "memory/memory.limit_in_bytes": 400_000,
+                "memory/memory.usage_in_bytes": 250_000,
+                "memory/memory.stat": "inactive_file 7\ntotal_inactive_file 50000",
+            },
+            (200_000, 400_000),
+        ),
+    ],
+)
+def test_a_containers_limit_bounds_the_memory(
+    meminfo: Path, tmp_path: Path, files: dict[str, object], expected: tuple[int, int]
+) -> None:
+    for name, content in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    assert host_memory(meminfo, tmp_path / "cgroup") == expected
+
+
+def test_memory_is_unknown_where_the_files_of_linux_are_not(tmp_path: Path) -> None:
+    assert host_memory(tmp_path / "none", tmp_path) == (None, None)
+
+
+def write_sidecar(models: Path, name: str, content: object) -> Path:
+    path = models / "alexnet" / "engines" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_engine_files_fit_by_capability_and_version(tmp_path: Path) -> None:
+    def facts(capability: tuple[int, int], tensorrt: str) -> dict[str, object]:
+        return {"compute_capability": capability, "tensorrt": tensorrt, "more": 1}
+
+    here = write_sidecar(tmp_path, "a", facts((9, 0), "10.16.1.11"))
+    older = write_sidecar(tmp_path, "b", facts((9, 0), "10.15.0"))
+    write_sidecar(tmp_path, "c", facts((8, 0), "10.16.1.11"))
+    device = HERE[1]
+    assert fitting_engines(device, "10.16.1", tmp_path) == (here,)
+    assert fitting_engines(device, None, tmp_path) == (here, older)
+    assert fitting_engines(replace(device, compute_capability=(8, 9)), None, tmp_path) == ()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "null", "3", '"x"', "{}", '{"compute_capability": 9, "tensorrt": "10"}', '{"compute_capability": [9,'],
+)
+def test_a_sidecar_that_cannot_be_read_is_left_out(tmp_path: Path, content: str) -> None:
+    write_sidecar(tmp_path, "bad", content)
+    assert fitting_engines(HERE[1], None, tmp_path) == ()
+
+
+def test_no_models_are_no_engines(tmp_path: Path) -> None:
+    assert fitting_engines(HERE[1], None, tmp_path / "nowhere") == ()

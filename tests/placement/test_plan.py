@@ -1,0 +1,225 @@
+"""Placement on machines that are imagined: the plan is a pure function."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, UsageError
+from alexdeploy.placement.devices import Device
+from alexdeploy.placement.plan import Demand, Plan, engine_key_groups, plan_replicas
+
+GB = 1_000_000_000
+CPU = Device(kind="cpu", index=0, name="a CPU", free_bytes=16 * GB)
+BACKENDS = {"cpu": ("torch", "onnxruntime", "openvino"), "cuda": ("onnxruntime", "tensorrt")}
+
+
+def gpu(index: int, free_gb: float | None = 80, capability: tuple[int, int] = (9, 0)) -> Device:
+    free = None if free_gb is None else int(free_gb * GB)
+    return Device(kind="cuda", index=index, uuid=f"GPU-{index}", compute_capability=capability, free_bytes=free)
+
+
+def demand(**more: Any) -> Demand:
+    """1 GB for an engine and 10 MB for an image, on 8 processors."""
+    usual = {"available": BACKENDS, "num_processors": 8, "fixed_bytes": GB, "image_bytes": 10_000_000}
+    return Demand(**{**usual, **more})
+
+
+def rows(plan: Plan) -> list[tuple[str, str, int, int | None]]:
+    return [(str(each.device), each.backend, each.batch_size, each.num_threads) for each in plan.replicas]
+
+
+def test_eight_equal_gpus_give_eight_equal_replicas() -> None:
+    plan = plan_replicas([CPU, *map(gpu, range(8))], demand())
+    assert rows(plan) == [(f"cuda:{index}", "tensorrt", 256, None) for index in range(8)]
+    assert plan.left_out == ()
+    assert engine_key_groups(plan.replicas) == (plan.replicas,)
+
+
+def test_each_compute_capability_is_an_engine_of_its_own() -> None:
+    devices = [gpu(0, capability=(9, 0)), gpu(1, capability=(8, 0)), gpu(2, capability=(9, 0))]
+    replicas = plan_replicas(devices, demand()).replicas
+    assert engine_key_groups(replicas) == ((replicas[0], replicas[2]), (replicas[1],))
+
+
+def test_only_tensorrt_has_engine_files() -> None:
+    replicas = plan_replicas([CPU, gpu(0)], demand(named=(CPU, gpu(0)), backend="onnxruntime")).replicas
+    assert engine_key_groups(replicas) == ()
+
+
+def test_a_gpu_that_is_almost_full_is_left_out_with_its_reason() -> None:
+    plan = plan_replicas([CPU, gpu(0), gpu(1, free_gb=1.2), gpu(2)], demand())
+    assert [str(each.device) for each in plan.replicas] == ["cuda:0", "cuda:2"]
+    (left_out,) = plan.left_out
+    assert str(left_out.device) == "cuda:1"
+    assert (
+        left_out.reason == "1.2 GB are free, 80% of that may be used; a replica with one image of a view needs 1.0 GB"
+    )
+
+
+def test_a_gpu_that_is_almost_full_and_was_named_is_an_error() -> None:
+    full = gpu(1, free_gb=1.2)
+    with pytest.raises(DeviceMemoryError, match=r"cuda:1: 1\.2 GB are free.* 10 views needs 1\.0 GB") as caught:
+        plan_replicas([CPU, gpu(0), full], demand(named=(gpu(0), full), num_views=10))
+    assert "fewer --views" in str(caught.value.cure)
+    assert "--devices" in str(caught.value.cure)
+
+
+def test_one_cpu_replica_where_there_is_no_gpu() -> None:
+    assert rows(plan_replicas([CPU], demand())) == [("cpu", "openvino", 8, 8)]
+
+
+def test_one_cpu_replica_where_no_gpu_has_room() -> None:
+    plan = plan_replicas([CPU, gpu(0, free_gb=1)], demand())
+    assert rows(plan) == [("cpu", "openvino", 8, 8)]
+    assert len(plan.left_out) == 1
+
+
+def test_two_replicas_on_the_cpu_share_its_processors() -> None:
+    plan = plan_replicas([CPU], demand(named=(CPU, CPU), num_processors=5))
+    assert rows(plan) == [("cpu", "openvino", 8, 3), ("cpu", "openvino", 8, 2)]
+
+
+def test_two_replicas_on_one_gpu_share_its_memory() -> None:
+    one = plan_replicas([gpu(0, free_gb=5)], demand(named=(gpu(0, free_gb=5),)))
+    two = plan_replicas([gpu(0, free_gb=5)], demand(named=(gpu(0, free_gb=5),) * 2))
+    # 80 % of 5 GB less 1 GB is 300 images; of 2.5 GB, 100.
+    assert [each.batch_size for each in one.replicas] == [256]
+    assert [each.batch_size for each in two.replicas] == [64, 64]
+
+
+def test_replicas_per_device_count_as_naming_it_as_often() -> None:
+    devices = (CPU, gpu(0, free_gb=5), CPU)
+    asked = demand(named=devices, replicas_per_device=2)
+    assert (
+        plan_replicas(devices, asked).replicas
+        == plan_replicas(devices, demand(named=(CPU, CPU, devices[1], devices[1], CPU, CPU))).replicas
+    )
+    assert rows(plan_replicas([CPU], demand(replicas_per_device=2))) == [("cpu", "openvino", 8, 4)] * 2
+
+
+def test_a_gpu_beside_the_cpu_takes_none_of_its_processors() -> None:
+    plan = plan_replicas([CPU, gpu(0)], demand(named=(gpu(0), CPU)))
+    assert [each.num_threads for each in plan.replicas] == [None, 8]
+
+
+def test_onnxruntime_runs_on_a_gpu_where_tensorrt_is_not_installed() -> None:
+    available = {"cpu": ("openvino",), "cuda": ("onnxruntime",)}
+    assert rows(plan_replicas([CPU, gpu(0)], demand(available=available))) == [("cuda:0", "onnxruntime", 256, None)]
+
+
+def test_onnxruntime_runs_on_a_gpu_that_is_too_old_for_tensorrt() -> None:
+    asked = demand(lowest_capability={"tensorrt": (7, 5)})
+    plan = plan_replicas([gpu(0, capability=(6, 1)), gpu(1, capability=(7, 5))], asked)
+    assert [each.backend for each in plan.replicas] == ["onnxruntime", "tensorrt"]
+
+
+def test_a_gpu_too_old_for_the_backend_that_was_asked_for_is_an_error() -> None:
+    old = gpu(0, capability=(6, 1))
+    asked = demand(named=(old,), backend="tensorrt", lowest_capability={"tensorrt": (7, 5)})
+    with pytest.raises(DeviceError, match=r"capability is 6\.1, and tensorrt needs 7\.5"):
+        plan_replicas([old], asked)
+
+
+def test_gpus_without_a_backend_are_left_out_and_the_plan_says_so() -> None:
+    plan = plan_replicas([CPU, gpu(0)], demand(available={"cpu": ("onnxruntime",), "cuda": ()}))
+    assert rows(plan) == [("cpu", "onnxruntime", 8, 8)]
+    assert plan.left_out[0].reason == "no backend for GPUs is installed"
+    assert "alexdeploy[gpu]" in plan.left_out[0].cure
+
+
+def test_who_asks_for_a_backend_of_the_cpu_gets_the_cpu() -> None:
+    plan = plan_replicas([CPU, gpu(0)], demand(backend="openvino"))
+    assert rows(plan) == [("cpu", "openvino", 8, 8)]
+    assert plan.left_out == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"named": (gpu(0),), "backend": "openvino"}, "cuda:0: openvino does not run on GPUs"),
+        ({"named": (CPU,), "backend": "tensorrt"}, r"cpu \(a CPU\): tensorrt does not run on the CPU"),
+        ({"named": (gpu(0),), "precision": "bf16"}, "tensorrt and onnxruntime cannot run bf16 there"),
+        ({"named": (CPU,), "available": {}}, "no backend for the CPU is installed"),
+        ({"named": (CPU,), "available": {"cpu": ("torch",)}, "backend": "openvino"}, "openvino is not installed"),
+        ({"named": (CPU,), "available": {"cpu": ("torch",)}, "precision": "int8"}, "torch cannot run int8"),
+        ({"named": ()}, "no device"),
+        ({"backend": "tensorrt", "available": {"cpu": ("torch",)}}, "cuda:0: tensorrt is not installed for GPUs"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be_is_an_error_with_a_cure(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(DeviceError, match=message) as caught:
+        plan_replicas([CPU, gpu(0)], demand(**more))
+    assert caught.value.cure
+
+
+def test_without_any_device_there_is_no_plan() -> None:
+    with pytest.raises(DeviceError, match="no device"):
+        plan_replicas([], demand())
+
+
+@pytest.mark.parametrize("more", [{"replicas_per_device": 0}, {"batch_size": 0}, {"batch_size": -1}])
+def test_numbers_below_one_are_usage_errors(more: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        plan_replicas([CPU], demand(**more))
+
+
+def test_a_batch_size_that_was_asked_for_is_kept() -> None:
+    plan = plan_replicas([], demand(named=(CPU, gpu(0, free_gb=2)), batch_size=1000))
+    assert [each.batch_size for each in plan.replicas] == [1000, 1000]
+
+
+def test_a_gpu_that_does_not_tell_its_memory_gets_a_small_batch() -> None:
+    assert rows(plan_replicas([gpu(0, free_gb=None)], demand())) == [("cuda:0", "tensorrt", 8, None)]
+
+
+@given(
+    places=st.lists(st.integers(0, 4), min_size=1, max_size=12),
+    per_device=st.integers(1, 3),
+    num_processors=st.integers(1, 64),
+    image_bytes=st.integers(1, 2 * GB),
+)
+def test_whatever_is_named_is_placed_in_order_and_fits(
+    places: list[int], per_device: int, num_processors: int, image_bytes: int
+) -> None:
+    machine = (CPU, *(gpu(index, free_gb=10.0 * 3**index) for index in range(4)))
+    named = tuple(machine[place] for place in places)
+    asked = demand(named=named, replicas_per_device=per_device, num_processors=num_processors, image_bytes=image_bytes)
+    num_on = {device: count * per_device for device, count in Counter(named).items()}
+
+    def room(device: Device) -> float:
+        return 0.8 * (device.free_bytes or 0) / num_on[device]
+
+    gpus = [device for device in named if device.kind == "cuda"]
+    if any(GB + image_bytes > room(device) for device in gpus):
+        with pytest.raises(DeviceMemoryError):
+            plan_replicas(machine, asked)
+        return
+    replicas = plan_replicas(machine, asked).replicas
+    assert [each.device for each in replicas] == [device for device in named for _ in range(per_device)]
+    for each in replicas:
+        if each.device.kind == "cuda":
+            size = each.batch_size
+            assert size in {2**power for power in range(9)}
+            assert GB + size * image_bytes <= room(each.device)
+            assert size == 256 or GB + 2 * size * image_bytes > room(each.device)
+    threads = [each.num_threads for each in replicas if each.device.kind == "cpu"]
+    if threads:
+        assert all(count is not None and count >= 1 for count in threads)
+        assert sum(count or 0 for count in threads) == max(num_processors, len(threads))
+        assert max(count or 0 for count in threads) - min(count or 0 for count in threads) <= 1
+
+
+@given(free=st.lists(st.floats(0, 100), max_size=8), per_device=st.integers(1, 4))
+def test_unnamed_gpus_are_used_or_left_out_and_none_is_forgotten(free: list[float], per_device: int) -> None:
+    gpus = [gpu(index, free_gb=amount) for index, amount in enumerate(free)]
+    plan = plan_replicas([CPU, *gpus], demand(replicas_per_device=per_device))
+    used = [each.device for each in plan.replicas if each.device.kind == "cuda"]
+    left_out = [each.device for each in plan.left_out]
+    assert sorted([*used[::per_device], *left_out], key=lambda device: device.index) == gpus
+    assert bool(used) != any(each.device == CPU for each in plan.replicas)
+    assert all(each.reason and each.cure for each in plan.left_out)
