@@ -1,0 +1,99 @@
+"""Parts of a network in ONNX Runtime, each on a device of its own: the CPU or one NVIDIA GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from alexdeploy.core.errors import DeviceError
+from alexdeploy.export.runner import device_error
+
+Tensors = Mapping[str, NDArray[Any]]
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_MEMORY_CURE = "Use a smaller --batch-size."
+_UUID_BYTES = 16
+
+
+def open_stage(model: bytes, device: str, num_threads: int) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
+    """Open a session on "cpu" or "cuda:0" and so on; what it returns maps inputs to outputs by name, on the host.
+
+    `num_threads` are those of the CPU. Raises DeviceError, also if ONNX Runtime would run it elsewhere.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3
+    onnxruntime.disable_telemetry_events()
+    # Two devices share the processors: threads that spin while they wait would take the other's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    name, provider = _provider(device)
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=[provider])
+    except Exception as exc:
+        raise device_error(exc, _MEMORY_CURE) from exc
+    found = session.get_providers()
+    if found[0] != name:
+        raise DeviceError(
+            f"ONNX Runtime opened {found[0]} where {name} was asked for: its CUDA or cuDNN libraries do not load",
+            cure="Install those that its version needs, or name CPU devices.",
+        )
+    outputs = [value.name for value in session.get_outputs()]
+
+    def run(inputs: Tensors) -> dict[str, NDArray[Any]]:
+        try:
+            return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
+        except Exception as exc:
+            raise device_error(exc, _MEMORY_CURE) from exc
+
+    return run
+
+
+def _provider(device: str) -> tuple[str, str | tuple[str, dict[str, str]]]:
+    """The provider's name, and what asks for it."""
+    if device == "cpu":
+        return _CPU, _CPU
+    if _CUDA not in onnxruntime.get_available_providers():
+        raise DeviceError(
+            f"{device} needs ONNX Runtime's CUDA provider, which {onnxruntime.__version__} here was built without",
+            cure="pip uninstall onnxruntime; pip install 'alexdeploy[gpu]'",
+        )
+    # FP32 is FP32: left to itself it multiplies in TF32, which has 10 bits of mantissa.
+    return _CUDA, (_CUDA, {"device_id": device.removeprefix("cuda:"), "use_tf32": "0"})
+
+
+def cuda_ordinal(uuid: str) -> int:
+    """The number that CUDA gives in this process to the GPU that the driver calls `uuid` ("GPU-" and hex digits).
+
+    nvidia-smi counts in the order of the bus; CUDA puts the fastest first, and counts only what CUDA_VISIBLE_DEVICES
+    names. Raises DeviceError if CUDA does not see it.
+    """
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError as exc:
+        raise DeviceError(f"GPU {uuid} cannot be used: there is no NVIDIA driver here") from exc
+    count, handle = ctypes.c_int(), ctypes.c_int()
+    _call(driver, "cuInit", 0)
+    _call(driver, "cuDeviceGetCount", ctypes.byref(count))
+    seen = []
+    for ordinal in range(count.value):
+        found = (ctypes.c_ubyte * _UUID_BYTES)()
+        _call(driver, "cuDeviceGet", ctypes.byref(handle), ordinal)
+        _call(driver, "cuDeviceGetUuid_v2", ctypes.byref(found), handle)
+        seen.append(bytes(found).hex())
+    wanted = uuid.partition("-")[2].replace("-", "").lower()
+    if wanted not in seen:
+        raise DeviceError(
+            f"CUDA does not see GPU {uuid}; it sees {len(seen)} others", cure="Look at CUDA_VISIBLE_DEVICES."
+        )
+    return seen.index(wanted)
+
+
+def _call(driver: ctypes.CDLL, name: str, *arguments: Any) -> None:
+    status = getattr(driver, name)(*arguments)
+    if status != 0:
+        raise DeviceError(f"the NVIDIA driver refused {name} with status {status}")

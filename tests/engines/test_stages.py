@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from alexdeploy.core.errors import DeviceError
+from alexdeploy.engines.stages import cuda_ordinal, open_stage
+
+
+def _sum_and_product() -> bytes:
+    pair = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in ("a", "b")]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in ("sum", "product")]
+    nodes = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Mul", ["a", "b"], ["product"])]
+    graph = helper.make_graph(nodes, "two", pair, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def test_a_stage_maps_tensors_to_tensors_by_name() -> None:
+    run = open_stage(_sum_and_product(), "cpu", 1)
+    found = run({"b": np.array([5, 7], np.float32), "a": np.array([2, 3], np.float32)})
+    assert {name: value.tolist() for name, value in found.items()} == {"sum": [7, 10], "product": [10, 21]}
+
+
+def test_what_onnxruntime_raises_is_an_error_of_ours() -> None:
+    with pytest.raises(DeviceError, match="ONNX Runtime failed"):
+        open_stage(b"not a graph", "cpu", 1)
+    with pytest.raises(DeviceError, match="ONNX Runtime failed"):
+        open_stage(_sum_and_product(), "cpu", 1)({"a": np.zeros(2, np.float32)})
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="it has the provider")
+def test_a_gpu_is_refused_where_onnxruntime_has_no_provider_for_it() -> None:
+    with pytest.raises(DeviceError, match=r"cuda:1 needs .* built without") as caught:
+        open_stage(_sum_and_product(), "cuda:1", 1)
+    assert "alexdeploy[gpu]" in str(caught.value)
+
+
+@pytest.mark.skipif(_has_driver(), reason="there is an NVIDIA driver")
+def test_a_gpu_by_uuid_is_refused_where_there_is_no_driver() -> None:
+    with pytest.raises(DeviceError, match="no NVIDIA driver"):
+        cuda_ordinal("GPU-00000000-0000-0000-0000-000000000000")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not _has_driver(), reason="there is no NVIDIA driver")
+def test_a_uuid_that_cuda_does_not_see_is_said_with_what_to_look_at() -> None:
+    with pytest.raises(DeviceError, match="CUDA does not see GPU") as caught:
+        cuda_ordinal("GPU-00000000-0000-0000-0000-000000000000")
+    assert "CUDA_VISIBLE_DEVICES" in str(caught.value)
