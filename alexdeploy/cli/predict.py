@@ -41,11 +41,26 @@ def predict(
         typer.Option(help="Views that are averaged: the centre, centre and corners, and mirrored. Default: 1."),
     ] = None,
     backend: Annotated[
-        Literal["openvino", "onnxruntime", "torch"] | None,
-        typer.Option(help="What runs the model. Default: the first of these that is installed."),
+        Literal["tensorrt", "openvino", "onnxruntime", "torch"] | None,
+        typer.Option(help="What runs the model. Default: the first of these that is installed and fits the device."),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Where: cpu, 0 or cuda:0, a UUID, all; with commas between, twice for two replicas. "
+            "Default: the GPUs that can run it, else the CPU.",
+        ),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas on each device.")] = 1,
+    placement: Annotated[
+        Literal["towers", "pipeline"] | None,
+        typer.Option(help="Split one network over two devices: the towers of 2012, or convolutions and the rest."),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes named for each image.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that run together.")] = 8,
+    batch_size: Annotated[
+        str, typer.Option(metavar="N|auto", help="Images that run together; auto takes what fits the device.")
+    ] = "8",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all there are.")] = None,
     kind: Annotated[
         Literal["table", "jsonl", "csv", "parquet"] | None,
@@ -86,21 +101,28 @@ def predict(
         backend=backend,
         precision=precision,
         num_views=_num_views(views, tencrop),
-        batch_size=batch_size,
+        batch_size=_batch_size(batch_size),
         top_k=top_k,
         num_threads=threads,
+        devices=devices,
+        replicas=replicas,
+        placement=placement,
     )
+    if not quiet:
+        for note in predictor.notes:
+            out.note(note)
     if path is not None and has_finished:
-        summary = journal.check_finished(predictor, iter_sources(inputs), path, chosen)
+        with predictor:
+            summary = journal.check_finished(predictor, iter_sources(inputs), path, chosen)
         out.note(f"{output} is complete, nothing to resume. Without --resume it is made again.")
         raise typer.Exit(3 if summary.num_errors else 0)
     report = _Report(quiet=quiet, shows_progress=path is not None or not sys.stdout.isatty())
-    with predictor, report:
+    with report, predictor:
         if path is None:
             _stream(predictor, inputs, output, chosen, report)
         else:
             _write_file(predictor, inputs, path, chosen, report)
-    report.summarize(predictor.info)
+    report.summarize(predictor)
     if report.num_errors:
         raise typer.Exit(3)
 
@@ -111,6 +133,14 @@ def _default_format(output: Path | None, is_special: bool) -> Format:
     if output is None:
         return "table" if sys.stdout.isatty() else "jsonl"
     return "jsonl" if is_special else choose_format(output)
+
+
+def _batch_size(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--batch-size {text}: expected a number of images from 1 on, or auto")
+    return int(text)
 
 
 def _num_views(views: str | None, tencrop: bool) -> NumViews:
@@ -215,11 +245,22 @@ class _Report:
         self.num_errors += row.error is not None
         self._advance()
 
-    def summarize(self, info: EngineInfo) -> None:
-        """One line: how many images, how fast, and what gave the answers."""
+    def summarize(self, predictor: Predictor) -> None:
+        """How many images, how fast, and what gave the answers; of replicas, what each of them did."""
         if self.quiet:
             return
-        rate = self.num_rows / max(time.monotonic() - self._began, 1e-9)
+        info, seconds = predictor.info, max(time.monotonic() - self._began, 1e-9)
+        rate = self.num_rows / seconds
+        for each in predictor.replicas:
+            share = each.num_images / max(sum(other.num_images for other in predictor.replicas), 1)
+            busy = each.busy_seconds / each.num_streams if each.num_streams else 0.0
+            losses = f", lost {out.count(each.num_losses, 'time')} ({each.last_loss})" if each.num_losses else ""
+            out.note(
+                f"{each.device}{f' {each.name}' if each.name else ''}, {each.backend}: "
+                f"{out.count(each.num_images, 'image')} ({share:.0%}), "
+                f"{each.num_images / max(busy, 1e-9):,.1f} images/s, waited "
+                f"{max(seconds - busy, 0.0):.1f} of {seconds:.1f} s{losses}"
+            )
         kept = f", {self.num_kept} of them from before" if self.num_kept else ""
         out.note(
             f"{out.count(self.num_rows + self.num_kept, 'image')}{kept}, {out.count(self.num_errors, 'error')}, "

@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 
@@ -14,24 +15,23 @@ from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.metrics import top_k as best_classes
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import (
-    Backend,
-    EngineInfo,
-    EngineOptions,
-    NumViews,
-    choose_backend,
-    open_engine,
-)
+from alexdeploy.engines.base import Backend, EngineInfo, NumViews
+from alexdeploy.export.split import Placement
 from alexdeploy.images.sources import Source, iter_sources
 from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
 from alexdeploy.inference.results import ARTIFACT_DIGITS, Choice, Row
+from alexdeploy.placement.place import Request, place
+from alexdeploy.placement.pool import Pool
+from alexdeploy.placement.replica import ReplicaReport
 
 
 class Predictor:
     """A model opened for predictions; a context manager, to be used from one thread.
 
     `model` is a folder, a name under `models/`, or None for the newest there. `backend` None takes the best
-    that is installed. `batch_size` counts images, not views. `num_threads` None: all the process may use.
+    that is installed. `batch_size` counts images, not views; "auto" is what fits the device. `num_threads` None: all
+    the process may use. `devices` names where to run ("cpu,cpu", "0,1", "all"), None: the GPUs if there are any that
+    can run it, else the CPU; each has `replicas` of the network. `placement` splits one network over two devices.
 
         with Predictor("models/alexnet", num_views=10) as predictor:
             for row in predictor.predict(["images/"]):
@@ -45,20 +45,34 @@ class Predictor:
         backend: Backend | None = None,
         precision: Precision = "fp32",
         num_views: NumViews = 1,
-        batch_size: int = 8,
+        batch_size: int | Literal["auto"] = 8,
         top_k: int = 5,
         num_threads: int | None = None,
+        devices: str | None = None,
+        replicas: int = 1,
+        placement: Placement | None = None,
     ) -> None:
         """Find the model and check the options. Raises UsageError, ModelError or DeviceError."""
         for name, value in (("batch_size", batch_size), ("top_k", top_k), ("num_threads", num_threads)):
-            if value is not None and value < 1:
+            if value not in (None, "auto") and int(value) < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
         self.folder = find_model(model)
         self._resize = self.folder.spec().preprocessing.resize
-        options = EngineOptions(
-            precision=precision, num_views=num_views, batch_size=batch_size, num_threads=num_threads
+        placed = place(
+            self.folder,
+            Request(
+                precision=precision,
+                num_views=num_views,
+                batch_size=batch_size,
+                num_threads=num_threads,
+                backend=backend,
+                devices=devices,
+                replicas_per_device=replicas,
+                placement=placement,
+            ),
         )
-        self._engine = open_engine(self.folder, backend or choose_backend(self.folder, precision), options)
+        self._engine = placed.engine
+        self.notes = placed.notes
         self._top_k = top_k
         self._num_decoders = num_threads or available_processors()
         self._is_open = False
@@ -84,6 +98,11 @@ class Predictor:
     def info(self) -> EngineInfo:
         """What really runs."""
         return self._engine.info
+
+    @property
+    def replicas(self) -> tuple[ReplicaReport, ...]:
+        """What each replica has done so far; none where one engine runs in this process."""
+        return self._engine.reports() if isinstance(self._engine, Pool) else ()
 
     @property
     def top_k(self) -> int:

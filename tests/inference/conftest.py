@@ -18,8 +18,8 @@ from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.images.sources import Source
-from alexdeploy.inference import predict
 from alexdeploy.inference.predict import Predictor
+from alexdeploy.placement import place
 
 COLOURS = ("red", "green", "blue")
 
@@ -130,7 +130,7 @@ def make_predictor(colour_model: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
         def open_engine(folder: ModelFolder, backend: str, engine_options: EngineOptions) -> ColourEngine:
             return ColourEngine(options=engine_options, **(engine or {}))
 
-        monkeypatch.setattr(predict, "open_engine", open_engine)
+        monkeypatch.setattr(place, "open_engine", open_engine)
         return Predictor(colour_model, backend="onnxruntime", **options)
 
     return make

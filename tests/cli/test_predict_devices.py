@@ -1,0 +1,119 @@
+"""`predict` on several replicas gives the bytes of one, whatever befalls them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import write_pictures
+from program import Run
+
+from alexdeploy.core.artifacts import ModelFolder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "placement"))
+from faults import inject
+
+COMMAND = ("predict", "pictures", "--tencrop", "--backend", "onnxruntime", "--batch-size", "4", "--format", "jsonl")
+
+
+@pytest.fixture
+def work(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with models/tiny and 60 pictures, one of them broken."""
+    root = tiny_model.path.parents[1]
+    monkeypatch.chdir(root)
+    write_pictures(root / "pictures", 60)
+    (root / "pictures" / "031.png").write_bytes(b"broken")
+    return root
+
+
+def _expected(program: Run) -> str:
+    result = program(*COMMAND, "--devices", "cpu", "--threads", "1")
+    assert result.exit_code == 3
+    assert len(result.stdout.splitlines()) == 60
+    return result.stdout
+
+
+def test_two_replicas_give_the_bytes_of_one_and_each_says_what_it_did(program: Run, work: Path) -> None:
+    result = program(*COMMAND, "--devices", "cpu,cpu", "--threads", "2")
+    assert result.exit_code == 3
+    assert result.stdout == _expected(program)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("cpu") and "images (" in line]
+    assert len(lines) == 2
+    assert all("waited" in line for line in lines)
+
+
+def test_a_replica_that_is_killed_half_way_changes_nothing(
+    program: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _expected(program)
+    inject(monkeypatch, work / "faults", "time.sleep(0.3)")
+    command = [sys.executable, "-m", "alexdeploy", *COMMAND, "--devices", "cpu,cpu", "--threads", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        first = [run.stdout.readline() for _ in range(20)]
+        workers = [child for child in psutil.Process(run.pid).children() if "placement.worker" in str(child.cmdline())]
+        assert len(workers) == 2
+        workers[0].kill()
+        rest, messages = run.communicate(timeout=100)
+    assert run.returncode == 3
+    assert "".join(first) + rest == expected
+    assert "lost 1 time (ended by signal 9" in messages
+
+
+def test_a_replica_that_is_ten_times_slower_changes_nothing(
+    program: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _expected(program)
+    marker = work / "slow"
+    fault = f"""
+        if not os.path.exists({str(marker)!r}):
+            open({str(marker)!r}, "w").write(str(os.getpid()))
+        time.sleep(1.0 if open({str(marker)!r}).read() == str(os.getpid()) else 0.1)
+    """
+    inject(monkeypatch, work / "faults", fault)
+    began = time.monotonic()
+    result = program(*COMMAND, "--devices", "cpu,cpu", "--threads", "2")
+    assert result.stdout == expected
+    # Were they to take turns, the slow one alone would need 7 s for its half of the 15 batches.
+    assert time.monotonic() - began < 7 + 5
+    shares = sorted(int(line.split(": ")[1].split()[0]) for line in result.stderr.splitlines() if " images (" in line)
+    assert shares[0] * 2 < shares[1]
+
+
+@pytest.mark.parametrize("placement", ["towers", "pipeline"])
+def test_a_network_on_two_devices_gives_the_same_answers(program: Run, work: Path, placement: str) -> None:
+    expected = [json.loads(line) for line in _expected(program).splitlines()]
+    result = program(*COMMAND, "--placement", placement)
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(found) == 60
+    for one, other in zip(found, expected, strict=True):
+        assert one["source"] == other["source"]
+        if other["error"] is None:
+            assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+            assert one["label"] == other["label"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--devices", "gpu7"), "--devices gpu7: found 'gpu7', expected all or one of: cpu"),
+        (("--batch-size", "many"), "--batch-size many: expected a number of images from 1 on, or auto"),
+        (("--placement", "towers", "--devices", "cpu"), "takes two devices, found 1"),
+        (("--placement", "towers", "--backend", "openvino"), "--placement runs in ONNX Runtime"),
+    ],
+)
+def test_what_cannot_be_placed_is_a_usage_error(
+    program: Run, work: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = program("predict", "pictures", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_batch_size_of_auto_takes_what_fits_the_device(program: Run, work: Path) -> None:
+    assert program("predict", "pictures", "--batch-size", "auto").exit_code == 3
