@@ -17,13 +17,14 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper, vers
 
 import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import AlexDeployError, ModelError, ParityError, UsageError, first_line
+from alexdeploy.core.errors import AlexDeployError, ModelError, UsageError, first_line
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Preprocessing
 from alexdeploy.export import graphs
 from alexdeploy.export.deployment import PREFIX as DEPLOY_PREFIX
-from alexdeploy.export.deployment import deployment_graph, describe_value
+from alexdeploy.export.deployment import describe_value
+from alexdeploy.export.fold import fold_constants
 from alexdeploy.export.graph_walk import all_nodes, inner_graphs, needed_tensors, producers, prune, reads
-from alexdeploy.export.parity import TOLERANCES
+from alexdeploy.export.import_check import Probe, check_same_answers
 from alexdeploy.export.runner import run_graph
 from alexdeploy.images.preprocess import network_input
 
@@ -41,8 +42,6 @@ _KEEP_ORDER = ("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueez
 _SMALLEST_PROBABILITY = 1e-7
 """What a probability of 0 becomes before its logarithm is taken: about the smallest number in FP16."""
 
-_PROBABILITY_TOLERANCE = 1e-4
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportOptions:
@@ -53,23 +52,6 @@ class ImportOptions:
     output: str | None = None
     recipe: str | None = None
     overwrite: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Probe:
-    """Two images, uint8 [2, 256, 256, 3], the original's input for them, and its scores [2, C]."""
-
-    images: NDArray[np.uint8]
-    inputs: NDArray[np.float32]
-    scores: NDArray[np.float32]
-
-    @property
-    def holds_probabilities(self) -> bool:
-        return bool((self.scores >= 0).all() and np.allclose(self.scores.sum(axis=1), 1, atol=1e-3))
-
-    @property
-    def probabilities(self) -> NDArray[np.floating]:
-        return self.scores if self.holds_probabilities else _softmax(self.scores)
 
 
 def import_onnx(path: Path, folder: ModelFolder, options: ImportOptions) -> ModelSpec:
@@ -110,7 +92,9 @@ def import_onnx(path: Path, folder: ModelFolder, options: ImportOptions) -> Mode
             "imported_sha256": original.sha256,
         },
     )
-    network = _rewritten(_modern(model, path), batch, probe, spec, path)
+    model = _modern(model, path)
+    fold_constants(model.graph)
+    network = _rewritten(model, batch, probe, spec, path)
     # A graph's source is looked for in its own folder, by its name: this name must be none of those in there.
     content = graphs.serialize(network, spec, graphs.Source(name="original.onnx", sha256=original.sha256))
     _write(folder, content, spec)
@@ -177,7 +161,7 @@ def _input_cure(value: onnx.ValueInfoProto) -> str:
 
 def _one_output(
     model: ModelProto, batch: int, steps: Preprocessing, wanted: str | None, path: Path
-) -> tuple[ModelProto, _Probe]:
+) -> tuple[ModelProto, Probe]:
     """The part of the graph that computes the class scores, and what it answers to two images."""
     names = [value.name for value in model.graph.output]
     if wanted is not None and wanted not in names:
@@ -204,7 +188,7 @@ def _one_output(
     del model.graph.output[:]
     model.graph.output.append(kept)
     prune(model.graph)
-    return model, _Probe(images=images, inputs=inputs, scores=scores)
+    return model, Probe(images=images, inputs=inputs, scores=scores)
 
 
 def _holds_scores(shape: tuple[int, ...], batch: int) -> bool:
@@ -226,7 +210,7 @@ def _modern(model: ModelProto, path: Path) -> ModelProto:
         ) from exc
 
 
-def _rewritten(model: ModelProto, batch: int, probe: _Probe, spec: ModelSpec, path: Path) -> ModelProto:
+def _rewritten(model: ModelProto, batch: int, probe: Probe, spec: ModelSpec, path: Path) -> ModelProto:
     """The plain network, checked: one input `images`, one output `logits` [N, C], the batch dynamic."""
     _free_batch(model, np.resize(probe.inputs, (batch, *probe.inputs.shape[1:])))
     output = model.graph.output[0].name
@@ -243,10 +227,10 @@ def _rewritten(model: ModelProto, batch: int, probe: _Probe, spec: ModelSpec, pa
         # A softmax at the end is the deployment graph's affair; what goes into it are the logits.
         with contextlib.suppress(ModelError):
             network = _plain_network(model, last.input[0], False, spec)
-            _check_same_answers(network, probe, spec, batch, path)
+            check_same_answers(network, probe, spec, batch, path)
             return network
     network = _plain_network(model, output, probe.holds_probabilities, spec)
-    _check_same_answers(network, probe, spec, batch, path)
+    check_same_answers(network, probe, spec, batch, path)
     return network
 
 
@@ -333,35 +317,6 @@ def _free_batch(model: ModelProto, inputs: NDArray[np.float32]) -> None:
             del node.attribute[:]
 
 
-def _check_same_answers(network: ModelProto, probe: _Probe, spec: ModelSpec, batch: int, path: Path) -> None:
-    """Compare with the original, for one image and for two, the plain network and the deployment graph of one view."""
-    deployed = deployment_graph(network, spec, 1)
-    for num in (1, 2):
-        try:
-            logits = run_graph(network, probe.inputs[:num])[0]
-            # The deployment graph takes uint8.
-            probabilities = run_graph(deployed, probe.images[:num])[0]  # type: ignore[arg-type]
-        except AlexDeployError:
-            raise
-        except Exception as exc:
-            raise ModelError(
-                f"{path}, built for a batch of {batch}, cannot be rewritten to run one of {num}: {first_line(exc)}",
-                cure="Export it with a dynamic batch.",
-            ) from exc
-        expected = probe.probabilities[:num]
-        errors = [_largest(probabilities, expected), _largest(_softmax(logits), expected)]
-        if not probe.holds_probabilities:
-            scale = max(float(np.abs(probe.scores).max()), 1e-30)
-            errors.append(_largest(logits, probe.scores[:num]) / scale * _PROBABILITY_TOLERANCE / TOLERANCES["fp32"])
-        # Not "error > tolerance": a NaN must fail as well.
-        if not all(error <= _PROBABILITY_TOLERANCE for error in errors):
-            raise ParityError(
-                f"{path}: rewritten, it does not give its own answers: off by {max(errors):.2e} for a batch of {num}, "
-                f"allowed are {_PROBABILITY_TOLERANCE:.0e}",
-                cure="Nothing was written. Export it with a dynamic batch and logits as its output.",
-            )
-
-
 def _write(folder: ModelFolder, content: bytes, spec: ModelSpec) -> None:
     """Write graph and spec, then remove what belonged to an earlier model; or leave no new folder behind."""
     is_new = not folder.path.exists()
@@ -386,13 +341,3 @@ def _run(model: ModelProto, inputs: NDArray[np.float32], path: Path) -> list[NDA
     except Exception as exc:
         # ONNX Runtime's own exceptions have no common base short of Exception.
         raise ModelError(f"{path} cannot be run by ONNX Runtime: {first_line(exc)}") from exc
-
-
-def _largest(actual: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-    return float(np.abs(actual - expected).max())
-
-
-def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.floating] = powers / powers.sum(axis=1, keepdims=True)
-    return result

@@ -585,6 +585,73 @@ def test_what_is_no_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
     assert str(tmp_path / "theirs.onnx") in refused(content, tmp_path, ModelError)
 
 
+@pytest.mark.parametrize("attribute", ["value", "value_floats"])
+def test_constant_nodes_become_weights(imported: Import, attribute: str) -> None:
+    tensors = [tensor for tensor in weights() if attribute == "value" or len(tensor.dims) == 1]
+    values = [tensor if attribute == "value" else numpy_helper.to_array(tensor).tolist() for tensor in tensors]
+    constants = [
+        helper.make_node("Constant", [], [tensor.name], **{attribute: value})
+        for tensor, value in zip(tensors, values, strict=True)
+    ]
+    model = classifier([*constants, *head(), *tail()])
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensor for tensor in weights() if tensor not in tensors)
+    folder = imported(model)
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(folder.onnx_path()).graph.initializer}
+    assert "Constant" not in node_types(folder)
+    for tensor in weights():
+        np.testing.assert_array_equal(found[tensor.name], numpy_helper.to_array(tensor), strict=True)
+
+
+def test_weights_computed_from_constants_become_weights(imported: Import) -> None:
+    conv = numpy_helper.to_array(weights()[0])
+    halves = numpy_helper.from_array(conv.astype(np.float16).reshape(FEATURES, -1).T, "halves")
+    before = [
+        helper.make_node("Constant", [], ["shape"], value_ints=[0, 3, 5, -1]),
+        helper.make_node("Transpose", ["halves"], ["rows"]),
+        helper.make_node("Reshape", ["rows", "shape"], ["kernels"]),
+        helper.make_node("Identity", ["kernels"], ["same"]),
+        helper.make_node("Cast", ["same"], ["conv.w"], to=TensorProto.FLOAT),
+    ]
+    model = classifier([*before, *head(), *tail()], constants=[halves])
+    del model.graph.initializer[0]
+    folder = imported(model)
+    graph = onnx.load(folder.onnx_path()).graph
+    assert node_types(folder) == ["Conv", "Relu", "GlobalMaxPool", "Flatten", "Gemm", "Flatten"]
+    assert {tensor.name for tensor in graph.initializer} == {"conv.w", "conv.b", "fc.w", "fc.b"}
+    found = next(numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == "conv.w")
+    np.testing.assert_array_equal(found, conv.astype(np.float16).astype(np.float32), strict=True)
+
+
+def test_a_weight_that_is_read_both_as_it_is_and_transposed_is_kept_both_ways(imported: Import) -> None:
+    square = numpy_helper.from_array(np.random.default_rng(1).normal(0, 0.5, (6, 6)).astype(np.float32), "square")
+    nodes = [
+        *head(),
+        helper.make_node("Flatten", ["features"], ["start"]),
+        helper.make_node("MatMul", ["start", "square"], ["middle"]),
+        helper.make_node("Transpose", ["square"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["middle", "turned"], ["flat"]),
+        tail()[1],
+    ]
+    folder = imported(classifier(nodes, constants=[square]))
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(folder.onnx_path()).graph.initializer}
+    np.testing.assert_array_equal(found["turned"], found["square"].T)
+
+
+def test_a_sparse_constant_stays_a_node(tmp_path: Path) -> None:
+    values = numpy_helper.from_array(np.array([0.5], np.float32), "values")
+    sparse = onnx.SparseTensorProto(values=values, indices=ints("indices", 2), dims=[CLASSES])
+    constant = helper.make_node("Constant", [], ["shift"], sparse_value=sparse)
+    nodes = [constant, *head(), *tail("fc"), helper.make_node("Add", ["fc", "shift"], ["scores"])]
+    folder = ModelFolder(tmp_path / "models" / "theirs")
+    path = save(classifier(nodes), tmp_path / "theirs.onnx")
+    import_onnx(path, folder, ImportOptions(preprocessing=STEPS))
+    images = smooth_images(2)
+    expected = softmax(original_scores(path, images, "scores", STEPS))
+    np.testing.assert_allclose(probabilities(folder, images, "onnxruntime"), expected, rtol=0, atol=TOLERANCE)
+    assert "Constant" in node_types(folder)
+
+
 def test_an_existing_model_is_not_replaced_unasked(tiny_model: ModelFolder, tmp_path: Path) -> None:
     path = save(classifier(), tmp_path / "theirs.onnx")
     before = {file.name: file.read_bytes() for file in tiny_model.path.iterdir()}
