@@ -13,6 +13,7 @@ import typer
 
 import alexdeploy
 from alexdeploy.cli import (
+    build,
     calibrate,
     devices,
     doctor,
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.command()(train.train)
 app.command()(calibrate.calibrate)
 app.command()(export.export)
+app.command()(build.build)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(verify.verify)

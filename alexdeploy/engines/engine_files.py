@@ -23,12 +23,15 @@ from pathlib import Path
 import msgspec
 
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, output_error, sha256_bytes
-from alexdeploy.core.errors import ModelError
+from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews
 
 KEY_DIGITS = 12
 """Digits of an engine's key in the name of its file."""
+
+DEFAULT_MAX_BATCH = 32
+"""Images: 320 crops with ten views, which fill a large GPU and fit into a small one."""
 
 _SECRET_BYTES = 32
 _VIEW_WORDS: dict[NumViews, str] = {1: "centre", 5: "fivecrop", 10: "tencrop"}
@@ -75,9 +78,9 @@ class EngineRecord(EngineKey):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What an engine must be to run here. `batch_size` is the most images in a batch."""
+    """What an engine must be to run here. `graph_sha256` None: there is no graph; `batch_size` is the most images."""
 
-    graph_sha256: str
+    graph_sha256: str | None
     contract_sha256: str
     precision: Precision
     num_views: NumViews
@@ -85,6 +88,40 @@ class Wanted:
     tensorrt: str
     compute_capability: tuple[int, int]
     cuda: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildOptions:
+    """What to build, for which GPU. Sizes of batches count images; `opt_batch` None: the engine is best at the largest.
+
+    `workspace_bytes` None leaves the builder all of the GPU's memory; `tactic_sources` None all of its sources.
+    """
+
+    precision: Precision = "fp32"
+    num_views: NumViews = 1
+    max_batch: int = DEFAULT_MAX_BATCH
+    opt_batch: int | None = None
+    workspace_bytes: int | None = None
+    device: str = "cuda:0"
+    tactic_sources: tuple[str, ...] | None = None
+
+    @property
+    def profile(self) -> tuple[int, int, int]:
+        """Least, best and greatest batch. Raises UsageError unless they are in that order."""
+        best = self.max_batch if self.opt_batch is None else self.opt_batch
+        if not 1 <= best <= self.max_batch:
+            raise UsageError(f"a profile of 1, {best}, {self.max_batch} images is not in order")
+        return 1, best, self.max_batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltEngine:
+    """An engine that was built, or was there already. `notes` tell why those that are there do not fit."""
+
+    path: Path
+    record: EngineRecord
+    reused: bool
+    notes: tuple[str, ...] = ()
 
 
 def engine_path(folder: ModelFolder, key: EngineKey, gpu: str) -> Path:
@@ -202,8 +239,9 @@ def differences_from(record: EngineRecord, wanted: Wanted) -> tuple[str, ...]:
     if record.num_views != wanted.num_views:
         told.append(f"it averages {record.num_views} views, asked for {wanted.num_views}")
     # The hash of another precision's graph differs as a matter of course.
-    if record.graph_sha256 != wanted.graph_sha256 and record.precision == wanted.precision:
-        told.append(f"it was built from graph {record.graph_sha256[:12]}, the model's is {wanted.graph_sha256[:12]}")
+    graph = wanted.graph_sha256 if record.precision == wanted.precision else None
+    if graph is not None and record.graph_sha256 != graph:
+        told.append(f"it was built from graph {record.graph_sha256[:12]}, the model's is {graph[:12]}")
     if record.contract_sha256 != wanted.contract_sha256:
         told.append("it was built for another architecture, preprocessing or classes")
     if not record.profile[0] <= wanted.batch_size <= record.profile[2]:

@@ -1,36 +1,45 @@
-"""ONNX Runtime on the CPU: the engine that is everywhere."""
+"""ONNX Runtime: on the CPU the engine that is everywhere, on an NVIDIA GPU the second one, beside TensorRT."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core.errors import DeviceError, UsageError, first_line
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.export.graphs import deploy, load_graph
 from alexdeploy.export.runner import device_error
 
-_PROVIDER = "CPUExecutionProvider"
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _MEMORY_CURE = "Use a smaller --batch-size."
+_OUTPUTS = ("probabilities", "view_classes")
 
 
 def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngine:
-    """An engine for the model's graph of `options.precision`. Raises UsageError for bf16, which it cannot run."""
+    """An engine for the model's graph of `options.precision`, on the CPU or a GPU ("cuda:0").
+
+    Raises UsageError for bf16, which it cannot run, and DeviceError where this ONNX Runtime has no CUDA provider.
+    """
     if options.precision == "bf16":
         raise UsageError(
             "ONNX Runtime's CPU provider has no bfloat16", cure="Use --backend openvino or --precision fp32."
         )
+    index = _gpu_index(options.device)
     spec = folder.spec()
     graph = load_graph(folder, options.precision, spec)
     content = deploy(graph, spec, options.num_views, folder.mean_image(spec))
     info = EngineInfo(
         backend="onnxruntime",
-        device="cpu",
+        device="cpu" if index is None else f"cuda:{index}",
         precision=options.precision,
         num_views=options.num_views,
         classes=spec.classes,
@@ -38,17 +47,19 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngin
         batch_size=options.batch_size,
         num_streams=1,
     )
-    return OnnxRuntimeEngine(content, info, options.num_threads or available_processors())
+    return OnnxRuntimeEngine(content, info, options.num_threads or available_processors(), index)
 
 
 class OnnxRuntimeEngine:
-    """One inference session; its threads work together on one batch."""
+    """One inference session; its threads work together on one batch. `gpu_index` None: on the CPU."""
 
-    def __init__(self, content: bytes, info: EngineInfo, num_threads: int) -> None:
+    def __init__(self, content: bytes, info: EngineInfo, num_threads: int, gpu_index: int | None = None) -> None:
         self.info = info
         self._content: bytes | None = content
         self._num_threads = num_threads
+        self._gpu_index = gpu_index
         self._session: onnxruntime.InferenceSession | None = None
+        self._bound: BoundInput | None = None
 
     def __enter__(self) -> OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
@@ -57,16 +68,37 @@ class OnnxRuntimeEngine:
         onnxruntime.disable_telemetry_events()
         # Threads that spin while they wait would take the cores from the decoder.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(self._content, options, providers=[_PROVIDER])
-        except Exception as exc:
-            raise device_error(exc, _MEMORY_CURE) from exc
+        if self._gpu_index is None:
+            self._session = self._open(options, _CPU)
+        else:
+            # Asked for = got: neither the graph nor a part of it goes to the CPU without a word.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            load_cuda_libraries()
+            # FP32 is FP32: left to itself it multiplies in TF32, which has 10 bits of mantissa.
+            self._session = self._open(options, (_CUDA, {"device_id": str(self._gpu_index), "use_tf32": "0"}))
+            self._bound = BoundInput(self._session, "cuda", self._gpu_index, self.info.batch_size)
         self._content = None
         return self
+
+    def _open(self, options: onnxruntime.SessionOptions, provider: str | tuple[str, dict[str, str]]) -> Any:
+        try:
+            session = onnxruntime.InferenceSession(self._content, options, providers=[provider])
+        except Exception as exc:
+            if "fallback to CPU" in str(exc):
+                raise DeviceError(
+                    f"ONNX Runtime would run a part of the graph on the CPU: {first_line(exc)}",
+                    cure="Ask for it: --devices cpu",
+                ) from exc
+            raise device_error(exc, _MEMORY_CURE) from exc
+        name = provider if isinstance(provider, str) else provider[0]
+        check_provider(session.get_providers(), name)
+        return session
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # The memory of the binding is the session's.
+        self._bound = None
         self._session = None
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
@@ -74,8 +106,77 @@ class OnnxRuntimeEngine:
         check_images(images, self.info.batch_size)
         if self._session is None:
             raise DeviceError("the engine is not open", cure="Use it in a with statement.")
+        session = self._session
+        run: Callable[[NDArray[np.uint8]], list[Any]] = (
+            self._bound.run if self._bound is not None else lambda batch: session.run(_OUTPUTS, {"images": batch})
+        )
         try:
-            probabilities, view_classes = self._session.run(["probabilities", "view_classes"], {"images": images})
+            probabilities, view_classes = run(images)
         except Exception as exc:
             raise device_error(exc, _MEMORY_CURE) from exc
         return Predictions(probabilities, view_classes)
+
+
+class BoundInput:
+    """A session whose input stays in memory of its device, so that a batch is copied there once and nowhere else.
+
+    Outputs come back to the host. Full batches reuse the memory; a tail takes some of its own.
+    """
+
+    def __init__(self, session: Any, device: str, index: int, batch_size: int) -> None:
+        self._session = session
+        self._device, self._index = device, index
+        self._batch_size = batch_size
+        self._full: Any = None
+
+    def run(self, images: NDArray[np.uint8]) -> list[Any]:
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("images", self._value(np.ascontiguousarray(images)))
+        for name in _OUTPUTS:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        outputs: list[Any] = binding.copy_outputs_to_cpu()
+        return outputs
+
+    def _value(self, images: NDArray[np.uint8]) -> Any:
+        if self._full is not None and len(images) == self._batch_size:
+            self._full.update_inplace(images)
+            return self._full
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(images, self._device, self._index)
+        if len(images) == self._batch_size and self._device != "cpu":
+            self._full = value
+        return value
+
+
+def _gpu_index(device: str) -> int | None:
+    """The number in "cuda:0", None for "cpu". Raises UsageError, and DeviceError without the CUDA provider."""
+    if device == "cpu":
+        return None
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number or "0").isdecimal():
+        raise UsageError(f"ONNX Runtime runs on cpu or on cuda:0 and so on, not on {device!r}")
+    if _CUDA not in onnxruntime.get_available_providers():
+        raise DeviceError(
+            f"{device} needs ONNX Runtime's CUDA provider, which {onnxruntime.__version__} here was built without",
+            cure="pip uninstall onnxruntime; pip install 'alexdeploy[gpu]'",
+        )
+    return int(number or 0)
+
+
+def check_provider(found: list[str], wanted: str) -> None:
+    """Raise DeviceError if a session is not on the provider that was asked for: ONNX Runtime only warns."""
+    if not found or found[0] != wanted:
+        raise DeviceError(
+            f"ONNX Runtime opened {', '.join(found) or 'nothing'} where {wanted} was asked for: "
+            "its CUDA or cuDNN libraries do not load, or it sees no GPU",
+            cure="Install the CUDA and cuDNN that its version needs, or ask for the CPU: --devices cpu",
+        )
+
+
+def load_cuda_libraries() -> None:
+    """Load CUDA and cuDNN from where pip puts them, as import torch would; later ones of the system are not taken."""
+    # It came with ONNX Runtime 1.21, and prints what it misses on stdout, which is for results.
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is not None:
+        with contextlib.redirect_stdout(sys.stderr):
+            preload()

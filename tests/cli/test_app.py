@@ -26,6 +26,7 @@ COMMANDS = (
     "train",
     "calibrate",
     "export",
+    "build",
     "predict",
     "evaluate",
     "verify",

@@ -1,0 +1,362 @@
+"""TensorRT on an NVIDIA GPU: runs the engines that `alexdeploy build` makes. Needs tensorrt and pycuda.
+
+CUDA's objects belong to the thread that made them: pycuda frees memory only in the thread in whose context it was
+allocated. So the caller's threads touch none. One thread owns the engine, and one for each stream owns its execution
+context, stream and buffers; a batch goes to whichever is free, so that one copies while another computes. All use the
+device's primary context, the one that torch and ONNX Runtime use.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError
+from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
+from alexdeploy.engines.engine_files import EngineRecord, Wanted, choose_engine, load_engine, read_record
+
+# Before the packages themselves: it says how to get them.
+from alexdeploy.engines.tensorrt_gpu import (
+    LOG,
+    CudaGraph,
+    Gpu,
+    deserialize,
+    find_gpu,
+    on_gpu,
+    primary_context,
+    refused,
+    translated,
+)
+from alexdeploy.export.graphs import load_graph
+
+import pycuda.driver as cuda  # isort: skip
+import tensorrt as trt  # isort: skip
+
+NUM_STREAMS = 2
+"""Batches in flight: one is copied while the other is computed."""
+
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: it does not wait for the default stream, which other libraries of the process may use."""
+
+
+def open_engine(folder: ModelFolder, options: EngineOptions) -> TensorRTEngine:
+    """The engine file of the model that fits the device and the options. Raises ModelError if there is none."""
+    spec = folder.spec()
+    gpu = find_gpu(options.device)
+    # An inference machine may have been given the engine alone: then there is no graph to be stale against.
+    has_graph = folder.onnx_path(options.precision).is_file()
+    wanted = Wanted(
+        graph_sha256=load_graph(folder, options.precision, spec).sha256 if has_graph else None,
+        contract_sha256=spec.contract_sha256,
+        precision=options.precision,
+        num_views=options.num_views,
+        batch_size=options.batch_size,
+        tensorrt=trt.__version__,
+        compute_capability=gpu.compute_capability,
+        cuda=gpu.cuda,
+    )
+    path = choose_engine(folder, wanted)
+    info = EngineInfo(
+        backend="tensorrt",
+        device=f"cuda:{gpu.index}",
+        precision=options.precision,
+        num_views=options.num_views,
+        classes=spec.classes,
+        artifact=read_record(path).engine_sha256,
+        batch_size=options.batch_size,
+        num_streams=NUM_STREAMS,
+    )
+    return TensorRTEngine(path, info, gpu)
+
+
+_Opened = queue.SimpleQueue[AlexDeployError | None]
+"""How a thread tells that it is ready, or why it is not."""
+
+
+class TensorRTEngine:
+    """One engine with an execution context for each stream."""
+
+    def __init__(self, path: Path, info: EngineInfo, gpu: Gpu) -> None:
+        self.info = info
+        self._path = path
+        self._gpu = gpu
+        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._close = threading.Event()
+        self._owner: threading.Thread | None = None
+
+    def __enter__(self) -> TensorRTEngine:
+        record, plan = load_engine(self._path)
+        if record.engine_sha256 != self.info.artifact:
+            raise ModelError(f"{self._path} was exchanged while it was opened", cure="Run the command again.")
+        opened: queue.SimpleQueue[AlexDeployError | None] = queue.SimpleQueue()
+        self._close = threading.Event()
+        self._owner = threading.Thread(target=self._own, args=(plan, opened), name="alexdeploy-tensorrt")
+        self._owner.start()
+        try:
+            error = opened.get()
+        except BaseException:
+            self._end()
+            raise
+        if error is not None:
+            self._end()
+            raise error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._owner is not None:
+            self._close.set()
+            self._owner.join()
+            self._owner = None
+
+    def run(self, images: NDArray[np.uint8]) -> Predictions:
+        """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
+        check_images(images, self.info.batch_size)
+        if self._owner is None:
+            raise DeviceError("the engine is not open", cure="Use it in a with statement.")
+        batch = _Batch(images)
+        self._batches.put(batch)
+        found = batch.answer.get()
+        if isinstance(found, AlexDeployError):
+            raise found
+        return found
+
+    def _own(self, plan: bytes, opened: _Opened) -> None:
+        """Hold the engine from before the first stream is made until after the last is gone."""
+        try:
+            with primary_context(self._gpu.index):
+                try:
+                    engine: trt.ICudaEngine = deserialize(plan, self._path)
+                    del plan
+                    _check_engine(engine, self._path, self.info)
+                    self._serve_all(engine, opened)
+                # Caught in here, since a traceback keeps what its frames hold, and that must go before the context.
+                except Exception as exc:
+                    opened.put(translated(exc).with_traceback(None))
+                engine = None
+        except Exception as exc:
+            opened.put(translated(exc).with_traceback(None))
+
+    def _serve_all(self, engine: trt.ICudaEngine, opened: _Opened) -> None:
+        """Open the streams one after the other, wait until the engine is closed, and end them."""
+        threads: list[threading.Thread] = []
+        error: AlexDeployError | None = None
+        for number in range(self.info.num_streams):
+            ready: _Opened = queue.SimpleQueue()
+            name = f"alexdeploy-tensorrt-{number}"
+            threads.append(threading.Thread(target=self._serve, args=(engine, ready), name=name))
+            threads[-1].start()
+            error = ready.get()
+            if error is not None:
+                break
+        opened.put(error)
+        if error is None:
+            self._close.wait()
+        for _ in threads:
+            self._batches.put(None)
+        for thread in threads:
+            thread.join()
+
+    def _serve(self, engine: trt.ICudaEngine, ready: _Opened) -> None:
+        """Answer batches with a stream of this thread's own, until there are no more."""
+        try:
+            with primary_context(self._gpu.index):
+                stream = _Stream(self.info)
+                try:
+                    stream.open(engine)
+                except Exception as exc:
+                    ready.put(translated(exc).with_traceback(None))
+                else:
+                    ready.put(None)
+                    while (batch := self._batches.get()) is not None:
+                        _answer(stream, batch)
+                finally:
+                    stream.close()
+        except Exception as exc:
+            ready.put(translated(exc).with_traceback(None))
+
+
+class _Batch:
+    """Images, and where the answer to them goes."""
+
+    __slots__ = ("answer", "images")
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self.images = images
+        self.answer: queue.SimpleQueue[Predictions | AlexDeployError] = queue.SimpleQueue()
+
+
+def _answer(stream: _Stream, batch: _Batch) -> None:
+    try:
+        batch.answer.put(stream.run(batch.images))
+    # A batch that failed is its caller's affair; the next may do well.
+    except Exception as exc:
+        batch.answer.put(translated(exc).with_traceback(None))
+
+
+class _Stream:
+    """An execution context, a CUDA stream and buffers for one batch: made, used and released in one thread."""
+
+    def __init__(self, info: EngineInfo) -> None:
+        self._batch_size = info.batch_size
+        self._num_classes, self._num_views = len(info.classes), info.num_views
+        self._context: trt.IExecutionContext | None = None
+        self._stream: cuda.Stream | None = None
+        self._graph: CudaGraph | None = None
+        self._num_images = self._num_runs = 0
+        self._is_capturable = True
+        self._host: dict[str, NDArray[np.generic]] = {}
+        self._device: dict[str, cuda.DeviceAllocation] = {}
+
+    def open(self, engine: trt.ICudaEngine) -> None:
+        """Take all the memory that a full batch needs, and run one, so that what fails fails now."""
+        context: trt.IExecutionContext = engine.create_execution_context()
+        if context is None:
+            raise refused("TensorRT could not make an execution context")
+        self._context = context
+        self._stream = cuda.Stream(_NON_BLOCKING)
+        if not context.set_optimization_profile_async(0, self._stream.handle):
+            raise refused("TensorRT did not take the optimization profile")
+        self._stream.synchronize()
+        for name, shape, dtype in (
+            ("images", (self._batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8),
+            ("probabilities", (self._batch_size, self._num_classes), np.float32),
+            ("view_classes", (self._batch_size, self._num_views), np.int32),
+        ):
+            self._host[name] = cuda.pagelocked_empty(shape, dtype)
+            self._host[name][...] = 0
+            self._device[name] = cuda.mem_alloc(self._host[name].nbytes)
+            if not context.set_tensor_address(name, int(self._device[name])):
+                raise refused(f"TensorRT did not take the address of {name}")
+        blank = np.zeros((self._batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        # The first enqueues, the second captures.
+        self.run(blank)
+        self.run(blank)
+
+    def run(self, images: NDArray[np.uint8]) -> Predictions:
+        assert self._stream is not None
+        num_images = len(images)
+        self._set_num_images(num_images)
+        np.copyto(self._host["images"][:num_images], images)
+        # A graph fixes shapes and addresses; before it is captured, TensorRT must have run once with this shape.
+        if num_images == self._batch_size and self._graph is None and self._num_runs and self._is_capturable:
+            self._graph = self._capture()
+        if self._graph is not None:
+            self._graph.launch(self._stream.handle)
+        else:
+            self._enqueue()
+        self._stream.synchronize()
+        self._num_runs += 1
+        return Predictions(
+            np.array(self._host["probabilities"][:num_images], np.float32),
+            np.array(self._host["view_classes"][:num_images], np.int32),
+        )
+
+    def close(self) -> None:
+        """Release everything, the users before what they use. Called in the thread that opened it."""
+        if self._stream is not None:
+            # If the device is lost, what follows frees what can be freed.
+            with suppress(cuda.Error):
+                self._stream.synchronize()
+        if self._graph is not None:
+            self._graph.close()
+        self._graph = None
+        self._context = None
+        self._device.clear()
+        self._host.clear()
+        self._stream = None
+
+    def _set_num_images(self, num_images: int) -> None:
+        """Tell TensorRT how many images come, and make sure that as many rows come back."""
+        assert self._context is not None
+        if num_images == self._num_images:
+            return
+        context: trt.IExecutionContext = self._context
+        if self._graph is not None:
+            # TensorRT may keep things on the device that depend on the shape: the graph of another is not run again.
+            self._graph.close()
+            self._graph = None
+        # Until all is well with the new shape, the context has none.
+        self._num_images = self._num_runs = 0
+        if not context.set_input_shape("images", (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)):
+            raise refused(f"TensorRT did not take a batch of {num_images} images")
+        missing = context.infer_shapes()
+        rows = [context.get_tensor_shape(name)[0] for name in ("probabilities", "view_classes")]
+        if missing or rows != [num_images, num_images]:
+            raise DeviceError(f"a batch of {num_images} images would give {rows} rows {' '.join(missing)}")
+        self._num_images = num_images
+
+    def _enqueue(self) -> None:
+        """Put copies and computation of the current batch on the stream."""
+        assert self._context is not None
+        assert self._stream is not None
+        rows = slice(self._num_images)
+        cuda.memcpy_htod_async(self._device["images"], self._host["images"][rows], self._stream)
+        context: trt.IExecutionContext = self._context
+        if not context.execute_async_v3(self._stream.handle):
+            raise refused("TensorRT failed to run a batch")
+        for name in ("probabilities", "view_classes"):
+            cuda.memcpy_dtoh_async(self._host[name][rows], self._device[name], self._stream)
+
+    def _capture(self) -> CudaGraph | None:
+        """The current batch as one CUDA graph; None where the engine cannot be captured, for good."""
+        assert self._stream is not None
+        try:
+            return CudaGraph(self._stream.handle, self._enqueue)
+        except DeviceMemoryError:
+            raise
+        except (DeviceError, cuda.Error):
+            # Only speed is lost: the same work is enqueued piece by piece. What was said is said.
+            LOG.take()
+            self._is_capturable = False
+            return None
+
+
+def _check_engine(engine: trt.ICudaEngine, path: Path, info: EngineInfo) -> None:
+    """Raise ModelError unless inputs, outputs and batch sizes are what the sidecar led to expect."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    found = {
+        name: (
+            engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
+            engine.get_tensor_dtype(name),
+            tuple(engine.get_tensor_shape(name))[1:],
+        )
+        for name in names
+    }
+    expected = {
+        "images": (True, trt.DataType.UINT8, (IMAGE_SIZE, IMAGE_SIZE, 3)),
+        "probabilities": (False, trt.DataType.FLOAT, (len(info.classes),)),
+        "view_classes": (False, trt.DataType.INT32, (info.num_views,)),
+    }
+    if found != expected:
+        raise ModelError(
+            f"{path} takes and gives {found}, expected {expected}", cure="Build it again: alexdeploy build"
+        )
+    least, _, most = (shape[0] for shape in engine.get_tensor_profile_shape("images", 0))
+    if not least <= info.batch_size <= most:
+        raise ModelError(f"{path} takes {least} to {most} images, asked for {info.batch_size}")
+
+
+def inspect_engine(path: Path, device: str = "cuda:0") -> tuple[EngineRecord, str]:
+    """The sidecar of a trusted engine, and what TensorRT's inspector says of its layers, as JSON."""
+    record, plan = load_engine(path)
+    gpu = find_gpu(device)
+
+    def look() -> str:
+        engine: trt.ICudaEngine = deserialize(plan, path)
+        inspector: trt.EngineInspector = engine.create_engine_inspector()
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    return record, on_gpu(gpu.index, look)
