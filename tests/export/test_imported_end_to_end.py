@@ -173,7 +173,8 @@ def two_classes() -> Case:
 
 
 def padded_first_convolution() -> Case:
-    padded = node("Conv", "x conv.w", "conv", strides=[2, 2], pads=[1, 1, 1, 1])
+    """Half of what it sees is padding, so that it matters whether that is 0 or a pixel of 128."""
+    padded = node("Conv", "x conv.w", "conv", strides=[2, 2], pads=[8, 8, 8, 8])
     return Case(nodes=[*head(padded), *tail()], weights=[CONV, *FC], num_layers=2)
 
 
