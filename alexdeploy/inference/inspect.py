@@ -1,9 +1,10 @@
-"""What is this? Facts about a recipe, a model folder, an ONNX file or a safetensors file, without running it."""
+"""What is this? Facts about a recipe, a model folder, an ONNX or safetensors file, or an engine, without running it."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import onnx
 import safetensors
 
 from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, find_model, sha256_file
-from alexdeploy.core.errors import ModelError, RecipeError, UsageError
+from alexdeploy.core.errors import DeviceError, ModelError, RecipeError, UsageError
 from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.core.spec import LRN, Architecture
+from alexdeploy.engines.engine_files import load_engine, read_record
 from alexdeploy.export import graphs
 from alexdeploy.export.deployment import describe_value
 from alexdeploy.network.layers import plan_layers
@@ -60,7 +62,7 @@ class Inspection:
 
 
 def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | None = None) -> Inspection:
-    """Look at a recipe's name or file, a model folder or name, an .onnx or a .safetensors.
+    """Look at a recipe's name or file, a model folder or name, an .onnx, a .safetensors or a TensorRT .engine.
 
     `overrides` and `num_classes` (1000 if None) are for recipes, which do not know their classes: with them, a name
     that a model and a recipe have is the recipe's. Raises ModelError, RecipeError, and UsageError where they are
@@ -71,7 +73,7 @@ def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | 
     changes_recipe = bool(overrides) or num_classes is not None
     if is_recipe and (changes_recipe or not is_model):
         return _inspect_recipe(target, overrides, 1000 if num_classes is None else num_classes)
-    if target.endswith((".onnx", ".safetensors")) or is_model:
+    if target.endswith((".onnx", ".safetensors", ".engine")) or is_model:
         if changes_recipe:
             raise UsageError(
                 f"{target} is what it is: --set and --classes change recipes",
@@ -79,11 +81,13 @@ def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | 
             )
         if is_model:
             return _inspect_folder(find_model(target))
+        if target.endswith(".engine"):
+            return _inspect_engine(Path(target))
         return _inspect_onnx(Path(target)) if target.endswith(".onnx") else _inspect_safetensors(Path(target))
     if os.sep in target or Path(target).exists():
         raise ModelError(
             f"{target} is not something that can be inspected",
-            cure="Give a recipe, a model folder, an .onnx or a .safetensors.",
+            cure="Give a recipe, a model folder, an .onnx, a .safetensors or an .engine.",
         )
     models = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
     near = difflib.get_close_matches(target, [*list_recipes(), *models], n=1)
@@ -171,6 +175,70 @@ def _inspect_safetensors(path: Path) -> Inspection:
         layers=tuple(layers),
         provenance=dict(metadata),
     )
+
+
+def _inspect_engine(path: Path) -> Inspection:
+    """The sidecar; and the layers, where TensorRT can open the engine and this installation trusts it."""
+    record = read_record(path)
+    major, minor = record.compute_capability
+    least, best, most = record.profile
+    facts: dict[str, Fact] = {
+        "key": record.key,
+        "precision": record.precision,
+        "views": record.num_views,
+        "images in a batch": f"{least} to {most}, best {best}",
+        "built for": f"{record.gpu}, sm_{major}{minor}",
+        "TensorRT": record.tensorrt,
+        "CUDA": record.cuda,
+        "bytes": record.engine_bytes,
+        "sha256": record.engine_sha256,
+    }
+    layers: tuple[LayerFacts, ...] = ()
+    try:
+        load_engine(path)
+        facts["trusted"] = "yes"
+    except ModelError as exc:
+        facts["trusted"] = f"no: {exc.message}"
+    else:
+        try:
+            from alexdeploy.engines.tensorrt import inspect_engine
+
+            layers = _engine_layers(inspect_engine(path)[1])
+        except (DeviceError, ModelError) as exc:
+            facts["layers"] = f"not seen: {exc.message}"
+    return Inspection(
+        target=str(path),
+        kind="engine",
+        facts=facts,
+        layers=layers,
+        provenance={
+            "graph_sha256": record.graph_sha256,
+            "contract_sha256": record.contract_sha256,
+            "built_at": record.built_at,
+            "build_seconds": record.build_seconds,
+            "alexdeploy": record.alexdeploy,
+            **record.builder,
+        },
+    )
+
+
+def _engine_layers(text: str) -> tuple[LayerFacts, ...]:
+    """Layers as TensorRT's inspector lists them: objects, or names alone. Shapes are without the batch."""
+    rows = []
+    for layer in json.loads(text).get("Layers", []):
+        if isinstance(layer, str):
+            rows.append(LayerFacts(name=layer, kind="", output_shape=()))
+            continue
+        output: dict[str, Any] = next(iter(layer.get("Outputs", [])), {})
+        rows.append(
+            LayerFacts(
+                name=str(layer.get("Name", "")),
+                kind=str(layer.get("LayerType", "")),
+                output_shape=tuple(output.get("Dimensions", ()))[1:],
+                detail=str(output.get("Format/Datatype", "")),
+            )
+        )
+    return tuple(rows)
 
 
 def _planned(architecture: Architecture, num_classes: int) -> tuple[LayerFacts, ...]:

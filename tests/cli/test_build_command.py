@@ -121,3 +121,29 @@ def test_an_engine_without_its_sidecar_is_not_trusted(run: Run, engine: Path) ->
     result = run("--trust-engine", engine)
     assert result.exit_code == 4
     assert "has no readable" in result.stderr
+
+
+def test_inspect_reads_the_sidecar_of_an_engine(program: Run, engine: Path) -> None:
+    result = program("inspect", engine, "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["kind"] == "engine"
+    facts = found["facts"]
+    assert (facts["built for"], facts["TensorRT"], facts["trusted"]) == ("NVIDIA H100, sm_90", "10.16.1.11", "yes")
+    assert facts["images in a batch"] == "1 to 32, best 32"
+    assert found["provenance"]["graph_sha256"] == "a" * 64
+
+
+def test_inspect_says_of_another_installations_engine_that_it_is_not_trusted(
+    program: Run, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "other"))
+    result = program("inspect", engine)
+    assert result.exit_code == 0
+    assert "no: " in result.stdout
+    assert "was built by another installation" in result.stdout
+
+
+def test_inspect_of_an_engine_without_a_sidecar_is_a_model_error(program: Run, engine: Path) -> None:
+    sidecar_path(engine).unlink()
+    assert program("inspect", engine).exit_code == 4
