@@ -69,11 +69,12 @@ def export_model(
     """
     spec = folder.spec()
     images = check_images(folder, spec, options.images, on_step)
-    checked = [_checked_fp32(folder, spec, images, on_step)]
-    if options.fp16:
-        checked.append(_checked_fp16(checked[0], folder, spec, images, on_step))
-    if options.int8:
-        checked.append(_checked_int8(checked[0], folder, spec, options, on_step))
+    fp32 = _checked_fp32(folder, spec, images, on_step)
+    # First of the two: ranges that are measured for it say where FP16 would overflow as well.
+    int8 = _checked_int8(fp32, folder, spec, options, on_step) if options.int8 else None
+    ranges = None if int8 is None else int8.ranges
+    fp16 = _checked_fp16(fp32, folder, spec, images, ranges, on_step) if options.fp16 else None
+    checked = [each for each in (fp32, fp16, int8) if each is not None]
     for each in checked:
         if each.ranges is not None:
             write_ranges(folder.ranges_path, each.ranges)
@@ -140,9 +141,10 @@ def _checked_fp16(
     folder: ModelFolder,
     spec: ModelSpec,
     images: NDArray[np.float32],
+    ranges: Ranges | None,
     on_step: Callable[[str], None],
 ) -> _Checked:
-    layers = plan_fp16(fp32.graph.model, _largest(fp32, folder, images, on_step))
+    layers = plan_fp16(fp32.graph.model, _largest(fp32, folder, images, ranges, on_step))
     islands = [layer.layer for layer in layers if layer.precision == "fp32"]
     on_step(f"converting to FP16, {', '.join(islands) or 'nothing'} in FP32")
     model = to_fp16(fp32.graph.model, islands)
@@ -166,9 +168,15 @@ def _checked_fp16(
 
 
 def _largest(
-    fp32: _Checked, folder: ModelFolder, images: NDArray[np.float32], on_step: Callable[[str], None]
+    fp32: _Checked,
+    folder: ModelFolder,
+    images: NDArray[np.float32],
+    ranges: Ranges | None,
+    on_step: Callable[[str], None],
 ) -> dict[str, float]:
-    """The largest |x| of each tensor: as calibrated if that was on this graph, else on the images of the check."""
+    """The largest |x| of each tensor: as calibrated if that was on this network, else on the images of the check."""
+    if ranges is not None:
+        return {name: tensor.largest for name, tensor in ranges.tensors.items()}
     if folder.ranges_path.is_file():
         ranges = read_ranges(folder.ranges_path)
         if ranges.network_sha256 == fp32.graph.network_sha256:

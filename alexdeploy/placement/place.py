@@ -5,13 +5,22 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Precision
-from alexdeploy.engines.base import Backend, Engine, EngineOptions, NumViews, choose_backend, is_installed, open_engine
+from alexdeploy.engines.base import (
+    Backend,
+    Engine,
+    EngineOptions,
+    NumViews,
+    can_run,
+    choose_backend,
+    is_installed,
+    open_engine,
+)
 from alexdeploy.engines.engine_files import find_engines
 from alexdeploy.export.split import Placement
 from alexdeploy.network.layers import plan_layers
@@ -57,6 +66,11 @@ class Placed:
 
 def place(folder: ModelFolder, request: Request) -> Placed:
     """Choose devices, backends and batches. Raises UsageError, ModelError and DeviceError."""
+    if request.backend is not None and not can_run(request.backend, request.precision):
+        able = [backend for backend in get_args(Backend) if can_run(backend, request.precision)]
+        raise UsageError(
+            f"{request.backend} does not run {request.precision}", cure=f"Use --backend {' or '.join(able)}."
+        )
     survey = survey_gpus()
     devices = (_cpu(), *survey.devices)
     named = None if request.devices is None else find_devices(request.devices, devices, survey.problem)
