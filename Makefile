@@ -4,12 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
+GPU_MODELS ?= build/gpu-models
+GPU_OPTIONS ?=
 
-.PHONY: help setup demo test check lint docs bench clean
+.PHONY: help setup demo test test-gpu gpu-models check lint docs bench clean
 
 help:
 	@echo "make demo    set up, then train, export and predict in $(DEMO)/ and show the result"
 	@echo "make test    set up, then run the tests"
+	@echo "make test-gpu    every check that needs an NVIDIA GPU, with plain PYTHON, without torch"
+	@echo "make gpu-models  train and export a model for test-gpu in $(GPU_MODELS)/, where torch is"
 	@echo "make check   lint, types, import contracts, then the tests: what CI runs"
 	@echo "make docs    write docs/cli.md anew"
 	@echo "make bench   compare ten-view throughput with the script that a user would write"
@@ -32,6 +36,17 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# On a GPU machine with tensorrt, pycuda and onnxruntime: PYTHON=/opt/kit/python3 make test-gpu
+test-gpu:
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) tests/gpu_checks.py $(GPU_OPTIONS) $(wildcard $(GPU_MODELS)/models/*)
+
+# Trained weights for it: the rendered set's model, in every precision. Copy the folder to the GPU machine.
+gpu-models: setup
+	mkdir -p $(GPU_MODELS)
+	cd $(GPU_MODELS) && PATH="$(abspath $(BIN)):$$PATH" sh -ec '\
+		alexdeploy train; \
+		alexdeploy export --fp16 --int8 --calibrate data/sample/train'
 
 lint: setup
 	$(BIN)/ruff check .
