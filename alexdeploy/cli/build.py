@@ -76,17 +76,14 @@ def build(
         device=device,
         tactic_sources=_names(tactic_sources),
     )
-    built = _build(folder, options)
-    for each in built.notes:
-        output.note(f"  {each}")
-    verb = "already built:" if built.reused else f"built in {built.record.build_seconds:,.0f} s:"
-    output.note(f"{verb} {built.path.as_posix()} ({built.record.engine_bytes / 1e6:.1f} MB)")
+    built = build_with_progress(folder, options)
     if json:
         record = dataclasses.asdict(built.record)
         output.print_json({"path": str(built.path), "reused": built.reused, "notes": built.notes, **record})
 
 
-def _build(folder: ModelFolder, options: BuildOptions) -> BuiltEngine:
+def build_with_progress(folder: ModelFolder, options: BuildOptions) -> BuiltEngine:
+    """Build an engine, or find it built, and say on stderr what came of it."""
     # Says what is missing where TensorRT cannot be imported.
     from alexdeploy.engines.tensorrt_build import build_engine
 
@@ -97,7 +94,12 @@ def _build(folder: ModelFolder, options: BuildOptions) -> BuiltEngine:
         def show(phase: str, done: int, total: int) -> None:
             bar.update(task, description=output.printable(phase), completed=done, total=total or None)
 
-        return build_engine(folder, options, show)
+        built = build_engine(folder, options, show)
+    for each in built.notes:
+        output.note(f"  {each}")
+    verb = "already built:" if built.reused else f"built in {built.record.build_seconds:,.0f} s:"
+    output.note(f"{verb} {built.path.as_posix()} ({built.record.engine_bytes / 1e6:.1f} MB)")
+    return built
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

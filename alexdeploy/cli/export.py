@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,6 +12,9 @@ from alexdeploy.cli.options import JsonOption, ModelArgument
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from alexdeploy.core.artifacts import ModelFolder
+    from alexdeploy.core.spec import Precision
+    from alexdeploy.engines.base import NumViews
     from alexdeploy.export.export import Exported
     from alexdeploy.export.fp16 import HalfLayer
     from alexdeploy.export.parity import Parity
@@ -84,9 +87,28 @@ def export(
     else:
         for item in exported:
             _report(item)
-    output.note("no TensorRT engine: this version builds none yet; the ONNX files run on every backend it has")
+    _build_engines(folder, [name for name, asked in (("fp16", fp16), ("int8", int8)) if asked])
     best = " --precision int8" if int8 else ""
     output.note(f"next: alexdeploy predict images/ --tencrop --model {folder.path}{best}")
+
+
+def _build_engines(folder: ModelFolder, precisions: list[str]) -> None:
+    """Where there is a GPU and TensorRT: an engine for one view and one for ten of each reduced precision."""
+    from alexdeploy.cli.build import build_with_progress
+    from alexdeploy.engines.base import is_installed
+    from alexdeploy.engines.engine_files import BuildOptions
+    from alexdeploy.placement.devices import survey_gpus
+
+    survey = survey_gpus()
+    if not survey.devices or not is_installed("tensorrt"):
+        why = "TensorRT is not installed" if survey.devices else f"no GPU was found ({survey.problem})"
+        output.note(f"no TensorRT engine: {why}; the ONNX files run on every other backend")
+        return
+    both: tuple[NumViews, ...] = (1, 10)
+    for precision in precisions:
+        for num_views in both:
+            options = BuildOptions(precision=cast("Precision", precision), num_views=num_views)
+            build_with_progress(folder, options)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
