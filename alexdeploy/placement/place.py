@@ -104,6 +104,7 @@ def _engine(folder: ModelFolder, request: Request, plan: Plan) -> Engine:
 
 def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | None, gpus: Sequence[Device]) -> Demand:
     spec = folder.spec()
+    batches = _engine_batches(folder, request) if gpus else ()
     # The best of those that have what they read: for the CPU it is one, and its own error says what is missing.
     on_cpu = (choose_backend(folder, request.precision) if request.backend is None else request.backend,)
     return Demand(
@@ -113,21 +114,27 @@ def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | N
         replicas_per_device=request.replicas_per_device,
         named=named,
         backend=request.backend,
-        available={"cpu": on_cpu, "cuda": _gpu_backends(folder, request) if gpus else ()},
+        available={"cpu": on_cpu, "cuda": _gpu_backends(batches, request) if gpus else ()},
+        most_images={"tensorrt": max(batches)} if batches else {},
         num_processors=request.num_threads or available_processors(),
         fixed_bytes=_LIBRARY_BYTES + 2 * _weight_bytes(folder, request.precision),
         image_bytes=request.num_views * _view_bytes(spec),
     )
 
 
-def _gpu_backends(folder: ModelFolder, request: Request) -> tuple[Backend, ...]:
-    """TensorRT counts where an engine was built for this; what exactly fits, it says itself when it opens."""
-    has_engine = any(
-        (record.precision, record.num_views) == (request.precision, request.num_views)
+def _engine_batches(folder: ModelFolder, request: Request) -> tuple[int, ...]:
+    """The largest batch of each engine that was built for this; what exactly fits, it says itself when it opens."""
+    return tuple(
+        record.profile[2]
         for _, record in find_engines(folder)
+        if (record.precision, record.num_views) == (request.precision, request.num_views)
     )
-    wants_it = request.backend == "tensorrt"
-    backends: list[Backend] = ["tensorrt"] if is_installed("tensorrt") and (has_engine or wants_it) else []
+
+
+def _gpu_backends(batches: Sequence[int], request: Request) -> tuple[Backend, ...]:
+    """TensorRT counts where there is an engine, or where it was asked for by name."""
+    wants_it = bool(batches) or request.backend == "tensorrt"
+    backends: list[Backend] = ["tensorrt"] if is_installed("tensorrt") and wants_it else []
     return (*backends, "onnxruntime") if _has_cuda_provider() else tuple(backends)
 
 

@@ -42,7 +42,8 @@ class Demand:
     """What is to run. `named` are the devices that the user asked for, None if any will do; `backend` None: the best.
 
     `available` are the backends that are installed for each kind of device, and `lowest_capability` what a GPU must
-    have for one of them. An engine takes `fixed_bytes`, and `image_bytes` for an image of a batch with all its views.
+    have for one of them; `most_images` is what a backend takes in a batch where it has a limit. An engine takes
+    `fixed_bytes`, and `image_bytes` for an image of a batch with all its views.
     """
 
     precision: Precision = "fp32"
@@ -53,6 +54,7 @@ class Demand:
     backend: Backend | None = None
     available: Mapping[Kind, tuple[Backend, ...]]
     lowest_capability: Mapping[Backend, tuple[int, int]] = field(default_factory=dict)
+    most_images: Mapping[Backend, int] = field(default_factory=dict)
     num_processors: int
     fixed_bytes: int
     image_bytes: int
@@ -223,7 +225,8 @@ def _batch_size(device: Device, num_replicas: int, demand: Demand) -> int:
     room = _room(device, num_replicas)
     if room is None:
         return CPU_BATCH_SIZE
-    size = MOST_IMAGES
+    backend = _backend_for(device, demand)
+    size = MOST_IMAGES if backend is None else min(MOST_IMAGES, demand.most_images.get(backend, MOST_IMAGES))
     while size > 1 and demand.fixed_bytes + size * demand.image_bytes > room:
         size //= 2
     return size

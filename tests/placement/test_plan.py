@@ -40,6 +40,11 @@ def test_eight_equal_gpus_give_eight_equal_replicas() -> None:
     assert engine_key_groups(plan.replicas) == (plan.replicas,)
 
 
+def test_a_batch_is_no_larger_than_the_engine_that_is_there() -> None:
+    assert rows(plan_replicas([gpu(0)], demand(most_images={"tensorrt": 32})))[0][2] == 32
+    assert rows(plan_replicas([gpu(0)], demand(most_images={"tensorrt": 32}, backend="onnxruntime")))[0][2] == 256
+
+
 def test_each_compute_capability_is_an_engine_of_its_own() -> None:
     devices = [gpu(0, capability=(9, 0)), gpu(1, capability=(8, 0)), gpu(2, capability=(9, 0))]
     replicas = plan_replicas(devices, demand()).replicas
