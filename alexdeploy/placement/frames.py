@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from alexdeploy.engines.base import EngineInfo
+
 _SIZES = struct.Struct("<IQ")
 
 
@@ -25,16 +27,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """From a worker when its engine is open: the fields of its EngineInfo."""
+    """From a worker when its engine is open."""
 
-    backend: str
-    device: str
-    precision: str
-    num_views: int
-    classes: tuple[str, ...]
-    artifact: str
-    batch_size: int
-    num_streams: int
+    info: EngineInfo
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, tag=True):

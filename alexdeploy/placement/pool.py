@@ -43,7 +43,7 @@ class Pool:
         try:
             for member in self._members:
                 member.start()
-            ready = [member.wait_until_open() for member in self._members]
+            ready = [member.wait_until_open().info for member in self._members]
         except BaseException:
             self._close()
             raise

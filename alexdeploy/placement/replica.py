@@ -167,7 +167,7 @@ class Member:
             opened = life.open(self._options.open_seconds)
             with self._changed:
                 if isinstance(opened, Ready):
-                    self._num_streams = life.num_free = opened.num_streams
+                    self._num_streams = life.num_free = opened.info.num_streams
                     self._open_seconds = time.monotonic() - began
                     if self._is_closing:
                         life.finish()

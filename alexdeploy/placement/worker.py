@@ -32,20 +32,7 @@ def main() -> None:
     try:
         engine = _open(frame[0])
         with engine:
-            info = engine.info
-            write_frame(
-                answers,
-                Ready(
-                    backend=info.backend,
-                    device=info.device,
-                    precision=info.precision,
-                    num_views=info.num_views,
-                    classes=info.classes,
-                    artifact=info.artifact,
-                    batch_size=info.batch_size,
-                    num_streams=info.num_streams,
-                ),
-            )
+            write_frame(answers, Ready(info=engine.info))
             _serve(engine, requests, answers)
     except AlexDeployError as exc:
         write_frame(answers, _failure(exc, None))
