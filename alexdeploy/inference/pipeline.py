@@ -279,6 +279,9 @@ class _Pipeline:
                     if number in found.errors:
                         error = found.errors[number]
                         self._outcomes[item.index] = Outcome(index=item.index, source=item.source, error=error)
+                        # Its row is an error like that of a broken input, which holds no image.
+                        self._num_images_held -= 1
+                        self._room.notify()
                         continue
                     self._outcomes[item.index] = Outcome(
                         index=item.index,

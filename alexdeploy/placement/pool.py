@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -10,18 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
+from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import EngineInfo, Predictions, check_images
 from alexdeploy.placement.plan import Replica
-from alexdeploy.placement.replica import DOCTOR, Member, PoolOptions, ReplicaProcess, ReplicaReport
+from alexdeploy.placement.replica import (
+    CLOSE_SECONDS,
+    DOCTOR,
+    Member,
+    PoolOptions,
+    ReplicaLostError,
+    ReplicaProcess,
+    ReplicaReport,
+    joined,
+)
+
+_GRAPHS = ("openvino", "onnxruntime")
+"""Backends whose artifact is the ONNX graph itself."""
 
 
 class Pool:
     """An engine made of replicas, with as many streams as all of them have.
 
-    A batch goes to the replica with the most free streams. One whose replica is lost goes to another, and the replica
-    is started again; a batch that is out of memory is halved; one that fails twice is halved until the image that it
-    fails on is alone, which then has an error instead of an answer.
+    A batch goes to the replica with the most free streams. One that fails, or whose replica is lost, goes to another;
+    a replica that is lost, or fails again and again, is started anew. A replica that is out of memory gets less at a
+    time. A batch that fails twice is halved until the image that it fails on is alone, which then has an error
+    instead of an answer, if a black image is answered.
     """
 
     def __init__(self, folder: ModelFolder, replicas: Sequence[Replica], options: PoolOptions) -> None:
@@ -48,12 +63,11 @@ class Pool:
             self._close()
             raise
         first = ready[0]
-        if any((each.artifact, each.classes) != (first.artifact, first.classes) for each in ready):
-            backends = {each.backend for each in ready}
-            # Engines of one graph for several kinds of GPU have a hash each; another graph is another model.
-            if len(backends) == 1 and backends != {"tensorrt"}:
-                self._close()
-                raise ModelError("the model changed while its replicas were opened", cure="Run the command again.")
+        # Engines of one graph for several kinds of GPU have a hash each, and PyTorch that of the weights.
+        artifacts = {backend: {each.artifact for each in ready if each.backend == backend} for backend in _GRAPHS}
+        if any(each.classes != first.classes for each in ready) or any(len(each) > 1 for each in artifacts.values()):
+            self._close()
+            raise ModelError("the model changed while its replicas were opened", cure="Run the command again.")
         self._info = EngineInfo(
             backend="+".join(dict.fromkeys(each.backend for each in ready)),
             device=",".join(str(member.replica.device) for member in self._members),
@@ -81,35 +95,35 @@ class Pool:
         with self._changed:
             return tuple(member.report() for member in self._members)
 
-    def _run(self, images: NDArray[np.uint8], num_failures: int) -> Predictions:
+    def _run(self, images: NDArray[np.uint8], num_failures: int, avoid: Member | None = None) -> Predictions:
+        member, life = self._acquire(avoid)
         try:
-            if len(images) > self._most_images:
-                return self._halved(images, num_failures)
-            return self._run_once(images)
-        except DeviceMemoryError:
-            if len(images) == 1:
-                raise
-            with self._changed:
-                self._most_images = min(self._most_images, len(images) // 2)
-            return self._halved(images, num_failures)
-        except _NobodyLeftError:
-            raise
+            return member.run(life, images)
         except DeviceError as exc:
-            # Once may be the device's fault; twice is the batch's.
+            # Once may be the device's fault, and another may do better; twice is the batch's.
             if num_failures == 0:
-                return self._run(images, 1)
-            if len(images) == 1:
-                return self._refused(str(exc.message))
-            return self._halved(images, 1)
+                return self._run(images, 1, member)
+            if len(images) > 1:
+                return self._halved(images, member)
+            self._check_health(exc)
+            return self._refused(exc.message)
 
-    def _halved(self, images: NDArray[np.uint8], num_failures: int) -> Predictions:
+    def _halved(self, images: NDArray[np.uint8], avoid: Member) -> Predictions:
         middle = (len(images) + 1) // 2
-        first, second = self._run(images[:middle], num_failures), self._run(images[middle:], num_failures)
-        return Predictions(
-            np.concatenate([first.probabilities, second.probabilities]),
-            np.concatenate([first.view_classes, second.view_classes]),
-            {**first.errors, **{middle + row: message for row, message in second.errors.items()}},
-        )
+        return joined([self._run(images[:middle], 1, avoid), self._run(images[middle:], 1, avoid)])
+
+    def _check_health(self, exc: DeviceError) -> None:
+        """Raise `exc` if a black image is not answered either: then it is not the image that is at fault."""
+        while True:
+            member, life = self._acquire(None)
+            try:
+                member.run(life, np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
+            except ReplicaLostError:
+                # It is started again, until it is given up.
+                continue
+            except DeviceError:
+                raise exc from None
+            return
 
     def _refused(self, message: str) -> Predictions:
         num_classes, num_views = len(self.info.classes), self.info.num_views
@@ -117,30 +131,31 @@ class Pool:
             np.zeros((1, num_classes), np.float32), np.zeros((1, num_views), np.int32), {0: f"no answer: {message}"}
         )
 
-    def _run_once(self, images: NDArray[np.uint8]) -> Predictions:
-        member, life = self._acquire()
-        return member.run(life, images)
+    def _acquire(self, avoid: Member | None) -> tuple[Member, ReplicaProcess]:
+        """The replica with the most free streams, not `avoid` if there is another, when there is one.
 
-    def _acquire(self) -> tuple[Member, ReplicaProcess]:
-        """The replica with the most free streams, when there is one. Raises DeviceError when all are lost for good."""
+        Raises DeviceError when all are lost for good.
+        """
         with self._changed:
             while True:
-                free = [member for member in self._members if member.num_free > 0]
+                living = [member for member in self._members if not member.has_given_up]
+                if not living:
+                    losses = "; ".join(f"{member.replica.device}: {member.last_loss}" for member in self._members)
+                    raise _NobodyLeftError(f"every replica is lost: {losses}", cure=DOCTOR)
+                others = [member for member in living if member is not avoid] or living
+                free = [member for member in others if member.num_free > 0]
                 if free:
                     member = max(free, key=lambda member: member.num_free)
                     return member, member.take()
-                if all(member.has_given_up for member in self._members):
-                    losses = "; ".join(f"{member.replica.device}: {member.last_loss}" for member in self._members)
-                    raise _NobodyLeftError(f"every replica is lost: {losses}", cure=DOCTOR)
                 self._changed.wait()
 
     def _close(self) -> None:
-        with self._changed:
-            for member in self._members:
-                member.close()
         for member in self._members:
-            member.join()
+            member.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for member in self._members:
+            member.join(deadline)
 
 
 class _NobodyLeftError(DeviceError):
-    """Raised through all retries."""
+    """No retry helps."""

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,14 +19,18 @@ from numpy.typing import NDArray
 
 from alexdeploy.core import errors
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import AlexDeployError, DeviceError
+from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, first_line
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews, Predictions
 from alexdeploy.placement.frames import Answer, Batch, Failure, Job, Ready, read_frame, write_frame
 from alexdeploy.placement.plan import Replica
 
 DOCTOR = "Look at: alexdeploy doctor"
-_CLOSE_SECONDS = 10.0
+CLOSE_SECONDS = 10.0
+_NEVER_FREE = 1 << 20
+_END_SECONDS = 10.0
+_MOST_FAILURES = 3
+"""Batches that a replica may fail on in a row, with no answer between: then it is started again, as if it had died."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +90,7 @@ class Member:
         self._most_losses = 3 + replica.batch_size.bit_length()
         self._changed = changed
         self._life: ReplicaProcess | None = None
+        self._most_images = replica.batch_size
         self._is_closing = False
         self.has_given_up = False
         self.last_loss: str | None = None
@@ -115,30 +121,62 @@ class Member:
         """Run a batch on a stream that was taken, and give it back. Raises the engine's error, or ReplicaLostError."""
         began = time.monotonic()
         try:
-            found = life.run(images, self._options.batch_seconds)
+            found = self._run_in_parts(life, images)
+        except ReplicaLostError:
+            raise
+        except DeviceError as exc:
+            life.num_failures += 1
+            if life.num_failures >= _MOST_FAILURES:
+                life.end(f"it failed {life.num_failures} times in a row: {exc.message}")
+            raise
         finally:
             with self._changed:
                 life.num_free += 1
                 self._busy_seconds += time.monotonic() - began
                 self._changed.notify_all()
+        life.num_failures = 0
         with self._changed:
             self._num_batches += 1
             self._num_images += len(images)
         return found
 
-    def close(self) -> None:
-        """Let the process end when it has answered what it has; called under `changed`."""
-        self._is_closing = True
-        if self._life is not None:
-            self._life.finish()
+    def _run_in_parts(self, life: ReplicaProcess, images: NDArray[np.uint8]) -> Predictions:
+        """As many images at a time as the replica was opened for, fewer from when its device ran out of memory."""
+        parts: list[Predictions] = []
+        start = 0
+        while start < len(images):
+            size = min(self._most_images, len(images) - start)
+            try:
+                parts.append(life.run(images[start : start + size], self._options.batch_seconds))
+            except DeviceMemoryError:
+                if size == 1:
+                    raise
+                self._most_images = size // 2
+            else:
+                start += size
+        return joined(parts)
 
-    def join(self) -> None:
+    def close(self) -> None:
+        """Let the process end when it has answered what it has; one that is still opening is ended."""
+        with self._changed:
+            self._is_closing = True
+            life, is_open = self._life, self._num_streams > 0
+        if life is None:
+            return
+        if is_open:
+            life.finish()
+        else:
+            life.end("closed")
+
+    def join(self, deadline: float) -> None:
+        """Wait for the end of the process, and end it at `deadline`, a time of the monotonic clock."""
         if self._thread.ident is None:
             return
-        self._thread.join(timeout=_CLOSE_SECONDS)
+        self._thread.join(timeout=max(0.0, deadline - time.monotonic()))
         with self._changed:
-            if self._life is not None:
-                self._life.end("closed")
+            life = self._life
+        if life is not None:
+            life.end("closed")
         self._thread.join()
 
     def report(self) -> ReplicaReport:
@@ -156,9 +194,25 @@ class Member:
         )
 
     def _supervise(self) -> None:
-        """One life after the other, until the pool closes or too many end without an answer."""
-        losses_in_a_row, was_open = 0, False
-        while not self.has_given_up:
+        """One life after the other; whatever goes wrong here, nobody is left waiting."""
+        try:
+            self._live()
+        # BaseException: a thread that died of anything at all must not leave the others waiting.
+        except BaseException as exc:
+            with self._changed:
+                life, self._life = self._life, None
+                self.has_given_up, self.last_loss = True, f"{type(exc).__name__}: {first_line(exc)}"
+                self._changed.notify_all()
+            if life is not None:
+                life.end(str(self.last_loss))
+                life.fail_pending(str(self.last_loss))
+            self._opened.put(DeviceError(f"{self.replica.device}: {self.last_loss}", cure=DOCTOR))
+
+    def _live(self) -> None:
+        """Start the process again until the pool closes, too many end without an answer, or the model is another."""
+        losses_in_a_row = 0
+        first: Ready | None = None
+        while not (self.has_given_up or self._is_closing):
             num_batches = self._num_batches
             began = time.monotonic()
             life = ReplicaProcess(self._job, self.replica)
@@ -167,14 +221,18 @@ class Member:
             opened = life.open(self._options.open_seconds)
             with self._changed:
                 if isinstance(opened, Ready):
-                    self._num_streams = life.num_free = opened.info.num_streams
+                    self._num_streams = opened.info.num_streams
+                    life.num_free = self._num_streams if first in (None, opened) else 0
                     self._open_seconds = time.monotonic() - began
                     if self._is_closing:
                         life.finish()
                     self._changed.notify_all()
-            if not was_open:
+            is_other = first is not None and isinstance(opened, Ready) and opened != first
+            if first is None:
                 self._opened.put(opened)
-                was_open = isinstance(opened, Ready)
+                first = opened if isinstance(opened, Ready) else None
+            if is_other:
+                life.end("the model has changed since the run began")
             reason = life.listen() if isinstance(opened, Ready) else opened.message
             with self._changed:
                 self._life = None
@@ -183,7 +241,9 @@ class Member:
                     self.last_loss = reason
                 losses_in_a_row = 1 if self._num_batches > num_batches else losses_in_a_row + 1
                 # What never opened will not open the next time.
-                self.has_given_up = self._is_closing or not was_open or losses_in_a_row >= self._most_losses
+                self.has_given_up = (
+                    self._is_closing or first is None or is_other or losses_in_a_row >= self._most_losses
+                )
                 self._changed.notify_all()
             life.fail_pending(reason)
 
@@ -193,6 +253,7 @@ class ReplicaProcess:
 
     def __init__(self, job: Job, replica: Replica) -> None:
         self.num_free = 0
+        self.num_failures = 0
         self._device = replica.device
         environment = dict(os.environ)
         if replica.device.kind == "cuda":
@@ -226,7 +287,8 @@ class ReplicaProcess:
         try:
             write_frame(self._requests, self._job)
             frame = read_frame(self._answers)
-        except OSError:
+        # ValueError: the pipe was closed by another thread, because the pool closes.
+        except (OSError, ValueError):
             frame = None
         finally:
             timer.cancel()
@@ -263,8 +325,9 @@ class ReplicaProcess:
         """Hand out answers until the process ends; why it ended."""
         while (frame := read_frame(self._answers)) is not None:
             header, payload = frame
-            assert isinstance(header, (Answer, Failure))
-            assert header.number is not None
+            if not isinstance(header, (Answer, Failure)) or header.number is None:
+                # The engine failed to close, after all answers.
+                continue
             with self._lock:
                 reply = None if self._pending is None else self._pending.pop(header.number, None)
             if reply is not None:
@@ -285,11 +348,17 @@ class ReplicaProcess:
     def end(self, reason: str) -> None:
         """End it now."""
         self._ended_because = self._ended_because or reason
+        self.num_free = -_NEVER_FREE
         self._process.kill()
 
     def _clear_away(self) -> str:
         """Wait for its end and close the pipes; why it ended."""
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            # It has said its last word and does not go, as CUDA may do when it is torn down.
+            self._process.kill()
+            code = self._process.wait()
         self._listener.join(timeout=1)
         for pipe in (self._requests, self._answers):
             with contextlib.suppress(OSError, ValueError):
@@ -308,6 +377,22 @@ class ReplicaProcess:
             if "ALEXDEPLOY_DEBUG" in os.environ:
                 print(f"{self._device}: {text}", file=sys.stderr)
         self._process.stderr.close()
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of consecutive parts of a batch as those of the whole."""
+    if len(parts) == 1:
+        return parts[0]
+    errors_by_row: dict[int, str] = {}
+    start = 0
+    for part in parts:
+        errors_by_row |= {start + row: message for row, message in part.errors.items()}
+        start += len(part.probabilities)
+    return Predictions(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.view_classes for part in parts]),
+        errors_by_row,
+    )
 
 
 def _predictions(header: Answer, payload: bytes) -> Predictions:

@@ -17,11 +17,15 @@ from alexdeploy.core.spec import IMAGE_SIZE, Precision
 from alexdeploy.engines.base import Backend, Engine, EngineOptions, NumViews, open_engine
 from alexdeploy.placement.frames import Answer, Batch, Failure, Job, Ready, read_frame, write_frame
 
+_END_SECONDS = 10.0
+"""How long the batches in work may take when the pool has closed the pipe, or is gone."""
+
 
 def main() -> None:
     """Open what the first frame asks for, then answer batches until the pipe ends."""
-    # Ctrl-C reaches the whole group; the pool says when it is over, by closing the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # They may reach the whole group; the pool says when it is over, by closing the pipe.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     requests = sys.stdin.buffer
     # Libraries print on stdout, which is the pipe: from here on, theirs is stderr.
     answers = os.fdopen(os.dup(1), "wb")
@@ -70,7 +74,10 @@ def _serve(engine: Engine, requests: IO[bytes], answers: IO[bytes]) -> None:
     for _ in threads:
         waiting.put(None)
     for thread in threads:
-        thread.join()
+        thread.join(timeout=_END_SECONDS)
+    if any(thread.is_alive() for thread in threads):
+        # A batch that hangs; whoever wanted its answer has gone.
+        os._exit(1)
 
 
 def _answer(engine: Engine, batch: Batch, payload: bytes, answers: IO[bytes], lock: threading.Lock) -> None:
