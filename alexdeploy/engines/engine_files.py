@@ -337,7 +337,7 @@ def _read_secret(path: Path) -> bytes:
         status = os.fstat(file.fileno())
         content = file.read(_SECRET_BYTES + 1)
     anew = f"Delete it, and build the engines again: rm {path}"
-    if os.name == "posix" and (stat.S_IMODE(status.st_mode) != 0o600 or status.st_uid != os.geteuid()):
+    if os.name == "posix" and (status.st_mode & 0o077 or status.st_uid != os.geteuid()):
         raise ModelError(
             f"{path} has mode {stat.S_IMODE(status.st_mode):04o} and owner {status.st_uid}, "
             f"expected 0600 and {os.geteuid()}: others could have signed engines with it",

@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import DeviceError
+from alexdeploy.engines.onnxruntime import load_cuda_libraries
 from alexdeploy.export.runner import device_error
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -32,6 +33,10 @@ def open_stage(model: bytes, device: str, num_threads: int) -> Callable[[Tensors
     # Two devices share the processors: threads that spin while they wait would take the other's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     name, provider = _provider(device)
+    if device != "cpu":
+        # Asked for = got, for each node as well.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        load_cuda_libraries()
     try:
         session = onnxruntime.InferenceSession(model, options, providers=[provider])
     except Exception as exc:

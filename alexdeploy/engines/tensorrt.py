@@ -21,7 +21,14 @@ from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
-from alexdeploy.engines.engine_files import EngineRecord, Wanted, choose_engine, load_engine, read_record
+from alexdeploy.engines.engine_files import (
+    EngineRecord,
+    Wanted,
+    choose_engine,
+    differences_from,
+    load_engine,
+    read_record,
+)
 
 # Before the packages themselves: it says how to get them.
 from alexdeploy.engines.tensorrt_gpu import (
@@ -74,7 +81,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TensorRTEngine:
         batch_size=options.batch_size,
         num_streams=NUM_STREAMS,
     )
-    return TensorRTEngine(path, info, gpu)
+    return TensorRTEngine(path, info, gpu, wanted)
 
 
 _Opened = queue.SimpleQueue[AlexDeployError | None]
@@ -84,8 +91,9 @@ _Opened = queue.SimpleQueue[AlexDeployError | None]
 class TensorRTEngine:
     """One engine with an execution context for each stream."""
 
-    def __init__(self, path: Path, info: EngineInfo, gpu: Gpu) -> None:
+    def __init__(self, path: Path, info: EngineInfo, gpu: Gpu, wanted: Wanted) -> None:
         self.info = info
+        self._wanted = wanted
         self._path = path
         self._gpu = gpu
         self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
@@ -94,7 +102,8 @@ class TensorRTEngine:
 
     def __enter__(self) -> TensorRTEngine:
         record, plan = load_engine(self._path)
-        if record.engine_sha256 != self.info.artifact:
+        # What was chosen by was not yet verified; this is.
+        if record.engine_sha256 != self.info.artifact or differences_from(record, self._wanted):
             raise ModelError(f"{self._path} was exchanged while it was opened", cure="Run the command again.")
         opened: queue.SimpleQueue[AlexDeployError | None] = queue.SimpleQueue()
         self._close = threading.Event()

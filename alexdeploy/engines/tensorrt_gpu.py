@@ -11,7 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -62,7 +62,11 @@ class Log(trt.ILogger):  # type: ignore[misc]
 
     def take(self) -> str:
         """All that was said since it was last asked."""
-        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        lines = []
+        # Another thread may take some of them meanwhile.
+        with suppress(IndexError):
+            while True:
+                lines.append(self._lines.popleft())
         return "\n".join(lines)
 
 

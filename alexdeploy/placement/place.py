@@ -77,11 +77,11 @@ def place(folder: ModelFolder, request: Request) -> Placed:
     if request.placement is not None:
         return _split(folder, request, named, survey.devices)
     plan = plan_replicas(devices, _demand(folder, request, named, survey.devices))
-    notes = tuple(f"{each.device} is left out: {each.reason}. {each.cure}" for each in plan.left_out)
+    left_out = (f"{each.device} is left out: {each.reason}. {each.cure}" for each in plan.left_out)
     return Placed(
         engine=_engine(folder, request, plan),
         batch_size=max(replica.batch_size for replica in plan.replicas),
-        notes=notes,
+        notes=(*survey.notes, *left_out),
     )
 
 

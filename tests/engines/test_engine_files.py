@@ -299,7 +299,7 @@ def test_the_secret_is_32_bytes_for_this_user_alone(folder: ModelFolder, state: 
 
 
 @posix_only
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o700, 0o400])
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])
 def test_a_secret_of_another_mode_is_refused(folder: ModelFolder, state: Path, mode: int) -> None:
     path = make_engine(folder)
     (state / "engine.key").chmod(mode)
