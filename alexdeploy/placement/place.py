@@ -24,8 +24,7 @@ from alexdeploy.engines.base import (
 from alexdeploy.engines.engine_files import find_engines
 from alexdeploy.export.split import Placement
 from alexdeploy.network.layers import plan_layers
-from alexdeploy.placement.devices import Device, find_devices, survey_gpus
-from alexdeploy.placement.devices import cpu_device as _cpu
+from alexdeploy.placement.devices import Device, cpu_device, find_devices, survey_gpus
 from alexdeploy.placement.plan import CPU_BATCH_SIZE, Demand, Plan, plan_replicas
 from alexdeploy.placement.pool import Pool
 from alexdeploy.placement.replica import PoolOptions
@@ -52,7 +51,6 @@ class Request:
     devices: str | None = None
     replicas_per_device: int = 1
     placement: Placement | None = None
-    batch_seconds: float = 120.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +58,6 @@ class Placed:
     """An engine that is not yet open, and what a user should know of the choice."""
 
     engine: Engine
-    batch_size: int
     notes: tuple[str, ...] = ()
 
 
@@ -72,7 +69,7 @@ def place(folder: ModelFolder, request: Request) -> Placed:
             f"{request.backend} does not run {request.precision}", cure=f"Use --backend {' or '.join(able)}."
         )
     survey = survey_gpus()
-    devices = (_cpu(), *survey.devices)
+    devices = (cpu_device(), *survey.devices)
     named = None if request.devices is None else find_devices(request.devices, devices, survey.problem)
     if request.placement is not None:
         return _split(folder, request, named, survey.devices)
@@ -80,7 +77,6 @@ def place(folder: ModelFolder, request: Request) -> Placed:
     left_out = (f"{each.device} is left out: {each.reason}. {each.cure}" for each in plan.left_out)
     return Placed(
         engine=_engine(folder, request, plan),
-        batch_size=max(replica.batch_size for replica in plan.replicas),
         notes=(*survey.notes, *left_out),
     )
 
@@ -98,7 +94,7 @@ def _engine(folder: ModelFolder, request: Request, plan: Plan) -> Engine:
     return Pool(
         folder,
         plan.replicas,
-        PoolOptions(precision=request.precision, num_views=request.num_views, batch_seconds=request.batch_seconds),
+        PoolOptions(precision=request.precision, num_views=request.num_views),
     )
 
 
@@ -173,7 +169,7 @@ def _split(folder: ModelFolder, request: Request, named: tuple[Device, ...] | No
 
     if request.backend not in (None, "onnxruntime"):
         raise UsageError(f"--placement runs in ONNX Runtime, not in {request.backend}", cure="Leave out --backend.")
-    devices = named or tuple(gpus[:2] if len(gpus) > 1 else (_cpu(), _cpu()))
+    devices = named or tuple(gpus[:2] if len(gpus) > 1 else (cpu_device(), cpu_device()))
     if len(devices) != 2 or request.replicas_per_device != 1:
         raise UsageError(
             f"--placement {request.placement} takes two devices, found {len(devices)}",
@@ -187,4 +183,4 @@ def _split(folder: ModelFolder, request: Request, named: tuple[Device, ...] | No
         num_threads=request.num_threads,
     )
     engine = open_split_engine(folder, request.placement or "pipeline", (devices[0], devices[1]), options)
-    return Placed(engine=engine, batch_size=batch_size)
+    return Placed(engine=engine)

@@ -42,10 +42,8 @@ class Pool:
     def __init__(self, folder: ModelFolder, replicas: Sequence[Replica], options: PoolOptions) -> None:
         if not replicas:
             raise UsageError("a pool takes at least one replica")
-        self._options = options
         self._changed = threading.Condition()
         self._members = [Member(folder, replica, options, self._changed) for replica in replicas]
-        self._most_images = max(replica.batch_size for replica in replicas)
         self._info: EngineInfo | None = None
 
     @property
@@ -75,7 +73,7 @@ class Pool:
             num_views=first.num_views,
             classes=first.classes,
             artifact=first.artifact,
-            batch_size=self._most_images,
+            batch_size=max(member.replica.batch_size for member in self._members),
             num_streams=sum(each.num_streams for each in ready),
         )
         return self

@@ -27,7 +27,6 @@ from alexdeploy.placement.plan import Replica
 
 DOCTOR = "Look at: alexdeploy doctor"
 CLOSE_SECONDS = 10.0
-_NEVER_FREE = 1 << 20
 _END_SECONDS = 10.0
 _MOST_FAILURES = 3
 """Batches that a replica may fail on in a row, with no answer between: then it is started again, as if it had died."""
@@ -99,7 +98,7 @@ class Member:
 
     @property
     def num_free(self) -> int:
-        return 0 if self._life is None else self._life.num_free
+        return 0 if self._life is None or self._life.is_ending else self._life.num_free
 
     def start(self) -> None:
         self._thread.start()
@@ -340,6 +339,11 @@ class ReplicaProcess:
         for reply in pending.values():
             reply.put(ReplicaLostError(f"{self._device} was lost: {reason}"))
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is being ended: it takes no more batches."""
+        return self._ended_because is not None
+
     def finish(self) -> None:
         """No more batches: it ends by itself."""
         with contextlib.suppress(OSError, ValueError):
@@ -348,7 +352,6 @@ class ReplicaProcess:
     def end(self, reason: str) -> None:
         """End it now."""
         self._ended_because = self._ended_because or reason
-        self.num_free = -_NEVER_FREE
         self._process.kill()
 
     def _clear_away(self) -> str:
