@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Literal, NamedTuple, Protocol
@@ -30,6 +30,22 @@ class Predictions(NamedTuple):
     probabilities: NDArray[np.float32]
     view_classes: NDArray[np.int32]
     errors: Mapping[int, str] = MappingProxyType({})
+
+
+def join_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of consecutive parts of a batch as those of the whole."""
+    if len(parts) == 1:
+        return parts[0]
+    errors_by_row: dict[int, str] = {}
+    start = 0
+    for part in parts:
+        errors_by_row |= {start + row: message for row, message in part.errors.items()}
+        start += len(part.probabilities)
+    return Predictions(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.view_classes for part in parts]),
+        errors_by_row,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

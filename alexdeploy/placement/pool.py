@@ -13,18 +13,10 @@ from numpy.typing import NDArray
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
 from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.engines.base import EngineInfo, Predictions, check_images
+from alexdeploy.engines.base import EngineInfo, Predictions, check_images, join_predictions
 from alexdeploy.placement.plan import Replica
-from alexdeploy.placement.replica import (
-    CLOSE_SECONDS,
-    DOCTOR,
-    Member,
-    PoolOptions,
-    ReplicaLostError,
-    ReplicaProcess,
-    ReplicaReport,
-    joined,
-)
+from alexdeploy.placement.process import DOCTOR, ReplicaLostError, ReplicaProcess
+from alexdeploy.placement.replica import CLOSE_SECONDS, Member, PoolOptions, ReplicaReport
 
 _GRAPHS = ("openvino", "onnxruntime")
 """Backends whose artifact is the ONNX graph itself."""
@@ -108,7 +100,7 @@ class Pool:
 
     def _halved(self, images: NDArray[np.uint8], avoid: Member) -> Predictions:
         middle = (len(images) + 1) // 2
-        return joined([self._run(images[:middle], 1, avoid), self._run(images[middle:], 1, avoid)])
+        return join_predictions([self._run(images[:middle], 1, avoid), self._run(images[middle:], 1, avoid)])
 
     def _check_health(self, exc: DeviceError) -> None:
         """Raise `exc` if a black image is not answered either: then it is not the image that is at fault."""
