@@ -210,7 +210,7 @@ def test_a_sick_replica_ruins_no_image_and_is_started_again(
         _assert_same(_run_all(pool, BATCHES * 4), expected * 4)
 
         def is_ended() -> bool:
-            # Whichever is sick gets only what the other has no time for: more batches, until it has failed often enough.
+            # The sick one gets only what the other has no time for: more batches, until it has failed often enough.
             _assert_same(_run_all(pool), expected)
             return any("illegal address" in str(report.last_loss) for report in pool.reports())
 
