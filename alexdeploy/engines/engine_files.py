@@ -19,12 +19,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, output_error, sha256_bytes
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, output_error, sha256_bytes, sha256_file
 from alexdeploy.core.errors import ModelError, UsageError
-from alexdeploy.core.spec import Precision
+from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import NumViews
 
 KEY_DIGITS = 12
@@ -41,11 +42,13 @@ _VIEW_WORDS: dict[NumViews, str] = {1: "centre", 5: "fivecrop", 10: "tencrop"}
 class EngineKey:
     """All that an engine depends on. `graph_sha256` is of the ONNX file, `contract_sha256` of the preprocessing.
 
+    `weights_sha256` tells the network apart: it is of the safetensors, or for an imported model of its `model.onnx`.
     `profile` is the least, best and greatest number of images in a batch; `cuda` the version that the driver speaks;
     `builder` every other option that the builder was given.
     """
 
     graph_sha256: str
+    weights_sha256: str
     contract_sha256: str
     precision: Precision
     num_views: NumViews
@@ -78,9 +81,13 @@ class EngineRecord(EngineKey):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What an engine must be to run here. `graph_sha256` None: there is no graph; `batch_size` is the most images."""
+    """What an engine must be to run here; `batch_size` is the most images.
+
+    `graph_sha256` None: there is no graph of this precision; `weights_sha256` None: there is nothing to compare with.
+    """
 
     graph_sha256: str | None
+    weights_sha256: str | None
     contract_sha256: str
     precision: Precision
     num_views: NumViews
@@ -210,25 +217,69 @@ def find_engines(folder: ModelFolder) -> Iterator[tuple[Path, EngineRecord]]:
             continue
 
 
-def choose_engine(folder: ModelFolder, wanted: Wanted) -> Path:
-    """The engine that does what is wanted, the one for the smallest batches if there are more.
+def wanted_engine(
+    folder: ModelFolder,
+    *,
+    precision: Precision,
+    num_views: NumViews,
+    batch_size: int,
+    tensorrt: str,
+    compute_capability: tuple[int, int],
+    cuda: str,
+) -> Wanted:
+    """What an engine of this model must be to run with that TensorRT, GPU and driver (`cuda` as in "13.0").
 
-    Raises ModelError that says of the nearest in what it differs, and how to build one.
+    Reads and hashes the model's files: for another GPU or batch, use `dataclasses.replace` on what it gave. Raises
+    ModelError for a damaged model, StaleArtifactError for a graph that its weights have left behind.
     """
-    fitting: list[tuple[int, Path]] = []
-    nearest: tuple[int, Path, tuple[str, ...]] | None = None
-    for path, record in find_engines(folder):
-        differences = differences_from(record, wanted)
-        if not differences:
-            fitting.append((record.profile[2], path))
-        elif nearest is None or len(differences) < nearest[0]:
-            nearest = (len(differences), path, differences)
+    spec = folder.spec()
+    graph, weights = _hashes(folder, precision, spec)
+    return Wanted(
+        graph_sha256=graph,
+        weights_sha256=weights,
+        contract_sha256=spec.contract_sha256,
+        precision=precision,
+        num_views=num_views,
+        batch_size=batch_size,
+        tensorrt=tensorrt,
+        compute_capability=compute_capability,
+        cuda=cuda,
+    )
+
+
+def _hashes(folder: ModelFolder, precision: Precision, spec: ModelSpec) -> tuple[str | None, str | None]:
+    """Of the graph, and of the weights that it comes from: an inference machine may have one, the other or neither."""
+    # Not above: whoever only reads sidecars needs no ONNX.
+    from alexdeploy.export.graphs import load_graph, read_graph
+
+    if folder.onnx_path(precision).is_file():
+        graph = load_graph(folder, precision, spec)
+        return graph.sha256, graph.network_sha256
+    if folder.weights_path.is_file():
+        return None, sha256_file(folder.weights_path)
+    for each in get_args(Precision):
+        if folder.onnx_path(each).is_file():
+            return None, read_graph(folder.onnx_path(each)).network_sha256
+    return None, None
+
+
+def fitting_engines(folder: ModelFolder, wanted: Wanted) -> list[tuple[Path, EngineRecord]]:
+    """The engines that do what is wanted, that for the smallest batches first; none of them is trusted yet."""
+    fitting = [found for found in find_engines(folder) if not differences_from(found[1], wanted)]
+    return sorted(fitting, key=lambda found: (found[1].profile[2], found[0]))
+
+
+def choose_engine(folder: ModelFolder, wanted: Wanted) -> Path:
+    """The first of the fitting engines. Raises ModelError that says of the nearest in what it differs."""
+    fitting = fitting_engines(folder, wanted)
     if fitting:
-        return min(fitting)[1]
+        return fitting[0][0]
     cure = f"Build one: {build_command(folder, wanted)}"
-    if nearest is None:
+    others = [(path, differences_from(record, wanted)) for path, record in find_engines(folder)]
+    if not others:
         raise ModelError(f"{folder.path} has no TensorRT engine", cure=cure)
-    raise ModelError(f"{nearest[1]} does not fit: {'; '.join(nearest[2])}", cure=cure)
+    path, differences = min(others, key=lambda other: len(other[1]))
+    raise ModelError(f"{path} does not fit: {'; '.join(differences)}", cure=cure)
 
 
 def differences_from(record: EngineRecord, wanted: Wanted) -> tuple[str, ...]:
@@ -240,7 +291,11 @@ def differences_from(record: EngineRecord, wanted: Wanted) -> tuple[str, ...]:
         told.append(f"it averages {record.num_views} views, asked for {wanted.num_views}")
     # The hash of another precision's graph differs as a matter of course.
     graph = wanted.graph_sha256 if record.precision == wanted.precision else None
-    if graph is not None and record.graph_sha256 != graph:
+    if wanted.weights_sha256 not in (None, record.weights_sha256):
+        told.append(
+            f"it was built from weights {record.weights_sha256[:12]}, the model's are {wanted.weights_sha256[:12]}"
+        )
+    elif graph is not None and record.graph_sha256 != graph:
         told.append(f"it was built from graph {record.graph_sha256[:12]}, the model's is {graph[:12]}")
     if record.contract_sha256 != wanted.contract_sha256:
         told.append("it was built for another architecture, preprocessing or classes")

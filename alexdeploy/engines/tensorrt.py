@@ -28,6 +28,7 @@ from alexdeploy.engines.engine_files import (
     differences_from,
     load_engine,
     read_record,
+    wanted_engine,
 )
 
 # Before the packages themselves: it says how to get them.
@@ -42,7 +43,6 @@ from alexdeploy.engines.tensorrt_gpu import (
     refused,
     translated,
 )
-from alexdeploy.export.graphs import load_graph
 
 import pycuda.driver as cuda  # isort: skip
 import tensorrt as trt  # isort: skip
@@ -58,11 +58,8 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TensorRTEngine:
     """The engine file of the model that fits the device and the options. Raises ModelError if there is none."""
     spec = folder.spec()
     gpu = find_gpu(options.device)
-    # An inference machine may have been given the engine alone: then there is no graph to be stale against.
-    has_graph = folder.onnx_path(options.precision).is_file()
-    wanted = Wanted(
-        graph_sha256=load_graph(folder, options.precision, spec).sha256 if has_graph else None,
-        contract_sha256=spec.contract_sha256,
+    wanted = wanted_engine(
+        folder,
         precision=options.precision,
         num_views=options.num_views,
         batch_size=options.batch_size,

@@ -70,6 +70,7 @@ def build_engine(
     opset = opset_for(VERSION[0])
     key = EngineKey(
         graph_sha256=graph.sha256,
+        weights_sha256=graph.network_sha256,
         contract_sha256=spec.contract_sha256,
         precision=options.precision,
         num_views=options.num_views,

@@ -56,8 +56,9 @@ class Graph:
 
     @property
     def network_sha256(self) -> str:
-        """What tells the network apart: its weights, or for an imported model the file."""
-        return self.weights_sha256 or self.sha256
+        """What tells the network apart: its weights, or for an imported model its FP32 file."""
+        is_derived = self.metadata.get(_SOURCE_NAME_KEY) == ModelFolder(Path()).onnx_path().name
+        return self.weights_sha256 or (self.metadata[_SOURCE_KEY] if is_derived else self.sha256)
 
     def spec(self) -> ModelSpec | None:
         """The spec that the file carries, None if alexdeploy did not write it."""
@@ -146,15 +147,14 @@ def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
                 f"{path} was made from {source.name} {expected[:12]}, which is now {found[:12]}",
                 cure=f"Renew it: {cure}",
             )
-    measured = metadata.get(_RANGES_KEY)
-    if measured is not None and (ranges := _ranges_of(folder)) is not None:
-        network = graph.weights_sha256 or metadata.get(_SOURCE_KEY)
-        # The folder of ranges is the working folder's: one there may be of another model that is called the same.
-        if ranges.network_sha256 == network and ranges.sha256 != measured:
-            raise StaleArtifactError(
-                f"{path} was made from {folder.ranges_path.name} {measured[:12]}, which is now {ranges.sha256[:12]}",
-                cure=f"Renew it: {cure}",
-            )
+    measured = metadata.get(_RANGES_KEY, "")
+    # The folder of ranges is the working folder's: one there may be of another model that is called the same.
+    ranges = _ranges_of(folder) if measured else None
+    if ranges is not None and ranges.network_sha256 == graph.network_sha256 and ranges.sha256 != measured:
+        raise StaleArtifactError(
+            f"{path} was made from {folder.ranges_path.name} {measured[:12]}, which is now {ranges.sha256[:12]}",
+            cure=f"Renew it: {cure}",
+        )
     return graph
 
 

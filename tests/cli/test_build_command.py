@@ -36,6 +36,7 @@ def engine(run: Run, tiny_model: ModelFolder) -> Path:
     """A file in the place of an engine, signed by this installation."""
     key = EngineKey(
         graph_sha256="a" * 64,
+        weights_sha256="f" * 64,
         contract_sha256="b" * 64,
         precision="fp16",
         num_views=10,

@@ -36,6 +36,7 @@ from alexdeploy.engines.engine_files import (
 PLAN = bytes(range(256)) * 40
 KEY = EngineKey(
     graph_sha256="a" * 64,
+    weights_sha256="f" * 64,
     contract_sha256="b" * 64,
     precision="fp16",
     num_views=10,
@@ -47,6 +48,7 @@ KEY = EngineKey(
 )
 WANTED = Wanted(
     graph_sha256="a" * 64,
+    weights_sha256="f" * 64,
     contract_sha256="b" * 64,
     precision="fp16",
     num_views=10,
@@ -119,6 +121,7 @@ def test_the_sidecar_is_json_that_names_capability_and_version(folder: ModelFold
     "change",
     [
         {"graph_sha256": "c" * 64},
+        {"weights_sha256": "c" * 64},
         {"contract_sha256": "c" * 64},
         {"precision": "int8"},
         {"num_views": 1},
@@ -141,7 +144,7 @@ def test_every_part_changes_the_key_and_is_named(change: dict[str, object]) -> N
 def test_the_key_is_the_same_in_every_process() -> None:
     builder = dict(reversed(list(KEY.builder.items())))
     assert dataclasses.replace(KEY, builder=builder).sha256 == KEY.sha256
-    assert KEY.sha256 == "a60e98a9f4f2d40ae46bb3559dae7e3efe888395f7c8732146af71c053fb07a8"
+    assert KEY.sha256 == "ec151323b06f60a53164e7081cb38813603829910eaca95825dc0dad21531c52"
 
 
 @pytest.mark.parametrize("size", [0, 1, len(PLAN) - 1, len(PLAN) // 2])
@@ -373,6 +376,7 @@ def test_no_engine_at_all_names_the_command_that_builds_one(folder: ModelFolder)
         ({"precision": "fp32", "graph_sha256": "d" * 64}, "does not fit: it is fp32, asked for fp16\n"),
         ({"num_views": 1}, "it averages 1 views, asked for 10"),
         ({"graph_sha256": "d" * 64}, "it was built from graph dddddddddddd, the model's is aaaaaaaaaaaa"),
+        ({"weights_sha256": "d" * 64}, "it was built from weights dddddddddddd, the model's are ffffffffffff"),
         ({"contract_sha256": "d" * 64}, "another architecture, preprocessing or classes"),
         ({"profile": (1, 4, 4)}, "it takes 1 to 4 images, asked for 8"),
     ],
