@@ -29,7 +29,7 @@ class AlexNet(nn.Sequential):
 
     def __init__(self, architecture: Architecture, num_classes: int) -> None:
         self.plan = plan_layers(architecture, num_classes)
-        super().__init__(OrderedDict((layer.name, _module(layer)) for layer in self.plan))
+        super().__init__(OrderedDict((layer.name, make_module(layer)) for layer in self.plan))
         self.architecture = architecture
 
     def activations(self, images: Tensor) -> OrderedDict[str, Tensor]:
@@ -66,7 +66,8 @@ class _Flatten(nn.Module):
         return x.reshape(-1, self.features)
 
 
-def _module(layer: Layer) -> nn.Module:
+def make_module(layer: Layer) -> nn.Module:
+    """The PyTorch module of one layer, with the weights that PyTorch draws."""
     if layer.kind == "conv":
         return nn.Conv2d(
             layer.inputs,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.recipe import Recipe
@@ -38,13 +38,25 @@ def choose_device(name: str | None, precision: Literal["fp32", "bf16", "fp16"]) 
     return device
 
 
-class Learner:
-    """A network that takes gradient steps. Weights are float32 whatever the precision of its layers is."""
+def new_network(recipe: Recipe, num_classes: int) -> AlexNet:
+    """The recipe's network with its first weights, which the recipe's seed decides."""
+    network = AlexNet(recipe.architecture, num_classes)
+    initialize(network, recipe.training.init, recipe.training.seed)
+    return network
 
-    def __init__(self, recipe: Recipe, num_classes: int, device: torch.device) -> None:
+
+class Learner:
+    """A network that takes gradient steps. Weights are float32 whatever the precision of its layers is.
+
+    `network` is one to be trained as it is; without it, the recipe's is made and gets its first weights.
+    """
+
+    def __init__(
+        self, recipe: Recipe, num_classes: int, device: torch.device, network: nn.Module | None = None
+    ) -> None:
         training = recipe.training
-        network = AlexNet(recipe.architecture, num_classes)
-        initialize(network, training.init, training.seed)
+        if network is None:
+            network = new_network(recipe, num_classes)
         self.device = device
         self._dtype = _AUTOCAST[training.precision]
         # Views come channels last. Convolutions then take 3/4 of the time on the CPU (64 views, AVX-512), and
