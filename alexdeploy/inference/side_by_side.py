@@ -24,10 +24,10 @@ class SideBySide:
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         first = engines[0].info
-        self._num_streams = max(engine.info.num_streams for engine in engines)
+        num_streams = max(engine.info.num_streams for engine in engines)
         self._engines = tuple(engines)
         self._stack = ExitStack()
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads: tuple[ThreadPoolExecutor, ...] = ()
         self.seconds = [0.0] * len(engines)
         self.info = EngineInfo(
             backend=",".join(engine.info.backend for engine in engines),
@@ -36,12 +36,16 @@ class SideBySide:
             num_views=0,
             classes=first.classes,
             artifact=",".join(engine.info.artifact for engine in engines),
-            batch_size=min(engine.info.batch_size for engine in engines) * self._num_streams,
+            batch_size=min(engine.info.batch_size for engine in engines) * num_streams,
             num_streams=1,
         )
 
     def __enter__(self) -> SideBySide:
-        self._pool = self._stack.enter_context(ThreadPoolExecutor(self._num_streams, "alexdeploy-side"))
+        self._threads = tuple(
+            # As many for each as it has streams: more than these must not call it at once.
+            self._stack.enter_context(ThreadPoolExecutor(engine.info.num_streams, "alexdeploy-side"))
+            for engine in self._engines
+        )
         # The first batch of a size is slower: memory is allocated, kernels are chosen.
         self.run(np.zeros((self.info.batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
         self.seconds = [0.0] * len(self._engines)
@@ -51,25 +55,21 @@ class SideBySide:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-        self._pool = None
+        self._threads = ()
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         """uint8 [N, 256, 256, 3] -> probabilities float32 [N, K, C] of K engines, and no view_classes: int32 [N, 0]."""
         answers = []
-        for number, engine in enumerate(self._engines):
+        for number, (engine, threads) in enumerate(zip(self._engines, self._threads, strict=True)):
             began = time.perf_counter()
-            answers.append(self._run(engine, images))
+            answers.append(_run(engine, threads, images))
             self.seconds[number] += time.perf_counter() - began
         return Predictions(np.stack(answers, axis=1), np.empty((len(images), 0), np.int32))
 
-    def _run(self, engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        assert self._pool is not None, "used in a with statement"
-        info = engine.info
-        # All streams get something to do, also in the last batch, which is smaller.
-        num_parts = min(max(info.num_streams, -(-len(images) // info.batch_size)), len(images))
-        parts = np.array_split(images, num_parts)
-        if info.num_streams == 1:
-            answers = [np.array(engine.run(part).probabilities) for part in parts]
-        else:
-            answers = [np.array(found.probabilities) for found in self._pool.map(engine.run, parts)]
-        return np.concatenate(answers)
+
+def _run(engine: Engine, threads: ThreadPoolExecutor, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    # All streams get something to do, also in the last batch, which is smaller.
+    num_parts = min(max(engine.info.num_streams, -(-len(images) // engine.info.batch_size)), len(images))
+    # Copied by the thread that ran it: an engine may give the same memory again with its next answer.
+    answers = threads.map(lambda part: np.array(engine.run(part).probabilities), np.array_split(images, num_parts))
+    return np.concatenate(list(answers))

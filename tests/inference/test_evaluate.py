@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -270,6 +271,19 @@ def test_an_engine_gets_batches_of_its_size_on_all_of_its_streams(colour_engine:
         assert all(seconds > 0 for seconds in side.seconds)
         alone = np.concatenate([single.run(image[None]).probabilities for image in images])
         assert np.array_equal(probabilities, np.stack([alone, alone], axis=1))
+
+
+def test_an_engine_beside_one_of_more_streams_is_not_called_more_often_at_once_than_it_allows(
+    colour_engine: type,
+) -> None:
+    options = EngineOptions(batch_size=1)
+    engines = [
+        colour_engine(options=options, num_streams=count, before_run=lambda images: time.sleep(0.02))
+        for count in (1, 2, 4)
+    ]
+    with engines[0], engines[1], engines[2], SideBySide(engines) as side:
+        side.run(smooth_images(4))
+    assert [engine.max_running for engine in engines] == [1, 2, 4]
 
 
 def test_a_tally_does_not_grow_with_the_images() -> None:
