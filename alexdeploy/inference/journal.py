@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from alexdeploy.core.artifacts import atomic_write, output_error, sync_folder
 from alexdeploy.core.errors import InputError, UsageError
 from alexdeploy.images.sources import Source
-from alexdeploy.inference.pipeline import BatchRule
+from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
 from alexdeploy.inference.results import ARTIFACT_DIGITS, Format, Record, Row, Shape, read_records, write_rows
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor)
             again.append(source)
         num_bytes += size
         num_errors += row.error is not None
-        rule.ends_after(good=row.error is None)
+        rule.ends_after(good=row.error is None or row.error.startswith(NO_ANSWER))
         if rule.num_images == 0:
             again.clear()
             kept = (num_bytes, index + 1, num_errors)

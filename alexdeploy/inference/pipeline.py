@@ -21,6 +21,9 @@ from alexdeploy.engines.base import Engine
 from alexdeploy.images.decode import ResizePolicy, decode
 from alexdeploy.images.sources import Source
 
+NO_ANSWER = "no answer: "
+"""How the error of an image begins that was decoded and run, and had no answer: it had its place in a batch."""
+
 MAX_BROKEN = 1024
 """Broken inputs that a batch waits through for its next image; then it runs part full, to bound memory."""
 
@@ -277,7 +280,7 @@ class _Pipeline:
             with self._lock:
                 for number, item in enumerate(batch):
                     if number in found.errors:
-                        error = found.errors[number]
+                        error = f"{NO_ANSWER}{found.errors[number]}"
                         self._outcomes[item.index] = Outcome(index=item.index, source=item.source, error=error)
                         # Its row is an error like that of a broken input, which holds no image.
                         self._num_images_held -= 1

@@ -117,9 +117,7 @@ class Pool:
 
     def _refused(self, message: str) -> Predictions:
         num_classes, num_views = len(self.info.classes), self.info.num_views
-        return Predictions(
-            np.zeros((1, num_classes), np.float32), np.zeros((1, num_views), np.int32), {0: f"no answer: {message}"}
-        )
+        return Predictions(np.zeros((1, num_classes), np.float32), np.zeros((1, num_views), np.int32), {0: message})
 
     def _acquire(self, avoid: Member | None) -> tuple[Member, ReplicaProcess]:
         """The replica with the most free streams, not `avoid` if there is another, when there is one.

@@ -47,13 +47,15 @@ def _make_sources(count: int, *, broken: Callable[[int], bool] = lambda index: F
 class ColourEngine:
     """Classifies by mean colour, in NumPy. The last view of each image disagrees with the others.
 
-    `before_run` is called with the batch by the thread that runs it: the place for slowness and faults.
+    `before_run` is called with the batch by the thread that runs it: the place for slowness and faults. `refuses` says
+    of an image whether it has an error instead of an answer.
     """
 
     options: EngineOptions = field(default_factory=EngineOptions)
     num_streams: int = 1
     artifact: str = "c0ffee" * 10 + "0000"
     before_run: Callable[[NDArray[np.uint8]], None] = lambda images: None
+    refuses: Callable[[NDArray[np.uint8]], bool] = lambda image: False
     batch_sizes: list[int] = field(default_factory=list)
     is_open: bool = False
     max_running: int = 0
@@ -98,7 +100,8 @@ class ColourEngine:
             view_classes = np.repeat(means.argmax(axis=1)[:, None], self.options.num_views, axis=1)
             if self.options.num_views > 1:
                 view_classes[:, -1] = (view_classes[:, -1] + 1) % 3
-            return Predictions(probabilities, view_classes.astype(np.int32))
+            errors = {row: "bad kernel" for row, image in enumerate(images) if self.refuses(image)}
+            return Predictions(probabilities, view_classes.astype(np.int32), errors)
         finally:
             with self._lock:
                 self._running -= 1

@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from alexdeploy.core.errors import DeviceError, OutputError, UsageError
 from alexdeploy.images.sources import Source
@@ -88,12 +90,20 @@ def test_going_on_gives_the_bytes_of_a_run_that_was_not_interrupted(
     assert stop_after - 6 < summary.num_kept <= stop_after
 
 
+@pytest.mark.parametrize(("refused", "num_errors"), [("none", 4), ("blue", 13)])
 def test_going_on_puts_the_same_images_into_the_same_batches(
-    make_predictor: MakePredictor, make_sources: MakeSources, output: Path
+    make_predictor: MakePredictor, make_sources: MakeSources, output: Path, refused: str, num_errors: int
 ) -> None:
+    def is_refused(image: NDArray[np.uint8]) -> bool:
+        """An engine of replicas answers all images of a batch but the one that each of them fails on."""
+        return refused == "blue" and int(image.mean(axis=(0, 1)).argmax()) == 2
+
     def batches(stop_after: int) -> list[list[int]]:
         runs: list[list[int]] = []
-        engine = {"before_run": lambda images: runs.append([int(image.mean() * 1000) for image in images])}
+        engine = {
+            "before_run": lambda images: runs.append([int(image.mean() * 1000) for image in images]),
+            "refuses": is_refused,
+        }
 
         def interrupt(row: Row) -> None:
             if row.index == stop_after:
@@ -108,10 +118,13 @@ def test_going_on_puts_the_same_images_into_the_same_batches(
         return runs
 
     whole = batches(-1)
+    expected = output.read_bytes()
+    assert sum(row.error is not None for row, _ in read_rows(output)) == num_errors
     batches(17)
     resumed = batches(-1)
     assert 0 < len(resumed) < len(whole)
     assert resumed == whole[-len(resumed) :]
+    assert output.read_bytes() == expected
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
