@@ -15,9 +15,8 @@ import torch
 from alexdeploy.core.artifacts import ModelFolder, atomic_write
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.recipe import Recipe
-from alexdeploy.images.folder import LabelledImages
+from alexdeploy.training.data import TrainingData
 from alexdeploy.training.events import EpochRecord
-from alexdeploy.training.pixels import fingerprint
 from alexdeploy.training.schedule import ScheduleState
 from alexdeploy.training.statistics import Statistics
 
@@ -74,13 +73,12 @@ def checkpoint_path(folder: ModelFolder) -> Path:
     return folder.checkpoints / "last.pt"
 
 
-def describe_run(recipe: Recipe, data: LabelledImages) -> Identity:
-    """Look at the recipe and the names and sizes of all images."""
+def describe_run(recipe: Recipe, data: TrainingData) -> Identity:
     return Identity(
         recipe=_flatten(msgspec.to_builtins(recipe)),
-        data_sha256=fingerprint(data),
-        num_train=len(data.train),
-        num_val=len(data.val),
+        data_sha256=data.data_sha256,
+        num_train=data.num_train,
+        num_val=data.num_val,
         num_classes=len(data.classes),
     )
 

@@ -38,8 +38,30 @@ class Statistics:
         return mean
 
 
+@dataclass(frozen=True, kw_only=True)
+class PixelSums:
+    """Sums of whole numbers, so that parts may be added in any order.
+
+    `pixels`, int64 [256, 256, 3], is the sum of all images; `products`, int64 [3, 3], that of the products of two
+    channels over all their pixels.
+    """
+
+    num_images: int
+    pixels: NDArray[np.int64]
+    products: NDArray[np.int64]
+
+    def statistics(self) -> Statistics:
+        """Raises ValueError if nothing was added."""
+        if self.num_images == 0:
+            raise ValueError("no statistics of no images")
+        mean_image = self.pixels / self.num_images
+        mean = mean_image.mean(axis=(0, 1))
+        covariance = self.products / (self.num_images * IMAGE_SIZE**2) - np.outer(mean, mean)
+        return Statistics(num_images=self.num_images, mean_image=mean_image, covariance=covariance)
+
+
 class StatisticsSum:
-    """Adds up images from any number of threads. Sums are of whole numbers: their order changes nothing."""
+    """Adds up images from any number of threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,14 +79,8 @@ class StatisticsSum:
             self._pixels += image
             self._products += products
 
-    def result(self) -> Statistics:
-        """Raises ValueError if nothing was added."""
-        if self._num == 0:
-            raise ValueError("no statistics of no images")
-        mean_image = self._pixels / self._num
-        mean = mean_image.mean(axis=(0, 1))
-        covariance = self._products / (self._num * IMAGE_SIZE**2) - np.outer(mean, mean)
-        return Statistics(num_images=self._num, mean_image=mean_image, covariance=covariance)
+    def result(self) -> PixelSums:
+        return PixelSums(num_images=self._num, pixels=self._pixels.copy(), products=self._products.copy())
 
 
 def color_axes(covariance: NDArray[np.float64]) -> ColorAxes:

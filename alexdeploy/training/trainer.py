@@ -26,10 +26,11 @@ from alexdeploy.training.checkpoint import (
     describe_run,
     read_checkpoint,
 )
+from alexdeploy.training.data import TrainingData, open_data
 from alexdeploy.training.events import AlreadyFinished, Decoded, Event, Notice, Started
 from alexdeploy.training.learner import Learner, choose_device
 from alexdeploy.training.log import TrainingLog
-from alexdeploy.training.pixels import Broken, Pixels, fits_in_memory, refuse_broken
+from alexdeploy.training.pixels import Broken, refuse_broken
 from alexdeploy.training.publish import (
     encode_weights,
     is_published,
@@ -77,17 +78,23 @@ def train(
     if not data.train or not data.val:
         raise DataError(f"{len(data.train)} training and {len(data.val)} validation images; it takes both")
     device = choose_device(options.device, recipe.training.precision)
-    identity = describe_run(recipe, data)
+    opened = open_data(
+        data,
+        recipe.preprocessing.resize,
+        num_threads=options.threads or available_processors(),
+        cache_bytes=options.cache_bytes,
+    )
+    identity = describe_run(recipe, opened)
     checkpoint = _find_checkpoint(folder, identity, options)
     if checkpoint is not None:
-        _publish_again(data, recipe, folder, options, checkpoint)
+        _publish_again(opened, recipe, folder, options, checkpoint)
         num_epochs = checkpoint.progress.schedule.num_epochs
         if num_epochs >= recipe.training.epochs and _is_judged(folder):
             on_event(AlreadyFinished(num_epochs=num_epochs))
             return folder.spec()
     with _torch_settings(options.threads, device):
         try:
-            return _train(data, recipe, folder, options, on_event, device, identity, checkpoint)
+            return _train(opened, recipe, folder, options, on_event, device, identity, checkpoint)
         except torch.OutOfMemoryError as exc:
             raise DeviceMemoryError(
                 f"{device} ran out of memory with batches of {recipe.training.batch_size}",
@@ -121,7 +128,7 @@ def _is_judged(folder: ModelFolder) -> bool:
 
 
 def _publish_again(
-    data: LabelledImages, recipe: Recipe, folder: ModelFolder, options: TrainOptions, checkpoint: Checkpoint
+    data: TrainingData, recipe: Recipe, folder: ModelFolder, options: TrainOptions, checkpoint: Checkpoint
 ) -> None:
     """Write the best epoch to the model folder if a kill came between its checkpoint and that."""
     progress = checkpoint.progress
@@ -137,7 +144,7 @@ def _publish_again(
 
 
 def _train(
-    data: LabelledImages,
+    data: TrainingData,
     recipe: Recipe,
     folder: ModelFolder,
     options: TrainOptions,
@@ -146,14 +153,7 @@ def _train(
     identity: Identity,
     checkpoint: Checkpoint | None,
 ) -> ModelSpec:
-    in_memory = fits_in_memory(data, options.cache_bytes)
-    num_threads = options.threads or available_processors()
-    resize = recipe.preprocessing.resize
-    train_pixels, val_pixels = (
-        Pixels(examples, resize=resize, in_memory=in_memory, num_threads=num_threads)
-        for examples in (data.train, data.val)
-    )
-    statistics, progress, skipped = _scan(data, train_pixels, val_pixels, options, checkpoint, in_memory, on_event)
+    statistics, progress, skipped = _scan(data, options, checkpoint, on_event)
     if checkpoint is None:
         _clear(folder)
     learner = Learner(recipe, len(data.classes), device)
@@ -165,16 +165,18 @@ def _train(
         identity=identity,
         statistics=statistics,
         contract=make_contract(folder.path.name, data.classes, recipe, statistics),
-        train=train_pixels,
-        train_indices=_without(len(data.train), progress.broken_train),
-        val=val_pixels,
-        val_indices=_without(len(data.val), progress.broken_val),
+        train=data.train,
+        train_indices=_without(data.num_train, progress.broken_train),
+        val=data.val,
+        val_indices=_without(data.num_val, progress.broken_val),
         checkpoint_seconds=options.checkpoint_seconds,
         data_path=options.data_path,
     )
     with TrainingLog(folder, num_epochs=progress.schedule.num_epochs) as log:
         if not log.tensorboard:
             on_event(Notice(message="TensorBoard is not installed: its log is not written, log.jsonl is"))
+        for note in data.notes:
+            on_event(Notice(message=note))
         log.describe_data(statistics, skipped)
         on_event(
             Started(
@@ -182,7 +184,7 @@ def _train(
                 num_train=len(setting.train_indices),
                 num_val=len(setting.val_indices),
                 num_skipped=len(skipped),
-                in_memory=in_memory,
+                in_memory=data.in_memory,
                 num_epochs=progress.schedule.num_epochs,
                 num_steps=progress.step,
             )
@@ -193,26 +195,26 @@ def _train(
 
 
 def _scan(
-    data: LabelledImages,
-    train: Pixels,
-    val: Pixels,
+    data: TrainingData,
     options: TrainOptions,
     checkpoint: Checkpoint | None,
-    in_memory: bool,
     on_event: Callable[[Event], None],
 ) -> tuple[Statistics, Progress, tuple[str, ...]]:
     """Decode everything once: statistics, progress with the broken images, and the paths of those left out.
 
-    A resumed run takes them from its checkpoint, and decodes only to have the pixels in memory.
+    A resumed run takes them from its checkpoint, and decodes only to have the pixels in memory. A data set that
+    knows its statistics has no broken images.
     """
     known = Progress() if checkpoint is None else checkpoint.progress
-    if checkpoint is not None and not in_memory:
+    if data.statistics is not None:
+        return data.statistics, known, ()
+    if checkpoint is not None and not data.in_memory:
         return checkpoint.statistics, known, _skipped(data, known)
-    total = len(data.train) + len(data.val)
+    total = data.num_train + data.num_val
     sums = StatisticsSum()
-    broken_train = train.scan(sums.add, lambda done: on_event(Decoded(num_done=done, num_total=total)))
-    broken_val = val.scan(
-        lambda _image: None, lambda done: on_event(Decoded(num_done=len(data.train) + done, num_total=total))
+    broken_train = data.train.scan(sums.add, lambda done: on_event(Decoded(num_done=done, num_total=total)))
+    broken_val = data.val.scan(
+        lambda _image: None, lambda done: on_event(Decoded(num_done=data.num_train + done, num_total=total))
     )
     if checkpoint is not None:
         fresh = [item for index, item in broken_train.items() if index not in known.broken_train]
@@ -222,15 +224,15 @@ def _scan(
     broken: tuple[Broken, ...] = (*broken_train.values(), *broken_val.values())
     if not options.skip_broken:
         refuse_broken(broken, total)
-    if len(broken_train) == len(data.train) or len(broken_val) == len(data.val):
+    if len(broken_train) == data.num_train or len(broken_val) == data.num_val:
         raise DataError("no training image, or no validation image, can be decoded")
     progress = Progress(broken_train=tuple(broken_train), broken_val=tuple(broken_val))
-    return sums.result(), progress, _skipped(data, progress)
+    return sums.result().statistics(), progress, _skipped(data, progress)
 
 
-def _skipped(data: LabelledImages, progress: Progress) -> tuple[str, ...]:
-    paths = [data.train[index].path for index in progress.broken_train]
-    return (*paths, *(data.val[index].path for index in progress.broken_val))
+def _skipped(data: TrainingData, progress: Progress) -> tuple[str, ...]:
+    paths = [data.train.name(index) for index in progress.broken_train]
+    return (*paths, *(data.val.name(index) for index in progress.broken_val))
 
 
 def _without(num: int, left_out: tuple[int, ...]) -> NDArray[np.int64]:

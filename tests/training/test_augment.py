@@ -148,7 +148,7 @@ def test_color_axes_equal_the_eigenvectors_of_np_cov(images):
     sums = StatisticsSum()
     for image in skewed:
         sums.add(image)
-    statistics = sums.result()
+    statistics = sums.result().statistics()
     pixels = skewed.reshape(-1, 3).astype(np.float64)
     covariance = np.cov(pixels.T, bias=True)
     np.testing.assert_allclose(statistics.covariance, covariance, rtol=1e-9)
@@ -165,9 +165,12 @@ def test_the_measured_mean_is_scaled_and_in_network_order(images):
     for image in images:
         sums.add(image)
     recipe = PreprocessingRecipe(channels="bgr", scale=0.5, mean="image")
-    mean, mean_image = measured_mean(sums.result(), recipe)
+    mean, mean_image = measured_mean(sums.result().statistics(), recipe)
     expected = images.mean(axis=0).transpose(2, 0, 1)[::-1] / 2
     np.testing.assert_allclose(mean_image, expected, rtol=1e-6)
     assert mean == pytest.approx(expected.mean(axis=(1, 2)))
-    assert measured_mean(sums.result(), PreprocessingRecipe(mean=(1.0, 2.0, 3.0))) == ((1.0, 2.0, 3.0), None)
-    assert measured_mean(sums.result(), PreprocessingRecipe(mean="channel"))[1] is None
+    assert measured_mean(sums.result().statistics(), PreprocessingRecipe(mean=(1.0, 2.0, 3.0))) == (
+        (1.0, 2.0, 3.0),
+        None,
+    )
+    assert measured_mean(sums.result().statistics(), PreprocessingRecipe(mean="channel"))[1] is None

@@ -32,7 +32,7 @@ from alexdeploy.training import run
 from alexdeploy.training.checkpoint import checkpoint_path, read_checkpoint
 from alexdeploy.training.events import AlreadyFinished, EpochFinished, EpochRecord, Event, Started, Step
 from alexdeploy.training.log import TrainingLog, log_path, read_log
-from alexdeploy.training.pixels import Pixels
+from alexdeploy.training.pixels import FilePixels
 from alexdeploy.training.trainer import TrainOptions, train
 
 ONE_THREAD = TrainOptions(device="cpu", threads=1)
@@ -397,7 +397,7 @@ def test_every_image_is_in_every_epoch_once(tiny_data, folder, monkeypatch):
 
 
 def test_an_image_that_goes_away_while_training_stops_it(tmp_path, data_with_broken):
-    pixels = Pixels(data_with_broken.train, resize="crop", in_memory=False, num_threads=2)
+    pixels = FilePixels(data_with_broken.train, resize="crop", in_memory=False, num_threads=2)
     with pytest.raises(DataError, match=r"03\.png"):
         list(pixels.batches([np.array([0, 1]), np.array([2, 3])]))
 
