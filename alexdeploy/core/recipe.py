@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +13,8 @@ import msgspec
 
 from alexdeploy.core.artifacts import CALIBRATION_FOLDER
 from alexdeploy.core.errors import RecipeError
-from alexdeploy.core.spec import Architecture
+from alexdeploy.core.overrides import apply_override, check_keys, suggest
+from alexdeploy.core.spec import Architecture, ModelSpec
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,11 +57,15 @@ class Init:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """Random changes to training images. `color_noise` is the std of the paper's PCA colour noise."""
+    """Random changes to training images.
+
+    `color_noise` is the std of the paper's PCA colour noise, which the first `color_noise_epochs` have; None is all.
+    """
 
     crop: bool = True
     mirror: bool = True
     color_noise: _NotNegative = 0.1
+    color_noise_epochs: _Count | None = None
     vertical_mirror: bool = False
     rescale: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     jitter: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
@@ -71,14 +73,27 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """SGD with momentum as the paper writes it: v <- m v - decay lr w - lr g; w <- w + v."""
+    """SGD with momentum as the paper writes it: v <- m v - decay lr w - lr g; w <- w + v.
+
+    Biases learn at `bias_rate_factor` times the rate, and the last layer's weights and biases at `last_layer_factor`
+    times theirs. With `bias_rate_drops` false the rate of the biases stays that of the first epoch. Layers in `freeze`
+    stay as they are from epoch `freeze_epoch` on, 1 being the first. `clip_norm` limits the norm of all gradients.
+    """
 
     batch_size: _Count = 128
     epochs: _Count = 90
     learning_rate: _Positive = 0.01
     momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
     weight_decay: _NotNegative = 5e-4
-    schedule: Literal["plateau", "epochs"] = "plateau"
+    bias_rate_factor: _Positive = 1.0
+    bias_rate_drops: bool = True
+    decay_biases: bool = True
+    last_layer_factor: _Positive = 1.0
+    freeze: tuple[str, ...] = ()
+    freeze_epoch: _Count = 1
+    clip_norm: _Positive | None = None
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    schedule: Literal["plateau", "epochs", "cosine"] = "plateau"
     drop_epochs: tuple[_Count, ...] = ()
     drop_factor: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
     patience: _Count = 5
@@ -91,7 +106,10 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """A whole recipe. `name` is the file's stem; `overrides` are the `--set` values that changed it."""
+    """A whole recipe. `name` is the file's stem; `overrides` are the `--set` values that changed it.
+
+    `parent_sha256` is the hash of the weights that training begins with, None where it begins with random ones.
+    """
 
     name: str
     description: str = ""
@@ -99,6 +117,28 @@ class Recipe:
     preprocessing: PreprocessingRecipe = PreprocessingRecipe()
     training: Training = Training()
     overrides: tuple[str, ...] = ()
+    parent_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        layers = self.architecture.trained_layers
+        for name in self.training.freeze:
+            if name not in layers:
+                raise ValueError(f"training.freeze names {name!r}; it can be any of {', '.join(layers)}")
+        if layers and set(layers) == set(self.training.freeze):
+            raise ValueError("training.freeze names every layer; nothing would be trained")
+
+
+FINE_TUNING = Training(
+    batch_size=32,
+    epochs=20,
+    learning_rate=0.001,
+    last_layer_factor=10.0,
+    schedule="cosine",
+    init=Init(std=0.01, biased_layers=()),
+)
+"""A tenth of the paper's rate for what is there, the paper's for the new last layer: as Caffe's fine-tuned models."""
+
+_HIDDEN = frozenset({"name", "overrides", "parent_sha256"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +165,7 @@ def load_calibration() -> CalibrationRecipe:
     local = CALIBRATION_FOLDER / "default.toml"
     path = local if local.is_file() else _shipped("calibration") / "default.toml"
     data = _read_toml(path)
-    _check_keys(data, CalibrationRecipe, where="")
+    check_keys(data, CalibrationRecipe, frozenset())
     try:
         return msgspec.convert(data, CalibrationRecipe)
     except msgspec.ValidationError as exc:
@@ -143,17 +183,52 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises RecipeError for an unknown recipe, key or value; it suggests the nearest key.
     """
     path = _recipe_path(str(name))
-    data = _read_toml(path)
+    return _convert(_read_toml(path), path.stem, tuple(overrides))
+
+
+def fine_tuning_recipe(
+    parent: ModelSpec, parent_sha256: str, name: str | Path | None = None, overrides: Iterable[str] = ()
+) -> Recipe:
+    """How to go on from the weights of `parent`, whose architecture and preprocessing it keeps.
+
+    The rest is that of the recipe `name`, or FINE_TUNING. Raises RecipeError as `load_recipe` does, and for an override
+    of the preprocessing: the weights were trained with the parent's.
+    """
     overrides = tuple(overrides)
     for override in overrides:
-        _apply_override(data, override)
+        if override.strip().startswith("preprocessing"):
+            raise RecipeError(
+                f"--set {override}: the weights of {parent.name} were trained with its own preprocessing",
+                cure="Leave that out, or --pretrained.",
+            )
+    steps = parent.preprocessing
+    data: dict[str, Any]
+    if name is None:
+        stem, data = "fine-tuning", {"training": msgspec.to_builtins(FINE_TUNING)}
+    else:
+        path = _recipe_path(str(name))
+        stem, data = path.stem, _read_toml(path)
+    data["architecture"] = msgspec.to_builtins(parent.architecture)
+    data["preprocessing"] = {
+        "resize": steps.resize,
+        "channels": steps.channels,
+        "scale": steps.scale,
+        "mean": list(steps.mean) if steps.mean_image is None else "image",
+        "std": list(steps.std),
+    }
+    return _convert(data, stem, overrides, parent_sha256)
+
+
+def _convert(data: dict[str, Any], name: str, overrides: tuple[str, ...], parent_sha256: str | None = None) -> Recipe:
+    for override in overrides:
+        apply_override(data, override, Recipe, _HIDDEN)
     data = _none_for_word(data)
-    _check_keys(data, Recipe, where="")
+    check_keys(data, Recipe, _HIDDEN)
     try:
-        return msgspec.convert(data | {"name": path.stem, "overrides": overrides}, Recipe)
+        return msgspec.convert(data | {"name": name, "overrides": overrides, "parent_sha256": parent_sha256}, Recipe)
     except msgspec.ValidationError as exc:
         raise RecipeError(
-            f"recipe {path.stem}: {exc}", cure="Look at a recipe that works: alexdeploy inspect alexnet"
+            f"recipe {name}: {exc}", cure="Look at a recipe that works: alexdeploy inspect alexnet"
         ) from exc
 
 
@@ -182,35 +257,9 @@ def _recipe_path(name: str) -> Path:
             return path
     known = list_recipes()
     raise RecipeError(
-        f"no recipe is called {name!r}{_suggest(name, known)}",
+        f"no recipe is called {name!r}{suggest(name, known)}",
         cure=f"Recipes: {', '.join(known)}, or a path to a .toml file.",
     )
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator:
-        raise RecipeError(
-            f"--set {override!r} has no '='",
-            cure="Write it as --set section.key=value, e.g. --set training.epochs=10",
-        )
-    parts = key.strip().split(".")
-    # Walk the types first: the error for a wrong key must name the key, not its first missing parent.
-    _check_path(parts)
-    target = data
-    for part in parts[:-1]:
-        child = target.setdefault(part, {})
-        if not isinstance(child, dict):
-            child = target[part] = {}
-        target = child
-    target[parts[-1]] = _parse_value(text.strip())
-
-
-def _parse_value(text: str) -> object:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _none_for_word(value: Any) -> Any:
@@ -218,65 +267,3 @@ def _none_for_word(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _none_for_word(item) for key, item in value.items()}
     return None if value == "none" else value
-
-
-def _check_path(parts: list[str]) -> None:
-    cls: type | None = Recipe
-    for depth, part in enumerate(parts):
-        if cls is None:
-            break
-        fields = _fields(cls)
-        if part not in fields or part in ("name", "overrides"):
-            raise _unknown_key(".".join(parts), part, fields, ".".join(parts[:depth]))
-        cls = fields[part]
-        if cls is dict:
-            return
-    else:
-        return
-    raise RecipeError(f"{'.'.join(parts[:depth])} is a value, it has no key {part!r}")
-
-
-def _check_keys(data: Mapping[str, Any], cls: type, where: str) -> None:
-    fields = _fields(cls)
-    for key, value in data.items():
-        path = f"{where}{key}"
-        if key not in fields:
-            raise _unknown_key(path, key, fields, where.rstrip("."))
-        child = fields[key]
-        if child is not None and child is not dict:
-            for item in value if isinstance(value, list) else [value]:
-                if isinstance(item, dict):
-                    _check_keys(item, child, f"{path}.")
-
-
-def _unknown_key(path: str, key: str, fields: Mapping[str, object], section: str) -> RecipeError:
-    known = sorted(set(fields) - {"name", "overrides"})
-    place = section or "a recipe"
-    return RecipeError(
-        f"unknown recipe key {path!r}{_suggest(key, known)}", cure=f"Keys of {place}: {', '.join(known)}."
-    )
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _fields(cls: type) -> dict[str, type | None]:
-    """Field names of a dataclass, each with the dataclass (or dict) inside its type, None for a plain value."""
-    hints = typing.get_type_hints(cls)
-    return {f.name: _inner_class(hints[f.name]) for f in dataclasses.fields(cls)}
-
-
-def _inner_class(hint: Any) -> type | None:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return hint
-    origin = typing.get_origin(hint)
-    if origin is dict:
-        return dict
-    if origin in (typing.Union, types.UnionType, tuple):
-        for argument in typing.get_args(hint):
-            found = _inner_class(argument)
-            if found is not None:
-                return found
-    return None

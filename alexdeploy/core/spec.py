@@ -87,6 +87,14 @@ class Architecture:
         if self.input > IMAGE_SIZE:
             raise ValueError(f"input is {self.input}; views are cut from {IMAGE_SIZE}x{IMAGE_SIZE} images")
 
+    @property
+    def trained_layers(self) -> tuple[str, ...]:
+        """Names of the layers that have weights, in order: conv1, ..., fc8."""
+        convs = (f"conv{index}" for index in range(1, len(self.convs) + 1))
+        first = len(self.convs) + 1
+        fcs = (f"fc{index}" for index in range(first, first + len(self.hidden) + 1))
+        return (*(name for name in convs if name not in self.remove), *fcs)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:

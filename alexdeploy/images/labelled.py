@@ -19,6 +19,12 @@ _WNID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
 _LIST_FORM = "Lines are `name index`, the first class being 0, or `name class`."
 
 
+def class_key(name: str) -> str:
+    """What tells a class: the WordNet id that its name begins with, else the name."""
+    match = _WNID.match(name)
+    return match[1] if match else name
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledSources:
     """Images with a label each, an index into the model's classes; nothing has been read yet.

@@ -6,6 +6,7 @@ one of its draws, batched, on whatever device the images are.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,12 @@ class Normalization:
     mean: Tensor
     std: Tensor | None
     bgr: bool
+
+
+def in_epoch(settings: Augmentation, epoch: int) -> Augmentation:
+    """The settings for `epoch`, 1 being the first: without colour noise after its last."""
+    last = settings.color_noise_epochs
+    return settings if last is None or epoch <= last else dataclasses.replace(settings, color_noise=0.0)
 
 
 def make_normalization(

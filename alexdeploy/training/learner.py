@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.network.alexnet import AlexNet, initialize
-from alexdeploy.training.optimizer import MomentumSGD
+from alexdeploy.training.optimizer import MomentumSGD, parameter_groups
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -65,13 +65,22 @@ class Learner:
             torch.channels_last if device.type == "cpu" or self._dtype is not None else torch.contiguous_format
         )
         self._network = network.to(device=device, memory_format=self._layout)  # type: ignore[call-overload]
+        self._training = training
         self._optimizer = MomentumSGD(
-            self._network.parameters(),
+            parameter_groups(self._network, training, recipe.architecture.trained_layers[-1]),
             learning_rate=training.learning_rate,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Freeze what the recipe freezes in `epoch`, 1 being the first."""
+        frozen = self._training.freeze if epoch >= self._training.freeze_epoch else ()
+        for name, parameter in self._network.named_parameters():
+            parameter.requires_grad_(name.rpartition(".")[0] not in frozen)
+            if not parameter.requires_grad:
+                parameter.grad = None
 
     def compute_gradients(self, views: Tensor, labels: Tensor, dropout_seed: int) -> Tensor:
         """Set the gradients of the mean cross-entropy over views [N, 3, S, S] and labels [N]; returns it.
@@ -81,12 +90,22 @@ class Learner:
         self._network.train()
         torch.manual_seed(dropout_seed)
         self._optimizer.zero_grad()
-        loss = F.cross_entropy(self._logits(views), labels)
+        loss = F.cross_entropy(self._logits(views), labels, label_smoothing=self._training.label_smoothing)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def update(self, learning_rate: float) -> None:
-        """Take one step along the gradients. With fp16, one that overflowed is left out and the scale falls."""
+    def update(self, learning_rate: float, sum_squares: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Take one step along the gradients. With fp16, one that overflowed is left out and the scale falls.
+
+        `sum_squares` adds to the squared norm of this network's gradients that of what other processes have.
+        """
+        if self._training.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            _clip(
+                [p.grad for p in self._network.parameters() if p.grad is not None],
+                self._training.clip_norm,
+                sum_squares,
+            )
         self._optimizer.learning_rate = learning_rate
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -109,21 +128,20 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Weights, velocities and the scale of fp16's gradients, as copies on the CPU."""
-        names = [name for name, _ in self._network.named_parameters()]
-        velocities = zip(names, self._optimizer.velocities(), strict=True)
         return {
             "weights": self.weights(),
-            "velocities": {name: _copy(velocity) for name, velocity in velocities},
+            "velocities": {
+                name: _copy(self._optimizer.velocity(parameter)) for name, parameter in self._network.named_parameters()
+            },
             "scaler": self._scaler.state_dict(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go back to a `state()` of the same recipe."""
         self.load_weights(state["weights"])
-        names = [name for name, _ in self._network.named_parameters()]
         with torch.no_grad():
-            for name, velocity in zip(names, self._optimizer.velocities(), strict=True):
-                velocity.copy_(state["velocities"][name])
+            for name, parameter in self._network.named_parameters():
+                self._optimizer.velocity(parameter).copy_(state["velocities"][name])
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
 
@@ -141,6 +159,14 @@ class Learner:
         if self._dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
+
+
+def _clip(gradients: list[Tensor], limit: float, sum_squares: Callable[[Tensor], Tensor] | None) -> None:
+    """Scale the gradients so that the norm of all together is at most `limit`; nothing waits for the device."""
+    squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
+    if sum_squares is not None:
+        squares = sum_squares(squares)
+    torch._foreach_mul_(gradients, (limit / squares.sqrt()).clamp(max=1.0))
 
 
 def _copy(tensor: Tensor) -> Tensor:

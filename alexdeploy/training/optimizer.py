@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from alexdeploy.core.recipe import Training
 
 
 class MomentumSGD(torch.optim.Optimizer):
@@ -15,42 +17,63 @@ class MomentumSGD(torch.optim.Optimizer):
     The learning rate is inside the velocity. `torch.optim.SGD` multiplies by it after, so that what was gathered
     at the old rate shrinks with the rate on the spot; here it fades out over the next steps. Weight decay is on
     biases too. The velocity of a parameter is `state[parameter]["velocity"]`.
+
+    As in torch, `parameters` may be groups: dicts with "params" and what is their own, here "lr_factor" (times the
+    learning rate), "drops" (false: times the rate of the beginning) and "weight_decay". Parameters that need no
+    gradient stay as they are.
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], *, learning_rate: float, momentum: float, weight_decay: float
+        self,
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        learning_rate: float,
+        momentum: float,
+        weight_decay: float,
     ) -> None:
-        super().__init__(parameters, {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay})
-        for parameter in self._parameters():
-            self.state[parameter]["velocity"] = torch.zeros_like(parameter)
+        defaults = {"momentum": momentum, "weight_decay": weight_decay, "lr_factor": 1.0, "drops": True}
+        super().__init__(parameters, defaults)
+        self._first_rate = self.learning_rate = learning_rate
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["velocity"] = torch.zeros_like(parameter)
 
-    @property
-    def learning_rate(self) -> float:
-        return float(self.param_groups[0]["lr"])
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self.param_groups[0]["lr"] = value
-
-    def velocities(self) -> list[Tensor]:
-        """The velocities in the order of the parameters; the optimizer's own, not copies."""
-        return [self.state[parameter]["velocity"] for parameter in self._parameters()]
+    def velocity(self, parameter: Tensor) -> Tensor:
+        """The velocity of a parameter; the optimizer's own, not a copy."""
+        found: Tensor = self.state[parameter]["velocity"]
+        return found
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step along the gradients, which every parameter must have."""
+        """Take one step along the gradients, which every parameter must have that is not frozen."""
         assert closure is None, "a closure is for optimizers that evaluate the loss more than once"
-        settings: dict[str, Any] = self.param_groups[0]
-        rate = settings["lr"]
-        weights = self._parameters()
-        velocities = self.velocities()
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        assert len(gradients) == len(weights), "every parameter takes part in every step"
-        torch._foreach_mul_(velocities, settings["momentum"])
-        torch._foreach_add_(velocities, weights, alpha=-settings["weight_decay"] * rate)
-        torch._foreach_add_(velocities, gradients, alpha=-rate)
-        torch._foreach_add_(weights, velocities)
+        for group in self.param_groups:
+            rate = group["lr_factor"] * (self.learning_rate if group["drops"] else self._first_rate)
+            weights = [parameter for parameter in group["params"] if parameter.requires_grad]
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            assert len(gradients) == len(weights), "every parameter takes part in every step"
+            if not weights:
+                continue
+            velocities = [self.velocity(weight) for weight in weights]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, weights, alpha=-group["weight_decay"] * rate)
+            torch._foreach_add_(velocities, gradients, alpha=-rate)
+            torch._foreach_add_(weights, velocities)
 
-    def _parameters(self) -> list[Tensor]:
-        parameters: list[Tensor] = self.param_groups[0]["params"]
-        return parameters
+
+def parameter_groups(network: nn.Module, training: Training, last_layer: str) -> list[dict[str, Any]]:
+    """The parameters by the rate and the decay that a recipe gives them; layers are the children of `network`."""
+    groups: dict[tuple[float, bool, float], list[Tensor]] = {}
+    for name, parameter in network.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        is_bias = kind == "bias"
+        factor = (training.bias_rate_factor if is_bias else 1.0) * (
+            training.last_layer_factor if layer == last_layer else 1.0
+        )
+        decay = 0.0 if is_bias and not training.decay_biases else training.weight_decay
+        key = (factor, training.bias_rate_drops or not is_bias, decay)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "lr_factor": factor, "drops": drops, "weight_decay": decay}
+        for (factor, drops, decay), parameters in groups.items()
+    ]

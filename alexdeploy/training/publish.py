@@ -19,6 +19,7 @@ from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_file
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Preprocessing
 from alexdeploy.training.checkpoint import Best, Identity, Progress
+from alexdeploy.training.pretrained import Parent, kept_rows
 from alexdeploy.training.statistics import Statistics, measured_mean
 
 
@@ -32,15 +33,43 @@ class TenViewErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What every epoch of a run has in common: a spec without provenance, and the bytes of mean.npy, if any."""
+    """What every epoch of a run has in common: its spec, of the provenance only the parent, and mean.npy, if any."""
 
     spec: ModelSpec
     mean_image: NDArray[np.float32] | None
     mean_file: bytes | None
 
 
-def make_contract(name: str, classes: tuple[str, ...], recipe: Recipe, statistics: Statistics) -> Contract:
-    """Put together what the model will be, from the recipe and what was measured on the training set."""
+def make_contract(
+    name: str, classes: tuple[str, ...], recipe: Recipe, statistics: Statistics, parent: Parent | None = None
+) -> Contract:
+    """Put together what the model will be, from the recipe and what was measured on the training set.
+
+    A network that goes on from a parent is fed as the parent was, its mean included.
+    """
+    if parent is None:
+        preprocessing, mean_image, mean_file = _measured_preprocessing(recipe, statistics)
+    else:
+        preprocessing, mean_image, mean_file = parent.spec.preprocessing, parent.mean_image, parent.mean_file
+    spec = ModelSpec(
+        name=name,
+        classes=classes,
+        preprocessing=preprocessing,
+        architecture=recipe.architecture,
+        recipe=recipe.name,
+    )
+    if parent is not None:
+        spec = spec.replace_provenance(
+            parent=parent.spec.name,
+            parent_weights_sha256=parent.weights_sha256,
+            last_layer="new" if kept_rows(parent, classes) is None else "kept",
+        )
+    return Contract(spec=spec, mean_image=mean_image, mean_file=mean_file)
+
+
+def _measured_preprocessing(
+    recipe: Recipe, statistics: Statistics
+) -> tuple[Preprocessing, NDArray[np.float32] | None, bytes | None]:
     asked = recipe.preprocessing
     mean, mean_image = measured_mean(statistics, asked)
     mean_file = None if mean_image is None else _npy(mean_image)
@@ -53,14 +82,7 @@ def make_contract(name: str, classes: tuple[str, ...], recipe: Recipe, statistic
         mean_image=None if mean_file is None else hashlib.sha256(mean_file).hexdigest(),
         crop=recipe.architecture.input,
     )
-    spec = ModelSpec(
-        name=name,
-        classes=classes,
-        preprocessing=preprocessing,
-        architecture=recipe.architecture,
-        recipe=recipe.name,
-    )
-    return Contract(spec=spec, mean_image=mean_image, mean_file=mean_file)
+    return preprocessing, mean_image, mean_file
 
 
 def encode_weights(weights: Mapping[str, Tensor], contract: Contract) -> bytes:

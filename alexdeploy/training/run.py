@@ -21,7 +21,7 @@ from alexdeploy.core.metrics import top_k_error
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.crops import view_boxes
-from alexdeploy.training.augment import centre_views, draw, fixed_views, make_normalization, random_views
+from alexdeploy.training.augment import centre_views, draw, fixed_views, in_epoch, make_normalization, random_views
 from alexdeploy.training.checkpoint import (
     Best,
     Checkpoint,
@@ -120,6 +120,7 @@ class Run:
         """Take the steps that remain of this epoch; returns images per second."""
         epoch = self._progress.schedule.num_epochs + 1
         first = self._progress.step
+        self._learner.begin_epoch(epoch)
         order = self._rng(_SHUFFLE, epoch).permutation(self._setting.train_indices)
         # Parts of equal size or one less, so that no image is left out and no batch is tiny.
         batches = np.array_split(order, self.num_steps)[first:]
@@ -150,7 +151,7 @@ class Run:
     def _take_step(
         self, epoch: int, step: int, indices: NDArray[np.int64], pixels: NDArray[np.uint8], rate: float
     ) -> None:
-        augmentation = self._training.augmentation
+        augmentation = in_epoch(self._training.augmentation, epoch)
         draws = draw(self._rng(_AUGMENT, epoch, step), len(indices), self._crop, augmentation, self._axes)
         views = random_views(self._to_device(pixels), draws, self._normalization, self._crop)
         labels = self._to_device(self._setting.train.labels[indices])

@@ -1,8 +1,9 @@
-"""When the learning rate falls: after given epochs, or when the validation error stops improving."""
+"""How the learning rate falls: after given epochs, when the validation error stops improving, or along a cosine."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from alexdeploy.core.recipe import Training
@@ -19,7 +20,9 @@ class ScheduleState:
 
 
 def learning_rate(state: ScheduleState, training: Training) -> float:
-    """The rate for the epoch that comes next."""
+    """The rate for the epoch that comes next. "cosine": half a wave from the first rate towards 0, by the epoch."""
+    if training.schedule == "cosine":
+        return training.learning_rate * (1 + math.cos(math.pi * state.num_epochs / training.epochs)) / 2
     return training.learning_rate * training.drop_factor**state.num_drops
 
 
@@ -30,6 +33,8 @@ def advance(state: ScheduleState, training: Training, val_error: float) -> Sched
     been below its lowest for `patience` epochs, `max_drops` times at most; then the wait begins anew.
     """
     num_epochs = state.num_epochs + 1
+    if training.schedule == "cosine":
+        return dataclasses.replace(state, num_epochs=num_epochs)
     if training.schedule == "epochs":
         num_drops = sum(epoch <= num_epochs for epoch in training.drop_epochs)
         return dataclasses.replace(state, num_epochs=num_epochs, num_drops=num_drops)

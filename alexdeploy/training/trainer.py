@@ -31,6 +31,7 @@ from alexdeploy.training.events import AlreadyFinished, Decoded, Event, Notice, 
 from alexdeploy.training.learner import Learner, choose_device
 from alexdeploy.training.log import TrainingLog
 from alexdeploy.training.pixels import Broken, refuse_broken
+from alexdeploy.training.pretrained import Parent, describe_start, first_weights
 from alexdeploy.training.publish import (
     encode_weights,
     is_published,
@@ -48,7 +49,8 @@ class TrainOptions:
 
     `device` is "cpu", "cuda" or "cuda:1", None for the best there is. `threads` is for PyTorch on the CPU and for
     decoding. `cache_bytes` is how much decoded pixels may take in memory, None for half of what is free.
-    `data_path` goes into the provenance as it is.
+    `data_path` goes into the provenance as it is. `parent` is the model whose weights are the first ones, and that
+    the recipe must have been made for.
     """
 
     device: str | None = None
@@ -59,6 +61,7 @@ class TrainOptions:
     checkpoint_seconds: float = 60.0
     cache_bytes: int | None = None
     data_path: str | None = None
+    parent: Parent | None = None
 
 
 def train(
@@ -138,7 +141,7 @@ def _publish_again(
         return
     if is_published(folder, best):
         return
-    contract = make_contract(folder.path.name, data.classes, recipe, checkpoint.statistics)
+    contract = make_contract(folder.path.name, data.classes, recipe, checkpoint.statistics, options.parent)
     publish_weights(folder, contract, encode_weights(checkpoint.learner["weights"], contract))
     publish_spec(folder, contract, recipe, checkpoint.identity, progress, options.data_path)
 
@@ -154,17 +157,20 @@ def _train(
     checkpoint: Checkpoint | None,
 ) -> ModelSpec:
     statistics, progress, skipped = _scan(data, options, checkpoint, on_event)
-    if checkpoint is None:
-        _clear(folder)
     learner = Learner(recipe, len(data.classes), device)
     if checkpoint is not None:
         learner.load_state(checkpoint.learner)
+    elif options.parent is not None:
+        learner.load_weights(first_weights(options.parent, learner.weights(), data.classes))
+        on_event(Notice(message=describe_start(options.parent, data.classes)))
+    if checkpoint is None:
+        _clear(folder)
     setting = Setting(
         recipe=recipe,
         folder=folder,
         identity=identity,
         statistics=statistics,
-        contract=make_contract(folder.path.name, data.classes, recipe, statistics),
+        contract=make_contract(folder.path.name, data.classes, recipe, statistics, options.parent),
         train=data.train,
         train_indices=_without(data.num_train, progress.broken_train),
         val=data.val,

@@ -1,0 +1,92 @@
+"""A model whose weights training goes on from: all of its layers, the last one too where the classes are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.core.errors import ModelError, RecipeError
+from alexdeploy.core.spec import ModelSpec
+from alexdeploy.images.labelled import class_key
+from alexdeploy.network.layers import plan_layers
+from alexdeploy.network.weights import Weights, load_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A trained model, read. `mean_image` and `mean_file`, the bytes of it, are None where its mean is by channel."""
+
+    spec: ModelSpec
+    weights: Weights
+    weights_sha256: str
+    mean_image: NDArray[np.float32] | None
+    mean_file: bytes | None
+
+
+def read_parent(folder: ModelFolder) -> Parent:
+    """Raises ModelError for a folder without weights, or with others than its spec says."""
+    spec = folder.spec()
+    if spec.architecture is None or not folder.weights_path.is_file():
+        raise ModelError(
+            f"{folder.path} has no {folder.weights_path.name}: a graph that was imported cannot be trained",
+            cure="Import the weights themselves, e.g. alexdeploy import FILE.caffemodel, or train: alexdeploy train",
+        )
+    weights = load_weights(folder.weights_path, plan_layers(spec.architecture, spec.num_classes))
+    mean_image = folder.mean_image(spec)
+    return Parent(
+        spec=spec,
+        weights=weights,
+        weights_sha256=sha256_file(folder.weights_path),
+        mean_image=mean_image,
+        mean_file=None if mean_image is None else folder.mean_path.read_bytes(),
+    )
+
+
+def kept_rows(parent: Parent, classes: tuple[str, ...]) -> list[int] | None:
+    """Which outputs of the parent are `classes`, in their order; None unless they are its classes, all of them.
+
+    Two names are the same class if both begin with the same WordNet id: "n01440764" and "n01440764 tench".
+    """
+    rows = {class_key(name): index for index, name in enumerate(parent.spec.classes)}
+    keys = [class_key(name) for name in classes]
+    is_clear = len(rows) == parent.spec.num_classes and len(set(keys)) == len(keys)
+    return [rows[key] for key in keys] if is_clear and rows.keys() == set(keys) else None
+
+
+def first_weights(parent: Parent, drawn: Mapping[str, Tensor], classes: tuple[str, ...]) -> dict[str, Tensor]:
+    """`drawn`, the first weights of a network for `classes`, with those of the parent in their place.
+
+    The last layer stays as drawn unless the classes are the parent's. Raises RecipeError where shapes differ.
+    """
+    rows = kept_rows(parent, classes)
+    assert parent.spec.architecture is not None
+    last = parent.spec.architecture.trained_layers[-1]
+    weights = dict(drawn)
+    for name, drawn_tensor in drawn.items():
+        is_last = name.startswith(f"{last}.")
+        if is_last and rows is None:
+            continue
+        found = parent.weights.get(name)
+        if found is None or tuple(drawn_tensor.shape) != found.shape:
+            has = "has none" if found is None else f"has it as {list(found.shape)}"
+            raise RecipeError(
+                f"{name} would be {list(drawn_tensor.shape)}; {parent.spec.name} {has}",
+                cure="With --pretrained, leave the architecture as it is: no --set architecture.* that changes shapes.",
+            )
+        weights[name] = torch.from_numpy(found[rows] if is_last else found)
+    return weights
+
+
+def describe_start(parent: Parent, classes: tuple[str, ...]) -> str:
+    """What is taken over, for the user."""
+    assert parent.spec.architecture is not None
+    last = parent.spec.architecture.trained_layers[-1]
+    if kept_rows(parent, classes) is not None:
+        return f"starting from {parent.spec.name}: same {len(classes)} classes, so {last} is kept too"
+    return f"starting from {parent.spec.name} ({parent.spec.num_classes} classes): {last} is new for {len(classes)}"
