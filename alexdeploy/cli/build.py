@@ -15,7 +15,8 @@ from alexdeploy.core.errors import UsageError
 if TYPE_CHECKING:
     from alexdeploy.core.artifacts import ModelFolder
     from alexdeploy.engines.base import NumViews
-    from alexdeploy.engines.engine_files import BuildOptions, BuiltEngine
+    from alexdeploy.engines.engine_files import BuildOptions
+    from alexdeploy.engines.tensorrt_build import BuiltEngine
 
 
 def build(

@@ -9,13 +9,8 @@ TensorRT sees a byte of it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import hmac
-import os
 import re
-import secrets
-import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +18,14 @@ from typing import get_args
 
 import msgspec
 
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, output_error, sha256_bytes, sha256_file
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes, sha256_file
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import NumViews
+from alexdeploy.engines.signing import name_of, own_secret, read_secret, signature_of
+
+FORMAT = 1
+"""Of the sidecar. Another number: what the fields mean is another."""
 
 KEY_DIGITS = 12
 """Digits of an engine's key in the name of its file."""
@@ -34,7 +33,6 @@ KEY_DIGITS = 12
 DEFAULT_MAX_BATCH = 32
 """Images: 320 crops with ten views, which fill a large GPU and fit into a small one."""
 
-_SECRET_BYTES = 32
 _VIEW_WORDS: dict[NumViews, str] = {1: "centre", 5: "fivecrop", 10: "tencrop"}
 
 
@@ -68,6 +66,7 @@ class EngineKey:
 class EngineRecord(EngineKey):
     """The sidecar: the key, and what was made. `signed_by` names the secret that `signature` was made with."""
 
+    format: int = FORMAT
     key: str
     gpu: str
     engine_sha256: str
@@ -77,6 +76,13 @@ class EngineRecord(EngineKey):
     alexdeploy: str
     signed_by: str = ""
     signature: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Format:
+    """What is read of a sidecar first: with another number, nothing else in it need be as expected."""
+
+    format: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,16 +127,6 @@ class BuildOptions:
         return 1, best, self.max_batch
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuiltEngine:
-    """An engine that was built, or was there already. `notes` tell why those that are there do not fit."""
-
-    path: Path
-    record: EngineRecord
-    reused: bool
-    notes: tuple[str, ...] = ()
-
-
 def engine_path(folder: ModelFolder, key: EngineKey, gpu: str) -> Path:
     """Where the engine of a key belongs: engines/<gpu>-sm90-trt10.16-fp16-tencrop-<key>.engine."""
     major, minor = key.compute_capability
@@ -153,9 +149,8 @@ def write_engine(path: Path, plan: bytes, record: EngineRecord) -> EngineRecord:
 
     A process killed in between leaves a plan whose sidecar is missing or of another plan: it is refused.
     """
-    secret = _secret()
     filled = dataclasses.replace(record, engine_sha256=sha256_bytes(plan), engine_bytes=len(plan))
-    signed = _signed(filled, secret)
+    signed = _signed(filled)
     with atomic_write(path) as file:
         file.write(plan)
     _write_record(path, signed)
@@ -173,6 +168,9 @@ def read_record(path: Path) -> EngineRecord:
             cure="Copy the .json that belongs to it, or build it here: alexdeploy build",
         ) from exc
     try:
+        number = msgspec.json.decode(content, type=_Format).format
+        if number not in (None, FORMAT):
+            raise ModelError(f"{sidecar} has format {number}, this version reads {FORMAT}", cure=_BUILD_CURE)
         return msgspec.json.decode(content, type=EngineRecord)
     except msgspec.DecodeError as exc:
         raise ModelError(f"{sidecar} is damaged: {exc}", cure=_BUILD_CURE) from exc
@@ -181,12 +179,12 @@ def read_record(path: Path) -> EngineRecord:
 def load_engine(path: Path) -> tuple[EngineRecord, bytes]:
     """The sidecar and the plan of an engine that this installation wrote or trusts, unchanged since.
 
-    What is returned are the very bytes that were checked. Raises ModelError for any other.
+    What is returned are the very bytes that were checked. Writes nothing. Raises ModelError for any other.
     """
     record = read_record(path)
     plan = _read_plan(path, record)
-    secret = _secret()
-    if record.signed_by != _name_of(secret):
+    secret = read_secret()
+    if secret is None or record.signed_by != name_of(secret):
         raise ModelError(
             f"{path} was built by another installation; an engine is code that runs here",
             cure=f"If you trust where it comes from: alexdeploy build --trust-engine {path}\nElse {_BUILD_CURE}",
@@ -200,10 +198,10 @@ def trust_engine(path: Path) -> EngineRecord:
     """Sign another installation's engine with the secret of this one. Raises ModelError if it is not intact."""
     record = read_record(path)
     _read_plan(path, record)
-    secret = _secret()
-    if record.signed_by == _name_of(secret) and not hmac.compare_digest(_signature(record, secret), record.signature):
+    secret = own_secret()
+    if record.signed_by == name_of(secret) and not hmac.compare_digest(_signature(record, secret), record.signature):
         raise ModelError(f"{sidecar_path(path)} was changed since the engine was built here", cure=_BUILD_CURE)
-    signed = _signed(record, secret)
+    signed = _signed(record)
     _write_record(path, signed)
     return signed
 
@@ -327,12 +325,6 @@ def build_command(folder: ModelFolder, wanted: Wanted) -> str:
     return " ".join([*words, f"--max-batch {wanted.batch_size}"])
 
 
-def state_folder() -> Path:
-    """`ALEXDEPLOY_STATE`, else alexdeploy/ in the user's state folder (XDG)."""
-    own = os.environ.get("ALEXDEPLOY_STATE")
-    return Path(own) if own else Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "alexdeploy"
-
-
 _BUILD_CURE = "Build it again: alexdeploy build"
 
 
@@ -360,67 +352,15 @@ def _write_record(path: Path, record: EngineRecord) -> None:
         file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
 
-def _signed(record: EngineRecord, secret: bytes) -> EngineRecord:
-    named = dataclasses.replace(record, signed_by=_name_of(secret))
+def _signed(record: EngineRecord) -> EngineRecord:
+    secret = own_secret()
+    named = dataclasses.replace(record, signed_by=name_of(secret))
     return dataclasses.replace(named, signature=_signature(named, secret))
 
 
 def _signature(record: EngineRecord, secret: bytes) -> str:
-    """HMAC-SHA256 over everything else in the sidecar, the hash of the plan among it."""
-    content = msgspec.json.encode(dataclasses.replace(record, signature=""), order="sorted")
-    return hmac.new(secret, content, hashlib.sha256).hexdigest()
-
-
-def _name_of(secret: bytes) -> str:
-    return hashlib.sha256(b"alexdeploy engine key\0" + secret).hexdigest()[:16]
-
-
-def _secret() -> bytes:
-    """The secret of this installation, made at the first use. Raises ModelError if others could have read it."""
-    path = state_folder() / "engine.key"
-    try:
-        return _read_secret(path)
-    except FileNotFoundError:
-        _make_secret(path)
-    except OSError as exc:
-        raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
-    return _read_secret(path)
-
-
-def _read_secret(path: Path) -> bytes:
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        content = file.read(_SECRET_BYTES + 1)
-    anew = f"Delete it, and build the engines again: rm {path}"
-    if os.name == "posix" and (status.st_mode & 0o077 or status.st_uid != os.geteuid()):
-        raise ModelError(
-            f"{path} has mode {stat.S_IMODE(status.st_mode):04o} and owner {status.st_uid}, "
-            f"expected 0600 and {os.geteuid()}: others could have signed engines with it",
-            cure=anew,
-        )
-    if len(content) != _SECRET_BYTES:
-        raise ModelError(f"{path} is damaged: expected {_SECRET_BYTES} bytes", cure=anew)
-    return content
-
-
-def _make_secret(path: Path) -> None:
-    """Written whole under another name and then linked: of two processes at once, both use the first one's."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # mkstemp makes it for this user alone.
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".engine.key.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(_SECRET_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        finally:
-            os.unlink(temporary)
-    except OSError as exc:
-        raise output_error(path, exc) from exc
+    """Of everything else in the sidecar, the hash of the plan among it."""
+    return signature_of(msgspec.json.encode(dataclasses.replace(record, signature=""), order="sorted"), secret)
 
 
 def _sm(capability: tuple[int, int]) -> str:

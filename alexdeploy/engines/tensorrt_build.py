@@ -22,7 +22,6 @@ from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, O
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.engine_files import (
     BuildOptions,
-    BuiltEngine,
     EngineKey,
     EngineRecord,
     engine_path,
@@ -47,6 +46,16 @@ VERSION = tuple(int(part) for part in trt.__version__.split(".")[:2])
 
 _STRONGLY_TYPED_FROM = (10, 12)
 """Before, a strongly typed network lacked layers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltEngine:
+    """An engine that was built, or was there already. `notes` tell why those that are there do not fit."""
+
+    path: Path
+    record: EngineRecord
+    reused: bool
+    notes: tuple[str, ...] = ()
 
 
 def build_engine(

@@ -1,23 +1,16 @@
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 from functools import partial
 from pathlib import Path
 
 import pytest
+from made_engines import GPU, PLAN, make_engine
 from program import Run
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.engines.engine_files import (
-    EngineKey,
-    EngineRecord,
-    engine_path,
-    load_engine,
-    sidecar_path,
-    write_engine,
-)
+from alexdeploy.engines.engine_files import load_engine, sidecar_path
 
 has_tensorrt = all(importlib.util.find_spec(name) is not None for name in ("tensorrt", "pycuda"))
 without_tensorrt = pytest.mark.skipif(has_tensorrt, reason="TensorRT is installed here")
@@ -34,31 +27,7 @@ def run(program: Run, tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pyte
 @pytest.fixture
 def engine(run: Run, tiny_model: ModelFolder) -> Path:
     """A file in the place of an engine, signed by this installation."""
-    key = EngineKey(
-        graph_sha256="a" * 64,
-        weights_sha256="f" * 64,
-        contract_sha256="b" * 64,
-        precision="fp16",
-        num_views=10,
-        profile=(1, 32, 32),
-        tensorrt="10.16.1.11",
-        compute_capability=(9, 0),
-        cuda="13.0",
-        builder={},
-    )
-    path = engine_path(tiny_model, key, "NVIDIA H100")
-    record = EngineRecord(
-        **{field.name: getattr(key, field.name) for field in dataclasses.fields(EngineKey)},
-        key=key.sha256,
-        gpu="NVIDIA H100",
-        engine_sha256="",
-        engine_bytes=0,
-        built_at="2026-01-01T00:00:00+00:00",
-        build_seconds=1.0,
-        alexdeploy="0.1.0",
-    )
-    write_engine(path, b"a plan", record)
-    return path
+    return make_engine(tiny_model)
 
 
 @without_tensorrt
@@ -100,8 +69,8 @@ def test_another_installations_engine_can_be_trusted_by_name(
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "other"))
     result = run("--trust-engine", engine)
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "is trusted from now on: fp16 for NVIDIA H100" in result.stderr
-    assert load_engine(engine)[1] == b"a plan"
+    assert f"is trusted from now on: fp16 for {GPU}" in result.stderr
+    assert load_engine(engine)[1] == PLAN
 
 
 def test_json_says_what_is_trusted(run: Run, engine: Path) -> None:
@@ -111,7 +80,7 @@ def test_json_says_what_is_trusted(run: Run, engine: Path) -> None:
 
 
 def test_a_damaged_engine_is_not_trusted(run: Run, engine: Path) -> None:
-    engine.write_bytes(b"a plot")
+    engine.write_bytes(PLAN[:-1] + b"x")
     result = run("--trust-engine", engine)
     assert result.exit_code == 4
     assert "was changed or exchanged" in result.stderr
@@ -130,7 +99,7 @@ def test_inspect_reads_the_sidecar_of_an_engine(program: Run, engine: Path) -> N
     found = json.loads(result.stdout)
     assert found["kind"] == "engine"
     facts = found["facts"]
-    assert (facts["built for"], facts["TensorRT"], facts["trusted"]) == ("NVIDIA H100, sm_90", "10.16.1.11", "yes")
+    assert (facts["built for"], facts["TensorRT"], facts["trusted"]) == (f"{GPU}, sm_90", "10.16.1.11", "yes")
     assert facts["images in a batch"] == "1 to 32, best 32"
     assert found["provenance"]["graph_sha256"] == "a" * 64
 

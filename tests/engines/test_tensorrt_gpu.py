@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import EngineOptions, NumViews, open_engine
-from alexdeploy.engines.engine_files import BuildOptions, BuiltEngine
+from alexdeploy.engines.engine_files import BuildOptions
+
+if TYPE_CHECKING:
+    from alexdeploy.engines.tensorrt_build import BuiltEngine
 
 pytestmark = pytest.mark.gpu
 
