@@ -9,34 +9,40 @@ from alexdeploy.cli import output
 from alexdeploy.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from alexdeploy.placement.devices import Device
+    from alexdeploy.placement.fitting import EngineFile
 
 
 def devices(json: JsonOption = False) -> None:
     """List the CPU and the GPUs, as --devices names them, with the engine files that fit each.
 
-    GPUs are counted after CUDA_VISIBLE_DEVICES.
+    GPUs are counted after CUDA_VISIBLE_DEVICES. Of an engine that none of them can run, stderr says why.
     """
-    from alexdeploy.inference.doctor import tensorrt_version
-    from alexdeploy.placement.devices import cpu_device, fitting_engines, survey_gpus
+    from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder
+    from alexdeploy.core.packages import tensorrt_version
+    from alexdeploy.placement.devices import cpu_device, survey_gpus
+    from alexdeploy.placement.fitting import judge_engines
 
     survey = survey_gpus()
     tensorrt = tensorrt_version()
-    engines = {
-        device: fitting_engines(device, tensorrt) if device.kind == "cuda" else ()
-        for device in (cpu_device(), *survey.devices)
-    }
+    here = (cpu_device(), *survey.devices)
+    folders = sorted(path.parent for path in MODELS_FOLDER.glob("*/engines")) if survey.devices else []
+    engines = [engine for folder in folders for engine in judge_engines(ModelFolder(folder), survey)]
     if json:
         rows = [
-            {"device": str(device), **dataclasses.asdict(device), "engines": [str(path) for path in paths]}
-            for device, paths in engines.items()
+            {
+                "device": str(device),
+                **dataclasses.asdict(device),
+                "engines": [str(engine.path) for engine in engines if device in engine.devices],
+            }
+            for device in here
         ]
         output.print_json(
             {
                 "devices": rows,
+                "engines_for_no_device": {str(engine.path): engine.reasons for engine in engines if not engine.devices},
                 "tensorrt": tensorrt,
                 "driver": survey.driver,
                 "cuda_version": survey.cuda_version,
@@ -45,19 +51,22 @@ def devices(json: JsonOption = False) -> None:
             }
         )
     else:
-        _print(engines, tensorrt)
+        _print(here, engines, tensorrt)
     for note in survey.notes:
         output.warn(note)
+    for engine in engines:
+        if not engine.devices:
+            output.note(f"No GPU here runs {engine.path}: {'; '.join(engine.reasons)}")
     if survey.problem:
-        output.note(f"No GPU: {survey.problem}. More: alexdeploy doctor")
+        (output.warn if survey.is_fault else output.note)(f"No GPU: {survey.problem}. More: alexdeploy doctor")
 
 
-def _print(engines: Mapping[Device, tuple[Path, ...]], tensorrt: str | None) -> None:
+def _print(here: Sequence[Device], engines: Sequence[EngineFile], tensorrt: str | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    has_gpu = any(device.kind == "cuda" for device in engines)
+    has_gpu = any(device.kind == "cuda" for device in here)
     table.add_column("device", no_wrap=True)
     table.add_column("name", overflow="fold")
     table.add_column("free", justify="right", no_wrap=True)
@@ -70,13 +79,14 @@ def _print(engines: Mapping[Device, tuple[Path, ...]], tensorrt: str | None) -> 
         table.add_column("TensorRT", no_wrap=True)
         table.add_column("UUID", overflow="fold")
         table.add_column("engines", overflow="fold")
-    for device, paths in engines.items():
+    for device in here:
         row = [str(device), device.name, _gb(device.free_bytes), _gb(device.total_bytes)]
         if not has_gpu:
             row.append(str(device.num_processors))
         elif device.kind == "cuda":
             capability = "" if device.compute_capability is None else ".".join(map(str, device.compute_capability))
-            names = "\n".join(f"{path.parent.parent.name}/{path.stem}" for path in paths)
+            fitting = [engine.path for engine in engines if device in engine.devices]
+            names = "\n".join(f"{path.parent.parent.name}/{path.stem}" for path in fitting)
             row.extend([capability, device.driver or "", tensorrt or "-", device.uuid, names])
         table.add_row(*(Text(output.printable(cell)) for cell in row))
     with output.page() as console:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -11,13 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from alexdeploy.core.artifacts import MODELS_FOLDER
-from alexdeploy.core.errors import UsageError, first_line
+from alexdeploy.core.errors import DeviceError, UsageError, first_line
 from alexdeploy.core.processors import available_processors
 
 _Value = TypeVar("_Value")
 
 _UUID_PREFIXES = ("GPU-", "MIG-")
+_HIDING_MASKS = ("", "-1", "NoDevFiles")
+"""What people write in CUDA_VISIBLE_DEVICES who want no GPU."""
+
+_NVML_NO_LIBRARY = 12
+_DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"))
+"""They are there while the driver's kernel module is loaded."""
+
 # By the codes of nvml.h, which do not change.
 _NVML_CURES = {
     4: "This user may not talk to the driver: look at the permissions of /dev/nvidia*.",
@@ -61,12 +66,14 @@ class PhysicalGpu:
 class GpuSurvey:
     """What NVML says. `problem` and `cure` are why there are no devices; `notes` what a user should know of some.
 
-    `cuda_version` is the newest that the driver runs. CUDA_VISIBLE_DEVICES hides `num_hidden` GPUs, or parts of them.
+    `is_fault`: the problem is not that of a machine without a GPU, nor one that somebody wanted. `cuda_version` is the
+    newest that the driver runs. CUDA_VISIBLE_DEVICES hides `num_hidden` GPUs, or parts of them.
     """
 
     devices: tuple[Device, ...] = ()
     problem: str | None = None
     cure: str | None = None
+    is_fault: bool = False
     driver: str | None = None
     cuda_version: tuple[int, int] | None = None
     num_hidden: int = 0
@@ -97,19 +104,35 @@ def survey_gpus() -> GpuSurvey:
         import pynvml
     except ImportError:
         return GpuSurvey(
-            problem="the package nvidia-ml-py, which finds GPUs, is not installed", cure="pip install nvidia-ml-py"
+            problem="the package nvidia-ml-py, which finds GPUs, is not installed",
+            cure="pip install nvidia-ml-py",
+            is_fault=_has_driver(),
         )
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as exc:
-        return GpuSurvey(problem=f"NVML: {first_line(exc).rstrip('.')}", cure=_NVML_CURES.get(exc.value))
+        return _failed(exc)
     try:
         return _survey(pynvml)
     except pynvml.NVMLError as exc:
-        return GpuSurvey(problem=f"NVML: {first_line(exc).rstrip('.')}", cure=_NVML_CURES.get(exc.value))
+        return _failed(exc)
     finally:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
+
+
+def _failed(error: Any) -> GpuSurvey:
+    code: int = error.value
+    return GpuSurvey(
+        problem=f"NVML: {first_line(error).rstrip('.')}",
+        cure=_NVML_CURES.get(code),
+        # Its library is a part of the driver, which a container may have got without it.
+        is_fault=code != _NVML_NO_LIBRARY or _has_driver(),
+    )
+
+
+def _has_driver() -> bool:
+    return any(path.exists() for path in _DRIVER_FILES)
 
 
 def _survey(nvml: Any) -> GpuSurvey:
@@ -138,6 +161,7 @@ def _survey(nvml: Any) -> GpuSurvey:
         cure = "unset CUDA_VISIBLE_DEVICES"
     elif not devices:
         problem = "no GPU can be used: " + "; ".join(notes)
+        notes = []
     elif mask and _is_order_doubtful(gpus, mask):
         notes.append(
             f"CUDA_VISIBLE_DEVICES={mask} is read here in the order of nvidia-smi; other programs count the fastest "
@@ -147,6 +171,7 @@ def _survey(nvml: Any) -> GpuSurvey:
         devices=devices,
         problem=problem,
         cure=cure,
+        is_fault=problem is not None and not (gpus and num_hidden and mask in _HIDING_MASKS),
         driver=driver,
         cuda_version=None if number is None else (number // 1000, number % 1000 // 10),
         num_hidden=num_hidden,
@@ -231,14 +256,22 @@ def _begins(uuid: str, prefix: str) -> bool:
     return uuid.lower().startswith(prefix.lower())
 
 
-def find_devices(names: str, devices: Sequence[Device], gpu_problem: str | None = None) -> tuple[Device, ...]:
+def find_devices(
+    names: str, devices: Sequence[Device], gpu_problem: str | None = None, *, is_fault: bool = False
+) -> tuple[Device, ...]:
     """The devices that a text like "0,1" names, in its order; one that is named twice is there twice.
 
     `cpu`; `all`, which is all GPUs, or the CPU where there is none; `0` or `cuda:0`; a GPU's UUID or its beginning.
-    Raises UsageError for one that is not there; `gpu_problem` is told with it.
+    Raises UsageError for one that is not there; `gpu_problem` is told with it. Raises DeviceError for `all` where there
+    should be GPUs (`is_fault`) and are none.
     """
     found: list[Device] = []
     for word in (word.strip() for word in names.split(",")):
+        if is_fault and word.lower() == "all":
+            raise DeviceError(
+                f"--devices {names}: no GPU can be used: {gpu_problem}",
+                cure="See: alexdeploy doctor. For the CPU alone: --devices cpu",
+            )
         match = _find(word, devices)
         if not match:
             gpus = [f"{each.index} ({each.name}, {each.uuid})" for each in devices if each.kind == "cuda"]
@@ -265,29 +298,6 @@ def _find(word: str, devices: Sequence[Device]) -> list[Device]:
         matches = [device for device in gpus if _begins(device.uuid, word)]
         return matches if len(matches) == 1 else []
     return []
-
-
-def fitting_engines(device: Device, tensorrt: str | None, models: Path = MODELS_FOLDER) -> tuple[Path, ...]:
-    """The engine files under models/*/engines built for this kind of GPU, by the JSON beside each.
-
-    With the version of `tensorrt` that is installed given, only those it can load: of the same version, to the patch.
-    What cannot be read is left out.
-    """
-    found = []
-    for path in sorted(models.glob("*/engines/*.json")):
-        try:
-            facts = json.loads(path.read_bytes())
-            capability = tuple(facts["compute_capability"])
-            version = str(facts["tensorrt"])
-        except (OSError, ValueError, TypeError, KeyError):
-            continue
-        if capability == device.compute_capability and (tensorrt is None or _same_version(version, tensorrt)):
-            found.append(path)
-    return tuple(found)
-
-
-def _same_version(first: str, second: str) -> bool:
-    return all(a == b for a, b in zip(first.split(".")[:3], second.split(".")[:3], strict=False))
 
 
 def host_memory(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import UsageError
+from alexdeploy.core.packages import package_version
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import (
@@ -21,11 +21,11 @@ from alexdeploy.engines.base import (
     is_installed,
     open_engine,
 )
-from alexdeploy.engines.engine_files import find_engines
 from alexdeploy.export.split import Placement
 from alexdeploy.network.layers import plan_layers
-from alexdeploy.placement.devices import Device, cpu_device, find_devices, survey_gpus
-from alexdeploy.placement.plan import CPU_BATCH_SIZE, Demand, Plan, plan_replicas
+from alexdeploy.placement.devices import Device, GpuSurvey, cpu_device, find_devices, survey_gpus
+from alexdeploy.placement.fitting import engines_here
+from alexdeploy.placement.plan import CPU_BATCH_SIZE, GPU_BACKENDS, Demand, NoEngine, Plan, plan_replicas
 from alexdeploy.placement.pool import Pool
 from alexdeploy.placement.replica import PoolOptions
 
@@ -70,15 +70,38 @@ def place(folder: ModelFolder, request: Request) -> Placed:
         )
     survey = survey_gpus()
     devices = (cpu_device(), *survey.devices)
-    named = None if request.devices is None else find_devices(request.devices, devices, survey.problem)
+    named = None
+    if request.devices is not None:
+        named = find_devices(request.devices, devices, survey.problem, is_fault=survey.is_fault)
     if request.placement is not None:
-        return _split(folder, request, named, survey.devices)
-    plan = plan_replicas(devices, _demand(folder, request, named, survey.devices))
-    left_out = (f"{each.device} is left out: {each.reason}. {each.cure}" for each in plan.left_out)
-    return Placed(
-        engine=_engine(folder, request, plan),
-        notes=(*survey.notes, *left_out),
-    )
+        return _split(folder, request, named, survey)
+    plan = plan_replicas(devices, _demand(folder, request, named, survey))
+    return Placed(engine=_engine(folder, request, plan), notes=_notes(request, survey, plan))
+
+
+def _notes(request: Request, survey: GpuSurvey, plan: Plan) -> tuple[str, ...]:
+    """What a user should know who did not say in so many words what to run on."""
+    if not _may_use_gpu(request, [each.device for each in plan.replicas]):
+        return ()
+    left_out = [f"{each.device} is left out: {each.reason}. {each.cure}" for each in plan.left_out]
+    slower = [
+        f"{each.device} runs {replica.backend} and not TensorRT: {each.reason}. {each.cure}"
+        for each in plan.without_engine
+        for replica in [replica for replica in plan.replicas if replica.device == each.device][:1]
+    ]
+    return (*_fault(survey), *survey.notes, *left_out, *slower)
+
+
+def _may_use_gpu(request: Request, used: Sequence[Device]) -> bool:
+    is_open = request.devices is None and (request.backend is None or request.backend in GPU_BACKENDS)
+    return is_open or any(device.kind == "cuda" for device in used)
+
+
+def _fault(survey: GpuSurvey) -> tuple[str, ...]:
+    """A machine without a GPU is nothing to speak of; a driver that does not work is."""
+    if not survey.is_fault:
+        return ()
+    return (f"The CPU is used, since no GPU can be: {survey.problem}. {survey.cure or 'See: alexdeploy doctor'}",)
 
 
 def _engine(folder: ModelFolder, request: Request, plan: Plan) -> Engine:
@@ -98,9 +121,18 @@ def _engine(folder: ModelFolder, request: Request, plan: Plan) -> Engine:
     )
 
 
-def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | None, gpus: Sequence[Device]) -> Demand:
-    spec = folder.spec()
-    batches = _engine_batches(folder, request) if gpus else ()
+def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | None, survey: GpuSurvey) -> Demand:
+    on_gpu = _gpu_backends() if survey.devices else ()
+    engines: dict[tuple[int, int], int | NoEngine] = {}
+    is_asked = request.backend in (None, "tensorrt") and can_run("tensorrt", request.precision)
+    if "tensorrt" in on_gpu and is_asked and (named is None or any(device.kind == "cuda" for device in named)):
+        engines = engines_here(
+            folder,
+            survey,
+            precision=request.precision,
+            num_views=request.num_views,
+            batch_size=request.batch_size,
+        )
     # The best of those that have what they read: for the CPU it is one, and its own error says what is missing.
     on_cpu = (choose_backend(folder, request.precision) if request.backend is None else request.backend,)
     return Demand(
@@ -110,37 +142,18 @@ def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | N
         replicas_per_device=request.replicas_per_device,
         named=named,
         backend=request.backend,
-        available={"cpu": on_cpu, "cuda": _gpu_backends(batches, request) if gpus else ()},
-        most_images={"tensorrt": max(batches)} if batches else {},
+        available={"cpu": on_cpu, "cuda": on_gpu},
+        engines=engines,
         num_processors=request.num_threads or available_processors(),
         fixed_bytes=_LIBRARY_BYTES + 2 * _weight_bytes(folder, request.precision),
-        image_bytes=request.num_views * _view_bytes(spec),
+        image_bytes=request.num_views * _view_bytes(folder.spec()),
     )
 
 
-def _engine_batches(folder: ModelFolder, request: Request) -> tuple[int, ...]:
-    """The largest batch of each engine that was built for this; what exactly fits, it says itself when it opens."""
-    return tuple(
-        record.profile[2]
-        for _, record in find_engines(folder)
-        if (record.precision, record.num_views) == (request.precision, request.num_views)
-    )
-
-
-def _gpu_backends(batches: Sequence[int], request: Request) -> tuple[Backend, ...]:
-    """TensorRT counts where there is an engine, or where it was asked for by name."""
-    wants_it = bool(batches) or request.backend == "tensorrt"
-    backends: list[Backend] = ["tensorrt"] if is_installed("tensorrt") and wants_it else []
-    return (*backends, "onnxruntime") if _has_cuda_provider() else tuple(backends)
-
-
-def _has_cuda_provider() -> bool:
-    """Whether ONNX Runtime is the build for GPUs; that it works there, it says itself when it opens."""
-    try:
-        importlib.metadata.version("onnxruntime-gpu")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+def _gpu_backends() -> tuple[Backend, ...]:
+    """Those that are installed for GPUs; that they work there, they say themselves when they open."""
+    backends: list[Backend] = ["tensorrt"] if is_installed("tensorrt") else []
+    return (*backends, "onnxruntime") if package_version("onnxruntime-gpu") else tuple(backends)
 
 
 def _weight_bytes(folder: ModelFolder, precision: Precision) -> int:
@@ -164,15 +177,16 @@ def _view_bytes(spec: ModelSpec) -> int:
     return total + 4 * 3 * spec.preprocessing.crop**2
 
 
-def _split(folder: ModelFolder, request: Request, named: tuple[Device, ...] | None, gpus: Sequence[Device]) -> Placed:
+def _split(folder: ModelFolder, request: Request, named: tuple[Device, ...] | None, survey: GpuSurvey) -> Placed:
     from alexdeploy.placement.towers import open_split_engine
 
+    assert request.placement is not None
     if request.backend not in (None, "onnxruntime"):
         raise UsageError(f"--placement runs in ONNX Runtime, not in {request.backend}", cure="Leave out --backend.")
-    devices = named or tuple(gpus[:2] if len(gpus) > 1 else (cpu_device(), cpu_device()))
+    devices, notes = (named, ()) if named is not None else _two_devices(request.placement, survey)
     if len(devices) != 2 or request.replicas_per_device != 1:
         raise UsageError(
-            f"--placement {request.placement} takes two devices, found {len(devices)}",
+            f"--placement {request.placement} takes two devices, found {len(devices) * request.replicas_per_device}",
             cure="Name them: --devices 0,1 or --devices cpu,cpu",
         )
     batch_size = CPU_BATCH_SIZE if request.batch_size == "auto" else request.batch_size
@@ -182,5 +196,25 @@ def _split(folder: ModelFolder, request: Request, named: tuple[Device, ...] | No
         batch_size=batch_size,
         num_threads=request.num_threads,
     )
-    engine = open_split_engine(folder, request.placement or "pipeline", (devices[0], devices[1]), options)
-    return Placed(engine=engine)
+    engine = open_split_engine(folder, request.placement, (devices[0], devices[1]), options)
+    return Placed(engine=engine, notes=notes)
+
+
+def _two_devices(placement: Placement, survey: GpuSurvey) -> tuple[tuple[Device, ...], tuple[str, ...]]:
+    """The first two GPUs, or the CPU twice where there is none, and a note that says so.
+
+    Raises UsageError where there is one: whether it takes both parts, or the CPU one, is for the user to say.
+    """
+    gpus = survey.devices if "onnxruntime" in _gpu_backends() else ()
+    if len(gpus) == 1:
+        raise UsageError(
+            f"--placement {placement} takes two devices, found one GPU, {gpus[0]} ({gpus[0].name})",
+            cure="Name them: --devices 0,cpu or --devices 0,0 or --devices cpu,cpu",
+        )
+    if gpus:
+        return gpus[:2], (f"--placement {placement} takes {gpus[0]} and {gpus[1]}; --devices names others",)
+    why = "there is no GPU"
+    if survey.devices:
+        why = f"onnxruntime-gpu is not installed for {', '.join(map(str, survey.devices))}"
+    cpus = f"--placement {placement} takes the CPU twice, half of the threads each, since {why}"
+    return (cpu_device(), cpu_device()), (*_fault(survey), cpus)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from alexdeploy.core.errors import DeviceError, DeviceMemoryError, UsageError
+from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, NumViews, can_run
 from alexdeploy.placement.devices import Device
@@ -25,6 +25,7 @@ _PREFERENCE: dict[Kind, tuple[Backend, ...]] = {
     "cpu": ("openvino", "onnxruntime", "torch"),
     "cuda": ("tensorrt", "onnxruntime"),
 }
+GPU_BACKENDS = _PREFERENCE["cuda"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,12 +39,20 @@ class Replica:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NoEngine:
+    """Why TensorRT has no engine file for a kind of GPU, and what mends it."""
+
+    reason: str
+    cure: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
     """What is to run. `named` are the devices that the user asked for, None if any will do; `backend` None: the best.
 
-    `available` are the backends that are installed for each kind of device, and `lowest_capability` what a GPU must
-    have for one of them; `most_images` is what a backend takes in a batch where it has a limit. An engine takes
-    `fixed_bytes`, and `image_bytes` for an image of a batch with all its views.
+    `available` are the backends that are installed for each kind of device. TensorRT also needs an engine file for the
+    GPU: `engines` has the greatest batch that one takes for each compute capability, or why there is none. An engine
+    takes `fixed_bytes`, and `image_bytes` for an image of a batch with all its views.
     """
 
     precision: Precision = "fp32"
@@ -53,8 +62,7 @@ class Demand:
     named: tuple[Device, ...] | None = None
     backend: Backend | None = None
     available: Mapping[Kind, tuple[Backend, ...]]
-    lowest_capability: Mapping[Backend, tuple[int, int]] = field(default_factory=dict)
-    most_images: Mapping[Backend, int] = field(default_factory=dict)
+    engines: Mapping[tuple[int, int], int | NoEngine] = field(default_factory=dict)
     num_processors: int
     fixed_bytes: int
     image_bytes: int
@@ -62,58 +70,57 @@ class Demand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeftOut:
-    """A device that nobody named and that the plan does without, and why."""
+    """A device that nobody named and that the plan does without, and why; `error` is the kind if it had been named."""
 
     device: Device
     reason: str
     cure: str
+    error: type[AlexDeployError] = DeviceError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """`replicas` in the order of the devices; there is at least one."""
+    """`replicas` in the order of the devices; there is at least one.
+
+    `without_engine` are GPUs of the plan for which TensorRT is installed and has no engine: another backend runs there.
+    """
 
     replicas: tuple[Replica, ...]
     left_out: tuple[LeftOut, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Reason:
-    text: str
-    cure: str
-    is_memory: bool = False
+    without_engine: tuple[LeftOut, ...] = ()
 
 
 def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
     """Place replicas on the devices that were named, or else on all GPUs that can run it, or else on the CPU.
 
-    Every device gets `replicas_per_device` of them for each time that it is named. Raises DeviceError when a device
-    that was named cannot run it, and DeviceMemoryError when there is no room on it: asked for = got. A GPU that
-    nobody named is left out instead.
+    Every device gets `replicas_per_device` of them for each time that it is named. Asked for = got: raises DeviceError
+    when a device that was named cannot run it, DeviceMemoryError when there is no room on it, and ModelError when the
+    backend that was named lacks an engine for it. A GPU that nobody named is left out instead.
     """
     if demand.replicas_per_device < 1:
         raise UsageError(f"{demand.replicas_per_device} replicas on a device were asked for, expected at least 1")
     if demand.batch_size != "auto" and demand.batch_size < 1:
         raise UsageError(f"the batch size is {demand.batch_size}; it must be at least 1")
     if demand.named is not None:
-        return Plan(replicas=_place(demand.named, demand))
-    fitting, left_out = [], []
+        return _plan(demand.named, demand)
+    fitting: list[Device] = []
+    left_out: list[LeftOut] = []
     # Who asks for a backend that only CPUs have asks for the CPU.
-    wants_gpu = demand.backend is None or demand.backend in _PREFERENCE["cuda"]
+    wants_gpu = demand.backend is None or demand.backend in GPU_BACKENDS
     for gpu in (device for device in devices if device.kind == "cuda" and wants_gpu):
         reason = _reason_against(gpu, demand.replicas_per_device, demand)
         if reason is None:
             fitting.append(gpu)
         else:
-            left_out.append(LeftOut(device=gpu, reason=reason.text, cure=reason.cure))
+            left_out.append(reason)
     cpus = [device for device in devices if device.kind == "cpu"][:1]
     try:
-        return Plan(replicas=_place(fitting or cpus, demand), left_out=tuple(left_out))
+        return replace(_plan(fitting or cpus, demand), left_out=tuple(left_out))
     except DeviceError as exc:
         if not left_out:
             raise
         reasons = "; ".join(f"{each.device}: {each.reason}" for each in left_out)
-        raise DeviceError(f"{exc.message}; {reasons}", cure=left_out[0].cure) from exc
+        raise left_out[0].error(f"{exc.message}; {reasons}", cure=left_out[0].cure) from exc
 
 
 def engine_key_groups(replicas: Sequence[Replica]) -> tuple[tuple[Replica, ...], ...]:
@@ -128,7 +135,7 @@ def engine_key_groups(replicas: Sequence[Replica]) -> tuple[tuple[Replica, ...],
     return tuple(tuple(group) for group in groups.values())
 
 
-def _place(devices: Sequence[Device], demand: Demand) -> tuple[Replica, ...]:
+def _plan(devices: Sequence[Device], demand: Demand) -> Plan:
     if not devices:
         raise DeviceError("there is no device to run it on", cure="See them: alexdeploy devices")
     slots = [device for device in devices for _ in range(demand.replicas_per_device)]
@@ -136,10 +143,10 @@ def _place(devices: Sequence[Device], demand: Demand) -> tuple[Replica, ...]:
     threads = _shares(demand.num_processors, sum(device.kind == "cpu" for device in slots))
     replicas = []
     for device in slots:
-        reason = _reason_against(device, num_on[device], demand)
-        if reason is not None:
-            kind = DeviceMemoryError if reason.is_memory else DeviceError
-            raise kind(f"{device}{f' ({device.name})' if device.name else ''}: {reason.text}", cure=reason.cure)
+        against = _reason_against(device, num_on[device], demand)
+        if against is not None:
+            name = f" ({device.name})" if device.name else ""
+            raise against.error(f"{device}{name}: {against.reason}", cure=against.cure)
         backend = _backend_for(device, demand)
         assert backend is not None
         replicas.append(
@@ -150,23 +157,40 @@ def _place(devices: Sequence[Device], demand: Demand) -> tuple[Replica, ...]:
                 num_threads=threads.pop(0) if device.kind == "cpu" else None,
             )
         )
-    return tuple(replicas)
+    wants_engine = demand.backend is None and can_run("tensorrt", demand.precision)
+    lacking = [_without_engine(device, demand) for device in num_on if wants_engine and device.kind == "cuda"]
+    return Plan(replicas=tuple(replicas), without_engine=tuple(each for each in lacking if each is not None))
 
 
 def _backend_for(device: Device, demand: Demand) -> Backend | None:
     for backend in _PREFERENCE[device.kind]:
-        lowest = demand.lowest_capability.get(backend, (0, 0))
         if (
             demand.backend in (None, backend)
             and backend in demand.available.get(device.kind, ())
             and can_run(backend, demand.precision)
-            and (device.compute_capability is None or device.compute_capability >= lowest)
+            and (backend != "tensorrt" or isinstance(_engine_for(device, demand), int))
         ):
             return backend
     return None
 
 
-def _reason_against(device: Device, num_replicas: int, demand: Demand) -> _Reason | None:
+def _engine_for(device: Device, demand: Demand) -> int | NoEngine:
+    """The greatest batch of the GPU's TensorRT engine, or why it has none."""
+    if device.compute_capability is None:
+        return NoEngine(reason="its compute capability is unknown", cure="See: alexdeploy doctor")
+    nothing = NoEngine(reason="there is no TensorRT engine for it", cure="Build one: alexdeploy build")
+    return demand.engines.get(device.compute_capability, nothing)
+
+
+def _without_engine(device: Device, demand: Demand) -> LeftOut | None:
+    """Why TensorRT, where it is installed, has no engine for the GPU."""
+    found = _engine_for(device, demand)
+    if isinstance(found, int) or "tensorrt" not in demand.available.get("cuda", ()):
+        return None
+    return LeftOut(device=device, reason=found.reason, cure=found.cure, error=ModelError)
+
+
+def _reason_against(device: Device, num_replicas: int, demand: Demand) -> LeftOut | None:
     """Why the device cannot run `num_replicas` of what is asked, or None if it can."""
     if _backend_for(device, demand) is None:
         return _no_backend(device, demand)
@@ -178,38 +202,38 @@ def _reason_against(device: Device, num_replicas: int, demand: Demand) -> _Reaso
     views = "a view" if demand.num_views == 1 else f"{demand.num_views} views"
     on_it = "a replica" if num_replicas == 1 else f"each of {num_replicas} replicas"
     fewer = "" if num_replicas == 1 else "fewer replicas on it, "
-    return _Reason(
-        text=f"{device.free_bytes / 1e9:.1f} GB are free, {MEMORY_SHARE:.0%} of that may be used; "
+    return LeftOut(
+        device=device,
+        reason=f"{device.free_bytes / 1e9:.1f} GB are free, {MEMORY_SHARE:.0%} of that may be used; "
         f"{on_it} with one image of {views} needs {needed / 1e9:.1f} GB",
         cure=f"End what else runs there, or use {fewer}{'' if demand.num_views == 1 else 'fewer --views, '}"
         "another device: --devices",
-        is_memory=True,
+        error=DeviceMemoryError,
     )
 
 
-def _no_backend(device: Device, demand: Demand) -> _Reason:
+def _no_backend(device: Device, demand: Demand) -> LeftOut:
     kind = "GPUs" if device.kind == "cuda" else "the CPU"
     known = _PREFERENCE[device.kind]
     installed = [backend for backend in known if backend in demand.available.get(device.kind, ())]
     if demand.backend is not None and demand.backend not in known:
-        return _Reason(text=f"{demand.backend} does not run on {kind}", cure=f"Use --backend {known[0]} there.")
-    if demand.backend is not None and demand.backend not in installed:
-        text = f"{demand.backend} is not installed for {kind}"
-    elif not installed:
-        text = f"no backend for {kind} is installed"
-    else:
-        able = [each for each in installed if demand.backend in (None, each) and can_run(each, demand.precision)]
-        if not able:
-            asked = demand.backend or " and ".join(installed)
-            return _Reason(text=f"{asked} cannot run {demand.precision} there", cure="Use another --precision.")
-        capability = ".".join(map(str, device.compute_capability or ()))
-        needed = ", ".join(f"{each} needs {'.'.join(map(str, demand.lowest_capability[each]))}" for each in able)
-        return _Reason(
-            text=f"its compute capability is {capability}, and {needed}",
-            cure="Install an older TensorRT, or onnxruntime-gpu. See: alexdeploy doctor",
+        reason = f"{demand.backend} does not run on {kind}"
+        return LeftOut(device=device, reason=reason, cure=f"Use --backend {known[0]} there.")
+    wanted = [backend for backend in installed if demand.backend in (None, backend)]
+    if not wanted:
+        extra = "gpu" if device.kind == "cuda" else "cpu"
+        reason = f"no backend for {kind} is installed"
+        if demand.backend is not None:
+            reason = f"{demand.backend} is not installed for {kind}"
+        return LeftOut(
+            device=device, reason=reason, cure=f"pip install 'alexdeploy[{extra}]', then look at: alexdeploy doctor"
         )
-    extra = "gpu" if device.kind == "cuda" else "cpu"
-    return _Reason(text=text, cure=f"pip install 'alexdeploy[{extra}]', then look at: alexdeploy doctor")
+    if not any(can_run(backend, demand.precision) for backend in wanted):
+        reason = f"{' and '.join(wanted)} cannot run {demand.precision} there"
+        return LeftOut(device=device, reason=reason, cure="Use another --precision.")
+    lacking = _without_engine(device, demand)
+    assert lacking is not None
+    return lacking
 
 
 def _room(device: Device, num_replicas: int) -> float | None:
@@ -222,11 +246,13 @@ def _room(device: Device, num_replicas: int) -> float | None:
 def _batch_size(device: Device, num_replicas: int, demand: Demand) -> int:
     if demand.batch_size != "auto":
         return demand.batch_size
+    engine = _engine_for(device, demand)
+    is_tensorrt = _backend_for(device, demand) == "tensorrt"
+    most = min(engine, MOST_IMAGES) if is_tensorrt and isinstance(engine, int) else MOST_IMAGES
     room = _room(device, num_replicas)
     if room is None:
-        return CPU_BATCH_SIZE
-    backend = _backend_for(device, demand)
-    size = MOST_IMAGES if backend is None else min(MOST_IMAGES, demand.most_images.get(backend, MOST_IMAGES))
+        return min(CPU_BATCH_SIZE, most)
+    size = most
     while size > 1 and demand.fixed_bytes + size * demand.image_bytes > room:
         size //= 2
     return size

@@ -1,21 +1,20 @@
 from __future__ import annotations
 
-import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from alexdeploy.core.errors import UsageError
+from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.processors import available_processors
+from alexdeploy.placement import devices
 from alexdeploy.placement.devices import (
     Device,
     PhysicalGpu,
     cpu_device,
     find_devices,
-    fitting_engines,
     host_memory,
     list_devices,
     survey_gpus,
@@ -110,6 +109,13 @@ def test_the_error_says_why_there_is_no_gpu() -> None:
         find_devices("0", (CPU,), gpu_problem="the driver is gone")
 
 
+@pytest.mark.parametrize("names", ["all", "cpu,ALL"])
+def test_all_is_an_error_where_there_should_be_gpus(names: str) -> None:
+    with pytest.raises(DeviceError, match=f"--devices {names}: no GPU can be used: the driver is gone"):
+        find_devices(names, (CPU,), "the driver is gone", is_fault=True)
+    assert find_devices("cpu", (CPU,), "the driver is gone", is_fault=True) == (CPU,)
+
+
 def test_the_cpu_of_this_machine_is_a_device_with_its_memory() -> None:
     device = cpu_device()
     assert (device.kind, str(device), device.uuid) == ("cpu", "cpu", "")
@@ -132,6 +138,82 @@ def test_a_survey_finds_gpus_or_says_why_not() -> None:
 def test_devices_are_the_cpu_and_then_the_gpus() -> None:
     kinds = [device.kind for device in list_devices()]
     assert kinds == ["cpu"] + ["cuda"] * (len(kinds) - 1)
+
+
+class FakeNvml(ModuleType):
+    """The package pynvml on an imagined machine: `gpus` by UUID, of which those with a "?" do not answer."""
+
+    class NVMLError(Exception):
+        def __init__(self, value: int) -> None:
+            super().__init__(f"NVML error {value}")
+            self.value = value
+
+    def __init__(self, gpus: tuple[str, ...] = (), fails_with: int | None = None) -> None:
+        super().__init__("pynvml")
+        self.gpus, self.fails_with = gpus, fails_with
+        self.nvmlInit, self.nvmlShutdown = self._init, lambda: None
+        self.nvmlDeviceGetCount, self.nvmlDeviceGetUUID = lambda: len(gpus), str
+        self.nvmlDeviceGetHandleByIndex = self._handle
+
+    def _init(self) -> None:
+        if self.fails_with is not None:
+            raise self.NVMLError(self.fails_with)
+
+    def _handle(self, index: int) -> str:
+        if "?" in self.gpus[index]:
+            raise self.NVMLError(15)
+        return self.gpus[index]
+
+    def __getattr__(self, name: str) -> object:
+        if not name.startswith("nvml"):
+            raise AttributeError(name)
+
+        def unsupported(*_: object) -> None:
+            raise self.NVMLError(3)
+
+        return unsupported
+
+
+@pytest.mark.parametrize(
+    ("nvml", "has_driver", "mask", "problem", "is_fault"),
+    [
+        # A laptop without a GPU, with and without the package; then a driver whose library or package is missing.
+        (None, False, None, "nvidia-ml-py", False),
+        (FakeNvml(fails_with=12), False, None, "NVML error 12", False),
+        (None, True, None, "nvidia-ml-py", True),
+        (FakeNvml(fails_with=12), True, None, "NVML error 12", True),
+        (FakeNvml(fails_with=9), False, None, "NVML error 9", True),
+        (FakeNvml(fails_with=18), True, None, "NVML error 18", True),
+        (FakeNvml(), True, None, "but no GPU", True),
+        (FakeNvml(), True, "", "but no GPU", True),
+        (FakeNvml(("GPU-1?",)), True, None, "no GPU can be used: GPU 0 does not answer", True),
+        # Somebody wants no GPU; somebody wants one that is not there.
+        (FakeNvml(("GPU-1",)), True, "", "hides the GPU", False),
+        (FakeNvml(("GPU-1", "GPU-2")), True, "-1", "hides all 2 GPUs", False),
+        (FakeNvml(("GPU-1",)), True, "NoDevFiles", "hides the GPU", False),
+        (FakeNvml(("GPU-1",)), True, "7", "hides the GPU", True),
+        (FakeNvml(("GPU-1",)), True, "0", None, False),
+        (FakeNvml(("GPU-1", "GPU-2?")), True, None, None, False),
+    ],
+)
+def test_a_driver_that_does_not_work_is_a_fault_and_a_machine_without_a_gpu_is_not(
+    nvml: ModuleType | None,
+    has_driver: bool,
+    mask: str | None,
+    problem: str | None,
+    is_fault: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(devices, "_DRIVER_FILES", (tmp_path if has_driver else tmp_path / "none",))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if mask is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    survey = survey_gpus()
+    assert survey.is_fault == is_fault
+    assert problem in str(survey.problem) if problem else survey.problem is None
+    assert not (survey.problem and survey.notes), "the problem tells it all"
 
 
 @pytest.mark.gpu
@@ -205,36 +287,3 @@ def test_a_containers_limit_bounds_the_memory(
 
 def test_memory_is_unknown_where_the_files_of_linux_are_not(tmp_path: Path) -> None:
     assert host_memory(tmp_path / "none", tmp_path) == (None, None)
-
-
-def write_sidecar(models: Path, name: str, content: object) -> Path:
-    path = models / "alexnet" / "engines" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
-
-def test_engine_files_fit_by_capability_and_version(tmp_path: Path) -> None:
-    def facts(capability: tuple[int, int], tensorrt: str) -> dict[str, object]:
-        return {"compute_capability": capability, "tensorrt": tensorrt, "more": 1}
-
-    here = write_sidecar(tmp_path, "a", facts((9, 0), "10.16.1.11"))
-    older = write_sidecar(tmp_path, "b", facts((9, 0), "10.15.0"))
-    write_sidecar(tmp_path, "c", facts((8, 0), "10.16.1.11"))
-    device = HERE[1]
-    assert fitting_engines(device, "10.16.1", tmp_path) == (here,)
-    assert fitting_engines(device, None, tmp_path) == (here, older)
-    assert fitting_engines(replace(device, compute_capability=(8, 9)), None, tmp_path) == ()
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "[]", "null", "3", '"x"', "{}", '{"compute_capability": 9, "tensorrt": "10"}', '{"compute_capability": [9,'],
-)
-def test_a_sidecar_that_cannot_be_read_is_left_out(tmp_path: Path, content: str) -> None:
-    write_sidecar(tmp_path, "bad", content)
-    assert fitting_engines(HERE[1], None, tmp_path) == ()
-
-
-def test_no_models_are_no_engines(tmp_path: Path) -> None:
-    assert fitting_engines(HERE[1], None, tmp_path / "nowhere") == ()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alexdeploy.core.errors import DeviceError, DeviceMemoryError, UsageError
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.placement.devices import Device
-from alexdeploy.placement.plan import Demand, Plan, engine_key_groups, plan_replicas
+from alexdeploy.placement.plan import Demand, NoEngine, Plan, engine_key_groups, plan_replicas
 
 GB = 1_000_000_000
 CPU = Device(kind="cpu", index=0, name="a CPU", free_bytes=16 * GB)
@@ -24,8 +25,14 @@ def gpu(index: int, free_gb: float | None = 80, capability: tuple[int, int] = (9
 
 
 def demand(**more: Any) -> Demand:
-    """1 GB for an engine and 10 MB for an image, on 8 processors."""
-    usual = {"available": BACKENDS, "num_processors": 8, "fixed_bytes": GB, "image_bytes": 10_000_000}
+    """1 GB for an engine and 10 MB for an image, on 8 processors; TensorRT has engines for A100 and H100."""
+    usual = {
+        "available": BACKENDS,
+        "engines": {(9, 0): 1024, (8, 0): 1024},
+        "num_processors": 8,
+        "fixed_bytes": GB,
+        "image_bytes": 10_000_000,
+    }
     return Demand(**{**usual, **more})
 
 
@@ -40,9 +47,19 @@ def test_eight_equal_gpus_give_eight_equal_replicas() -> None:
     assert engine_key_groups(plan.replicas) == (plan.replicas,)
 
 
-def test_a_batch_is_no_larger_than_the_engine_that_is_there() -> None:
-    assert rows(plan_replicas([gpu(0)], demand(most_images={"tensorrt": 32})))[0][2] == 32
-    assert rows(plan_replicas([gpu(0)], demand(most_images={"tensorrt": 32}, backend="onnxruntime")))[0][2] == 256
+def test_a_batch_is_no_larger_than_the_engine_of_its_gpu() -> None:
+    machine = [gpu(0), gpu(1, capability=(8, 0)), gpu(2, capability=(7, 5))]
+    asked = demand(engines={(9, 0): 32, (8, 0): 48})
+    assert rows(plan_replicas(machine, asked)) == [
+        ("cuda:0", "tensorrt", 32, None),
+        ("cuda:1", "tensorrt", 48, None),
+        ("cuda:2", "onnxruntime", 256, None),
+    ]
+    assert rows(plan_replicas([gpu(0)], demand(engines={(9, 0): 32}, backend="onnxruntime")))[0][2] == 256
+
+
+def test_a_small_engine_bounds_the_batch_of_a_gpu_that_does_not_tell_its_memory() -> None:
+    assert rows(plan_replicas([gpu(0, free_gb=None)], demand(engines={(9, 0): 4})))[0][2] == 4
 
 
 def test_each_compute_capability_is_an_engine_of_its_own() -> None:
@@ -117,17 +134,53 @@ def test_onnxruntime_runs_on_a_gpu_where_tensorrt_is_not_installed() -> None:
     assert rows(plan_replicas([CPU, gpu(0)], demand(available=available))) == [("cuda:0", "onnxruntime", 256, None)]
 
 
-def test_onnxruntime_runs_on_a_gpu_that_is_too_old_for_tensorrt() -> None:
-    asked = demand(lowest_capability={"tensorrt": (7, 5)})
-    plan = plan_replicas([gpu(0, capability=(6, 1)), gpu(1, capability=(7, 5))], asked)
+NO_ENGINE = NoEngine(reason="it has no engine", cure="Build one: alexdeploy build alexnet")
+
+
+def test_onnxruntime_runs_on_a_gpu_for_which_there_is_no_engine_and_the_plan_says_so() -> None:
+    asked = demand(engines={(8, 0): NO_ENGINE, (9, 0): 64})
+    plan = plan_replicas([gpu(0, capability=(8, 0)), gpu(1)], asked)
     assert [each.backend for each in plan.replicas] == ["onnxruntime", "tensorrt"]
+    assert plan.left_out == ()
+    (without,) = plan.without_engine
+    assert (str(without.device), without.reason, without.cure) == ("cuda:0", NO_ENGINE.reason, NO_ENGINE.cure)
 
 
-def test_a_gpu_too_old_for_the_backend_that_was_asked_for_is_an_error() -> None:
-    old = gpu(0, capability=(6, 1))
-    asked = demand(named=(old,), backend="tensorrt", lowest_capability={"tensorrt": (7, 5)})
-    with pytest.raises(DeviceError, match=r"capability is 6\.1, and tensorrt needs 7\.5"):
-        plan_replicas([old], asked)
+def test_a_gpu_without_an_engine_and_without_another_backend_is_left_out_with_the_command_that_builds_one() -> None:
+    asked = demand(available={"cpu": ("openvino",), "cuda": ("tensorrt",)}, engines={(8, 0): NO_ENGINE, (9, 0): 64})
+    plan = plan_replicas([CPU, gpu(0, capability=(8, 0)), gpu(1)], asked)
+    assert [str(each.device) for each in plan.replicas] == ["cuda:1"]
+    assert [(str(each.device), each.reason, each.cure) for each in plan.left_out] == [
+        ("cuda:0", NO_ENGINE.reason, NO_ENGINE.cure)
+    ]
+    assert rows(plan_replicas([CPU, gpu(0, capability=(8, 0))], asked)) == [("cpu", "openvino", 8, 8)]
+
+
+@pytest.mark.parametrize("more", [{"named": (gpu(0),)}, {}])
+def test_who_asks_for_tensorrt_where_there_is_no_engine_gets_the_command_that_builds_one(more: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r"cuda:0: it has no engine") as caught:
+        plan_replicas([CPU, gpu(0)], demand(backend="tensorrt", engines={(9, 0): NO_ENGINE}, **more))
+    assert caught.value.cure == NO_ENGINE.cure
+
+
+def test_a_named_gpu_without_an_engine_and_without_another_backend_is_an_error() -> None:
+    asked = demand(named=(gpu(0),), available={"cuda": ("tensorrt",)}, engines={(9, 0): NO_ENGINE})
+    with pytest.raises(ModelError, match=r"cuda:0: it has no engine"):
+        plan_replicas([gpu(0)], asked)
+
+
+@pytest.mark.parametrize(
+    "more", [{"backend": "onnxruntime"}, {"available": {"cuda": ("onnxruntime",)}}, {"named": (CPU,)}]
+)
+def test_where_tensorrt_is_not_wanted_or_not_installed_nobody_hears_of_engines(more: dict[str, Any]) -> None:
+    assert plan_replicas([CPU, gpu(0)], demand(**{"engines": {(9, 0): NO_ENGINE}, **more})).without_engine == ()
+
+
+def test_an_unknown_compute_capability_has_no_engine() -> None:
+    unknown = replace(gpu(0), compute_capability=None)
+    plan = plan_replicas([unknown], demand())
+    assert [each.backend for each in plan.replicas] == ["onnxruntime"]
+    assert "unknown" in plan.without_engine[0].reason
 
 
 def test_gpus_without_a_backend_are_left_out_and_the_plan_says_so() -> None:

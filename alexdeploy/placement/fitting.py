@@ -1,0 +1,121 @@
+"""Which engine files TensorRT can run on which GPU, by what lies beside them. Imports no TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import AlexDeployError
+from alexdeploy.core.packages import tensorrt_version
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import NumViews
+from alexdeploy.engines.engine_files import (
+    DEFAULT_MAX_BATCH,
+    EngineRecord,
+    Wanted,
+    build_command,
+    choose_engine,
+    differences_from,
+    fitting_engines,
+    load_engine,
+    read_record,
+    wanted_engine,
+)
+from alexdeploy.placement.devices import Device, GpuSurvey
+from alexdeploy.placement.plan import NoEngine
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineFile:
+    """An engine file: the GPUs here that run it, and if there are none, why, of the GPU that comes nearest."""
+
+    path: Path
+    devices: tuple[Device, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+def engines_here(
+    folder: ModelFolder,
+    survey: GpuSurvey,
+    *,
+    precision: Precision,
+    num_views: NumViews,
+    batch_size: int | Literal["auto"],
+) -> dict[tuple[int, int], int | NoEngine]:
+    """For each compute capability here: the greatest batch of an engine that may run there, or why there is none.
+
+    "auto" takes the engine for the greatest batches, a number the one that `open_engine` will choose for it. An engine
+    that fits and is not trusted counts as none; its cure says how to trust it.
+    """
+    capabilities = {each.compute_capability for each in survey.devices if each.compute_capability is not None}
+    try:
+        wanted = _wanted(folder, survey, precision, num_views)
+    except AlexDeployError as exc:
+        return dict.fromkeys(capabilities, NoEngine(reason=exc.message, cure=exc.cure or "See: alexdeploy inspect"))
+    if batch_size != "auto":
+        wanted = replace(wanted, batch_size=batch_size)
+    return {
+        each: _engine_for(folder, replace(wanted, compute_capability=each), is_auto=batch_size == "auto")
+        for each in capabilities
+    }
+
+
+def _engine_for(folder: ModelFolder, wanted: Wanted, *, is_auto: bool) -> int | NoEngine:
+    fitting = fitting_engines(folder, wanted)
+    try:
+        # Where none fits, this tells in what the nearest differs.
+        path = fitting[-1 if is_auto else 0][0] if fitting else choose_engine(folder, wanted)
+        return load_engine(path)[0].profile[2]
+    except AlexDeployError as exc:
+        build = build_command(folder, replace(wanted, batch_size=max(wanted.batch_size, DEFAULT_MAX_BATCH)))
+        cure = exc.cure if fitting else f"Build one there: {build}"
+        return NoEngine(reason=exc.message, cure=cure or f"Build it again: {build}")
+
+
+def judge_engines(folder: ModelFolder, survey: GpuSurvey) -> Iterator[EngineFile]:
+    """Each engine file of the model, by name. Reads and hashes the model's files, and the engines that fit."""
+    wanted: dict[tuple[Precision, NumViews], Wanted] = {}
+    for path in sorted((folder.path / "engines").glob("*.engine")):
+        try:
+            record = read_record(path)
+            asked = record.precision, record.num_views
+            if asked not in wanted:
+                wanted[asked] = _wanted(folder, survey, *asked)
+            yield _judge(path, record, wanted[asked], survey.devices)
+        except AlexDeployError as exc:
+            yield EngineFile(path=path, reasons=(_without(path, exc),))
+
+
+def _judge(path: Path, record: EngineRecord, wanted: Wanted, gpus: tuple[Device, ...]) -> EngineFile:
+    differences = {
+        gpu: differences_from(record, replace(wanted, compute_capability=gpu.compute_capability or (0, 0)))
+        for gpu in gpus
+    }
+    fitting = tuple(gpu for gpu in gpus if not differences[gpu])
+    if not fitting:
+        return EngineFile(path=path, reasons=min(differences.values(), key=len, default=()))
+    try:
+        load_engine(path)
+    except AlexDeployError as exc:
+        return EngineFile(path=path, reasons=(f"it is not trusted here; it {_without(path, exc)}",))
+    return EngineFile(path=path, devices=fitting)
+
+
+def _wanted(folder: ModelFolder, survey: GpuSurvey, precision: Precision, num_views: NumViews) -> Wanted:
+    """What an engine must be for this machine; its compute capability is filled in by whoever asks for a GPU."""
+    return wanted_engine(
+        folder,
+        precision=precision,
+        num_views=num_views,
+        batch_size=1,
+        tensorrt=tensorrt_version() or "none",
+        compute_capability=(0, 0),
+        cuda="none" if survey.cuda_version is None else ".".join(map(str, survey.cuda_version)),
+    )
+
+
+def _without(path: Path, error: AlexDeployError) -> str:
+    return error.message.removeprefix(f"{path} ")

@@ -1,0 +1,218 @@
+"""What is chosen on machines that are imagined, for a model that is there; nothing is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from imagined import TENSORRT, machine, put_engine
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.engines.base import Backend
+from alexdeploy.placement import fitting
+from alexdeploy.placement import place as placing
+from alexdeploy.placement.devices import GpuSurvey
+from alexdeploy.placement.place import Placed, Request, place
+from alexdeploy.placement.pool import Pool
+from alexdeploy.placement.towers import SplitEngine
+
+H100, A100 = (9, 0), (8, 0)
+BROKEN = GpuSurvey(problem="NVML: Driver Not Loaded", cure="sudo modprobe nvidia", is_fault=True)
+LAPTOP = GpuSurvey(problem="NVML: Shared Library Not Found", cure="Install a driver.")
+
+
+class Here:
+    """`place` on a machine with a survey of its GPUs and the backends for them."""
+
+    def __init__(self, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self._monkeypatch = folder, monkeypatch
+
+    def place(
+        self, survey: GpuSurvey, backends: tuple[Backend, ...] = ("tensorrt", "onnxruntime"), **request: Any
+    ) -> Placed:
+        self._monkeypatch.setattr(placing, "survey_gpus", lambda: survey)
+        self._monkeypatch.setattr(placing, "_gpu_backends", lambda: backends)
+        return place(self.folder, Request(**{"precision": "fp16", "num_views": 10, **request}))
+
+
+@pytest.fixture
+def here(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    """models/tiny, TensorRT 10.16, and an installation of its own."""
+    monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(fitting, "tensorrt_version", lambda: TENSORRT)
+    return Here(tiny_model, monkeypatch)
+
+
+def rows(placed: Placed) -> list[tuple[str, str, int]]:
+    assert isinstance(placed.engine, Pool)
+    replicas = [member.replica for member in placed.engine._members]
+    return [(str(each.device), each.backend, each.batch_size) for each in replicas]
+
+
+def test_each_gpu_runs_tensorrt_where_an_engine_fits_it_with_the_greatest_batch_of_that_engine(here: Here) -> None:
+    put_engine(here.folder, capability=H100, max_batch=16)
+    put_engine(here.folder, capability=H100, max_batch=48)
+    put_engine(here.folder, capability=A100, max_batch=8)
+    placed = here.place(machine(H100, A100, H100), batch_size="auto")
+    assert rows(placed) == [("cuda:0", "tensorrt", 48), ("cuda:1", "tensorrt", 8), ("cuda:2", "tensorrt", 48)]
+    assert placed.notes == ()
+
+
+def test_a_gpu_without_an_engine_runs_the_next_backend_and_the_note_has_the_command_that_builds_one(
+    here: Here,
+) -> None:
+    put_engine(here.folder, capability=H100)
+    placed = here.place(machine(H100, A100), batch_size="auto")
+    assert rows(placed) == [("cuda:0", "tensorrt", 32), ("cuda:1", "onnxruntime", 256)]
+    (note,) = placed.notes
+    assert note.startswith("cuda:1 runs onnxruntime and not TensorRT: ")
+    assert "it is for sm_90, this device is sm_80. Build one there: " in note
+    assert note.endswith(f"alexdeploy build {here.folder.path} --fp16 --views 10 --max-batch 32")
+
+
+def test_a_gpu_without_an_engine_and_without_another_backend_is_left_out_or_an_error_if_it_is_named(
+    here: Here,
+) -> None:
+    put_engine(here.folder, capability=H100)
+    placed = here.place(machine(H100, A100), backends=("tensorrt",))
+    assert rows(placed) == [("cuda:0", "tensorrt", 8)]
+    assert placed.notes[0].startswith("cuda:1 is left out: ")
+    assert "alexdeploy build" in placed.notes[0]
+    with pytest.raises(ModelError, match=r"cuda:1 \(NVIDIA A100\): .* it is for sm_90, this device is sm_80") as caught:
+        here.place(machine(H100, A100), backends=("tensorrt",), devices="0,1")
+    assert "alexdeploy build" in str(caught.value.cure)
+
+
+@pytest.mark.parametrize("devices", [None, "0"])
+def test_tensorrt_by_name_and_no_engine_is_an_error_that_says_how_to_build_one(here: Here, devices: str | None) -> None:
+    with pytest.raises(ModelError, match="has no TensorRT engine") as caught:
+        here.place(machine(H100), backend="tensorrt", devices=devices)
+    assert "--fp16 --views 10 --max-batch 32" in str(caught.value.cure)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"tensorrt": "10.15.0"}, "it was built with TensorRT 10.15.0, here is 10.16.1.11"),
+        ({"cuda": "12.2"}, "it was built with CUDA 12.2, here is 13.0"),
+        ({"precision": "fp32"}, "it is fp32, asked for fp16"),
+        ({"num_views": 1}, "it averages 1 views, asked for 10"),
+        ({"weights_sha256": "a" * 64}, "it was built from weights aaaaaaaaaaaa"),
+        ({"max_batch": 4}, "it takes 1 to 4 images, asked for 8"),
+    ],
+)
+def test_an_engine_that_does_not_fit_in_any_part_is_not_chosen(here: Here, changes: dict[str, Any], told: str) -> None:
+    put_engine(here.folder, **changes)
+    placed = here.place(machine(H100))
+    assert rows(placed) == [("cuda:0", "onnxruntime", 8)]
+    assert told in placed.notes[0]
+
+
+def test_an_engine_that_is_not_trusted_is_not_chosen_and_the_note_says_how_to_trust_it(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put_engine(here.folder)
+    monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "other"))
+    placed = here.place(machine(H100))
+    assert rows(placed) == [("cuda:0", "onnxruntime", 8)]
+    assert "another installation" in placed.notes[0]
+    assert f"alexdeploy build --trust-engine {path}" in placed.notes[0]
+    assert not (tmp_path / "other").exists(), "to look at an engine makes no key"
+
+
+def test_an_engine_that_came_without_weights_and_graphs_is_chosen(here: Here) -> None:
+    put_engine(here.folder)
+    for path in (here.folder.weights_path, *here.folder.path.glob("*.onnx")):
+        path.unlink()
+    assert rows(here.place(machine(H100))) == [("cuda:0", "tensorrt", 8)]
+
+
+def test_a_graph_that_cannot_be_read_is_no_reason_to_stop_here(here: Here) -> None:
+    put_engine(here.folder)
+    here.folder.onnx_path("fp16").write_bytes(b"no graph")
+    placed = here.place(machine(H100))
+    assert rows(placed) == [("cuda:0", "onnxruntime", 8)]
+    assert "model.fp16.onnx" in placed.notes[0]
+
+
+def test_gpus_of_one_kind_share_an_engine(here: Here) -> None:
+    put_engine(here.folder)
+    assert rows(here.place(machine(H100, H100), devices="1,1,0")) == [
+        ("cuda:1", "tensorrt", 8),
+        ("cuda:1", "tensorrt", 8),
+        ("cuda:0", "tensorrt", 8),
+    ]
+
+
+def test_a_driver_that_does_not_work_is_told_where_the_cpu_is_used_instead(here: Here) -> None:
+    placed = here.place(BROKEN)
+    assert placed.notes == ("The CPU is used, since no GPU can be: NVML: Driver Not Loaded. sudo modprobe nvidia",)
+    assert not isinstance(placed.engine, Pool)
+
+
+@pytest.mark.parametrize(
+    ("survey", "request_"),
+    [
+        (LAPTOP, {}),
+        (LAPTOP, {"devices": "all"}),
+        (BROKEN, {"devices": "cpu"}),
+        (BROKEN, {"devices": "cpu,cpu"}),
+        (BROKEN, {"backend": "openvino"}),
+        (dataclasses.replace(machine(H100), notes=("GPU 1 does not answer",)), {"devices": "cpu"}),
+    ],
+)
+def test_who_has_no_gpu_or_wants_none_hears_of_none(here: Here, survey: GpuSurvey, request_: dict[str, Any]) -> None:
+    assert here.place(survey, **request_).notes == ()
+
+
+@pytest.mark.parametrize("more", [{}, {"placement": "towers"}])
+def test_all_devices_of_a_machine_whose_driver_does_not_work_is_an_error(here: Here, more: dict[str, Any]) -> None:
+    with pytest.raises(DeviceError, match="--devices all: no GPU can be used: NVML: Driver Not Loaded"):
+        here.place(BROKEN, devices="all", **more)
+
+
+def test_what_the_driver_says_of_some_gpus_is_told_with_the_others(here: Here) -> None:
+    survey = dataclasses.replace(machine(H100), notes=("GPU 1 does not answer",))
+    assert "GPU 1 does not answer" in here.place(survey, backends=("onnxruntime",)).notes
+
+
+def split_devices(placed: Placed) -> str:
+    assert isinstance(placed.engine, SplitEngine)
+    return placed.engine.info.device
+
+
+@pytest.mark.parametrize(
+    ("survey", "backends", "devices", "notes"),
+    [
+        (LAPTOP, (), "cpu,cpu", ("takes the CPU twice, half of the threads each, since there is no GPU",)),
+        (BROKEN, (), "cpu,cpu", ("Driver Not Loaded", "takes the CPU twice")),
+        (machine(H100), ("tensorrt",), "cpu,cpu", ("since onnxruntime-gpu is not installed for cuda:0",)),
+        (machine(H100, A100, H100), ("onnxruntime",), "cuda:0,cuda:1", ("takes cuda:0 and cuda:1; --devices names",)),
+    ],
+)
+def test_a_placement_without_devices_says_what_it_takes(
+    here: Here, survey: GpuSurvey, backends: tuple[Backend, ...], devices: str, notes: tuple[str, ...]
+) -> None:
+    placed = here.place(survey, backends=backends, placement="towers")
+    assert split_devices(placed) == devices
+    for note, words in zip(placed.notes, notes, strict=True):
+        assert words in note
+
+
+def test_a_placement_on_one_gpu_asks_for_the_second_device(here: Here) -> None:
+    with pytest.raises(UsageError, match=r"takes two devices, found one GPU, cuda:0 \(NVIDIA H100\)") as caught:
+        here.place(machine(H100), placement="pipeline")
+    assert "--devices 0,cpu" in str(caught.value.cure)
+
+
+def test_a_placement_on_devices_that_were_named_says_nothing(here: Here) -> None:
+    placed = here.place(machine(H100), placement="pipeline", devices="0,cpu")
+    assert (split_devices(placed), placed.notes) == ("cuda:0,cpu", ())
+
+
+def test_replicas_of_a_placement_are_counted_as_devices(here: Here) -> None:
+    with pytest.raises(UsageError, match="takes two devices, found 4"):
+        here.place(LAPTOP, placement="towers", devices="cpu,cpu", replicas_per_device=2)
