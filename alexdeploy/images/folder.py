@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,8 +47,7 @@ def read_image_folder(
     missing or cannot be listed, fewer than two classes, a class without images, and validation classes
     that are not the training classes; UsageError for a fraction outside 0 to 1.
     """
-    if not 0 < val_fraction < 1:
-        raise UsageError(f"val_fraction is {val_fraction}; expected a number between 0 and 1")
+    check_fraction(val_fraction)
     train_root, val_root = find_splits(os.fspath(folder))
     if val_folder is not None:
         val_root = os.fspath(val_folder)
@@ -60,7 +59,7 @@ def read_image_folder(
         )
     examples = [list_examples(train_root, name, label) for label, name in enumerate(classes)]
     if val_root is None:
-        train, val = _split(examples, train_root, val_fraction, seed)
+        train, val = split_examples(examples, train_root, val_fraction, seed)
         return LabelledImages(classes=classes, train=train, val=val)
     _check_same_classes(train_root, classes, val_root, list_class_folders(val_root))
     return LabelledImages(
@@ -118,9 +117,15 @@ def _check_same_classes(train_root: str, train: tuple[str, ...], val_root: str, 
     )
 
 
-def _split(
-    examples: list[tuple[Example, ...]], root: str, fraction: float, seed: int
+def check_fraction(val_fraction: float) -> None:
+    if not 0 < val_fraction < 1:
+        raise UsageError(f"val_fraction is {val_fraction}; expected a number between 0 and 1")
+
+
+def split_examples(
+    examples: Sequence[Sequence[Example]], root: str, fraction: float, seed: int
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Take a share of each class, chosen by the names below `root`, for validation: training, then validation."""
     train: list[Example] = []
     val: list[Example] = []
     for members in examples:

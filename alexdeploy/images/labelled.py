@@ -143,25 +143,15 @@ def _read_list(
     root, name = os.fspath(folder), os.fspath(labels)
     if not os.path.isdir(root):
         raise DataError(f"{root} is not a folder; the names in {name} are relative to it.", cure="Name their folder.")
-    known = _Classes(classes)
-    examples: list[Example] = []
-    first_lines: dict[str, int] = {}
-    for number, line in _lines(name):
-        image, label = _parse_line(line, known, f"{name}:{number}")
-        path = os.path.normpath(os.path.join(root, image))
-        if path in first_lines:
-            raise DataError(
-                f"{name}:{number}: {printable_path(image)!r} is in line {first_lines[path]} already; expected each "
-                "image once.",
-                cure="Remove one of the lines.",
-            )
-        first_lines[path] = number
-        examples.append(Example(path, label))
+    examples = [
+        Example(os.path.normpath(os.path.join(root, image)), label) for image, label in read_label_list(name, classes)
+    ]
+    listed = {example.path for example in examples}
     num_unlabelled, notes = 0, []
     for path, problem in walk_images(root):
         if problem is not None:
             notes.append(f"{printable_path(path)}: {problem}")
-        elif os.path.normpath(path) not in first_lines:
+        elif os.path.normpath(path) not in listed:
             num_unlabelled += 1
     if num_unlabelled:
         notes.append(
@@ -176,7 +166,28 @@ def _read_list(
     )
 
 
-def _lines(path: str) -> Iterator[tuple[int, str]]:
+def read_label_list(path: str | os.PathLike[str], classes: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """The images that a list names, as normal paths, with the index of the class that it gives each.
+
+    Raises DataError for a bad line, an unknown class, and an image that has two lines.
+    """
+    known = _Classes(classes)
+    first_lines: dict[str, int] = {}
+    for number, line in list_lines(path):
+        place = f"{os.fspath(path)}:{number}"
+        image, label = _parse_line(line, known, place)
+        normal = os.path.normpath(image)
+        if normal in first_lines:
+            raise DataError(
+                f"{place}: {printable_path(image)!r} is in line {first_lines[normal]} already; expected each "
+                "image once.",
+                cure="Remove one of the lines.",
+            )
+        first_lines[normal] = number
+        yield normal, label
+
+
+def list_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     """The lines that say something, with their numbers from 1; bytes that are not UTF-8 as in Python's file names."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
@@ -184,7 +195,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
                 if line.strip() and not line.startswith("#"):
                     yield number, line.strip()
     except OSError as exc:
-        raise DataError(f"{path} cannot be read: {describe(exc)}.", cure="Name a list of labels.") from exc
+        raise DataError(f"{os.fspath(path)} cannot be read: {describe(exc)}.", cure="Name a list of labels.") from exc
 
 
 def _parse_line(line: str, known: _Classes, place: str) -> tuple[str, int]:

@@ -1,0 +1,146 @@
+"""The images that a data set is made from, before they are decoded: files, or parts of archives, each with a label."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.images.folder import Example, LabelledImages, check_fraction, split_examples
+from alexdeploy.images.labelled import list_lines, read_label_list
+from alexdeploy.images.listing import MAX_FILE_BYTES, describe
+from alexdeploy.images.sources import read_file
+
+
+class Original(NamedTuple):
+    """One encoded image: the file `path`, or where `offset` is given `num_bytes` of it from there on.
+
+    `name` does not depend on where the data set lies; `num_bytes` is -1 for a file that is not there.
+    """
+
+    name: str
+    label: int
+    path: str
+    offset: int | None
+    num_bytes: int
+
+    def read(self) -> bytes:
+        """The encoded image. Raises ImageError, without the name, as `read_file`."""
+        if self.offset is None:
+            return read_file(self.path, was_listed=True)
+        if self.num_bytes > MAX_FILE_BYTES:
+            raise ImageError(f"holds {self.num_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.num_bytes)
+        except OSError as exc:
+            raise ImageError(f"{self.path} cannot be read: {describe(exc)}") from exc
+        if len(data) != self.num_bytes:
+            raise ImageError(f"{self.path} ends {self.num_bytes - len(data):,} bytes too early")
+        return data
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Originals:
+    """A data set as found; a label is an index into `classes`."""
+
+    classes: tuple[str, ...]
+    train: tuple[Original, ...]
+    val: tuple[Original, ...]
+
+    def sha256(self) -> str:
+        """A hash over the classes and, of every image, its split, name, label and size in bytes."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for split, originals in (("train", self.train), ("val", self.val)):
+            for name, label, _, _, num_bytes in sorted(originals):
+                digest.update(os.fsencode(f"{split}\0{name}\0{label}\0{num_bytes}\n"))
+        return digest.hexdigest()
+
+
+def from_labelled(data: LabelledImages) -> Originals:
+    """The same images with their sizes, and names that begin where the paths of all of them part."""
+    folders = {os.path.dirname(os.path.abspath(example.path)) for example in (*data.train, *data.val)}
+    root = os.path.commonpath(folders) if folders else ""
+    train, val = (tuple(_from_file(example, root) for example in examples) for examples in (data.train, data.val))
+    return Originals(classes=data.classes, train=train, val=val)
+
+
+def from_lists(
+    folder: str | os.PathLike[str],
+    train_list: str | os.PathLike[str],
+    val_list: str | os.PathLike[str] | None = None,
+    classes_file: str | os.PathLike[str] | None = None,
+    *,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> LabelledImages:
+    """Read lists of `name label`, names relative to `folder`, labels a class or its index, the first being 0.
+
+    Classes are the lines of `classes_file`, else the last words of the lines of the training list: in the order of
+    their bytes, or as numbers where all are. Without `val_list` a share of each class is taken as `read_image_folder`
+    does. An image that is not there is among them. Raises DataError.
+    """
+    root = os.fspath(folder)
+    if not os.path.isdir(root):
+        raise DataError(f"{root} is no folder; the names in the lists are relative to it.", cure="Name their folder.")
+    check_fraction(val_fraction)
+    classes = _last_words(train_list) if classes_file is None else read_classes(classes_file)
+    if len(classes) < 2:
+        raise DataError(f"{os.fspath(classes_file or train_list)} has {len(classes)} classes; it takes two at least.")
+    train = _read_list(root, train_list, classes)
+    if val_list is not None:
+        return LabelledImages(classes=classes, train=train, val=_read_list(root, val_list, classes))
+    by_class: list[list[Example]] = [[] for _ in classes]
+    for example in train:
+        by_class[example.label].append(example)
+    train, val = split_examples(by_class, root, val_fraction, seed)
+    return LabelledImages(classes=classes, train=train, val=val)
+
+
+def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The classes in a file that has one in each line. Raises DataError."""
+    classes = tuple(line for _, line in list_lines(path))
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise DataError(f"{os.fspath(path)} names the class {twice!r} twice; expected each once.")
+    return classes
+
+
+def _from_file(example: Example, root: str) -> Original:
+    num_bytes = -1
+    with suppress(OSError):
+        num_bytes = os.path.getsize(example.path)
+    name = os.path.relpath(os.path.abspath(example.path), root).replace(os.sep, "/")
+    return Original(name, example.label, example.path, None, num_bytes)
+
+
+def _read_list(root: str, path: str | os.PathLike[str], classes: tuple[str, ...]) -> tuple[Example, ...]:
+    examples = tuple(
+        Example(os.path.normpath(os.path.join(root, name)), label) for name, label in read_label_list(path, classes)
+    )
+    if not examples:
+        raise DataError(f"{os.fspath(path)} names no images.", cure="Lines are `name label`.")
+    return examples
+
+
+def _last_words(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    words = {line.split()[-1] for _, line in list_lines(path)}
+    if all(word.isascii() and word.isdigit() for word in words):
+        return _numbers(path, words)
+    return tuple(sorted(words, key=os.fsencode))
+
+
+def _numbers(path: str | os.PathLike[str], words: Iterable[str]) -> tuple[str, ...]:
+    found = {int(word) for word in words}
+    missing = sorted(set(range(max(found) + 1)) - found)
+    if missing:
+        raise DataError(
+            f"{os.fspath(path)}: labels go up to {max(found)} and no image has the label {missing[0]}; the first is 0.",
+            cure="Name the classes, one in each line, in the order of their numbers: --classes FILE",
+        )
+    return tuple(str(number) for number in range(max(found) + 1))
