@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alexdeploy.cli import output
 from alexdeploy.cli.options import JsonOption, SetOption, model_folder
 from alexdeploy.cli.sample import render
+from alexdeploy.cli.train_progress import summary, watch
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from alexdeploy.core.recipe import Recipe
-    from alexdeploy.core.spec import ModelSpec
-    from alexdeploy.training.events import Event
+    from alexdeploy.core.artifacts import ModelFolder
 
 _SAMPLE_FOLDER = Path("data/sample")
 _PHOTOGRAPHS_FOLDER = Path("images")
@@ -44,8 +39,20 @@ def train(
         ),
     ] = None,
     overrides: SetOption = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Go on from the weights of this model; its architecture and preprocessing are kept, the last layer "
+            "is new unless the classes are the same.",
+        ),
+    ] = None,
+    freeze: Annotated[
+        str | None, typer.Option(metavar="LAYERS", help="Layers of --pretrained that stay as they are: conv1,conv2")
+    ] = None,
     name: Annotated[
-        str | None, typer.Option(help="The model goes to models/NAME/; the recipe's name if left out.")
+        str | None,
+        typer.Option(help="The model goes to models/NAME/; if left out, the recipe's name, or MODEL-tuned."),
     ] = None,
     val: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Validation images, with the same class folders.")
@@ -76,8 +83,9 @@ def train(
     # that made training 5 to 10 times slower. A thousandth of it costs little. Read when PyTorch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    from alexdeploy.core.artifacts import find_model
     from alexdeploy.core.errors import UsageError
-    from alexdeploy.core.recipe import DEFAULT_RECIPE, SAMPLE_RECIPE, load_recipe
+    from alexdeploy.core.recipe import DEFAULT_RECIPE, SAMPLE_RECIPE, fine_tuning_recipe, load_recipe
     from alexdeploy.images.folder import read_image_folder
 
     if resume and overwrite:
@@ -89,12 +97,24 @@ def train(
         "seed": seed,
         "precision": precision,
     }
-    given = [f"training.{key}={value}" for key, value in options.items() if value is not None]
-    chosen = load_recipe(recipe or (SAMPLE_RECIPE if data is None else DEFAULT_RECIPE), [*(overrides or ()), *given])
-    folder = model_folder(chosen.name if name is None else name)
+    given = [*(overrides or ()), *(f"training.{key}={value}" for key, value in options.items() if value is not None)]
+    parent = None
+    if pretrained is None:
+        if freeze is not None:
+            raise UsageError("--freeze keeps layers of a trained model", cure="Name one: --pretrained MODEL")
+        chosen = load_recipe(recipe or (SAMPLE_RECIPE if data is None else DEFAULT_RECIPE), given)
+        folder = model_folder(chosen.name if name is None else name)
+    else:
+        parent_folder = find_model(pretrained)
+        folder = model_folder(f"{parent_folder.path.resolve().name}-tuned" if name is None else name)
+        _refuse_parents_folder(folder, parent_folder)
+        _need_torch()
+        from alexdeploy.training.pretrained import read_parent
+
+        parent = read_parent(parent_folder)
+        chosen = fine_tuning_recipe(parent.spec, parent.weights_sha256, recipe, [*given, *_frozen(freeze)])
     _refuse_used_folder(folder.path, (resume, overwrite))
-    if importlib.util.find_spec("torch") is None:
-        raise UsageError("training needs the package torch", cure="Install it: pip install 'alexdeploy[train]'")
+    _need_torch()
     if data is None:
         if val is not None:
             raise UsageError("--val has no meaning for the rendered images", cure="Name the training images too.")
@@ -115,9 +135,10 @@ def train(
         overwrite=overwrite,
         skip_broken=skip_broken,
         data_path=data.as_posix(),
+        parent=parent,
     )
     try:
-        with _watch(chosen) as watcher:
+        with watch(chosen) as watcher:
             spec = run_training(images, chosen, folder, train_options, watcher.show)
     except KeyboardInterrupt:
         if (folder.checkpoints / "last.pt").is_file():
@@ -125,8 +146,33 @@ def train(
         raise
     if json:
         output.print_json({"model": folder.path.as_posix(), "classes": spec.classes, **spec.provenance})
-    output.note(_summary(folder.path, spec))
+    output.note(summary(folder.path, spec))
     output.note(f"next: alexdeploy export --fp16{'' if name is None else f' {folder.path.as_posix()}'}")
+
+
+def _need_torch() -> None:
+    from alexdeploy.core.errors import UsageError
+
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("training needs the package torch", cure="Install it: pip install 'alexdeploy[train]'")
+
+
+def _frozen(layers: str | None) -> list[str]:
+    """Recipe overrides for --freeze, which is from the first epoch on whatever the recipe says."""
+    if layers is None:
+        return []
+    names = [name.strip() for name in layers.split(",")]
+    return [f"training.freeze={names}", "training.freeze_epoch=1"]
+
+
+def _refuse_parents_folder(folder: ModelFolder, parent: ModelFolder) -> None:
+    from alexdeploy.core.errors import UsageError
+
+    if folder.path.resolve() == parent.path.resolve():
+        raise UsageError(
+            f"--pretrained {parent.path}: the new model would take the place of that one",
+            cure="Give it another name: --name NAME",
+        )
 
 
 def _refuse_used_folder(path: Path, allowed: tuple[bool, bool]) -> None:
@@ -148,84 +194,3 @@ def _render_what_is_missing() -> None:
     if not _PHOTOGRAPHS_FOLDER.exists():
         write_photographs(_PHOTOGRAPHS_FOLDER, num=_NUM_PHOTOGRAPHS)
         output.note(f"wrote {_NUM_PHOTOGRAPHS} more images, not in the data set, to {_PHOTOGRAPHS_FOLDER}/ for predict")
-
-
-class _Watcher:
-    """Turns events into a moving bar on a terminal, and one plain line for each epoch everywhere."""
-
-    def __init__(self, bar: Progress, recipe: Recipe) -> None:
-        self._bar = bar
-        self._num_epochs = recipe.training.epochs
-        self._task = bar.add_task("decoding", total=None, detail="")
-
-    def show(self, event: Event) -> None:
-        from alexdeploy.training import events
-
-        if isinstance(event, events.Decoded):
-            self._bar.update(self._task, completed=event.num_done, total=event.num_total)
-        elif isinstance(event, events.Started):
-            self._start(event.device, event.num_skipped, event.num_epochs, event.num_steps)
-        elif isinstance(event, events.Step):
-            detail = f"{event.images_per_second:,.0f} images/s, loss {event.loss:.3f}"
-            done = (event.epoch - 1) * event.num_steps + event.step
-            self._bar.update(
-                self._task,
-                description=f"epoch {event.epoch}/{self._num_epochs}",
-                completed=done,
-                total=self._num_epochs * event.num_steps,
-                detail=detail,
-            )
-        elif isinstance(event, events.EpochFinished):
-            self._say(_epoch_line(event.record, self._num_epochs, event.is_best))
-        elif isinstance(event, events.AlreadyFinished):
-            self._say(f"all {event.num_epochs} epochs are done; more: --resume --epochs {event.num_epochs + 10}")
-        elif isinstance(event, events.Notice):
-            self._say(event.message)
-
-    def _start(self, device: str, num_skipped: int, num_epochs: int, num_steps: int) -> None:
-        # A new task: the rate at which images are decoded says nothing about the time that training takes.
-        self._bar.remove_task(self._task)
-        self._task = self._bar.add_task("training", total=None, detail="")
-        self._say(f"training on {device}")
-        if num_skipped:
-            self._say(f"warning: {num_skipped} images cannot be decoded and are left out")
-        if num_epochs or num_steps:
-            self._say(f"going on after {num_epochs} epochs and {num_steps} steps")
-
-    def _say(self, line: str) -> None:
-        # Through the bar: another console would write into the middle of it.
-        self._bar.console.print(line, markup=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _watch(recipe: Recipe) -> Iterator[_Watcher]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = output.stderr()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield _Watcher(bar, recipe)
-
-
-def _epoch_line(record: Any, num_epochs: int, is_best: bool) -> str:
-    return (
-        f"epoch {record.epoch:>{len(str(num_epochs))}}/{num_epochs}  loss {record.loss:.4f}  "
-        f"val top-1 error {record.val_top1_error:6.2%}  top-5 {record.val_top5_error:6.2%}  "
-        f"lr {record.learning_rate:g}  {record.images_per_second:,.0f} images/s{'  best' if is_best else ''}"
-    )
-
-
-def _summary(path: Path, spec: ModelSpec) -> str:
-    facts: dict[str, Any] = dict(spec.provenance)
-    ten_views = f"{facts['val_top1_error_10_views']:6.2%}, top-5 {facts['val_top5_error_10_views']:6.2%}"
-    return (
-        f"wrote {path} (epoch {facts['best_epoch']} of {facts['num_epochs']}, "
-        f"{facts['num_val']:,} validation images)\n"
-        f"  one view:  top-1 error {facts['val_top1_error']:6.2%}, top-5 {facts['val_top5_error']:6.2%}\n"
-        f"  ten views: top-1 error {ten_views}"
-    )

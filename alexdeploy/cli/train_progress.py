@@ -1,0 +1,100 @@
+"""What `alexdeploy train` says while it trains, and at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alexdeploy.cli import output
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from alexdeploy.core.recipe import Recipe
+    from alexdeploy.core.spec import ModelSpec
+    from alexdeploy.training.events import Event
+
+
+class Watcher:
+    """Turns events into a moving bar on a terminal, and one plain line for each epoch everywhere."""
+
+    def __init__(self, bar: Progress, recipe: Recipe) -> None:
+        self._bar = bar
+        self._num_epochs = recipe.training.epochs
+        self._task = bar.add_task("decoding", total=None, detail="")
+
+    def show(self, event: Event) -> None:
+        from alexdeploy.training import events
+
+        if isinstance(event, events.Decoded):
+            self._bar.update(self._task, completed=event.num_done, total=event.num_total)
+        elif isinstance(event, events.Started):
+            self._start(event.device, event.num_skipped, event.num_epochs, event.num_steps)
+        elif isinstance(event, events.Step):
+            detail = f"{event.images_per_second:,.0f} images/s, loss {event.loss:.3f}"
+            done = (event.epoch - 1) * event.num_steps + event.step
+            self._bar.update(
+                self._task,
+                description=f"epoch {event.epoch}/{self._num_epochs}",
+                completed=done,
+                total=self._num_epochs * event.num_steps,
+                detail=detail,
+            )
+        elif isinstance(event, events.EpochFinished):
+            self._say(_epoch_line(event.record, self._num_epochs, event.is_best))
+        elif isinstance(event, events.AlreadyFinished):
+            self._say(f"all {event.num_epochs} epochs are done; more: --resume --epochs {event.num_epochs + 10}")
+        elif isinstance(event, events.Notice):
+            self._say(event.message)
+
+    def _start(self, device: str, num_skipped: int, num_epochs: int, num_steps: int) -> None:
+        # A new task: the rate at which images are decoded says nothing about the time that training takes.
+        self._bar.remove_task(self._task)
+        self._task = self._bar.add_task("training", total=None, detail="")
+        self._say(f"training on {device}")
+        if num_skipped:
+            self._say(f"warning: {num_skipped} images cannot be decoded and are left out")
+        if num_epochs or num_steps:
+            self._say(f"going on after {num_epochs} epochs and {num_steps} steps")
+
+    def _say(self, line: str) -> None:
+        # Through the bar: another console would write into the middle of it.
+        self._bar.console.print(line, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def watch(recipe: Recipe) -> Iterator[Watcher]:
+    """A bar on a terminal while the block runs; `show` takes the events of training."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = output.stderr()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield Watcher(bar, recipe)
+
+
+def _epoch_line(record: Any, num_epochs: int, is_best: bool) -> str:
+    return (
+        f"epoch {record.epoch:>{len(str(num_epochs))}}/{num_epochs}  loss {record.loss:.4f}  "
+        f"val top-1 error {record.val_top1_error:6.2%}  top-5 {record.val_top5_error:6.2%}  "
+        f"lr {record.learning_rate:.3g}  {record.images_per_second:,.0f} images/s{'  best' if is_best else ''}"
+    )
+
+
+def summary(path: Path, spec: ModelSpec) -> str:
+    """What was written, and its errors."""
+    facts: dict[str, Any] = dict(spec.provenance)
+    ten_views = f"{facts['val_top1_error_10_views']:6.2%}, top-5 {facts['val_top5_error_10_views']:6.2%}"
+    return (
+        f"wrote {path} (epoch {facts['best_epoch']} of {facts['num_epochs']}, "
+        f"{facts['num_val']:,} validation images)\n"
+        f"  one view:  top-1 error {facts['val_top1_error']:6.2%}, top-5 {facts['val_top5_error']:6.2%}\n"
+        f"  ten views: top-1 error {ten_views}"
+    )
