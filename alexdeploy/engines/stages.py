@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +16,6 @@ Tensors = Mapping[str, NDArray[Any]]
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _MEMORY_CURE = "Use a smaller --batch-size."
-_UUID_BYTES = 16
 
 
 def open_stage(model: bytes, device: str, num_threads: int) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
@@ -69,36 +66,3 @@ def _provider(device: str) -> tuple[str, str | tuple[str, dict[str, str]]]:
         )
     # FP32 is FP32: left to itself it multiplies in TF32, which has 10 bits of mantissa.
     return _CUDA, (_CUDA, {"device_id": device.removeprefix("cuda:"), "use_tf32": "0"})
-
-
-def cuda_ordinal(uuid: str) -> int:
-    """The number that CUDA gives in this process to the GPU that the driver calls `uuid` ("GPU-" and hex digits).
-
-    nvidia-smi counts in the order of the bus; CUDA puts the fastest first, and counts only what CUDA_VISIBLE_DEVICES
-    names. Raises DeviceError if CUDA does not see it.
-    """
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError as exc:
-        raise DeviceError(f"GPU {uuid} cannot be used: there is no NVIDIA driver here") from exc
-    count, handle = ctypes.c_int(), ctypes.c_int()
-    _call(driver, "cuInit", 0)
-    _call(driver, "cuDeviceGetCount", ctypes.byref(count))
-    seen = []
-    for ordinal in range(count.value):
-        found = (ctypes.c_ubyte * _UUID_BYTES)()
-        _call(driver, "cuDeviceGet", ctypes.byref(handle), ordinal)
-        _call(driver, "cuDeviceGetUuid_v2", ctypes.byref(found), handle)
-        seen.append(bytes(found).hex())
-    wanted = uuid.partition("-")[2].replace("-", "").lower()
-    if wanted not in seen:
-        raise DeviceError(
-            f"CUDA does not see GPU {uuid}; it sees {len(seen)} others", cure="Look at CUDA_VISIBLE_DEVICES."
-        )
-    return seen.index(wanted)
-
-
-def _call(driver: ctypes.CDLL, name: str, *arguments: Any) -> None:
-    status = getattr(driver, name)(*arguments)
-    if status != 0:
-        raise DeviceError(f"the NVIDIA driver refused {name} with status {status}")

@@ -1,9 +1,4 @@
-"""Builds TensorRT engines: the deployment graph in, a plan and its signed sidecar out. Needs tensorrt and pycuda.
-
-Precision is a property of the graph. From TensorRT 10.12 on the network is strongly typed, and every node computes in
-the type that it has in the graph. Before, types are hints: flags allow FP16 or INT8, and what the graph has in FP32,
-each LRN above all, is pinned to it. TF32 is off everywhere: FP32 is what is asked for.
-"""
+"""Builds TensorRT engines: the deployment graph in, a plan and its signed sidecar out. Needs tensorrt and pycuda."""
 
 from __future__ import annotations
 
@@ -34,6 +29,7 @@ from alexdeploy.engines.engine_files import (
 
 # Before the package itself: it says how to get it.
 from alexdeploy.engines.tensorrt_gpu import LOG, Gpu, deserialize, find_gpu, on_gpu, refused
+from alexdeploy.engines.tensorrt_network import VERSION, allow_precision, is_strongly_typed, read_network
 from alexdeploy.export.graphs import load_graph
 from alexdeploy.export.typed import DERIVATION, engine_graph, opset_for
 
@@ -41,11 +37,6 @@ import tensorrt as trt  # isort: skip
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a phase of the build, the steps of it that are done, and their number (0 if unknown)."""
-
-VERSION = tuple(int(part) for part in trt.__version__.split(".")[:2])
-
-_STRONGLY_TYPED_FROM = (10, 12)
-"""Before, a strongly typed network lacked layers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +81,7 @@ def build_engine(
         builder={
             "workspace_bytes": options.workspace_bytes or 0,
             "tactic_sources": ",".join(sorted(options.tactic_sources or ())),
-            "typing": "strong" if _is_strongly_typed() else "weak",
+            "typing": "strong" if is_strongly_typed() else "weak",
             "opset": opset,
             "derivation": DERIVATION,
         },
@@ -136,10 +127,6 @@ class _Job:
     tactics: int | None
 
 
-def _is_strongly_typed() -> bool:
-    return VERSION >= _STRONGLY_TYPED_FROM
-
-
 def _reusable(path: Path, key: EngineKey) -> tuple[EngineRecord | None, str]:
     """The record of an engine that is there and fits, or None and why not."""
     try:
@@ -180,7 +167,7 @@ def _build(job: _Job, on_progress: OnProgress, stop: threading.Event) -> bytes:
     except TypeError as exc:
         raise DeviceError(f"TensorRT {trt.__version__} cannot use the GPU: {first_line(exc)}") from exc
     on_progress("reading the graph", 0, 0)
-    network = _read_network(builder, job.content)
+    network = read_network(builder, job.content)
     config = _configure(builder, network, job)
     cache_path = _use_timing_cache(config, job.gpu)
     # Held here: the builder calls it until the build ends.
@@ -196,35 +183,6 @@ def _build(job: _Job, on_progress: OnProgress, stop: threading.Event) -> bytes:
     return bytes(plan)
 
 
-def _read_network(builder: trt.Builder, content: bytes) -> trt.INetworkDefinition:
-    flags = 0
-    if VERSION[0] < 10:
-        flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
-    elif _is_strongly_typed():
-        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network: trt.INetworkDefinition = builder.create_network(flags)
-    parser: trt.OnnxParser = trt.OnnxParser(network, LOG)
-    if not parser.parse(content):
-        raise _parse_error(parser)
-    return network
-
-
-def _parse_error(parser: trt.OnnxParser) -> ModelError:
-    """What the parser refuses, by node. Operators that TensorRT lacks are named as such."""
-    told = []
-    is_unsupported = False
-    for index in range(parser.num_errors):
-        error: trt.ParserError = parser.get_error(index)
-        is_unsupported = is_unsupported or error.code() == trt.ErrorCode.UNSUPPORTED_NODE
-        told.append(f"node {error.node()}: {first_line(Exception(error.desc()))}")
-    LOG.take()
-    what = "has an operator that it does not support" if is_unsupported else "cannot be read"
-    return ModelError(
-        f"TensorRT {trt.__version__}: the graph {what}: {'; '.join(told[:3]) or 'no reason given'}",
-        cure="Run the model with --backend onnxruntime, or build with a later TensorRT.",
-    )
-
-
 def _configure(builder: trt.Builder, network: trt.INetworkDefinition, job: _Job) -> trt.IBuilderConfig:
     config: trt.IBuilderConfig = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -234,8 +192,8 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, job: _Job)
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
     if job.tactics is not None and not config.set_tactic_sources(job.tactics):
         raise UsageError(f"TensorRT did not take the tactic sources {job.key.builder['tactic_sources']}")
-    if not _is_strongly_typed():
-        _allow_precision(network, config, job.key.precision)
+    if not is_strongly_typed():
+        allow_precision(network, config, job.key.precision)
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
     sizes = [(count, IMAGE_SIZE, IMAGE_SIZE, 3) for count in job.key.profile]
     try:
@@ -254,38 +212,6 @@ def _profile_error(profile: tuple[int, int, int], said: str) -> UsageError:
         f"TensorRT does not take a profile of {least} to {most} images, best {best}: {said or 'no reason given'}",
         cure="Use another --max-batch.",
     )
-
-
-def _allow_precision(network: trt.INetworkDefinition, config: trt.IBuilderConfig, precision: str) -> None:
-    """Weak typing, before TensorRT 10.12: allow what the graph has, and keep in FP32 what it has in FP32."""
-    if precision == "int8":
-        # Q/DQ say where; all else stays FP32, because FP16 is not allowed.
-        config.set_flag(trt.BuilderFlag.INT8)
-    elif precision == "fp16":
-        config.set_flag(trt.BuilderFlag.FP16)
-        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-        _pin_float32(network)
-
-
-def _pin_float32(network: trt.INetworkDefinition) -> None:
-    """The casts to FP32 round an LRN, and round what is near FP16's limit, are hints that a tactic may ignore."""
-    computing = (
-        trt.LayerType.ACTIVATION,
-        trt.LayerType.CONVOLUTION,
-        trt.LayerType.ELEMENTWISE,
-        trt.LayerType.LRN,
-        trt.LayerType.MATRIX_MULTIPLY,
-        trt.LayerType.POOLING,
-        trt.LayerType.REDUCE,
-        trt.LayerType.SOFTMAX,
-        trt.LayerType.UNARY,
-    )
-    for index in range(network.num_layers):
-        layer: trt.ILayer = network.get_layer(index)
-        output: trt.ITensor = layer.get_output(0)
-        if layer.type in computing and output.dtype == trt.DataType.FLOAT:
-            layer.precision = trt.DataType.FLOAT
-            layer.set_output_type(0, trt.DataType.FLOAT)
 
 
 def _watch(config: trt.IBuilderConfig, on_progress: OnProgress, stop: threading.Event) -> object:

@@ -1,22 +1,21 @@
-"""What running and building engines share: TensorRT's log, the GPU, its context, CUDA graphs, and errors.
+"""What running and building engines share: TensorRT's log, the GPU, its context, and errors.
 
 Importing this module without tensorrt and pycuda raises DeviceError, which says how to get them. It touches no device.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError, UsageError, first_line
+from alexdeploy.engines.complaints import Complaints
 
 try:
     import pycuda.driver as cuda
@@ -30,12 +29,6 @@ except (ImportError, OSError) as exc:
     ) from exc
 
 _Result = TypeVar("_Result")
-
-_CAPTURE_MODE_THREAD_LOCAL = 1
-"""CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile does not spoil the capture."""
-
-_OUT_OF_MEMORY = 2
-"""CUDA_ERROR_OUT_OF_MEMORY."""
 
 _MEMORY_WORDS = (
     "out of memory",
@@ -51,23 +44,18 @@ class Log(trt.ILogger):  # type: ignore[misc]
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
-        self._lines: deque[str] = deque(maxlen=100)
+        self._complaints = Complaints()
 
-    # TensorRT calls it from any thread, and ends the process if it raises.
+    # TensorRT calls it mostly in the thread that called TensorRT, and ends the process if it raises.
     def log(self, severity: trt.ILogger.Severity, message: str) -> None:
         if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-            self._lines.append(message)
+            self._complaints.add(message)
         if "ALEXDEPLOY_DEBUG" in os.environ and severity != trt.ILogger.VERBOSE:
             print(f"tensorrt: {message}", file=sys.stderr)
 
     def take(self) -> str:
-        """All that was said since it was last asked."""
-        lines = []
-        # Another thread may take some of them meanwhile.
-        with suppress(IndexError):
-            while True:
-                lines.append(self._lines.popleft())
-        return "\n".join(lines)
+        """All that was said in this thread since it was last asked here, else in threads of TensorRT's own."""
+        return self._complaints.take()
 
 
 LOG = Log()
@@ -187,39 +175,3 @@ def deserialize(plan: bytes, path: Path) -> trt.ICudaEngine:
             raise error
         raise ModelError(error.message, cure="Build it again: alexdeploy build")
     return engine
-
-
-class CudaGraph:
-    """Work recorded on a stream, to be started by one call. pycuda has no graphs, so the driver is called itself."""
-
-    def __init__(self, stream: int, enqueue: Callable[[], None]) -> None:
-        self._driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream), ctypes.c_int(_CAPTURE_MODE_THREAD_LOCAL))
-        try:
-            enqueue()
-        finally:
-            # Also after a failure: else the stream would go on recording.
-            code = self._driver.cuStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(graph))
-        if code:
-            raise DeviceError(f"cuStreamEndCapture failed with CUDA error {code}")
-        try:
-            self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
-        finally:
-            self._driver.cuGraphDestroy(graph)
-        self._executable: ctypes.c_void_p | None = executable
-
-    def launch(self, stream: int) -> None:
-        assert self._executable is not None
-        self._call("cuGraphLaunch", self._executable, ctypes.c_void_p(stream))
-
-    def close(self) -> None:
-        if self._executable is not None:
-            self._driver.cuGraphExecDestroy(self._executable)
-            self._executable = None
-
-    def _call(self, name: str, *arguments: object) -> None:
-        code = self._driver[name](*arguments)
-        if code:
-            error = DeviceMemoryError if code == _OUT_OF_MEMORY else DeviceError
-            raise error(f"{name} failed with CUDA error {code}")
