@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from alexdeploy.core.artifacts import MODELS_FOLDER, cache_folder
+from alexdeploy.core.packages import package_version, tensorrt_version
 from alexdeploy.core.processors import available_processors
 from alexdeploy.inference.gpu_errors import (
     CUDA_ERRORS,
@@ -26,7 +27,6 @@ from alexdeploy.inference.gpu_errors import (
     explain_pycuda,
     explain_tensorrt,
     missing_library,
-    package_version,
     short,
     supported_capabilities,
 )
@@ -80,10 +80,6 @@ def examine() -> tuple[Finding, ...]:
         _extra("matplotlib", "report", "charts of evaluate"),
         _extra("pyarrow", "parquet", "--format parquet"),
     )
-
-
-def tensorrt_version() -> str | None:
-    return package_version("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings")
 
 
 def has_nvidia_board() -> bool:

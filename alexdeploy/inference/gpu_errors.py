@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import re
 import textwrap
-from contextlib import suppress
+
+from alexdeploy.core.packages import package_version
 
 LEAST_DRIVERS = {11: "450", 12: "525", 13: "580"}
 """CUDA's major version -> the oldest driver that runs it (CUDA Compatibility, "Minor Version Compatibility")."""
@@ -29,14 +29,6 @@ PYCUDA_CURE = (
     "LIBRARY_PATH (CUDA_ROOT is ignored), then: pip install pycuda"
 )
 _NO_CACHE = "--no-cache-dir --no-binary pycuda pycuda"
-
-
-def package_version(*names: str) -> str | None:
-    """The version of the first of these distributions that is installed; nothing is imported."""
-    for name in names:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return None
 
 
 def explain_tensorrt(error: str, log: str = "") -> tuple[str, str]:

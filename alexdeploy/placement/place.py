@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import UsageError
+from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.packages import package_version
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Precision
@@ -75,6 +75,8 @@ def place(folder: ModelFolder, request: Request) -> Placed:
         named = find_devices(request.devices, devices, survey.problem, is_fault=survey.is_fault)
     if request.placement is not None:
         return _split(folder, request, named, survey)
+    if request.backend == "tensorrt" and not survey.devices and named is None:
+        raise DeviceError(f"TensorRT runs on NVIDIA GPUs, and there is none: {survey.problem}", cure=survey.cure)
     plan = plan_replicas(devices, _demand(folder, request, named, survey))
     return Placed(engine=_engine(folder, request, plan), notes=_notes(request, survey, plan))
 

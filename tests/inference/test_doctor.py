@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from alexdeploy.core.packages import package_version
 from alexdeploy.inference import doctor
-from alexdeploy.inference.doctor import Finding, examine, tensorrt_version
+from alexdeploy.inference.doctor import Finding, examine
 from alexdeploy.inference.gpu_errors import (
     explain_onnxruntime,
     explain_pycuda,
     explain_tensorrt,
     missing_library,
-    package_version,
     supported_capabilities,
 )
 from alexdeploy.inference.probe import Probe, run_probe
@@ -222,13 +222,6 @@ def test_the_gpus_of_a_tensorrt_version_are_known(version: str, expected: object
 )
 def test_the_missing_library_is_found_in_a_message(text: str, expected: str | None) -> None:
     assert missing_library(text) == expected
-
-
-def test_versions_are_read_without_an_import() -> None:
-    assert package_version("no-such-package", "pytest") == pytest.__version__
-    assert package_version("no-such-package") is None
-    if importlib.util.find_spec("tensorrt") is None:
-        assert tensorrt_version() is None
 
 
 @pytest.mark.parametrize(

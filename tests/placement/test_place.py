@@ -174,6 +174,13 @@ def test_all_devices_of_a_machine_whose_driver_does_not_work_is_an_error(here: H
         here.place(BROKEN, devices="all", **more)
 
 
+@pytest.mark.parametrize("survey", [LAPTOP, BROKEN])
+def test_tensorrt_by_name_and_no_gpu_is_an_error_that_says_why_there_is_none(here: Here, survey: GpuSurvey) -> None:
+    with pytest.raises(DeviceError, match=f"there is none: {survey.problem}") as caught:
+        here.place(survey, backend="tensorrt")
+    assert caught.value.cure == survey.cure
+
+
 def test_what_the_driver_says_of_some_gpus_is_told_with_the_others(here: Here) -> None:
     survey = dataclasses.replace(machine(H100), notes=("GPU 1 does not answer",))
     assert "GPU 1 does not answer" in here.place(survey, backends=("onnxruntime",)).notes
