@@ -14,6 +14,7 @@ from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.network.alexnet import AlexNet, initialize
 from alexdeploy.training.optimizer import MomentumSGD, parameter_groups
+from alexdeploy.training.parallel import ProcessGroup, SharedNetwork
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,11 +49,17 @@ def new_network(recipe: Recipe, num_classes: int) -> AlexNet:
 class Learner:
     """A network that takes gradient steps. Weights are float32 whatever the precision of its layers is.
 
-    `network` is one to be trained as it is; without it, the recipe's is made and gets its first weights.
+    `network` is one to be trained as it is; without it, the recipe's is made and gets its first weights. In a `group`
+    of processes each has a copy and some rows of every batch, and all take the same steps.
     """
 
     def __init__(
-        self, recipe: Recipe, num_classes: int, device: torch.device, network: nn.Module | None = None
+        self,
+        recipe: Recipe,
+        num_classes: int,
+        device: torch.device,
+        network: nn.Module | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         training = recipe.training
         if network is None:
@@ -73,6 +80,7 @@ class Learner:
             weight_decay=training.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        self._shared = None if group is None or group.size == 1 else SharedNetwork(self._network, group, device)
 
     def begin_epoch(self, epoch: int) -> None:
         """Freeze what the recipe freezes in `epoch`, 1 being the first."""
@@ -81,17 +89,29 @@ class Learner:
             parameter.requires_grad_(name.rpartition(".")[0] not in frozen)
             if not parameter.requires_grad:
                 parameter.grad = None
+        if self._shared is not None:
+            self._shared.follow_frozen()
 
-    def compute_gradients(self, views: Tensor, labels: Tensor, dropout_seed: int) -> Tensor:
-        """Set the gradients of the mean cross-entropy over views [N, 3, S, S] and labels [N]; returns it.
+    def rows(self, batch_size: int) -> slice:
+        """The rows of a batch that `compute_gradients` takes: all, or those of this process."""
+        return slice(0, batch_size) if self._shared is None else self._shared.rows(batch_size)
 
+    def compute_gradients(
+        self, views: Tensor, labels: Tensor, dropout_seed: int, batch_size: int | None = None
+    ) -> Tensor:
+        """Set the gradients of the mean cross-entropy over a batch; returns the mean over what is given of it.
+
+        That is views [N, 3, S, S] and labels [N], the `rows` of a batch of `batch_size`; None where they are all of it.
         The loss stays on the device: reading it would wait for the step.
         """
         self._network.train()
         torch.manual_seed(dropout_seed)
         self._optimizer.zero_grad()
-        loss = F.cross_entropy(self._logits(views), labels, label_smoothing=self._training.label_smoothing)
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        network, weight = self._network, 1.0
+        if self._shared is not None:
+            network, weight = self._shared.module, self._shared.take(batch_size or len(labels))
+        loss = F.cross_entropy(self._logits(network, views), labels, label_smoothing=self._training.label_smoothing)
+        self._scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def update(self, learning_rate: float, sum_squares: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -114,7 +134,7 @@ class Learner:
         """Logits, float32 [N, classes], of views [N, 3, S, S], without dropout."""
         self._network.eval()
         with torch.inference_mode():
-            return self._logits(views)
+            return self._logits(self._network, views)
 
     def weights(self) -> dict[str, Tensor]:
         """Copies on the CPU, float32, contiguous, by their names in the state dict."""
@@ -149,10 +169,10 @@ class Learner:
         """Replace the weights alone."""
         self._network.load_state_dict(weights)
 
-    def _logits(self, views: Tensor) -> Tensor:
+    def _logits(self, network: nn.Module, views: Tensor) -> Tensor:
         views = views.contiguous(memory_format=self._layout)
         with self._autocast():
-            logits: Tensor = self._network(views)
+            logits: Tensor = network(views)
         return logits.float()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -1,0 +1,337 @@
+"""Several processes that train one network: who they are, what they tell each other, and how they end together.
+
+torchrun starts them. Rank 0 reads the checkpoint and writes everything; the others need the images and nothing else.
+Each takes its rows of every batch, and all random draws are for the whole batch, so that the number of processes
+changes what is learned by rounding alone.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from alexdeploy.core.errors import AlexDeployError, DeviceError, UsageError
+from alexdeploy.core.launch import Launch, launched
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+T = TypeVar("T")
+
+# They wait for each other where one writes a checkpoint, or decodes its share from a slower disk.
+_PATIENCE = timedelta(hours=2)
+_SECONDS_TO_COME = 600.0
+_SECONDS_BETWEEN_LOOKS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome(Generic[T]):
+    """What a function returned, or raised."""
+
+    value: T | None = None
+    error: AlexDeployError | None = None
+
+    @staticmethod
+    def of(function: Callable[[], T]) -> _Outcome[T]:
+        try:
+            return _Outcome(value=function())
+        except AlexDeployError as error:
+            return _Outcome(error=error)
+
+    def get(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]
+
+
+class ProcessGroup:
+    """The processes of a run, of which this is number `rank`. Without a launch it is the only one there is."""
+
+    def __init__(self, launch: Launch | None = None, store: Store | None = None, generation: int = 0) -> None:
+        """`store` is that of the launch. It outlives the processes; each restart of them is a `generation`."""
+        self.rank = 0 if launch is None else launch.rank
+        self.size = 1 if launch is None else launch.size
+        self.local_rank = 0 if launch is None else launch.local_rank
+        self.local_size = 1 if launch is None else launch.local_size
+        self._store = store
+        self._generation = generation
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that reads the checkpoint, writes, logs and prints."""
+        return self.rank == 0
+
+    def rows(self, num: int) -> slice:
+        """This process's rows of a batch of `num`; those that do not divide go to the first processes."""
+        size, rest = divmod(num, self.size)
+        first = self.rank * size + min(self.rank, rest)
+        return slice(first, first + size + (self.rank < rest))
+
+    def sum(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The sum of everybody's array, int64 or float64; the same bits in every process."""
+        if self.size == 1:
+            return array
+        total = torch.from_numpy(np.array(array))
+        dist.all_reduce(total)
+        return total.numpy()
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's value, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Run it in rank 0 alone; everybody gets what it returns, or the AlexDeployError that it raises."""
+        if self.size == 1:
+            return function()
+        outcomes = [_Outcome.of(function) if self.is_main else None]
+        dist.broadcast_object_list(outcomes, src=0)
+        (outcome,) = outcomes
+        assert outcome is not None, "what rank 0 sends"
+        return outcome.get()
+
+    def together(self, function: Callable[[], T]) -> T:
+        """Run it in every process and wait for all; an AlexDeployError that one raises is raised by all."""
+        if self.size == 1:
+            return function()
+        own = _Outcome.of(function)
+        for error in self.gather(own.error):
+            if error is not None:
+                raise error
+        return own.get()
+
+    def begin(self) -> None:
+        """Note that this launch has made its start: processes that replace these are to go on from the checkpoint."""
+        if self._store is not None and self.is_main:
+            self._store.set("begun", "")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether `begin` was called in this launch, in an earlier generation most likely."""
+        return self._store is not None and self._store.check(["begun"])
+
+    def is_first_to_fail(self) -> bool:
+        """Whether nobody has asked this yet: the first to fail tells the user why, the others just end."""
+        return self._store is None or int(self._store.add(f"failed/{self._generation}", 1)) == 1
+
+
+ALONE = ProcessGroup()
+
+
+def device_name(name: str | None, launch: Launch) -> str | None:
+    """The device for this process: "cuda", or None where there are GPUs, stands for the one of its own.
+
+    Raises DeviceError if the machine has fewer GPUs than processes, UsageError for a GPU by number.
+    """
+    if name is None and not torch.cuda.is_available():
+        return "cpu"
+    if name is not None and name.startswith("cuda:") and launch.size > 1:
+        raise UsageError(
+            f"{launch.size} processes cannot all train on {name}",
+            cure="Leave --device out: each process takes the GPU of its number.",
+        )
+    if name not in (None, "cuda"):
+        return name
+    found = torch.cuda.device_count()
+    if launch.local_size > found:
+        raise DeviceError(
+            f"{launch.local_size} processes were started on this machine; PyTorch finds {found} CUDA devices",
+            cure=f"Start {found}: torchrun --nproc-per-node {found}" if found else "Try --device cpu",
+        )
+    return f"cuda:{launch.local_rank}"
+
+
+@contextmanager
+def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
+    """Join the processes that torchrun has started; without torchrun this one is ALONE.
+
+    `device` is where they train, as `device_name` gives it. Raises DeviceError when another process has ended, or has
+    not come.
+    """
+    launch = launched()
+    if launch is None:
+        yield ALONE
+        return
+    # Not at the top: there are builds of PyTorch without them.
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore(launch.host, launch.port, is_master=False, timeout=_PATIENCE)
+    store.set_timeout(timedelta(seconds=_SECONDS_TO_COME))
+    own = PrefixStore("alexdeploy", store)
+    generation = _meet(own, launch)
+    group = ProcessGroup(launch, own, generation)
+    if launch.size > 1:
+        on_gpu = device is not None and device.startswith("cuda")
+        if on_gpu:
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            # What is not a gradient is small and on the CPU, and waiting there does not stop the GPU.
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            # A prefix of its own: the addresses of processes that are no more are still in the store.
+            store=PrefixStore(f"alexdeploy/{generation}", store),
+            rank=launch.rank,
+            world_size=launch.size,
+            timeout=_PATIENCE,
+        )
+    try:
+        yield group
+        if launch.size > 1:
+            # Whoever left early would look like a failure to those who still talk.
+            dist.barrier()
+    except (RuntimeError, dist.DistError) as exc:
+        if not _is_lost_connection(exc):
+            raise
+        raise DeviceError(
+            "another of the processes that train together has ended",
+            cure="Its own message, if there was time for one, says why. Go on from the last checkpoint: --resume\n"
+            "torchrun --max-restarts 3 does that by itself.",
+        ) from exc
+
+
+def _meet(store: Store, launch: Launch) -> int:
+    """Agree on a number for this generation of processes. Raises DeviceError if somebody does not come.
+
+    TORCHELASTIC_RESTART_COUNT does not do: it counts the failures of one machine, so machines may differ in it. Rank 0
+    counts, and gives the number to everybody who asks with a word that has not been in the store before.
+    """
+    if launch.rank:
+        word = uuid.uuid4().hex
+        store.set(f"asks/{launch.rank}", word)
+        try:
+            number = int(store.get(f"answer/{word}"))
+        except dist.DistError as exc:
+            raise DeviceError(f"rank 0 has not come within {_SECONDS_TO_COME:.0f} seconds") from exc
+        store.set(f"came/{number}/{launch.rank}", "")
+        return number
+    number = int(store.add("generations", 1))
+    waiting = set(range(1, launch.size))
+    until = time.monotonic() + _SECONDS_TO_COME
+    while waiting:
+        for rank in waiting:
+            # What is there may be the word of a process that has died; it will be written over.
+            if store.check([f"asks/{rank}"]):
+                store.set(f"answer/{store.get(f'asks/{rank}').decode()}", str(number))
+        waiting = {rank for rank in waiting if not store.check([f"came/{number}/{rank}"])}
+        if time.monotonic() > until:
+            raise DeviceError(f"{len(waiting)} of {launch.size} processes have not come within 10 minutes")
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return number
+
+
+def _is_lost_connection(exc: BaseException) -> bool:
+    # Gloo has no exception type of its own.
+    return isinstance(exc, dist.DistError) or "gloo" in str(exc).lower()
+
+
+class SlicedDropout(nn.Module):
+    """Dropout of some rows of a batch, [rows, features], by the mask that one process would draw for all of them.
+
+    `num_rows` of the batch and the `rows` that are here are to be set before each use.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.num_rows = 0
+        self.rows = slice(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        factors = F.dropout(x.new_ones(self.num_rows, x.shape[1]), self.rate)
+        return x * factors[self.rows]
+
+
+class SharedNetwork:
+    """A network of which each process has a copy; all copies get the mean gradient over a whole batch."""
+
+    def __init__(self, network: nn.Module, group: ProcessGroup, device: torch.device) -> None:
+        self._network = network
+        self._group = group
+        self._device = device
+        for name, module in list(network.named_children()):
+            if isinstance(module, nn.Dropout):
+                setattr(network, name, SlicedDropout(module.p))
+        self._dropouts = [module for module in network.children() if isinstance(module, SlicedDropout)]
+        self._trained: list[bool] = []
+        self.follow_frozen()
+
+    def follow_frozen(self) -> None:
+        """To be called when parameters may have been frozen or thawed: gradients of frozen ones are not waited for."""
+        trained = [parameter.requires_grad for parameter in self._network.parameters()]
+        if trained == self._trained:
+            return
+        self._trained = trained
+        self.module = DistributedDataParallel(
+            self._network,
+            device_ids=[self._device] if self._device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+        """To be called in training, in place of the network."""
+
+    def rows(self, batch_size: int) -> slice:
+        """This process's rows of a batch."""
+        return self._group.rows(batch_size)
+
+    def take(self, batch_size: int) -> float:
+        """Get ready for this process's rows of a batch; returns what to multiply their mean loss by.
+
+        Gradients are averaged over processes, of which one may have a row more than another.
+        """
+        rows = self.rows(batch_size)
+        for dropout in self._dropouts:
+            dropout.num_rows, dropout.rows = batch_size, rows
+        return float((rows.stop - rows.start) * self._group.size / batch_size)
+
+
+class HeldInterrupts:
+    """Whether SIGINT or SIGTERM has come."""
+
+    def __init__(self) -> None:
+        self.arrived: list[int] = []
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if one has come. Only where nobody waits for this process."""
+        if self.arrived:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def held_interrupts() -> Iterator[HeldInterrupts]:
+    """Hold back SIGINT and SIGTERM, until the processes have agreed where to stop. They are raised again at the end.
+
+    One that stopped by itself would leave the others waiting for its gradients. To be used in the main thread.
+    """
+    held = HeldInterrupts()
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        held.arrived.append(number)
+
+    previous = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield held
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if held.arrived:
+            # Once: more would come in the middle of the first one's way out.
+            signal.raise_signal(held.arrived[0])
