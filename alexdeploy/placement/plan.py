@@ -114,6 +114,9 @@ def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
         else:
             left_out.append(reason)
     cpus = [device for device in devices if device.kind == "cpu"][:1]
+    if left_out and demand.backend not in (None, *_PREFERENCE["cpu"]):
+        # Then the reasons of the GPUs are all that matters.
+        cpus = []
     try:
         return replace(_plan(fitting or cpus, demand), left_out=tuple(left_out))
     except DeviceError as exc:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from made_engines import KEY, make_engine
+
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews
-from alexdeploy.engines.engine_files import EngineKey, EngineRecord, engine_path, wanted_engine, write_engine
+from alexdeploy.engines.engine_files import wanted_engine
 from alexdeploy.placement.devices import Device, GpuSurvey
 
-TENSORRT = "10.16.1.11"
+TENSORRT = KEY.tensorrt
 NAMES = {(9, 0): "NVIDIA H100", (8, 0): "NVIDIA A100"}
 
 
@@ -54,18 +56,4 @@ def put_engine(
     )
     fields = {field.name: getattr(wanted, field.name) for field in dataclasses.fields(wanted)}
     del fields["batch_size"]
-    fields |= {"profile": (1, max_batch, max_batch), "builder": {}, **changes}
-    key = EngineKey(**fields)
-    path = engine_path(folder, key, NAMES[capability])
-    record = EngineRecord(
-        **fields,
-        key=key.sha256,
-        gpu=NAMES[capability],
-        engine_sha256="",
-        engine_bytes=0,
-        built_at="2026-01-01T00:00:00+00:00",
-        build_seconds=1.0,
-        alexdeploy="0.1.0",
-    )
-    write_engine(path, b"a plan", record)
-    return path
+    return make_engine(folder, **{**fields, "profile": (1, max_batch, max_batch), **changes})

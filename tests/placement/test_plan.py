@@ -158,7 +158,7 @@ def test_a_gpu_without_an_engine_and_without_another_backend_is_left_out_with_th
 
 @pytest.mark.parametrize("more", [{"named": (gpu(0),)}, {}])
 def test_who_asks_for_tensorrt_where_there_is_no_engine_gets_the_command_that_builds_one(more: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match=r"cuda:0: it has no engine") as caught:
+    with pytest.raises(ModelError, match=r"^(there is no device to run it on; )?cuda:0: it has no engine") as caught:
         plan_replicas([CPU, gpu(0)], demand(backend="tensorrt", engines={(9, 0): NO_ENGINE}, **more))
     assert caught.value.cure == NO_ENGINE.cure
 
