@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from alexdeploy.engines.base import NumViews
     from alexdeploy.engines.engine_files import BuildOptions
     from alexdeploy.engines.tensorrt_build import BuiltEngine
+    from alexdeploy.placement.devices import GpuSurvey
 
 
 def build(
@@ -34,7 +36,9 @@ def build(
         int | None,
         typer.Option(min=1, metavar="MIB", help="GPU memory that a layer may use for scratch. Default: all there is."),
     ] = None,
-    device: Annotated[str, typer.Option(help="The GPU to build on and for.")] = "cuda:0",
+    device: Annotated[
+        str, typer.Option(help="The GPU to build on and for, as `devices` lists it: cuda:0, or a UUID.")
+    ] = "cuda:0",
     tactic_sources: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +71,7 @@ def build(
 
     from alexdeploy.core.artifacts import find_model
     from alexdeploy.engines.engine_files import DEFAULT_MAX_BATCH, BuildOptions
+    from alexdeploy.placement.devices import survey_gpus
 
     folder = find_model(model)
     options = BuildOptions(
@@ -74,16 +79,37 @@ def build(
         num_views=cast("NumViews", 10 if tencrop else int(views or 1)),
         max_batch=max_batch or DEFAULT_MAX_BATCH,
         workspace_bytes=None if workspace is None else workspace << 20,
-        device=device,
+        device=see_only(device, survey_gpus()),
         tactic_sources=_names(tactic_sources),
     )
-    built = build_with_progress(folder, options)
+    built = _build_with_progress(folder, options)
     if json:
         record = dataclasses.asdict(built.record)
         output.print_json({"path": str(built.path), "reused": built.reused, "notes": built.notes, **record})
 
 
-def build_with_progress(folder: ModelFolder, options: BuildOptions) -> BuiltEngine:
+def see_only(name: str, survey: GpuSurvey) -> str:
+    """Hide all GPUs but the one that is meant from CUDA, which counts them in another order; what it is called then.
+
+    For a process that has not used CUDA yet. Raises UsageError for a GPU that is not there.
+    """
+    from alexdeploy.placement.devices import find_devices
+
+    # Without the list, CUDA itself says what is wrong.
+    if not survey.devices:
+        return name
+    try:
+        found = find_devices(name, survey.devices)
+    except UsageError:
+        found = ()
+    if len(found) != 1:
+        known = ", ".join(f"{each} ({each.name}, {each.uuid})" for each in survey.devices)
+        raise UsageError(f"--device {name} is no GPU here, expected one of: {known}", cure="See: alexdeploy devices")
+    os.environ["CUDA_VISIBLE_DEVICES"] = found[0].uuid
+    return "cuda:0"
+
+
+def _build_with_progress(folder: ModelFolder, options: BuildOptions) -> BuiltEngine:
     """Build an engine, or find it built, and say on stderr what came of it."""
     # Says what is missing where TensorRT cannot be imported.
     from alexdeploy.engines.tensorrt_build import build_engine

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, cast
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,13 +14,14 @@ from alexdeploy.cli.options import JsonOption, ModelArgument
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from alexdeploy.core.artifacts import ModelFolder
-    from alexdeploy.core.spec import Precision
-    from alexdeploy.engines.base import NumViews
     from alexdeploy.export.export import Exported
     from alexdeploy.export.fp16 import HalfLayer
     from alexdeploy.export.parity import Parity
     from alexdeploy.export.quantize import Quantization
+    from alexdeploy.placement.devices import Device
 
 
 def export(
@@ -93,10 +96,8 @@ def export(
 
 
 def _build_engines(folder: ModelFolder, precisions: list[str]) -> None:
-    """Where there is a GPU and TensorRT: an engine for one view and one for ten of each reduced precision."""
-    from alexdeploy.cli.build import build_with_progress
+    """Where there are GPUs and TensorRT: for each reduced precision an engine for one view and one for ten."""
     from alexdeploy.engines.base import is_installed
-    from alexdeploy.engines.engine_files import BuildOptions
     from alexdeploy.placement.devices import survey_gpus
 
     survey = survey_gpus()
@@ -104,11 +105,25 @@ def _build_engines(folder: ModelFolder, precisions: list[str]) -> None:
         why = "TensorRT is not installed" if survey.devices else f"no GPU was found ({survey.problem})"
         output.note(f"no TensorRT engine: {why}; the ONNX files run on every other backend")
         return
-    both: tuple[NumViews, ...] = (1, 10)
-    for precision in precisions:
-        for num_views in both:
-            options = BuildOptions(precision=cast("Precision", precision), num_views=num_views)
-            build_with_progress(folder, options)
+    for words in build_commands(folder, precisions, survey.devices):
+        # In a process of its own, which sees one GPU: TensorRT does not build for two kinds of them in one.
+        code = subprocess.run([sys.executable, "-m", "alexdeploy", *words], check=False).returncode
+        if code != 0:
+            # It has said why.
+            raise typer.Exit(code)
+
+
+def build_commands(folder: ModelFolder, precisions: list[str], gpus: Sequence[Device]) -> list[list[str]]:
+    """An engine runs on every GPU of one compute capability: built is on the first of each."""
+    kinds: dict[tuple[int, int] | None, str] = {}
+    for gpu in gpus:
+        kinds.setdefault(gpu.compute_capability, gpu.uuid)
+    return [
+        ["build", f"--{precision}", "--views", str(num_views), "--device", uuid, "--", str(folder.path)]
+        for uuid in kinds.values()
+        for precision in precisions
+        for num_views in (1, 10)
+    ]
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -21,7 +21,6 @@ from alexdeploy.core.errors import AlexDeployError, DeviceError, ModelError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.engines.engine_files import (
-    EngineRecord,
     Wanted,
     choose_engine,
     differences_from,
@@ -230,9 +229,9 @@ def _check_engine(engine: trt.ICudaEngine, path: Path, info: EngineInfo) -> None
         raise ModelError(f"{path} takes {least} to {most} images, asked for {info.batch_size}")
 
 
-def inspect_engine(path: Path, device: str = "cuda:0") -> tuple[EngineRecord, str]:
-    """The sidecar of a trusted engine, and what TensorRT's inspector says of its layers, as JSON."""
-    record, plan = load_engine(path)
+def inspect_engine(path: Path, device: str) -> str:
+    """What TensorRT's inspector says of the layers of a trusted engine, as JSON."""
+    _, plan = load_engine(path)
     gpu = find_gpu(device)
 
     def look() -> str:
@@ -240,4 +239,4 @@ def inspect_engine(path: Path, device: str = "cuda:0") -> tuple[EngineRecord, st
         inspector: trt.EngineInspector = engine.create_engine_inspector()
         return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
-    return record, on_gpu(gpu.index, look)
+    return on_gpu(gpu.index, look)

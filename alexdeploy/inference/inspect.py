@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, find_model, sh
 from alexdeploy.core.errors import DeviceError, ModelError, RecipeError, UsageError
 from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.core.spec import LRN, Architecture
+from alexdeploy.engines.cuda_driver import cuda_ordinal
 from alexdeploy.engines.engine_files import load_engine, read_record
 from alexdeploy.export import graphs
 from alexdeploy.export.deployment import describe_value
 from alexdeploy.network.layers import plan_layers
+from alexdeploy.placement.devices import Device, survey_gpus
 
 Fact = str | int | float | None
 
@@ -203,7 +206,8 @@ def _inspect_engine(path: Path) -> Inspection:
         try:
             from alexdeploy.engines.tensorrt import inspect_engine
 
-            layers = _engine_layers(inspect_engine(path)[1])
+            device = _device_for(record.compute_capability, survey_gpus().devices)
+            layers = _engine_layers(inspect_engine(path, device))
         except (DeviceError, ModelError) as exc:
             facts["layers"] = f"not seen: {exc.message}"
     return Inspection(
@@ -213,6 +217,7 @@ def _inspect_engine(path: Path) -> Inspection:
         layers=layers,
         provenance={
             "graph_sha256": record.graph_sha256,
+            "weights_sha256": record.weights_sha256,
             "contract_sha256": record.contract_sha256,
             "built_at": record.built_at,
             "build_seconds": record.build_seconds,
@@ -220,6 +225,14 @@ def _inspect_engine(path: Path) -> Inspection:
             **record.builder,
         },
     )
+
+
+def _device_for(capability: tuple[int, int], gpus: Sequence[Device]) -> str:
+    """The first GPU of a compute capability, as CUDA counts them. Raises DeviceError if there are only others."""
+    fitting = [gpu for gpu in gpus if gpu.compute_capability == capability]
+    if gpus and not fitting:
+        raise DeviceError(f"no GPU here has compute capability {'.'.join(map(str, capability))}")
+    return f"cuda:{cuda_ordinal(fitting[0].uuid)}" if fitting else "cuda:0"
 
 
 def _engine_layers(text: str) -> tuple[LayerFacts, ...]:

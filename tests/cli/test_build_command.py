@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,13 @@ import pytest
 from made_engines import GPU, PLAN, make_engine
 from program import Run
 
+from alexdeploy.cli.build import see_only
+from alexdeploy.cli.export import build_commands
 from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.engines.engine_files import load_engine, sidecar_path
+from alexdeploy.inference.inspect import _device_for
+from alexdeploy.placement.devices import Device, GpuSurvey
 
 has_tensorrt = all(importlib.util.find_spec(name) is not None for name in ("tensorrt", "pycuda"))
 without_tensorrt = pytest.mark.skipif(has_tensorrt, reason="TensorRT is installed here")
@@ -63,6 +69,60 @@ def test_what_makes_no_sense_is_a_usage_error(run: Run, words: tuple[str, ...], 
     assert "Traceback" not in result.stderr
 
 
+def gpu(index: int, capability: tuple[int, int]) -> Device:
+    return Device(kind="cuda", index=index, uuid=f"GPU-{index}abc", name="GPU", compute_capability=capability)
+
+
+GPUS = (gpu(0, (8, 6)), gpu(1, (9, 0)), gpu(2, (8, 6)))
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "1", "GPU-1abc", "gpu-1a"])
+def test_a_gpu_is_named_as_devices_lists_it_and_cuda_sees_no_other(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "before")
+    assert see_only(name, GpuSurvey(devices=GPUS)) == "cuda:0"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-1abc"
+
+
+@pytest.mark.parametrize("name", ["cuda:3", "cpu", "all", "0,1", "GPU-", "GPU-9", ""])
+def test_what_is_not_one_gpu_of_those_here_is_a_usage_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "before")
+    with pytest.raises(UsageError, match=r"expected one of: cuda:0 \(GPU, GPU-0abc\), cuda:1") as caught:
+        see_only(name, GpuSurvey(devices=GPUS))
+    assert "alexdeploy devices" in str(caught.value.cure)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "before"
+
+
+def test_where_the_driver_lists_no_gpu_the_name_is_left_to_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert see_only("cuda:0", GpuSurvey(problem="no NVML")) == "cuda:0"
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_export_builds_on_the_first_gpu_of_each_compute_capability() -> None:
+    commands = build_commands(ModelFolder(Path("models/tiny")), ["fp16", "int8"], GPUS)
+    asked = [(uuid, precision, views) for _, precision, _, views, _, uuid, _, _ in commands]
+    assert asked == [
+        (uuid, precision, views)
+        for uuid in ("GPU-0abc", "GPU-1abc")
+        for precision in ("--fp16", "--int8")
+        for views in ("1", "10")
+    ]
+
+
+@without_tensorrt
+def test_what_export_runs_is_a_build_command(run: Run, program: Run, tiny_model: ModelFolder) -> None:
+    for words in build_commands(tiny_model, ["fp16"], GPUS):
+        result = program(*words)
+        assert result.exit_code == 5
+        assert "TensorRT cannot be used here" in result.stderr
+
+
+def test_an_engine_is_inspected_only_on_a_gpu_that_it_was_built_for() -> None:
+    with pytest.raises(DeviceError, match=r"no GPU here has compute capability 9\.0"):
+        _device_for((9, 0), GPUS[::2])
+    assert _device_for((9, 0), ()) == "cuda:0"
+
+
 def test_another_installations_engine_can_be_trusted_by_name(
     run: Run, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +162,7 @@ def test_inspect_reads_the_sidecar_of_an_engine(program: Run, engine: Path) -> N
     assert (facts["built for"], facts["TensorRT"], facts["trusted"]) == (f"{GPU}, sm_90", "10.16.1.11", "yes")
     assert facts["images in a batch"] == "1 to 32, best 32"
     assert found["provenance"]["graph_sha256"] == "a" * 64
+    assert found["provenance"]["weights_sha256"] == "f" * 64
 
 
 def test_inspect_says_of_another_installations_engine_that_it_is_not_trusted(
