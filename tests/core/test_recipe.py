@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from alexdeploy.core.errors import RecipeError
-from alexdeploy.core.recipe import list_recipes, load_recipe
+from alexdeploy.core.recipe import fine_tuning_recipe, list_recipes, load_recipe
+from alexdeploy.core.spec import ModelSpec, Preprocessing
 
 
-def test_six_recipes_are_shipped() -> None:
-    expected = ("alexnet", "alexnet-quarter", "caffe-alexnet", "caffenet", "one-tower", "torchvision")
+def test_seven_recipes_are_shipped() -> None:
+    expected = ("alexnet", "alexnet-chm", "alexnet-quarter", "caffe-alexnet", "caffenet", "one-tower", "torchvision")
     assert list_recipes() == expected
 
 
@@ -66,6 +67,14 @@ def test_an_unknown_key_suggests_the_nearest(override: str, suggestion: str) -> 
         ("training.epochs.x=1", "has no key 'x'"),
         ("training.epochs", "has no '='"),
         ("preprocessing.mean=media", "mean"),
+        (
+            "training.freeze=['conv6']",
+            "names 'conv6'; it can be any of conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8",
+        ),
+        ("training.freeze=['conv1','conv2','conv3','conv4','conv5','fc6','fc7','fc8']", "nothing would be trained"),
+        ("training.label_smoothing=1", "label_smoothing"),
+        ("training.clip_norm=0", "clip_norm"),
+        ("parent_sha256=0", "unknown recipe key 'parent_sha256'"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(override: str, message: str) -> None:
@@ -92,3 +101,49 @@ def test_a_file_that_is_not_toml_is_an_error_not_a_traceback(tmp_path: Path) -> 
     path.write_bytes(b"\xff\xfe[architecture")
     with pytest.raises(RecipeError, match="cannot be read as a recipe"):
         load_recipe(path)
+
+
+def test_what_the_museums_recipe_adds_to_the_papers() -> None:
+    """The settings of layers-145.cfg and layer-params-145.cfg, read from the published files."""
+    training = load_recipe("alexnet-chm").training
+    assert (training.learning_rate * training.bias_rate_factor, training.bias_rate_drops) == (0.02, False)
+    assert not training.decay_biases
+    assert training.init.layer_std == dict.fromkeys(("conv3", "conv4", "conv5"), 0.03)
+    assert (training.drop_epochs, training.epochs) == ((25, 51, 79), 91)
+    assert (training.freeze, training.freeze_epoch) == (("conv1",), 73)
+    assert training.augmentation.color_noise_epochs == 67
+    assert load_recipe("alexnet-chm").architecture == load_recipe("alexnet").architecture
+
+
+def test_an_option_is_off_with_the_word_none() -> None:
+    assert load_recipe("alexnet-chm", ["training.augmentation.color_noise_epochs=none"]) is not None
+    assert load_recipe("alexnet", ["training.clip_norm=2", "training.clip_norm=none"]).training.clip_norm is None
+
+
+def _parent(**changes: object) -> ModelSpec:
+    steps = Preprocessing(resize="warp", channels="bgr", mean=(104.0, 117.0, 123.0), **changes)  # type: ignore[arg-type]
+    architecture = load_recipe("caffenet").architecture
+    return ModelSpec(name="parent", classes=("a", "b"), preprocessing=steps, architecture=architecture)
+
+
+def test_fine_tuning_keeps_architecture_and_preprocessing_and_learns_slower() -> None:
+    recipe = fine_tuning_recipe(_parent(), "f00d", overrides=["training.epochs=3"])
+    assert recipe.architecture == load_recipe("caffenet").architecture
+    assert (recipe.preprocessing.resize, recipe.preprocessing.channels) == ("warp", "bgr")
+    assert recipe.preprocessing.mean == (104.0, 117.0, 123.0)
+    assert fine_tuning_recipe(_parent(mean_image="0" * 64), "f00d").preprocessing.mean == "image"
+    assert recipe.training.learning_rate < load_recipe("caffenet").training.learning_rate
+    assert recipe.training.last_layer_factor > 1
+    assert (recipe.training.epochs, recipe.parent_sha256) == (3, "f00d")
+
+
+def test_fine_tuning_with_a_recipe_takes_its_training_alone() -> None:
+    recipe = fine_tuning_recipe(_parent(), "f00d", "alexnet-chm")
+    assert recipe.training == load_recipe("alexnet-chm").training
+    assert recipe.architecture == load_recipe("caffenet").architecture
+    assert recipe.name == "alexnet-chm"
+
+
+def test_fine_tuning_does_not_feed_a_network_otherwise_than_it_was_trained() -> None:
+    with pytest.raises(RecipeError, match="weights of parent were trained with its own preprocessing"):
+        fine_tuning_recipe(_parent(), "f00d", overrides=["preprocessing.resize=crop"])

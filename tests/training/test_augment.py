@@ -10,7 +10,7 @@ from alexdeploy.core.recipe import Augmentation, PreprocessingRecipe
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.images.crops import cut_views
 from alexdeploy.training import augment
-from alexdeploy.training.augment import centre_views, draw, make_normalization, random_views
+from alexdeploy.training.augment import centre_views, draw, in_epoch, make_normalization, random_views
 from alexdeploy.training.statistics import ColorAxes, StatisticsSum, color_axes, measured_mean
 
 CROP = 227
@@ -174,3 +174,12 @@ def test_the_measured_mean_is_scaled_and_in_network_order(images):
         None,
     )
     assert measured_mean(sums.result().statistics(), PreprocessingRecipe(mean="channel"))[1] is None
+
+
+def test_colour_noise_ends_after_its_last_epoch_and_nothing_else_changes():
+    settings = dataclasses.replace(EVERYTHING, color_noise_epochs=2)
+    noisy, plain = (draw(np.random.default_rng(3), 6, CROP, in_epoch(settings, epoch), AXES) for epoch in (2, 3))
+    assert noisy.shift.any()
+    assert not plain.shift.any()
+    for name in ("top", "left", "side", "mirror", "flip"):
+        np.testing.assert_array_equal(getattr(noisy, name), getattr(plain, name))

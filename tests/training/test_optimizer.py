@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import torch
 
-from alexdeploy.training.optimizer import MomentumSGD
+from alexdeploy.core.recipe import Training
+from alexdeploy.training.optimizer import MomentumSGD, parameter_groups
 
 
 def test_follows_the_paper_across_a_drop_of_the_learning_rate():
@@ -55,3 +58,48 @@ def test_biases_decay_too():
     bias.grad = torch.zeros(3)
     MomentumSGD([bias], learning_rate=0.5, momentum=0.9, weight_decay=0.1).step()
     torch.testing.assert_close(bias.detach(), torch.full((3,), 0.95))
+
+
+def test_groups_have_their_own_rate_and_decay_and_may_keep_the_first_rate():
+    rng = np.random.default_rng(1)
+    network = torch.nn.Sequential(OrderedDict(conv1=torch.nn.Linear(3, 2), fc2=torch.nn.Linear(2, 2))).double()
+    training = Training(
+        learning_rate=0.1,
+        weight_decay=0.05,
+        bias_rate_factor=2.0,
+        bias_rate_drops=False,
+        decay_biases=False,
+        last_layer_factor=10.0,
+    )
+    groups = parameter_groups(network, training, "fc2")
+    optimizer = MomentumSGD(groups, learning_rate=0.1, momentum=0.9, weight_decay=0.05)
+    expected = {name: parameter.detach().numpy().copy() for name, parameter in network.named_parameters()}
+    velocities = dict.fromkeys(expected, 0.0)
+    for rate in (0.1, 0.01, 0.01):
+        optimizer.learning_rate = rate
+        # Weights follow the rate and decay; biases stay at twice the first rate and do not; fc2 has ten times both.
+        rates = {"conv1.weight": rate, "conv1.bias": 0.2, "fc2.weight": 10 * rate, "fc2.bias": 2.0}
+        for name, parameter in network.named_parameters():
+            gradient = rng.normal(size=parameter.shape)
+            parameter.grad = torch.tensor(gradient)
+            decay = 0.05 if name.endswith("weight") else 0.0
+            velocities[name] = 0.9 * velocities[name] - rates[name] * (decay * expected[name] + gradient)
+            expected[name] = expected[name] + velocities[name]
+        optimizer.step()
+    for name, parameter in network.named_parameters():
+        np.testing.assert_allclose(parameter.detach().numpy(), expected[name], rtol=1e-12)
+
+
+def test_one_rate_and_one_decay_are_one_group():
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+    assert len(parameter_groups(network, Training(), "1")) == 1
+
+
+def test_what_is_frozen_neither_moves_nor_decays():
+    frozen, moving = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = MomentumSGD([frozen, moving], learning_rate=0.1, momentum=0.9, weight_decay=0.5)
+    moving.grad = torch.ones(2)
+    frozen.requires_grad_(False)
+    optimizer.step()
+    assert frozen.tolist() == [1, 1]
+    torch.testing.assert_close(moving.detach(), torch.full((2,), 0.85))

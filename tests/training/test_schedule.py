@@ -34,3 +34,10 @@ def test_the_rate_drops_max_drops_times_and_no_more():
 def test_epochs_drop_the_rate_whatever_the_error():
     training = Training(learning_rate=1.0, schedule="epochs", drop_epochs=(2, 3), drop_factor=0.5)
     assert rates(training, [0.5, 0.4, 0.3, 0.2]) == pytest.approx([1, 1, 0.5, 0.25, 0.25])
+
+
+def test_a_cosine_falls_from_the_first_rate_towards_zero_whatever_the_error():
+    training = Training(learning_rate=2.0, schedule="cosine", epochs=4)
+    # 1 + cos of 0, 45, 90, 135 and 180 degrees.
+    half = 2**-0.5
+    assert rates(training, [0.5, 0.5, 0.6, 0.4]) == pytest.approx([2, 1 + half, 1, 1 - half, 0])

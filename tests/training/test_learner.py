@@ -1,0 +1,89 @@
+"""One step of the learner under each option of the recipe, against numbers from elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from training_helpers import tiny_recipe
+
+from alexdeploy.training.learner import Learner
+
+NUM_CLASSES = 3
+
+
+def make_learner(*overrides: str) -> Learner:
+    return Learner(tiny_recipe("architecture.dropout=0", *overrides), NUM_CLASSES, torch.device("cpu"))
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4, 3, 67, 67, generator=generator), torch.tensor([0, 2, 1, 2])
+
+
+def take_step(learner: Learner, batch: tuple[Tensor, Tensor], rate: float = 0.01) -> dict[str, Tensor]:
+    """The change of each weight."""
+    before = learner.weights()
+    learner.compute_gradients(*batch, dropout_seed=0)
+    learner.update(rate)
+    return {name: weight - before[name] for name, weight in learner.weights().items()}
+
+
+def test_label_smoothing_is_the_cross_entropy_with_softened_labels(batch):
+    learner = make_learner("training.label_smoothing=0.3")
+    views, labels = batch
+    soft = np.full((4, NUM_CLASSES), 0.3 / NUM_CLASSES)
+    soft[np.arange(4), labels] += 0.7
+    logits = learner.evaluate(views).double().numpy()
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    expected = -(soft * log_probabilities).sum(axis=1).mean()
+    assert float(learner.compute_gradients(views, labels, dropout_seed=0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_clipping_scales_all_gradients_by_their_common_norm(batch):
+    free = take_step(make_learner("training.weight_decay=0"), batch)
+    norm = float(torch.cat([change.flatten() for change in free.values()]).norm()) / 0.01
+    clipped = take_step(make_learner("training.weight_decay=0", f"training.clip_norm={norm / 4}"), batch)
+    for name, change in free.items():
+        torch.testing.assert_close(clipped[name], change / 4, rtol=1e-2, atol=1e-7)
+    unchanged = take_step(make_learner("training.weight_decay=0", f"training.clip_norm={norm * 4}"), batch)
+    assert all(torch.equal(unchanged[name], change) for name, change in free.items())
+
+
+def test_a_layer_is_frozen_from_its_epoch_on_and_the_others_learn(batch):
+    learner = make_learner("training.freeze=['conv1','fc6']", "training.freeze_epoch=2")
+    learner.begin_epoch(1)
+    assert all(change.any() for change in take_step(learner, batch).values())
+    learner.begin_epoch(2)
+    changed = {name for name, change in take_step(learner, batch).items() if change.any()}
+    assert set(learner.weights()) - changed == {"conv1.weight", "conv1.bias", "fc6.weight", "fc6.bias"}
+
+
+def test_biases_and_the_last_layer_learn_at_rates_of_their_own(batch):
+    plain = take_step(make_learner("training.weight_decay=0"), batch)
+    factors = ("training.bias_rate_factor=2", "training.last_layer_factor=5")
+    faster = take_step(make_learner("training.weight_decay=0", *factors), batch)
+    for name, change in plain.items():
+        factor = (2 if name.endswith("bias") else 1) * (5 if name.startswith("fc8") else 1)
+        torch.testing.assert_close(faster[name], change * factor, rtol=1e-3, atol=1e-7)
+
+
+def test_a_state_goes_back_to_a_learner_whose_parameters_are_in_groups(batch):
+    overrides = ("training.bias_rate_factor=2", "training.last_layer_factor=5", "training.decay_biases=false")
+    first, second = make_learner(*overrides), make_learner(*overrides, "training.seed=7")
+    take_step(first, batch)
+    second.load_state(first.state())
+    for learner in (first, second):
+        take_step(learner, batch)
+    for part in ("weights", "velocities"):
+        assert all(torch.equal(value, second.state()[part][name]) for name, value in first.state()[part].items())
+
+
+def test_the_loss_is_pytorchs_own_without_options(batch):
+    learner = make_learner()
+    views, labels = batch
+    expected = F.cross_entropy(learner.evaluate(views), labels)
+    assert torch.equal(learner.compute_gradients(views, labels, dropout_seed=0), expected)
