@@ -57,7 +57,7 @@ class Originals:
         """A hash over the classes and, of every image, its split, name, label and size in bytes."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for split, originals in (("train", self.train), ("val", self.val)):
-            for name, label, _, _, num_bytes in sorted(originals):
+            for name, label, _, _, num_bytes in sorted(originals, key=lambda original: original[:2]):
                 digest.update(os.fsencode(f"{split}\0{name}\0{label}\0{num_bytes}\n"))
         return digest.hexdigest()
 

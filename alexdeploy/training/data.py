@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.images.folder import LabelledImages
-from alexdeploy.training.pixels import FilePixels, Pixels
-from alexdeploy.training.statistics import Statistics
+import numpy as np
 
-BYTES_PER_IMAGE = IMAGE_SIZE * IMAGE_SIZE * 3
+from alexdeploy.core.artifacts import sha256_bytes
+from alexdeploy.images.folder import LabelledImages
+from alexdeploy.images.originals import from_labelled
+from alexdeploy.images.packed import BROKEN_NAME, BYTES_PER_IMAGE, PackedSet, check_resize
+from alexdeploy.training.pixels import FilePixels, PackedPixels, Pixels
+from alexdeploy.training.statistics import PixelSums, Statistics
+
 _DEFAULT_CACHE_BYTES = 2 << 30
 
 
@@ -45,34 +46,61 @@ class TrainingData:
 
 
 def open_data(
-    data: LabelledImages, resize: Literal["crop", "warp"], *, num_threads: int, cache_bytes: int | None = None
+    data: LabelledImages | PackedSet,
+    resize: Literal["crop", "warp"],
+    *,
+    num_threads: int,
+    cache_bytes: int | None = None,
 ) -> TrainingData:
     """Make it ready for training; nothing is decoded yet.
 
-    Decoded files are kept in memory if all fit `cache_bytes`; None stands for half of the memory that is free.
+    Decoded files are kept in memory if all fit `cache_bytes`; None stands for half of the memory that is free. Raises
+    DataError for a packed set that was not made with `resize`.
     """
+    if isinstance(data, PackedSet):
+        return _open_packed(data, resize, num_threads)
     num_bytes = (len(data.train) + len(data.val)) * BYTES_PER_IMAGE
     in_memory = num_bytes <= (_half_of_free_memory() if cache_bytes is None else cache_bytes)
     train, val = (
         FilePixels(examples, resize=resize, in_memory=in_memory, num_threads=num_threads)
         for examples in (data.train, data.val)
     )
-    return TrainingData(classes=data.classes, train=train, val=val, data_sha256=fingerprint(data), in_memory=in_memory)
+    return TrainingData(
+        classes=data.classes,
+        train=train,
+        val=val,
+        data_sha256=from_labelled(data).sha256(),
+        in_memory=in_memory,
+    )
 
 
-def fingerprint(data: LabelledImages) -> str:
-    """SHA-256 over the classes and, of every image in order, its split, relative path, label and size in bytes."""
-    digest = hashlib.sha256(repr(data.classes).encode())
-    folders = {os.path.dirname(os.path.abspath(example.path)) for example in (*data.train, *data.val)}
-    root = os.path.commonpath(folders) if folders else ""
-    for split, examples in (("train", data.train), ("val", data.val)):
-        for path, label in sorted(examples):
-            name = os.path.relpath(os.path.abspath(path), root).replace(os.sep, "/")
-            size = -1
-            with suppress(OSError):
-                size = os.path.getsize(path)
-            digest.update(os.fsencode(f"{split}\0{name}\0{label}\0{size}\n"))
-    return digest.hexdigest()
+def _open_packed(data: PackedSet, resize: Literal["crop", "warp"], num_threads: int) -> TrainingData:
+    check_resize(data.path, resize)
+    index, plan = data.index, data.index.plan
+    # Raw rows are the pixels that the files give: a run may go on with them. Those of JPEGs are others.
+    sha256 = plan.sources_sha256
+    if plan.jpeg_quality is not None:
+        sha256 = sha256_bytes(f"{sha256} jpeg {plan.jpeg_quality}".encode())
+    num_broken = index.train.num_broken + index.val.num_broken
+    notes: tuple[str, ...] = ()
+    if num_broken:
+        notes = (
+            f"{num_broken:,} of {plan.num_train + plan.num_val:,} images could not be decoded when the set was packed; "
+            f"{data.path / BROKEN_NAME} names them",
+        )
+    sums = PixelSums(
+        num_images=index.statistics.num_images,
+        pixels=data.pixel_sums(),
+        products=np.array(index.statistics.products, np.int64),
+    )
+    return TrainingData(
+        classes=index.classes,
+        train=PackedPixels(data.train, num_threads=num_threads),
+        val=PackedPixels(data.val, num_threads=num_threads),
+        data_sha256=sha256,
+        statistics=sums.statistics(),
+        notes=notes,
+    )
 
 
 def _half_of_free_memory() -> int:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,14 @@ from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import Example
+from alexdeploy.images.packed import PackedImages
 from alexdeploy.images.sources import read_file
 
 _SCAN_SLICE = 1024
 _NUM_NAMED = 5
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Broken(NamedTuple):
@@ -141,19 +145,47 @@ class FilePixels:
         return image
 
 
-def read_ahead(
-    load: Callable[[NDArray[np.int64]], NDArray[np.uint8]], batches: Iterable[NDArray[np.int64]], num_workers: int
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield `load` of each batch, in order; one for each of the workers is under way, and one more waits."""
-    waiting = iter(batches)
-    under_way: deque[Future[NDArray[np.uint8]]] = deque()
+class PackedPixels:
+    """Pixels of a packed set."""
+
+    def __init__(self, images: PackedImages, *, num_threads: int) -> None:
+        self._images = images
+        self._num_threads = num_threads
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self._images.labels
+
+    def name(self, index: int) -> str:
+        return self._images.names[index]
+
+    def scan(
+        self,
+        on_image: Callable[[NDArray[np.uint8]], None],
+        on_progress: Callable[[int], None],
+        indices: Sequence[int] | None = None,
+    ) -> dict[int, Broken]:
+        wanted = np.arange(len(self._images)) if indices is None else np.asarray(indices, np.int64)
+        for done, images in enumerate(self.batches(wanted[:, np.newaxis]), start=1):
+            on_image(images[0])
+            on_progress(done)
+        return {}
+
+    def batches(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.uint8]]:
+        return read_ahead(self._images.read, batches, self._num_threads)
+
+
+def read_ahead(load: Callable[[_Item], _Result], items: Iterable[_Item], num_workers: int) -> Iterator[_Result]:
+    """Yield `load` of each item, in order; one for each of the workers is under way, and one more waits."""
+    waiting = iter(items)
+    under_way: deque[Future[_Result]] = deque()
     with WorkerPool(num_workers) as pool:
-        for indices in islice(waiting, num_workers + 1):
-            under_way.append(pool.submit(load, indices))
+        for item in islice(waiting, num_workers + 1):
+            under_way.append(pool.submit(load, item))
         while under_way:
             ready = under_way.popleft().result()
-            for indices in islice(waiting, 1):
-                under_way.append(pool.submit(load, indices))
+            for item in islice(waiting, 1):
+                under_way.append(pool.submit(load, item))
             yield ready
 
 

@@ -79,6 +79,13 @@ class StatisticsSum:
             self._pixels += image
             self._products += products
 
+    def add_sums(self, sums: PixelSums) -> None:
+        """Count what was added up elsewhere."""
+        with self._lock:
+            self._num += sums.num_images
+            self._pixels += sums.pixels
+            self._products += sums.products
+
     def result(self) -> PixelSums:
         return PixelSums(num_images=self._num, pixels=self._pixels.copy(), products=self._products.copy())
 

@@ -1,0 +1,315 @@
+"""A packed set: images decoded once, 256x256, in shards that are read where they lie.
+
+plan.json          what the set is made of, written first
+train-00000.bin    a shard: rows of uint8 [256, 256, 3], one after the other, or JPEGs and then where each begins
+records/           of each finished shard what was found while making it
+train-labels.npy   int32, and train-names.json, of all images; the same for val
+pixel-sums.npy     int64 [256, 256, 3], the sum of all training images
+broken.json        the images that could not be decoded, which are in no shard
+index.json         shards, counts, hashes and statistics, written last: a set without it is not finished
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.artifacts import sha256_bytes
+from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.images.decode import decode
+
+FORMAT = "alexdeploy-packed-1"
+BYTES_PER_IMAGE = IMAGE_SIZE * IMAGE_SIZE * 3
+INDEX_NAME, PLAN_NAME, BROKEN_NAME, SUMS_NAME = "index.json", "plan.json", "broken.json", "pixel-sums.npy"
+RECORDS_NAME = "records"
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+_SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.bin")
+_PPM_HEADER = f"P6 {IMAGE_SIZE} {IMAGE_SIZE} 255\n".encode()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a set is made of. `jpeg_quality` None stands for raw rows.
+
+    `arguments` are what follows `alexdeploy prepare`, first the data; the set's own folder is not among them.
+    """
+
+    format: str
+    resize: Literal["crop", "warp"]
+    jpeg_quality: int | None
+    images_per_shard: int
+    num_train: int
+    num_val: int
+    sources_sha256: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A finished file of images."""
+
+    file: str
+    num_images: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitIndex:
+    """The shards of a split in the order of its images, and the hashes of its labels and names."""
+
+    num_images: int
+    num_broken: int
+    labels_sha256: str
+    names_sha256: str
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColorIndex:
+    """Of all training pixels, RGB from 0 to 255: `products` are the sums of the products of two channels.
+
+    The mean, the covariance and its axes (one in each row, the largest `std` first) follow from the sums and are for
+    whoever looks into the file.
+    """
+
+    num_images: int
+    products: tuple[tuple[int, ...], ...]
+    pixel_sums_sha256: str
+    mean: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+    axes: tuple[tuple[float, ...], ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index:
+    """What is in a finished set."""
+
+    plan: Plan
+    classes: tuple[str, ...]
+    train: SplitIndex
+    val: SplitIndex
+    statistics: ColorIndex
+    alexdeploy_version: str
+    pillow_version: str
+
+
+class PackedImages:
+    """The images of one split. Shards are mapped into memory: what is read is in the page cache and nowhere else."""
+
+    def __init__(self, folder: Path, split: Split, index: SplitIndex, *, is_jpeg: bool) -> None:
+        self._folder = folder
+        self._split = split
+        self._names_sha256 = index.names_sha256
+        labels: NDArray[np.int32] = np.load(labels_path(folder, split), allow_pickle=False)
+        self.labels: NDArray[np.int64] = labels.astype(np.int64)
+        self._is_jpeg = is_jpeg
+        self._firsts = np.cumsum([0, *(shard.num_images for shard in index.shards)])
+        self._shards = [
+            np.memmap(folder / shard.file, np.uint8, mode="r") if shard.num_bytes else np.empty(0, np.uint8)
+            for shard in index.shards
+        ]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What the images were called, relative to the data that they are from. Raises DataError."""
+        data = names_path(self._folder, self._split).read_bytes()
+        if sha256_bytes(data) != self._names_sha256:
+            raise damaged(self._folder, f"{names_path(self._folder, self._split)} is not the file that was written")
+        return msgspec.json.decode(data, type=tuple[str, ...])
+
+    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """uint8 [N, 256, 256, 3]. Raises DataError for a JPEG that is damaged."""
+        images = np.empty((len(indices), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        for image, index in zip(images, indices, strict=True):
+            image[:] = self._pixels(int(index))
+        return images
+
+    def encoded(self, index: int) -> bytes:
+        """The image as a file: the JPEG, or a PPM of the row."""
+        stored = self._stored(index).tobytes()
+        return stored if self._is_jpeg else _PPM_HEADER + stored
+
+    def _pixels(self, index: int) -> NDArray[np.uint8]:
+        stored = self._stored(index)
+        if not self._is_jpeg:
+            return stored.reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
+        try:
+            # The side is 256 already: both ways of resizing leave it as it is.
+            return decode(stored.tobytes(), "crop")
+        except ImageError as exc:
+            raise damaged(self._folder, f"{self.names[index]} in {self._folder}: {exc.message}") from exc
+
+    def _stored(self, index: int) -> NDArray[np.uint8]:
+        number = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        shard, row = self._shards[number], index - int(self._firsts[number])
+        if not self._is_jpeg:
+            return shard[row * BYTES_PER_IMAGE : (row + 1) * BYTES_PER_IMAGE]
+        num_images = int(self._firsts[number + 1] - self._firsts[number])
+        begins = shard[len(shard) - 8 * (num_images + 1) :].view("<i8")
+        return shard[int(begins[row]) : int(begins[row + 1])]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedSet:
+    """A finished set, opened."""
+
+    path: Path
+    index: Index
+    train: PackedImages
+    val: PackedImages
+
+    def pixel_sums(self) -> NDArray[np.int64]:
+        """int64 [256, 256, 3], the sum of all training images. Raises DataError."""
+        path = self.path / SUMS_NAME
+        _check_hash(self.path, path, self.index.statistics.pixel_sums_sha256)
+        sums: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        return sums
+
+
+def is_packed(folder: str | os.PathLike[str]) -> bool:
+    """Whether `folder` is a packed set, finished or not."""
+    try:
+        return read_plan(Path(folder)) is not None
+    except DataError:
+        return True
+
+
+def open_packed(folder: str | os.PathLike[str]) -> PackedSet:
+    """Open a finished set.
+
+    Every shard must have its size, labels and names their hashes; the shards' hashes are not looked at, which would
+    read them all: `alexdeploy prepare ... --check` does. Raises DataError for a set that is not finished or damaged,
+    with the command that mends it.
+    """
+    path = Path(folder)
+    plan = read_plan(path)
+    if plan is None:
+        raise DataError(f"{path} is no packed set: it has no {PLAN_NAME}", cure="Make one: alexdeploy prepare DATA OUT")
+    if not (path / INDEX_NAME).is_file():
+        raise damaged(path, f"{path} is not finished: {_how_far(path, plan)}", verb="Go on")
+    index: Index = _read_json(path / INDEX_NAME, Index)
+    if index.plan != plan:
+        raise damaged(path, f"{path / INDEX_NAME} is that of another set than {path / PLAN_NAME}")
+    for split in SPLITS:
+        part: SplitIndex = getattr(index, split)
+        for shard in part.shards:
+            _check_size(path, shard)
+        _check_hash(path, labels_path(path, split), part.labels_sha256)
+    train, val = (
+        PackedImages(path, split, getattr(index, split), is_jpeg=plan.jpeg_quality is not None) for split in SPLITS
+    )
+    return PackedSet(path=path, index=index, train=train, val=val)
+
+
+def check_resize(folder: str | os.PathLike[str], resize: str) -> None:
+    """Raise DataError if `folder` is a packed set whose images were made square in another way."""
+    plan = read_plan(Path(folder))
+    if plan is not None and plan.resize != resize:
+        raise DataError(
+            f"{os.fspath(folder)} was packed with --resize {plan.resize}; found where {resize} is expected",
+            cure=f"Pack the images again: alexdeploy prepare {shlex.quote(plan.arguments[0])} OUT --resize {resize}",
+        )
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan of a packed set; None if `folder` is none. Raises DataError for one that cannot be read here."""
+    path = folder / PLAN_NAME
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if b'"alexdeploy-packed-' not in data[:100]:
+        return None
+    if f'"{FORMAT}"'.encode() not in data[:100]:
+        raise DataError(
+            f"{path} has another format than {FORMAT}",
+            cure="Use the version of alexdeploy that wrote it, or pack anew.",
+        )
+    plan: Plan = _read_json(path, Plan)
+    return plan
+
+
+def prepare_command(folder: Path, arguments: tuple[str, ...]) -> str:
+    """What to type to finish or mend a set."""
+    return shlex.join(("alexdeploy", "prepare", *arguments[:1], os.fspath(folder), *arguments[1:]))
+
+
+def damaged(folder: Path, message: str, *, verb: str = "Mend it") -> DataError:
+    """The error that says `message` and names the command that makes what is missing."""
+    plan = read_plan(folder)
+    command = "alexdeploy prepare" if plan is None else prepare_command(folder, plan.arguments)
+    return DataError(message, cure=f"{verb}: {command}{' --check' if verb == 'Mend it' else ''}")
+
+
+def labels_path(folder: Path, split: Split) -> Path:
+    return folder / f"{split}-labels.npy"
+
+
+def names_path(folder: Path, split: Split) -> Path:
+    return folder / f"{split}-names.json"
+
+
+def shard_name(split: Split, number: int) -> str:
+    return f"{split}-{number:05d}.bin"
+
+
+def num_shards(num_images: int, images_per_shard: int) -> int:
+    return -(-num_images // images_per_shard)
+
+
+def _how_far(folder: Path, plan: Plan) -> str:
+    total = sum(num_shards(num, plan.images_per_shard) for num in (plan.num_train, plan.num_val))
+    done = len(list((folder / RECORDS_NAME).glob("*.json")))
+    return f"{done} of {total} shards are there"
+
+
+def _check_size(folder: Path, shard: Shard) -> None:
+    # The name comes from a file: it must not lead out of the folder.
+    if not _SHARD_NAME.fullmatch(shard.file):
+        raise damaged(folder, f"{folder / INDEX_NAME} names a shard {shard.file!r}")
+    path = folder / shard.file
+    try:
+        found = path.stat().st_size
+    except OSError as exc:
+        raise damaged(folder, f"{path} is missing") from exc
+    if found != shard.num_bytes:
+        raise damaged(folder, f"{path} has {found:,} bytes; expected {shard.num_bytes:,}")
+
+
+def _check_hash(folder: Path, path: Path, sha256: str) -> None:
+    try:
+        found = sha256_bytes(path.read_bytes())
+    except OSError as exc:
+        raise damaged(folder, f"{path} is missing") from exc
+    if found != sha256:
+        raise damaged(folder, f"{path} is not the file that was written: its hash differs")
+
+
+def to_json(value: object) -> bytes:
+    """As it is written to the files of a set."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+def _read_json(path: Path, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as exc:
+        raise DataError(
+            f"{path} is damaged: {exc}", cure="Pack the set anew: alexdeploy prepare ... --overwrite"
+        ) from exc

@@ -1,0 +1,303 @@
+"""Packing: every image decoded once, so that training only copies pixels."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+
+import alexdeploy
+from alexdeploy.core.artifacts import atomic_write, sha256_bytes
+from alexdeploy.core.errors import DataError, OutputError, UsageError
+from alexdeploy.core.processors import available_processors
+from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.images import packed
+from alexdeploy.images.originals import Original, Originals
+from alexdeploy.images.packed import ColorIndex, Index, Plan, Split, SplitIndex, to_json
+from alexdeploy.images.sources import printable_path
+from alexdeploy.training.shards import Job, Record, find_record, make_shard, remove_file
+from alexdeploy.training.statistics import PixelSums, color_axes
+
+RAW_IMAGES_PER_SHARD = (1 << 30) // packed.BYTES_PER_IMAGE
+JPEG_IMAGES_PER_SHARD = 20_000
+_TYPICAL_JPEG_BYTES = 50_000
+"""Of a photograph of 256x256 at quality 95 without subsampling; it depends on the picture."""
+_SPARE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """How a set is made. `jpeg_quality` None keeps raw pixels.
+
+    `check` compares the hashes of shards that are there. `arguments` are what to type after `alexdeploy prepare` to
+    do the same again, first the data, without the set's own folder; they are for messages.
+    """
+
+    resize: Literal["crop", "warp"] = "crop"
+    jpeg_quality: int | None = None
+    num_threads: int | None = None
+    overwrite: bool = False
+    check: bool = False
+    images_per_shard: int | None = None
+    arguments: tuple[str, ...] = ("DATA",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenOriginal:
+    """An image that is not in the set because it cannot be decoded."""
+
+    split: Split
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A finished set; `num_made` of its `num_shards` were made now."""
+
+    index: Index
+    broken: tuple[BrokenOriginal, ...]
+    num_shards: int
+    num_made: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all shards."""
+        return sum(shard.num_bytes for split in (self.index.train, self.index.val) for shard in split.shards)
+
+
+def prepare(
+    originals: Originals, folder: Path, options: PrepareOptions, on_progress: Callable[[int, int], None]
+) -> Prepared:
+    """Decode all images and write the packed set `folder`; `on_progress` hears how many of how many are done.
+
+    Finished shards of an earlier run stay as they are, so that a run that was stopped goes on; the set has the same
+    bytes in the end. Raises UsageError for a folder that holds something else, DataError where a split has no image
+    that can be decoded, OutputError also where the disk has too little space for what is missing.
+    """
+    if not originals.train or not originals.val:
+        raise DataError(f"{len(originals.train)} training and {len(originals.val)} validation images; it takes both")
+    quality = options.jpeg_quality
+    if quality is not None and not 1 <= quality <= 100:
+        raise UsageError(f"a JPEG quality of {quality}; expected 1 to 100", cure="95 is nearly as good as raw pixels.")
+    plan = Plan(
+        format=packed.FORMAT,
+        resize=options.resize,
+        jpeg_quality=quality,
+        images_per_shard=options.images_per_shard
+        or (RAW_IMAGES_PER_SHARD if quality is None else JPEG_IMAGES_PER_SHARD),
+        num_train=len(originals.train),
+        num_val=len(originals.val),
+        sources_sha256=originals.sha256(),
+        arguments=options.arguments,
+    )
+    plan = _begin(folder, plan, options)
+    jobs = list(_jobs(folder, plan, originals))
+    records = [find_record(job, check=options.check) for job in jobs]
+    missing = [job for job, record in zip(jobs, records, strict=True) if record is None]
+    _check_space(folder, plan, sum(len(job.originals) for job in missing), options)
+    if missing:
+        # From here on until the end nothing can be trained on it.
+        remove_file(folder / packed.INDEX_NAME)
+    done, total = 0, plan.num_train + plan.num_val
+    num_threads = options.num_threads or available_processors()
+    finished: list[Record] = []
+    for job, record in zip(jobs, records, strict=True):
+        if record is None:
+            record = make_shard(job, plan, num_threads, lambda num: on_progress(done + num, total))  # noqa: B023
+        finished.append(record)
+        done += len(job.originals)
+        on_progress(done, total)
+    return _finish(folder, plan, originals, jobs, finished, len(missing))
+
+
+def _begin(folder: Path, plan: Plan, options: PrepareOptions) -> Plan:
+    """Make `folder` the place of this set. Returns the plan that is there, with the words it was made with."""
+    found, is_ours = None, False
+    try:
+        found = packed.read_plan(folder)
+    except DataError:
+        if not options.overwrite:
+            raise
+        is_ours = True
+    if found is not None and not options.overwrite:
+        changes = _changes(found, plan)
+        if not changes:
+            _sweep(folder)
+            return found
+        raise UsageError(
+            f"{folder} holds another packed set: {'; '.join(changes)}",
+            cure=f"Go on with that: {packed.prepare_command(folder, found.arguments)}\n"
+            "or replace it: --overwrite, or name another folder.",
+        )
+    if found is None and not is_ours and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there and is no packed set", cure="Name a new or an empty folder.")
+    _clear(folder)
+    _sweep(folder)
+    with atomic_write(folder / packed.PLAN_NAME) as file:
+        file.write(to_json(plan))
+    return plan
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a kill left of files that were being written."""
+    for place in (folder, folder / packed.RECORDS_NAME):
+        for split in packed.SPLITS:
+            for path in place.glob(f".{split}-*.tmp"):
+                remove_file(path)
+
+
+def _changes(found: Plan, asked: Plan) -> list[str]:
+    words = {
+        "resize": "--resize",
+        "jpeg_quality": "--jpeg",
+        "num_train": "training images",
+        "num_val": "validation images",
+        "images_per_shard": "images in a shard",
+    }
+    changes = [
+        f"{word} was {getattr(found, name)}, now {getattr(asked, name)}"
+        for name, word in words.items()
+        if getattr(found, name) != getattr(asked, name)
+    ]
+    if not changes and found.sources_sha256 != asked.sources_sha256:
+        changes.append("the names, classes or sizes of some images have changed")
+    return changes
+
+
+def _clear(folder: Path) -> None:
+    """Remove what this program writes, nothing else: first the index, and last the plan, which tells whose it is."""
+    remove_file(folder / packed.INDEX_NAME)
+    shutil.rmtree(folder / packed.RECORDS_NAME, ignore_errors=True)
+    for split in packed.SPLITS:
+        for path in (
+            *folder.glob(f"{split}-*.bin"),
+            packed.labels_path(folder, split),
+            packed.names_path(folder, split),
+        ):
+            remove_file(path)
+    for name in (packed.BROKEN_NAME, packed.SUMS_NAME, packed.PLAN_NAME):
+        remove_file(folder / name)
+
+
+def _jobs(folder: Path, plan: Plan, originals: Originals) -> Iterator[Job]:
+    for split in packed.SPLITS:
+        part: tuple[Original, ...] = getattr(originals, split)
+        for number in range(packed.num_shards(len(part), plan.images_per_shard)):
+            path = folder / packed.shard_name(split, number)
+            first = number * plan.images_per_shard
+            yield Job(
+                split,
+                path,
+                folder / packed.RECORDS_NAME / f"{path.stem}.json",
+                part[first : first + plan.images_per_shard],
+            )
+
+
+def _check_space(folder: Path, plan: Plan, num_images: int, options: PrepareOptions) -> None:
+    is_raw = plan.jpeg_quality is None
+    needed = num_images * (packed.BYTES_PER_IMAGE if is_raw else _TYPICAL_JPEG_BYTES)
+    free = shutil.disk_usage(folder).free
+    if num_images and needed + _SPARE_BYTES > free:
+        cure = "Free some space, or name a folder on another disk"
+        if is_raw:
+            smaller = (plan.num_train + plan.num_val) * _TYPICAL_JPEG_BYTES
+            cure += f", or keep JPEGs, about {_size(smaller)} in all: --jpeg 95"
+        raise OutputError(
+            f"{num_images:,} images take {'' if is_raw else 'about '}{_size(needed)}; {folder} has {_size(free)} free",
+            cure=f"{cure}.",
+        )
+
+
+def _finish(
+    folder: Path, plan: Plan, originals: Originals, jobs: list[Job], records: list[Record], num_made: int
+) -> Prepared:
+    """Put the records together: what follows from them is written anew, the index last."""
+    broken = tuple(
+        BrokenOriginal(split=job.split, name=printable_path(job.originals[place].name), reason=reason)
+        for job, record in zip(jobs, records, strict=True)
+        for place, reason in sorted(record.broken.items())
+    )
+    splits = {split: _finish_split(folder, split, jobs, records) for split in packed.SPLITS}
+    for split, part in splits.items():
+        if part.num_images == 0:
+            raise DataError(
+                f"none of the {part.num_broken:,} images of {split} can be decoded; the first: {broken[0].reason}"
+            )
+    index = Index(
+        plan=plan,
+        classes=originals.classes,
+        train=splits["train"],
+        val=splits["val"],
+        statistics=_finish_statistics(folder, jobs, records, splits["train"].num_images),
+        alexdeploy_version=alexdeploy.__version__,
+        pillow_version=PIL.__version__,
+    )
+    with atomic_write(folder / packed.BROKEN_NAME) as file:
+        file.write(to_json(broken))
+    with atomic_write(folder / packed.INDEX_NAME) as file:
+        file.write(to_json(index))
+    return Prepared(index=index, broken=broken, num_shards=len(jobs), num_made=num_made)
+
+
+def _finish_split(folder: Path, split: Split, jobs: list[Job], records: list[Record]) -> SplitIndex:
+    mine = [(job, record) for job, record in zip(jobs, records, strict=True) if job.split == split]
+    kept = [
+        original for job, record in mine for place, original in enumerate(job.originals) if place not in record.broken
+    ]
+    labels = _npy(np.array([original.label for original in kept], np.int32))
+    names = msgspec.json.encode([printable_path(original.name) for original in kept])
+    for path, content in (
+        (packed.labels_path(folder, split), labels),
+        (packed.names_path(folder, split), names),
+    ):
+        with atomic_write(path) as file:
+            file.write(content)
+    return SplitIndex(
+        num_images=len(kept),
+        num_broken=sum(len(record.broken) for _, record in mine),
+        labels_sha256=sha256_bytes(labels),
+        names_sha256=sha256_bytes(names),
+        shards=tuple(record.shard for _, record in mine),
+    )
+
+
+def _finish_statistics(folder: Path, jobs: list[Job], records: list[Record], num_images: int) -> ColorIndex:
+    pixels = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.int64)
+    products = np.zeros((3, 3), np.int64)
+    for job, record in zip(jobs, records, strict=True):
+        if job.split == "train":
+            pixels += np.load(job.sums_path, allow_pickle=False)
+            products += np.array(record.products, np.int64)
+    content = _npy(pixels)
+    with atomic_write(folder / packed.SUMS_NAME) as file:
+        file.write(content)
+    statistics = PixelSums(num_images=num_images, pixels=pixels, products=products).statistics()
+    axes = color_axes(statistics.covariance)
+    return ColorIndex(
+        num_images=num_images,
+        products=tuple(map(tuple, products.tolist())),
+        pixel_sums_sha256=sha256_bytes(content),
+        mean=tuple(statistics.mean.tolist()),
+        covariance=tuple(map(tuple, statistics.covariance.tolist())),
+        axes=tuple(map(tuple, axes.vectors.T.tolist())),
+        std=tuple(axes.std.tolist()),
+    )
+
+
+def _npy(array: NDArray[np.generic]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"

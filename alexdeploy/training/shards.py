@@ -1,0 +1,154 @@
+"""One shard of a packed set: made, found again, or found wanting."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from alexdeploy.core.artifacts import atomic_write, output_error, sha256_file
+from alexdeploy.core.errors import ImageError
+from alexdeploy.images.decode import decode
+from alexdeploy.images.originals import Original
+from alexdeploy.images.packed import Plan, Shard, Split, to_json
+from alexdeploy.training.pixels import read_ahead
+from alexdeploy.training.statistics import PixelSums, StatisticsSum
+
+_IMAGES_PER_TASK = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A finished shard. `broken` are the places, within the originals it is made of, of those left out, and why."""
+
+    shard: Shard
+    broken: dict[int, str]
+    products: list[list[int]]
+
+
+class Job(NamedTuple):
+    """A shard to be made, or there already, of some of the originals of a split."""
+
+    split: Split
+    path: Path
+    record_path: Path
+    originals: Sequence[Original]
+
+    @property
+    def sums_path(self) -> Path:
+        """Where the sum of the images of a training shard is."""
+        return self.record_path.with_suffix(".npy")
+
+
+class _Part(NamedTuple):
+    """Some images of a shard: what to write of each that could be decoded, and what is wrong with the others."""
+
+    encoded: list[bytes]
+    broken: dict[int, str]
+    sums: PixelSums
+
+
+def find_record(job: Job, *, check: bool) -> Record | None:
+    """The record of a shard that is whole, by its size or with `check` by its hash; None if it has to be made."""
+    try:
+        record = msgspec.json.decode(job.record_path.read_bytes(), type=Record)
+        if job.path.stat().st_size != record.shard.num_bytes or (job.split == "train" and not job.sums_path.is_file()):
+            return None
+    except (OSError, msgspec.DecodeError):
+        return None
+    if check and sha256_file(job.path) != record.shard.sha256:
+        return None
+    return record
+
+
+def make_shard(job: Job, plan: Plan, num_threads: int, on_progress: Callable[[int], None]) -> Record:
+    """Decode the images of a shard and write it; `on_progress` hears how many are done. Raises OutputError."""
+    remove_file(job.record_path)
+    broken: dict[int, str] = {}
+    begins = [0]
+    sums = StatisticsSum()
+    with atomic_write(job.path) as plain:
+        file = _Hashed(plain)
+        for part in read_ahead(
+            lambda first: _read_part(job, first, plan), range(0, len(job.originals), _IMAGES_PER_TASK), num_threads
+        ):
+            for encoded in part.encoded:
+                file.write(encoded)
+                begins.append(file.num_bytes)
+            broken |= part.broken
+            sums.add_sums(part.sums)
+            on_progress(len(begins) - 1 + len(broken))
+        if plan.jpeg_quality is not None:
+            file.write(np.array(begins, "<i8").tobytes())
+    result = sums.result()
+    if job.split == "train":
+        # As many images as there are in a shard cannot leave 32 bits.
+        with atomic_write(job.sums_path) as plain:
+            np.save(plain, result.pixels.astype(np.uint32), allow_pickle=False)
+    record = Record(
+        shard=Shard(
+            file=job.path.name, num_images=len(begins) - 1, num_bytes=file.num_bytes, sha256=file.digest.hexdigest()
+        ),
+        broken=broken,
+        products=result.products.tolist(),
+    )
+    with atomic_write(job.record_path) as plain:
+        plain.write(to_json(record))
+    return record
+
+
+def remove_file(path: Path) -> None:
+    """Remove it if it is there. Raises OutputError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise output_error(path, exc) from exc
+
+
+class _Hashed:
+    """A file, and the hash and the length of what was written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.digest.update(data)
+        self.num_bytes += len(data)
+
+
+def _read_part(job: Job, first: int, plan: Plan) -> _Part:
+    encoded: list[bytes] = []
+    broken: dict[int, str] = {}
+    sums = StatisticsSum()
+    for place, original in enumerate(job.originals[first : first + _IMAGES_PER_TASK], start=first):
+        try:
+            pixels = decode(original.read(), plan.resize)
+        except ImageError as exc:
+            broken[place] = exc.message
+            continue
+        if plan.jpeg_quality is None:
+            encoded.append(pixels.tobytes())
+        else:
+            encoded.append(_to_jpeg(pixels, plan.jpeg_quality))
+            # What is trained on, and so what the mean is of.
+            pixels = decode(encoded[-1], "crop")
+        if job.split == "train":
+            sums.add(pixels)
+    return _Part(encoded, broken, sums.result())
+
+
+def _to_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
+    return file.getvalue()
