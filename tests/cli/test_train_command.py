@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from program import Result, Run
+from safetensors.numpy import load_file
 
 from alexdeploy.cli import train
 from alexdeploy.cli.sample import render
@@ -136,6 +137,45 @@ def test_without_pytorch_it_says_so_before_anything_is_rendered(run, monkeypatch
     assert result.exit_code == 2
     assert "pip install 'alexdeploy[train]'" in result.stderr
     assert not Path("data").exists()
+
+
+def test_pretrained_goes_on_from_a_model_under_another_name(run, halves):
+    train_halves(run, "--name", "first")
+    result = run("train", "halves", "--pretrained", "first", "--epochs", "1", "--threads", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["model"] == "models/first-tuned"
+    assert document["parent"] == "first"
+    assert len(document["parent_weights_sha256"]) == 64
+    assert "starting from first: same 2 classes, so fc8 is kept too" in result.stderr
+
+
+def test_freeze_keeps_layers_whatever_the_recipe_says(run, halves):
+    train_halves(run, "--name", "first")
+    arguments = ("--pretrained", "first", "--epochs", "1", "--threads", "1", "--recipe", "alexnet-chm")
+    assert run("train", "halves", *arguments, "--freeze", "conv1, conv2").exit_code == 0
+    before, after = (load_file(f"models/{name}/weights.safetensors") for name in ("first", "first-tuned"))
+    same = {name for name in after if (after[name] == before[name]).all()}
+    assert same == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--pretrained", "first", "--name", "first"), 2, "the new model would take the place of that one"),
+        (("--pretrained", "models/first", "--name", "first", "--overwrite"), 2, "Give it another name: --name NAME"),
+        (("--pretrained", "frist"), 4, "Models here: first"),
+        (("--pretrained", "first", "--freeze", "conv9"), 2, "it can be any of conv1, conv2, conv3, conv4, conv5, fc6"),
+        (("--freeze", "conv1"), 2, "Name one: --pretrained MODEL"),
+        (("--pretrained", "first", "--set", "preprocessing.mean=channel"), 2, "trained with its own preprocessing"),
+        (("--pretrained", "first", "--set", "architecture.width=0.5"), 2, "leave the architecture as it is"),
+    ],
+)
+def test_a_parent_that_cannot_be_taken_so_is_refused(run, halves, arguments, code, said):
+    train_halves(run, "--name", "first")
+    result = run("train", "halves", *arguments)
+    assert result.exit_code == code
+    assert said in result.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="FIFOs of POSIX")
