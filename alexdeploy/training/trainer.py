@@ -17,6 +17,7 @@ from alexdeploy.core.processors import available_processors
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.folder import LabelledImages
+from alexdeploy.images.packed import PackedSet
 from alexdeploy.training.checkpoint import (
     Checkpoint,
     Identity,
@@ -65,7 +66,7 @@ class TrainOptions:
 
 
 def train(
-    data: LabelledImages,
+    data: LabelledImages | PackedSet,
     recipe: Recipe,
     folder: ModelFolder,
     options: TrainOptions,
