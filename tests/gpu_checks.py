@@ -11,12 +11,12 @@ import argparse
 import dataclasses
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_here import has_onnxruntime_gpu
 from gpu_models import make_random_model
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError
 from alexdeploy.engines.base import EngineInfo, EngineOptions, open_engine
+from alexdeploy.engines.cuda_driver import cuda_uuids
 from alexdeploy.engines.engine_files import BuildOptions
 from alexdeploy.images.decode import decode
 from alexdeploy.images.sample import write_photographs
@@ -411,18 +413,7 @@ def _huge(session: Session, folder: ModelFolder) -> str:
 def _uuid() -> str:
     """The UUID of the first GPU that this process sees."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-    if visible.startswith("GPU-"):
-        return visible
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader", *(["-i", visible] if visible else [])],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError) as exc:
-        raise CheckSkippedError(f"nvidia-smi does not say which GPU this is: {exc}") from exc
-    return done.stdout.split()[0]
+    return visible if visible.startswith(("GPU-", "MIG-")) else f"GPU-{uuid.UUID(cuda_uuids()[0])}"
 
 
 def _replicas(session: Session, folder: ModelFolder) -> str:
@@ -467,8 +458,10 @@ def _beside(session: Session, folder: ModelFolder, package: str) -> str:
         import torch
     except ImportError as exc:
         raise CheckSkippedError(f"{package} is not installed") from exc
+    if torch.version.cuda is None:
+        raise CheckSkippedError("this torch is a build for CPUs")
     if not torch.cuda.is_available():
-        raise CheckSkippedError("torch sees no GPU")
+        raise CheckFailedError(f"torch {torch.__version__}, a build for CUDA {torch.version.cuda}, sees no GPU")
     before = torch.randn(512, 512, device="cuda")
     with session.open(folder, "fp16", 10) as engine:
         first = engine.run(session.images[:1]).probabilities
@@ -483,8 +476,9 @@ def _beside(session: Session, folder: ModelFolder, package: str) -> str:
 def _beside_onnxruntime(session: Session, folder: ModelFolder) -> str:
     import onnxruntime
 
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise CheckSkippedError("this ONNX Runtime has no CUDA provider")
+    if not has_onnxruntime_gpu():
+        raise CheckSkippedError("onnxruntime-gpu is not installed")
+    # Where it is installed and another build is imported, opening the engine says so.
     options = EngineOptions(num_views=10, batch_size=4, device="cuda:0")
     with session.open(folder, "fp16", 10) as engine, open_engine(folder, "onnxruntime", options) as other:
         one = engine.run(session.images[:3]).probabilities

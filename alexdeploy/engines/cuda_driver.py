@@ -29,22 +29,28 @@ def open_driver() -> ctypes.CDLL:
         raise DeviceError("no GPU can be used: there is no NVIDIA driver here") from exc
 
 
+def cuda_uuids() -> list[str]:
+    """The UUIDs of the GPUs that CUDA sees in this process, in its order, as 32 hexadecimal digits each."""
+    driver = open_driver()
+    count, handle = ctypes.c_int(), ctypes.c_int()
+    _call(driver, "cuInit", 0)
+    _call(driver, "cuDeviceGetCount", ctypes.byref(count))
+    uuids = []
+    for ordinal in range(count.value):
+        found = (ctypes.c_ubyte * _UUID_BYTES)()
+        _call(driver, "cuDeviceGet", ctypes.byref(handle), ordinal)
+        _call(driver, "cuDeviceGetUuid_v2", ctypes.byref(found), handle)
+        uuids.append(bytes(found).hex())
+    return uuids
+
+
 def cuda_ordinal(uuid: str) -> int:
     """The number that CUDA gives in this process to the GPU that the driver calls `uuid` ("GPU-" and hex digits).
 
     nvidia-smi counts in the order of the bus; CUDA puts the fastest first, and counts only what CUDA_VISIBLE_DEVICES
     names. Raises DeviceError if CUDA does not see it.
     """
-    driver = open_driver()
-    count, handle = ctypes.c_int(), ctypes.c_int()
-    _call(driver, "cuInit", 0)
-    _call(driver, "cuDeviceGetCount", ctypes.byref(count))
-    seen = []
-    for ordinal in range(count.value):
-        found = (ctypes.c_ubyte * _UUID_BYTES)()
-        _call(driver, "cuDeviceGet", ctypes.byref(handle), ordinal)
-        _call(driver, "cuDeviceGetUuid_v2", ctypes.byref(found), handle)
-        seen.append(bytes(found).hex())
+    seen = cuda_uuids()
     wanted = uuid.partition("-")[2].replace("-", "").lower()
     if wanted not in seen:
         raise DeviceError(

@@ -6,6 +6,7 @@ import ctypes
 import sys
 
 import pytest
+from gpu_here import has_gpu
 
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError
 from alexdeploy.engines.cuda_driver import CudaGraph, cuda_ordinal
@@ -103,7 +104,7 @@ def test_a_gpu_by_uuid_is_refused_where_there_is_no_driver() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not _has_driver(), reason="there is no NVIDIA driver")
+@pytest.mark.skipif(not has_gpu(), reason="there is no NVIDIA GPU")
 def test_a_uuid_that_cuda_does_not_see_is_said_with_what_to_look_at() -> None:
     with pytest.raises(DeviceError, match="CUDA does not see GPU") as caught:
         cuda_ordinal("GPU-00000000-0000-0000-0000-000000000000")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import pytest
+from gpu_here import why_no_onnxruntime_gpu
 from helpers import smooth_images
 
 from alexdeploy.core.artifacts import ModelFolder
@@ -13,6 +14,7 @@ from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.engines.onnxruntime import BoundInput, check_provider, load_cuda_libraries
 from alexdeploy.export.graphs import deploy, load_graph
 
+WHY_NOT = why_no_onnxruntime_gpu()
 has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
@@ -55,7 +57,7 @@ def test_loading_libraries_says_nothing_on_stdout(capfd: pytest.CaptureFixture[s
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not has_cuda, reason="this ONNX Runtime has no CUDA provider")
+@pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 def test_the_gpu_gives_the_answers_of_the_cpu(int8_model: ModelFolder) -> None:
     images = smooth_images(11)
     for precision, tolerance in (("fp32", 1e-5), ("fp16", 5e-3), ("int8", 5e-2)):

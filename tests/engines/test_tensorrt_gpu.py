@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from gpu_here import why_no_tensorrt
 from helpers import smooth_images
 
 from alexdeploy.core.artifacts import ModelFolder
@@ -20,31 +20,16 @@ from alexdeploy.engines.engine_files import BuildOptions
 if TYPE_CHECKING:
     from alexdeploy.engines.tensorrt_build import BuiltEngine
 
-pytestmark = pytest.mark.gpu
+WHY_NOT = why_no_tensorrt()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
 
 MAX_BATCH = 4
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.1}
 """Of probabilities, against ONNX Runtime on the CPU with the same graph."""
 
 
-def _why_not() -> str | None:
-    for package in ("tensorrt", "pycuda"):
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed"
-    try:
-        from alexdeploy.engines.tensorrt_gpu import find_gpu
-
-        find_gpu("cuda:0")
-    except DeviceError as error:
-        return error.message
-    return None
-
-
 @pytest.fixture(autouse=True)
-def _gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    why = _why_not()
-    if why is not None:
-        pytest.skip(why)
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "state"))
 
 
