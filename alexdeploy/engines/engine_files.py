@@ -14,13 +14,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes, sha256_file
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes
 from alexdeploy.core.errors import ModelError, UsageError
-from alexdeploy.core.spec import ModelSpec, Precision
+from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews
 from alexdeploy.engines.signing import name_of, own_secret, read_secret, signature_of
 
@@ -83,24 +82,6 @@ class _Format:
     """What is read of a sidecar first: with another number, nothing else in it need be as expected."""
 
     format: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """What an engine must be to run here; `batch_size` is the most images.
-
-    `graph_sha256` None: there is no graph of this precision; `weights_sha256` None: there is nothing to compare with.
-    """
-
-    graph_sha256: str | None
-    weights_sha256: str | None
-    contract_sha256: str
-    precision: Precision
-    num_views: NumViews
-    batch_size: int
-    tensorrt: str
-    compute_capability: tuple[int, int]
-    cuda: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,98 +196,6 @@ def find_engines(folder: ModelFolder) -> Iterator[tuple[Path, EngineRecord]]:
             continue
 
 
-def wanted_engine(
-    folder: ModelFolder,
-    *,
-    precision: Precision,
-    num_views: NumViews,
-    batch_size: int,
-    tensorrt: str,
-    compute_capability: tuple[int, int],
-    cuda: str,
-) -> Wanted:
-    """What an engine of this model must be to run with that TensorRT, GPU and driver (`cuda` as in "13.0").
-
-    Reads and hashes the model's files: for another GPU or batch, use `dataclasses.replace` on what it gave. Raises
-    ModelError for a damaged model, StaleArtifactError for a graph that its weights have left behind.
-    """
-    spec = folder.spec()
-    graph, weights = _hashes(folder, precision, spec)
-    return Wanted(
-        graph_sha256=graph,
-        weights_sha256=weights,
-        contract_sha256=spec.contract_sha256,
-        precision=precision,
-        num_views=num_views,
-        batch_size=batch_size,
-        tensorrt=tensorrt,
-        compute_capability=compute_capability,
-        cuda=cuda,
-    )
-
-
-def _hashes(folder: ModelFolder, precision: Precision, spec: ModelSpec) -> tuple[str | None, str | None]:
-    """Of the graph, and of the weights that it comes from: an inference machine may have one, the other or neither."""
-    # Not above: whoever only reads sidecars needs no ONNX.
-    from alexdeploy.export.graphs import load_graph, read_graph
-
-    if folder.onnx_path(precision).is_file():
-        graph = load_graph(folder, precision, spec)
-        return graph.sha256, graph.network_sha256
-    if folder.weights_path.is_file():
-        return None, sha256_file(folder.weights_path)
-    for each in get_args(Precision):
-        if folder.onnx_path(each).is_file():
-            return None, read_graph(folder.onnx_path(each)).network_sha256
-    return None, None
-
-
-def fitting_engines(folder: ModelFolder, wanted: Wanted) -> list[tuple[Path, EngineRecord]]:
-    """The engines that do what is wanted, that for the smallest batches first; none of them is trusted yet."""
-    fitting = [found for found in find_engines(folder) if not differences_from(found[1], wanted)]
-    return sorted(fitting, key=lambda found: (found[1].profile[2], found[0]))
-
-
-def choose_engine(folder: ModelFolder, wanted: Wanted) -> Path:
-    """The first of the fitting engines. Raises ModelError that says of the nearest in what it differs."""
-    fitting = fitting_engines(folder, wanted)
-    if fitting:
-        return fitting[0][0]
-    cure = f"Build one: {build_command(folder, wanted)}"
-    others = [(path, differences_from(record, wanted)) for path, record in find_engines(folder)]
-    if not others:
-        raise ModelError(f"{folder.path} has no TensorRT engine", cure=cure)
-    path, differences = min(others, key=lambda other: len(other[1]))
-    raise ModelError(f"{path} does not fit: {'; '.join(differences)}", cure=cure)
-
-
-def differences_from(record: EngineRecord, wanted: Wanted) -> tuple[str, ...]:
-    """Each part in which an engine is not what is wanted, in words."""
-    told = []
-    if record.precision != wanted.precision:
-        told.append(f"it is {record.precision}, asked for {wanted.precision}")
-    if record.num_views != wanted.num_views:
-        told.append(f"it averages {record.num_views} views, asked for {wanted.num_views}")
-    # The hash of another precision's graph differs as a matter of course.
-    graph = wanted.graph_sha256 if record.precision == wanted.precision else None
-    if wanted.weights_sha256 not in (None, record.weights_sha256):
-        told.append(
-            f"it was built from weights {record.weights_sha256[:12]}, the model's are {wanted.weights_sha256[:12]}"
-        )
-    elif graph is not None and record.graph_sha256 != graph:
-        told.append(f"it was built from graph {record.graph_sha256[:12]}, the model's is {graph[:12]}")
-    if record.contract_sha256 != wanted.contract_sha256:
-        told.append("it was built for another architecture, preprocessing or classes")
-    if not record.profile[0] <= wanted.batch_size <= record.profile[2]:
-        told.append(f"it takes {record.profile[0]} to {record.profile[2]} images, asked for {wanted.batch_size}")
-    if record.compute_capability != wanted.compute_capability:
-        told.append(f"it is for {_sm(record.compute_capability)}, this device is {_sm(wanted.compute_capability)}")
-    for name, found, here in (("TensorRT", record.tensorrt, wanted.tensorrt), ("CUDA", record.cuda, wanted.cuda)):
-        if found != here:
-            told.append(f"it was built with {name} {found}, here is {here}")
-    return tuple(told)
-
-
 def key_differences(record: EngineRecord, key: EngineKey) -> tuple[str, ...]:
     """The names of the parts of the key in which an engine that is there differs from the one to build."""
     parts = (field.name for field in dataclasses.fields(EngineKey))
@@ -315,14 +204,6 @@ def key_differences(record: EngineRecord, key: EngineKey) -> tuple[str, ...]:
         for name in parts
         if getattr(record, name) != getattr(key, name)
     )
-
-
-def build_command(folder: ModelFolder, wanted: Wanted) -> str:
-    """The command that builds what is wanted."""
-    words = ["alexdeploy build", str(folder.path)]
-    words += [f"--{wanted.precision}"] * (wanted.precision != "fp32")
-    words += [f"--views {wanted.num_views}"] * (wanted.num_views != 1)
-    return " ".join([*words, f"--max-batch {wanted.batch_size}"])
 
 
 _BUILD_CURE = "Build it again: alexdeploy build"
@@ -361,10 +242,6 @@ def _signed(record: EngineRecord) -> EngineRecord:
 def _signature(record: EngineRecord, secret: bytes) -> str:
     """Of everything else in the sidecar, the hash of the plan among it."""
     return signature_of(msgspec.json.encode(dataclasses.replace(record, signature=""), order="sorted"), secret)
-
-
-def _sm(capability: tuple[int, int]) -> str:
-    return f"sm_{capability[0]}{capability[1]}"
 
 
 def _short(value: object) -> str:

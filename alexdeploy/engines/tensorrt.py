@@ -20,14 +20,8 @@ from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, ModelError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
-from alexdeploy.engines.engine_files import (
-    Wanted,
-    choose_engine,
-    differences_from,
-    load_engine,
-    read_record,
-    wanted_engine,
-)
+from alexdeploy.engines.engine_choice import Wanted, choose_engine, differences_from, wanted_engine
+from alexdeploy.engines.engine_files import load_engine, read_record
 
 # Before the packages themselves: it says how to get them.
 from alexdeploy.engines.tensorrt_gpu import (

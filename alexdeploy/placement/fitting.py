@@ -12,18 +12,15 @@ from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.packages import tensorrt_version
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews
-from alexdeploy.engines.engine_files import (
-    DEFAULT_MAX_BATCH,
-    EngineRecord,
+from alexdeploy.engines.engine_choice import (
     Wanted,
     build_command,
     choose_engine,
     differences_from,
     fitting_engines,
-    load_engine,
-    read_record,
     wanted_engine,
 )
+from alexdeploy.engines.engine_files import DEFAULT_MAX_BATCH, EngineRecord, load_engine, read_record
 from alexdeploy.placement.devices import Device, GpuSurvey
 from alexdeploy.placement.plan import NoEngine
 

@@ -12,10 +12,8 @@ from made_engines import GPU, KEY, PLAN, make_engine, make_record
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_bytes
 from alexdeploy.core.errors import ModelError
+from alexdeploy.engines.engine_choice import Wanted, choose_engine, differences_from
 from alexdeploy.engines.engine_files import (
-    Wanted,
-    choose_engine,
-    differences_from,
     engine_path,
     find_engines,
     key_differences,

@@ -12,7 +12,7 @@ from made_engines import make_engine
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import ModelError, StaleArtifactError
 from alexdeploy.core.spec import Precision
-from alexdeploy.engines.engine_files import Wanted, choose_engine, fitting_engines, wanted_engine
+from alexdeploy.engines.engine_choice import Wanted, choose_engine, fitting_engines, wanted_engine
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.graphs import Source, read_graph, serialize
 

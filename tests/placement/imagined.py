@@ -10,7 +10,7 @@ from made_engines import KEY, make_engine
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews
-from alexdeploy.engines.engine_files import wanted_engine
+from alexdeploy.engines.engine_choice import wanted_engine
 from alexdeploy.placement.devices import Device, GpuSurvey
 
 TENSORRT = KEY.tensorrt
