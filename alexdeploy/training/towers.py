@@ -27,6 +27,7 @@ from alexdeploy.network.alexnet import make_module
 from alexdeploy.network.layers import Layer, plan_layers
 from alexdeploy.network.weights import expected_shapes
 from alexdeploy.training.learner import Learner, new_network
+from alexdeploy.training.parallel import ProcessGroup
 
 
 def check_towers(architecture: Architecture, num_processes: int) -> None:
@@ -53,15 +54,14 @@ class TowerLearner:
     """A Learner for one of two processes. All its methods take part from both: call the same ones, in the same order.
 
     Weights and states, in and out, are those of the whole network, on both processes, so that a run can be resumed in
-    either form. Views and labels are those of the whole batch. The process group's rank is the tower.
+    either form. Views and labels are those of the whole batch. The rank is the number of the tower.
     """
 
-    def __init__(
-        self, recipe: Recipe, num_classes: int, device: torch.device, group: dist.ProcessGroup | None = None
-    ) -> None:
-        check_towers(recipe.architecture, dist.get_world_size(group))
+    def __init__(self, recipe: Recipe, num_classes: int, device: torch.device, group: ProcessGroup) -> None:
+        """Raises UsageError as `check_towers` does."""
+        check_towers(recipe.architecture, group.size)
         whole = new_network(recipe, num_classes)
-        self._link = _Link(group)
+        self._link = _Link(group.rank)
         self._shapes = expected_shapes(whole.plan)
         self._network = nn.Sequential()
         for name, module in _tower_modules(whole.plan, self._link):
@@ -71,15 +71,25 @@ class TowerLearner:
         self._is_scaled = recipe.training.precision == "fp16"
         self.device = device
 
-    def compute_gradients(self, views: Tensor, labels: Tensor, dropout_seed: int) -> Tensor:
-        """As Learner's; the loss is that of the whole network."""
-        return self._learner.compute_gradients(views, labels, dropout_seed)
+    def begin_epoch(self, epoch: int) -> None:
+        """As Learner's."""
+        self._learner.begin_epoch(epoch)
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of a batch that `compute_gradients` takes: all."""
+        return self._learner.rows(batch_size)
+
+    def compute_gradients(
+        self, views: Tensor, labels: Tensor, dropout_seed: int, batch_size: int | None = None
+    ) -> Tensor:
+        """As Learner's; the loss is the same on both."""
+        return self._learner.compute_gradients(views, labels, dropout_seed, batch_size)
 
     def update(self, learning_rate: float) -> None:
         """As Learner's."""
         if self._is_scaled:
             self._share_overflow()
-        self._learner.update(learning_rate)
+        self._learner.update(learning_rate, lambda squares: squares + self._swap_number(squares))
 
     def evaluate(self, views: Tensor) -> Tensor:
         """As Learner's: logits of all classes."""
@@ -91,8 +101,8 @@ class TowerLearner:
 
     def is_finite(self) -> bool:
         """Whether every weight of both towers is a number."""
-        own = torch.tensor([self._learner.is_finite()], dtype=torch.uint8, device=self.device)
-        other = self._link.swap(own, own.shape)
+        own = torch.tensor(self._learner.is_finite(), dtype=torch.uint8, device=self.device)
+        other = self._swap_number(own)
         return bool(own) and bool(other)
 
     def state(self) -> dict[str, Any]:
@@ -128,26 +138,25 @@ class TowerLearner:
         """
         gradients = [parameter.grad for parameter in self._network.parameters() if parameter.grad is not None]
         # Per tensor and not squared: sums of scaled gradients may overflow where they themselves do not.
-        largest = torch.stack(torch._foreach_norm(gradients, float("inf"))).max().reshape(1)
-        other = self._link.swap(largest, largest.shape)
-        gradients[-1].view(-1)[:1] += other * 0.0
+        largest = torch.stack(torch._foreach_norm(gradients, float("inf"))).max()
+        gradients[-1].view(-1)[:1] += self._swap_number(largest) * 0.0
+
+    def _swap_number(self, own: Tensor) -> Tensor:
+        """Send a number [] and get the other tower's."""
+        return self._link.swap(own.reshape(1), (1,))[0]
 
 
 class _Link:
     """The way to the process that has the other tower."""
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        self.tower = dist.get_rank(group)
-        self._group = group
-        self._other = dist.get_process_group_ranks(group)[1 - self.tower]
+    def __init__(self, tower: int) -> None:
+        self.tower = tower
 
     def swap(self, own: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Send a contiguous tensor and get the other tower's, which has this shape and the same type."""
         other = own.new_empty(shape)
-        exchange = [
-            dist.P2POp(dist.isend, own, self._other, self._group),
-            dist.P2POp(dist.irecv, other, self._other, self._group),
-        ]
+        peer = 1 - self.tower
+        exchange = [dist.P2POp(dist.isend, own, peer), dist.P2POp(dist.irecv, other, peer)]
         for request in dist.batch_isend_irecv(exchange):
             request.wait()
         return other

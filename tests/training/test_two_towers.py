@@ -15,8 +15,10 @@ from torch import Tensor
 from training_helpers import tiny_recipe
 
 from alexdeploy.core.errors import UsageError
+from alexdeploy.core.launch import Launch
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.training.learner import Learner
+from alexdeploy.training.parallel import ProcessGroup
 from alexdeploy.training.towers import TowerLearner, check_towers
 
 CPU = torch.device("cpu")
@@ -66,11 +68,16 @@ def _batch(recipe: Recipe, step: int, num_classes: int, num: int = 6) -> tuple[T
 
 
 def _learner(form: str, recipe: Recipe, num_classes: int) -> AnyLearner:
-    return TowerLearner(recipe, num_classes, CPU) if form == "towers" else Learner(recipe, num_classes, CPU)
+    if form == "one":
+        return Learner(recipe, num_classes, CPU)
+    rank = dist.get_rank()
+    launch = Launch(rank=rank, size=2, local_rank=rank, local_size=2, host="", port=0)
+    return TowerLearner(recipe, num_classes, CPU, ProcessGroup(launch))
 
 
 def _take_steps(learner: AnyLearner, recipe: Recipe, steps: range, num_classes: int) -> list[float]:
     losses = []
+    learner.begin_epoch(1)
     for step in steps:
         loss = learner.compute_gradients(*_batch(recipe, step, num_classes), dropout_seed=step)
         learner.update(RATE)
@@ -153,6 +160,28 @@ def test_every_variant_of_two_towers_trains_as_in_one_process(
     recipe = tiny_recipe("architecture.dropout=0.5", *overrides)
     expected = one_process(recipe, 3, 7)
     for found in pair(_train, "towers", recipe, 3, 7):
+        assert _largest_difference(found["state"]["weights"], expected["state"]["weights"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(("training.clip_norm=0.5",), id="clipping"),
+        pytest.param(("training.clip_norm=0.5", "training.freeze=['conv1', 'conv2']"), id="frozen, clipping"),
+        pytest.param(("training.freeze=['conv1','conv2','conv3','conv4','conv5']",), id="no gradient before fc6"),
+        pytest.param(
+            ("training.bias_rate_factor=2", "training.decay_biases=false", "training.last_layer_factor=3"), id="rates"
+        ),
+        pytest.param(("training.label_smoothing=0.1",), id="label smoothing"),
+    ],
+)
+def test_options_of_training_do_the_same_as_in_one_process(
+    pair: Pair, one_process: Callable[..., Any], overrides: tuple[str, ...]
+) -> None:
+    recipe = tiny_recipe("architecture.dropout=0.5", *overrides)
+    expected = one_process(recipe, 3, 5)
+    assert not _is_same(expected["state"]["weights"], one_process(RECIPE, 3, 5)["state"]["weights"])
+    for found in pair(_train, "towers", recipe, 3, 5):
         assert _largest_difference(found["state"]["weights"], expected["state"]["weights"]) < 1e-5
 
 
