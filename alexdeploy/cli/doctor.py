@@ -14,7 +14,7 @@ from alexdeploy.core.errors import DeviceError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from alexdeploy.inference.doctor import Finding
+    from alexdeploy.inference.gpu_findings import Finding
 
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "absent": "dim"}
 

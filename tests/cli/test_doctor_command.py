@@ -8,7 +8,7 @@ import pytest
 from program import Run
 
 from alexdeploy.inference import doctor
-from alexdeploy.inference.doctor import Finding
+from alexdeploy.inference.gpu_findings import Finding
 
 WELL = (
     Finding(name="python", status="ok", found="3.11"),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from alexdeploy.core.packages import package_version
-from alexdeploy.inference import doctor
-from alexdeploy.inference.doctor import Finding, examine
+from alexdeploy.inference import doctor, gpu_findings
+from alexdeploy.inference.doctor import examine
 from alexdeploy.inference.gpu_errors import (
     explain_onnxruntime,
     explain_pycuda,
@@ -17,6 +17,7 @@ from alexdeploy.inference.gpu_errors import (
     missing_library,
     supported_capabilities,
 )
+from alexdeploy.inference.gpu_findings import Finding, judge_driver, judge_gpu_backends, judge_libcuda
 from alexdeploy.inference.probe import Probe, run_probe
 from alexdeploy.placement.devices import GpuSurvey, survey_gpus
 
@@ -235,7 +236,7 @@ def test_the_missing_library_is_found_in_a_message(text: str, expected: str | No
     ],
 )
 def test_the_driver_is_judged_by_what_nvml_says(survey: GpuSurvey, has_board: bool, status: str, words: str) -> None:
-    finding = doctor._driver(survey, has_board=has_board)
+    finding = judge_driver(survey, has_board=has_board)
     assert finding.status == status
     assert words in finding.found
 
@@ -253,7 +254,7 @@ def test_the_driver_is_judged_by_what_nvml_says(survey: GpuSurvey, has_board: bo
     ],
 )
 def test_the_cuda_library_is_judged_by_what_it_answers(probe: Probe, has_board: bool, status: str, words: str) -> None:
-    finding = doctor._libcuda(probe, has_board=has_board)
+    finding = judge_libcuda(probe, has_board=has_board)
     assert finding.status == status
     assert words in finding.found
 
@@ -273,20 +274,20 @@ GPU_ORT = {"version": "1.31.1", "cuda": "12.8", "providers": ["CUDAExecutionProv
 def test_onnxruntimes_cuda_counts_only_when_it_ran(
     facts: dict[str, object], driver_cuda: tuple[int, int], status: str, words: str
 ) -> None:
-    finding = doctor._onnxruntime_cuda(Probe(facts={**GPU_ORT, **facts}), driver_cuda, has_gpu=True)
+    finding = gpu_findings._onnxruntime_cuda(Probe(facts={**GPU_ORT, **facts}), driver_cuda, has_gpu=True)
     assert finding.status == status
     assert words in finding.found
 
 
 def test_a_gpu_needs_one_way_to_use_it_and_not_both() -> None:
     works = Probe(facts={**GPU_ORT, "used": ["CUDAExecutionProvider"], "cudnn": 91002})
-    alone = doctor._gpu_backends({"onnxruntime": works}, GpuSurvey(), (13, 0), has_gpu=True)
+    alone = judge_gpu_backends({"onnxruntime": works}, GpuSurvey(), (13, 0), has_gpu=True)
     assert {each.name: each.status for each in alone} == {
         "tensorrt": "warning",
         "pycuda": "warning",
         "onnxruntime-gpu": "ok",
     }
-    none = doctor._gpu_backends({}, GpuSurvey(), (13, 0), has_gpu=True)
+    none = judge_gpu_backends({}, GpuSurvey(), (13, 0), has_gpu=True)
     assert [each.status for each in none] == ["problem"] * 3
 
 
@@ -306,11 +307,11 @@ def test_two_builds_of_onnxruntime_in_one_environment_are_found(
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.2.3\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     cpu_only = Probe(facts={"version": "1.2.3", "providers": ["CPUExecutionProvider"]})
-    (warning,) = doctor._both_onnxruntimes(cpu_only, has_gpu=False)
+    (warning,) = gpu_findings._both_onnxruntimes(cpu_only, has_gpu=False)
     assert warning.status == "warning"
     assert "onnxruntime 1.2.3 and onnxruntime-gpu 1.2.3 share one folder" in warning.found
     assert warning.cure == "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
-    (lost,) = doctor._both_onnxruntimes(cpu_only, has_gpu=True)
+    (lost,) = gpu_findings._both_onnxruntimes(cpu_only, has_gpu=True)
     assert lost.status == "problem"
 
 
