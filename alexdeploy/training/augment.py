@@ -41,6 +41,18 @@ class Draws:
     shift: NDArray[np.float32]
     jitter: NDArray[np.float32] | None = None
 
+    def part(self, rows: slice) -> Draws:
+        """What was decided for some of the images."""
+        return Draws(
+            top=self.top[rows],
+            left=self.left[rows],
+            side=self.side[rows],
+            mirror=self.mirror[rows],
+            flip=self.flip[rows],
+            shift=self.shift[rows],
+            jitter=None if self.jitter is None else self.jitter[rows],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:

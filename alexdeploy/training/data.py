@@ -16,7 +16,7 @@ from alexdeploy.images.packed import BROKEN_NAME, BYTES_PER_IMAGE, PackedSet, ch
 from alexdeploy.training.pixels import FilePixels, PackedPixels, Pixels
 from alexdeploy.training.statistics import PixelSums, Statistics
 
-_DEFAULT_CACHE_BYTES = 2 << 30
+_DEFAULT_FREE_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,7 @@ def open_data(
     if isinstance(data, PackedSet):
         return _open_packed(data, resize, num_threads)
     num_bytes = (len(data.train) + len(data.val)) * BYTES_PER_IMAGE
-    in_memory = num_bytes <= (_half_of_free_memory() if cache_bytes is None else cache_bytes)
+    in_memory = num_bytes <= (free_memory() // 2 if cache_bytes is None else cache_bytes)
     train, val = (
         FilePixels(examples, resize=resize, in_memory=in_memory, num_threads=num_threads)
         for examples in (data.train, data.val)
@@ -103,7 +103,8 @@ def _open_packed(data: PackedSet, resize: Literal["crop", "warp"], num_threads: 
     )
 
 
-def _half_of_free_memory() -> int:
+def free_memory() -> int:
+    """Bytes of memory that this process may still take; 4 GB where nothing says it."""
     limits = []
     with suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -112,4 +113,4 @@ def _half_of_free_memory() -> int:
     with suppress(OSError, ValueError):
         # A container's own limit, which /proc/meminfo does not know ("max" where there is none).
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits) // 2 if limits else _DEFAULT_CACHE_BYTES
+    return min(limits, default=_DEFAULT_FREE_BYTES)

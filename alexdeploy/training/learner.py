@@ -14,7 +14,7 @@ from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.network.alexnet import AlexNet, initialize
 from alexdeploy.training.optimizer import MomentumSGD, parameter_groups
-from alexdeploy.training.parallel import ProcessGroup, SharedNetwork
+from alexdeploy.training.parallel import ALONE, ProcessGroup, SharedNetwork
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -65,6 +65,8 @@ class Learner:
         if network is None:
             network = new_network(recipe, num_classes)
         self.device = device
+        self.split = group or ALONE
+        """The processes that share out each batch."""
         self._dtype = _AUTOCAST[training.precision]
         # Views come channels last. Convolutions then take 3/4 of the time on the CPU (64 views, AVX-512), and
         # tensor cores want it for the 16-bit types; in float32 on a GPU, cuDNN's grouped ones do not.
@@ -80,7 +82,7 @@ class Learner:
             weight_decay=training.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
-        self._shared = None if group is None or group.size == 1 else SharedNetwork(self._network, group, device)
+        self._shared = SharedNetwork(self._network, self.split, device) if self.split.size > 1 else None
 
     def begin_epoch(self, epoch: int) -> None:
         """Freeze what the recipe freezes in `epoch`, 1 being the first."""
@@ -93,15 +95,15 @@ class Learner:
             self._shared.follow_frozen()
 
     def rows(self, batch_size: int) -> slice:
-        """The rows of a batch that `compute_gradients` takes: all, or those of this process."""
-        return slice(0, batch_size) if self._shared is None else self._shared.rows(batch_size)
+        """The rows of a batch that `compute_gradients` takes."""
+        return self.split.rows(batch_size)
 
     def compute_gradients(
         self, views: Tensor, labels: Tensor, dropout_seed: int, batch_size: int | None = None
     ) -> Tensor:
         """Set the gradients of the mean cross-entropy over a batch; returns the mean over what is given of it.
 
-        That is views [N, 3, S, S] and labels [N], the `rows` of a batch of `batch_size`; None where they are all of it.
+        That is views [N, 3, S, S] and labels [N], the `rows` of a batch of `batch_size`; None where that is all.
         The loss stays on the device: reading it would wait for the step.
         """
         self._network.train()

@@ -8,14 +8,14 @@ changes what is learned by rounding alone.
 from __future__ import annotations
 
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alexdeploy.core.errors import AlexDeployError, DeviceError, UsageError
+from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.launch import Launch, launched
 
 if TYPE_CHECKING:
@@ -37,26 +37,6 @@ T = TypeVar("T")
 _PATIENCE = timedelta(hours=2)
 _SECONDS_TO_COME = 600.0
 _SECONDS_BETWEEN_LOOKS = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome(Generic[T]):
-    """What a function returned, or raised."""
-
-    value: T | None = None
-    error: AlexDeployError | None = None
-
-    @staticmethod
-    def of(function: Callable[[], T]) -> _Outcome[T]:
-        try:
-            return _Outcome(value=function())
-        except AlexDeployError as error:
-            return _Outcome(error=error)
-
-    def get(self) -> T:
-        if self.error is not None:
-            raise self.error
-        return self.value  # type: ignore[return-value]
 
 
 class ProcessGroup:
@@ -99,24 +79,13 @@ class ProcessGroup:
         return values
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Run it in rank 0 alone; everybody gets what it returns, or the AlexDeployError that it raises."""
+        """Run it in rank 0 alone and give everybody what it returns. If it raises, the others lose their connection."""
         if self.size == 1:
             return function()
-        outcomes = [_Outcome.of(function) if self.is_main else None]
-        dist.broadcast_object_list(outcomes, src=0)
-        (outcome,) = outcomes
-        assert outcome is not None, "what rank 0 sends"
-        return outcome.get()
-
-    def together(self, function: Callable[[], T]) -> T:
-        """Run it in every process and wait for all; an AlexDeployError that one raises is raised by all."""
-        if self.size == 1:
-            return function()
-        own = _Outcome.of(function)
-        for error in self.gather(own.error):
-            if error is not None:
-                raise error
-        return own.get()
+        values: list[Any] = [function() if self.is_main else None]
+        dist.broadcast_object_list(values, src=0)
+        value: T = values[0]
+        return value
 
     def begin(self) -> None:
         """Note that this launch has made its start: processes that replace these are to go on from the checkpoint."""
@@ -130,7 +99,12 @@ class ProcessGroup:
 
     def is_first_to_fail(self) -> bool:
         """Whether nobody has asked this yet: the first to fail tells the user why, the others just end."""
-        return self._store is None or int(self._store.add(f"failed/{self._generation}", 1)) == 1
+        if self._store is None:
+            return True
+        try:
+            return int(self._store.add(f"failed/{self._generation}", 1)) == 1
+        except dist.DistError:
+            return True
 
 
 ALONE = ProcessGroup()
@@ -196,6 +170,7 @@ def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
         if launch.size > 1:
             # Whoever left early would look like a failure to those who still talk.
             dist.barrier()
+            dist.destroy_process_group()
     except (RuntimeError, dist.DistError) as exc:
         if not _is_lost_connection(exc):
             raise
@@ -288,16 +263,12 @@ class SharedNetwork:
         )
         """To be called in training, in place of the network."""
 
-    def rows(self, batch_size: int) -> slice:
-        """This process's rows of a batch."""
-        return self._group.rows(batch_size)
-
     def take(self, batch_size: int) -> float:
         """Get ready for this process's rows of a batch; returns what to multiply their mean loss by.
 
         Gradients are averaged over processes, of which one may have a row more than another.
         """
-        rows = self.rows(batch_size)
+        rows = self._group.rows(batch_size)
         for dropout in self._dropouts:
             dropout.num_rows, dropout.rows = batch_size, rows
         return float((rows.stop - rows.start) * self._group.size / batch_size)
@@ -310,7 +281,7 @@ class HeldInterrupts:
         self.arrived: list[int] = []
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if one has come. Only where nobody waits for this process."""
+        """Raise KeyboardInterrupt if one has come. For work of one's own, which nobody waits for step by step."""
         if self.arrived:
             raise KeyboardInterrupt
 
@@ -319,9 +290,12 @@ class HeldInterrupts:
 def held_interrupts() -> Iterator[HeldInterrupts]:
     """Hold back SIGINT and SIGTERM, until the processes have agreed where to stop. They are raised again at the end.
 
-    One that stopped by itself would leave the others waiting for its gradients. To be used in the main thread.
+    One that stopped by itself would leave the others waiting for its gradients.
     """
     held = HeldInterrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
 
     def hold(number: int, _frame: FrameType | None) -> None:
         held.arrived.append(number)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DivergedError
-from alexdeploy.core.metrics import top_k_error
+from alexdeploy.core.metrics import top_k
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.crops import view_boxes
@@ -34,6 +34,7 @@ from alexdeploy.training.events import CheckpointSaved, EpochFinished, EpochReco
 from alexdeploy.training.interrupts import deferred_interrupts
 from alexdeploy.training.learner import Learner
 from alexdeploy.training.log import TrainingLog
+from alexdeploy.training.parallel import ALONE, HeldInterrupts, ProcessGroup
 from alexdeploy.training.pixels import Pixels
 from alexdeploy.training.publish import (
     Contract,
@@ -76,35 +77,38 @@ class Run:
         self,
         setting: Setting,
         learner: Learner,
-        log: TrainingLog,
+        log: TrainingLog | None,
         progress: Progress,
         on_event: Callable[[Event], None],
+        group: ProcessGroup = ALONE,
+        interrupts: HeldInterrupts | None = None,
     ) -> None:
+        """In a `group`, everybody calls the same methods; only rank 0 has a log and writes."""
         self._setting = setting
         self._learner = learner
         self._log = log
         self._progress = progress
         self._on_event = on_event
+        self._group = group
+        self._split = learner.split
+        self._interrupts = interrupts or HeldInterrupts()
         self._training = setting.recipe.training
         self._crop = setting.recipe.architecture.input
         self._axes = color_axes(setting.statistics.covariance)
         self._normalization = make_normalization(
             setting.contract.spec.preprocessing, setting.contract.mean_image, learner.device
         )
-        # On the device and in float64: neither a wait nor a rounding in every step.
-        self._loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=learner.device)
+        # Of this process. On the device and in float64: neither a wait nor a rounding in every step.
+        loss_sum = progress.loss_sum if self._split.is_main else 0.0
+        self._loss_sum = torch.tensor(loss_sum, dtype=torch.float64, device=learner.device)
         self._saved_at = time.monotonic()
-
-    @property
-    def progress(self) -> Progress:
-        return dataclasses.replace(self._progress, loss_sum=float(self._loss_sum))
 
     @property
     def num_steps(self) -> int:
         """Steps of an epoch."""
         return math.ceil(len(self._setting.train_indices) / self._training.batch_size)
 
-    def finish(self) -> Progress:
+    def finish(self) -> None:
         """Do all epochs that remain. On KeyboardInterrupt, write a checkpoint and raise it again."""
         try:
             while self._progress.schedule.num_epochs < self._training.epochs:
@@ -114,7 +118,6 @@ class Run:
         except KeyboardInterrupt:
             self._save_within_epoch()
             raise
-        return self.progress
 
     def _train_epoch(self, rate: float) -> float:
         """Take the steps that remain of this epoch; returns images per second."""
@@ -124,10 +127,11 @@ class Run:
         order = self._rng(_SHUFFLE, epoch).permutation(self._setting.train_indices)
         # Parts of equal size or one less, so that no image is left out and no batch is tiny.
         batches = np.array_split(order, self.num_steps)[first:]
+        mine = [batch[self._split.rows(len(batch))] for batch in batches]
         every = 1 if self._learner.device.type == "cpu" else _GPU_STEPS_PER_LOOK
         num_done, began = 0, time.perf_counter()
         for step, (indices, pixels) in enumerate(
-            zip(batches, self._setting.train.batches(batches), strict=True), start=first + 1
+            zip(batches, self._setting.train.batches(mine), strict=True), start=first + 1
         ):
             self._take_step(epoch, step, indices, pixels, rate)
             num_done += len(indices)
@@ -144,62 +148,85 @@ class Run:
                         images_per_second=speed,
                     )
                 )
-            if time.monotonic() - self._saved_at >= self._setting.checkpoint_seconds:
-                self._save_within_epoch()
+                self._stop_or_save()
         return num_done / (time.perf_counter() - began) if num_done else 0.0
+
+    def _stop_or_save(self) -> None:
+        """Stop, or save, if it is time to. All processes do the same: any of them may have been interrupted."""
+        is_due = time.monotonic() - self._saved_at >= self._setting.checkpoint_seconds
+        num_stopped, num_due = self._group.sum(np.array([bool(self._interrupts.arrived), is_due], np.int64))
+        if num_stopped:
+            raise KeyboardInterrupt
+        if num_due:
+            self._save_within_epoch()
 
     def _take_step(
         self, epoch: int, step: int, indices: NDArray[np.int64], pixels: NDArray[np.uint8], rate: float
     ) -> None:
         augmentation = in_epoch(self._training.augmentation, epoch)
         draws = draw(self._rng(_AUGMENT, epoch, step), len(indices), self._crop, augmentation, self._axes)
-        views = random_views(self._to_device(pixels), draws, self._normalization, self._crop)
-        labels = self._to_device(self._setting.train.labels[indices])
+        rows = self._split.rows(len(indices))
+        views = random_views(self._to_device(pixels), draws.part(rows), self._normalization, self._crop)
+        labels = self._to_device(self._setting.train.labels[indices[rows]])
         dropout_seed = int(self._rng(_DROPOUT, epoch, step).integers(2**63))
-        loss = self._learner.compute_gradients(views, labels, dropout_seed)
+        loss = self._learner.compute_gradients(views, labels, dropout_seed, len(indices))
         with deferred_interrupts():
             self._learner.update(rate)
-            self._loss_sum += loss.double() * len(indices)
+            self._loss_sum += loss.double() * len(labels)
             self._progress = dataclasses.replace(self._progress, step=step)
 
     def _validate(self, rate: float, images_per_second: float) -> EpochRecord:
         """Loss and errors on the centre views of the validation images."""
         epoch = self._progress.schedule.num_epochs + 1
-        logits = self._over_validation(
+        val_loss, top1, top5 = self._over_validation(
             lambda images: self._learner.evaluate(centre_views(images, self._normalization, self._crop))
         )
-        labels = self._setting.val.labels[self._setting.val_indices]
-        val_loss = float(F.cross_entropy(logits, torch.from_numpy(labels)))
         if not math.isfinite(val_loss):
             raise self._diverged("validation loss", val_loss, epoch, rate)
-        return EpochRecord(
+        record = EpochRecord(
             epoch=epoch,
             loss=self._mean_loss(epoch, self.num_steps, rate),
             val_loss=val_loss,
-            val_top1_error=top_k_error(logits.numpy(), labels, 1),
-            val_top5_error=top_k_error(logits.numpy(), labels, 5),
+            val_top1_error=top1,
+            val_top5_error=top5,
             learning_rate=rate,
             images_per_second=images_per_second,
             num_skipped=len(self._progress.broken_train) + len(self._progress.broken_val),
         )
+        # What is decided on it has to be the same everywhere, to the bit.
+        return self._group.on_main(lambda: record)
 
     def ten_view_errors(self) -> TenViewErrors:
         """Errors of the best epoch on the validation images, the softmax averaged over ten views as in the paper."""
-        self._learner.load_weights(read_weights(self._setting.folder))
+        self._learner.load_weights(self._group.on_main(lambda: read_weights(self._setting.folder)))
 
         def mean_softmax(images: Tensor) -> Tensor:
             views = [fixed_views(images, self._normalization, self._crop, box) for box in view_boxes(10, self._crop)]
             return torch.stack([self._learner.evaluate(view).softmax(dim=1) for view in views]).mean(dim=0)
 
-        probabilities = self._over_validation(mean_softmax).numpy()
-        labels = self._setting.val.labels[self._setting.val_indices]
-        return TenViewErrors(top1=top_k_error(probabilities, labels, 1), top5=top_k_error(probabilities, labels, 5))
+        _, top1, top5 = self._over_validation(mean_softmax)
+        return TenViewErrors(top1=top1, top5=top5)
 
-    def _over_validation(self, score: Callable[[Tensor], Tensor]) -> Tensor:
-        """`score` of uint8 [N, 256, 256, 3] over all validation images, on the CPU, in their order."""
-        indices = self._setting.val_indices
-        batches = np.array_split(indices, math.ceil(len(indices) / self._training.batch_size))
-        return torch.cat([score(self._to_device(pixels)) for pixels in self._setting.val.batches(batches)]).cpu()
+    def _over_validation(self, score: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
+        """Mean cross-entropy, top-1 and top-5 error of `score` of uint8 [N, 256, 256, 3], over all validation images.
+
+        Each process looks at its share of them, in smaller batches. Where the scores are no logits, nor is the first
+        number of any use.
+        """
+        val, indices = self._setting.val, self._setting.val_indices
+        mine = indices[self._split.rows(len(indices))]
+        size = math.ceil(self._training.batch_size / self._split.size)
+        batches = np.array_split(mine, math.ceil(len(mine) / size)) if len(mine) else []
+        scores = []
+        for pixels in val.batches(batches):
+            if self._interrupts.arrived:
+                break
+            scores.append(score(self._to_device(pixels)))
+        if self._group.sum(np.array([len(self._interrupts.arrived)])).any():
+            raise KeyboardInterrupt
+        sums = _sums(torch.cat(scores).cpu(), val.labels[mine]) if len(mine) else np.zeros(3)
+        loss, right1, right5 = self._split.sum(sums) / len(indices)
+        return float(loss), 1.0 - float(right1), 1.0 - float(right5)
 
     def _finish_epoch(self, record: EpochRecord) -> None:
         """Log, checkpoint, publish, in this order: after a kill in between, resuming does the rest again.
@@ -214,24 +241,25 @@ class Run:
                 weights_file = encode_weights(self._learner.weights(), self._setting.contract)
                 best = Best(record=record, weights_sha256=sha256(weights_file).hexdigest())
             schedule = advance(self._progress.schedule, self._training, record.val_top1_error)
-            self._progress = dataclasses.replace(self._progress, schedule=schedule, step=0, best=best)
+            self._progress = dataclasses.replace(self._progress, schedule=schedule, step=0, loss_sum=0.0, best=best)
             self._loss_sum.zero_()
-            self._log.append(record)
+            if self._log is not None:
+                self._log.append(record)
             self._save()
-            if is_best:
+            if is_best and self._group.is_main:
                 publish_weights(self._setting.folder, self._setting.contract, weights_file)
                 self.publish_spec()
         self._on_event(EpochFinished(record=record, is_best=is_best))
 
     def publish_spec(self, ten_views: TenViewErrors | None = None) -> ModelSpec:
-        """Write the spec of the best epoch so far."""
+        """Write the spec of the best epoch so far; for rank 0."""
         setting = self._setting
         return publish_spec(
             setting.folder,
             setting.contract,
             setting.recipe,
             setting.identity,
-            self.progress,
+            self._progress,
             setting.data_path,
             ten_views,
         )
@@ -249,18 +277,21 @@ class Run:
     def _save(self) -> None:
         checkpoint = Checkpoint(
             identity=self._setting.identity,
-            progress=self.progress,
+            progress=self._progress,
             statistics=self._setting.statistics,
             learner=self._learner.state(),
         )
-        write_checkpoint(checkpoint_path(self._setting.folder), checkpoint)
+        if self._group.is_main:
+            write_checkpoint(checkpoint_path(self._setting.folder), checkpoint)
         self._saved_at = time.monotonic()
 
     def _mean_loss(self, epoch: int, step: int, rate: float) -> float:
         """The mean over the epoch's images so far. Raises DivergedError for one, or weights, that are no numbers."""
         # As np.array_split does it: the first batches have the images that do not divide.
+        (total,) = self._split.sum(np.array([float(self._loss_sum)]))
+        self._progress = dataclasses.replace(self._progress, loss_sum=float(total))
         size, rest = divmod(len(self._setting.train_indices), self.num_steps)
-        loss = float(self._loss_sum) / (step * size + min(step, rest))
+        loss = self._progress.loss_sum / (step * size + min(step, rest))
         if not (math.isfinite(loss) and self._learner.is_finite()):
             raise self._diverged("loss", loss, epoch, rate)
         return loss
@@ -283,6 +314,13 @@ class Run:
         if self._learner.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self._learner.device, non_blocking=True)
+
+
+def _sums(scores: Tensor, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Cross-entropy, and how many are right at first and among the first five, summed over scores [N, classes]."""
+    losses = F.cross_entropy(scores, torch.from_numpy(labels), reduction="none")
+    right = top_k(scores.numpy(), 5) == labels[:, None]
+    return np.array([float(losses.double().sum()), right[:, 0].sum(), right.sum()])
 
 
 def _is_better(record: EpochRecord, best: Best | None) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, output_error
 from alexdeploy.core.errors import DataError, DeviceMemoryError, UsageError
@@ -21,17 +21,16 @@ from alexdeploy.images.packed import PackedSet
 from alexdeploy.training.checkpoint import (
     Checkpoint,
     Identity,
-    Progress,
     check_same_run,
     checkpoint_path,
     describe_run,
     read_checkpoint,
 )
-from alexdeploy.training.data import TrainingData, open_data
-from alexdeploy.training.events import AlreadyFinished, Decoded, Event, Notice, Started
+from alexdeploy.training.data import TrainingData, free_memory, open_data
+from alexdeploy.training.events import AlreadyFinished, Event, Notice, Started
 from alexdeploy.training.learner import Learner, choose_device
 from alexdeploy.training.log import TrainingLog
-from alexdeploy.training.pixels import Broken, refuse_broken
+from alexdeploy.training.parallel import ALONE, HeldInterrupts, ProcessGroup, held_interrupts
 from alexdeploy.training.pretrained import Parent, describe_start, first_weights
 from alexdeploy.training.publish import (
     encode_weights,
@@ -41,7 +40,7 @@ from alexdeploy.training.publish import (
     publish_weights,
 )
 from alexdeploy.training.run import Run, Setting
-from alexdeploy.training.statistics import Statistics, StatisticsSum
+from alexdeploy.training.scan import scan, without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +70,7 @@ def train(
     folder: ModelFolder,
     options: TrainOptions,
     on_event: Callable[[Event], None],
+    group: ProcessGroup = ALONE,
 ) -> ModelSpec:
     """Train a network, leave its best epoch in `folder`, and return the spec of that.
 
@@ -78,32 +78,55 @@ def train(
     as one that was never stopped, since every random draw comes from (seed, epoch, step). KeyboardInterrupt
     writes a checkpoint and goes up. Raises UsageError for a folder in use or a resumed run that has changed,
     DataError for images that cannot be decoded, DivergedError, DeviceError, OutputError.
+
+    Every process of a `group` is to call it with the same arguments; `folder` is read and written, and events are
+    told, by rank 0 alone. Processes that replace others go on from the checkpoint of those.
     """
     if not data.train or not data.val:
         raise DataError(f"{len(data.train)} training and {len(data.val)} validation images; it takes both")
     device = choose_device(options.device, recipe.training.precision)
+    num_threads = options.threads or max(1, available_processors() // group.local_size)
+    cache_bytes = free_memory() // 2 if options.cache_bytes is None else options.cache_bytes
     opened = open_data(
-        data,
-        recipe.preprocessing.resize,
-        num_threads=options.threads or available_processors(),
-        cache_bytes=options.cache_bytes,
+        data, recipe.preprocessing.resize, num_threads=num_threads, cache_bytes=cache_bytes // group.local_size
     )
     identity = describe_run(recipe, opened)
-    checkpoint = _find_checkpoint(folder, identity, options)
+    _check_same_data(group, identity)
+    if group.has_begun:
+        options = dataclasses.replace(options, resume=True, overwrite=False)
+    checkpoint = group.on_main(lambda: _find_checkpoint(folder, identity, options))
     if checkpoint is not None:
-        _publish_again(opened, recipe, folder, options, checkpoint)
-        num_epochs = checkpoint.progress.schedule.num_epochs
-        if num_epochs >= recipe.training.epochs and _is_judged(folder):
-            on_event(AlreadyFinished(num_epochs=num_epochs))
-            return folder.spec()
-    with _torch_settings(options.threads, device):
+        finished = group.on_main(lambda: _finished(opened, recipe, folder, options, checkpoint))
+        if finished is not None:
+            if group.is_main:
+                on_event(AlreadyFinished(num_epochs=checkpoint.progress.schedule.num_epochs))
+            return finished
+    threads = options.threads if group.size == 1 else num_threads
+    holding = held_interrupts() if group.size > 1 else nullcontext(HeldInterrupts())
+    with _torch_settings(threads, device), holding as interrupts:
         try:
-            return _train(opened, recipe, folder, options, on_event, device, identity, checkpoint)
+            watch = on_event if group.is_main else _ignore
+            return _train(opened, recipe, folder, options, watch, device, identity, checkpoint, group, interrupts)
         except torch.OutOfMemoryError as exc:
             raise DeviceMemoryError(
                 f"{device} ran out of memory with batches of {recipe.training.batch_size}",
                 cure="Use smaller ones: --batch-size",
             ) from exc
+
+
+def _ignore(_event: Event) -> None:
+    pass
+
+
+def _check_same_data(group: ProcessGroup, identity: Identity) -> None:
+    """Raise DataError if a process sees other images than rank 0."""
+    for rank, found in enumerate(group.gather((identity.num_train, identity.num_val, identity.data_sha256))):
+        if found != (identity.num_train, identity.num_val, identity.data_sha256):
+            raise DataError(
+                f"process {group.rank} has {identity.num_train:,} training and {identity.num_val:,} validation images, "
+                f"process {rank} has {found[0]:,} and {found[1]:,}, or not the same ones",
+                cure="Every machine needs the same images.",
+            )
 
 
 def _find_checkpoint(folder: ModelFolder, identity: Identity, options: TrainOptions) -> Checkpoint | None:
@@ -124,6 +147,15 @@ def _find_checkpoint(folder: ModelFolder, identity: Identity, options: TrainOpti
             cure="Go on with it: --resume; train beside it: --name NAME; replace it: --overwrite",
         )
     return None
+
+
+def _finished(
+    data: TrainingData, recipe: Recipe, folder: ModelFolder, options: TrainOptions, checkpoint: Checkpoint
+) -> ModelSpec | None:
+    """The spec of a run that has nothing left to do, else None. What a kill kept from the model folder goes there."""
+    _publish_again(data, recipe, folder, options, checkpoint)
+    is_done = checkpoint.progress.schedule.num_epochs >= recipe.training.epochs
+    return folder.spec() if is_done and _is_judged(folder) else None
 
 
 def _is_judged(folder: ModelFolder) -> bool:
@@ -156,94 +188,69 @@ def _train(
     device: torch.device,
     identity: Identity,
     checkpoint: Checkpoint | None,
+    group: ProcessGroup,
+    interrupts: HeldInterrupts,
 ) -> ModelSpec:
-    statistics, progress, skipped = _scan(data, options, checkpoint, on_event)
-    learner = Learner(recipe, len(data.classes), device)
+    scanned = scan(
+        data, checkpoint, skip_broken=options.skip_broken, on_event=on_event, group=group, interrupts=interrupts
+    )
+    progress = scanned.progress
+    learner = Learner(recipe, len(data.classes), device, group=group)
     if checkpoint is not None:
         learner.load_state(checkpoint.learner)
     elif options.parent is not None:
         learner.load_weights(first_weights(options.parent, learner.weights(), data.classes))
         on_event(Notice(message=describe_start(options.parent, data.classes)))
-    if checkpoint is None:
-        _clear(folder)
     setting = Setting(
         recipe=recipe,
         folder=folder,
         identity=identity,
-        statistics=statistics,
-        contract=make_contract(folder.path.name, data.classes, recipe, statistics, options.parent),
+        statistics=scanned.statistics,
+        contract=make_contract(folder.path.name, data.classes, recipe, scanned.statistics, options.parent),
         train=data.train,
-        train_indices=_without(data.num_train, progress.broken_train),
+        train_indices=without(data.num_train, progress.broken_train),
         val=data.val,
-        val_indices=_without(data.num_val, progress.broken_val),
+        val_indices=without(data.num_val, progress.broken_val),
         checkpoint_seconds=options.checkpoint_seconds,
         data_path=options.data_path,
     )
-    with TrainingLog(folder, num_epochs=progress.schedule.num_epochs) as log:
-        if not log.tensorboard:
+    _check_batches(len(setting.train_indices), recipe.training.batch_size, learner.split.size)
+    if checkpoint is None and group.is_main:
+        _clear(folder)
+    group.begin()
+    opened_log = TrainingLog(folder, num_epochs=progress.schedule.num_epochs) if group.is_main else nullcontext()
+    with opened_log as log:
+        if log is not None and not log.tensorboard:
             on_event(Notice(message="TensorBoard is not installed: its log is not written, log.jsonl is"))
         for note in data.notes:
             on_event(Notice(message=note))
-        log.describe_data(statistics, skipped)
+        if log is not None:
+            log.describe_data(scanned.statistics, scanned.skipped)
         on_event(
             Started(
-                device=str(device),
+                device=str(device) if group.size == 1 else f"{device.type} in {group.size} processes",
                 num_train=len(setting.train_indices),
                 num_val=len(setting.val_indices),
-                num_skipped=len(skipped),
+                num_skipped=len(scanned.skipped),
                 in_memory=data.in_memory,
                 num_epochs=progress.schedule.num_epochs,
                 num_steps=progress.step,
             )
         )
-        run = Run(setting, learner, log, progress, on_event)
+        run = Run(setting, learner, log, progress, on_event, group, interrupts)
         run.finish()
-        return run.publish_spec(run.ten_view_errors())
+        errors = run.ten_view_errors()
+        return group.on_main(lambda: run.publish_spec(errors))
 
 
-def _scan(
-    data: TrainingData,
-    options: TrainOptions,
-    checkpoint: Checkpoint | None,
-    on_event: Callable[[Event], None],
-) -> tuple[Statistics, Progress, tuple[str, ...]]:
-    """Decode everything once: statistics, progress with the broken images, and the paths of those left out.
-
-    A resumed run takes them from its checkpoint, and decodes only to have the pixels in memory. A data set that
-    knows its statistics has no broken images.
-    """
-    known = Progress() if checkpoint is None else checkpoint.progress
-    if data.statistics is not None:
-        return data.statistics, known, ()
-    if checkpoint is not None and not data.in_memory:
-        return checkpoint.statistics, known, _skipped(data, known)
-    total = data.num_train + data.num_val
-    sums = StatisticsSum()
-    broken_train = data.train.scan(sums.add, lambda done: on_event(Decoded(num_done=done, num_total=total)))
-    broken_val = data.val.scan(
-        lambda _image: None, lambda done: on_event(Decoded(num_done=data.num_train + done, num_total=total))
-    )
-    if checkpoint is not None:
-        fresh = [item for index, item in broken_train.items() if index not in known.broken_train]
-        fresh += [item for index, item in broken_val.items() if index not in known.broken_val]
-        refuse_broken(tuple(fresh), total)
-        return checkpoint.statistics, known, _skipped(data, known)
-    broken: tuple[Broken, ...] = (*broken_train.values(), *broken_val.values())
-    if not options.skip_broken:
-        refuse_broken(broken, total)
-    if len(broken_train) == data.num_train or len(broken_val) == data.num_val:
-        raise DataError("no training image, or no validation image, can be decoded")
-    progress = Progress(broken_train=tuple(broken_train), broken_val=tuple(broken_val))
-    return sums.result().statistics(), progress, _skipped(data, progress)
-
-
-def _skipped(data: TrainingData, progress: Progress) -> tuple[str, ...]:
-    paths = [data.train.name(index) for index in progress.broken_train]
-    return (*paths, *(data.val.name(index) for index in progress.broken_val))
-
-
-def _without(num: int, left_out: tuple[int, ...]) -> NDArray[np.int64]:
-    return np.setdiff1d(np.arange(num), np.array(left_out, np.int64))
+def _check_batches(num_train: int, batch_size: int, num_processes: int) -> None:
+    """Raise UsageError if a process would have nothing to do in a step."""
+    smallest = num_train // math.ceil(num_train / batch_size)
+    if smallest < num_processes:
+        raise UsageError(
+            f"{num_processes} processes would share batches of {smallest} images",
+            cure="Use larger batches, --batch-size, or fewer processes, --nproc-per-node.",
+        )
 
 
 def _clear(folder: ModelFolder) -> None:
