@@ -13,25 +13,41 @@ from alexdeploy.cli.options import model_folder
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from alexdeploy.core.spec import Preprocessing
+    from alexdeploy.core.artifacts import ModelFolder
+    from alexdeploy.core.spec import ModelSpec, Preprocessing
 
 
 def import_(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE.onnx", help="An image classifier: one NCHW input, one output of scores.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="An image classifier as .onnx; weights as .caffemodel, .pth (PyTorch) or .safetensors.",
+        ),
     ],
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Recipe whose preprocessing the model was trained with.")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Recipe of its preprocessing; of its network too where weights do not tell it."
+        ),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Text file with one class per line, in the order of the output."),
+        typer.Option(
+            metavar="FILE", help="One class per line, in the order of the output, e.g. ILSVRC's synset_words.txt."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name under models/; the file's own if left out.")] = None,
     channels: Annotated[Literal["rgb", "bgr"] | None, typer.Option(help="Order of the colours.")] = None,
     scale: Annotated[float | None, typer.Option(help="Factor on pixels of 0 to 255, e.g. 0.00392156862745098.")] = None,
     mean: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Mean per channel, after scaling, in the network's order.")
+    ] = None,
+    mean_image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Mean image, 3x256x256 in pixels of 0 to 255: Caffe's .binaryproto, or a .npy."
+        ),
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="A,B,C", help="Standard deviation per channel.")] = None,
     resize: Annotated[
@@ -43,35 +59,64 @@ def import_(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name.")] = False,
 ) -> None:
-    """Make a model folder of an ONNX classifier.
+    """Make a model folder of an ONNX classifier, or of an AlexNet's weights from Caffe, PyTorch or safetensors.
 
-    The graph may call its input and output as it likes, have a fixed or dynamic batch, and end in a softmax or not.
-    It says nothing of how its images were prepared: give --recipe, or --channels, --scale, --mean and --std.
+    A graph may call its input and output as it likes, have a fixed or dynamic batch, and end in a softmax or not. It
+    says nothing of how its images were prepared: give --recipe, or --channels, --scale, --mean and --std. A caffemodel
+    tells its layers, and what it does not tell is asked for. torchvision's alexnet is known by its names.
     """
-    from alexdeploy.export.import_onnx import ImportOptions, import_onnx
+    from alexdeploy.export.import_folder import read_mean_image
+    from alexdeploy.export.import_weights import SUFFIXES
 
-    if file.suffix.lower() != ".onnx":
-        raise UsageError(
-            f"{file} is not an .onnx file", cure="Other formats are not read yet: convert the model to ONNX first."
-        )
+    suffix = file.suffix.lower()
+    if suffix not in (".onnx", *SUFFIXES):
+        raise UsageError(f"{file} is of no kind that is known here", cure=f"Known are: .onnx, {', '.join(SUFFIXES)}")
+    if mean is not None and mean_image is not None:
+        raise UsageError("--mean and --mean-image are both given", cure="Leave one of them out.")
+    if output_name is not None and suffix != ".onnx":
+        raise UsageError(f"--output is for graphs; {file} has weights only", cure="Leave it out.")
     given: dict[str, object] = {
         key: value for key, value in (("channels", channels), ("scale", scale), ("resize", resize)) if value is not None
     }
     given |= {key: _three(key, value) for key, value in (("mean", mean), ("std", std)) if value is not None}
-    preprocessing = _preprocessing(recipe, given)
+    _check_numbers(given)
     folder = model_folder(file.stem if name is None else name)
+    image = None if mean_image is None else read_mean_image(mean_image)
     classes = None if labels is None else _read_labels(labels)
-    options = ImportOptions(
-        preprocessing=preprocessing, classes=classes, output=output_name, recipe=recipe, overwrite=overwrite
-    )
-    spec = import_onnx(file, folder, options)
+    if suffix == ".onnx":
+        from alexdeploy.export.import_onnx import ImportOptions, import_onnx
+
+        options = ImportOptions(
+            preprocessing=_preprocessing(recipe, given, has_mean_image=image is not None),
+            mean_image=image,
+            classes=classes,
+            output=output_name,
+            recipe=recipe,
+            overwrite=overwrite,
+        )
+        spec = import_onnx(file, folder, options, output.warn)
+    else:
+        from alexdeploy.export.import_weights import WeightsOptions, import_weights
+
+        weights = WeightsOptions(steps=given, mean_image=image, classes=classes, recipe=recipe, overwrite=overwrite)
+        spec = import_weights(file, folder, weights, output.warn)
     if classes is None:
         output.warn(f"no --labels: the classes are called {spec.classes[0]} to {spec.classes[-1]}")
+    _report(spec, file, folder)
+
+
+def _report(spec: ModelSpec, file: Path, folder: ModelFolder) -> None:
+    if (known := spec.provenance.get("known_file")) is not None:
+        output.note(f"{file.name} is {known}, by its hash")
+    if (error := spec.provenance.get("caffe_error")) is not None:
+        output.note(f"checked: off by {error:.0e} of the largest score from what Caffe computes")
     output.note(f"wrote {folder.path}: {spec.num_classes} classes, views of {spec.preprocessing.crop} pixels")
-    output.note(f"next: alexdeploy predict images/ --tencrop --model {folder.path}")
+    has_graph = folder.onnx_path().is_file()
+    following = "predict images/ --tencrop --model" if has_graph else "export"
+    output.note(f"next: alexdeploy {following} {folder.path}")
 
 
-def _preprocessing(recipe: str | None, given: dict[str, object]) -> Preprocessing:
+def _preprocessing(recipe: str | None, given: dict[str, object], *, has_mean_image: bool) -> Preprocessing:
     """The recipe's, with what was given in its place."""
     import msgspec
 
@@ -81,16 +126,23 @@ def _preprocessing(recipe: str | None, given: dict[str, object]) -> Preprocessin
     steps: dict[str, object] = {}
     if recipe is not None:
         steps = msgspec.to_builtins(load_recipe(recipe).preprocessing)
-        if isinstance(steps["mean"], str) and "mean" not in given:
-            raise UsageError(
-                f"recipe {recipe} measures its mean on the training set, which is not here",
-                cure="Give it: --mean A,B,C, e.g. --mean 104.007,116.669,122.679 for Caffe's ImageNet models.",
-            )
-    elif not {"mean", "scale"} & given.keys():
+        if isinstance(steps["mean"], str):
+            del steps["mean"]
+            if not has_mean_image and "mean" not in given:
+                raise UsageError(
+                    f"recipe {recipe} measures its mean on the training set, which is not here",
+                    cure="Give it: --mean A,B,C, e.g. --mean 104.007,116.669,122.679 for Caffe's ImageNet models, "
+                    "or --mean-image FILE.",
+                )
+    elif not {"mean", "scale"} & given.keys() and not has_mean_image:
         raise UsageError(
             "an ONNX file does not say how its images were prepared",
             cure="Say it: --recipe torchvision (or caffe-alexnet, ...), or --channels, --scale, --mean and --std.",
         )
+    return msgspec.convert(steps | given, Preprocessing)
+
+
+def _check_numbers(given: dict[str, object]) -> None:
     for key in ("scale", "mean", "std"):
         values = given.get(key, ())
         values = values if isinstance(values, tuple) else (values,)
@@ -99,7 +151,6 @@ def _preprocessing(recipe: str | None, given: dict[str, object]) -> Preprocessin
                 f"--{key} is {', '.join(map(str, values))}; expected "
                 + ("numbers" if key == "mean" else "numbers above 0")
             )
-    return msgspec.convert(steps | given, Preprocessing)
 
 
 def _three(key: str, text: str) -> tuple[float, ...]:

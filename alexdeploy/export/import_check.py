@@ -1,4 +1,4 @@
-"""Does a rewritten network give the answers of the ONNX file that it was imported from?"""
+"""Does an imported network give the answers of the file that it came from?"""
 
 from __future__ import annotations
 
@@ -10,12 +10,25 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from alexdeploy.core.errors import AlexDeployError, ModelError, ParityError, first_line
-from alexdeploy.core.spec import ModelSpec
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
 from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.parity import TOLERANCES
 from alexdeploy.export.runner import run_graph
+from alexdeploy.images.preprocess import network_input
+from alexdeploy.network import caffe_forward, reference
+from alexdeploy.network.caffe_convert import Converted
+from alexdeploy.network.layers import plan_layers
 
 _PROBABILITY_TOLERANCE = 1e-4
+
+_CAFFE_TOLERANCE = 1e-5
+"""Of the largest score. Both sides compute in float64; what differs is the rounding of the input to float32."""
+
+
+def probe_images() -> NDArray[np.uint8]:
+    """Two pictures of coloured blocks, uint8 [2, 256, 256, 3]: to a network, plain noise all looks alike."""
+    blocks = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    return blocks.repeat(IMAGE_SIZE // 8, axis=1).repeat(IMAGE_SIZE // 8, axis=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +38,7 @@ class Probe:
     images: NDArray[np.uint8]
     inputs: NDArray[np.float32]
     scores: NDArray[np.float32]
+    mean_image: NDArray[np.float32] | None = None
 
     @property
     def holds_probabilities(self) -> bool:
@@ -41,7 +55,7 @@ def check_same_answers(network: ModelProto, probe: Probe, spec: ModelSpec, batch
     `batch` is what the original at `path` was built for. Raises ParityError if an answer differs, ModelError if the
     network cannot be run.
     """
-    deployed = deployment_graph(network, spec, 1)
+    deployed = deployment_graph(network, spec, 1, probe.mean_image)
     for num in (1, 2):
         try:
             logits = run_graph(network, probe.inputs[:num])[0]
@@ -66,6 +80,31 @@ def check_same_answers(network: ModelProto, probe: Probe, spec: ModelSpec, batch
                 f"allowed are {_PROBABILITY_TOLERANCE:.0e}",
                 cure="Nothing was written. Export it with a dynamic batch and logits as its output.",
             )
+
+
+def check_against_caffe(
+    converted: Converted, spec: ModelSpec, mean_image: NDArray[np.float32] | None, path: Path
+) -> float:
+    """Compare what was converted with Caffe's own arithmetic on the layers of the file, from pixels to scores.
+
+    Returns the largest difference as a fraction of the largest score. Raises ParityError if it is no rounding error.
+    """
+    steps, images = spec.preprocessing, probe_images()
+    mean = np.asarray(steps.mean if mean_image is None else mean_image, np.float64) / steps.scale
+    planes = caffe_forward.transform(images, steps.crop, steps.channels, mean, steps.scale)
+    expected = caffe_forward.forward(converted.chain, planes / np.reshape(steps.std, (3, 1, 1)))
+    inputs = np.concatenate([network_input(image, steps, 1, mean_image) for image in images])
+    assert spec.architecture is not None
+    *_, (_, actual) = reference.forward(plan_layers(spec.architecture, spec.num_classes), converted.weights, inputs)
+    error = _largest(actual, expected) / max(float(np.abs(expected).max()), 1e-30)
+    # Not "error > tolerance": a NaN must fail as well.
+    if not error <= _CAFFE_TOLERANCE:
+        raise ParityError(
+            f"{path}: converted, it is off by {error:.2e} of the largest score from what Caffe computes, allowed are "
+            f"{_CAFFE_TOLERANCE:.0e}",
+            cure="Nothing was written. Report this with the .prototxt of the network.",
+        )
+    return error
 
 
 def _largest(actual: NDArray[np.floating], expected: NDArray[np.floating]) -> float:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,23 +12,31 @@ import numpy as np
 import onnx
 import onnx.inliner
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper, version_converter
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import AlexDeployError, ModelError, UsageError, first_line
+from alexdeploy.core.errors import AlexDeployError, ModelError, first_line
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Preprocessing
 from alexdeploy.export import graphs
 from alexdeploy.export.deployment import PREFIX as DEPLOY_PREFIX
 from alexdeploy.export.deployment import describe_value
 from alexdeploy.export.fold import fold_constants
 from alexdeploy.export.graph_walk import all_nodes, inner_graphs, needed_tensors, producers, prune, reads
-from alexdeploy.export.import_check import Probe, check_same_answers
+from alexdeploy.export.import_check import Probe, check_same_answers, probe_images
+from alexdeploy.export.import_folder import (
+    MeanFile,
+    MeanImage,
+    class_names,
+    mean_file,
+    origin,
+    refuse_used,
+    write_model,
+)
+from alexdeploy.export.import_known import read_foreign, recognise
+from alexdeploy.export.import_opset import modern, runnable
 from alexdeploy.export.runner import run_graph
 from alexdeploy.images.preprocess import network_input
 
-_OLDEST_OPSET = 13
-_OPSET = 17
 _PREFIX = "import/"
 """Of the tensors that this module adds."""
 
@@ -52,52 +59,47 @@ class ImportOptions:
     output: str | None = None
     recipe: str | None = None
     overwrite: bool = False
+    mean_image: MeanImage | None = None
 
 
-def import_onnx(path: Path, folder: ModelFolder, options: ImportOptions) -> ModelSpec:
-    """Write `model.onnx` and `spec.json` into `folder`; returns the spec.
+def import_onnx(
+    path: Path,
+    folder: ModelFolder,
+    options: ImportOptions,
+    on_warning: Callable[[str], None] = lambda message: None,
+) -> ModelSpec:
+    """Write `model.onnx` and `spec.json` into `folder`, and `mean.npy` if a mean image is given; returns the spec.
 
     The graph may name its input and output as it likes, fix its batch, list its initializers as inputs, have more
     than one output, and end in a softmax. Raises ModelError if it is no NCHW classifier of square RGB images,
     ParityError if the rewritten graph does not give the answers of the original, and UsageError if the folder is
     in use. Nothing is written, and no earlier model touched, before all of that is known.
     """
-    if not options.overwrite and folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-        raise UsageError(
-            f"{folder.path} already holds a model or other files", cure="Choose another --name, or --overwrite it."
-        )
+    refuse_used(folder, overwrite=options.overwrite)
+    known = recognise(path, read_foreign(path), on_warning)
     original = graphs.read_graph(path)
     model, batch = _one_input(original.model, path)
     size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
     steps = dataclasses.replace(options.preprocessing, crop=size)
-    model, probe = _one_output(model, batch, steps, options.output, path)
-    num_classes = probe.scores.shape[1]
-    classes = options.classes
-    if classes is None:
-        classes = tuple(f"class-{index}" for index in range(num_classes))
-    if len(classes) != num_classes:
-        raise ModelError(
-            f"{path} has {num_classes} classes, the labels are {len(classes)}",
-            cure="Give one label per line, in the order of the output.",
-        )
+    mean = None if options.mean_image is None else mean_file(options.mean_image, steps.scale)
+    if mean is not None:
+        steps = dataclasses.replace(steps, mean=(0.0, 0.0, 0.0), mean_image=mean.sha256)
+    model = runnable(model, path, on_warning)
+    model, probe = _one_output(model, batch, steps, mean, options.output, path)
     spec = ModelSpec(
         name=folder.path.name,
-        classes=classes,
+        classes=class_names(options.classes, probe.scores.shape[1], path),
         preprocessing=steps,
         recipe=options.recipe,
-        provenance={
-            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "alexdeploy": alexdeploy.__version__,
-            "imported_from": path.name,
-            "imported_sha256": original.sha256,
-        },
+        provenance={**origin(path, original.sha256), "known_file": None if known is None else known.title},
     )
-    model = _modern(model, path)
+    model = modern(model, path)
     fold_constants(model.graph)
     network = _rewritten(model, batch, probe, spec, path)
     # A graph's source is looked for in its own folder, by its name: this name must be none of those in there.
     content = graphs.serialize(network, spec, graphs.Source(name="original.onnx", sha256=original.sha256))
-    _write(folder, content, spec)
+    files = {} if mean is None else {folder.mean_path: mean.content}
+    write_model(folder, {**files, folder.onnx_path(): content}, spec)
     return spec
 
 
@@ -160,15 +162,14 @@ def _input_cure(value: onnx.ValueInfoProto) -> str:
 
 
 def _one_output(
-    model: ModelProto, batch: int, steps: Preprocessing, wanted: str | None, path: Path
+    model: ModelProto, batch: int, steps: Preprocessing, mean: MeanFile | None, wanted: str | None, path: Path
 ) -> tuple[ModelProto, Probe]:
     """The part of the graph that computes the class scores, and what it answers to two images."""
     names = [value.name for value in model.graph.output]
     if wanted is not None and wanted not in names:
         raise ModelError(f"{path} has no output {wanted!r}", cure=f"Its outputs: {', '.join(names)}")
-    blocks = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    images = blocks.repeat(IMAGE_SIZE // 8, axis=1).repeat(IMAGE_SIZE // 8, axis=2)
-    inputs = np.concatenate([network_input(image, steps, 1) for image in images])
+    images, mean_image = probe_images(), None if mean is None else mean.image
+    inputs = np.concatenate([network_input(image, steps, 1, mean_image) for image in images])
     parts = [np.resize(inputs, (batch, *inputs.shape[1:]))] if batch > 1 else np.split(inputs, 2)
     answers = [_run(model, part, path) for part in parts]
     shapes = {name: answer.shape for name, answer in zip(names, answers[0], strict=True)}
@@ -188,26 +189,12 @@ def _one_output(
     del model.graph.output[:]
     model.graph.output.append(kept)
     prune(model.graph)
-    return model, Probe(images=images, inputs=inputs, scores=scores)
+    return model, Probe(images=images, inputs=inputs, scores=scores, mean_image=mean_image)
 
 
 def _holds_scores(shape: tuple[int, ...], batch: int) -> bool:
     """[N, C], or that with ones in it: [N, C, 1, 1]."""
     return len(shape) >= 2 and shape[0] == batch and sum(size != 1 for size in shape[1:]) == 1 and 0 not in shape
-
-
-def _modern(model: ModelProto, path: Path) -> ModelProto:
-    """The model at opset 13 or later, where Softmax and the shapes mean what the deployment graph expects."""
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
-    if opset >= _OLDEST_OPSET:
-        return model
-    try:
-        return version_converter.convert_version(model, _OPSET)
-    except (RuntimeError, version_converter.ConvertError) as exc:
-        raise ModelError(
-            f"{path} is opset {opset} and cannot be converted to {_OPSET}: {first_line(exc)}",
-            cure="Export it again at opset 13 or later.",
-        ) from exc
 
 
 def _rewritten(model: ModelProto, batch: int, probe: Probe, spec: ModelSpec, path: Path) -> ModelProto:
@@ -315,22 +302,6 @@ def _free_batch(model: ModelProto, inputs: NDArray[np.float32]) -> None:
             graph.initializer.append(numpy_helper.from_array(np.array([-1, *output.shape[1:]], np.int64), name))
             node.input[1] = name
             del node.attribute[:]
-
-
-def _write(folder: ModelFolder, content: bytes, spec: ModelSpec) -> None:
-    """Write graph and spec, then remove what belonged to an earlier model; or leave no new folder behind."""
-    is_new = not folder.path.exists()
-    try:
-        graphs.write_graph(folder.onnx_path(), content)
-        folder.write_spec(spec)
-    except BaseException:
-        if is_new:
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
-    for stale in (folder.weights_path, folder.mean_path, *folder.path.glob("model.*.onnx")):
-        stale.unlink(missing_ok=True)
-    for stale in (folder.checkpoints, folder.path / "engines"):
-        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _run(model: ModelProto, inputs: NDArray[np.float32], path: Path) -> list[NDArray[np.floating]]:

@@ -170,10 +170,11 @@ def test_an_existing_model_needs_overwrite(run: Run) -> None:
 
 
 def test_another_format_is_a_usage_error(run: Run) -> None:
-    Path("weights.pth").write_bytes(b"")
-    result = run("weights.pth", *MEASURED)
+    Path("weights.h5").write_bytes(b"")
+    result = run("weights.h5", *MEASURED)
     assert result.exit_code == 2
-    assert "weights.pth is not an .onnx file" in result.stderr
+    assert "weights.h5 is of no kind that is known here" in result.stderr
+    assert "Known are: .onnx, .caffemodel, .pth, .pt, .safetensors" in result.stderr
 
 
 @pytest.mark.parametrize("content", [pickle.dumps(os.getcwd), b"", classifier().SerializeToString()[:-100], None])

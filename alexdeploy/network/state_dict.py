@@ -1,0 +1,157 @@
+"""Weights by name, from .safetensors and PyTorch's files: our names (conv1, fc6) or torchvision's (features.0)."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import load
+
+from alexdeploy.core.errors import DeviceError, ModelError, first_line
+from alexdeploy.network.layers import Layer
+from alexdeploy.network.weights import Weights, check_weights, expected_shapes
+
+StateDict = Mapping[str, NDArray[np.generic]]
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training scripts put the weights in a checkpoint."""
+
+_TORCHVISION = (
+    *(f"features.{index}" for index in (0, 3, 6, 8, 10)),
+    *(f"classifier.{index}" for index in (1, 4, 6)),
+)
+_SEQUENTIAL = re.compile(r"(features|classifier)\.(\d+)\.weight")
+
+
+def read_safetensors(content: bytes, source: str) -> StateDict:
+    """Every tensor of a .safetensors file. Raises ModelError."""
+    try:
+        return load(content)
+    except (safetensors.SafetensorError, KeyError, ValueError) as exc:
+        raise ModelError(
+            f"{source} cannot be read as safetensors: {first_line(exc)}",
+            cure="It may be truncated, or hold a type that NumPy has not (bfloat16): save it again as float32.",
+        ) from exc
+
+
+def read_torch(content: bytes, source: str) -> StateDict:
+    """The tensors of a .pth or .pt with a state dict, or with one under "state_dict"; nothing in it is run.
+
+    Raises DeviceError without PyTorch, ModelError for what holds anything but weights.
+    """
+    try:
+        import torch
+    except ImportError as exc:
+        raise DeviceError(
+            f"reading {source} needs PyTorch",
+            cure="pip install 'alexdeploy[train]'\nor save it as .safetensors where PyTorch is.",
+        ) from exc
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    # torch.load raises whatever its readers do: UnpicklingError, RuntimeError, EOFError, KeyError ...
+    except Exception as exc:
+        raise _refused(source, exc) from exc
+    for key in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+            break
+    if not isinstance(found, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
+    ):
+        raise ModelError(
+            f"{source} holds {type(found).__name__}, expected a state dict: tensors by name",
+            cure="Save one: torch.save(model.state_dict(), FILE)",
+        )
+    # NumPy has no bfloat16; float32 holds its values, and those of float16, exactly.
+    small = (torch.bfloat16, torch.float16)
+    return {name: (value.float() if value.dtype in small else value).numpy() for name, value in found.items()}
+
+
+def _refused(source: str, exc: Exception) -> ModelError:
+    # torch's message tells a page about its own options; what was found in the file is one line in it.
+    reason = re.search(r"GLOBAL ([\w.]+)|Unsupported [^\n]*|Can only [^\n]*|Trying to [^\n]*", str(exc))
+    if reason and reason[1]:
+        return ModelError(
+            f"{source} is refused: it would call {reason[1]} when it is loaded, and weights have no need to",
+            cure="Where you trust it, save the weights alone: torch.save(model.state_dict(), FILE)",
+        )
+    detail = reason[0] if reason else first_line(exc)
+    return ModelError(
+        f"{source} cannot be read as PyTorch weights: {detail}", cure="It may be truncated: get the file again."
+    )
+
+
+def has_torchvision_names(tensors: StateDict) -> bool:
+    """Whether these are the layers of torchvision's alexnet, which its names tell with all that is not in the file."""
+    return {f"{name}.{kind}" for name in _TORCHVISION for kind in ("weight", "bias")} == set(plain_names(tensors))
+
+
+def plain_names(tensors: StateDict) -> StateDict:
+    """Without the "module." that nn.DataParallel and DDP put before each name, and torch.compile's "_orig_mod."."""
+    prefix = re.compile(r"^(module\.|_orig_mod\.)+")
+    return {prefix.sub("", name): value for name, value in tensors.items()}
+
+
+def count_classes(tensors: StateDict, source: str) -> int:
+    """The rows of the last layer. Raises ModelError for weights that are not named as an AlexNet's."""
+    names = _layer_names(tensors)
+    shapes = [tensors[f"{name}.weight"].shape for name in names]
+    if not names or len(shapes[-1]) != 2:
+        found = ", ".join(list(tensors)[:4]) or "nothing"
+        raise ModelError(
+            f"{source} holds {found}{' ...' if len(tensors) > 4 else ''}; "
+            "expected conv1.weight ... as alexdeploy names them, or features.0.weight ... as torchvision does"
+        )
+    return int(shapes[-1][0])
+
+
+def take_weights(tensors: StateDict, plan: tuple[Layer, ...], source: str) -> Weights:
+    """The tensors under our names, float32. Raises ModelError that names the first mismatch as the file has it."""
+    found = _layer_names(tensors)
+    expected = [layer.name for layer in plan if layer.weight_shape is not None]
+    is_ours = not found[0].startswith("features")
+    if len(found) != len(expected) or (is_ours and found != expected):
+        raise ModelError(
+            f"{source} has the weights of {', '.join(found)}; the architecture expects those of {', '.join(expected)}"
+        )
+    names = {
+        f"{ours}.{kind}": f"{theirs}.{kind}"
+        for ours, theirs in zip(expected, found, strict=True)
+        for kind in ("weight", "bias")
+    }
+    weights: dict[str, NDArray[np.float32]] = {}
+    for ours, shape in expected_shapes(plan).items():
+        theirs = names[ours]
+        value = tensors.get(theirs)
+        if value is None:
+            raise ModelError(f"{source} has no {theirs}; the architecture expects it with shape {list(shape)}")
+        if value.shape != shape:
+            as_ours = "" if theirs == ours else f" ({ours})"
+            raise ModelError(
+                f"{source}: {theirs}{as_ours} has shape {list(value.shape)}, the architecture expects {list(shape)}"
+            )
+        if value.dtype.kind != "f":
+            raise ModelError(f"{source}: {theirs} is {value.dtype}, expected float32")
+        weights[ours] = np.ascontiguousarray(value, np.float32)
+    extra = sorted(set(tensors) - set(names.values()))
+    if extra:
+        raise ModelError(f"{source} holds {extra[0]}, which the architecture does not have")
+    check_weights(weights, plan, source)
+    return weights
+
+
+def _layer_names(tensors: StateDict) -> list[str]:
+    """The layers with weights, in the order of the network, by the names of the file."""
+    sequential = [match for name in tensors if (match := _SEQUENTIAL.fullmatch(name))]
+    if sequential:
+        by_place = sorted(sequential, key=lambda match: (match[1] == "classifier", int(match[2])))
+        return [f"{match[1]}.{match[2]}" for match in by_place]
+    ours = [match for name in tensors if (match := re.fullmatch(r"(conv|fc)(\d+)\.weight", name))]
+    return [f"{match[1]}{match[2]}" for match in sorted(ours, key=lambda match: int(match[2]))]

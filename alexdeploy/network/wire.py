@@ -1,0 +1,128 @@
+"""Protobuf's wire format, read in place: what Caffe's files need of it, without Caffe's schema and its compiler."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MAX_FIELDS = 100_000
+"""Fields of one message, single floats not counted. A file of nothing but tiny fields must not fill the memory."""
+
+_VARINT, _FIXED64, _CHUNK, _FIXED32 = 0, 1, 2, 5
+
+
+class WireError(ValueError):
+    """The bytes are no protobuf message, or a field is not of the kind that was asked for."""
+
+
+class Message:
+    """One message: its fields by number, in the order of the file. Text, bytes and messages inside are not copied.
+
+    A length is compared with what is there before anything is read. Getters raise WireError for a field of another
+    kind; of a value that is given twice the last counts, as protobuf has it.
+    """
+
+    __slots__ = ("_chunks", "_fixed", "_varints")
+
+    def __init__(self, data: memoryview) -> None:
+        self._varints: dict[int, list[int]] = {}
+        self._chunks: dict[int, list[memoryview]] = {}
+        # Repeated numbers that are not packed stand one by one: kept as their bytes, not as objects.
+        self._fixed: dict[tuple[int, int], bytearray] = {}
+        position, end, num_fields = 0, len(data), 0
+        while position < end:
+            key, position = _varint(data, position)
+            number, kind = key >> 3, key & 7
+            if kind in (_FIXED32, _FIXED64):
+                size = 4 if kind == _FIXED32 else 8
+                value = _part(data, position, size)
+                self._fixed.setdefault((number, size), bytearray()).extend(value)
+                position += size
+                continue
+            num_fields += 1
+            if num_fields > _MAX_FIELDS:
+                raise WireError(f"a message of more than {_MAX_FIELDS:,} fields")
+            if kind == _VARINT:
+                integer, position = _varint(data, position)
+                self._varints.setdefault(number, []).append(integer)
+            elif kind == _CHUNK:
+                size, position = _varint(data, position)
+                self._chunks.setdefault(number, []).append(_part(data, position, size))
+                position += size
+            else:
+                raise WireError(f"field {number} is of the unknown kind {kind}")
+
+    def has(self, number: int) -> bool:
+        """Whether there is an integer, text or message of that number."""
+        return number in self._varints or number in self._chunks
+
+    def messages(self, number: int) -> list[Message]:
+        return [Message(chunk) for chunk in self._chunks.get(number, ())]
+
+    def message(self, number: int) -> Message:
+        """The message inside; an empty one, which has every default, where there is none."""
+        chunks = self._chunks.get(number)
+        return Message(chunks[-1] if chunks else memoryview(b""))
+
+    def texts(self, number: int) -> tuple[str, ...]:
+        return tuple(bytes(chunk).decode("utf-8", "replace") for chunk in self._chunks.get(number, ()))
+
+    def text(self, number: int, default: str = "") -> str:
+        return self.texts(number)[-1] if number in self._chunks else default
+
+    def integers(self, number: int) -> tuple[int, ...]:
+        """Repeated integers, packed or one by one."""
+        values = list(self._varints.get(number, ()))
+        for chunk in self._chunks.get(number, ()):
+            position = 0
+            while position < len(chunk):
+                if len(values) > _MAX_FIELDS:
+                    raise WireError(f"field {number} holds more than {_MAX_FIELDS:,} integers")
+                value, position = _varint(chunk, position)
+                values.append(value)
+        return tuple(value - (1 << 64) if value >= 1 << 63 else value for value in values)
+
+    def integer(self, number: int, default: int = 0) -> int:
+        values = self.integers(number)
+        return values[-1] if values else default
+
+    def number(self, number: int, default: float) -> float:
+        """A float32, as the shortest decimal that stands for it: 0.0001 and not 9.999999747378752e-05."""
+        values = self.floats(number)
+        return float(str(values[-1])) if len(values) else default
+
+    def floats(self, number: int) -> NDArray[np.float32]:
+        """Repeated float32, packed or one by one. Packed in one piece they are a view of the file."""
+        return np.frombuffer(self._repeated(number, 4), "<f4")
+
+    def doubles(self, number: int) -> NDArray[np.float64]:
+        return np.frombuffer(self._repeated(number, 8), "<f8")
+
+    def _repeated(self, number: int, size: int) -> bytes | bytearray | memoryview:
+        chunks = self._chunks.get(number, [])
+        if any(len(chunk) % size for chunk in chunks):
+            raise WireError(f"field {number} is no whole number of {8 * size}-bit values")
+        single = self._fixed.get((number, size))
+        if single is None:
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return bytes(single) if not chunks else b"".join([*chunks, single])
+
+
+def _part(data: memoryview, start: int, size: int) -> memoryview:
+    if size > len(data) - start:
+        raise WireError(f"a field of {size:,} bytes where {len(data) - start:,} are left")
+    return data[start : start + size]
+
+
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    """The integer at `position`, of up to 64 bits, and where the next field begins."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position == len(data):
+            raise WireError("it ends inside a field")
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFFFFFFFFFFFFFF, position
+    raise WireError("an integer of more than 64 bits")

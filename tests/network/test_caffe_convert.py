@@ -1,0 +1,289 @@
+"""Caffe networks, written by tests/caffe_files.py, as architectures and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import caffe_files as files
+import numpy as np
+import pytest
+from caffe_files import Entry
+
+from alexdeploy.core.errors import ModelError
+from alexdeploy.core.recipe import load_recipe
+from alexdeploy.network.caffe import read_binaryproto, read_caffemodel
+from alexdeploy.network.caffe_convert import Converted, convert
+from alexdeploy.network.layers import plan_layers
+
+WEIGHTS = files.weights()
+
+
+def converted(content: bytes, input_size: int | None = None) -> Converted:
+    return convert(read_caffemodel(content, "theirs.caffemodel"), "theirs.caffemodel", input_size)
+
+
+def refused(content: bytes, input_size: int | None = None) -> str:
+    with pytest.raises(ModelError) as caught:
+        converted(content, input_size)
+    assert caught.value.message.startswith("theirs.caffemodel")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("form", ["shape", "legacy", "double", "unpacked"])
+def test_weights_come_back_bit_for_bit_in_every_form(old: bool, form: str) -> None:
+    found = converted(files.net(files.alexnet(WEIGHTS), old=old, form=form))
+    assert set(found.weights) == set(WEIGHTS)
+    for name, value in WEIGHTS.items():
+        assert found.weights[name].dtype == np.float32
+        np.testing.assert_array_equal(found.weights[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(("recipe", "pool_first"), [("caffe-alexnet", False), ("caffenet", True)])
+@pytest.mark.parametrize("old", [False, True])
+def test_the_layers_of_bvlcs_networks_are_those_of_the_recipes(recipe: str, pool_first: bool, old: bool) -> None:
+    found = converted(files.net(files.alexnet(WEIGHTS, pool_first=pool_first), old=old))
+    expected = load_recipe(recipe).architecture
+    for layer, named in zip(
+        plan_layers(found.architecture, files.CLASSES), plan_layers(expected, files.CLASSES), strict=True
+    ):
+        assert (layer.kind, layer.name, layer.kernel, layer.stride, layer.padding, layer.groups, layer.lrn) == (
+            named.kind,
+            named.name,
+            named.kernel,
+            named.stride,
+            named.padding,
+            named.groups,
+            named.lrn,
+        )
+        assert layer.output_shape[1:] == named.output_shape[1:]
+    assert found.architecture.lrn is not None
+    assert (found.architecture.lrn.k, found.architecture.lrn.per_tower) == (1.0, False)
+
+
+def test_constants_are_those_of_the_file() -> None:
+    entries = files.alexnet(WEIGHTS)
+    for name in ("norm1", "norm2"):
+        entries = files.changed(entries, name, parameters={"local_size": 3, "alpha": 5e-5, "beta": 0.5, "k": 2.0})
+    entries = files.changed(entries, "drop6", parameters={"dropout_ratio": 0.25})
+    entries = files.changed(entries, "drop7", parameters={"dropout_ratio": 0.25})
+    architecture = converted(files.net(entries)).architecture
+    assert architecture.lrn is not None
+    assert (architecture.lrn.size, architecture.lrn.alpha, architecture.lrn.beta, architecture.lrn.k) == (
+        3,
+        5e-5,
+        0.5,
+        2.0,
+    )
+    assert architecture.dropout == 0.25
+
+
+def test_an_ungrouped_network_has_one_tower() -> None:
+    values = files.weights()
+    entries = files.alexnet(values)
+    for name in ("conv2", "conv4", "conv5"):
+        weight = np.concatenate([values[f"{name}.weight"]] * 2, axis=1)
+        entries = files.changed(entries, name, parameters={"group": 1}, blobs=(weight, values[f"{name}.bias"]))
+    architecture = converted(files.net(entries)).architecture
+    assert architecture.towers == 1
+    assert not any(conv.crossing for conv in architecture.convs)
+
+
+def test_a_layer_without_bias_gets_zeros() -> None:
+    entries = files.changed(
+        files.alexnet(WEIGHTS), "conv3", parameters={"bias_term": 0}, blobs=(WEIGHTS["conv3.weight"],)
+    )
+    np.testing.assert_array_equal(converted(files.net(entries)).weights["conv3.bias"], np.zeros(16, np.float32))
+
+
+def test_layers_that_split_only_hand_on() -> None:
+    """As Caffe inserts them itself where a tensor is read twice, by the loss and by the accuracy."""
+    entries = files.alexnet(WEIGHTS)
+    split = Entry(name="split", type="Split", bottom=("pool1",), top=("pool1_0", "pool1_1"))
+    place = [entry.name for entry in entries].index("conv2")
+    entries = files.changed(entries, "conv2", bottom=("pool1_1",))
+    assert converted(files.net([*entries[:place], split, *entries[place:]])).num_classes == files.CLASSES
+
+
+@pytest.mark.parametrize(("type_", "activation"), [("Sigmoid", "sigmoid"), ("TanH", "tanh")])
+def test_other_activations_are_kept(type_: str, activation: str) -> None:
+    entries = files.alexnet(WEIGHTS)
+    for index in range(1, 8):
+        entries = files.changed(entries, f"relu{index}", type=type_)
+    assert converted(files.net(entries)).architecture.activation == activation
+
+
+def test_a_leaking_relu_is_kept_if_it_is_the_one_there_is() -> None:
+    entries = files.alexnet(WEIGHTS)
+    for index in range(1, 8):
+        entries = files.changed(entries, f"relu{index}", parameters={"negative_slope": 0.01})
+    assert converted(files.net(entries)).architecture.activation == "leaky_relu"
+    assert "relu1 has negative_slope 0.2" in refused(
+        files.net(files.changed(entries, "relu1", parameters={"negative_slope": 0.2}))
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Entry(name="data", type="Data", top=("data",), parameters={"crop_size": 227}),
+        Entry(name="data", type="OldData", top=("data",), parameters={"crop_size": 227}),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_the_size_of_the_input_is_in_the_data_layer(source: Entry, old: bool) -> None:
+    content = files.net(files.alexnet(WEIGHTS, data=source), old=old)
+    assert converted(content, 224).architecture.input == 227
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        files.text(3, "data") + b"".join(files.integer(4, size) for size in (10, 3, 227, 227)),
+        files.text(3, "data") + files.chunk(8, files.chunk(1, b"".join(files.varint(s) for s in (1, 3, 227, 227)))),
+    ],
+)
+def test_the_size_of_the_input_is_at_the_top_of_a_network_for_deployment(head: bytes) -> None:
+    entries = files.alexnet(WEIGHTS)[1:-1]
+    assert converted(files.net(entries, head=head)).architecture.input == 227
+    assert "does not say how large its input is" in refused(files.net(entries))
+    assert converted(files.net(entries), 227).architecture.input == 227
+
+
+def test_the_data_layer_tells_scale_mean_and_mean_file() -> None:
+    given = {"scale": 0.0078125, "crop_size": 227, "mean_value": [104.0, 117.0, 122.679], "mean_file": "mean.proto"}
+    source = Entry(name="data", type="Data", top=("data",), parameters=given)
+    found = read_caffemodel(files.net(files.alexnet(WEIGHTS, data=source)), "x").transform
+    assert (found.scale, found.crop, found.mean_file) == (0.0078125, 227, "mean.proto")
+    assert found.mean_values == (104.0, 117.0, 122.679)
+
+
+def _moved(entries: list[Entry], name: str, after: str) -> list[Entry]:
+    moved = next(entry for entry in entries if entry.name == name)
+    rest = [entry for entry in entries if entry.name != name]
+    place = [entry.name for entry in rest].index(after) + 1
+    return [*rest[:place], moved, *rest[place:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda e: files.changed(e, "norm2", parameters={"norm_region": 1}),
+            "norm2 is an LRN with norm_region: WITHIN_CHANNEL",
+        ),
+        (lambda e: files.changed(e, "norm2", parameters={"alpha": 1.0}), "norm2 is LRNAcross(size=5, alpha=1.0"),
+        (lambda e: files.changed(e, "norm1", parameters={"local_size": 4}), "norm2 is LRNAcross"),
+        (lambda e: files.changed(e, "pool1", parameters={"pool": 1}), "pool1 pools by AVE; only MAX"),
+        (lambda e: files.changed(e, "pool1", parameters={"pad": 1}), "pool1 is a pooling with padding"),
+        (lambda e: files.changed(e, "pool5", parameters={"kernel_size": 2}), "pool5 is Pooling(kernel=2"),
+        (lambda e: files.changed(e, "relu3", type="Eltwise"), "relu3 is of type Eltwise, which no AlexNet has"),
+        (lambda e: files.changed(e, "conv3", parameters={"dilation": 2}), "conv3 is a dilated convolution"),
+        (
+            lambda e: files.changed(e, "conv3", parameters={"kernel_h": 3, "kernel_w": 5, "kernel_size": []}),
+            "conv3 has kernel_size [3, 5]; expected one size",
+        ),
+        (lambda e: files.changed(e, "conv3", parameters={"kernel_size": 0}), "conv3 has kernel_size 0"),
+        (lambda e: files.changed(e, "conv4", parameters={"group": 4}), "conv2 has group 2; expected 1 or 4"),
+        (lambda e: files.changed(e, "conv3", parameters={"num_output": -5}), "conv3 has num_output -5"),
+        (lambda e: files.changed(e, "fc7", parameters={"transpose": 1}), "fc7 is an InnerProduct with axis or"),
+        (
+            lambda e: files.changed(e, "conv3", blobs=(WEIGHTS["conv4.weight"], WEIGHTS["conv3.bias"])),
+            "conv3 has a weight of [16, 8, 3, 3]; expected [16, 16, 3, 3]",
+        ),
+        (
+            lambda e: files.changed(e, "fc7", blobs=(WEIGHTS["fc7.weight"], WEIGHTS["fc8.bias"])),
+            "7]; expected [12]",
+        ),
+        (lambda e: files.changed(e, "conv3", blobs=(WEIGHTS["conv3.weight"],)), "conv3 has 1 blobs; expected its"),
+        (lambda e: files.changed(e, "fc8", blobs=()), "fc8 has 0 blobs"),
+        (
+            lambda e: files.changed(e, "conv5", blobs=(WEIGHTS["conv5.weight"] * np.nan, WEIGHTS["conv5.bias"])),
+            "conv5.weight holds values that are not finite",
+        ),
+        (
+            lambda e: files.changed(e, "data", parameters={"crop_size": 224}),
+            "pool1 makes 54 pixels into 27, as Caffe rounds up; here they become 26",
+        ),
+        (lambda e: files.changed(e, "data", parameters={"crop_size": 300}), "not a network that can be described here"),
+        (lambda e: files.changed(e, "conv3", bottom=("pool1",)), "conv3 (Convolution) reads pool1; expected pool2"),
+        (lambda e: [entry for entry in e if entry.name != "relu3"], "conv3 is followed by nothing; expected an"),
+        (lambda e: [entry for entry in e if entry.name != "relu6"], "fc6 is followed by drop6 Dropout"),
+        (
+            lambda e: files.changed(_moved(e, "relu1", "pool1"), "relu1", bottom=("pool1",), top=("pool1",)),
+            "conv1 is followed by norm1 LRN, pool1 Pooling, relu1 ReLU; expected an activation, then",
+        ),
+        (lambda e: files.changed(e, "relu3", type="TanH"), "relu1 is relu and relu3 is tanh; expected one"),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_what_is_no_alexnet_is_refused_in_the_words_of_the_file(
+    change: Callable[[list[Entry]], list[Entry]], message: str, old: bool
+) -> None:
+    assert message in refused(files.net(change(files.alexnet(WEIGHTS)), old=old))
+
+
+def test_pooling_first_in_one_layer_and_last_in_another_is_refused() -> None:
+    mixed = files.alexnet(WEIGHTS, pool_first=True)
+    straight = files.alexnet(WEIGHTS)
+    place = [entry.name for entry in mixed].index("conv2")
+    assert "pools before LRN in one layer and after it in another" in refused(
+        files.net([*straight[:place], files.changed(mixed, "conv2", bottom=("pool1",))[place], *mixed[place + 1 :]])
+    )
+
+
+def test_rounding_down_is_taken_from_a_file_that_says_so() -> None:
+    entries = files.changed(files.alexnet(WEIGHTS), "data", parameters={"crop_size": 231})
+    for name in ("pool1", "pool2", "pool5"):
+        entries = files.changed(entries, name, parameters={"round_mode": 1})
+    # 231 pixels: 56 after conv1, 27 after pool1 (28 rounded up), as with 227.
+    assert converted(files.net(entries)).architecture.input == 231
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.999])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_truncated_file_is_refused_at_any_length(share: float, old: bool) -> None:
+    content = files.net(files.alexnet(WEIGHTS), old=old)
+    assert "truncated" in refused(content[: int(len(content) * share)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no layers of Caffe"),
+        (files.text(1, "AlexNet"), "holds no layers of Caffe"),
+        (b'name: "AlexNet"\nlayer {\n', "is not a caffemodel, or it is damaged"),
+        (files.chunk(2, files.chunk(1, b"")), "form that Caffe had before 2014"),
+        (
+            files.chunk(100, files.text(1, "a") + files.text(2, "ReLU") + files.chunk(7, b"\x2a\xff\xff\xff\xff\x0f")),
+            "a field of 4,294,967,295 bytes where",
+        ),
+        (
+            files.chunk(
+                100, files.text(1, "a") + files.chunk(7, b"".join(files.integer(n, 1 << 40) for n in range(1, 5)))
+            ),
+            "a has a blob of shape [1099511627776, 1099511627776, 1099511627776, 1099511627776] with 0 values",
+        ),
+        (
+            files.chunk(100, files.text(1, "a") + files.chunk(7, files.integer(1, -1) + files.integer(2, -1))),
+            "a has a blob of shape [-1, -1, 0, 0]",
+        ),
+    ],
+)
+def test_what_is_no_caffemodel_is_refused(content: bytes, message: str) -> None:
+    assert message in refused(content)
+
+
+@pytest.mark.parametrize("form", ["shape", "legacy", "double"])
+def test_a_mean_image_is_read_from_a_binaryproto(form: str, tmp_path: Path) -> None:
+    mean = np.random.default_rng(0).uniform(90, 130, (1, 3, 8, 8)).astype(np.float32)
+    (tmp_path / "mean.binaryproto").write_bytes(files.blob(mean, form))
+    np.testing.assert_array_equal(read_binaryproto(tmp_path / "mean.binaryproto"), mean)
+
+
+def test_a_damaged_binaryproto_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mean.binaryproto"
+    path.write_bytes(files.blob(np.zeros((1, 3, 8, 8)))[:-9])
+    with pytest.raises(ModelError, match="is not a binaryproto, or it is damaged"):
+        read_binaryproto(path)
