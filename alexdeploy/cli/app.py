@@ -23,6 +23,7 @@ from alexdeploy.cli import (
     inspect,
     output,
     predict,
+    prepare,
     sample,
     train,
     verify,
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(prepare.prepare)
 app.command()(train.train)
 app.command()(calibrate.calibrate)
 app.command()(export.export)

@@ -95,7 +95,7 @@ def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
 
 def _tar_members(path: str) -> Generator[Member, None, None]:
     try:
-        archive = tarfile.open(path, "r|*", tarinfo=_StrictTarInfo)  # noqa: SIM115
+        archive = tarfile.open(path, "r|*", tarinfo=StrictTarInfo)  # noqa: SIM115
     except Exception as exc:
         yield Member(None, None, f"not a tar archive that can be read, or truncated: {_reason(exc)}")
         return
@@ -133,11 +133,11 @@ def _read_tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[M
         return Member(info.name, None, f"{_TRUNCATED}: {_reason(exc)}"), False
 
 
-class _StrictTarInfo(tarfile.TarInfo):
+class StrictTarInfo(tarfile.TarInfo):
     """Headers whose absence or damage is an error; tarfile takes both for the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _StrictTarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> StrictTarInfo:
         try:
             info = super().frombuf(buf, cast("str", encoding), errors)
         except tarfile.HeaderError as exc:

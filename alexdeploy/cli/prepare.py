@@ -1,0 +1,177 @@
+"""`alexdeploy prepare`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from alexdeploy.cli import output
+from alexdeploy.cli.options import JsonOption
+from alexdeploy.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from alexdeploy.images.originals import Originals
+    from alexdeploy.training.prepare import Prepared
+
+_NUM_NAMED = 5
+
+
+def prepare(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Folder with one folder of images for each class, or with train/ and val/ of such; or one with "
+            "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The packed set: a new or an empty folder.")],
+    val: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Validation images, with the same class folders.")
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of each class to validate on, where there are no validation images.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="For that choice; `train` makes it by its own --seed.")] = 0,
+    train_list: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Lines of `name label` in place of folders; names are relative to DATA."),
+    ] = None,
+    val_list: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The same for validation, also for ILSVRC without its devkit.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Names of the classes of the lists, one in each line.")
+    ] = None,
+    resize: Annotated[
+        Literal["crop", "warp"],
+        typer.Option(help="Shorter side to 256 and the centre cut, or both sides to 256. As the recipe has it."),
+    ] = "crop",
+    jpeg: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=100, metavar="QUALITY", help="Keep JPEGs of this quality: a fifth of the space, decoded anew."
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Decoding threads. Default: one per core.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the hashes of all shards; make those anew that are damaged.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the packed set that is there.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Decode every image once and pack them for training, with their statistics.
+
+    `train OUT` takes a packed set in place of a folder; on raw pixels, which are the default, it gives the same
+    weights. A run that was stopped goes on with the same command. Broken images are left out, listed in
+    OUT/broken.json, and make the exit code 3.
+    """
+    from alexdeploy.training.prepare import PrepareOptions
+    from alexdeploy.training.prepare import prepare as pack
+
+    found = _find(data, val, val_fraction, seed, train_list, val_list, classes)
+    total = len(found.train) + len(found.val)
+    output.note(
+        f"{len(found.classes):,} classes, {len(found.train):,} training and {len(found.val):,} validation images "
+        f"from {data}"
+    )
+    given = {
+        "--val": val,
+        "--val-fraction": None if val_fraction == 0.1 else val_fraction,
+        "--seed": seed or None,
+        "--train-list": train_list,
+        "--val-list": val_list,
+        "--classes": classes,
+        "--resize": None if resize == "crop" else resize,
+        "--jpeg": jpeg,
+    }
+    words = [str(word) for option, value in given.items() if value is not None for word in (option, value)]
+    options = PrepareOptions(
+        resize=resize,
+        jpeg_quality=jpeg,
+        num_threads=threads,
+        overwrite=overwrite,
+        check=check,
+        arguments=(str(data), *words),
+    )
+    try:
+        with output.progress("images") as bar:
+            task = bar.add_task(f"packing {out}", total=total)
+            prepared = pack(found, out, options, lambda done, _total: bar.update(task, completed=done))
+    except KeyboardInterrupt:
+        output.note("stopped; what is finished stays, and the same command goes on")
+        raise
+    if json:
+        output.print_json(_document(out, prepared))
+    _tell(out, prepared)
+    if prepared.broken:
+        raise typer.Exit(3)
+
+
+def _find(
+    data: Path,
+    val: Path | None,
+    val_fraction: float,
+    seed: int,
+    train_list: Path | None,
+    val_list: Path | None,
+    classes: Path | None,
+) -> Originals:
+    from alexdeploy.images import ilsvrc
+    from alexdeploy.images.folder import read_image_folder
+    from alexdeploy.images.originals import from_labelled, from_lists
+
+    if train_list is not None:
+        if val is not None:
+            raise UsageError("--val is a folder of classes; with --train-list it is a list", cure="Give --val-list.")
+        listed = from_lists(data, train_list, val_list, classes, val_fraction=val_fraction, seed=seed)
+        return from_labelled(listed)
+    if ilsvrc.is_ilsvrc(data):
+        if val is not None or classes is not None:
+            raise UsageError("--val and --classes have no meaning for the files of ILSVRC", cure="Leave them out.")
+        with output.progress("images") as bar:
+            task = bar.add_task("reading the archives' headers", total=None)
+            return ilsvrc.read_ilsvrc(data, val_list, lambda done: bar.update(task, completed=done))
+    if val_list is not None or classes is not None:
+        raise UsageError("--val-list and --classes belong to a --train-list", cure="Give --train-list FILE as well.")
+    return from_labelled(read_image_folder(data, val_fraction=val_fraction, seed=seed, val_folder=val))
+
+
+def _tell(out: Path, prepared: Prepared) -> None:
+    index = prepared.index
+    if prepared.num_made < prepared.num_shards:
+        num_kept = prepared.num_shards - prepared.num_made
+        output.note(f"{output.count(num_kept, 'shard')} of {prepared.num_shards:,} were there already")
+    output.note(
+        f"wrote {out}: {index.train.num_images:,} training and {index.val.num_images:,} validation images, "
+        f"{prepared.num_bytes / 1e9:,.2f} GB in {output.count(prepared.num_shards, 'shard')}"
+    )
+    if prepared.broken:
+        for item in prepared.broken[:_NUM_NAMED]:
+            output.warn(f"{item.name} was left out: {item.reason}")
+        if len(prepared.broken) > _NUM_NAMED:
+            output.warn(f"and {len(prepared.broken) - _NUM_NAMED:,} more")
+        output.warn(f"{output.count(len(prepared.broken), 'image')} left out in all: {out / 'broken.json'}")
+    output.note(f"next: alexdeploy train {out}")
+
+
+def _document(out: Path, prepared: Prepared) -> dict[str, Any]:
+    index = prepared.index
+    return {
+        "set": out.as_posix(),
+        "classes": index.classes,
+        "num_train": index.train.num_images,
+        "num_val": index.val.num_images,
+        "resize": index.plan.resize,
+        "jpeg_quality": index.plan.jpeg_quality,
+        "num_bytes": prepared.num_bytes,
+        "num_shards": prepared.num_shards,
+        "num_shards_made": prepared.num_made,
+        "sources_sha256": index.plan.sources_sha256,
+        "mean": index.statistics.mean,
+        "std_along_axes": index.statistics.std,
+        "broken": [dataclasses.asdict(item) for item in prepared.broken],
+    }

@@ -1,0 +1,249 @@
+"""The archives are written here by tarfile, meta.mat by an encoder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.images.folder import LabelledImages, read_image_folder
+from alexdeploy.images.ilsvrc import DEVKIT_NAME, TRAIN_NAME, VAL_NAME, is_ilsvrc, read_ilsvrc
+from alexdeploy.images.matfile import MatError, read_struct
+
+SYNSETS = {"n01440764": (2, "tench, Tinca tinca"), "n02124075": (1, "Egyptian cat"), "n07753592": (3, "bañana")}
+TRUTH = (3, 1, 2, 3, 3)
+"""The classes of the validation images by the numbers of the devkit, which are not in the order of the ids."""
+
+
+def element(kind: int, data: bytes) -> bytes:
+    if len(data) <= 4 and data:
+        return struct.pack("<HH", kind, len(data)) + data.ljust(4, b"\0")
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def matrix(matrix_class: int, sides: tuple[int, ...], name: bytes, body: bytes) -> bytes:
+    content = element(6, struct.pack("<II", matrix_class, 0)) + element(5, struct.pack(f"<{len(sides)}i", *sides))
+    return element(14, content + element(1, name) + body)
+
+
+def text(value: str) -> bytes:
+    return matrix(4, (1, len(value)), b"", element(4, value.encode("utf-16-le")))
+
+
+def number(value: float) -> bytes:
+    return matrix(6, (1, 1), b"", element(9, struct.pack("<d", value)))
+
+
+def mat_file(*, compressed: bool = True, count: int | None = None) -> bytes:
+    """A struct array with the fields of the real one that matter, beside others of each kind."""
+    fields = ("ILSVRC2012_ID", "WNID", "words", "children", "num_train_images")
+    names = b"".join(name.encode().ljust(32, b"\0") for name in fields)
+    body = element(5, struct.pack("<i", 32)) + element(1, names)
+    for wnid, (identity, words) in SYNSETS.items():
+        children = matrix(6, (1, 3), b"", element(2, bytes((1, 2, 3))))
+        body += number(identity) + text(wnid) + text(words) + children + matrix(6, (0, 0), b"", element(9, b""))
+    variable = matrix(2, (len(SYNSETS) if count is None else count, 1), b"synsets", body)
+    other = matrix(6, (1, 1), b"version", element(9, struct.pack("<d", 2.0)))
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
+    if not compressed:
+        return header + other + variable
+    return header + b"".join(struct.pack("<II", 15, len(z)) + z for z in map(zlib.compress, (other, variable)))
+
+
+def picture(seed: int) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse.repeat(70, axis=0).repeat(70, axis=1)).save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+def tar(members: dict[str, bytes], mode: str = "w") -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def val_name(index: int) -> str:
+    return f"ILSVRC2012_val_{index + 1:08d}.JPEG"
+
+
+TRAIN = {
+    wnid: {f"{wnid}_{index}.JPEG": picture(100 * place + index) for index in (3, 10, 7)}
+    for place, wnid in enumerate(SYNSETS)
+}
+VAL = {val_name(index): picture(1000 + index) for index in range(len(TRUTH))}
+
+
+def devkit(truth: tuple[int, ...] = TRUTH, meta: bytes | None = None) -> bytes:
+    root = "ILSVRC2012_devkit_t12"
+    return tar(
+        {
+            f"{root}/readme.txt": b"hello",
+            f"{root}/data/meta.mat": mat_file() if meta is None else meta,
+            f"{root}/data/ILSVRC2012_validation_ground_truth.txt": "".join(f"{label}\n" for label in truth).encode(),
+        },
+        "w:gz",
+    )
+
+
+@pytest.fixture
+def downloads(tmp_path: Path) -> Path:
+    """The three files as they are downloaded."""
+    folder = tmp_path / "ilsvrc"
+    folder.mkdir()
+    (folder / TRAIN_NAME).write_bytes(tar({f"{wnid}.tar": tar(images) for wnid, images in TRAIN.items()}))
+    # As it is packed there: not in the order of the names.
+    (folder / VAL_NAME).write_bytes(tar(dict(sorted(VAL.items(), reverse=True))))
+    (folder / DEVKIT_NAME).write_bytes(devkit())
+    return folder
+
+
+@pytest.fixture
+def extracted(tmp_path: Path) -> LabelledImages:
+    """The same images as everybody extracts and sorts them."""
+    folder = tmp_path / "extracted"
+    by_number = {number: wnid for wnid, (number, _) in SYNSETS.items()}
+    for wnid, images in TRAIN.items():
+        (folder / "train" / wnid).mkdir(parents=True)
+        for name, data in images.items():
+            (folder / "train" / wnid / name).write_bytes(data)
+    for index, number_of_class in enumerate(TRUTH):
+        place = folder / "val" / by_number[number_of_class]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / val_name(index)).write_bytes(VAL[val_name(index)])
+    return read_image_folder(folder)
+
+
+def test_images_and_labels_are_those_of_the_folders_that_people_make_of_it(downloads, extracted):
+    assert is_ilsvrc(downloads)
+    found = read_ilsvrc(downloads)
+    assert found.classes == ("n01440764 tench, Tinca tinca", "n02124075 Egyptian cat", "n07753592 bañana")
+    expected = [(Path(path).name, label, Path(path).read_bytes()) for path, label in extracted.train]
+    assert [(Path(image.name).name, image.label, image.read()) for image in found.train] == expected
+    by_name = {Path(path).name: (label, Path(path).read_bytes()) for path, label in extracted.val}
+    assert [image.name.split("/")[-1] for image in found.val] == [val_name(index) for index in range(len(TRUTH))]
+    assert {image.name.split("/")[-1]: (image.label, image.read()) for image in found.val} == by_name
+    assert found.train[0].name == "train/n01440764/n01440764_10.JPEG"
+    assert found.val[0].name == "val/n07753592/ILSVRC2012_val_00000001.JPEG"
+
+
+@pytest.mark.parametrize("form", ["{name} {wnid}", "val/{wnid}/{name} {index}"])
+def test_a_list_takes_the_place_of_the_devkit(downloads, tmp_path, form: str):
+    with_devkit = read_ilsvrc(downloads)
+    (downloads / DEVKIT_NAME).unlink()
+    ids = list(SYNSETS)
+    lines = [
+        form.format(name=Path(image.name).name, wnid=ids[image.label], index=image.label) for image in with_devkit.val
+    ]
+    random.Random(1).shuffle(lines)
+    (tmp_path / "val.txt").write_text("\n".join(lines))
+    found = read_ilsvrc(downloads, tmp_path / "val.txt")
+    assert found.classes == tuple(ids)
+    assert found.val == with_devkit.val
+    (tmp_path / "val.txt").write_text("\n".join(lines[1:]))
+    with pytest.raises(DataError, match=r"labels 4 images of 5 in .*; ILSVRC2012_val_\d+\.JPEG has none"):
+        read_ilsvrc(downloads, tmp_path / "val.txt")
+
+
+def test_without_the_devkit_the_list_is_asked_for(downloads):
+    (downloads / DEVKIT_NAME).unlink()
+    with pytest.raises(DataError, match="no ILSVRC2012_devkit") as caught:
+        read_ilsvrc(downloads)
+    assert "--val-list FILE" in (caught.value.cure or "")
+
+
+@pytest.mark.parametrize("name", [TRAIN_NAME, VAL_NAME])
+def test_an_archive_that_is_cut_off_anywhere_is_refused(downloads, name):
+    path = downloads / name
+    whole = path.read_bytes()
+    # What follows the end-of-archive mark is padding.
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    for length in {*range(0, end, 512), *random.Random(2).sample(range(end), 40)}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(DataError):
+            read_ilsvrc(downloads)
+
+
+def test_a_file_that_shrinks_later_is_an_image_that_cannot_be_read(downloads):
+    image = read_ilsvrc(downloads).train[-1]
+    path = downloads / TRAIN_NAME
+    path.write_bytes(path.read_bytes()[: (image.offset or 0) + 10])
+    with pytest.raises(ImageError, match="bytes too early"):
+        image.read()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / DEVKIT_NAME).write_bytes(devkit(TRUTH[1:])), "5 images, and the devkit labels of 4"),
+        (lambda folder: (folder / DEVKIT_NAME).write_bytes(devkit((9, *TRUTH[1:]))), "not the devkit .* damaged: 9"),
+        (lambda folder: (folder / DEVKIT_NAME).write_bytes(devkit(meta=b"no")), "not a MATLAB 5 file"),
+        (lambda folder: (folder / DEVKIT_NAME).write_bytes(b"no"), "cannot be read: not a gzip file"),
+        (lambda folder: (folder / DEVKIT_NAME).write_bytes(tar({"a": b""}, "w:gz")), "holds no data/ILSVRC2012_val"),
+        (lambda folder: (folder / VAL_NAME).unlink(), "no ILSVRC2012_img_val.tar"),
+        (
+            lambda folder: (folder / TRAIN_NAME).write_bytes(tar({"cat.jpg": b"x"})),
+            "holds 'cat.jpg'; expected one arch",
+        ),
+        (lambda folder: (folder / TRAIN_NAME).write_bytes(tar({"n01440764.tar": tar({})})), "holds no images"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_told(downloads, change: Callable[[Path], None], message: str):
+    change(downloads)
+    with pytest.raises(DataError, match=message):
+        read_ilsvrc(downloads)
+
+
+def test_a_class_that_only_the_validation_images_have_is_told(downloads):
+    two = {f"{wnid}.tar": tar(images) for wnid, images in list(TRAIN.items())[:2]}
+    (downloads / TRAIN_NAME).write_bytes(tar(two))
+    with pytest.raises(DataError, match="holds no class n07753592, which validation images have"):
+        read_ilsvrc(downloads)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_struct_of_a_mat_file_is_read(compressed):
+    entries = read_struct(mat_file(compressed=compressed), "synsets")
+    assert [(e["ILSVRC2012_ID"], e["WNID"], e["words"]) for e in entries] == [
+        (number, wnid, words) for wnid, (number, words) in SYNSETS.items()
+    ]
+    assert {e["children"] for e in entries} == {None}
+
+
+def test_a_mat_file_that_lies_or_ends_early_is_refused_and_takes_no_memory():
+    whole = mat_file(compressed=False)
+    for length in range(0, len(whole), 7):
+        with pytest.raises(MatError):
+            read_struct(whole[:length], "synsets")
+    with pytest.raises(MatError, match="cut off"):
+        read_struct(mat_file(compressed=False, count=2**31 - 1), "synsets")
+    with pytest.raises(MatError, match="no variable cats"):
+        read_struct(whole, "cats")
+    bomb = zlib.compress(struct.pack("<II", 14, 1 << 28) + bytes(100 << 20))
+    with pytest.raises(MatError, match="more than 67,108,864 bytes"):
+        read_struct(whole[:128] + struct.pack("<II", 15, len(bomb)) + bomb, "synsets")
+
+
+def test_damaged_bytes_of_a_mat_file_raise_nothing_else():
+    whole = mat_file(compressed=False)
+    rng = random.Random(3)
+    for _ in range(2000):
+        changed = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            changed[rng.randrange(128, len(whole))] = rng.randrange(256)
+        with contextlib.suppress(MatError):
+            read_struct(bytes(changed), "synsets")
