@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alexdeploy.core.errors import RecipeError
-from alexdeploy.core.spec import LRN, Activation, Architecture
+from alexdeploy.core.spec import LRN, Activation, Architecture, Pooling
 
 _CHANNEL_STEP = 8
 """Scaled widths are multiples of this: two towers then hold a multiple of 4 maps, which INT8 kernels need."""
@@ -74,6 +74,11 @@ def _features(architecture: Architecture) -> Iterator[Layer]:
     for index, conv in enumerate(architecture.convs, start=1):
         name = f"conv{index}"
         if name in architecture.remove:
+            # Its pooling stays: without pool5, fc6 would get seven times the parameters of the whole network.
+            if conv.pool:
+                pool = _pool(index, channels, size, architecture.pooling)
+                size = pool.output_shape[-1]
+                yield pool
             continue
         inputs, channels = channels, _scaled(conv.channels, architecture.width)
         size = _grid(name, size, conv.kernel, conv.stride, conv.padding)
@@ -105,16 +110,21 @@ def _features(architecture: Architecture) -> Iterator[Layer]:
                     groups=towers,
                 )
             if step == "pool" and conv.pool:
-                pooling = architecture.pooling
-                size = _grid(f"pool{index}", size, pooling.kernel, pooling.stride, 0)
-                yield Layer(
-                    kind="pool",
-                    name=f"pool{index}",
-                    output_shape=(channels, size, size),
-                    kernel=pooling.kernel,
-                    stride=pooling.stride,
-                )
+                pool = _pool(index, channels, size, architecture.pooling)
+                size = pool.output_shape[-1]
+                yield pool
     yield Layer(kind="flatten", name="flatten", output_shape=(channels * size * size,))
+
+
+def _pool(index: int, channels: int, size: int, pooling: Pooling) -> Layer:
+    size = _grid(f"pool{index}", size, pooling.kernel, pooling.stride, 0)
+    return Layer(
+        kind="pool",
+        name=f"pool{index}",
+        output_shape=(channels, size, size),
+        kernel=pooling.kernel,
+        stride=pooling.stride,
+    )
 
 
 def _classifier(architecture: Architecture, num_classes: int) -> Iterator[Layer]:
