@@ -65,9 +65,9 @@ def prepare(
 ) -> None:
     """Decode every image once and pack them for training, with their statistics.
 
-    `train OUT` takes a packed set in place of a folder; on raw pixels, which are the default, it gives the same
-    weights. A run that was stopped goes on with the same command. Broken images are left out, listed in
-    OUT/broken.json, and make the exit code 3.
+    `train OUT` takes a packed set in place of a folder and gives the same weights (with
+    --jpeg, nearly). A run that was stopped goes on with the same command. Broken images
+    are left out, listed in OUT/broken.json, and make the exit code 3.
     """
     from alexdeploy.training.prepare import PrepareOptions
     from alexdeploy.training.prepare import prepare as pack

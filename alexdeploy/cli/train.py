@@ -16,6 +16,8 @@ from alexdeploy.cli.train_progress import summary, watch
 
 if TYPE_CHECKING:
     from alexdeploy.core.artifacts import ModelFolder
+    from alexdeploy.images.folder import LabelledImages
+    from alexdeploy.images.packed import PackedSet
 
 _SAMPLE_FOLDER = Path("data/sample")
 _PHOTOGRAPHS_FOLDER = Path("images")
@@ -27,8 +29,8 @@ def train(
         Path | None,
         typer.Argument(
             metavar="DATA",
-            help="Folder with one folder of images for each class, or with train/ and val/ of such. "
-            "Left out: ten classes of shapes are rendered to data/sample/.",
+            help="Folder with one folder of images for each class, or with train/ and val/ of such, or a set that "
+            "`alexdeploy prepare` packed. Left out: ten classes of shapes are rendered to data/sample/.",
         ),
     ] = None,
     recipe: Annotated[
@@ -58,8 +60,9 @@ def train(
         Path | None, typer.Option(metavar="FOLDER", help="Validation images, with the same class folders.")
     ] = None,
     val_fraction: Annotated[
-        float, typer.Option(help="Share of each class to validate on, where there are no validation images.")
-    ] = 0.1,
+        float | None,
+        typer.Option(help="Share of each class to validate on, where there are no validation images. Default: 0.1."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate of the first epoch.")] = None,
@@ -86,7 +89,6 @@ def train(
     from alexdeploy.core.artifacts import find_model
     from alexdeploy.core.errors import UsageError
     from alexdeploy.core.recipe import DEFAULT_RECIPE, SAMPLE_RECIPE, fine_tuning_recipe, load_recipe
-    from alexdeploy.images.folder import read_image_folder
 
     if resume and overwrite:
         raise UsageError("--resume goes on with a model and --overwrite removes it", cure="Give one of them.")
@@ -120,7 +122,7 @@ def train(
             raise UsageError("--val has no meaning for the rendered images", cure="Name the training images too.")
         data = _SAMPLE_FOLDER
         _render_what_is_missing()
-    images = read_image_folder(data, val_fraction=val_fraction, seed=chosen.training.seed, val_folder=val)
+    images = _open_images(data, val, val_fraction, chosen.training.seed)
     output.note(
         f"recipe {chosen.name}, {len(images.classes)} classes, {len(images.train):,} training and "
         f"{len(images.val):,} validation images from {data}"
@@ -148,6 +150,24 @@ def train(
         output.print_json({"model": folder.path.as_posix(), "classes": spec.classes, **spec.provenance})
     output.note(summary(folder.path, spec))
     output.note(f"next: alexdeploy export --fp16{'' if name is None else f' {folder.path.as_posix()}'}")
+
+
+def _open_images(data: Path, val: Path | None, val_fraction: float | None, seed: int) -> LabelledImages | PackedSet:
+    """The images of a packed set, or of folders."""
+    from alexdeploy.core.errors import UsageError
+    from alexdeploy.images.folder import read_image_folder
+    from alexdeploy.images.packed import is_packed, open_packed
+
+    if not is_packed(data):
+        return read_image_folder(
+            data, val_fraction=0.1 if val_fraction is None else val_fraction, seed=seed, val_folder=val
+        )
+    if val is not None or val_fraction is not None:
+        raise UsageError(
+            f"{data} is a packed set: its validation images were chosen when it was packed",
+            cure="Leave out --val and --val-fraction, or give them to alexdeploy prepare.",
+        )
+    return open_packed(data)
 
 
 def _need_torch() -> None:

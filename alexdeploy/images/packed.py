@@ -174,6 +174,10 @@ class PackedSet:
     train: PackedImages
     val: PackedImages
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.index.classes
+
     def pixel_sums(self) -> NDArray[np.int64]:
         """int64 [256, 256, 3], the sum of all training images. Raises DataError."""
         path = self.path / SUMS_NAME
