@@ -27,7 +27,7 @@ from alexdeploy.network.alexnet import make_module
 from alexdeploy.network.layers import Layer, plan_layers
 from alexdeploy.network.weights import expected_shapes
 from alexdeploy.training.learner import Learner, new_network
-from alexdeploy.training.parallel import ProcessGroup
+from alexdeploy.training.parallel import ALONE, ProcessGroup
 
 
 def check_towers(architecture: Architecture, num_processes: int) -> None:
@@ -70,6 +70,8 @@ class TowerLearner:
         self._learner = Learner(recipe, num_classes, device, self._network)
         self._is_scaled = recipe.training.precision == "fp16"
         self.device = device
+        self.split = ALONE
+        """The processes that share out each batch: each tower takes all of it."""
 
     def begin_epoch(self, epoch: int) -> None:
         """As Learner's."""
