@@ -186,7 +186,7 @@ def read_photographs(origin: str, names: list[str], spec: ModelSpec, skipped: di
     """Decode the images of `origin` that have these names; `skipped` collects those that cannot be, and why."""
     for source in named_sources(origin, names):
         try:
-            content = source.read()
+            content = source.read(spec.preprocessing.resize)
             pixels = decode(content, spec.preprocessing.resize)
         except ImageError as exc:
             skipped[source.name] = exc.message

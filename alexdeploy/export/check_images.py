@@ -46,7 +46,7 @@ def _photographs(spec: ModelSpec, named: str | None) -> tuple[str, list[NDArray[
     photographs: list[NDArray[np.uint8]] = []
     for source in (source for first in range(stride) for source in picked.sources[first::stride]):
         try:
-            photographs.append(decode(source.read(), spec.preprocessing.resize))
+            photographs.append(decode(source.read(spec.preprocessing.resize), spec.preprocessing.resize))
         except ImageError as exc:
             if named:
                 raise ImageError(f"{source.name}: {exc.message}", cure="Name photographs that can be read.") from exc

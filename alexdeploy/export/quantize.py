@@ -171,7 +171,7 @@ def _images(spec: ModelSpec, ranges: Ranges, budget: Budget) -> tuple[NDArray[np
     pixels = np.empty((len(chosen), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for number, (source, _) in enumerate(chosen):
         try:
-            pixels[number] = decode(source.read(), spec.preprocessing.resize)
+            pixels[number] = decode(source.read(spec.preprocessing.resize), spec.preprocessing.resize)
         except ImageError as exc:
             raise DataError(
                 f"{source.name}: {exc.message}", cure="A budget is measured on images that can be read."

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from alexdeploy.core.errors import DataError
 from alexdeploy.images.folder import VAL_NAMES, Example, find_splits, list_class_folders, list_examples
 from alexdeploy.images.listing import describe, is_hidden, is_image_name, walk_images
-from alexdeploy.images.sources import Source, printable_path
+from alexdeploy.images.packed import PackedImages, is_packed, open_packed
+from alexdeploy.images.sources import Source, packed_sources, printable_path
 
 _WNID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
 """The name of an ImageNet class in WordNet, alone or before a description: "n01440764 tench, Tinca tinca"."""
@@ -38,9 +39,13 @@ class LabelledSources:
     num_unlabelled: int = 0
     notes: tuple[str, ...] = ()
     was_listed: bool = True
+    packed: PackedImages | None = None
 
     def sources(self) -> Iterator[Source]:
         """One source for each example, in their order."""
+        if self.packed is not None:
+            yield from packed_sources(str(self.packed.folder), self.packed)
+            return
         for path, _ in self.examples:
             yield Source(name=printable_path(path), path=path, was_listed=self.was_listed)
 
@@ -53,9 +58,11 @@ def read_labelled(
     Without `labels`, each folder in it is one of the classes, a subset of them perhaps; where it holds train/ and val/
     of such, val/ counts. A folder is called as its class, or by the WordNet id that one of both begins with. With the
     file `labels`, each line of it names an image, relative to `folder`, and after a blank its class or the index of
-    it. An image of the list that is not there stays among the examples. Raises DataError where a class is unknown or
-    none is labelled, and for a bad line.
+    it. An image of the list that is not there stays among the examples. Of a packed set the validation images count.
+    Raises DataError where a class is unknown or none is labelled, and for a bad line.
     """
+    if labels is None and is_packed(folder):
+        return _read_packed(os.fspath(folder), classes)
     found = _read_folders(os.fspath(folder), classes) if labels is None else _read_list(folder, classes, labels)
     if not found.examples:
         what = "holds no labelled images" if labels is None else f"has no labelled images: {os.fspath(labels)} is empty"
@@ -115,6 +122,15 @@ def _read_folders(folder: str, classes: Sequence[str]) -> LabelledSources:
     labels = {name: known.find(name) for name in list_class_folders(root)}
     if not labels:
         raise DataError(f"{root} holds no folders; the images in it have no labels.", cure=_LAYOUT)
+    _refuse_unknown(root, labels, known)
+    examples = [e for name, label in labels.items() if label is not None for e in list_examples(root, name, label)]
+    num_loose = _count_loose(root)
+    if num_loose:
+        notes.append(f"{root}: images beside the class folders, which have no label and do not count: {num_loose:,}")
+    return LabelledSources(root=root, examples=tuple(examples), num_unlabelled=num_loose, notes=tuple(notes))
+
+
+def _refuse_unknown(root: str, labels: Mapping[str, int | None], known: _Classes) -> None:
     unknown = [name for name, label in labels.items() if label is None]
     if unknown:
         shown = ", ".join(f"{printable_path(name)!r}{known.nearest(name)}" for name in unknown[:5])
@@ -123,11 +139,21 @@ def _read_folders(folder: str, classes: Sequence[str]) -> LabelledSources:
             f"{root} holds folders that are no class of the model: {shown}{more}.",
             cure=f"{known.describe()}\nRename the folders, or name a list of labels: --labels FILE",
         )
-    examples = [e for name, label in labels.items() if label is not None for e in list_examples(root, name, label)]
-    num_loose = _count_loose(root)
-    if num_loose:
-        notes.append(f"{root}: images beside the class folders, which have no label and do not count: {num_loose:,}")
-    return LabelledSources(root=root, examples=tuple(examples), num_unlabelled=num_loose, notes=tuple(notes))
+
+
+def _read_packed(folder: str, classes: Sequence[str]) -> LabelledSources:
+    opened = open_packed(folder)
+    known = _Classes(classes)
+    labels = {name: known.find(name) for name in opened.classes}
+    _refuse_unknown(folder, labels, known)
+    indices = [label for label in labels.values() if label is not None]
+    names = opened.val.names
+    return LabelledSources(
+        root=os.path.join(folder, "val"),
+        examples=tuple(Example(name, indices[label]) for name, label in zip(names, opened.val.labels, strict=True)),
+        notes=(f"{folder} holds training and validation images: these are the {len(names):,} for validation",),
+        packed=opened.val,
+    )
 
 
 def _count_loose(root: str) -> int:

@@ -109,13 +109,14 @@ class Index:
 class PackedImages:
     """The images of one split. Shards are mapped into memory: what is read is in the page cache and nowhere else."""
 
-    def __init__(self, folder: Path, split: Split, index: SplitIndex, *, is_jpeg: bool) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, split: Split, index: SplitIndex, plan: Plan) -> None:
+        self.resize = plan.resize
+        self.folder = folder
         self._split = split
         self._names_sha256 = index.names_sha256
         labels: NDArray[np.int32] = np.load(labels_path(folder, split), allow_pickle=False)
         self.labels: NDArray[np.int64] = labels.astype(np.int64)
-        self._is_jpeg = is_jpeg
+        self._is_jpeg = plan.jpeg_quality is not None
         self._firsts = np.cumsum([0, *(shard.num_images for shard in index.shards)])
         self._shards = [
             np.memmap(folder / shard.file, np.uint8, mode="r") if shard.num_bytes else np.empty(0, np.uint8)
@@ -128,9 +129,9 @@ class PackedImages:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """What the images were called, relative to the data that they are from. Raises DataError."""
-        data = names_path(self._folder, self._split).read_bytes()
+        data = names_path(self.folder, self._split).read_bytes()
         if sha256_bytes(data) != self._names_sha256:
-            raise damaged(self._folder, f"{names_path(self._folder, self._split)} is not the file that was written")
+            raise damaged(self.folder, f"{names_path(self.folder, self._split)} is not the file that was written")
         return msgspec.json.decode(data, type=tuple[str, ...])
 
     def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -153,7 +154,7 @@ class PackedImages:
             # The side is 256 already: both ways of resizing leave it as it is.
             return decode(stored.tobytes(), "crop")
         except ImageError as exc:
-            raise damaged(self._folder, f"{self.names[index]} in {self._folder}: {exc.message}") from exc
+            raise damaged(self.folder, f"{self.names[index]} in {self.folder}: {exc.message}") from exc
 
     def _stored(self, index: int) -> NDArray[np.uint8]:
         number = int(np.searchsorted(self._firsts, index, side="right")) - 1
@@ -215,9 +216,7 @@ def open_packed(folder: str | os.PathLike[str]) -> PackedSet:
         for shard in part.shards:
             _check_size(path, shard)
         _check_hash(path, labels_path(path, split), part.labels_sha256)
-    train, val = (
-        PackedImages(path, split, getattr(index, split), is_jpeg=plan.jpeg_quality is not None) for split in SPLITS
-    )
+    train, val = (PackedImages(path, split, getattr(index, split), plan) for split in SPLITS)
     return PackedSet(path=path, index=index, train=train, val=val)
 
 

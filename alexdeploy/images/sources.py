@@ -1,4 +1,4 @@
-"""What the user named, one image after the other: files, folders, globs, lists, archives.
+"""What the user named, one image after the other: files, folders, globs, lists, archives, packed sets.
 
 Nothing named is ever left out: what cannot be read becomes a source that says so when it is read.
 """
@@ -13,10 +13,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from alexdeploy.core.errors import ImageError
+from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.images.archives import is_archive_name, iter_members
 from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, is_image_name, walk_images
+from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -33,9 +35,23 @@ __all__ = [
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
+class PackedImage(NamedTuple):
+    """An image of a packed set."""
+
+    images: PackedImages
+    number: int
+
+    def read(self, resize: str | None) -> bytes:
+        if resize not in (None, self.images.resize):
+            raise ImageError(
+                f"was packed with --resize {self.images.resize}, and the model takes images made square by {resize}"
+            )
+        return self.images.encoded(self.number)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One image that was asked for, and where its bytes come from: a path, memory, or nowhere.
+    """One image that was asked for, and where its bytes come from: a path, memory, a packed set, or nowhere.
 
     `name` is what the user would recognise ("photos.zip!cats/1.jpg" for a member of an archive) and can
     always be encoded as UTF-8; it may hold newlines, as file names may.
@@ -47,11 +63,17 @@ class Source:
     problem: str | None = None
     was_listed: bool = False
     """A folder or a glob showed the file, so that its absence means it went away."""
+    packed: PackedImage | None = None
 
-    def read(self) -> bytes:
-        """Give the bytes of the file, never empty; raises ImageError saying why it cannot."""
+    def read(self, resize: str | None = None) -> bytes:
+        """Give the bytes of the file, never empty; raises ImageError saying why it cannot.
+
+        An image of a packed set was made square already: by `resize`, if that is given, and by nothing else.
+        """
         if self.problem is not None:
             raise ImageError(self.problem)
+        if self.packed is not None:
+            return self.packed.read(resize)
         data = read_file(self.path, self.was_listed) if self.path is not None else self.data
         if not data:
             raise ImageError("the file is empty")
@@ -62,9 +84,10 @@ def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
     """Name the images behind `inputs`, in their order, each when the caller asks for it.
 
     An input is a file; a folder (walked, image suffixes only, in the order of the names' bytes); a .zip or
-    .tar archive, plain or compressed; `@list.txt`, with one path a line, or NUL between them, relative to the
-    list; `-`, such a list on standard input, relative to the working folder; or a glob pattern. A file
-    beginning with @ is written ./@name. Archives and lists inside folders are not opened.
+    .tar archive, plain or compressed; a packed set (training, then validation images); `@list.txt`, with one path
+    a line, or NUL between them, relative to the list; `-`, such a list on standard input, relative to the working
+    folder; or a glob pattern. A file beginning with @ is written ./@name. Archives and lists inside folders are not
+    opened.
     Members of archives are in memory when they come; nothing else is read, but standard input, which is read
     here and now: in the thread of the caller, a Ctrl-C ends the wait for it.
     """
@@ -94,6 +117,9 @@ def _from_path(path: str, *, was_listed: bool = False) -> Iterator[Source]:
 
 
 def _from_folder(folder: str) -> Iterator[Source]:
+    if is_packed(folder):
+        yield from _from_packed(folder)
+        return
     is_empty = True
     for path, problem in walk_images(folder):
         is_empty = False
@@ -104,6 +130,21 @@ def _from_folder(folder: str) -> Iterator[Source]:
     if is_empty:
         suffixes = " ".join(IMAGE_SUFFIXES)
         yield Source(name=printable_path(folder), problem=f"no images in folder; looked for {suffixes}")
+
+
+def _from_packed(folder: str) -> Iterator[Source]:
+    try:
+        opened = open_packed(folder)
+        for images in (opened.train, opened.val):
+            yield from packed_sources(folder, images)
+    except DataError as exc:
+        yield Source(name=printable_path(folder), problem=f"{exc.message}; {exc.cure}")
+
+
+def packed_sources(folder: str, images: PackedImages) -> Iterator[Source]:
+    """The images of one split of the packed set `folder`, called "set!train/cats/1.jpg"."""
+    for number, name in enumerate(images.names):
+        yield Source(name=f"{printable_path(folder)}!{name}", packed=PackedImage(images, number))
 
 
 def _from_archive(path: str) -> Iterator[Source]:

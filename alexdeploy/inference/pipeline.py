@@ -195,7 +195,7 @@ class _Pipeline:
         index, source = taken
         image, error = None, None
         try:
-            image = decode(source.read(), self._resize)
+            image = decode(source.read(self._resize), self._resize)
         except ImageError as exc:
             error = str(exc)
         with self._lock:

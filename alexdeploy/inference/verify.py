@@ -182,7 +182,7 @@ def _read(picked: Picked, spec: ModelSpec) -> tuple[list[NDArray[np.uint8]], tup
     photographs, broken = [], []
     for source in picked.sources:
         try:
-            photographs.append(decode(source.read(), spec.preprocessing.resize))
+            photographs.append(decode(source.read(spec.preprocessing.resize), spec.preprocessing.resize))
         except ImageError as exc:
             broken.append(BrokenImage(source=source.name, error=exc.message))
     if not photographs:
