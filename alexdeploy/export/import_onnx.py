@@ -84,7 +84,7 @@ def import_onnx(
     mean = None if options.mean_image is None else mean_file(options.mean_image, steps.scale)
     if mean is not None:
         steps = dataclasses.replace(steps, mean=(0.0, 0.0, 0.0), mean_image=mean.sha256)
-    model = runnable(model, path, on_warning)
+    model = runnable(model, path)
     model, probe = _one_output(model, batch, steps, mean, options.output, path)
     spec = ModelSpec(
         name=folder.path.name,

@@ -71,20 +71,19 @@ def read_torch(content: bytes, source: str) -> StateDict:
         )
     # NumPy has no bfloat16; float32 holds its values, and those of float16, exactly.
     small = (torch.bfloat16, torch.float16)
-    return {name: (value.float() if value.dtype in small else value).numpy() for name, value in found.items()}
+    return {name: (value.float() if value.dtype in small else value).detach().numpy() for name, value in found.items()}
 
 
 def _refused(source: str, exc: Exception) -> ModelError:
     # torch's message tells a page about its own options; what was found in the file is one line in it.
-    reason = re.search(r"GLOBAL ([\w.]+)|Unsupported [^\n]*|Can only [^\n]*|Trying to [^\n]*", str(exc))
-    if reason and reason[1]:
+    if name := re.search(r"GLOBAL ([\w.]+)", str(exc)):
         return ModelError(
-            f"{source} is refused: it would call {reason[1]} when it is loaded, and weights have no need to",
+            f"{source} is refused: it would call {name[1]} when it is loaded, and weights have no need to",
             cure="Where you trust it, save the weights alone: torch.save(model.state_dict(), FILE)",
         )
-    detail = reason[0] if reason else first_line(exc)
     return ModelError(
-        f"{source} cannot be read as PyTorch weights: {detail}", cure="It may be truncated: get the file again."
+        f"{source} cannot be read as PyTorch weights: it is damaged or truncated, or no file of PyTorch's",
+        cure="Get the file again, or save one: torch.save(model.state_dict(), FILE)",
     )
 
 
@@ -154,4 +153,4 @@ def _layer_names(tensors: StateDict) -> list[str]:
         by_place = sorted(sequential, key=lambda match: (match[1] == "classifier", int(match[2])))
         return [f"{match[1]}.{match[2]}" for match in by_place]
     ours = [match for name in tensors if (match := re.fullmatch(r"(conv|fc)(\d+)\.weight", name))]
-    return [f"{match[1]}{match[2]}" for match in sorted(ours, key=lambda match: int(match[2]))]
+    return [f"{match[1]}{match[2]}" for match in sorted(ours, key=lambda match: (match[1], int(match[2])))]
