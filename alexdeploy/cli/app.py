@@ -28,6 +28,7 @@ from alexdeploy.cli import (
     train,
     verify,
 )
+from alexdeploy.cli.one_voice import hush
 from alexdeploy.core.errors import AlexDeployError, OutputError
 
 app = typer.Typer(
@@ -83,6 +84,7 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, terminate)
+    hush()
     try:
         app(_debug_first(sys.argv[1:]), prog_name="alexdeploy")
     except AlexDeployError as error:

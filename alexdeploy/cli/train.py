@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alexdeploy.cli import output
+from alexdeploy.cli.one_voice import one_voice
 from alexdeploy.cli.options import JsonOption, SetOption, model_folder
 from alexdeploy.cli.sample import render
 from alexdeploy.cli.train_progress import summary, watch
@@ -72,6 +73,9 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; with 1, runs repeat to the bit.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is there.")] = False,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(min=0, help="Time between checkpoints; there is one after each epoch too.")
+    ] = 1.0,
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out images that cannot be decoded, and say which.")
     ] = False,
@@ -100,56 +104,63 @@ def train(
         "precision": precision,
     }
     given = [*(overrides or ()), *(f"training.{key}={value}" for key, value in options.items() if value is not None)]
-    parent = None
-    if pretrained is None:
-        if freeze is not None:
-            raise UsageError("--freeze keeps layers of a trained model", cure="Name one: --pretrained MODEL")
-        chosen = load_recipe(recipe or (SAMPLE_RECIPE if data is None else DEFAULT_RECIPE), given)
-        folder = model_folder(chosen.name if name is None else name)
-    else:
-        parent_folder = find_model(pretrained)
-        folder = model_folder(f"{parent_folder.path.resolve().name}-tuned" if name is None else name)
-        _refuse_parents_folder(folder, parent_folder)
+    with one_voice(device) as group:
+        parent = None
+        if pretrained is None:
+            if freeze is not None:
+                raise UsageError("--freeze keeps layers of a trained model", cure="Name one: --pretrained MODEL")
+            chosen = load_recipe(recipe or (SAMPLE_RECIPE if data is None else DEFAULT_RECIPE), given)
+            folder = model_folder(chosen.name if name is None else name)
+        else:
+            parent_folder = find_model(pretrained)
+            folder = model_folder(f"{parent_folder.path.resolve().name}-tuned" if name is None else name)
+            _refuse_parents_folder(folder, parent_folder)
+            _need_torch()
+            from alexdeploy.training.pretrained import read_parent
+
+            parent = read_parent(parent_folder)
+            chosen = fine_tuning_recipe(parent.spec, parent.weights_sha256, recipe, [*given, *_frozen(freeze)])
+        if group is None or (group.is_main and not group.has_begun):
+            _refuse_used_folder(folder.path, (resume, overwrite))
         _need_torch()
-        from alexdeploy.training.pretrained import read_parent
+        if data is None:
+            if val is not None:
+                raise UsageError("--val has no meaning for the rendered images", cure="Name the training images too.")
+            data = _SAMPLE_FOLDER
+            if group is None:
+                _render_what_is_missing()
+            else:
+                group.once_here(_render_what_is_missing)
+        images = _open_images(data, val, val_fraction, chosen.training.seed)
+        output.note(
+            f"recipe {chosen.name}, {len(images.classes)} classes, {len(images.train):,} training and "
+            f"{len(images.val):,} validation images from {data}"
+        )
+        from alexdeploy.training.parallel import ALONE
+        from alexdeploy.training.trainer import TrainOptions
+        from alexdeploy.training.trainer import train as run_training
 
-        parent = read_parent(parent_folder)
-        chosen = fine_tuning_recipe(parent.spec, parent.weights_sha256, recipe, [*given, *_frozen(freeze)])
-    _refuse_used_folder(folder.path, (resume, overwrite))
-    _need_torch()
-    if data is None:
-        if val is not None:
-            raise UsageError("--val has no meaning for the rendered images", cure="Name the training images too.")
-        data = _SAMPLE_FOLDER
-        _render_what_is_missing()
-    images = _open_images(data, val, val_fraction, chosen.training.seed)
-    output.note(
-        f"recipe {chosen.name}, {len(images.classes)} classes, {len(images.train):,} training and "
-        f"{len(images.val):,} validation images from {data}"
-    )
-    from alexdeploy.training.trainer import TrainOptions
-    from alexdeploy.training.trainer import train as run_training
-
-    train_options = TrainOptions(
-        device=device,
-        threads=threads,
-        resume=resume,
-        overwrite=overwrite,
-        skip_broken=skip_broken,
-        data_path=data.as_posix(),
-        parent=parent,
-    )
-    try:
-        with watch(chosen) as watcher:
-            spec = run_training(images, chosen, folder, train_options, watcher.show)
-    except KeyboardInterrupt:
-        if (folder.checkpoints / "last.pt").is_file():
-            output.note("stopped; the same command with --resume goes on")
-        raise
-    if json:
-        output.print_json({"model": folder.path.as_posix(), "classes": spec.classes, **spec.provenance})
-    output.note(summary(folder.path, spec))
-    output.note(f"next: alexdeploy export --fp16{'' if name is None else f' {folder.path.as_posix()}'}")
+        train_options = TrainOptions(
+            device=device,
+            threads=threads,
+            resume=resume,
+            overwrite=overwrite,
+            skip_broken=skip_broken,
+            checkpoint_seconds=checkpoint_minutes * 60,
+            data_path=data.as_posix(),
+            parent=parent,
+        )
+        try:
+            with watch(chosen) as watcher:
+                spec = run_training(images, chosen, folder, train_options, watcher.show, group or ALONE)
+        except KeyboardInterrupt:
+            if (folder.checkpoints / "last.pt").is_file():
+                output.note("stopped; the same command with --resume goes on")
+            raise
+        if json:
+            output.print_json({"model": folder.path.as_posix(), "classes": spec.classes, **spec.provenance})
+        output.note(summary(folder.path, spec))
+        output.note(f"next: alexdeploy export --fp16{'' if name is None else f' {folder.path.as_posix()}'}")
 
 
 def _open_images(data: Path, val: Path | None, val_fraction: float | None, seed: int) -> LabelledImages | PackedSet:

@@ -42,8 +42,18 @@ _SECONDS_BETWEEN_LOOKS = 0.02
 class ProcessGroup:
     """The processes of a run, of which this is number `rank`. Without a launch it is the only one there is."""
 
-    def __init__(self, launch: Launch | None = None, store: Store | None = None, generation: int = 0) -> None:
-        """`store` is that of the launch. It outlives the processes; each restart of them is a `generation`."""
+    def __init__(
+        self,
+        launch: Launch | None = None,
+        device: str | None = None,
+        store: Store | None = None,
+        generation: int = 0,
+    ) -> None:
+        """`device` is where this process trains, None where nothing has been decided.
+
+        `store` is that of the launch. It outlives the processes; each restart of them is a `generation`.
+        """
+        self.device = device
         self.rank = 0 if launch is None else launch.rank
         self.size = 1 if launch is None else launch.size
         self.local_rank = 0 if launch is None else launch.local_rank
@@ -87,6 +97,12 @@ class ProcessGroup:
         value: T = values[0]
         return value
 
+    def once_here(self, function: Callable[[], object]) -> None:
+        """Run it in one process of each machine; the others wait for it."""
+        if self.local_rank == 0:
+            function()
+        self.gather(None)
+
     def begin(self) -> None:
         """Note that this launch has made its start: processes that replace these are to go on from the checkpoint."""
         if self._store is not None and self.is_main:
@@ -110,11 +126,8 @@ class ProcessGroup:
 ALONE = ProcessGroup()
 
 
-def device_name(name: str | None, launch: Launch) -> str | None:
-    """The device for this process: "cuda", or None where there are GPUs, stands for the one of its own.
-
-    Raises DeviceError if the machine has fewer GPUs than processes, UsageError for a GPU by number.
-    """
+def _device_name(name: str | None, launch: Launch) -> str:
+    """The device for this process: "cuda", or None where there are GPUs, stands for the one of its own."""
     if name is None and not torch.cuda.is_available():
         return "cpu"
     if name is not None and name.startswith("cuda:") and launch.size > 1:
@@ -122,7 +135,7 @@ def device_name(name: str | None, launch: Launch) -> str | None:
             f"{launch.size} processes cannot all train on {name}",
             cure="Leave --device out: each process takes the GPU of its number.",
         )
-    if name not in (None, "cuda"):
+    if name is not None and name != "cuda":
         return name
     found = torch.cuda.device_count()
     if launch.local_size > found:
@@ -137,13 +150,14 @@ def device_name(name: str | None, launch: Launch) -> str | None:
 def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
     """Join the processes that torchrun has started; without torchrun this one is ALONE.
 
-    `device` is where they train, as `device_name` gives it. Raises DeviceError when another process has ended, or has
-    not come.
+    `device` is what the user asked for; None is the best there is. Raises UsageError if all are to use one GPU,
+    DeviceError if the machine has fewer GPUs than processes, and when another process has ended or not come.
     """
     launch = launched()
     if launch is None:
         yield ALONE
         return
+    device = _device_name(device, launch)
     # Not at the top: there are builds of PyTorch without them.
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -151,9 +165,9 @@ def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
     store.set_timeout(timedelta(seconds=_SECONDS_TO_COME))
     own = PrefixStore("alexdeploy", store)
     generation = _meet(own, launch)
-    group = ProcessGroup(launch, own, generation)
+    group = ProcessGroup(launch, device, own, generation)
     if launch.size > 1:
-        on_gpu = device is not None and device.startswith("cuda")
+        on_gpu = device.startswith("cuda")
         if on_gpu:
             torch.cuda.set_device(device)
         dist.init_process_group(
@@ -258,7 +272,6 @@ class SharedNetwork:
         self.module = DistributedDataParallel(
             self._network,
             device_ids=[self._device] if self._device.type == "cuda" else None,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
         """To be called in training, in place of the network."""

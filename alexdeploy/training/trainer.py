@@ -84,7 +84,7 @@ def train(
     """
     if not data.train or not data.val:
         raise DataError(f"{len(data.train)} training and {len(data.val)} validation images; it takes both")
-    device = choose_device(options.device, recipe.training.precision)
+    device = choose_device(group.device or options.device, recipe.training.precision)
     num_threads = options.threads or max(1, available_processors() // group.local_size)
     cache_bytes = free_memory() // 2 if options.cache_bytes is None else options.cache_bytes
     opened = open_data(

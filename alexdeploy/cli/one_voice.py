@@ -1,0 +1,54 @@
+"""Several processes of one command, of which the user hears one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from alexdeploy.core.launch import launched
+
+if TYPE_CHECKING:
+    from alexdeploy.training.parallel import ProcessGroup
+
+
+def hush() -> None:
+    """Let one process of each machine be heard, until `one_voice` knows better."""
+    launch = launched()
+    if launch is not None and launch.local_rank:
+        _be_silent()
+
+
+@contextlib.contextmanager
+def one_voice(device: str | None) -> Iterator[ProcessGroup | None]:
+    """Join the processes that torchrun has started to train on `device`; None if it has not started any.
+
+    Rank 0 is heard, and of processes that fail the first one: the others mostly fail because of that.
+    """
+    launch = launched()
+    if launch is None:
+        yield None
+        return
+    from alexdeploy.training.parallel import process_group
+
+    if launch.rank:
+        _be_silent()
+    group = None
+    try:
+        with process_group(device) as group:
+            yield group
+    except Exception:
+        is_first = launch.local_rank == 0 if group is None else group.is_first_to_fail()
+        # Also for what comes outside: that is where errors are printed.
+        if is_first:
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        else:
+            _be_silent()
+        raise
+
+
+def _be_silent() -> None:
+    # Not the file descriptors: what libraries say when they crash is for everybody.
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
