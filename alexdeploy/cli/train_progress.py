@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from alexdeploy.core.recipe import Recipe
     from alexdeploy.core.spec import ModelSpec
-    from alexdeploy.training.events import Event
+    from alexdeploy.training.events import EpochRecord, Event
 
 
 class Watcher:
@@ -24,6 +24,8 @@ class Watcher:
         self._bar = bar
         self._num_epochs = recipe.training.epochs
         self._task = bar.add_task("decoding", total=None, detail="")
+        self.last: EpochRecord | None = None
+        """The epoch that was finished last, by this process."""
 
     def show(self, event: Event) -> None:
         from alexdeploy.training import events
@@ -44,6 +46,9 @@ class Watcher:
             )
         elif isinstance(event, events.EpochFinished):
             self._say(_epoch_line(event.record, self._num_epochs, event.is_best))
+            if self.last is None and (line := _speed_line(event.record)):
+                self._say(line)
+            self.last = event.record
         elif isinstance(event, events.AlreadyFinished):
             self._say(f"all {event.num_epochs} epochs are done; more: --resume --epochs {event.num_epochs + 10}")
         elif isinstance(event, events.Notice):
@@ -80,12 +85,21 @@ def watch(recipe: Recipe) -> Iterator[Watcher]:
         yield Watcher(bar, recipe)
 
 
-def _epoch_line(record: Any, num_epochs: int, is_best: bool) -> str:
+def _epoch_line(record: EpochRecord, num_epochs: int, is_best: bool) -> str:
     return (
         f"epoch {record.epoch:>{len(str(num_epochs))}}/{num_epochs}  loss {record.loss:.4f}  "
         f"val top-1 error {record.val_top1_error:6.2%}  top-5 {record.val_top5_error:6.2%}  "
         f"lr {record.learning_rate:.3g}  {record.images_per_second:,.0f} images/s{'  best' if is_best else ''}"
     )
+
+
+def _speed_line(record: EpochRecord) -> str | None:
+    """What limits the speed, after the first epoch; later ones are in the log."""
+    loader, steps = record.loader_images_per_second, record.step_images_per_second
+    if loader is None or steps is None:
+        return None
+    line = f"{record.images_per_second:,.0f} images/s; the loader alone gives {loader:,.0f}, steps alone {steps:,.0f}"
+    return f"{line}: decode once, alexdeploy prepare" if loader < steps else line
 
 
 def summary(path: Path, spec: ModelSpec) -> str:

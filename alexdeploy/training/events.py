@@ -41,7 +41,11 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One line of the log. Errors are fractions of the validation set, on the centre view."""
+    """One line of the log. Errors are fractions of the validation set, on the centre view.
+
+    The first of the speeds is that of the epoch, the second that of its steps without waits for images, the third what
+    the loader did alone when the run began; None where they are not known.
+    """
 
     epoch: int
     loss: float
@@ -51,6 +55,8 @@ class EpochRecord:
     learning_rate: float
     images_per_second: float
     num_skipped: int = 0
+    step_images_per_second: float | None = None
+    loader_images_per_second: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

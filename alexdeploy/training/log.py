@@ -96,10 +96,13 @@ class TrainingLog:
             "error/val_top5": record.val_top5_error,
             "learning_rate": record.learning_rate,
             "images_per_second": record.images_per_second,
+            "images_per_second/steps_alone": record.step_images_per_second,
+            "images_per_second/loader_alone": record.loader_images_per_second,
         }
         with _translated(self._curves_path):
             for name, value in curves.items():
-                self._writer.add_scalar(name, value, record.epoch)
+                if value is not None:
+                    self._writer.add_scalar(name, value, record.epoch)
             self._writer.flush()
 
 

@@ -46,6 +46,7 @@ from alexdeploy.training.publish import (
 )
 from alexdeploy.training.schedule import advance, learning_rate
 from alexdeploy.training.statistics import Statistics, color_axes
+from alexdeploy.training.throughput import Speed, SpeedMeter, loader_speed
 
 # What a random draw is for: part of its seed, beside the recipe's seed, the epoch and the step.
 _SHUFFLE, _AUGMENT, _DROPOUT = 0, 1, 2
@@ -102,6 +103,7 @@ class Run:
         loss_sum = progress.loss_sum if self._split.is_main else 0.0
         self._loss_sum = torch.tensor(loss_sum, dtype=torch.float64, device=learner.device)
         self._saved_at = time.monotonic()
+        self._loader_speed: float | None = None
 
     @property
     def num_steps(self) -> int:
@@ -113,14 +115,13 @@ class Run:
         try:
             while self._progress.schedule.num_epochs < self._training.epochs:
                 rate = learning_rate(self._progress.schedule, self._training)
-                images_per_second = self._train_epoch(rate)
-                self._finish_epoch(self._validate(rate, images_per_second))
+                self._finish_epoch(self._validate(rate, self._train_epoch(rate)))
         except KeyboardInterrupt:
             self._save_within_epoch()
             raise
 
-    def _train_epoch(self, rate: float) -> float:
-        """Take the steps that remain of this epoch; returns images per second."""
+    def _train_epoch(self, rate: float) -> Speed:
+        """Take the steps that remain of this epoch; returns how fast they were."""
         epoch = self._progress.schedule.num_epochs + 1
         first = self._progress.step
         self._learner.begin_epoch(epoch)
@@ -129,15 +130,17 @@ class Run:
         batches = np.array_split(order, self.num_steps)[first:]
         mine = [batch[self._split.rows(len(batch))] for batch in batches]
         every = 1 if self._learner.device.type == "cpu" else _GPU_STEPS_PER_LOOK
-        num_done, began = 0, time.perf_counter()
+        if self._loader_speed is None:
+            alone = loader_speed(self._setting.train, mine)
+            self._loader_speed = float(self._split.sum(np.array([alone]))[0]) or None
+        meter = SpeedMeter(self._learner.device)
         for step, (indices, pixels) in enumerate(
             zip(batches, self._setting.train.batches(mine), strict=True), start=first + 1
         ):
-            self._take_step(epoch, step, indices, pixels, rate)
-            num_done += len(indices)
+            with meter.step(len(indices)):
+                self._take_step(epoch, step, indices, pixels, rate)
             if step % every == 0 or step == self.num_steps:
                 loss = self._mean_loss(epoch, step, rate)
-                speed = num_done / (time.perf_counter() - began)
                 self._on_event(
                     Step(
                         epoch=epoch,
@@ -145,11 +148,11 @@ class Run:
                         num_steps=self.num_steps,
                         loss=loss,
                         learning_rate=rate,
-                        images_per_second=speed,
+                        images_per_second=meter.images_per_second,
                     )
                 )
                 self._stop_or_save()
-        return num_done / (time.perf_counter() - began) if num_done else 0.0
+        return meter.stop()
 
     def _stop_or_save(self) -> None:
         """Stop, or save, if it is time to. All processes do the same: any of them may have been interrupted."""
@@ -175,7 +178,7 @@ class Run:
             self._loss_sum += loss.double() * len(labels)
             self._progress = dataclasses.replace(self._progress, step=step)
 
-    def _validate(self, rate: float, images_per_second: float) -> EpochRecord:
+    def _validate(self, rate: float, speed: Speed) -> EpochRecord:
         """Loss and errors on the centre views of the validation images."""
         epoch = self._progress.schedule.num_epochs + 1
         val_loss, top1, top5 = self._over_validation(
@@ -190,8 +193,10 @@ class Run:
             val_top1_error=top1,
             val_top5_error=top5,
             learning_rate=rate,
-            images_per_second=images_per_second,
             num_skipped=len(self._progress.broken_train) + len(self._progress.broken_val),
+            images_per_second=speed.all_in_all,
+            step_images_per_second=speed.steps_alone,
+            loader_images_per_second=self._loader_speed,
         )
         # What is decided on it has to be the same everywhere, to the bit.
         return self._group.on_main(lambda: record)

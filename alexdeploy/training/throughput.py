@@ -1,0 +1,83 @@
+"""How fast training is, and what limits it: the images that come, or the steps that are taken on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from alexdeploy.training.pixels import Pixels
+
+_LOADER_SECONDS = 1.0
+
+
+def loader_speed(pixels: Pixels, batches: Sequence[NDArray[np.int64]], seconds: float = _LOADER_SECONDS) -> float:
+    """Images per second that `pixels` yields while nothing else goes on, over the first batches of an epoch.
+
+    It ends after `seconds`, or with the batches. Those are read once more when their turn comes.
+    """
+    num, elapsed, began = 0, 0.0, time.perf_counter()
+    for batch in pixels.batches(batches):
+        num += len(batch)
+        elapsed = time.perf_counter() - began
+        if elapsed >= seconds:
+            break
+    return num / elapsed if num else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """Images per second of an epoch, and those of its steps by themselves, None where there were none."""
+
+    all_in_all: float
+    steps_alone: float | None
+
+
+class SpeedMeter:
+    """Counts the images of an epoch, and the time of the steps by themselves: without waits for images, or saving.
+
+    On a GPU the steps are timed by its own clock: a step is under way long after it was asked for, and also while this
+    process waits for images.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_gpu = device.type == "cuda"
+        self._device = device
+        self._began = time.perf_counter()
+        self._num = 0
+        self._seconds = 0.0
+        self._under_way: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def step(self, num_images: int) -> Iterator[None]:
+        """Time the block as one step."""
+        if self._is_gpu:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record(torch.cuda.current_stream(self._device))
+            yield
+            end.record(torch.cuda.current_stream(self._device))
+            self._under_way.append((start, end))
+        else:
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+        self._num += num_images
+
+    @property
+    def images_per_second(self) -> float:
+        """All in all, since the meter was made."""
+        return self._num / (time.perf_counter() - self._began) if self._num else 0.0
+
+    def stop(self) -> Speed:
+        """The speeds of the epoch; on a GPU it waits for the last step."""
+        all_in_all = self.images_per_second
+        for start, end in self._under_way:
+            end.synchronize()
+            self._seconds += start.elapsed_time(end) / 1000
+        self._under_way.clear()
+        return Speed(all_in_all=all_in_all, steps_alone=self._num / self._seconds if self._seconds else None)
