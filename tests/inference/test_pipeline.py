@@ -191,7 +191,7 @@ def test_a_source_that_cannot_be_read_is_an_outcome_with_its_error(classify) -> 
     class Vanishing:
         name = "gone.jpg"
 
-        def read(self) -> bytes:
+        def read(self, resize: str | None = None) -> bytes:
             raise ImageError("went away")
 
     (outcome,) = classify(iter([Vanishing()]))
