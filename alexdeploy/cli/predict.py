@@ -214,7 +214,10 @@ def _open_sink(output: Path | None, stdout: BinaryIO) -> Iterator[Callable[[byte
 
 
 def _describe(info: EngineInfo) -> str:
-    return f"{info.backend} {info.precision}, {out.count(info.num_views, 'view')}, artifact {info.artifact[:12]}"
+    from alexdeploy.inference.results import short_artifact
+
+    views = out.count(info.num_views, "view")
+    return f"{info.backend} {info.precision}, {views}, artifact {short_artifact(info.artifact)}"
 
 
 class _Report:

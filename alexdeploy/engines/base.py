@@ -64,7 +64,10 @@ class EngineOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineInfo:
-    """What really runs: asked for = got. `artifact` is the SHA-256 of the graph or weights on disk."""
+    """What really runs: asked for = got. `artifact` is the SHA-256 of the graph, engine file or weights on disk.
+
+    Of several replicas, backends and artifacts are those of all, joined by "+".
+    """
 
     backend: str
     device: str

@@ -19,7 +19,7 @@ from alexdeploy.core.artifacts import atomic_write, output_error, sync_folder
 from alexdeploy.core.errors import InputError, UsageError
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
-from alexdeploy.inference.results import ARTIFACT_DIGITS, Format, Record, Row, Shape, read_records, write_rows
+from alexdeploy.inference.results import Format, Record, Row, Shape, read_records, short_artifact, write_rows
 
 if TYPE_CHECKING:
     from alexdeploy.inference.predict import Predictor
@@ -274,7 +274,7 @@ def _check_settings(path: Path, record: Record, predictor: Predictor, anew: str)
         ("backend", record.backend, info.backend),
         ("precision", record.precision, info.precision),
         ("number of views", record.num_views, info.num_views),
-        ("artifact", record.artifact, info.artifact[:ARTIFACT_DIGITS]),
+        ("artifact", record.artifact, short_artifact(info.artifact)),
         ("top-k", record.num_choices, top_k),
     ):
         if found != expected:

@@ -27,6 +27,9 @@ NO_ANSWER = "no answer: "
 MAX_BROKEN = 1024
 """Broken inputs that a batch waits through for its next image; then it runs part full, to bound memory."""
 
+_PATIENCE_SECONDS = 1.0
+"""How long batches may run on that nobody waits for."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
@@ -41,11 +44,15 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineOptions:
-    """`first_index` is the index of the first source, where rows before it are there already."""
+    """`first_index` is the index of the first source, where rows before it are there already.
+
+    `cancel` makes runs of the engine that are under way raise, where an engine can do that.
+    """
 
     resize: ResizePolicy = "crop"
     num_decoders: int = 2
     first_index: int = 0
+    cancel: Callable[[], None] = lambda: None
 
 
 class BatchRule:
@@ -87,7 +94,7 @@ def run_pipeline(engine: Engine, sources: Iterable[Source], options: PipelineOpt
     Sources are advanced by one thread at a time, at most `window_size` images (and MAX_BROKEN broken ones)
     ahead of the outcomes handed out. What the engine or the iterator raises is raised here, after the
     outcomes that were ready. Closing the generator waits for the images and batches that are in work, and
-    for no more.
+    for no more; after a second it cancels those batches.
     """
     pipeline = _Pipeline(engine, iter(sources), options)
     try:
@@ -117,6 +124,7 @@ class _Pipeline:
         self._engine = engine
         self._sources = sources
         self._resize = options.resize
+        self._cancel = options.cancel
         self._batch_size = info.batch_size
         self._window = window_size(info.batch_size, info.num_streams, options.num_decoders)
         self._outbox: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
@@ -167,9 +175,14 @@ class _Pipeline:
         """End all threads; returns when they have ended. May be called again."""
         with self._lock:
             self._stop()
+        seconds = _PATIENCE_SECONDS
         for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
+            while thread.is_alive():
+                thread.join(seconds)
+                if thread.is_alive():
+                    self._cancel()
+                    # And again soon: a thread that was about to run its batch has only now begun.
+                    seconds = 0.1
         if isinstance(self._sources, Generator):
             self._sources.close()
 

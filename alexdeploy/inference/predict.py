@@ -19,7 +19,7 @@ from alexdeploy.engines.base import Backend, EngineInfo, NumViews
 from alexdeploy.export.split import Placement
 from alexdeploy.images.sources import Source, iter_sources
 from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
-from alexdeploy.inference.results import ARTIFACT_DIGITS, Choice, Row
+from alexdeploy.inference.results import Choice, Row, short_artifact
 from alexdeploy.placement.place import Request, place
 from alexdeploy.placement.pool import Pool
 from alexdeploy.placement.replica import ReplicaReport
@@ -132,7 +132,12 @@ class Predictor:
         return self._running
 
     def _rows(self, sources: Iterable[Source], first_index: int) -> Generator[Row, None, None]:
-        options = PipelineOptions(resize=self._resize, num_decoders=self._num_decoders, first_index=first_index)
+        options = PipelineOptions(
+            resize=self._resize,
+            num_decoders=self._num_decoders,
+            first_index=first_index,
+            cancel=self._engine.cancel if isinstance(self._engine, Pool) else lambda: None,
+        )
         with closing(run_pipeline(self._engine, sources, options)) as outcomes:
             for outcome in outcomes:
                 yield make_row(outcome, self.info, self.top_k)
@@ -146,7 +151,7 @@ def make_row(outcome: Outcome, info: EngineInfo, top_k: int) -> Row:
         if not np.isfinite(outcome.probabilities).all():
             raise ModelError(
                 f"{info.backend} gives probabilities that are not finite for {outcome.source} "
-                f"with the {info.precision} graph {info.artifact[:ARTIFACT_DIGITS]}",
+                f"with the {info.precision} graph {short_artifact(info.artifact)}",
                 cure="Try it with --precision fp32; if that is well, export the other graph again.",
             )
         best = best_classes(outcome.probabilities[None], top_k)[0]
@@ -168,6 +173,6 @@ def make_row(outcome: Outcome, info: EngineInfo, top_k: int) -> Row:
         num_views=info.num_views,
         backend=info.backend,
         precision=info.precision,
-        artifact=info.artifact[:ARTIFACT_DIGITS],
+        artifact=short_artifact(info.artifact),
         error=outcome.error,
     )

@@ -63,7 +63,7 @@ class Row:
     """The answer for one input, or why there is none.
 
     `top` is best first. `views_agreeing` counts the views whose own answer is the row's answer. `artifact` is
-    the first ARTIFACT_DIGITS of the SHA-256 of the graph that ran. Nothing in a row depends on time.
+    `short_artifact` of what ran, which of several replicas is all that could have. Nothing in a row depends on time.
     """
 
     index: int
@@ -145,6 +145,11 @@ class Shape:
     num_views: int
     width: int = 120
     """Characters of a line of the table."""
+
+
+def short_artifact(artifact: str) -> str:
+    """The first ARTIFACT_DIGITS of a SHA-256, or of each that "+" joins, where replicas run different files."""
+    return "+".join(each[:ARTIFACT_DIGITS] for each in artifact.split("+"))
 
 
 def choose_format(path: Path) -> Format:

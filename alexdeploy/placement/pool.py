@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
-from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.core.spec import IMAGE_SIZE, Precision
 from alexdeploy.engines.base import EngineInfo, Predictions, check_images, join_predictions
+from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
-from alexdeploy.placement.process import DOCTOR, ReplicaLostError, ReplicaProcess
+from alexdeploy.placement.process import DOCTOR, ReplicaLostError, ReplicaProcess, RunStoppedError
 from alexdeploy.placement.replica import CLOSE_SECONDS, Member, PoolOptions, ReplicaReport
 
-_GRAPHS = ("openvino", "onnxruntime")
-"""Backends whose artifact is the ONNX graph itself."""
+_HURRY_SECONDS = 0.5
+"""How long replicas may take to end where an error or Ctrl-C ended the run."""
 
 
 class Pool:
@@ -35,8 +36,10 @@ class Pool:
         if not replicas:
             raise UsageError("a pool takes at least one replica")
         self._changed = threading.Condition()
+        self._folder, self._precision = folder, options.precision
         self._members = [Member(folder, replica, options, self._changed) for replica in replicas]
         self._info: EngineInfo | None = None
+        self._num_cancels = 0
 
     @property
     def info(self) -> EngineInfo:
@@ -46,39 +49,38 @@ class Pool:
 
     def __enter__(self) -> Pool:
         try:
+            before = _identities(self._folder, self._precision)
             for member in self._members:
                 member.start()
             ready = [member.wait_until_open().info for member in self._members]
+            if _identities(self._folder, self._precision) != before:
+                raise ModelError("the model changed while its replicas were opened", cure="Run the command again.")
+            self._info = join_infos([member.replica.device for member in self._members], ready)
         except BaseException:
-            self._close()
+            self._close(_HURRY_SECONDS)
             raise
-        first = ready[0]
-        # Engines of one graph for several kinds of GPU have a hash each, and PyTorch that of the weights.
-        artifacts = {backend: {each.artifact for each in ready if each.backend == backend} for backend in _GRAPHS}
-        if any(each.classes != first.classes for each in ready) or any(len(each) > 1 for each in artifacts.values()):
-            self._close()
-            raise ModelError("the model changed while its replicas were opened", cure="Run the command again.")
-        self._info = EngineInfo(
-            backend="+".join(dict.fromkeys(each.backend for each in ready)),
-            device=",".join(str(member.replica.device) for member in self._members),
-            precision=first.precision,
-            num_views=first.num_views,
-            classes=first.classes,
-            artifact=first.artifact,
-            batch_size=max(member.replica.batch_size for member in self._members),
-            num_streams=sum(each.num_streams for each in ready),
-        )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        self._close(CLOSE_SECONDS if kind is None else _HURRY_SECONDS)
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; `errors` names those that no replica could answer."""
         check_images(images, self.info.batch_size)
         return self._run(images, 0)
+
+    def cancel(self) -> None:
+        """Have all calls of `run` that are under way raise DeviceError; replicas that are at work are started anew.
+
+        To be called until they have ended: one that is about to send its batch goes on. The pool can be used after it.
+        """
+        with self._changed:
+            self._num_cancels += 1
+            for member in self._members:
+                member.cancel()
+            self._changed.notify_all()
 
     def reports(self) -> tuple[ReplicaReport, ...]:
         """What each replica has done so far."""
@@ -89,6 +91,8 @@ class Pool:
         member, life = self._acquire(avoid)
         try:
             return member.run(life, images)
+        except RunStoppedError:
+            raise
         except DeviceError as exc:
             # Once may be the device's fault, and another may do better; twice is the batch's.
             if num_failures == 0:
@@ -108,6 +112,8 @@ class Pool:
             member, life = self._acquire(None)
             try:
                 member.run(life, np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
+            except RunStoppedError:
+                raise
             except ReplicaLostError:
                 # It is started again, until it is given up.
                 continue
@@ -122,13 +128,18 @@ class Pool:
     def _acquire(self, avoid: Member | None) -> tuple[Member, ReplicaProcess]:
         """The replica with the most free streams, not `avoid` if there is another, when there is one.
 
-        Raises DeviceError when all are lost for good.
+        Raises DeviceError when all are lost for good, or when it is cancelled.
         """
         with self._changed:
+            num_cancels = self._num_cancels
             while True:
+                if self._num_cancels != num_cancels:
+                    raise RunStoppedError("the run was stopped")
                 living = [member for member in self._members if not member.has_given_up]
                 if not living:
-                    losses = "; ".join(f"{member.replica.device}: {member.last_loss}" for member in self._members)
+                    losses = "; ".join(
+                        f"{member.replica.device}: {member.last_loss or 'closed'}" for member in self._members
+                    )
                     raise _NobodyLeftError(f"every replica is lost: {losses}", cure=DOCTOR)
                 others = [member for member in living if member is not avoid] or living
                 free = [member for member in others if member.num_free > 0]
@@ -137,12 +148,46 @@ class Pool:
                     return member, member.take()
                 self._changed.wait()
 
-    def _close(self) -> None:
+    def _close(self, seconds: float) -> None:
         for member in self._members:
             member.close()
-        deadline = time.monotonic() + CLOSE_SECONDS
+        deadline = time.monotonic() + seconds
         for member in self._members:
             member.join(deadline)
+
+
+def join_infos(devices: Sequence[Device], infos: Sequence[EngineInfo]) -> EngineInfo:
+    """What replicas are as one engine. Raises ModelError unless they are of one network.
+
+    Only an engine file of TensorRT is made for one kind of GPU: replicas of any other backend have one artifact.
+    """
+    contents = {(each.precision, each.num_views, each.classes) for each in infos}
+    portable = {(each.backend, each.artifact) for each in infos if each.backend != "tensorrt"}
+    if len(contents) > 1 or len(portable) > len({backend for backend, _ in portable}):
+        raise ModelError("the replicas opened different models", cure="Run the command again.")
+    first = infos[0]
+    return EngineInfo(
+        backend="+".join(dict.fromkeys(each.backend for each in infos)),
+        device=",".join(map(str, devices)),
+        precision=first.precision,
+        num_views=first.num_views,
+        classes=first.classes,
+        artifact="+".join(dict.fromkeys(each.artifact for each in infos)),
+        batch_size=max(each.batch_size for each in infos),
+        num_streams=sum(each.num_streams for each in infos),
+    )
+
+
+def _identities(folder: ModelFolder, precision: Precision) -> list[tuple[int, int, int] | None]:
+    """What tells whether a file that engines are made from, or compared with, was replaced."""
+    found: list[tuple[int, int, int] | None] = []
+    for path in (folder.spec_path, folder.weights_path, folder.mean_path, folder.onnx_path(precision)):
+        try:
+            facts = path.stat()
+            found.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return found
 
 
 class _NobodyLeftError(DeviceError):

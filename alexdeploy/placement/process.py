@@ -9,7 +9,9 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,24 +24,38 @@ from alexdeploy.placement.plan import Replica
 
 DOCTOR = "Look at: alexdeploy doctor"
 _END_SECONDS = 10.0
+_TAKE_SECONDS = 0.5
+"""How long a process that is to end may take for the batch that is being sent to it."""
+
+_SLICE_SECONDS = 1.0
+"""Time is counted in slices of this, so that those in which this process stood still can be left out."""
 
 
 class ReplicaLostError(DeviceError):
     """A replica died, or was ended because it did not answer."""
 
 
+class RunStoppedError(DeviceError):
+    """Nobody waits for the answer any more."""
+
+
 class ReplicaProcess:
-    """One process of a replica, from its start to its end. `num_free` streams wait for a batch."""
+    """One process of a replica, from its start to its end. `num_free` streams wait for a batch.
+
+    `was_late`: it was ended because an answer was overdue; `was_stopped`: because nobody waits for its answers.
+    """
 
     def __init__(self, job: Job, replica: Replica) -> None:
         self.num_free = 0
         self.num_failures = 0
+        self.was_late = False
+        self.was_stopped = False
         self._device = replica.device
         environment = dict(os.environ)
         if replica.device.kind == "cuda":
             environment["CUDA_VISIBLE_DEVICES"] = replica.device.uuid
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "alexdeploy.placement.worker"],
+            [sys.executable, "-m", "alexdeploy.placement.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -62,16 +78,11 @@ class ReplicaProcess:
 
     def open(self, seconds: float) -> Ready | AlexDeployError:
         """Send the job and wait for the engine."""
-        timer = threading.Timer(seconds, self.end, (f"it did not open in {seconds:g} s",))
-        timer.start()
-        try:
+        frame = None
+        # ValueError: the pipe was closed by another thread, because the pool closes.
+        with self._time_limit(seconds, "did not open"), contextlib.suppress(OSError, ValueError):
             write_frame(self._requests, self._job)
             frame = read_frame(self._answers)
-        # ValueError: the pipe was closed by another thread, because the pool closes.
-        except (OSError, ValueError):
-            frame = None
-        finally:
-            timer.cancel()
         header = None if frame is None else frame[0]
         if isinstance(header, Ready):
             return header
@@ -88,15 +99,11 @@ class ReplicaProcess:
             number = next(self._numbers)
             self._pending[number] = reply
         # A process that stands still does not read either: the deadline is for writing as well.
-        timer = threading.Timer(seconds, self.end, (f"it gave no answer in {seconds:g} s",))
-        timer.start()
-        try:
+        with self._time_limit(seconds, "gave no answer"):
             with contextlib.suppress(OSError, ValueError), self._write_lock:
                 # If the pipe is broken, whoever listens finds out why and answers.
                 write_frame(self._requests, Batch(number=number, num_images=len(images)), images)
             found = reply.get()
-        finally:
-            timer.cancel()
         if isinstance(found, AlexDeployError):
             raise found
         return found
@@ -117,8 +124,9 @@ class ReplicaProcess:
     def fail_pending(self, reason: str) -> None:
         with self._lock:
             pending, self._pending = self._pending or {}, None
+        kind = RunStoppedError if self.was_stopped else ReplicaLostError
         for reply in pending.values():
-            reply.put(ReplicaLostError(f"{self._device} was lost: {reason}"))
+            reply.put(kind(f"{self._device} was lost: {reason}"))
 
     @property
     def is_ending(self) -> bool:
@@ -126,14 +134,54 @@ class ReplicaProcess:
         return self._ended_because is not None
 
     def finish(self) -> None:
-        """No more batches: it ends by itself."""
-        with contextlib.suppress(OSError, ValueError):
-            self._requests.close()
+        """No more batches: it ends by itself, or is ended if it does not even take the one that is being sent."""
+        if not self._write_lock.acquire(timeout=_TAKE_SECONDS):
+            self.end("closed")
+            return
+        try:
+            with contextlib.suppress(OSError, ValueError):
+                self._requests.close()
+        finally:
+            self._write_lock.release()
+
+    def stop(self) -> None:
+        """End it now if it is at work on a batch, whose answer nobody wants."""
+        with self._lock:
+            is_busy = bool(self._pending)
+        if is_busy:
+            self.was_stopped = True
+            self.end("the run was stopped")
 
     def end(self, reason: str) -> None:
         """End it now."""
         self._ended_because = self._ended_because or reason
         self._process.kill()
+
+    @contextlib.contextmanager
+    def _time_limit(self, seconds: float, failure: str) -> Iterator[None]:
+        """End the process unless the block ends within `seconds`; `failure` is what to say of it then.
+
+        Time in which this process stood still, as after Ctrl-Z, does not count: the answer may lie in the pipe.
+        """
+        done = threading.Event()
+
+        def watch() -> None:
+            left = seconds
+            while left > 0:
+                step = min(left, _SLICE_SECONDS)
+                began = time.monotonic()
+                if done.wait(step):
+                    return
+                if time.monotonic() - began < step + _SLICE_SECONDS:
+                    left -= step
+            self.was_late = True
+            self.end(f"it {failure} in {seconds:g} s")
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
 
     def _clear_away(self) -> str:
         """Wait for its end and close the pipes; why it ended."""

@@ -17,21 +17,36 @@ from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews, Predictions, join_predictions
 from alexdeploy.placement.frames import Job, Ready
 from alexdeploy.placement.plan import Replica
-from alexdeploy.placement.process import DOCTOR, ReplicaLostError, ReplicaProcess
+from alexdeploy.placement.process import DOCTOR, ReplicaLostError, ReplicaProcess, RunStoppedError
 
 CLOSE_SECONDS = 10.0
 _MOST_FAILURES = 3
 """Batches that a replica may fail on in a row, with no answer between: then it is started again, as if it had died."""
 
+_MOST_LATE = 3
+"""Times in a row that a replica may be ended for a late answer: then it is given up."""
+
+_MOST_PATIENCE = 8
+
+_CROPS = 480
+"""Images times views that `PoolOptions.batch_seconds` is for; AlexNet does four crops a second on very slow CPUs."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolOptions:
-    """A replica that does not answer a batch in `batch_seconds`, or does not open in `open_seconds`, is ended."""
+    """A replica that does not answer a batch in time, or does not open in `open_seconds`, is ended.
+
+    `batch_seconds` is the time for a batch of up to 480 crops; larger ones have proportionally more.
+    """
 
     precision: Precision = "fp32"
     num_views: NumViews = 1
     batch_seconds: float = 120.0
     open_seconds: float = 900.0
+
+    def seconds_for(self, num_images: int) -> float:
+        """How long a batch of `num_images` may take."""
+        return self.batch_seconds * max(1.0, num_images * self.num_views / _CROPS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +93,8 @@ class Member:
         self._changed = changed
         self._life: ReplicaProcess | None = None
         self._most_images = replica.batch_size
+        # Doubled whenever an answer is late: it may not hang but be slow.
+        self._patience = 1
         self._is_closing = False
         self.has_given_up = False
         self.last_loss: str | None = None
@@ -109,7 +126,7 @@ class Member:
         began = time.monotonic()
         try:
             found = self._run_in_parts(life, images)
-        except ReplicaLostError:
+        except (ReplicaLostError, RunStoppedError):
             raise
         except DeviceError as exc:
             life.num_failures += 1
@@ -134,7 +151,8 @@ class Member:
         while start < len(images):
             size = min(self._most_images, len(images) - start)
             try:
-                parts.append(life.run(images[start : start + size], self._options.batch_seconds))
+                seconds = self._options.seconds_for(size) * self._patience
+                parts.append(life.run(images[start : start + size], seconds))
             except DeviceMemoryError:
                 if size == 1:
                     raise
@@ -142,6 +160,11 @@ class Member:
             else:
                 start += size
         return join_predictions(parts)
+
+    def cancel(self) -> None:
+        """End the process if it is at work on a batch; called under `changed`."""
+        if self._life is not None:
+            self._life.stop()
 
     def close(self) -> None:
         """Let the process end when it has answered what it has; one that is still opening is ended."""
@@ -197,7 +220,7 @@ class Member:
 
     def _live(self) -> None:
         """Start the process again until the pool closes, too many end without an answer, or the model is another."""
-        losses_in_a_row = 0
+        losses_in_a_row = late_in_a_row = 0
         first: Ready | None = None
         while not (self.has_given_up or self._is_closing):
             num_batches = self._num_batches
@@ -223,13 +246,17 @@ class Member:
             reason = life.listen() if isinstance(opened, Ready) else opened.message
             with self._changed:
                 self._life = None
-                if not self._is_closing:
+                if self._num_batches > num_batches:
+                    losses_in_a_row = late_in_a_row = 0
+                if not (self._is_closing or life.was_stopped):
                     self._num_losses += 1
                     self.last_loss = reason
-                losses_in_a_row = 1 if self._num_batches > num_batches else losses_in_a_row + 1
+                    losses_in_a_row += 1
+                if life.was_late:
+                    late_in_a_row += 1
+                    self._patience = min(2 * self._patience, _MOST_PATIENCE)
+                is_hopeless = losses_in_a_row >= self._most_losses or late_in_a_row >= _MOST_LATE
                 # What never opened will not open the next time.
-                self.has_given_up = (
-                    self._is_closing or first is None or is_other or losses_in_a_row >= self._most_losses
-                )
+                self.has_given_up = self._is_closing or first is None or is_other or is_hopeless
                 self._changed.notify_all()
             life.fail_pending(reason)

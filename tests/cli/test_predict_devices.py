@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -63,6 +64,40 @@ def test_a_replica_that_is_killed_half_way_changes_nothing(
     assert run.returncode == 3
     assert "".join(first) + rest == expected
     assert "lost 1 time (ended by signal 9" in messages
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code", "fault"),
+    [(signal.SIGINT, 130, "time.sleep(60)"), (signal.SIGTERM, 143, "os.kill(os.getpid(), signal.SIGSTOP)")],
+)
+def test_ctrl_c_does_not_wait_for_replicas_that_hang(
+    program: Run, work: Path, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int, fault: str
+) -> None:
+    marker, journal = work / "hang", work / "rows.partial"
+    inject(monkeypatch, work / "faults", f"time.sleep(0.3)\nif os.path.exists({str(marker)!r}): {fault}")
+    command = [sys.executable, "-m", "alexdeploy", *COMMAND, "--devices", "cpu,cpu", "--threads", "2", "-o", "rows"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            limit = time.monotonic() + 60
+            while not (journal.exists() and journal.stat().st_size):
+                assert run.poll() is None
+                assert time.monotonic() < limit
+                time.sleep(0.05)
+            marker.touch()
+            # Until both replicas have a batch on which they hang.
+            time.sleep(1.5)
+            rows = journal.read_bytes()
+            began = time.monotonic()
+            run.send_signal(number)
+            _, messages = run.communicate(timeout=30)
+            seconds = time.monotonic() - began
+        finally:
+            run.kill()
+    assert run.returncode == exit_code
+    assert "the rows so far are in" in messages
+    assert journal.read_bytes() == rows
+    # Less than 2 s, where nothing else is at work.
+    assert seconds < 8
 
 
 def test_a_replica_that_is_ten_times_slower_changes_nothing(

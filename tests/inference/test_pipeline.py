@@ -187,6 +187,31 @@ def test_closing_early_ends_the_threads_and_closes_the_sources(colour_engine, ma
         assert closed.is_set() == (taken > 0)
 
 
+def test_closing_cancels_a_batch_that_does_not_end(colour_engine, make_sources) -> None:
+    cancelled = threading.Event()
+
+    def hang(images: NDArray[np.uint8]) -> None:
+        if len(engine.batch_sizes) > 1 and cancelled.wait(30):
+            raise DeviceError("cancelled")
+
+    with colour_engine(options=EngineOptions(batch_size=4), num_streams=2, before_run=hang) as engine:
+        outcomes = run_pipeline(engine, make_sources(100), PipelineOptions(cancel=cancelled.set))
+        assert next(outcomes).index == 0
+        began = time.monotonic()
+        outcomes.close()
+        assert time.monotonic() - began < 2
+
+
+def test_closing_leaves_a_batch_that_ends_to_itself(colour_engine, make_sources) -> None:
+    cancelled = threading.Event()
+    engine = colour_engine(options=EngineOptions(batch_size=4), before_run=lambda images: time.sleep(0.2))
+    with engine:
+        outcomes = run_pipeline(engine, make_sources(100), PipelineOptions(cancel=cancelled.set))
+        next(outcomes)
+        outcomes.close()
+    assert not cancelled.is_set()
+
+
 def test_a_source_that_cannot_be_read_is_an_outcome_with_its_error(classify) -> None:
     class Vanishing:
         name = "gone.jpg"

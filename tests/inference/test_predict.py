@@ -72,6 +72,14 @@ def test_a_row_says_what_made_it(tiny_model: ModelFolder, pictures: Path) -> Non
     }
 
 
+def test_a_row_of_replicas_that_run_several_files_names_all_of_them(
+    make_predictor: MakePredictor, make_sources: MakeSources
+) -> None:
+    with make_predictor(engine={"artifact": "a" * 64 + "+" + "b" * 64}) as predictor:
+        (row,) = predictor.predict_sources(make_sources(1))
+    assert row.artifact == "a" * 12 + "+" + "b" * 12
+
+
 def test_predicting_twice_gives_the_same_rows(tiny_model: ModelFolder, pictures: Path) -> None:
     with Predictor(tiny_model.path, backend="onnxruntime", batch_size=4) as predictor:
         assert list(predictor.predict([pictures])) == list(predictor.predict([pictures]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 
@@ -32,4 +33,5 @@ def inject(monkeypatch: pytest.MonkeyPatch, folder: Path, fault: str) -> None:
             """)
         % (POISON, textwrap.indent(textwrap.dedent(fault), "        ").strip())
     )
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    others = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{others}" if others else str(folder))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -18,15 +19,15 @@ from faults import POISON, inject
 from helpers import change_weights, smooth_images
 from PIL import Image
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
-from alexdeploy.engines.base import EngineOptions, Predictions, open_engine
+from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, open_engine
 from alexdeploy.export.export import export_model
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
-from alexdeploy.placement.pool import Pool
+from alexdeploy.placement.pool import Pool, join_infos
 from alexdeploy.placement.replica import PoolOptions
 
 CPU = Device(kind="cpu", index=0)
@@ -114,6 +115,94 @@ def test_a_replica_that_hangs_is_ended_and_its_batch_runs_elsewhere(
         _assert_same(_run_all(pool), expected)
         _wait(lambda: sum(report.num_losses for report in pool.reports()) == 1)
         assert {report.last_loss for report in pool.reports()} == {None, "it gave no answer in 2 s"}
+
+
+def test_a_replica_that_is_slower_than_its_time_gets_more_of_it(
+    tiny_model: ModelFolder, expected: list[Predictions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, tmp_path / "faults", "time.sleep(1.4)")
+    with _pool(tiny_model, 1, batch_seconds=1.0) as pool:
+        _assert_same([pool.run(batch) for batch in BATCHES], expected)
+        (report,) = pool.reports()
+    assert (report.num_losses, report.last_loss) == (1, "it gave no answer in 1 s")
+
+
+def test_a_replica_that_never_answers_is_given_up(
+    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, tmp_path / "faults", "time.sleep(60)")
+    with _pool(tiny_model, 1, batch_seconds=0.25) as pool, pytest.raises(DeviceError, match="no answer in 1 s"):
+        pool.run(BATCHES[0])
+    assert pool.reports()[0].num_losses == 3
+
+
+def test_large_batches_have_more_time() -> None:
+    assert PoolOptions(num_views=10).seconds_for(8) == 120
+    assert PoolOptions(num_views=10).seconds_for(256) == 640
+
+
+def test_time_in_which_the_program_stands_still_does_not_count(
+    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, tmp_path / "faults", "time.sleep(4)")
+    use = """
+        print("runs", flush=True)
+        pool.run(IMAGES[:8])
+        print(pool.reports()[0].num_losses)
+    """
+    with _program(tiny_model, use, count=1, batch_seconds=2.0) as program:
+        assert program.stdout is not None
+        program.stdout.readline()
+        time.sleep(0.3)
+        program.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        program.send_signal(signal.SIGCONT)
+        assert program.stdout.readline() == "0\n"
+
+
+def test_a_run_can_be_cancelled_and_the_pool_goes_on(
+    tiny_model: ModelFolder, expected: list[Predictions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "hangs"
+    # The second process of each replica hangs no more.
+    inject(monkeypatch, tmp_path / "faults", f"time.sleep(60 if os.path.exists({str(marker)!r}) else 0)")
+    with _pool(tiny_model) as pool, ThreadPoolExecutor(4) as threads:
+        marker.touch()
+        runs = [threads.submit(pool.run, batch) for batch in BATCHES]
+        time.sleep(0.5)
+        marker.unlink()
+        began = time.monotonic()
+        while not all(run.done() for run in runs):
+            pool.cancel()
+            time.sleep(0.05)
+        assert time.monotonic() - began < 1
+        assert all("the run was stopped" in str(run.exception()) for run in runs)
+        _assert_same(_run_all(pool), expected)
+        assert [report.num_losses for report in pool.reports()] == [0, 0]
+
+
+def test_a_pool_that_an_error_leaves_does_not_wait_for_a_replica_that_stands_still(tiny_model: ModelFolder) -> None:
+    pool = _pool(tiny_model)
+    pool.__enter__()
+    for worker in _workers():
+        worker.suspend()
+    began = time.monotonic()
+    pool.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert time.monotonic() - began < 2
+    assert not _workers()
+
+
+def test_closing_does_not_wait_for_a_replica_that_takes_no_more_of_a_batch(tiny_model: ModelFolder) -> None:
+    with ThreadPoolExecutor(1) as threads, _pool(tiny_model, 1) as pool:
+        _workers()[0].suspend()
+        # Larger than what a pipe holds.
+        run = threads.submit(pool.run, IMAGES[:8])
+        time.sleep(0.3)
+        began = time.monotonic()
+        pool.__exit__(None, None, None)
+        assert time.monotonic() - began < 3
+        with pytest.raises(DeviceError, match="closed"):
+            run.result()
 
 
 def test_a_slow_replica_takes_fewer_batches(
@@ -258,6 +347,55 @@ def test_many_images_without_an_answer_do_not_stop_the_pipeline(
     assert all("bad kernel" in str(outcome.error) for outcome in outcomes)
 
 
+def test_a_model_that_changes_while_its_replicas_are_opened_is_refused(tiny_model: ModelFolder) -> None:
+    pool = _pool(tiny_model)
+    with ThreadPoolExecutor(1) as threads:
+        opening = threads.submit(pool.__enter__)
+        _wait(lambda: len(_workers()) == 2)
+        tiny_model.weights_path.unlink()
+        with pytest.raises(ModelError, match="changed while its replicas were opened"):
+            opening.result()
+    assert not _workers()
+
+
+def test_replicas_of_other_weights_files_of_one_network_are_one_engine(tiny_model: ModelFolder) -> None:
+    replicas = [
+        Replica(device=CPU, backend="onnxruntime", batch_size=8, num_threads=1),
+        Replica(device=CPU, backend="torch", batch_size=8, num_threads=1),
+    ]
+    with Pool(tiny_model, replicas, PoolOptions()) as pool:
+        assert pool.info.backend == "onnxruntime+torch"
+        graph, weights = pool.info.artifact.split("+")
+    assert (graph, weights) == (sha256_file(tiny_model.onnx_path()), sha256_file(tiny_model.weights_path))
+
+
+def _info(**facts: object) -> EngineInfo:
+    common = {"device": "cuda:0", "precision": "fp16", "num_views": 10, "classes": ("a", "b"), "batch_size": 8}
+    return EngineInfo(**(common | {"num_streams": 2} | facts))  # type: ignore[arg-type]
+
+
+def test_engine_files_of_two_kinds_of_gpu_are_one_engine_that_names_both() -> None:
+    infos = [_info(backend="tensorrt", artifact=artifact * 64) for artifact in "aba"]
+    joined = join_infos([Device(kind="cuda", index=index) for index in range(3)], infos)
+    assert (joined.backend, joined.device) == ("tensorrt", "cuda:0,cuda:1,cuda:2")
+    assert joined.artifact == "a" * 64 + "+" + "b" * 64
+    assert joined.num_streams == 6
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"backend": "onnxruntime", "artifact": "b" * 64},
+        {"backend": "tensorrt", "artifact": "b" * 64, "precision": "int8"},
+        {"backend": "tensorrt", "artifact": "b" * 64, "num_views": 1},
+        {"backend": "tensorrt", "artifact": "b" * 64, "classes": ("a", "c")},
+    ],
+)
+def test_replicas_of_different_models_are_no_engine(other: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match="different models"):
+        join_infos([CPU, CPU], [_info(backend="onnxruntime", artifact="a" * 64), _info(**other)])
+
+
 def test_what_keeps_an_engine_from_opening_is_raised_as_it_is(tiny_model: ModelFolder) -> None:
     tiny_model.onnx_path().unlink()
     with pytest.raises(ModelError, match=r"has no model\.onnx") as error, _pool(tiny_model):
@@ -266,23 +404,44 @@ def test_what_keeps_an_engine_from_opening_is_raised_as_it_is(tiny_model: ModelF
     assert not _workers()
 
 
-def test_workers_end_when_whoever_started_them_is_killed(tiny_model: ModelFolder, tmp_path: Path) -> None:
-    script = f"""
-import sys, time
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
-from pathlib import Path
-from test_pool import _pool, _workers
-from alexdeploy.core.artifacts import ModelFolder
-with _pool(ModelFolder(Path({str(tiny_model.path)!r}))):
-    print(*(worker.pid for worker in _workers()), flush=True)
-    time.sleep(60)
-"""
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+@pytest.mark.parametrize("state", ["idle", "hanging", "stopped"])
+def test_workers_end_when_whoever_started_them_is_killed(
+    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    inject(monkeypatch, tmp_path / "faults", "time.sleep(60)")
+    use = f"""
+        pids = [worker.pid for worker in _workers()]
+        if {state == "hanging"}:
+            threading.Thread(target=pool.run, args=(IMAGES[:8],)).start()
+            threading.Thread(target=pool.run, args=(IMAGES[:8],)).start()
+            time.sleep(0.5)
+        print(*pids, flush=True)
+        time.sleep(60)
+    """
+    with _program(tiny_model, use) as parent:
         assert parent.stdout is not None
         pids = list(map(int, parent.stdout.readline().split()))
-        os.kill(parent.pid, signal.SIGKILL)
+        if state == "stopped":
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+        parent.kill()
     assert len(pids) == 2
-    _wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    # Left to themselves they would wait for what hangs.
+    _wait(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=20.0 if sys.platform != "linux" else 4.0)
+
+
+def _program(folder: ModelFolder, use: str, **options: float) -> subprocess.Popen[str]:
+    """Another program with a pool, which does what `use` says, a block indented by eight; its output is a pipe."""
+    script = f"""
+        import sys, threading, time
+        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+        from pathlib import Path
+        from test_pool import IMAGES, _pool, _workers
+        from alexdeploy.core.artifacts import ModelFolder
+        with _pool(ModelFolder(Path({str(folder.path)!r})), **{options!r}) as pool:
+    """
+    script = textwrap.dedent(script) + textwrap.indent(textwrap.dedent(use), "    ")
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 
 def _wait(condition: Callable[[], bool], seconds: float = 20.0) -> None:
