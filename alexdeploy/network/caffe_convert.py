@@ -62,6 +62,8 @@ def convert(net: CaffeNet, source: str, input_size: int | None) -> Converted:
 
     Weights are copied bit for bit. Raises ModelError naming the first layer that is not as an Architecture has it.
     """
+    if not tells_its_layers(net):
+        raise ModelError(f"{source} does not tell the parameters of all its layers")
     size = net.transform.crop or input_size
     if size is None:
         raise ModelError(

@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import caffe_files as files
 import numpy as np
 import onnx
 import pytest
@@ -200,3 +201,75 @@ def test_a_models_folder_that_cannot_be_written_is_exit_code_6(run: Run) -> None
     result = run("theirs.onnx", *MEASURED)
     assert result.exit_code == 6
     assert "could not be written" in result.stderr
+
+
+@pytest.fixture
+def caffemodel(run: Run, tmp_path: Path) -> Path:
+    """A narrow bvlc_alexnet beside theirs.onnx, and a mean image."""
+    (tmp_path / "caffe.caffemodel").write_bytes(files.net(files.alexnet(files.weights()), old=True))
+    mean = np.full((1, 3, 256, 256), 110, np.float32)
+    (tmp_path / "mean.binaryproto").write_bytes(files.blob(mean, "legacy"))
+    return Path("caffe.caffemodel")
+
+
+def test_a_caffemodel_is_imported_with_its_mean_image_and_synsets(run: Run, caffemodel: Path) -> None:
+    lines = [f"n0144076{index} tench, Tinca tinca" for index in range(files.CLASSES)]
+    Path("synset_words.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    result = run(caffemodel, "--mean-image", "mean.binaryproto", "--labels", "synset_words.txt")
+    assert (result.exit_code, result.stdout) == (0, "")
+    checked, wrote, following = result.stderr.splitlines()
+    assert checked.startswith("checked: off by ")
+    assert wrote == "wrote models/caffe: 7 classes, views of 227 pixels"
+    assert following == "next: alexdeploy export models/caffe"
+    assert find_model("caffe").spec().classes == tuple(lines)
+
+
+def test_a_mean_that_a_caffemodel_only_names_is_asked_for(run: Run, caffemodel: Path) -> None:
+    result = run(caffemodel)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "was trained with the mean image mean, which is a file of its own" in result.stderr
+    assert "--mean-image imagenet_mean.binaryproto" in result.stderr
+    assert not Path("models").exists()
+    result = run(caffemodel, "--mean", "104,117,123")
+    assert result.exit_code == 0
+    assert "warning: no --labels: the classes are called class-0 to class-6" in result.stderr
+    assert find_model("caffe").spec().preprocessing.mean == (104.0, 117.0, 123.0)
+
+
+def test_a_mean_image_goes_with_an_onnx_file_too(run: Run, caffemodel: Path) -> None:
+    assert run("theirs.onnx", "--mean-image", "mean.binaryproto").exit_code == 0
+    folder = find_model("theirs")
+    assert (folder.mean_image(folder.spec()) == 110).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("caffe.caffemodel", "--mean", "1,2,3", "--mean-image", "mean.binaryproto"), "are both given"),
+        (("caffe.caffemodel", "--output", "prob", "--mean", "1,2,3"), "--output is for graphs"),
+        (("caffe.caffemodel", "--std", "0,1,1", "--mean", "1,2,3"), "expected numbers above 0"),
+    ],
+)
+def test_options_that_make_no_sense_for_weights_are_usage_errors(
+    run: Run, caffemodel: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert not Path("models").exists()
+
+
+@pytest.mark.parametrize("name", ["theirs.pth", "theirs.pt", "theirs.safetensors", "theirs.caffemodel"])
+def test_a_pickle_that_calls_something_is_a_model_error_under_any_name(run: Run, name: str) -> None:
+    Path(name).write_bytes(pickle.dumps(os.getcwd, protocol=2))
+    result = run(name, *MEASURED)
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert f"error: {name}" in result.stderr
+    assert not Path("models").exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere.pth", "nowhere.caffemodel", "nowhere.safetensors"])
+def test_weights_that_are_not_there_are_a_model_error(run: Run, name: str) -> None:
+    result = run(name, *MEASURED)
+    assert result.exit_code == 4
+    assert f"error: {name} cannot be read: No such file" in result.stderr

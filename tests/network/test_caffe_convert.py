@@ -275,6 +275,21 @@ def test_what_is_no_caffemodel_is_refused(content: bytes, message: str) -> None:
     assert message in refused(content)
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_no_change_of_a_byte_outside_the_weights_does_more_than_have_it_refused(old: bool) -> None:
+    content, *others = (files.net(files.alexnet(files.weights(seed)), old=old) for seed in range(3))
+    structure = [place for place in range(len(content)) if all(content[place] == other[place] for other in others)]
+    rng, num_refused = np.random.default_rng(0), 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[structure[rng.integers(len(structure))]] = rng.integers(256)
+        try:
+            converted(bytes(damaged))
+        except ModelError:
+            num_refused += 1
+    assert 50 < num_refused < 300
+
+
 @pytest.mark.parametrize("form", ["shape", "legacy", "double"])
 def test_a_mean_image_is_read_from_a_binaryproto(form: str, tmp_path: Path) -> None:
     mean = np.random.default_rng(0).uniform(90, 130, (1, 3, 8, 8)).astype(np.float32)
