@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.launch import launched
 
 if TYPE_CHECKING:
@@ -39,7 +43,8 @@ def one_voice(device: str | None) -> Iterator[ProcessGroup | None]:
     try:
         with process_group(device) as group:
             yield group
-    except Exception:
+    except Exception as error:
+        _tell_torchrun(error)
         is_first = launch.local_rank == 0 if group is None else group.is_first_to_fail()
         # Also for what comes outside: that is where errors are printed.
         if is_first:
@@ -47,6 +52,15 @@ def one_voice(device: str | None) -> Iterator[ProcessGroup | None]:
         else:
             _be_silent()
         raise
+
+
+def _tell_torchrun(error: Exception) -> None:
+    """Leave the reason for the summary with which torchrun ends, which would say where to read about such reasons."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is not None and isinstance(error, AlexDeployError):
+        message = {"message": str(error), "extraInfo": {"timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": message}))
 
 
 def _be_silent() -> None:

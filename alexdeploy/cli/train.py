@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -71,8 +71,15 @@ def train(
     precision: Annotated[str | None, typer.Option(help="fp32, bf16, or on a GPU fp16; weights stay fp32.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU if left out and there is one.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; with 1, runs repeat to the bit.")] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Have torch.compile make kernels for the network; needs a compiler.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is there.")] = False,
+    parallel: Annotated[
+        Literal["batches", "towers"],
+        typer.Option(help="What the processes that torchrun starts share out: each batch, or the two towers."),
+    ] = "batches",
     checkpoint_minutes: Annotated[
         float, typer.Option(min=0, help="Time between checkpoints; there is one after each epoch too.")
     ] = 1.0,
@@ -90,9 +97,7 @@ def train(
     # that made training 5 to 10 times slower. A thousandth of it costs little. Read when PyTorch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from alexdeploy.core.artifacts import find_model
     from alexdeploy.core.errors import UsageError
-    from alexdeploy.core.recipe import DEFAULT_RECIPE, SAMPLE_RECIPE, fine_tuning_recipe, load_recipe
 
     if resume and overwrite:
         raise UsageError("--resume goes on with a model and --overwrite removes it", cure="Give one of them.")
@@ -105,21 +110,7 @@ def train(
     }
     given = [*(overrides or ()), *(f"training.{key}={value}" for key, value in options.items() if value is not None)]
     with one_voice(device) as group:
-        parent = None
-        if pretrained is None:
-            if freeze is not None:
-                raise UsageError("--freeze keeps layers of a trained model", cure="Name one: --pretrained MODEL")
-            chosen = load_recipe(recipe or (SAMPLE_RECIPE if data is None else DEFAULT_RECIPE), given)
-            folder = model_folder(chosen.name if name is None else name)
-        else:
-            parent_folder = find_model(pretrained)
-            folder = model_folder(f"{parent_folder.path.resolve().name}-tuned" if name is None else name)
-            _refuse_parents_folder(folder, parent_folder)
-            _need_torch()
-            from alexdeploy.training.pretrained import read_parent
-
-            parent = read_parent(parent_folder)
-            chosen = fine_tuning_recipe(parent.spec, parent.weights_sha256, recipe, [*given, *_frozen(freeze)])
+        chosen, folder, parent = _choose(recipe, given, pretrained, freeze, name, is_sample=data is None)
         if group is None or (group.is_main and not group.has_begun):
             _refuse_used_folder(folder.path, (resume, overwrite))
         _need_torch()
@@ -147,20 +138,51 @@ def train(
             overwrite=overwrite,
             skip_broken=skip_broken,
             checkpoint_seconds=checkpoint_minutes * 60,
+            parallel=parallel,
             data_path=data.as_posix(),
             parent=parent,
+            compile=compile_,
         )
         try:
-            with watch(chosen) as watcher:
+            with watch(chosen, is_packed=not isinstance(images, LabelledImages)) as watcher:
                 spec = run_training(images, chosen, folder, train_options, watcher.show, group or ALONE)
         except KeyboardInterrupt:
             if (folder.checkpoints / "last.pt").is_file():
                 output.note("stopped; the same command with --resume goes on")
             raise
         if json:
-            output.print_json({"model": folder.path.as_posix(), "classes": spec.classes, **spec.provenance})
+            output.print_json(
+                {"model": folder.path.as_posix(), "classes": spec.classes, **spec.provenance, **watcher.speeds()}
+            )
         output.note(summary(folder.path, spec))
         output.note(f"next: alexdeploy export --fp16{'' if name is None else f' {folder.path.as_posix()}'}")
+
+
+def _choose(
+    recipe: str | None, overrides: list[str], pretrained: str | None, freeze: str | None, name: str | None, *, is_sample: bool
+) -> tuple[Recipe, ModelFolder, Parent | None]:
+    """What to train by, where the model goes, and the one whose weights are the first."""
+    from alexdeploy.core.artifacts import find_model
+    from alexdeploy.core.errors import UsageError
+    from alexdeploy.core.recipe import DEFAULT_RECIPE, SAMPLE_RECIPE, fine_tuning_recipe, load_recipe
+
+    if pretrained is None:
+        if freeze is not None:
+            raise UsageError("--freeze keeps layers of a trained model", cure="Name one: --pretrained MODEL")
+        chosen = load_recipe(recipe or (SAMPLE_RECIPE if is_sample else DEFAULT_RECIPE), overrides)
+        return chosen, model_folder(chosen.name if name is None else name), None
+    parent_folder = find_model(pretrained)
+    folder = model_folder(f"{parent_folder.path.resolve().name}-tuned" if name is None else name)
+    if folder.path.resolve() == parent_folder.path.resolve():
+        raise UsageError(
+            f"--pretrained {parent_folder.path}: the new model would take the place of that one",
+            cure="Give it another name: --name NAME",
+        )
+    _need_torch()
+    from alexdeploy.training.pretrained import read_parent
+
+    parent = read_parent(parent_folder)
+    return fine_tuning_recipe(parent.spec, parent.weights_sha256, recipe, [*overrides, *_frozen(freeze)]), folder, parent
 
 
 def _open_images(data: Path, val: Path | None, val_fraction: float | None, seed: int) -> LabelledImages | PackedSet:
@@ -194,16 +216,6 @@ def _frozen(layers: str | None) -> list[str]:
         return []
     names = [name.strip() for name in layers.split(",")]
     return [f"training.freeze={names}", "training.freeze_epoch=1"]
-
-
-def _refuse_parents_folder(folder: ModelFolder, parent: ModelFolder) -> None:
-    from alexdeploy.core.errors import UsageError
-
-    if folder.path.resolve() == parent.path.resolve():
-        raise UsageError(
-            f"--pretrained {parent.path}: the new model would take the place of that one",
-            cure="Give it another name: --name NAME",
-        )
 
 
 def _refuse_used_folder(path: Path, allowed: tuple[bool, bool]) -> None:

@@ -314,11 +314,16 @@ def held_interrupts() -> Iterator[HeldInterrupts]:
         held.arrived.append(number)
 
     previous = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    failed = False
     try:
         yield held
+    except Exception:
+        failed = True
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        if held.arrived:
-            # Once: more would come in the middle of the first one's way out.
+        # Once: more would come in the middle of the first one's way out. What has failed ends without, and with a
+        # reason: torchrun sends SIGTERM to all when one has.
+        if held.arrived and not failed:
             signal.raise_signal(held.arrived[0])

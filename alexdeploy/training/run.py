@@ -47,6 +47,7 @@ from alexdeploy.training.publish import (
 from alexdeploy.training.schedule import advance, learning_rate
 from alexdeploy.training.statistics import Statistics, color_axes
 from alexdeploy.training.throughput import Speed, SpeedMeter, loader_speed
+from alexdeploy.training.towers import TowerLearner
 
 # What a random draw is for: part of its seed, beside the recipe's seed, the epoch and the step.
 _SHUFFLE, _AUGMENT, _DROPOUT = 0, 1, 2
@@ -77,7 +78,7 @@ class Run:
     def __init__(
         self,
         setting: Setting,
-        learner: Learner,
+        learner: Learner | TowerLearner,
         log: TrainingLog | None,
         progress: Progress,
         on_event: Callable[[Event], None],

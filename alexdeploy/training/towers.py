@@ -77,10 +77,6 @@ class TowerLearner:
         """As Learner's."""
         self._learner.begin_epoch(epoch)
 
-    def rows(self, batch_size: int) -> slice:
-        """The rows of a batch that `compute_gradients` takes: all."""
-        return self._learner.rows(batch_size)
-
     def compute_gradients(
         self, views: Tensor, labels: Tensor, dropout_seed: int, batch_size: int | None = None
     ) -> Tensor:

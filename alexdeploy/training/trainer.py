@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -41,6 +42,7 @@ from alexdeploy.training.publish import (
 )
 from alexdeploy.training.run import Run, Setting
 from alexdeploy.training.scan import scan, without
+from alexdeploy.training.towers import TowerLearner, check_towers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class TrainOptions:
     `device` is "cpu", "cuda" or "cuda:1", None for the best there is. `threads` is for PyTorch on the CPU and for
     decoding. `cache_bytes` is how much decoded pixels may take in memory, None for half of what is free.
     `data_path` goes into the provenance as it is. `parent` is the model whose weights are the first ones, and that
-    the recipe must have been made for.
+    the recipe must have been made for. `parallel` is what several processes share out: each batch, or the two towers.
     """
 
     device: str | None = None
@@ -62,6 +64,7 @@ class TrainOptions:
     cache_bytes: int | None = None
     data_path: str | None = None
     parent: Parent | None = None
+    parallel: Literal["batches", "towers"] = "batches"
 
 
 def train(
@@ -84,6 +87,8 @@ def train(
     """
     if not data.train or not data.val:
         raise DataError(f"{len(data.train)} training and {len(data.val)} validation images; it takes both")
+    if options.parallel == "towers":
+        check_towers(recipe.architecture, group.size)
     device = choose_device(group.device or options.device, recipe.training.precision)
     num_threads = options.threads or max(1, available_processors() // group.local_size)
     cache_bytes = free_memory() // 2 if options.cache_bytes is None else options.cache_bytes
@@ -195,7 +200,7 @@ def _train(
         data, checkpoint, skip_broken=options.skip_broken, on_event=on_event, group=group, interrupts=interrupts
     )
     progress = scanned.progress
-    learner = Learner(recipe, len(data.classes), device, group=group)
+    learner = _make_learner(options.parallel, recipe, len(data.classes), device, group)
     if checkpoint is not None:
         learner.load_state(checkpoint.learner)
     elif options.parent is not None:
@@ -241,6 +246,14 @@ def _train(
         run.finish()
         errors = run.ten_view_errors()
         return group.on_main(lambda: run.publish_spec(errors))
+
+
+def _make_learner(
+    parallel: Literal["batches", "towers"], recipe: Recipe, num_classes: int, device: torch.device, group: ProcessGroup
+) -> Learner | TowerLearner:
+    if parallel == "towers":
+        return TowerLearner(recipe, num_classes, device, group)
+    return Learner(recipe, num_classes, device, group=group)
 
 
 def _check_batches(num_train: int, batch_size: int, num_processes: int) -> None:
