@@ -17,8 +17,10 @@ from alexdeploy.cli.train_progress import summary, watch
 
 if TYPE_CHECKING:
     from alexdeploy.core.artifacts import ModelFolder
+    from alexdeploy.core.recipe import Recipe
     from alexdeploy.images.folder import LabelledImages
     from alexdeploy.images.packed import PackedSet
+    from alexdeploy.training.pretrained import Parent
 
 _SAMPLE_FOLDER = Path("data/sample")
 _PHOTOGRAPHS_FOLDER = Path("images")
@@ -127,6 +129,7 @@ def train(
             f"recipe {chosen.name}, {len(images.classes)} classes, {len(images.train):,} training and "
             f"{len(images.val):,} validation images from {data}"
         )
+        from alexdeploy.images.packed import is_packed
         from alexdeploy.training.parallel import ALONE
         from alexdeploy.training.trainer import TrainOptions
         from alexdeploy.training.trainer import train as run_training
@@ -144,7 +147,7 @@ def train(
             compile=compile_,
         )
         try:
-            with watch(chosen, is_packed=not isinstance(images, LabelledImages)) as watcher:
+            with watch(chosen, is_packed=is_packed(data)) as watcher:
                 spec = run_training(images, chosen, folder, train_options, watcher.show, group or ALONE)
         except KeyboardInterrupt:
             if (folder.checkpoints / "last.pt").is_file():
@@ -159,7 +162,13 @@ def train(
 
 
 def _choose(
-    recipe: str | None, overrides: list[str], pretrained: str | None, freeze: str | None, name: str | None, *, is_sample: bool
+    recipe: str | None,
+    overrides: list[str],
+    pretrained: str | None,
+    freeze: str | None,
+    name: str | None,
+    *,
+    is_sample: bool,
 ) -> tuple[Recipe, ModelFolder, Parent | None]:
     """What to train by, where the model goes, and the one whose weights are the first."""
     from alexdeploy.core.artifacts import find_model
@@ -182,7 +191,11 @@ def _choose(
     from alexdeploy.training.pretrained import read_parent
 
     parent = read_parent(parent_folder)
-    return fine_tuning_recipe(parent.spec, parent.weights_sha256, recipe, [*overrides, *_frozen(freeze)]), folder, parent
+    return (
+        fine_tuning_recipe(parent.spec, parent.weights_sha256, recipe, [*overrides, *_frozen(freeze)]),
+        folder,
+        parent,
+    )
 
 
 def _open_images(data: Path, val: Path | None, val_fraction: float | None, seed: int) -> LabelledImages | PackedSet:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 class Watcher:
     """Turns events into a moving bar on a terminal, and one plain line for each epoch everywhere."""
 
-    def __init__(self, bar: Progress, recipe: Recipe) -> None:
+    def __init__(self, bar: Progress, recipe: Recipe, is_packed: bool) -> None:
         self._bar = bar
+        self._is_packed = is_packed
         self._num_epochs = recipe.training.epochs
         self._task = bar.add_task("decoding", total=None, detail="")
-        self.last: EpochRecord | None = None
-        """The epoch that was finished last, by this process."""
+        self._last: EpochRecord | None = None
 
     def show(self, event: Event) -> None:
         from alexdeploy.training import events
@@ -46,13 +46,23 @@ class Watcher:
             )
         elif isinstance(event, events.EpochFinished):
             self._say(_epoch_line(event.record, self._num_epochs, event.is_best))
-            if self.last is None and (line := _speed_line(event.record)):
+            if self._last is None and (line := _speed_line(event.record, self._is_packed)):
                 self._say(line)
-            self.last = event.record
+            self._last = event.record
         elif isinstance(event, events.AlreadyFinished):
             self._say(f"all {event.num_epochs} epochs are done; more: --resume --epochs {event.num_epochs + 10}")
         elif isinstance(event, events.Notice):
             self._say(event.message)
+
+    def speeds(self) -> dict[str, float | None]:
+        """Images per second of the epoch that was finished last, all in all and in parts."""
+        if self._last is None:
+            return {}
+        return {
+            "images_per_second": self._last.images_per_second,
+            "step_images_per_second": self._last.step_images_per_second,
+            "loader_images_per_second": self._last.loader_images_per_second,
+        }
 
     def _start(self, device: str, num_skipped: int, num_epochs: int, num_steps: int) -> None:
         # A new task: the rate at which images are decoded says nothing about the time that training takes.
@@ -70,7 +80,7 @@ class Watcher:
 
 
 @contextlib.contextmanager
-def watch(recipe: Recipe) -> Iterator[Watcher]:
+def watch(recipe: Recipe, *, is_packed: bool = False) -> Iterator[Watcher]:
     """A bar on a terminal while the block runs; `show` takes the events of training."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -82,7 +92,7 @@ def watch(recipe: Recipe) -> Iterator[Watcher]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield Watcher(bar, recipe)
+        yield Watcher(bar, recipe, is_packed)
 
 
 def _epoch_line(record: EpochRecord, num_epochs: int, is_best: bool) -> str:
@@ -93,13 +103,13 @@ def _epoch_line(record: EpochRecord, num_epochs: int, is_best: bool) -> str:
     )
 
 
-def _speed_line(record: EpochRecord) -> str | None:
+def _speed_line(record: EpochRecord, is_packed: bool) -> str | None:
     """What limits the speed, after the first epoch; later ones are in the log."""
     loader, steps = record.loader_images_per_second, record.step_images_per_second
     if loader is None or steps is None:
         return None
     line = f"{record.images_per_second:,.0f} images/s; the loader alone gives {loader:,.0f}, steps alone {steps:,.0f}"
-    return f"{line}: decode once, alexdeploy prepare" if loader < steps else line
+    return f"{line} (decode only once: alexdeploy prepare)" if loader < steps and not is_packed else line
 
 
 def summary(path: Path, spec: ModelSpec) -> str:

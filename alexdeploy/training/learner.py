@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core.errors import DeviceError, UsageError, first_line
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.network.alexnet import AlexNet, initialize
 from alexdeploy.training.optimizer import MomentumSGD, parameter_groups
@@ -94,16 +94,26 @@ class Learner:
         if self._shared is not None:
             self._shared.follow_frozen()
 
-    def rows(self, batch_size: int) -> slice:
-        """The rows of a batch that `compute_gradients` takes."""
-        return self.split.rows(batch_size)
+    def compile(self) -> None:
+        """Have the network compiled by torch.compile when it first runs. Raises DeviceError where that cannot work."""
+        try:
+            # A first small one: without a compiler, the network's would fail in the middle of the first step.
+            torch.compile(torch.sin)(torch.zeros(8, device=self.device))
+        except Exception as exc:
+            raise DeviceError(
+                f"torch.compile does not work here: {first_line(exc)}",
+                cure="Leave out --compile. On the CPU it needs a C++ compiler (apt install g++), on a GPU Triton.",
+            ) from exc
+        # So that dropout draws what it draws uncompiled.
+        torch._inductor.config.fallback_random = True
+        self._network.compile()
 
     def compute_gradients(
         self, views: Tensor, labels: Tensor, dropout_seed: int, batch_size: int | None = None
     ) -> Tensor:
         """Set the gradients of the mean cross-entropy over a batch; returns the mean over what is given of it.
 
-        That is views [N, 3, S, S] and labels [N], the `rows` of a batch of `batch_size`; None where that is all.
+        That is views [N, 3, S, S] and labels [N], `split`'s rows of a batch of `batch_size`; None where that is all.
         The loss stays on the device: reading it would wait for the step.
         """
         self._network.train()

@@ -53,6 +53,7 @@ class TrainOptions:
     decoding. `cache_bytes` is how much decoded pixels may take in memory, None for half of what is free.
     `data_path` goes into the provenance as it is. `parent` is the model whose weights are the first ones, and that
     the recipe must have been made for. `parallel` is what several processes share out: each batch, or the two towers.
+    `compile` has the network compiled by torch.compile.
     """
 
     device: str | None = None
@@ -65,6 +66,7 @@ class TrainOptions:
     data_path: str | None = None
     parent: Parent | None = None
     parallel: Literal["batches", "towers"] = "batches"
+    compile: bool = False
 
 
 def train(
@@ -89,6 +91,8 @@ def train(
         raise DataError(f"{len(data.train)} training and {len(data.val)} validation images; it takes both")
     if options.parallel == "towers":
         check_towers(recipe.architecture, group.size)
+        if options.compile:
+            raise UsageError("--compile does not go with --parallel towers", cure="Leave out one of them.")
     device = choose_device(group.device or options.device, recipe.training.precision)
     num_threads = options.threads or max(1, available_processors() // group.local_size)
     cache_bytes = free_memory() // 2 if options.cache_bytes is None else options.cache_bytes
@@ -200,7 +204,7 @@ def _train(
         data, checkpoint, skip_broken=options.skip_broken, on_event=on_event, group=group, interrupts=interrupts
     )
     progress = scanned.progress
-    learner = _make_learner(options.parallel, recipe, len(data.classes), device, group)
+    learner = _make_learner(options, recipe, len(data.classes), device, group)
     if checkpoint is not None:
         learner.load_state(checkpoint.learner)
     elif options.parent is not None:
@@ -249,11 +253,14 @@ def _train(
 
 
 def _make_learner(
-    parallel: Literal["batches", "towers"], recipe: Recipe, num_classes: int, device: torch.device, group: ProcessGroup
+    options: TrainOptions, recipe: Recipe, num_classes: int, device: torch.device, group: ProcessGroup
 ) -> Learner | TowerLearner:
-    if parallel == "towers":
+    if options.parallel == "towers":
         return TowerLearner(recipe, num_classes, device, group)
-    return Learner(recipe, num_classes, device, group=group)
+    learner = Learner(recipe, num_classes, device, group=group)
+    if options.compile:
+        learner.compile()
+    return learner
 
 
 def _check_batches(num_train: int, batch_size: int, num_processes: int) -> None:
