@@ -56,11 +56,13 @@ def test_a_replica_that_is_killed_half_way_changes_nothing(
     command = [sys.executable, "-m", "alexdeploy", *COMMAND, "--devices", "cpu,cpu", "--threads", "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
+        assert run.stderr is not None
         first = [run.stdout.readline() for _ in range(20)]
         workers = [child for child in psutil.Process(run.pid).children() if "placement.worker" in str(child.cmdline())]
         assert len(workers) == 2
         workers[0].kill()
-        rest, messages = run.communicate(timeout=100)
+        # Not communicate(), which loses what readline() has read ahead.
+        rest, messages = run.stdout.read(), run.stderr.read()
     assert run.returncode == 3
     assert "".join(first) + rest == expected
     assert "lost 1 time (ended by signal 9" in messages
