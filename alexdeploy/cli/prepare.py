@@ -141,13 +141,15 @@ def _find(
 
 
 def _tell(out: Path, prepared: Prepared) -> None:
+    from alexdeploy.training.prepare import size_text
+
     index = prepared.index
     if prepared.num_made < prepared.num_shards:
         num_kept = prepared.num_shards - prepared.num_made
         output.note(f"{output.count(num_kept, 'shard')} of {prepared.num_shards:,} were there already")
     output.note(
         f"wrote {out}: {index.train.num_images:,} training and {index.val.num_images:,} validation images, "
-        f"{prepared.num_bytes / 1e9:,.2f} GB in {output.count(prepared.num_shards, 'shard')}"
+        f"{size_text(prepared.num_bytes)} in {output.count(prepared.num_shards, 'shard')}"
     )
     if prepared.broken:
         for item in prepared.broken[:_NUM_NAMED]:

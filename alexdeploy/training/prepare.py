@@ -99,12 +99,12 @@ def prepare(
         sources_sha256=originals.sha256(),
         arguments=options.arguments,
     )
-    plan = _begin(folder, plan, options)
+    plan = _begin(folder, plan, options.overwrite)
     jobs = list(_jobs(folder, plan, originals))
     records = [find_record(job, check=options.check) for job in jobs]
     missing = [job for job, record in zip(jobs, records, strict=True) if record is None]
-    _check_space(folder, plan, sum(len(job.originals) for job in missing), options)
     if missing:
+        _check_space(folder, plan, sum(len(job.originals) for job in missing))
         # From here on until the end nothing can be trained on it.
         remove_file(folder / packed.INDEX_NAME)
     done, total = 0, plan.num_train + plan.num_val
@@ -119,16 +119,16 @@ def prepare(
     return _finish(folder, plan, originals, jobs, finished, len(missing))
 
 
-def _begin(folder: Path, plan: Plan, options: PrepareOptions) -> Plan:
+def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
     """Make `folder` the place of this set. Returns the plan that is there, with the words it was made with."""
     found, is_ours = None, False
     try:
         found = packed.read_plan(folder)
     except DataError:
-        if not options.overwrite:
+        if not overwrite:
             raise
         is_ours = True
-    if found is not None and not options.overwrite:
+    if found is not None and not overwrite:
         changes = _changes(found, plan)
         if not changes:
             _sweep(folder)
@@ -140,6 +140,8 @@ def _begin(folder: Path, plan: Plan, options: PrepareOptions) -> Plan:
         )
     if found is None and not is_ours and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there and is no packed set", cure="Name a new or an empty folder.")
+    # Before what is there is removed, which makes room.
+    _check_space(folder, plan, plan.num_train + plan.num_val, room=sum(path.stat().st_size for path in _shards(folder)))
     _clear(folder)
     _sweep(folder)
     with atomic_write(folder / packed.PLAN_NAME) as file:
@@ -156,20 +158,18 @@ def _sweep(folder: Path) -> None:
 
 
 def _changes(found: Plan, asked: Plan) -> list[str]:
-    words = {
-        "resize": "--resize",
-        "jpeg_quality": "--jpeg",
-        "num_train": "training images",
-        "num_val": "validation images",
-        "images_per_shard": "images in a shard",
-    }
-    changes = [
-        f"{word} was {getattr(found, name)}, now {getattr(asked, name)}"
-        for name, word in words.items()
-        if getattr(found, name) != getattr(asked, name)
-    ]
-    if not changes and found.sources_sha256 != asked.sources_sha256:
+    """What differs, in words; nothing if one set is the other."""
+    kinds = ["raw pixels" if plan.jpeg_quality is None else f"--jpeg {plan.jpeg_quality}" for plan in (found, asked)]
+    changes = [f"of {kinds[0]}, not {kinds[1]}"] if kinds[0] != kinds[1] else []
+    if found.resize != asked.resize:
+        changes.append(f"--resize {found.resize}, not {asked.resize}")
+    if (found.num_train, found.num_val) != (asked.num_train, asked.num_val):
+        numbers = [f"{plan.num_train:,} training and {plan.num_val:,} validation images" for plan in (found, asked)]
+        changes.append(f"{numbers[0]}, not {numbers[1]}")
+    elif found.sources_sha256 != asked.sources_sha256:
         changes.append("the names, classes or sizes of some images have changed")
+    if not changes and found.images_per_shard != asked.images_per_shard:
+        changes.append(f"{found.images_per_shard:,} images in a shard, not {asked.images_per_shard:,}")
     return changes
 
 
@@ -177,15 +177,17 @@ def _clear(folder: Path) -> None:
     """Remove what this program writes, nothing else: first the index, and last the plan, which tells whose it is."""
     remove_file(folder / packed.INDEX_NAME)
     shutil.rmtree(folder / packed.RECORDS_NAME, ignore_errors=True)
+    for path in _shards(folder):
+        remove_file(path)
     for split in packed.SPLITS:
-        for path in (
-            *folder.glob(f"{split}-*.bin"),
-            packed.labels_path(folder, split),
-            packed.names_path(folder, split),
-        ):
-            remove_file(path)
+        remove_file(packed.labels_path(folder, split))
+        remove_file(packed.names_path(folder, split))
     for name in (packed.BROKEN_NAME, packed.SUMS_NAME, packed.PLAN_NAME):
         remove_file(folder / name)
+
+
+def _shards(folder: Path) -> list[Path]:
+    return [path for split in packed.SPLITS for path in folder.glob(f"{split}-*.bin")]
 
 
 def _jobs(folder: Path, plan: Plan, originals: Originals) -> Iterator[Job]:
@@ -202,19 +204,25 @@ def _jobs(folder: Path, plan: Plan, originals: Originals) -> Iterator[Job]:
             )
 
 
-def _check_space(folder: Path, plan: Plan, num_images: int, options: PrepareOptions) -> None:
+def _check_space(folder: Path, plan: Plan, num_images: int, *, room: int = 0) -> None:
+    """Raise OutputError if so many more images do not fit on the disk, of which `room` bytes will become free."""
     is_raw = plan.jpeg_quality is None
     needed = num_images * (packed.BYTES_PER_IMAGE if is_raw else _TYPICAL_JPEG_BYTES)
-    free = shutil.disk_usage(folder).free
-    if num_images and needed + _SPARE_BYTES > free:
-        cure = "Free some space, or name a folder on another disk"
-        if is_raw:
-            smaller = (plan.num_train + plan.num_val) * _TYPICAL_JPEG_BYTES
-            cure += f", or keep JPEGs, about {_size(smaller)} in all: --jpeg 95"
-        raise OutputError(
-            f"{num_images:,} images take {'' if is_raw else 'about '}{_size(needed)}; {folder} has {_size(free)} free",
-            cure=f"{cure}.",
-        )
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free + room
+    if needed + _SPARE_BYTES <= free:
+        return
+    cure = "Free some space, or name a folder on another disk"
+    if is_raw:
+        smaller = (plan.num_train + plan.num_val) * _TYPICAL_JPEG_BYTES
+        cure += f", or keep JPEGs, about {size_text(smaller)} in all: --jpeg 95"
+    raise OutputError(
+        f"{num_images:,} images take {'' if is_raw else 'about '}{size_text(needed)}; "
+        f"there is room for {size_text(free)} at {folder}",
+        cure=f"{cure}.",
+    )
 
 
 def _finish(
@@ -299,5 +307,6 @@ def _npy(array: NDArray[np.generic]) -> bytes:
     return file.getvalue()
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: int) -> str:
+    """As people write it: 252.4 GB."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"

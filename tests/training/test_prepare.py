@@ -281,9 +281,9 @@ def test_another_set_is_not_overwritten_unless_asked(tmp_path, tiny_data):
     folder = tmp_path / "set"
     pack(tiny_data, folder)
     fewer = dataclasses.replace(tiny_data, train=tiny_data.train[1:])
-    with pytest.raises(UsageError, match="training images was 40, now 39"):
+    with pytest.raises(UsageError, match="40 training and 16 validation images, not 39 training and 16"):
         pack(fewer, folder)
-    with pytest.raises(UsageError, match="--jpeg was None, now 95"):
+    with pytest.raises(UsageError, match="of raw pixels, not --jpeg 95"):
         pack(tiny_data, folder, dataclasses.replace(SMALL, jpeg_quality=95))
     pack(fewer, folder, dataclasses.replace(SMALL, overwrite=True))
     assert len(open_packed(folder).train) == 39
@@ -299,13 +299,18 @@ def test_a_folder_with_other_files_is_never_touched(tmp_path, tiny_data):
     assert files(folder) == {"plan.json": b"{}"}
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(tmp_path, tiny_data, monkeypatch):
+def test_a_disk_that_is_too_small_is_said_before_anything_is_touched(tmp_path, tiny_data, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=70_000_000))
-    with pytest.raises(OutputError, match=r"56 images take 11 MB; .*set has 70 MB free") as caught:
+    with pytest.raises(OutputError, match=r"56 images take 11 MB; there is room for 70 MB at .*set") as caught:
         pack(tiny_data, tmp_path / "set")
-    assert "--jpeg 95" in caught.value.cure
-    assert not list((tmp_path / "set").glob("*.bin"))
+    assert "about 3 MB in all: --jpeg 95" in (caught.value.cure or "")
+    assert not (tmp_path / "set").exists()
+    pack(tiny_data, tmp_path / "set", dataclasses.replace(SMALL, jpeg_quality=95))
+    before = files(tmp_path / "set")
+    with pytest.raises(OutputError, match="there is room for 7"):
+        pack(tiny_data, tmp_path / "set", dataclasses.replace(SMALL, overwrite=True))
+    assert files(tmp_path / "set") == before
 
 
 def test_a_split_without_a_good_image_is_an_error(tmp_path, tiny_folder):

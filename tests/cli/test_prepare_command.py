@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import write_pictures
+from program import Run
+
+from alexdeploy.images.packed import open_packed
+
+QUICK = ("--recipe", "alexnet-quarter", "--set", "architecture.width=0.0625", "--set", "architecture.hidden=[64,64]")
+
+
+@pytest.fixture
+def run(program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`alexdeploy` in this process, where photos/train and photos/val are, of two classes."""
+    for place, name in enumerate(("cat", "dog")):
+        write_pictures(tmp_path / "photos" / "train" / name, 6, seed=place)
+        write_pictures(tmp_path / "photos" / "val" / name, 2, seed=10 + place)
+    monkeypatch.chdir(tmp_path)
+    return program
+
+
+def test_a_folder_is_packed_and_trained_on_and_the_next_command_is_named(run: Run) -> None:
+    result = run("prepare", "photos", "set")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == (
+        "2 classes, 12 training and 4 validation images from photos\n"
+        "wrote set: 12 training and 4 validation images, 3 MB in 2 shards\n"
+        "next: alexdeploy train set\n"
+    )
+    trained = run("train", "set", "--epochs", "1", "--name", "mine", "--json", "--threads", "1", *QUICK)
+    assert trained.exit_code == 0
+    facts = json.loads(trained.stdout)
+    assert (facts["data"], facts["num_train"], facts["num_val"], facts["num_skipped"]) == ("set", 12, 4, 0)
+    assert "from set\n" in trained.stderr
+
+
+def test_a_broken_image_is_told_and_the_exit_code_is_3_and_training_says_so(run: Run) -> None:
+    Path("photos/train/cat/002.png").write_bytes(b"broken")
+    result = run("prepare", "photos", "set", "--json")
+    assert result.exit_code == 3
+    document = json.loads(result.stdout)
+    assert (document["num_train"], document["num_val"], document["num_shards_made"]) == (11, 4, 2)
+    assert [item["name"] for item in document["broken"]] == ["train/cat/002.png"]
+    assert "warning: train/cat/002.png was left out: not an image" in result.stderr
+    assert "warning: 1 image left out in all: set/broken.json" in result.stderr
+    again = run("prepare", "photos", "set")
+    assert again.exit_code == 3
+    assert "2 shards of 2 were there already" in again.stderr
+    trained = run("train", "set", "--epochs", "1", "--name", "mine", *QUICK)
+    assert trained.exit_code == 0
+    assert "1 of 16 images could not be decoded when the set was packed; set/broken.json" in trained.stderr
+
+
+def test_lists_are_packed_as_the_folders_are(run: Run) -> None:
+    for split in ("train", "val"):
+        lines = [
+            f"{path.relative_to('photos')} {path.parent.name}" for path in sorted(Path("photos", split).rglob("*.png"))
+        ]
+        Path(f"{split}.txt").write_text("\n".join(lines))
+    assert run("prepare", "photos", "set").exit_code == 0
+    assert run("prepare", "photos", "listed", "--train-list", "train.txt", "--val-list", "val.txt").exit_code == 0
+    by_folder, by_list = open_packed("set").index, open_packed("listed").index
+    assert by_list.train == by_folder.train
+    assert by_list.statistics == by_folder.statistics
+    assert by_list.plan.sources_sha256 == by_folder.plan.sources_sha256
+    # What finishes it has the options in it.
+    Path("listed/index.json").unlink()
+    refused = run("train", "listed", *QUICK)
+    assert refused.exit_code == 3
+    command = "alexdeploy prepare photos listed --train-list train.txt --val-list val.txt"
+    assert f"error: listed is not finished: 2 of 2 shards are there\nGo on: {command}\n" in refused.stderr
+    assert run(*command.split()[1:]).exit_code == 0
+    assert open_packed("listed").index == by_list
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("photos", "photos"), "photos is there and is no packed set"),
+        (("photos", "set", "--val-list", "a.txt"), "belong to a --train-list"),
+        (("photos", "set", "--train-list", "a.txt", "--val", "photos/val"), "with --train-list it is a list"),
+        (("photos/train", "set", "--val-fraction", "2"), "expected a number between 0 and 1"),
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(run: Run, words: tuple[str, ...], message: str) -> None:
+    result = run("prepare", *words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not Path("set").exists()
+
+
+def test_validation_images_of_a_set_were_chosen_when_it_was_packed(run: Run) -> None:
+    assert run("prepare", "photos", "set").exit_code == 0
+    for words in (("--val", "photos/val"), ("--val-fraction", "0.2")):
+        result = run("train", "set", *words, *QUICK)
+        assert result.exit_code == 2
+        assert "its validation images were chosen when it was packed" in result.stderr
+
+
+def test_a_recipe_that_warps_is_refused_on_a_set_that_was_cropped(run: Run) -> None:
+    assert run("prepare", "photos", "set").exit_code == 0
+    result = run("train", "set", "--set", "preprocessing.resize=warp", *QUICK)
+    assert result.exit_code == 3
+    assert "set was packed with --resize crop; found where warp is expected" in result.stderr
+    assert "Pack the images again: alexdeploy prepare photos OUT --resize warp" in result.stderr
+    assert not Path("models").exists()
+
+
+def test_ctrl_c_exits_130_and_the_same_command_goes_on(run: Run) -> None:
+    for index in range(400):
+        shutil.copy("photos/train/cat/000.png", f"photos/train/cat/more{index}.png")
+    command = [sys.executable, "-m", "alexdeploy", "prepare", "photos", "set", "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while not list(Path().glob("set/.train-*.tmp")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; what is finished stays, and the same command goes on" in messages
+    assert not list(Path().glob("set/**/.*"))
+    assert run("prepare", "photos", "set").exit_code == 0
+    assert len(open_packed("set").train) == 412
+
+
+def test_a_model_is_calibrated_on_a_set(run: Run, tiny_model) -> None:
+    assert run("prepare", "photos", "set").exit_code == 0
+    result = run("calibrate", tiny_model.path, "set", "--num-images", "5", "--json")
+    assert result.exit_code == 0
+    names = [image["name"] for image in json.loads(result.stdout)["images"]]
+    by_folder = run("calibrate", tiny_model.path, "photos", "--num-images", "5", "--json")
+    assert names == [image["name"].replace("photos/", "set!", 1) for image in json.loads(by_folder.stdout)["images"]]
+    assert json.loads(result.stdout)["tensors"] == json.loads(by_folder.stdout)["tensors"]
+    assert run("prepare", "photos", "warped", "--resize", "warp").exit_code == 0
+    refused = run("calibrate", tiny_model.path, "warped")
+    assert refused.exit_code == 3
+    assert "was packed with --resize warp" in refused.stderr
