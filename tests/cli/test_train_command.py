@@ -139,6 +139,40 @@ def test_without_pytorch_it_says_so_before_anything_is_rendered(run, monkeypatch
     assert not Path("data").exists()
 
 
+def test_what_limits_the_speed_is_said_after_the_first_epoch_and_in_the_json(run, halves):
+    result = train_halves(run, "--json")
+    said = [line for line in result.stderr.splitlines() if "the loader alone gives" in line]
+    assert len(said) == 1
+    assert "steps alone" in said[0]
+    document = json.loads(result.stdout)
+    assert document["loader_images_per_second"] > 0
+    assert document["step_images_per_second"] >= document["images_per_second"]
+
+
+def test_without_a_compiler_compile_says_what_it_needs(run, halves, tmp_path, monkeypatch):
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(tmp_path / "no-such-compiler")))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    result = train_halves(run, "--compile")
+    assert result.exit_code == 5
+    assert "torch.compile does not work here" in result.stderr
+    assert "apt install g++" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_learns_the_same(tmp_path, halves):
+    """In a process of its own: what torch.compile warns of inside is not ours to mend."""
+    losses = []
+    for flags in ((), ("--compile",)):
+        arguments = ["train", "halves", "--recipe", "alexnet-quarter", *TINY, "--epochs", "1", "--threads", "1"]
+        command = [sys.executable, "-m", "alexdeploy", *arguments, "--json", "--overwrite", *flags]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        losses.append(json.loads(done.stdout)["val_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_pretrained_goes_on_from_a_model_under_another_name(run, halves):
     train_halves(run, "--name", "first")
     result = run("train", "halves", "--pretrained", "first", "--epochs", "1", "--threads", "1", "--json")
