@@ -24,6 +24,7 @@ class Watcher:
         self._bar = bar
         self._is_packed = is_packed
         self._num_epochs = recipe.training.epochs
+        self._takes_more = recipe.training.schedule != "cosine"
         self._task = bar.add_task("decoding", total=None, detail="")
         self._last: EpochRecord | None = None
 
@@ -50,7 +51,8 @@ class Watcher:
                 self._say(line)
             self._last = event.record
         elif isinstance(event, events.AlreadyFinished):
-            self._say(f"all {event.num_epochs} epochs are done; more: --resume --epochs {event.num_epochs + 10}")
+            more = f"; more: --resume --epochs {event.num_epochs + 10}" if self._takes_more else ""
+            self._say(f"all {event.num_epochs} epochs are done{more}")
         elif isinstance(event, events.Notice):
             self._say(event.message)
 

@@ -14,7 +14,7 @@ import torch
 
 from alexdeploy.core.artifacts import ModelFolder, atomic_write
 from alexdeploy.core.errors import ModelError, UsageError
-from alexdeploy.core.recipe import Recipe
+from alexdeploy.core.recipe import Recipe, Training
 from alexdeploy.training.data import TrainingData
 from alexdeploy.training.events import EpochRecord
 from alexdeploy.training.schedule import ScheduleState
@@ -74,8 +74,12 @@ def checkpoint_path(folder: ModelFolder) -> Path:
 
 
 def describe_run(recipe: Recipe, data: TrainingData) -> Identity:
+    values = _flatten(msgspec.to_builtins(recipe))
+    if recipe.training.schedule == "cosine":
+        # Each epoch's rate depends on how many there are.
+        values["training.epochs"] = recipe.training.epochs
     return Identity(
-        recipe=_flatten(msgspec.to_builtins(recipe)),
+        recipe=values,
         data_sha256=data.data_sha256,
         num_train=data.num_train,
         num_val=data.num_val,
@@ -122,18 +126,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def check_same_run(found: Identity, asked: Identity) -> None:
     """Raise UsageError naming what differs between a checkpoint and what was asked for."""
+    # A checkpoint of an earlier version has no options that came later; they were off.
+    before = _flatten(msgspec.to_builtins(Training()), "training.") | found.recipe
     changes = [
-        f"{key} was {found.recipe.get(key)!r}, now {asked.recipe.get(key)!r}"
-        for key in sorted(found.recipe.keys() | asked.recipe.keys())
-        if found.recipe.get(key) != asked.recipe.get(key)
+        f"{key} was {before.get(key)!r}, now {asked.recipe.get(key)!r}"
+        for key in sorted(before.keys() | asked.recipe.keys())
+        if before.get(key) != asked.recipe.get(key)
     ]
-    for what, before, now in (
+    for what, then, now in (
         ("training images", found.num_train, asked.num_train),
         ("validation images", found.num_val, asked.num_val),
         ("classes", found.num_classes, asked.num_classes),
     ):
-        if before != now:
-            changes.append(f"{what}: {before:,} then, {now:,} now")
+        if then != now:
+            changes.append(f"{what}: {then:,} then, {now:,} now")
     if not changes and found.data_sha256 != asked.data_sha256:
         changes.append("the names, classes or sizes of some images")
     if changes:

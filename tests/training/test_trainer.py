@@ -29,13 +29,15 @@ from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import load_weights
 from alexdeploy.training import run
-from alexdeploy.training.checkpoint import checkpoint_path, read_checkpoint
+from alexdeploy.training.checkpoint import check_same_run, checkpoint_path, describe_run, read_checkpoint
+from alexdeploy.training.data import open_data
 from alexdeploy.training.events import AlreadyFinished, EpochFinished, EpochRecord, Event, Started, Step
 from alexdeploy.training.log import TrainingLog, log_path, read_log
 from alexdeploy.training.pixels import FilePixels
 from alexdeploy.training.trainer import TrainOptions, train
 
 ONE_THREAD = TrainOptions(device="cpu", threads=1)
+EMPTY = open_data(LabelledImages(classes=("a", "b"), train=(), val=()), "crop", num_threads=1)
 
 
 def ignore(event: Event) -> None:
@@ -235,6 +237,23 @@ def test_a_changed_recipe_is_not_resumed(folder, tiny_data):
         train(fewer, tiny_recipe(), folder, resume, ignore)
     with pytest.raises(UsageError, match="already holds a model"):
         train(tiny_data, tiny_recipe(), folder, ONE_THREAD, ignore)
+
+
+def test_a_checkpoint_from_before_an_option_goes_on_where_that_is_off():
+    identity = describe_run(tiny_recipe(), EMPTY)
+    older = {key: value for key, value in identity.recipe.items() if key != "training.label_smoothing"}
+    check_same_run(dataclasses.replace(identity, recipe=older), identity)
+    changed = describe_run(tiny_recipe("training.label_smoothing=0.1"), EMPTY)
+    with pytest.raises(UsageError, match=r"training\.label_smoothing was 0\.0, now 0\.1"):
+        check_same_run(dataclasses.replace(identity, recipe=older), changed)
+
+
+def test_a_run_along_a_cosine_has_as_many_epochs_as_it_began_with():
+    found, asked = (
+        describe_run(tiny_recipe("training.schedule=cosine", f"training.epochs={num}"), EMPTY) for num in (3, 4)
+    )
+    with pytest.raises(UsageError, match=r"training\.epochs was 3, now 4"):
+        check_same_run(found, asked)
 
 
 def test_a_finished_run_says_so_and_takes_more_epochs(tmp_path, tiny_data, uninterrupted):
