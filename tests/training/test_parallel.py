@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import multiprocessing
 import os
-import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -23,35 +20,31 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed import TCPStore
-from training_helpers import tiny_recipe
+from training_helpers import TINY, tiny_recipe
 
 from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.launch import Launch, launched
-from alexdeploy.images.folder import read_image_folder
-from alexdeploy.training.checkpoint import checkpoint_path, read_checkpoint
-from alexdeploy.training.events import EpochFinished, EpochRecord, Event
+from alexdeploy.images.folder import LabelledImages, read_image_folder
+from alexdeploy.training.checkpoint import Checkpoint, checkpoint_path, read_checkpoint
+from alexdeploy.training.events import AlreadyFinished, EpochFinished, Event, Started, Step
 from alexdeploy.training.log import log_path, read_log
-from alexdeploy.training.parallel import ProcessGroup, SlicedDropout, process_group
+from alexdeploy.training.parallel import ALONE, ProcessGroup, SlicedDropout, process_group
 from alexdeploy.training.trainer import TrainOptions, train
 
-_SECONDS = 60
+_SECONDS = 100
 ONE_THREAD = TrainOptions(device="cpu", threads=1)
-RECIPE = ("architecture.dropout=0.5", "training.batch_size=7", "training.augmentation.jitter=0.2")
-"""40 images in 6 steps of 7 or 6: one process has 4 rows where the other has 3."""
+RESUME = dataclasses.replace(ONE_THREAD, resume=True)
+RECIPE = ("architecture.dropout=0.5", "training.batch_size=7", "training.augmentation.jitter=0.2", "training.epochs=4")
+"""40 images in steps of 7 or 6, 24 in all: one process has 4 or 3 rows, the other 3."""
 
 Pair = Callable[..., list[Any]]
-_group: ProcessGroup
+_group = ALONE
 _stack = ExitStack()
 
 
-def _join(rank: int, port: int) -> None:
-    global _group
-    torch.set_num_threads(1)
-    os.environ.update(_environment(rank, port))
-    _group = _stack.enter_context(process_group("cpu"))
-
-
 def _environment(rank: int, port: int) -> dict[str, str]:
+    """As torchrun sets it."""
     return {
         "RANK": str(rank),
         "WORLD_SIZE": "2",
@@ -60,6 +53,12 @@ def _environment(rank: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+def _join(rank: int, port: int) -> None:
+    global _group
+    os.environ.update(_environment(rank, port))
+    _group = _stack.enter_context(process_group("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -83,37 +82,291 @@ def pair() -> Iterator[Pair]:
         call(_stack.close)
 
 
-def _train(data: Path, folder: Path, overrides: tuple[str, ...], options: TrainOptions = ONE_THREAD) -> list[Event]:
+def _images(folder: Path) -> LabelledImages:
+    data = read_image_folder(folder)
+    # Not an even number of them.
+    return dataclasses.replace(data, val=data.val[:-3])
+
+
+def _train(
+    data: Path,
+    folder: Path,
+    *overrides: str,
+    options: TrainOptions = ONE_THREAD,
+    on_event: Callable[[Event], None] | None = None,
+) -> list[Event]:
+    """Train in this process, or in both if this is one of a pair; returns what was told here."""
     events: list[Event] = []
-    recipe = tiny_recipe(*RECIPE, *overrides)
-    group = {"group": _group} if launched() else {}
-    spec = train(read_image_folder(data), recipe, ModelFolder(folder), options, events.append, **group)
-    return [*events, spec]
+    # As on another machine: what only rank 0 has.
+    own = ModelFolder(folder if _group.is_main else folder.with_name("elsewhere"))
+    train(_images(data), tiny_recipe(*RECIPE, *overrides), own, options, on_event or events.append, _group)
+    return events
 
 
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(checkpoint_path(ModelFolder(folder))).learner["weights"]
+def _resume(data: Path, folder: Path) -> list[Event]:
+    return _train(data, folder, options=RESUME)
 
 
-def _largest_difference(folder: Path, other: Path) -> float:
-    found, expected = _weights(folder), _weights(other)
-    return max(float((found[name] - expected[name]).abs().max()) for name in expected)
+def _train_interrupted(data: Path, folder: Path) -> bool:
+    """Whether it ended by KeyboardInterrupt, after a SIGINT for rank 0 alone."""
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Step) and (event.epoch, event.step) == (2, 3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        _train(data, folder, on_event=watch)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _message(data: Path, folder: Path, *overrides: str) -> str:
+    try:
+        _train(data, folder, *overrides)
+    except AlexDeployError as error:
+        return error.message
+    return ""
+
+
+def _train_without_broken(data: Path, folder: Path) -> None:
+    _train(data, folder, "training.epochs=1", options=dataclasses.replace(ONE_THREAD, skip_broken=True))
+
+
+def _train_on_others(data: Path, other: Path, folder: Path) -> str:
+    return _message(data if _group.is_main else other, folder)
+
+
+def _is_first_to_fail() -> bool:
+    return _group.is_first_to_fail()
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    return read_checkpoint(checkpoint_path(ModelFolder(folder)))
+
+
+def _largest_difference(found: Path, expected: Path) -> float:
+    weights = _checkpoint(expected).learner["weights"]
+    return max(
+        float((tensor - weights[name]).abs().max()) for name, tensor in _checkpoint(found).learner["weights"].items()
+    )
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """What one process makes of 24 steps."""
     folder = tmp_path_factory.mktemp("one") / "model"
-    _train(tiny_folder, folder, ("training.epochs=4",))
+    _train(tiny_folder, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, pair: Pair) -> tuple[Path, list[list[Event]]]:
-    """What two processes make of them, and what each told."""
+    """What two processes make of them, and what each of them told."""
     folder = tmp_path_factory.mktemp("two") / "model"
-    return folder, pair(_train, tiny_folder, folder, ("training.epochs=4",))
+    return folder, pair(_train, tiny_folder, folder)
 
 
 def test_two_processes_train_the_network_of_one(one, two):
-    assert _largest_difference(two[0], one) <= 1e-5
+    folder, _ = two
+    assert _largest_difference(folder, one) <= 1e-5
+    assert _checkpoint(folder).progress.schedule.num_epochs == 4
+
+
+def test_every_validation_image_counts_once(one, two):
+    folder, _ = two
+    for found, expected in zip(
+        read_log(log_path(ModelFolder(folder))), read_log(log_path(ModelFolder(one))), strict=True
+    ):
+        assert found.val_top1_error == expected.val_top1_error
+        assert found.val_top1_error * 13 == pytest.approx(round(found.val_top1_error * 13))
+        assert found.val_loss == pytest.approx(expected.val_loss, rel=1e-5)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    found, expected = (ModelFolder(path).spec().provenance for path in (folder, one))
+    assert found["val_top1_error_10_views"] == expected["val_top1_error_10_views"]
+
+
+def test_only_the_first_process_tells_and_writes(two):
+    folder, (told, told_by_other) = two
+    assert [event.record.epoch for event in told if isinstance(event, EpochFinished)] == [1, 2, 3, 4]
+    assert [event.device for event in told if isinstance(event, Started)] == ["cpu in 2 processes"]
+    assert told_by_other == []
+    assert [record.epoch for record in read_log(log_path(ModelFolder(folder)))] == [1, 2, 3, 4]
+    assert not folder.with_name("elsewhere").exists()
+
+
+def test_a_finished_run_is_finished_for_all(two, tiny_folder, pair):
+    told, told_by_other = pair(_resume, tiny_folder, two[0])
+    assert told == [AlreadyFinished(num_epochs=4)]
+    assert told_by_other == []
+
+
+def test_an_interrupt_of_one_stops_both_at_the_same_step_and_resuming_gives_the_same_bits(
+    tmp_path, tiny_folder, two, pair
+):
+    folder = tmp_path / "model"
+    assert pair(_train_interrupted, tiny_folder, folder) == [True, True]
+    progress = _checkpoint(folder).progress
+    assert (progress.schedule.num_epochs, progress.step) == (1, 3)
+    pair(_resume, tiny_folder, folder)
+    assert _largest_difference(folder, two[0]) == 0.0
+    assert folder.joinpath("weights.safetensors").read_bytes() == two[0].joinpath("weights.safetensors").read_bytes()
+
+
+def test_what_two_began_one_can_finish(tmp_path, tiny_folder, one, pair):
+    folder = tmp_path / "model"
+    pair(_train_interrupted, tiny_folder, folder)
+    _resume(tiny_folder, folder)
+    assert _largest_difference(folder, one) <= 1e-5
+
+
+def test_layers_can_freeze_in_the_middle(tmp_path, tiny_folder, pair):
+    settings = ("training.epochs=2", "training.freeze=['conv1', 'conv2']", "training.freeze_epoch=2")
+    _train(tiny_folder, tmp_path / "one", *settings)
+    pair(_train, tiny_folder, tmp_path / "two", *settings)
+    assert _largest_difference(tmp_path / "two", tmp_path / "one") <= 1e-5
+
+
+def test_broken_images_are_found_in_all_shares(tmp_path, tiny_folder, pair):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_folder, data)
+    (data / "train" / "above" / "03.png").write_bytes(b"not an image")
+    (data / "train" / "below" / "18.png").write_bytes(b"")
+    messages = pair(_message, data, tmp_path / "none")
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("2 of 53 images cannot be decoded")
+    assert not (tmp_path / "none").exists()
+    pair(_train_without_broken, data, tmp_path / "two")
+    _train_without_broken(data, tmp_path / "one")
+    found, expected = (_checkpoint(tmp_path / name) for name in ("two", "one"))
+    assert found.progress.broken_train == expected.progress.broken_train == (3, 38)
+    # Sums of whole numbers: no rounding.
+    assert found.statistics.num_images == expected.statistics.num_images == 38
+    np.testing.assert_array_equal(found.statistics.mean_image, expected.statistics.mean_image)
+    np.testing.assert_array_equal(found.statistics.covariance, expected.statistics.covariance)
+
+
+def test_processes_that_see_other_images_are_told(tmp_path, tiny_folder, pair):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    (other / "train" / "above" / "00.png").unlink()
+    assert pair(_train_on_others, tiny_folder, other, tmp_path / "model") == [
+        "process 0 has 40 training and 13 validation images, process 1 has 39 and 13, or not the same ones",
+        "process 1 has 39 training and 13 validation images, process 0 has 40 and 13, or not the same ones",
+    ]
+
+
+def test_a_batch_has_an_image_for_every_process(tmp_path, tiny_folder, pair):
+    messages = pair(_message, tiny_folder, tmp_path / "model", "training.batch_size=1")
+    assert messages == ["2 processes would share batches of 1 images"] * 2
+    assert not (tmp_path / "model").exists()
+
+
+def test_of_all_that_fail_one_is_the_first(pair):
+    assert sorted(pair(_is_first_to_fail)) == [False, True]
+
+
+def test_the_rows_of_all_processes_are_the_batch():
+    groups = [
+        ProcessGroup(Launch(rank=rank, size=3, local_rank=rank, local_size=3, host="", port=0)) for rank in range(3)
+    ]
+    for num in range(3, 9):
+        parts = [np.arange(num)[group.rows(num)] for group in groups]
+        assert np.concatenate(parts).tolist() == list(range(num))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_slices_of_a_dropout_mask_are_those_of_the_whole():
+    batch = torch.randn(7, 50)
+    torch.manual_seed(3)
+    whole = nn.Dropout(0.3)(batch)
+    dropout = SlicedDropout(0.3)
+    dropout.num_rows = len(batch)
+    parts = []
+    for rows in (slice(0, 4), slice(4, 7)):
+        dropout.rows = rows
+        torch.manual_seed(3)
+        parts.append(dropout(batch[rows]))
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_without_torchrun_there_is_one_process():
+    assert launched({}) is None
+    with process_group("cpu") as group:
+        assert group is ALONE
+
+
+_SUICIDE = """
+import os, signal, threading, time
+
+def wait():
+    while not os.path.exists("models/model/checkpoints/last.pt"):
+        time.sleep(0.005)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    threading.Thread(target=wait, daemon=True).start()
+"""
+"""A process that dies when there is a checkpoint to go on from."""
+
+
+def _command(data: Path) -> list[str]:
+    words = ["-m", "alexdeploy", "train", str(data), "--recipe", "alexnet-quarter", "--name", "model", "--threads", "1"]
+    for setting in (*TINY, *RECIPE):
+        words += ["--set", setting]
+    return [*words, "--device", "cpu", "--checkpoint-minutes", "0"]
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A working folder, and an environment in which process 1 kills itself."""
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults" / "sitecustomize.py").write_text(_SUICIDE)
+    (tmp_path / "work").mkdir()
+    path = os.pathsep.join((str(tmp_path / "faults"), *sys.path))
+    return tmp_path / "work", {**os.environ, "PYTHONPATH": path, "GOMP_SPINCOUNT": "1000"}
+
+
+@pytest.mark.slow
+def test_after_sigkill_torchrun_begins_again_and_the_run_goes_on(work, tiny_folder, one):
+    folder, environment = work
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=2", "--nproc-per-node=2"]
+    # An old model, and word to remove it, must not make the second start begin from the beginning.
+    shutil.copytree(one, folder / "models" / "model")
+    checkpoint_path(ModelFolder(folder / "models" / "model")).unlink()
+    result = subprocess.run(
+        [*launcher, *_command(tiny_folder), "--overwrite"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "exitcode: -9" in result.stderr
+    assert result.stderr.count("going on after") == 1
+    assert result.stderr.count("wrote models/model (epoch") == 1
+    assert [record.epoch for record in read_log(log_path(ModelFolder(folder / "models" / "model")))] == [1, 2, 3, 4]
+    assert _largest_difference(folder / "models" / "model", one) <= 1e-5
+
+
+def test_a_process_whose_partner_is_gone_says_so_and_ends(work, tiny_folder):
+    folder, environment = work
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    survivor, victim = processes = [
+        subprocess.Popen(
+            [sys.executable, *_command(tiny_folder)],
+            cwd=folder,
+            env={**environment, **_environment(rank, store.port)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    with survivor, victim:
+        said, last_words = (process.communicate(timeout=_SECONDS)[1] for process in processes)
+    assert victim.returncode == -signal.SIGKILL
+    assert last_words == ""
+    assert survivor.returncode == 5
+    assert said.count("error: another of the processes that train together has ended") == 1
+    assert "Traceback" not in said
