@@ -223,16 +223,22 @@ class Run:
         mine = indices[self._split.rows(len(indices))]
         size = math.ceil(self._training.batch_size / self._split.size)
         batches = np.array_split(mine, math.ceil(len(mine) / size)) if len(mine) else []
+        # Towers score together, so they stop together; others have images of their own, not equally many.
+        partners = ALONE if self._split is self._group else self._group
         scores = []
         for pixels in val.batches(batches):
-            if self._interrupts.arrived:
+            if self._is_interrupted(partners):
                 break
             scores.append(score(self._to_device(pixels)))
-        if self._group.sum(np.array([len(self._interrupts.arrived)])).any():
+        if self._is_interrupted(self._group):
             raise KeyboardInterrupt
         sums = _sums(torch.cat(scores).cpu(), val.labels[mine]) if len(mine) else np.zeros(3)
         loss, right1, right5 = self._split.sum(sums) / len(indices)
         return float(loss), 1.0 - float(right1), 1.0 - float(right5)
+
+    def _is_interrupted(self, group: ProcessGroup) -> bool:
+        """Whether any process of the group is; all of them are to ask."""
+        return bool(group.sum(np.array([len(self._interrupts.arrived)])).any())
 
     def _finish_epoch(self, record: EpochRecord) -> None:
         """Log, checkpoint, publish, in this order: after a kill in between, resuming does the rest again.

@@ -1,25 +1,34 @@
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor
 from training_helpers import tiny_recipe
 
+from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.launch import Launch
 from alexdeploy.core.recipe import Recipe
+from alexdeploy.images.folder import read_image_folder
+from alexdeploy.training.checkpoint import checkpoint_path, read_checkpoint
+from alexdeploy.training.events import Event
 from alexdeploy.training.learner import Learner
 from alexdeploy.training.parallel import ProcessGroup
 from alexdeploy.training.towers import TowerLearner, check_towers
+from alexdeploy.training.trainer import TrainOptions, train
 
 CPU = torch.device("cpu")
 RECIPE = tiny_recipe("architecture.dropout=0.5")
@@ -70,9 +79,12 @@ def _batch(recipe: Recipe, step: int, num_classes: int, num: int = 6) -> tuple[T
 def _learner(form: str, recipe: Recipe, num_classes: int) -> AnyLearner:
     if form == "one":
         return Learner(recipe, num_classes, CPU)
+    return TowerLearner(recipe, num_classes, CPU, _group())
+
+
+def _group() -> ProcessGroup:
     rank = dist.get_rank()
-    launch = Launch(rank=rank, size=2, local_rank=rank, local_size=2, host="", port=0)
-    return TowerLearner(recipe, num_classes, CPU, ProcessGroup(launch))
+    return ProcessGroup(Launch(rank=rank, size=2, local_rank=rank, local_size=2, host="", port=0))
 
 
 def _take_steps(learner: AnyLearner, recipe: Recipe, steps: range, num_classes: int) -> list[float]:
@@ -273,6 +285,55 @@ def test_a_step_in_which_one_tower_overflowed_is_left_out_by_both(pair: Pair, on
     for found in pair(_train, "towers", recipe, 1, 5, state):
         assert found["state"]["scaler"]["scale"] == 512.0
         assert _is_same(found["state"]["weights"], state["weights"])
+
+
+_TWO_EPOCHS = tiny_recipe("architecture.dropout=0.5", "training.epochs=2")
+_OPTIONS = TrainOptions(device="cpu", threads=1, parallel="towers")
+
+
+def test_the_published_model_is_that_of_one_process(pair: Pair, tiny_folder: Path, tmp_path: Path) -> None:
+    one, two = ModelFolder(tmp_path / "one"), ModelFolder(tmp_path / "two")
+    train(read_image_folder(tiny_folder), _TWO_EPOCHS, one, dataclasses.replace(_OPTIONS, parallel="batches"), _ignore)
+    assert pair(_publish, tiny_folder, two) == ["finished", "finished"]
+    expected, found = load_file(one.weights_path), load_file(two.weights_path)
+    assert _largest_difference(found, expected) < 1e-5
+    assert two.spec().contract_sha256 == one.spec().contract_sha256
+    for error in ("val_top1_error", "val_top1_error_10_views"):
+        assert two.spec().provenance[error] == one.spec().provenance[error]
+
+
+def test_one_tower_interrupted_in_validation_stops_both(pair: Pair, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "model")
+    assert pair(_publish_with_interrupt, tiny_folder, folder) == ["stopped", "stopped"]
+    assert read_checkpoint(checkpoint_path(folder)).progress.step == 5
+    assert pair(_publish, tiny_folder, folder, True) == ["finished", "finished"]
+
+
+def _publish(images: Path, folder: ModelFolder, resume: bool = False) -> str:
+    options = dataclasses.replace(_OPTIONS, resume=resume)
+    try:
+        train(read_image_folder(images), _TWO_EPOCHS, folder, options, _ignore, _group())
+    except KeyboardInterrupt:
+        return "stopped"
+    return "finished"
+
+
+def _publish_with_interrupt(images: Path, folder: ModelFolder) -> str:
+    evaluate = TowerLearner.evaluate
+
+    def evaluate_interrupted(self: TowerLearner, views: Tensor) -> Tensor:
+        logits = evaluate(self, views)
+        if dist.get_rank() == 1:
+            signal.raise_signal(signal.SIGINT)
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TowerLearner, "evaluate", evaluate_interrupted)
+        return _publish(images, folder)
+
+
+def _ignore(event: Event) -> None:
+    pass
 
 
 @pytest.mark.parametrize(
