@@ -129,6 +129,9 @@ def train(
             f"recipe {chosen.name}, {len(images.classes)} classes, {len(images.train):,} training and "
             f"{len(images.val):,} validation images from {data}"
         )
+        if chosen.training.freeze:
+            since = f" from epoch {chosen.training.freeze_epoch} on" if chosen.training.freeze_epoch > 1 else ""
+            output.note(f"frozen{since}: {', '.join(chosen.training.freeze)}")
         from alexdeploy.images.packed import is_packed
         from alexdeploy.training.parallel import ALONE
         from alexdeploy.training.trainer import TrainOptions

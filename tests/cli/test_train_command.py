@@ -187,7 +187,9 @@ def test_pretrained_goes_on_from_a_model_under_another_name(run, halves):
 def test_freeze_keeps_layers_whatever_the_recipe_says(run, halves):
     train_halves(run, "--name", "first")
     arguments = ("--pretrained", "first", "--epochs", "1", "--threads", "1", "--recipe", "alexnet-chm")
-    assert run("train", "halves", *arguments, "--freeze", "conv1, conv2").exit_code == 0
+    result = run("train", "halves", *arguments, "--freeze", "conv1, conv2")
+    assert result.exit_code == 0, result.stderr
+    assert "\nfrozen: conv1, conv2\n" in result.stderr
     before, after = (load_file(f"models/{name}/weights.safetensors") for name in ("first", "first-tuned"))
     same = {name for name in after if (after[name] == before[name]).all()}
     assert same == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
