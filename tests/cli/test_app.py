@@ -23,6 +23,7 @@ from alexdeploy.core.errors import AlexDeployError, OutputError, UsageError
 from alexdeploy.inference import inspect as inspect_module
 
 COMMANDS = (
+    "prepare",
     "train",
     "calibrate",
     "export",
