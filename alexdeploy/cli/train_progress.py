@@ -36,7 +36,7 @@ class Watcher:
         elif isinstance(event, events.Started):
             self._start(event.device, event.num_skipped, event.num_epochs, event.num_steps)
         elif isinstance(event, events.Step):
-            detail = f"{event.images_per_second:,.0f} images/s, loss {event.loss:.3f}"
+            detail = f"{_rate(event.images_per_second)} images/s, loss {event.loss:.3f}"
             done = (event.epoch - 1) * event.num_steps + event.step
             self._bar.update(
                 self._task,
@@ -101,7 +101,7 @@ def _epoch_line(record: EpochRecord, num_epochs: int, is_best: bool) -> str:
     return (
         f"epoch {record.epoch:>{len(str(num_epochs))}}/{num_epochs}  loss {record.loss:.4f}  "
         f"val top-1 error {record.val_top1_error:6.2%}  top-5 {record.val_top5_error:6.2%}  "
-        f"lr {record.learning_rate:.3g}  {record.images_per_second:,.0f} images/s{'  best' if is_best else ''}"
+        f"lr {record.learning_rate:.3g}  {_rate(record.images_per_second)} images/s{'  best' if is_best else ''}"
     )
 
 
@@ -110,8 +110,13 @@ def _speed_line(record: EpochRecord, is_packed: bool) -> str | None:
     loader, steps = record.loader_images_per_second, record.step_images_per_second
     if loader is None or steps is None:
         return None
-    line = f"{record.images_per_second:,.0f} images/s; the loader alone gives {loader:,.0f}, steps alone {steps:,.0f}"
+    total, loader_alone, steps_alone = (_rate(speed) for speed in (record.images_per_second, loader, steps))
+    line = f"{total} images/s; the loader alone gives {loader_alone}, steps alone {steps_alone}"
     return f"{line} (decode only once: alexdeploy prepare)" if loader < steps and not is_packed else line
+
+
+def _rate(images_per_second: float) -> str:
+    return f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f}"
 
 
 def summary(path: Path, spec: ModelSpec) -> str:

@@ -42,42 +42,42 @@ class SpeedMeter:
     """Counts the images of an epoch, and the time of the steps by themselves: without waits for images, or saving.
 
     On a GPU the steps are timed by its own clock: a step is under way long after it was asked for, and also while this
-    process waits for images.
+    process waits for images. The first step is left out where there are more: kernels are chosen in it, or compiled.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._is_gpu = device.type == "cuda"
         self._device = device
         self._began = time.perf_counter()
-        self._num = 0
-        self._seconds = 0.0
-        self._under_way: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._sizes: list[int] = []
+        self._seconds: list[float] = []
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def step(self, num_images: int) -> Iterator[None]:
         """Time the block as one step."""
-        if self._is_gpu:
+        if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record(torch.cuda.current_stream(self._device))
             yield
             end.record(torch.cuda.current_stream(self._device))
-            self._under_way.append((start, end))
+            self._events.append((start, end))
         else:
             began = time.perf_counter()
             yield
-            self._seconds += time.perf_counter() - began
-        self._num += num_images
+            self._seconds.append(time.perf_counter() - began)
+        self._sizes.append(num_images)
 
     @property
     def images_per_second(self) -> float:
         """All in all, since the meter was made."""
-        return self._num / (time.perf_counter() - self._began) if self._num else 0.0
+        return sum(self._sizes) / (time.perf_counter() - self._began)
 
     def stop(self) -> Speed:
         """The speeds of the epoch; on a GPU it waits for the last step."""
         all_in_all = self.images_per_second
-        for start, end in self._under_way:
+        for start, end in self._events:
             end.synchronize()
-            self._seconds += start.elapsed_time(end) / 1000
-        self._under_way.clear()
-        return Speed(all_in_all=all_in_all, steps_alone=self._num / self._seconds if self._seconds else None)
+            self._seconds.append(start.elapsed_time(end) / 1000)
+        first = 1 if len(self._sizes) > 1 else 0
+        seconds = sum(self._seconds[first:])
+        return Speed(all_in_all=all_in_all, steps_alone=sum(self._sizes[first:]) / seconds if seconds else None)
