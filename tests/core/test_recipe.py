@@ -14,6 +14,14 @@ def test_seven_recipes_are_shipped() -> None:
     assert list_recipes() == expected
 
 
+def test_the_wheel_gets_every_recipe() -> None:
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    assert all(
+        f'"models/{name}.toml" = "alexdeploy/recipes/models/{name}.toml"' in project.read_text()
+        for name in list_recipes()
+    )
+
+
 def test_the_trained_networks_lrn_constants_are_stored_as_onnx_means_them() -> None:
     lrn = load_recipe("alexnet").architecture.lrn
     assert lrn is not None
