@@ -93,7 +93,7 @@ def see_only(name: str, survey: GpuSurvey) -> str:
 
     For a process that has not used CUDA yet. Raises UsageError for a GPU that is not there.
     """
-    from alexdeploy.placement.devices import find_devices
+    from alexdeploy.placement.devices import environment_for, find_devices
 
     # Without the list, CUDA itself says what is wrong.
     if not survey.devices:
@@ -105,7 +105,7 @@ def see_only(name: str, survey: GpuSurvey) -> str:
     if len(found) != 1:
         known = ", ".join(f"{each} ({each.name}, {each.uuid})" for each in survey.devices)
         raise UsageError(f"--device {name} is no GPU here, expected one of: {known}", cure="See: alexdeploy devices")
-    os.environ["CUDA_VISIBLE_DEVICES"] = found[0].uuid
+    os.environ.update(environment_for(found[0]))
     return "cuda:0"
 
 

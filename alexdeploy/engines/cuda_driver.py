@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError
 
@@ -15,6 +16,9 @@ _OUT_OF_MEMORY = 2
 """CUDA_ERROR_OUT_OF_MEMORY."""
 
 _UUID_BYTES = 16
+_UUID_PREFIXES = ("GPU-", "MIG-")
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+"""Of CUdevice_attribute."""
 
 
 class _NoSuchFunctionError(DeviceError):
@@ -45,18 +49,46 @@ def cuda_uuids() -> list[str]:
 
 
 def cuda_ordinal(uuid: str) -> int:
-    """The number that CUDA gives in this process to the GPU that the driver calls `uuid` ("GPU-" and hex digits).
+    """The number that CUDA gives in this process to the GPU that NVML calls `uuid` (hex digits after "GPU-", "MIG-").
 
     nvidia-smi counts in the order of the bus; CUDA puts the fastest first, and counts only what CUDA_VISIBLE_DEVICES
-    names. Raises DeviceError if CUDA does not see it.
+    names. A GPU without a prefix is a Jetson's, and alone. Raises DeviceError if CUDA does not see it.
     """
     seen = cuda_uuids()
-    wanted = uuid.partition("-")[2].replace("-", "").lower()
+    has_prefix = uuid.upper().startswith(_UUID_PREFIXES)
+    if len(seen) == 1 and not has_prefix:
+        return 0
+    wanted = (uuid.partition("-")[2] if has_prefix else uuid).replace("-", "").lower()
     if wanted not in seen:
         raise DeviceError(
             f"CUDA does not see GPU {uuid}; it sees {len(seen)} others", cure="Look at CUDA_VISIBLE_DEVICES."
         )
     return seen.index(wanted)
+
+
+def driver_cuda_version() -> tuple[int, int] | None:
+    """The newest CUDA that the driver runs, if it tells."""
+    number = ctypes.c_int()
+    with suppress(DeviceError):
+        _call(open_driver(), "cuDriverGetVersion", ctypes.byref(number))
+        # 12040 is 12.4.
+        return number.value // 1000, number.value % 1000 // 10
+    return None
+
+
+def only_compute_capability() -> tuple[int, int] | None:
+    """That of the only GPU that CUDA sees, if it tells. From then on this process sees no other."""
+    handle, count, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    with suppress(DeviceError):
+        driver = open_driver()
+        _call(driver, "cuInit", 0)
+        _call(driver, "cuDeviceGetCount", ctypes.byref(count))
+        if count.value == 1:
+            _call(driver, "cuDeviceGet", ctypes.byref(handle), 0)
+            for number, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
+                _call(driver, "cuDeviceGetAttribute", ctypes.byref(number), attribute, handle)
+            return major.value, minor.value
+    return None
 
 
 class CudaGraph:

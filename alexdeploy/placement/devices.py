@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from alexdeploy.core.errors import DeviceError, UsageError, first_line
 from alexdeploy.core.processors import available_processors
-
-_Value = TypeVar("_Value")
+from alexdeploy.engines.cuda_driver import driver_cuda_version, only_compute_capability
 
 _UUID_PREFIXES = ("GPU-", "MIG-")
+"""CUDA_VISIBLE_DEVICES takes a UUID with one of these; that of a Jetson has none."""
+
 _HIDING_MASKS = ("", "-1", "NoDevFiles")
 """What people write in CUDA_VISIBLE_DEVICES who want no GPU."""
 
@@ -80,11 +81,6 @@ class GpuSurvey:
     notes: tuple[str, ...] = ()
 
 
-def list_devices() -> tuple[Device, ...]:
-    """The CPU, then the GPUs that this process may see; `survey_gpus` says why there are none."""
-    return (cpu_device(), *survey_gpus().devices)
-
-
 def cpu_device() -> Device:
     """All processors that this process may use, as one device, with the memory that is left to it."""
     free, total = host_memory()
@@ -136,21 +132,28 @@ def _has_driver() -> bool:
 
 
 def _survey(nvml: Any) -> GpuSurvey:
-    driver = _ask(nvml, nvml.nvmlSystemGetDriverVersion)
+    driver = _ask(nvml, "nvmlSystemGetDriverVersion")
     # 12040 is 12.4.
-    number = _ask(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
+    number = _ask(nvml, "nvmlSystemGetCudaDriverVersion_v2")
     gpus, notes = [], []
-    for index in range(nvml.nvmlDeviceGetCount()):
+    num_gpus = nvml.nvmlDeviceGetCount()
+    for index in range(num_gpus):
         try:
             gpu = _read_gpu(nvml, index, driver)
             if not gpu.devices:
                 notes.append(f"GPU {index} has MIG on and no instance: make one with nvidia-smi mig, or turn MIG off")
+            elif num_gpus > 1 and not _is_uuid_of_cuda(gpu.uuid):
+                notes.append(f"GPU {index} is left out: it is not alone, and CUDA does not take its UUID, {gpu.uuid}")
+                gpu = replace(gpu, devices=())
         except nvml.NVMLError as exc:
             gpu = PhysicalGpu(uuid="", devices=())
             notes.append(f"GPU {index} does not answer: {first_line(exc).rstrip('.')}")
         gpus.append(gpu)
     mask = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible_devices(gpus, mask)
+    if num_gpus == len(devices) == 1 and devices[0].compute_capability is None:
+        # CUDA is not asked where there are several: then this process could not turn to another any more.
+        devices = (replace(devices[0], compute_capability=only_compute_capability()),)
     shown = {device.uuid for device in devices}
     num_hidden = sum(any(device.uuid not in shown for device in gpu.devices) for gpu in gpus)
     problem, cure = None, None
@@ -173,17 +176,17 @@ def _survey(nvml: Any) -> GpuSurvey:
         cure=cure,
         is_fault=problem is not None and not (gpus and num_hidden and mask in _HIDING_MASKS),
         driver=driver,
-        cuda_version=None if number is None else (number // 1000, number % 1000 // 10),
+        cuda_version=driver_cuda_version() if number is None else (number // 1000, number % 1000 // 10),
         num_hidden=num_hidden,
         notes=tuple(notes),
     )
 
 
-def _ask(nvml: Any, call: Callable[..., _Value], *arguments: object) -> _Value | None:
-    # Boards and drivers differ in what they answer: Jetsons and unified memory say "not supported".
+def _ask(nvml: Any, name: str, *arguments: object) -> Any:
+    # Boards, drivers and packages differ in what they answer: Jetsons and unified memory say "not supported".
     try:
-        return call(*arguments)
-    except nvml.NVMLError:
+        return getattr(nvml, name)(*arguments)
+    except (nvml.NVMLError, AttributeError):
         return None
 
 
@@ -191,20 +194,20 @@ def _read_gpu(nvml: Any, index: int, driver: str | None) -> PhysicalGpu:
     """Raises NVMLError where the GPU does not even tell its UUID."""
     gpu = nvml.nvmlDeviceGetHandleByIndex(index)
     uuid: str = nvml.nvmlDeviceGetUUID(gpu)
-    capability = _ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, gpu)
+    capability = _ask(nvml, "nvmlDeviceGetCudaComputeCapability", gpu)
     handles = [gpu]
-    if (_ask(nvml, nvml.nvmlDeviceGetMigMode, gpu) or (0, 0))[0]:
-        places = range(_ask(nvml, nvml.nvmlDeviceGetMaxMigDeviceCount, gpu) or 0)
-        instances = (_ask(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, place) for place in places)
+    if (_ask(nvml, "nvmlDeviceGetMigMode", gpu) or (0, 0))[0]:
+        places = range(_ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", gpu) or 0)
+        instances = (_ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", gpu, place) for place in places)
         handles = [instance for instance in instances if instance is not None]
     devices = []
     for handle in handles:
-        memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+        memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
         device = Device(
             kind="cuda",
             index=index,
             uuid=nvml.nvmlDeviceGetUUID(handle),
-            name=_ask(nvml, nvml.nvmlDeviceGetName, handle) or "NVIDIA GPU",
+            name=_ask(nvml, "nvmlDeviceGetName", handle) or "NVIDIA GPU",
             # An instance has none of its own to ask for.
             compute_capability=capability,
             free_bytes=None if memory is None else memory.free,
@@ -220,6 +223,18 @@ def _is_order_doubtful(gpus: Sequence[PhysicalGpu], mask: str) -> bool:
     has_index = any(word.strip().isdecimal() for word in mask.split(","))
     is_mixed = len({device.name for gpu in gpus for device in gpu.devices}) > 1
     return has_index and is_mixed and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
+
+
+def _is_uuid_of_cuda(uuid: str) -> bool:
+    return uuid.upper().startswith(_UUID_PREFIXES)
+
+
+def environment_for(device: Device) -> dict[str, str]:
+    """What to set for a process that is to see no GPU but this one, before it uses CUDA.
+
+    Nothing for a Jetson's, which `survey_gpus` gives only if it is alone: with its UUID there, CUDA would see none.
+    """
+    return {"CUDA_VISIBLE_DEVICES": device.uuid} if _is_uuid_of_cuda(device.uuid) else {}
 
 
 def visible_devices(gpus: Sequence[PhysicalGpu], mask: str | None) -> tuple[Device, ...]:
@@ -244,7 +259,7 @@ def visible_devices(gpus: Sequence[PhysicalGpu], mask: str | None) -> tuple[Devi
 def _named_in_mask(gpus: Sequence[PhysicalGpu], word: str) -> tuple[Device, ...]:
     if word.isdecimal():
         return gpus[int(word)].devices if int(word) < len(gpus) else ()
-    if not word.upper().startswith(_UUID_PREFIXES):
+    if not _is_uuid_of_cuda(word):
         return ()
     whole = [gpu.devices for gpu in gpus if _begins(gpu.uuid, word)]
     single = [(device,) for gpu in gpus for device in gpu.devices if _begins(device.uuid, word)]
@@ -294,10 +309,11 @@ def _find(word: str, devices: Sequence[Device]) -> list[Device]:
     number = word.lower().removeprefix("cuda:")
     if number.isdecimal():
         return [device for device in gpus if device.index == int(number)]
-    if word.upper().startswith(_UUID_PREFIXES):
+    if _is_uuid_of_cuda(word):
         matches = [device for device in gpus if _begins(device.uuid, word)]
         return matches if len(matches) == 1 else []
-    return []
+    # A Jetson's has no prefix.
+    return [device for device in gpus if word and device.uuid.lower() == word.lower()]
 
 
 def host_memory(

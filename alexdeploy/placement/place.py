@@ -124,10 +124,11 @@ def _engine(folder: ModelFolder, request: Request, plan: Plan) -> Engine:
 
 
 def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | None, survey: GpuSurvey) -> Demand:
+    may_use_gpu = bool(survey.devices) and (named is None or any(device.kind == "cuda" for device in named))
     on_gpu = _gpu_backends() if survey.devices else ()
     engines: dict[tuple[int, int], int | NoEngine] = {}
     is_asked = request.backend in (None, "tensorrt") and can_run("tensorrt", request.precision)
-    if "tensorrt" in on_gpu and is_asked and (named is None or any(device.kind == "cuda" for device in named)):
+    if "tensorrt" in on_gpu and is_asked and may_use_gpu:
         engines = engines_here(
             folder,
             survey,
@@ -135,8 +136,6 @@ def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | N
             num_views=request.num_views,
             batch_size=request.batch_size,
         )
-    # The best of those that have what they read: for the CPU it is one, and its own error says what is missing.
-    on_cpu = (choose_backend(folder, request.precision) if request.backend is None else request.backend,)
     return Demand(
         precision=request.precision,
         num_views=request.num_views,
@@ -144,12 +143,27 @@ def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | N
         replicas_per_device=request.replicas_per_device,
         named=named,
         backend=request.backend,
-        available={"cpu": on_cpu, "cuda": on_gpu},
+        available={"cpu": _cpu_backend(folder, request, is_needed=not (on_gpu and may_use_gpu)), "cuda": on_gpu},
         engines=engines,
         num_processors=request.num_threads or available_processors(),
         fixed_bytes=_LIBRARY_BYTES + 2 * _weight_bytes(folder, request.precision),
         image_bytes=request.num_views * _view_bytes(folder.spec()),
     )
+
+
+def _cpu_backend(folder: ModelFolder, request: Request, *, is_needed: bool) -> tuple[Backend, ...]:
+    """The best of those that have what they read: for the CPU it is one, and its own error says what is missing.
+
+    None where none is installed and a GPU may run everything. Raises DeviceError if it `is_needed`.
+    """
+    if request.backend is not None:
+        return (request.backend,)
+    try:
+        return (choose_backend(folder, request.precision),)
+    except DeviceError:
+        if is_needed:
+            raise
+        return ()
 
 
 def _gpu_backends() -> tuple[Backend, ...]:

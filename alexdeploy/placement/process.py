@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from alexdeploy.core import errors
 from alexdeploy.core.errors import AlexDeployError, DeviceError
 from alexdeploy.engines.base import Predictions
+from alexdeploy.placement.devices import environment_for
 from alexdeploy.placement.frames import Answer, Batch, Failure, Job, Ready, read_frame, write_frame
 from alexdeploy.placement.plan import Replica
 
@@ -51,9 +52,7 @@ class ReplicaProcess:
         self.was_late = False
         self.was_stopped = False
         self._device = replica.device
-        environment = dict(os.environ)
-        if replica.device.kind == "cuda":
-            environment["CUDA_VISIBLE_DEVICES"] = replica.device.uuid
+        environment = {**os.environ, **environment_for(replica.device)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "alexdeploy.placement.worker", str(os.getpid())],
             stdin=subprocess.PIPE,

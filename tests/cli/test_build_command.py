@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.engines.engine_files import load_engine, sidecar_path
 from alexdeploy.inference.inspect import _device_for
 from alexdeploy.placement.devices import Device, GpuSurvey
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "placement"))
+from imagined import JETSON, jetson
 
 has_tensorrt = all(importlib.util.find_spec(name) is not None for name in ("tensorrt", "pycuda"))
 without_tensorrt = pytest.mark.skipif(has_tensorrt, reason="TensorRT is installed here")
@@ -81,6 +85,13 @@ def test_a_gpu_is_named_as_devices_lists_it_and_cuda_sees_no_other(name: str, mo
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "before")
     assert see_only(name, GpuSurvey(devices=GPUS)) == "cuda:0"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-1abc"
+
+
+@pytest.mark.parametrize("name", ["cuda:0", JETSON])
+def test_for_the_gpu_of_a_jetson_cuda_is_left_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert see_only(name, jetson()) == "cuda:0"
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 @pytest.mark.parametrize("name", ["cuda:3", "cpu", "all", "0,1", "GPU-", "GPU-9", ""])

@@ -35,6 +35,16 @@ def machine(*capabilities: tuple[int, int]) -> GpuSurvey:
     return GpuSurvey(devices=tuple(gpus), driver="580.65.06", cuda_version=(13, 0))
 
 
+JETSON = "54d0709b-558d-5a59-9f4c-0123456789ab"
+"""A GPU's UUID as NVML gives it on an Orin: no GPU- before it."""
+
+
+def jetson() -> GpuSurvey:
+    """An Orin, which does not tell its memory."""
+    orin = Device(kind="cuda", index=0, uuid=JETSON, name="Orin (nvgpu)", compute_capability=(8, 7), driver="540.4.0")
+    return GpuSurvey(devices=(orin,), driver="540.4.0", cuda_version=(13, 0))
+
+
 def put_engine(
     folder: ModelFolder,
     *,

@@ -1,22 +1,27 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from imagined import JETSON
 
 from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.processors import available_processors
+from alexdeploy.engines import cuda_driver
 from alexdeploy.placement import devices
 from alexdeploy.placement.devices import (
     Device,
     PhysicalGpu,
     cpu_device,
+    environment_for,
     find_devices,
     host_memory,
-    list_devices,
     survey_gpus,
     visible_devices,
 )
@@ -91,6 +96,47 @@ def test_devices_are_found_by_name(names: str, expected: list[int]) -> None:
     assert find_devices(names, HERE) == tuple(HERE[place] for place in expected)
 
 
+@pytest.mark.parametrize("name", ["0", "cuda:0", "all", JETSON, JETSON.upper()])
+def test_a_jetson_is_named_by_its_number_or_its_whole_uuid(name: str) -> None:
+    here = (CPU, gpu(0, JETSON))
+    assert find_devices(name, here) == here[1:]
+    with pytest.raises(UsageError):
+        find_devices(JETSON[:8], here)
+
+
+def test_a_process_sees_one_gpu_by_its_uuid_and_a_jetsons_as_it_is() -> None:
+    assert environment_for(gpu(1, "GPU-8932f937")) == {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}
+    assert environment_for(gpu(0, "MIG-cccc")) == {"CUDA_VISIBLE_DEVICES": "MIG-cccc"}
+    assert environment_for(gpu(0, JETSON)) == {}
+
+
+def test_cuda_takes_no_mask_with_the_uuid_of_a_jetson() -> None:
+    jetson = PhysicalGpu(uuid=JETSON, devices=(gpu(0, JETSON),))
+    assert visible_devices([jetson], JETSON) == ()
+    assert visible_devices([jetson], "0") == jetson.devices
+
+
+@pytest.mark.parametrize(
+    ("uuid", "expected"),
+    [
+        ("GPU-54D0709B-558d-5a59-0000-000000000001", 1),
+        ("MIG-54d0709b-558d-5a59-0000-000000000001", 1),
+        ("54d0709b-558d-5a59-0000-000000000001", 1),
+    ],
+)
+def test_only_the_prefix_of_a_uuid_is_cut_off(uuid: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = ["a" * 32, "54d0709b558d5a590000000000000001"]
+    monkeypatch.setattr(cuda_driver, "cuda_uuids", lambda: seen)
+    assert cuda_driver.cuda_ordinal(uuid) == expected
+
+
+def test_a_jetson_is_the_only_gpu_whatever_cuda_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_driver, "cuda_uuids", lambda: ["a" * 32])
+    assert cuda_driver.cuda_ordinal(JETSON) == 0
+    with pytest.raises(DeviceError, match="CUDA does not see GPU GPU-1"):
+        cuda_driver.cuda_ordinal("GPU-1")
+
+
 def test_all_is_the_cpu_where_there_is_no_gpu() -> None:
     assert find_devices("all", (CPU,)) == (CPU,)
 
@@ -132,12 +178,7 @@ def test_a_survey_finds_gpus_or_says_why_not() -> None:
     survey = survey_gpus()
     assert bool(survey.devices) != bool(survey.problem)
     for device in survey.devices:
-        assert device.uuid.startswith(("GPU-", "MIG-"))
-
-
-def test_devices_are_the_cpu_and_then_the_gpus() -> None:
-    kinds = [device.kind for device in list_devices()]
-    assert kinds == ["cpu"] + ["cuda"] * (len(kinds) - 1)
+        assert device.uuid.startswith(("GPU-", "MIG-")) or len(survey.devices) == 1
 
 
 class FakeNvml(ModuleType):
@@ -150,6 +191,7 @@ class FakeNvml(ModuleType):
 
     def __init__(self, gpus: tuple[str, ...] = (), fails_with: int | None = None) -> None:
         super().__init__("pynvml")
+        self.lacks: tuple[str, ...] = ()
         self.gpus, self.fails_with = gpus, fails_with
         self.nvmlInit, self.nvmlShutdown = self._init, lambda: None
         self.nvmlDeviceGetCount, self.nvmlDeviceGetUUID = lambda: len(gpus), str
@@ -165,7 +207,7 @@ class FakeNvml(ModuleType):
         return self.gpus[index]
 
     def __getattr__(self, name: str) -> object:
-        if not name.startswith("nvml"):
+        if not name.startswith("nvml") or name in self.lacks:
             raise AttributeError(name)
 
         def unsupported(*_: object) -> None:
@@ -214,6 +256,92 @@ def test_a_driver_that_does_not_work_is_a_fault_and_a_machine_without_a_gpu_is_n
     assert survey.is_fault == is_fault
     assert problem in str(survey.problem) if problem else survey.problem is None
     assert not (survey.problem and survey.notes), "the problem tells it all"
+
+
+class FakeDriver:
+    """libcuda on an imagined machine: an Orin with CUDA 12.6, `num_gpus` of them; functions in `lacks` are missing."""
+
+    def __init__(self, num_gpus: int = 1, lacks: tuple[str, ...] = ()) -> None:
+        self._lacks = lacks
+        self._answers = {"cuDriverGetVersion": 12060, "cuDeviceGetCount": num_gpus}
+
+    def __getitem__(self, name: str) -> Callable[..., int]:
+        if name in self._lacks:
+            raise AttributeError(name)
+
+        def call(*arguments: Any) -> int:
+            if name == "cuDeviceGetAttribute":
+                arguments[0]._obj.value = {75: 8, 76: 7}[arguments[1]]
+            elif name in self._answers:
+                arguments[0]._obj.value = self._answers[name]
+            return 0
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("gpus", "driver", "capability", "cuda_version"),
+    [
+        ((JETSON,), FakeDriver(), (8, 7), (12, 6)),
+        (("GPU-1",), FakeDriver(), (8, 7), (12, 6)),
+        ((JETSON,), FakeDriver(lacks=("cuDeviceGetAttribute",)), None, (12, 6)),
+        # CUDA is not asked for one of several: this process could not choose among them any more.
+        (("GPU-1", "GPU-2"), FakeDriver(num_gpus=2), None, (12, 6)),
+        ((JETSON,), FakeDriver(num_gpus=0), None, (12, 6)),
+    ],
+)
+def test_what_nvml_does_not_tell_of_the_only_gpu_the_driver_is_asked(
+    gpus: tuple[str, ...],
+    driver: FakeDriver,
+    capability: tuple[int, int] | None,
+    cuda_version: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(gpus))
+    monkeypatch.setattr(cuda_driver, "open_driver", lambda: driver)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    survey = survey_gpus()
+    assert [device.uuid for device in survey.devices] == list(gpus)
+    assert {device.compute_capability for device in survey.devices} == {capability}
+    assert survey.cuda_version == cuda_version
+
+
+def test_without_any_driver_version_and_capability_stay_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> None:
+        raise DeviceError("there is no driver")
+
+    monkeypatch.setattr(cuda_driver, "open_driver", no_driver)
+    assert cuda_driver.driver_cuda_version() is None
+    assert cuda_driver.only_compute_capability() is None
+
+
+def test_a_gpu_that_cuda_cannot_be_pointed_at_is_left_out_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(("GPU-1", JETSON)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    survey = survey_gpus()
+    assert [device.uuid for device in survey.devices] == ["GPU-1"]
+    assert survey.notes == (f"GPU 1 is left out: it is not alone, and CUDA does not take its UUID, {JETSON}",)
+
+
+def test_a_package_that_lacks_a_function_does_not_stop_the_survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(("GPU-1",))
+    missing = ("nvmlSystemGetCudaDriverVersion_v2", "nvmlDeviceGetMigMode", "nvmlDeviceGetCudaComputeCapability")
+    nvml.lacks = missing
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [device.uuid for device in survey_gpus().devices] == ["GPU-1"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not survey_gpus().devices, reason="needs an NVIDIA GPU and nvidia-ml-py")
+def test_libcuda_tells_the_same_as_nvml() -> None:
+    survey = survey_gpus()
+    assert cuda_driver.driver_cuda_version() == survey.cuda_version
+    if len(survey.devices) == 1:
+        # In a process of its own: whoever asks libcuda can turn to no other GPU after that.
+        code = "from alexdeploy.engines.cuda_driver import *; print(only_compute_capability())"
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert told.strip() == str(survey.devices[0].compute_capability)
 
 
 @pytest.mark.gpu

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from imagined import TENSORRT, machine, put_engine
+from imagined import JETSON, TENSORRT, jetson, machine, put_engine
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.engines import base
 from alexdeploy.engines.base import Backend
 from alexdeploy.placement import fitting
 from alexdeploy.placement import place as placing
 from alexdeploy.placement.devices import GpuSurvey
+from alexdeploy.placement.frames import Job
 from alexdeploy.placement.place import Placed, Request, place
 from alexdeploy.placement.pool import Pool
+from alexdeploy.placement.process import ReplicaProcess
 from alexdeploy.placement.towers import SplitEngine
 
 H100, A100 = (9, 0), (8, 0)
@@ -70,7 +73,7 @@ def test_a_gpu_without_an_engine_runs_the_next_backend_and_the_note_has_the_comm
     (note,) = placed.notes
     assert note.startswith("cuda:1 runs onnxruntime and not TensorRT: ")
     assert "it is for sm_90, this device is sm_80. Build one there: " in note
-    assert note.endswith(f"alexdeploy build {here.folder.path} --fp16 --views 10 --max-batch 32")
+    assert note.endswith(f"alexdeploy build {here.folder.path} --fp16 --views 10 --max-batch 32 --device cuda:1")
 
 
 def test_a_gpu_without_an_engine_and_without_another_backend_is_left_out_or_an_error_if_it_is_named(
@@ -145,6 +148,76 @@ def test_gpus_of_one_kind_share_an_engine(here: Here) -> None:
         ("cuda:1", "tensorrt", 8),
         ("cuda:0", "tensorrt", 8),
     ]
+
+
+@pytest.fixture
+def no_cpu_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all backends TensorRT alone is installed."""
+    monkeypatch.setattr(base, "is_installed", lambda backend: backend == "tensorrt")
+
+
+@pytest.mark.usefixtures("no_cpu_backend")
+def test_a_machine_with_tensorrt_needs_no_backend_for_the_cpu(here: Here) -> None:
+    put_engine(here.folder, capability=H100)
+    assert rows(here.place(machine(H100), backends=("tensorrt",))) == [("cuda:0", "tensorrt", 8)]
+    assert rows(here.place(machine(H100), backends=("tensorrt",), devices="0")) == [("cuda:0", "tensorrt", 8)]
+
+
+@pytest.mark.usefixtures("no_cpu_backend")
+@pytest.mark.parametrize(
+    ("survey", "devices", "told"),
+    [
+        (LAPTOP, None, "no backend that can run this model is installed"),
+        (machine(H100), "cpu", "no backend that can run this model is installed"),
+        (machine(H100), "0,cpu", r"^cpu \(.*\): no backend for the CPU is installed"),
+        # The engine is for another kind of GPU.
+        (machine(A100), None, r"^cpu.*: no backend for the CPU is installed; cuda:0: .* it is for sm_90"),
+    ],
+)
+def test_without_any_backend_for_the_cpu_whoever_needs_it_hears_of_it(
+    here: Here, survey: GpuSurvey, devices: str | None, told: str
+) -> None:
+    put_engine(here.folder, capability=H100)
+    with pytest.raises((DeviceError, ModelError), match=told) as caught:
+        here.place(survey, backends=("tensorrt",), devices=devices)
+    assert caught.value.cure
+
+
+def test_a_jetson_is_placed_by_whatever_name_it_has(here: Here) -> None:
+    put_engine(here.folder, capability=(8, 7))
+    for devices in (None, "all", "0", "cuda:0", JETSON):
+        assert rows(here.place(jetson(), devices=devices)) == [("cuda:0", "tensorrt", 8)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="Linux tells the environment of a process")
+@pytest.mark.parametrize(
+    ("survey", "expected"), [(machine(H100), b"CUDA_VISIBLE_DEVICES=GPU-0"), (jetson(), b"CUDA_VISIBLE_DEVICES=before")]
+)
+def test_the_process_of_a_replica_sees_its_gpu_alone_and_a_jetsons_as_it_is(
+    here: Here, survey: GpuSurvey, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_engine(here.folder, capability=H100)
+    put_engine(here.folder, capability=(8, 7))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "before")
+    engine = here.place(survey).engine
+    assert isinstance(engine, Pool)
+    replica = engine._members[0].replica
+    job = Job(
+        folder=str(here.folder.path),
+        backend=replica.backend,
+        precision="fp16",
+        num_views=10,
+        batch_size=replica.batch_size,
+        num_threads=None,
+        device="cuda:0",
+    )
+    process = ReplicaProcess(job, replica)
+    try:
+        environment = Path(f"/proc/{process._process.pid}/environ").read_bytes().split(b"\0")
+    finally:
+        process.end("seen")
+        process._clear_away()
+    assert [each for each in environment if each.startswith(b"CUDA_VISIBLE_DEVICES=")] == [expected]
 
 
 def test_a_driver_that_does_not_work_is_told_where_the_cpu_is_used_instead(here: Here) -> None:
