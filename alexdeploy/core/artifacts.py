@@ -169,14 +169,15 @@ def output_error(path: Path, exc: OSError) -> OutputError:
 
 def cache_folder(name: str) -> Path | None:
     """A folder under the user's cache (`ALEXDEPLOY_CACHE`, else XDG's), made if need be; None if it cannot be."""
-    base = (
-        os.environ.get("ALEXDEPLOY_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexdeploy"
-    )
-    folder = Path(base) / name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+        base = (
+            os.environ.get("ALEXDEPLOY_CACHE")
+            or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexdeploy"
+        )
+        folder = Path(base) / name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # RuntimeError: a user without a home folder.
+    except (OSError, RuntimeError):
         return None
     return folder if os.access(folder, os.W_OK) else None
 

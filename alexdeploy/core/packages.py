@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from contextlib import suppress
 
 
@@ -15,5 +16,21 @@ def package_version(*names: str) -> str | None:
 
 
 def tensorrt_version() -> str | None:
-    """The version of TensorRT, as it tells it itself, by whichever of its packages is installed."""
-    return package_version("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings")
+    """The version of TensorRT, as whichever of its packages is installed has it: there may be more behind the numbers.
+
+    TensorRT itself says 8.6.1 where its package is 8.6.1.post1; `release` is what both have.
+    """
+    return package_version(
+        "tensorrt",
+        "tensorrt-cu13",
+        "tensorrt-cu12",
+        "tensorrt-cu13-bindings",
+        "tensorrt-cu12-bindings",
+        "tensorrt-bindings",
+    )
+
+
+def release(version: str) -> str:
+    """The numbers that a version begins with: of "8.6.1.post1" 8.6.1. One that begins with none is all there is."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return found[0] if found else version

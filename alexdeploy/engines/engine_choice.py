@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import ModelError
+from alexdeploy.core.packages import release
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import NumViews
 from alexdeploy.engines.engine_files import EngineRecord, find_engines
+from alexdeploy.engines.signing import name_of, read_secret
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,15 +80,28 @@ def _hashes(folder: ModelFolder, precision: Precision, spec: ModelSpec) -> tuple
     return None, None
 
 
-def fitting_engines(folder: ModelFolder, wanted: Wanted) -> list[tuple[Path, EngineRecord]]:
-    """The engines that do what is wanted, that for the smallest batches first; none of them is trusted yet."""
+def fitting_engines(
+    folder: ModelFolder, wanted: Wanted, *, gpu: str = "", is_largest_first: bool = False
+) -> list[tuple[Path, EngineRecord]]:
+    """The engines that do what is wanted, the best first; none of them is verified yet.
+
+    First come those that this installation says to have signed, of them those built on a GPU of that name, of them
+    those for the smallest batches (or the largest), and of them those built last. Raises ModelError if the secret is
+    not this user's alone.
+    """
+    secret = read_secret()
+    own = None if secret is None else name_of(secret)
     fitting = [found for found in find_engines(folder) if not differences_from(found[1], wanted)]
-    return sorted(fitting, key=lambda found: (found[1].profile[2], found[0]))
+    fitting.sort(key=lambda found: found[1].built_at, reverse=True)
+    sign = -1 if is_largest_first else 1
+    return sorted(
+        fitting, key=lambda found: (found[1].signed_by != own, found[1].gpu != gpu, sign * found[1].profile[2])
+    )
 
 
-def choose_engine(folder: ModelFolder, wanted: Wanted) -> Path:
+def choose_engine(folder: ModelFolder, wanted: Wanted, *, gpu: str = "") -> Path:
     """The first of the fitting engines. Raises ModelError that says of the nearest in what it differs."""
-    fitting = fitting_engines(folder, wanted)
+    fitting = fitting_engines(folder, wanted, gpu=gpu)
     if fitting:
         return fitting[0][0]
     cure = f"Build one: {build_command(folder, wanted)}"
@@ -117,18 +133,21 @@ def differences_from(record: EngineRecord, wanted: Wanted) -> tuple[str, ...]:
         told.append(f"it takes {record.profile[0]} to {record.profile[2]} images, asked for {wanted.batch_size}")
     if record.compute_capability != wanted.compute_capability:
         told.append(f"it is for {_sm(record.compute_capability)}, this device is {_sm(wanted.compute_capability)}")
-    for name, found, here in (("TensorRT", record.tensorrt, wanted.tensorrt), ("CUDA", record.cuda, wanted.cuda)):
+    versions = ("TensorRT", release(record.tensorrt), release(wanted.tensorrt)), ("CUDA", record.cuda, wanted.cuda)
+    for name, found, here in versions:
         if found != here:
             told.append(f"it was built with {name} {found}, here is {here}")
     return tuple(told)
 
 
-def build_command(folder: ModelFolder, wanted: Wanted) -> str:
-    """The command that builds what is wanted."""
-    words = ["alexdeploy build", str(folder.path)]
+def build_command(folder: ModelFolder, wanted: Wanted, device: str | None = None) -> str:
+    """The command that builds what is wanted, for the first GPU unless another is named."""
+    words = ["alexdeploy build", shlex.quote(str(folder.path))]
     words += [f"--{wanted.precision}"] * (wanted.precision != "fp32")
     words += [f"--views {wanted.num_views}"] * (wanted.num_views != 1)
-    return " ".join([*words, f"--max-batch {wanted.batch_size}"])
+    words += [f"--max-batch {wanted.batch_size}"]
+    words += [f"--device {device}"] * (device is not None)
+    return " ".join(words)
 
 
 def _sm(capability: tuple[int, int]) -> str:

@@ -11,17 +11,19 @@ from __future__ import annotations
 import dataclasses
 import hmac
 import re
+import shlex
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, output_error, sha256_bytes
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews
-from alexdeploy.engines.signing import name_of, own_secret, read_secret, signature_of
+from alexdeploy.engines.signing import is_own, name_of, own_secret, read_secret, signature_of
 
 FORMAT = 1
 """Of the sidecar. Another number: what the fields mean is another."""
@@ -125,6 +127,30 @@ def sidecar_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def timing_cache_path(gpu: str, compute_capability: tuple[int, int], tensorrt: str, cuda: str) -> Path | None:
+    """Where a build keeps what it measured for the next; None where others than this user could write there.
+
+    TensorRT reads it in this process, and nothing signs it.
+    """
+    folder = cache_folder("tensorrt")
+    if folder is None:
+        return None
+    major, minor = compute_capability
+    path = folder / f"{slug(gpu)}-sm{major}{minor}-trt{tensorrt}-cuda{cuda}.timing"
+    return path if is_own(folder) and (is_own(path) or not path.exists()) else None
+
+
+def check_can_write(path: Path) -> None:
+    """Raise what `write_engine` would, before an engine is built for minutes: OutputError, or ModelError."""
+    own_secret()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as exc:
+        raise output_error(path, exc) from exc
+
+
 def write_engine(path: Path, plan: bytes, record: EngineRecord) -> EngineRecord:
     """Write plan and sidecar, signed by this installation. Raises OutputError.
 
@@ -168,7 +194,8 @@ def load_engine(path: Path) -> tuple[EngineRecord, bytes]:
     if secret is None or record.signed_by != name_of(secret):
         raise ModelError(
             f"{path} was built by another installation; an engine is code that runs here",
-            cure=f"If you trust where it comes from: alexdeploy build --trust-engine {path}\nElse {_BUILD_CURE}",
+            cure=f"If you trust where it comes from: alexdeploy build --trust-engine {shlex.quote(str(path))}\n"
+            f"Else {_BUILD_CURE}",
         )
     if not hmac.compare_digest(_signature(record, secret), record.signature):
         raise ModelError(f"{sidecar_path(path)} was changed since the engine was built", cure=_BUILD_CURE)

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import shlex
 import stat
 import tempfile
 from pathlib import Path
@@ -17,15 +18,32 @@ _SECRET_BYTES = 32
 
 
 def state_folder() -> Path:
-    """`ALEXDEPLOY_STATE`, else alexdeploy/ in the user's state folder (XDG)."""
+    """`ALEXDEPLOY_STATE`, else alexdeploy/ in the user's state folder (XDG). Raises ModelError without a home."""
     own = os.environ.get("ALEXDEPLOY_STATE")
-    return Path(own) if own else Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "alexdeploy"
+    if own:
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "alexdeploy"
+    except RuntimeError as exc:
+        raise ModelError(
+            f"there is no home folder for the secret that signs engines: {exc}",
+            cure="Name a folder for it: ALEXDEPLOY_STATE=/some/folder",
+        ) from exc
+
+
+def is_own(path: Path) -> bool:
+    """Whether nobody but this user, or root, may write this file or folder, and it is there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return os.name != "posix" or not _is_open(status)
 
 
 def read_secret() -> bytes | None:
     """The secret, None if none was made yet. Writes nothing. Raises ModelError if others could know or change it."""
     path = state_folder() / "engine.key"
-    anew = f"Delete it, and build the engines again: rm {path}"
+    anew = f"Delete it, and build the engines again: rm {shlex.quote(str(path))}"
     try:
         with path.open("rb") as file:
             folder, status = path.parent.stat(), os.fstat(file.fileno())
@@ -37,10 +55,11 @@ def read_secret() -> bytes | None:
     if os.name == "posix":
         user = os.geteuid()
         # Whoever may write the folder may put a secret of his own there.
-        if folder.st_mode & 0o022 or folder.st_uid not in (user, 0):
+        if _is_open(folder):
             raise ModelError(
                 f"{path.parent} has {_owned(folder)}, expected 0700 and {user}: others could sign engines",
-                cure=f"If nobody did: chmod 700 {path.parent}\nElse delete it, and build the engines again.",
+                cure=f"If nobody did: chmod 700 {shlex.quote(str(path.parent))}\n"
+                "Else delete it, and build the engines again.",
             )
         if status.st_mode & 0o077 or status.st_uid != user:
             raise ModelError(
@@ -71,6 +90,11 @@ def name_of(secret: bytes) -> str:
 def signature_of(content: bytes, secret: bytes) -> str:
     """HMAC-SHA256, as 64 hexadecimal digits."""
     return hmac.new(secret, content, hashlib.sha256).hexdigest()
+
+
+def _is_open(status: os.stat_result) -> bool:
+    """Whether others may write."""
+    return bool(status.st_mode & 0o022) or status.st_uid not in (os.geteuid(), 0)
 
 
 def _owned(status: os.stat_result) -> str:

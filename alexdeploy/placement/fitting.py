@@ -44,44 +44,55 @@ def engines_here(
 ) -> dict[tuple[int, int], int | NoEngine]:
     """For each compute capability here: the greatest batch of an engine that may run there, or why there is none.
 
-    "auto" takes the engine for the greatest batches, a number the one that `open_engine` will choose for it. An engine
-    that fits and is not trusted counts as none; its cure says how to trust it.
+    The engines are ranked as `open_engine` does it, where "auto" takes the greatest batches of the best rank; of GPUs
+    of one capability, the one whose engine takes the least decides. An engine that fits and is not trusted counts as
+    none; its cure says how to trust it.
     """
-    capabilities = {each.compute_capability for each in survey.devices if each.compute_capability is not None}
+    gpus: dict[tuple[int, int], dict[str, Device]] = {}
+    for gpu in survey.devices:
+        if gpu.compute_capability is not None:
+            gpus.setdefault(gpu.compute_capability, {}).setdefault(gpu.name, gpu)
     try:
         wanted = _wanted(folder, survey, precision, num_views)
     except AlexDeployError as exc:
-        return dict.fromkeys(capabilities, NoEngine(reason=exc.message, cure=exc.cure or "See: alexdeploy inspect"))
+        return dict.fromkeys(gpus, NoEngine(reason=exc.message, cure=exc.cure or "See: alexdeploy inspect"))
     if batch_size != "auto":
         wanted = replace(wanted, batch_size=batch_size)
-    return {
-        each: _engine_for(folder, replace(wanted, compute_capability=each), is_auto=batch_size == "auto")
-        for each in capabilities
-    }
+    found: dict[tuple[int, int], int | NoEngine] = {}
+    for capability, by_name in gpus.items():
+        here = replace(wanted, compute_capability=capability)
+        engines = [_engine_for(folder, here, gpu, is_auto=batch_size == "auto") for gpu in by_name.values()]
+        without = [each for each in engines if isinstance(each, NoEngine)]
+        found[capability] = without[0] if without else min(each for each in engines if not isinstance(each, NoEngine))
+    return found
 
 
-def _engine_for(folder: ModelFolder, wanted: Wanted, *, is_auto: bool) -> int | NoEngine:
-    fitting = fitting_engines(folder, wanted)
+def _engine_for(folder: ModelFolder, wanted: Wanted, gpu: Device, *, is_auto: bool) -> int | NoEngine:
+    fitting: list[tuple[Path, EngineRecord]] = []
     try:
+        fitting = fitting_engines(folder, wanted, gpu=gpu.name, is_largest_first=is_auto)
         # Where none fits, this tells in what the nearest differs.
-        path = fitting[-1 if is_auto else 0][0] if fitting else choose_engine(folder, wanted)
+        path = fitting[0][0] if fitting else choose_engine(folder, wanted)
         return load_engine(path)[0].profile[2]
     except AlexDeployError as exc:
-        build = build_command(folder, replace(wanted, batch_size=max(wanted.batch_size, DEFAULT_MAX_BATCH)))
+        most = max(wanted.batch_size, DEFAULT_MAX_BATCH)
+        build = build_command(folder, replace(wanted, batch_size=most), str(gpu))
         cure = exc.cure if fitting else f"Build one there: {build}"
         return NoEngine(reason=exc.message, cure=cure or f"Build it again: {build}")
 
 
 def judge_engines(folder: ModelFolder, survey: GpuSurvey) -> Iterator[EngineFile]:
     """Each engine file of the model, by name. Reads and hashes the model's files, and the engines that fit."""
-    wanted: dict[tuple[Precision, NumViews], Wanted] = {}
+    wanted: dict[Precision, Wanted | AlexDeployError] = {}
     for path in sorted((folder.path / "engines").glob("*.engine")):
         try:
             record = read_record(path)
-            asked = record.precision, record.num_views
-            if asked not in wanted:
-                wanted[asked] = _wanted(folder, survey, *asked)
-            yield _judge(path, record, wanted[asked], survey.devices)
+            if record.precision not in wanted:
+                wanted[record.precision] = _wanted_or_why_not(folder, survey, record.precision)
+            found = wanted[record.precision]
+            if isinstance(found, AlexDeployError):
+                raise found
+            yield _judge(path, record, replace(found, num_views=record.num_views), survey.devices)
         except AlexDeployError as exc:
             yield EngineFile(path=path, reasons=(_without(path, exc),))
 
@@ -99,6 +110,13 @@ def _judge(path: Path, record: EngineRecord, wanted: Wanted, gpus: tuple[Device,
     except AlexDeployError as exc:
         return EngineFile(path=path, reasons=(f"it is not trusted here; it {_without(path, exc)}",))
     return EngineFile(path=path, devices=fitting)
+
+
+def _wanted_or_why_not(folder: ModelFolder, survey: GpuSurvey, precision: Precision) -> Wanted | AlexDeployError:
+    try:
+        return _wanted(folder, survey, precision, 1)
+    except AlexDeployError as exc:
+        return exc
 
 
 def _wanted(folder: ModelFolder, survey: GpuSurvey, precision: Precision, num_views: NumViews) -> Wanted:

@@ -21,6 +21,8 @@ from alexdeploy.engines.engine_files import (
     read_record,
     sidecar_path,
     slug,
+    timing_cache_path,
+    write_engine,
 )
 
 WANTED = Wanted(
@@ -118,6 +120,22 @@ def test_the_engine_that_fits_is_chosen_and_of_two_the_one_for_smaller_batches(f
     assert choose_engine(folder, dataclasses.replace(WANTED, batch_size=17)) == large
 
 
+def test_the_package_of_tensorrt_may_tell_more_than_its_library(folder: ModelFolder) -> None:
+    path = make_engine(folder, tensorrt="8.6.1")
+    assert choose_engine(folder, dataclasses.replace(WANTED, tensorrt="8.6.1.post1")) == path
+    with pytest.raises(ModelError, match=r"built with TensorRT 8\.6\.1, here is 8\.6\.2"):
+        choose_engine(folder, dataclasses.replace(WANTED, tensorrt="8.6.2.post1"))
+
+
+def test_of_two_engines_that_differ_only_in_how_they_were_built_the_later_is_chosen(folder: ModelFolder) -> None:
+    paths = [make_engine(folder, builder={"preview": name}) for name in ("", "PROFILE_SHARING_0806")]
+    for latest in paths:
+        for path in paths:
+            year = 2027 if path == latest else 2026
+            write_engine(path, PLAN, dataclasses.replace(read_record(path), built_at=f"{year}-01-01T00:00:00+00:00"))
+        assert choose_engine(folder, WANTED) == latest
+
+
 def test_no_engine_at_all_names_the_command_that_builds_one(folder: ModelFolder) -> None:
     with pytest.raises(ModelError, match="has no TensorRT engine") as caught:
         choose_engine(folder, WANTED)
@@ -164,3 +182,33 @@ def test_a_damaged_sidecar_hides_its_engine_and_no_other(folder: ModelFolder) ->
 def test_all_differences_are_told_at_once() -> None:
     record = make_record(dataclasses.replace(KEY, tensorrt="11.4.0", compute_capability=(10, 0), num_views=5))
     assert len(differences_from(record, WANTED)) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX")
+def test_a_timing_cache_is_kept_where_nobody_else_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
+    asked = (GPU, (9, 0), "10.16.1.11", "13.0")
+    umask = os.umask(0o002)
+    try:
+        path = timing_cache_path(*asked)
+    finally:
+        os.umask(umask)
+    assert path == tmp_path / "cache" / "tensorrt" / "h100-80gb-hbm3-sm90-trt10.16.1.11-cuda13.0.timing"
+    path.write_bytes(b"measured")
+    path.chmod(0o644)
+    assert timing_cache_path(*asked) == path
+    path.chmod(0o666)
+    assert timing_cache_path(*asked) is None
+    path.chmod(0o600)
+    path.parent.chmod(0o770)
+    assert timing_cache_path(*asked) is None
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may give a file away")
+def test_a_timing_cache_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
+    path = timing_cache_path(GPU, (9, 0), "10.16.1.11", "13.0")
+    assert path is not None
+    path.write_bytes(b"measured")
+    os.chown(path, 12345, -1)
+    assert timing_cache_path(GPU, (9, 0), "10.16.1.11", "13.0") is None

@@ -14,9 +14,16 @@ from pathlib import Path
 import pytest
 from made_engines import PLAN, make_engine
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_bytes
-from alexdeploy.core.errors import ModelError
-from alexdeploy.engines.engine_files import EngineRecord, load_engine, read_record, sidecar_path, trust_engine
+from alexdeploy.core.artifacts import ModelFolder, cache_folder, sha256_bytes
+from alexdeploy.core.errors import ModelError, OutputError
+from alexdeploy.engines.engine_files import (
+    EngineRecord,
+    check_can_write,
+    load_engine,
+    read_record,
+    sidecar_path,
+    trust_engine,
+)
 from alexdeploy.engines.signing import own_secret, state_folder
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX")
@@ -264,3 +271,30 @@ def test_the_state_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert state_folder() == tmp_path / ".local" / "state" / "alexdeploy"
+
+
+def test_before_a_build_it_is_known_that_its_engine_can_be_written(folder: ModelFolder, state: Path) -> None:
+    path = folder.path / "engines" / "m.engine"
+    check_can_write(path)
+    assert (state / "engine.key").is_file()
+    assert list(path.parent.iterdir()) == []
+    path.parent.rmdir()
+    path.parent.write_bytes(b"a file in the place of the folder")
+    with pytest.raises(OutputError, match=r"m\.engine could not be written"):
+        check_can_write(path)
+    (state / "engine.key").write_bytes(b"short")
+    with pytest.raises(ModelError, match="is damaged"):
+        check_can_write(path)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_engine(folder)
+    for name in ("STATE", "CACHE"):
+        monkeypatch.delenv(f"ALEXDEPLOY_{name}")
+        # Fails as "~" does where HOME is not set and the system does not know the user.
+        monkeypatch.setenv(f"XDG_{name}_HOME", "~no-such-user/folder")
+    for refuses in (load_engine, check_can_write):
+        with pytest.raises(ModelError, match="there is no home folder") as caught:
+            refuses(path)
+        assert "ALEXDEPLOY_STATE=" in str(caught.value.cure)
+    assert cache_folder("tensorrt") is None
