@@ -102,10 +102,13 @@ def supported_capabilities(version: str) -> tuple[tuple[int, int], tuple[int, in
     """The lowest and the highest compute capability of a TensorRT version; None: no GPU is too new for it yet.
 
     From NVIDIA's support matrices: 8.6, Maxwell to Hopper; 10.0 from Volta, 10.5 from Turing, 10.8 with Blackwell.
+    Of a version that is not known, none is too old either.
     """
     numbers = tuple(int(word) for word in re.findall(r"\d+", version)[:2])
+    if not numbers:
+        return (0, 0), None
     lowest = (5, 0) if numbers < (10,) else (7, 0) if numbers < (10, 5) else (7, 5)
-    return lowest, (9, 0) if numbers < (10, 7) else None
+    return lowest, (9, 0) if numbers < (10, 8) else None
 
 
 def missing_library(text: str) -> str | None:

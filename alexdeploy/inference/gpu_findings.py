@@ -43,12 +43,17 @@ class Finding:
 
 
 def judge_driver(survey: GpuSurvey, *, has_board: bool) -> Finding:
-    if survey.driver is not None:
+    if survey.driver is not None or survey.devices:
         cuda = "" if survey.cuda_version is None else f", runs CUDA up to {_dotted(survey.cuda_version)}"
         hidden = f"; CUDA_VISIBLE_DEVICES hides {survey.num_hidden}" if survey.num_hidden else ""
         hidden = f"; {survey.problem}" if survey.problem else hidden
         status: Status = "warning" if survey.problem else "ok"
-        return Finding(name="driver", status=status, found=f"{survey.driver}{cuda}{hidden}", cure=survey.cure)
+        return Finding(
+            name="driver",
+            status=status,
+            found=f"{survey.driver or 'its version is not told'}{cuda}{hidden}",
+            cure=survey.cure,
+        )
     if has_board:
         problem = survey.problem or "its driver tells no version"
         return Finding(
@@ -110,7 +115,7 @@ def _tensorrt(probe: Probe | None, survey: GpuSurvey, driver_cuda: tuple[int, in
         cure = _GPU_CURE if has_gpu else None
         return Finding(name="tensorrt", status="problem" if has_gpu else "absent", found=_NOT_INSTALLED, cure=cure)
     version = probe.facts.get("version") or tensorrt_version() or "unknown version"
-    needed = _tensorrt_cuda()
+    needed = _tensorrt_cuda(version)
     if has_gpu and needed and driver_cuda and driver_cuda[0] < needed:
         found = f"{version} is for CUDA {needed}, the driver runs CUDA up to {_dotted(driver_cuda)}"
         # For CUDA 11 there is none that works with a numpy of today.
@@ -137,13 +142,18 @@ def _tensorrt(probe: Probe | None, survey: GpuSurvey, driver_cuda: tuple[int, in
     return Finding(name="tensorrt", status="ok", found=version if has_gpu else f"{version}, no GPU to use it on")
 
 
-def _tensorrt_cuda() -> int | None:
-    """The major version of CUDA that the installed TensorRT is for, as the names of its packages say."""
+def _tensorrt_cuda(version: str) -> int | None:
+    """The major version of CUDA that TensorRT of a version is for, as the names of its packages say.
+
+    Those of another version are what an update left. Of two that remain, the lesser: nobody can tell which one runs.
+    """
+    same: set[int] = set()
+    others: set[int] = set()
     for distribution in importlib.metadata.distributions():
         match = re.fullmatch(r"tensorrt[-_.]cu(\d+)([-_.](libs|bindings))?", distribution.metadata["Name"] or "")
         if match:
-            return int(match.group(1))
-    return None
+            (same if distribution.version == version else others).add(int(match.group(1)))
+    return min(same or others, default=None)
 
 
 def update_driver(cuda: int) -> str:

@@ -21,6 +21,9 @@ MOST_IMAGES = 256
 MEMORY_SHARE = 0.8
 """Of a GPU's free memory; the rest is for what CUDA, cuBLAS and cuDNN take for themselves, and for fragments."""
 
+_TENSORRT_STREAMS = 2
+"""Each reserves memory for the greatest batch of its engine, whatever the batches are."""
+
 _PREFERENCE: dict[Kind, tuple[Backend, ...]] = {
     "cpu": ("openvino", "onnxruntime", "torch"),
     "cuda": ("tensorrt", "onnxruntime"),
@@ -40,10 +43,11 @@ class Replica:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoEngine:
-    """Why TensorRT has no engine file for a kind of GPU, and what mends it."""
+    """Why TensorRT has no engine file for a GPU, and what mends it; `error` is the kind if the GPU was named."""
 
     reason: str
     cure: str
+    error: type[AlexDeployError] = ModelError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +56,8 @@ class Demand:
 
     `available` are the backends that are installed for each kind of device. TensorRT also needs an engine file for the
     GPU: `engines` has the greatest batch that one takes for each compute capability, or why there is none. An engine
-    takes `fixed_bytes`, and `image_bytes` for an image of a batch with all its views.
+    takes `fixed_bytes`, and `image_bytes` for an image of a batch with all its views; TensorRT's for its greatest
+    batch, in each stream.
     """
 
     precision: Precision = "fp32"
@@ -126,18 +131,6 @@ def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
         raise left_out[0].error(f"{exc.message}; {reasons}", cure=left_out[0].cure) from exc
 
 
-def engine_key_groups(replicas: Sequence[Replica]) -> tuple[tuple[Replica, ...], ...]:
-    """The replicas that run TensorRT, those together that can share one engine file: of one compute capability.
-
-    Such a file is built for the largest batch of its group.
-    """
-    groups: dict[tuple[int, int] | None, list[Replica]] = {}
-    for replica in replicas:
-        if replica.backend == "tensorrt":
-            groups.setdefault(replica.device.compute_capability, []).append(replica)
-    return tuple(tuple(group) for group in groups.values())
-
-
 def _plan(devices: Sequence[Device], demand: Demand) -> Plan:
     if not devices:
         raise DeviceError("there is no device to run it on", cure="See them: alexdeploy devices")
@@ -150,7 +143,7 @@ def _plan(devices: Sequence[Device], demand: Demand) -> Plan:
         if against is not None:
             name = f" ({device.name})" if device.name else ""
             raise against.error(f"{device}{name}: {against.reason}", cure=against.cure)
-        backend = _backend_for(device, demand)
+        backend = _backend_for(device, num_on[device], demand)
         assert backend is not None
         replicas.append(
             Replica(
@@ -161,61 +154,86 @@ def _plan(devices: Sequence[Device], demand: Demand) -> Plan:
             )
         )
     wants_engine = demand.backend is None and can_run("tensorrt", demand.precision)
-    lacking = [_without_engine(device, demand) for device in num_on if wants_engine and device.kind == "cuda"]
+    lacking = [
+        _without_engine(device, num_replicas, demand)
+        for device, num_replicas in num_on.items()
+        if wants_engine and device.kind == "cuda"
+    ]
     return Plan(replicas=tuple(replicas), without_engine=tuple(each for each in lacking if each is not None))
 
 
-def _backend_for(device: Device, demand: Demand) -> Backend | None:
+def _backend_for(device: Device, num_replicas: int, demand: Demand) -> Backend | None:
     for backend in _PREFERENCE[device.kind]:
         if (
             demand.backend in (None, backend)
             and backend in demand.available.get(device.kind, ())
             and can_run(backend, demand.precision)
-            and (backend != "tensorrt" or isinstance(_engine_for(device, demand), int))
+            and (backend != "tensorrt" or isinstance(_engine_for(device, num_replicas, demand), int))
         ):
             return backend
     return None
 
 
-def _engine_for(device: Device, demand: Demand) -> int | NoEngine:
-    """The greatest batch of the GPU's TensorRT engine, or why it has none."""
+def _engine_for(device: Device, num_replicas: int, demand: Demand) -> int | NoEngine:
+    """The greatest batch of the GPU's TensorRT engine, or why it has none that `num_replicas` can run."""
     if device.compute_capability is None:
         return NoEngine(reason="its compute capability is unknown", cure="See: alexdeploy doctor")
     nothing = NoEngine(reason="there is no TensorRT engine for it", cure="Build one: alexdeploy build")
-    return demand.engines.get(device.compute_capability, nothing)
+    found = demand.engines.get(device.compute_capability, nothing)
+    room = _room(device, num_replicas)
+    if isinstance(found, NoEngine) or room is None:
+        return found
+    needed = demand.fixed_bytes + _TENSORRT_STREAMS * found * demand.image_bytes
+    if needed <= room:
+        return found
+    why = f"its TensorRT engine is for up to {found} images, for which {_TENSORRT_STREAMS} streams reserve memory"
+    cure = "End what else runs there"
+    smaller = found // 2
+    while smaller and demand.fixed_bytes + _TENSORRT_STREAMS * smaller * demand.image_bytes > room:
+        smaller //= 2
+    if smaller:
+        cure += f", or build one with --max-batch {smaller} and give --batch-size {smaller}"
+    reason = f"{why}; {_too_little(device, num_replicas, needed)}"
+    return NoEngine(reason=reason, cure=cure, error=DeviceMemoryError)
 
 
-def _without_engine(device: Device, demand: Demand) -> LeftOut | None:
+def _without_engine(device: Device, num_replicas: int, demand: Demand) -> LeftOut | None:
     """Why TensorRT, where it is installed, has no engine for the GPU."""
-    found = _engine_for(device, demand)
+    found = _engine_for(device, num_replicas, demand)
     if isinstance(found, int) or "tensorrt" not in demand.available.get("cuda", ()):
         return None
-    return LeftOut(device=device, reason=found.reason, cure=found.cure, error=ModelError)
+    return LeftOut(device=device, reason=found.reason, cure=found.cure, error=found.error)
 
 
 def _reason_against(device: Device, num_replicas: int, demand: Demand) -> LeftOut | None:
     """Why the device cannot run `num_replicas` of what is asked, or None if it can."""
-    if _backend_for(device, demand) is None:
-        return _no_backend(device, demand)
+    if _backend_for(device, num_replicas, demand) is None:
+        return _no_backend(device, num_replicas, demand)
     room = _room(device, num_replicas)
     needed = demand.fixed_bytes + demand.image_bytes
     if room is None or needed <= room:
         return None
-    assert device.free_bytes is not None
     views = "a view" if demand.num_views == 1 else f"{demand.num_views} views"
-    on_it = "a replica" if num_replicas == 1 else f"each of {num_replicas} replicas"
     fewer = "" if num_replicas == 1 else "fewer replicas on it, "
     return LeftOut(
         device=device,
-        reason=f"{device.free_bytes / 1e9:.1f} GB are free, {MEMORY_SHARE:.0%} of that may be used; "
-        f"{on_it} with one image of {views} needs {needed / 1e9:.1f} GB",
+        reason=_too_little(device, num_replicas, needed, f" with one image of {views}"),
         cure=f"End what else runs there, or use {fewer}{'' if demand.num_views == 1 else 'fewer --views, '}"
         "another device: --devices",
         error=DeviceMemoryError,
     )
 
 
-def _no_backend(device: Device, demand: Demand) -> LeftOut:
+def _too_little(device: Device, num_replicas: int, needed: int, what: str = "") -> str:
+    free = 0 if device.free_bytes is None else device.free_bytes
+    on_it = "a replica" if num_replicas == 1 else f"each of {num_replicas} replicas"
+    return (
+        f"{free / 1e9:.1f} GB are free, {MEMORY_SHARE:.0%} of that may be used; "
+        f"{on_it}{what} needs {needed / 1e9:.1f} GB"
+    )
+
+
+def _no_backend(device: Device, num_replicas: int, demand: Demand) -> LeftOut:
     kind = "GPUs" if device.kind == "cuda" else "the CPU"
     known = _PREFERENCE[device.kind]
     installed = [backend for backend in known if backend in demand.available.get(device.kind, ())]
@@ -234,7 +252,7 @@ def _no_backend(device: Device, demand: Demand) -> LeftOut:
     if not any(can_run(backend, demand.precision) for backend in wanted):
         reason = f"{' and '.join(wanted)} cannot run {demand.precision} there"
         return LeftOut(device=device, reason=reason, cure="Use another --precision.")
-    lacking = _without_engine(device, demand)
+    lacking = _without_engine(device, num_replicas, demand)
     assert lacking is not None
     return lacking
 
@@ -249,12 +267,13 @@ def _room(device: Device, num_replicas: int) -> float | None:
 def _batch_size(device: Device, num_replicas: int, demand: Demand) -> int:
     if demand.batch_size != "auto":
         return demand.batch_size
-    engine = _engine_for(device, demand)
-    is_tensorrt = _backend_for(device, demand) == "tensorrt"
+    engine = _engine_for(device, num_replicas, demand)
+    is_tensorrt = _backend_for(device, num_replicas, demand) == "tensorrt"
     most = min(engine, MOST_IMAGES) if is_tensorrt and isinstance(engine, int) else MOST_IMAGES
     room = _room(device, num_replicas)
     if room is None:
         return min(CPU_BATCH_SIZE, most)
+    # TensorRT's greatest batch has room twice, or its engine would not have been taken.
     size = most
     while size > 1 and demand.fixed_bytes + size * demand.image_bytes > room:
         size //= 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.placement.devices import Device
-from alexdeploy.placement.plan import Demand, NoEngine, Plan, engine_key_groups, plan_replicas
+from alexdeploy.placement.plan import Demand, NoEngine, Plan, plan_replicas
 
 GB = 1_000_000_000
 CPU = Device(kind="cpu", index=0, name="a CPU", free_bytes=16 * GB)
@@ -44,7 +44,6 @@ def test_eight_equal_gpus_give_eight_equal_replicas() -> None:
     plan = plan_replicas([CPU, *map(gpu, range(8))], demand())
     assert rows(plan) == [(f"cuda:{index}", "tensorrt", 256, None) for index in range(8)]
     assert plan.left_out == ()
-    assert engine_key_groups(plan.replicas) == (plan.replicas,)
 
 
 def test_a_batch_is_no_larger_than_the_engine_of_its_gpu() -> None:
@@ -62,15 +61,38 @@ def test_a_small_engine_bounds_the_batch_of_a_gpu_that_does_not_tell_its_memory(
     assert rows(plan_replicas([gpu(0, free_gb=None)], demand(engines={(9, 0): 4})))[0][2] == 4
 
 
-def test_each_compute_capability_is_an_engine_of_its_own() -> None:
-    devices = [gpu(0, capability=(9, 0)), gpu(1, capability=(8, 0)), gpu(2, capability=(9, 0))]
-    replicas = plan_replicas(devices, demand()).replicas
-    assert engine_key_groups(replicas) == ((replicas[0], replicas[2]), (replicas[1],))
+def test_tensorrt_needs_room_for_the_greatest_batch_of_its_engine_in_two_streams_whatever_the_batch() -> None:
+    # 1 GB and 2 x 128 x 10 MB; of 4.5 GB 3.6 may be used, of 4.4 GB 3.52.
+    asked = demand(engines={(9, 0): 128}, batch_size=1)
+    plan = plan_replicas([gpu(0, free_gb=4.5), gpu(1, free_gb=4.4)], asked)
+    assert rows(plan) == [("cuda:0", "tensorrt", 1, None), ("cuda:1", "onnxruntime", 1, None)]
+    (without,) = plan.without_engine
+    assert str(without.device) == "cuda:1"
+    assert without.reason == (
+        "its TensorRT engine is for up to 128 images, for which 2 streams reserve memory; "
+        "4.4 GB are free, 80% of that may be used; a replica needs 3.6 GB"
+    )
+    assert without.cure.endswith("build one with --max-batch 64 and give --batch-size 64")
 
 
-def test_only_tensorrt_has_engine_files() -> None:
-    replicas = plan_replicas([CPU, gpu(0)], demand(named=(CPU, gpu(0)), backend="onnxruntime")).replicas
-    assert engine_key_groups(replicas) == ()
+def test_two_replicas_of_an_engine_need_its_memory_twice() -> None:
+    machine = [gpu(0, free_gb=8)]
+    asked = demand(engines={(9, 0): 128})
+    assert rows(plan_replicas(machine, asked)) == [("cuda:0", "tensorrt", 128, None)]
+    two = plan_replicas(machine, replace(asked, replicas_per_device=2))
+    assert [each.backend for each in two.replicas] == ["onnxruntime"] * 2
+    assert "each of 2 replicas needs 3.6 GB" in two.without_engine[0].reason
+
+
+def test_an_engine_that_a_gpu_has_no_room_for_and_that_was_asked_for_is_a_memory_error() -> None:
+    asked = demand(engines={(9, 0): 128}, backend="tensorrt")
+    for named in (None, (gpu(0, free_gb=4),)):
+        with pytest.raises(DeviceMemoryError, match="its TensorRT engine is for up to 128 images") as caught:
+            plan_replicas([CPU, gpu(0, free_gb=4)], replace(asked, named=named))
+        assert "--max-batch 64" in str(caught.value.cure)
+    with pytest.raises(DeviceMemoryError) as caught:
+        plan_replicas([gpu(0, free_gb=1)], asked)
+    assert caught.value.cure == "End what else runs there", "no engine is small enough"
 
 
 def test_a_gpu_that_is_almost_full_is_left_out_with_its_reason() -> None:
