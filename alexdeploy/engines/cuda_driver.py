@@ -126,6 +126,15 @@ class CudaGraph:
             self._executable = None
 
 
+def try_graph(stream: int, enqueue: Callable[[], None], driver: ctypes.CDLL | None = None) -> CudaGraph | None:
+    """The work as a graph, or None: that costs speed alone, and what is wrong with the work shows without a graph."""
+    try:
+        return CudaGraph(stream, enqueue, driver)
+    # Whatever `enqueue` raises, and that there is memory for the work but not for its graph.
+    except Exception:
+        return None
+
+
 def _instantiate(driver: ctypes.CDLL, executable: ctypes.c_void_p, graph: ctypes.c_void_p) -> None:
     try:
         _call(driver, "cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))

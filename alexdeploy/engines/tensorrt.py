@@ -8,8 +8,6 @@ device's primary context, the one that torch and ONNX Runtime use.
 
 from __future__ import annotations
 
-import queue
-import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -17,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import AlexDeployError, DeviceError, ModelError
+from alexdeploy.core.errors import ModelError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.engines.engine_choice import Wanted, choose_engine, differences_from, wanted_engine
 from alexdeploy.engines.engine_files import load_engine, read_record
+from alexdeploy.engines.stream_threads import StreamThreads
 
 # Before the packages themselves: it says how to get them.
 from alexdeploy.engines.tensorrt_gpu import (
@@ -32,12 +31,9 @@ from alexdeploy.engines.tensorrt_gpu import (
     primary_context,
     translated,
 )
-from alexdeploy.engines.tensorrt_stream import Stream
+from alexdeploy.engines.tensorrt_stream import NUM_STREAMS, Stream
 
 import tensorrt as trt  # isort: skip
-
-NUM_STREAMS = 2
-"""Batches in flight: one is copied while the other is computed."""
 
 
 def open_engine(folder: ModelFolder, options: EngineOptions) -> TensorRTEngine:
@@ -53,7 +49,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TensorRTEngine:
         compute_capability=gpu.compute_capability,
         cuda=gpu.cuda,
     )
-    path = choose_engine(folder, wanted)
+    path = choose_engine(folder, wanted, gpu=gpu.name)
     info = EngineInfo(
         backend="tensorrt",
         device=f"cuda:{gpu.index}",
@@ -67,10 +63,6 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TensorRTEngine:
     return TensorRTEngine(path, info, gpu, wanted)
 
 
-_Opened = queue.SimpleQueue[AlexDeployError | None]
-"""How a thread tells that it is ready, or why it is not."""
-
-
 class TensorRTEngine:
     """One engine with an execution context for each stream."""
 
@@ -79,123 +71,43 @@ class TensorRTEngine:
         self._wanted = wanted
         self._path = path
         self._gpu = gpu
-        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
-        self._close = threading.Event()
-        self._owner: threading.Thread | None = None
+        self._threads = self._new_threads()
 
     def __enter__(self) -> TensorRTEngine:
         record, plan = load_engine(self._path)
         # What was chosen by was not yet verified; this is.
         if record.engine_sha256 != self.info.artifact or differences_from(record, self._wanted):
             raise ModelError(f"{self._path} was exchanged while it was opened", cure="Run the command again.")
-        opened: queue.SimpleQueue[AlexDeployError | None] = queue.SimpleQueue()
-        self._close = threading.Event()
-        self._owner = threading.Thread(target=self._own, args=(plan, opened), name="alexdeploy-tensorrt")
-        self._owner.start()
-        try:
-            error = opened.get()
-        except BaseException:
-            self._end()
-            raise
-        if error is not None:
-            self._end()
-            raise error
+        plans = [plan]
+        # Hundreds of megabytes, which the engine does not need once it is there.
+        del plan
+        self._threads = self._new_threads()
+        self._threads.start(plans)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if self._owner is not None:
-            self._close.set()
-            self._owner.join()
-            self._owner = None
+        self._threads.end()
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
         check_images(images, self.info.batch_size)
-        if self._owner is None:
-            raise DeviceError("the engine is not open", cure="Use it in a with statement.")
-        batch = _Batch(images)
-        self._batches.put(batch)
-        found = batch.answer.get()
-        if isinstance(found, AlexDeployError):
-            raise found
-        return found
+        return self._threads.run(images)
 
-    def _own(self, plan: bytes, opened: _Opened) -> None:
-        """Hold the engine from before the first stream is made until after the last is gone."""
-        try:
-            with primary_context(self._gpu.index):
-                try:
-                    engine: trt.ICudaEngine = deserialize(plan, self._path)
-                    del plan
-                    _check_engine(engine, self._path, self.info)
-                    self._serve_all(engine, opened)
-                # Caught in here, since a traceback keeps what its frames hold, and that must go before the context.
-                except Exception as exc:
-                    opened.put(translated(exc).with_traceback(None))
-                engine = None
-        except Exception as exc:
-            opened.put(translated(exc).with_traceback(None))
+    def _new_threads(self) -> StreamThreads[trt.ICudaEngine]:
+        return StreamThreads(
+            context=lambda: primary_context(self._gpu.index),
+            load=self._load,
+            make_stream=lambda: Stream(self.info),
+            num_streams=self.info.num_streams,
+            translated=translated,
+        )
 
-    def _serve_all(self, engine: trt.ICudaEngine, opened: _Opened) -> None:
-        """Open the streams one after the other, wait until the engine is closed, and end them."""
-        threads: list[threading.Thread] = []
-        error: AlexDeployError | None = None
-        for number in range(self.info.num_streams):
-            ready: _Opened = queue.SimpleQueue()
-            name = f"alexdeploy-tensorrt-{number}"
-            threads.append(threading.Thread(target=self._serve, args=(engine, ready), name=name))
-            threads[-1].start()
-            error = ready.get()
-            if error is not None:
-                break
-        opened.put(error)
-        if error is None:
-            self._close.wait()
-        for _ in threads:
-            self._batches.put(None)
-        for thread in threads:
-            thread.join()
-
-    def _serve(self, engine: trt.ICudaEngine, ready: _Opened) -> None:
-        """Answer batches with a stream of this thread's own, until there are no more."""
-        try:
-            with primary_context(self._gpu.index):
-                stream = Stream(self.info)
-                try:
-                    stream.open(engine)
-                except Exception as exc:
-                    ready.put(translated(exc).with_traceback(None))
-                else:
-                    ready.put(None)
-                    while (batch := self._batches.get()) is not None:
-                        _answer(stream, batch)
-                finally:
-                    stream.close()
-        except Exception as exc:
-            ready.put(translated(exc).with_traceback(None))
-
-
-class _Batch:
-    """Images, and where the answer to them goes."""
-
-    __slots__ = ("answer", "images")
-
-    def __init__(self, images: NDArray[np.uint8]) -> None:
-        self.images = images
-        self.answer: queue.SimpleQueue[Predictions | AlexDeployError] = queue.SimpleQueue()
-
-
-def _answer(stream: Stream, batch: _Batch) -> None:
-    try:
-        batch.answer.put(stream.run(batch.images))
-    # A batch that failed is its caller's affair; the next may do well.
-    except Exception as exc:
-        batch.answer.put(translated(exc).with_traceback(None))
+    def _load(self, plan: bytes) -> trt.ICudaEngine:
+        engine: trt.ICudaEngine = deserialize(plan, self._path)
+        _check_engine(engine, self._path, self.info)
+        return engine
 
 
 def _check_engine(engine: trt.ICudaEngine, path: Path, info: EngineInfo) -> None:

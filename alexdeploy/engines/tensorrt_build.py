@@ -12,24 +12,26 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import alexdeploy
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder
+from alexdeploy.core.artifacts import ModelFolder, atomic_write
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, OutputError, UsageError, first_line
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.engine_files import (
     BuildOptions,
     EngineKey,
     EngineRecord,
+    check_can_write,
     engine_path,
     find_engines,
     key_differences,
     load_engine,
-    slug,
+    timing_cache_path,
     write_engine,
 )
 
 # Before the package itself: it says how to get it.
 from alexdeploy.engines.tensorrt_gpu import LOG, Gpu, deserialize, find_gpu, on_gpu, refused
 from alexdeploy.engines.tensorrt_network import VERSION, allow_precision, is_strongly_typed, read_network
+from alexdeploy.engines.tensorrt_stream import check_contexts
 from alexdeploy.export.graphs import load_graph
 from alexdeploy.export.typed import DERIVATION, engine_graph, opset_for
 
@@ -84,6 +86,7 @@ def build_engine(
             "typing": "strong" if is_strongly_typed() else "weak",
             "opset": opset,
             "derivation": DERIVATION,
+            "preview": "PROFILE_SHARING_0806" if VERSION[0] < 10 else "",
         },
     )
     path = engine_path(folder, key, gpu.name)
@@ -94,6 +97,7 @@ def build_engine(
         notes: tuple[str, ...] = (f"{path} is built again: {why}",)
     else:
         notes = _others(folder, key)
+    check_can_write(path)
     model = engine_graph(graph.model, spec, options.num_views, folder.mean_image(spec), opset)
     content: bytes = model.SerializeToString()
     del model
@@ -188,6 +192,9 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, job: _Job)
     config.clear_flag(trt.BuilderFlag.TF32)
     # So that the inspector can tell kernels and formats; inference is not slower for it.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if VERSION[0] < 10:
+        # The contexts of all streams use the one profile; from 10 on they always may.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     if job.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
     if job.tactics is not None and not config.set_tactic_sources(job.tactics):
@@ -243,11 +250,9 @@ def _watch(config: trt.IBuilderConfig, on_progress: OnProgress, stop: threading.
 
 def _use_timing_cache(config: trt.IBuilderConfig, gpu: Gpu) -> Path | None:
     """Give the builder what it measured on this kind of GPU with this version before; where that is kept."""
-    folder = cache_folder("tensorrt")
-    if folder is None:
+    path = timing_cache_path(gpu.name, gpu.compute_capability, trt.__version__, gpu.cuda)
+    if path is None:
         return None
-    major, minor = gpu.compute_capability
-    path = folder / f"{slug(gpu.name)}-sm{major}{minor}-trt{trt.__version__}-cuda{gpu.cuda}.timing"
     content = b""
     with suppress(OSError):
         content = path.read_bytes()
@@ -285,6 +290,8 @@ def _build_error() -> DeviceError | ModelError:
 
 
 def _check_plan(plan: bytes, path: Path) -> None:
+    """Raise ModelError or DeviceError unless the plan can be opened, with a context for each stream at once."""
     engine: trt.ICudaEngine = deserialize(plan, path)
     if engine.num_io_tensors != 3 or math.prod(engine.get_tensor_shape("images")[1:]) != IMAGE_SIZE * IMAGE_SIZE * 3:
         raise ModelError(f"the engine of {path.name} has {engine.num_io_tensors} inputs and outputs, expected 3")
+    check_contexts(engine)

@@ -7,10 +7,10 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.errors import DeviceError, DeviceMemoryError
+from alexdeploy.core.errors import DeviceError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import EngineInfo, Predictions
-from alexdeploy.engines.cuda_driver import CudaGraph
+from alexdeploy.engines.cuda_driver import CudaGraph, try_graph
 
 # Before the packages themselves: it says how to get them.
 from alexdeploy.engines.tensorrt_gpu import LOG, refused
@@ -18,8 +18,31 @@ from alexdeploy.engines.tensorrt_gpu import LOG, refused
 import pycuda.driver as cuda  # isort: skip
 import tensorrt as trt  # isort: skip
 
+NUM_STREAMS = 2
+"""Batches in flight: one is copied while the other is computed."""
+
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: it does not wait for the default stream, which other libraries of the process may use."""
+
+
+def make_context(engine: trt.ICudaEngine, stream: cuda.Stream, cure: str) -> trt.IExecutionContext:
+    """An execution context with the engine's only profile, which those of all streams share. `cure` is for memory."""
+    context: trt.IExecutionContext = engine.create_execution_context()
+    if context is None:
+        raise refused("TensorRT could not make an execution context", cure)
+    if not context.set_optimization_profile_async(0, stream.handle):
+        raise refused("TensorRT did not take the optimization profile", cure)
+    stream.synchronize()
+    return context
+
+
+def check_contexts(engine: trt.ICudaEngine) -> None:
+    """Raise DeviceError unless each stream can have its context while the others have theirs."""
+    stream = cuda.Stream(_NON_BLOCKING)
+    cure = "Use a smaller --max-batch, or free memory on the GPU."
+    contexts = [make_context(engine, stream, cure) for _ in range(NUM_STREAMS)]
+    # Before the stream that they know.
+    del contexts
 
 
 class Stream:
@@ -38,14 +61,9 @@ class Stream:
 
     def open(self, engine: trt.ICudaEngine) -> None:
         """Take all the memory that a full batch needs, and run one, so that what fails fails now."""
-        context: trt.IExecutionContext = engine.create_execution_context()
-        if context is None:
-            raise refused("TensorRT could not make an execution context")
-        self._context = context
         self._stream = cuda.Stream(_NON_BLOCKING)
-        if not context.set_optimization_profile_async(0, self._stream.handle):
-            raise refused("TensorRT did not take the optimization profile")
-        self._stream.synchronize()
+        context: trt.IExecutionContext = make_context(engine, self._stream, "Use a smaller --batch-size.")
+        self._context = context
         for name, shape, dtype in (
             ("images", (self._batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8),
             ("probabilities", (self._batch_size, self._num_classes), np.float32),
@@ -129,12 +147,9 @@ class Stream:
     def _capture(self) -> CudaGraph | None:
         """The current batch as one CUDA graph; None where the engine cannot be captured, for good."""
         assert self._stream is not None
-        try:
-            return CudaGraph(self._stream.handle, self._enqueue)
-        except DeviceMemoryError:
-            raise
-        except (DeviceError, cuda.Error):
-            # Only speed is lost: the same work is enqueued piece by piece. What was said is said.
+        graph = try_graph(self._stream.handle, self._enqueue)
+        if graph is None:
+            # The same work is enqueued piece by piece. What was said is said.
             LOG.take()
             self._is_capturable = False
-            return None
+        return graph

@@ -9,7 +9,7 @@ import pytest
 from gpu_here import has_gpu
 
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError
-from alexdeploy.engines.cuda_driver import CudaGraph, cuda_ordinal
+from alexdeploy.engines.cuda_driver import CudaGraph, cuda_ordinal, try_graph
 
 
 class Driver:
@@ -87,6 +87,15 @@ def test_memory_that_runs_out_is_told_from_other_errors() -> None:
         capture(Driver(cuGraphInstantiateWithFlags=2))
     with pytest.raises(DeviceError, match="cuStreamEndCapture failed with CUDA error 901"):
         capture(Driver(cuStreamEndCapture=901))
+
+
+def test_work_for_whose_graph_there_is_no_memory_goes_on_without_one() -> None:
+    def fail() -> None:
+        raise ValueError("work")
+
+    assert try_graph(7, lambda: None, Driver()) is not None  # type: ignore[arg-type]
+    assert try_graph(7, lambda: None, Driver(cuGraphInstantiateWithFlags=2)) is None  # type: ignore[arg-type]
+    assert try_graph(7, fail, Driver()) is None  # type: ignore[arg-type]
 
 
 def _has_driver() -> bool:
