@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import itertools
+import shlex
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alexdeploy.cli import output
 from alexdeploy.cli.options import JsonOption, ModelArgument
-from alexdeploy.core.errors import UsageError
+from alexdeploy.core.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
     from alexdeploy.export.fp16 import HalfLayer
     from alexdeploy.export.parity import Parity
     from alexdeploy.export.quantize import Quantization
-    from alexdeploy.placement.devices import Device
+    from alexdeploy.placement.devices import Device, GpuSurvey
 
 
 def export(
@@ -90,40 +95,80 @@ def export(
     else:
         for item in exported:
             _report(item)
-    _build_engines(folder, [name for name, asked in (("fp16", fp16), ("int8", int8)) if asked])
-    best = " --precision int8" if int8 else ""
+    built, code = _build_engines(folder, [name for name, asked in (("fp16", fp16), ("int8", int8)) if asked])
+    # FP16 is faster only where its engine is: a CPU computes in FP32 all the same.
+    best = " --precision int8" if int8 else " --precision fp16" if "fp16" in built else ""
     output.note(f"next: alexdeploy predict images/ --tencrop --model {folder.path}{best}")
+    if code:
+        raise typer.Exit(code)
 
 
-def _build_engines(folder: ModelFolder, precisions: list[str]) -> None:
-    """Where there are GPUs and TensorRT: for each reduced precision an engine for one view and one for ten."""
-    from alexdeploy.engines.base import is_installed
+def _build_engines(folder: ModelFolder, precisions: list[str]) -> tuple[set[str], int]:
+    """Where there are GPUs and TensorRT: for each reduced precision an engine for one view and one for ten.
+
+    What cannot be built on one GPU does not stop the others. The precisions with an engine for ten views, and the exit
+    code of the first build that failed or 0.
+    """
     from alexdeploy.placement.devices import survey_gpus
 
     survey = survey_gpus()
-    if not survey.devices or not is_installed("tensorrt"):
-        why = "TensorRT is not installed" if survey.devices else f"no GPU was found ({survey.problem})"
-        output.note(f"no TensorRT engine: {why}; the ONNX files run on every other backend")
-        return
-    for words in build_commands(folder, precisions, survey.devices):
-        # In a process of its own, which sees one GPU: TensorRT does not build for two kinds of them in one.
-        code = subprocess.run([sys.executable, "-m", "alexdeploy", *words], check=False).returncode
-        if code != 0:
-            # It has said why.
-            raise typer.Exit(code)
+    why = _why_no_engines(survey)
+    if why is not None:
+        output.note(f"no TensorRT engine: {why}")
+        return set(), 0
+    built, first_code = set(), 0
+    for gpu, precision, num_views in itertools.product(one_of_each_kind(survey.devices), precisions, (1, 10)):
+        code = _run(build_words(folder, precision, num_views, gpu))
+        first_code = first_code or code
+        if code == 0 and num_views == 10:
+            built.add(precision)
+    return built, first_code
 
 
-def build_commands(folder: ModelFolder, precisions: list[str], gpus: Sequence[Device]) -> list[list[str]]:
-    """An engine runs on every GPU of one compute capability: built is on the first of each."""
-    kinds: dict[tuple[int, int] | None, str] = {}
+def _why_no_engines(survey: GpuSurvey) -> str | None:
+    from alexdeploy.engines.base import is_installed
+
+    others = "the ONNX files run on every other backend"
+    if not survey.devices:
+        return f"no GPU was found ({survey.problem}); {others}"
+    if not is_installed("tensorrt"):
+        return f"TensorRT is not installed; {others}"
+    if not _has_pycuda():
+        # The graphs are written and right: this is no failure of the export.
+        return f"TensorRT needs pycuda here, and it is not installed: pip install pycuda; until then {others}"
+    return None
+
+
+def _has_pycuda() -> bool:
+    return importlib.util.find_spec("pycuda") is not None
+
+
+def one_of_each_kind(gpus: Sequence[Device]) -> list[Device]:
+    """An engine runs on every GPU of one compute capability: the first of each."""
+    kinds: dict[tuple[int, int] | None, Device] = {}
     for gpu in gpus:
-        kinds.setdefault(gpu.compute_capability, gpu.uuid)
-    return [
-        ["build", f"--{precision}", "--views", str(num_views), "--device", uuid, "--", str(folder.path)]
-        for uuid in kinds.values()
-        for precision in precisions
-        for num_views in (1, 10)
-    ]
+        kinds.setdefault(gpu.compute_capability, gpu)
+    return list(kinds.values())
+
+
+def build_words(folder: ModelFolder, precision: str, num_views: int, gpu: Device) -> list[str]:
+    return ["build", f"--{precision}", "--views", str(num_views), "--device", str(gpu), "--", str(folder.path)]
+
+
+def _run(words: list[str]) -> int:
+    """`alexdeploy` in a process of its own, which sees one GPU: TensorRT does not build for two kinds of them in one.
+
+    Its exit code; it says itself why it failed, unless a signal ended it.
+    """
+    code = subprocess.run([sys.executable, "-m", "alexdeploy", *words], check=False).returncode
+    if code >= 0:
+        return code
+    name = f"signal {-code}"
+    with suppress(ValueError):
+        name = signal.Signals(-code).name
+    cure = "See: alexdeploy doctor. SIGKILL is what Linux sends where memory ran out."
+    output.fail(DeviceError(f"alexdeploy {shlex.join(words)} was ended by {name}", cure=cure))
+    return DeviceError.exit_code
 
 
 def _names(text: str | None) -> tuple[str, ...]:

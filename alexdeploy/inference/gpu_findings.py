@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from alexdeploy.core.packages import package_version, tensorrt_version
+from alexdeploy.core.packages import package_version, release, tensorrt_version
 from alexdeploy.inference.gpu_errors import (
     CUDA_ERRORS,
     LEAST_DRIVERS,
@@ -152,7 +152,7 @@ def _tensorrt_cuda(version: str) -> int | None:
     for distribution in importlib.metadata.distributions():
         match = re.fullmatch(r"tensorrt[-_.]cu(\d+)([-_.](libs|bindings))?", distribution.metadata["Name"] or "")
         if match:
-            (same if distribution.version == version else others).add(int(match.group(1)))
+            (same if release(distribution.version) == release(version) else others).add(int(match.group(1)))
     return min(same or others, default=None)
 
 

@@ -12,7 +12,7 @@ from made_engines import GPU, PLAN, make_engine
 from program import Run
 
 from alexdeploy.cli.build import see_only
-from alexdeploy.cli.export import build_commands
+from alexdeploy.cli.export import build_words, one_of_each_kind
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.engines.engine_files import load_engine, sidecar_path
@@ -110,22 +110,21 @@ def test_where_the_driver_lists_no_gpu_the_name_is_left_to_cuda(monkeypatch: pyt
 
 
 def test_export_builds_on_the_first_gpu_of_each_compute_capability() -> None:
-    commands = build_commands(ModelFolder(Path("models/tiny")), ["fp16", "int8"], GPUS)
-    asked = [(uuid, precision, views) for _, precision, _, views, _, uuid, _, _ in commands]
-    assert asked == [
-        (uuid, precision, views)
-        for uuid in ("GPU-0abc", "GPU-1abc")
-        for precision in ("--fp16", "--int8")
-        for views in ("1", "10")
-    ]
+    assert one_of_each_kind(GPUS) == [GPUS[0], GPUS[1]]
 
 
 @without_tensorrt
 def test_what_export_runs_is_a_build_command(run: Run, program: Run, tiny_model: ModelFolder) -> None:
-    for words in build_commands(tiny_model, ["fp16"], GPUS):
-        result = program(*words)
+    for num_views in (1, 10):
+        result = program(*build_words(tiny_model, "fp16", num_views, GPUS[0]))
         assert result.exit_code == 5
         assert "TensorRT cannot be used here" in result.stderr
+
+
+def test_a_gpu_is_called_by_its_number_in_what_export_runs(tiny_model: ModelFolder) -> None:
+    # A Jetson's UUID is no name of a GPU for CUDA.
+    words = build_words(tiny_model, "int8", 10, jetson().devices[0])
+    assert words == ["build", "--int8", "--views", "10", "--device", "cuda:0", "--", str(tiny_model.path)]
 
 
 def test_an_engine_is_inspected_only_on_a_gpu_that_it_was_built_for() -> None:

@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 from program import Run
 
+from alexdeploy.cli import export
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.engines import base
+from alexdeploy.placement import devices
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "placement"))
+from imagined import machine
 
 
 @pytest.fixture
@@ -85,3 +92,95 @@ def test_a_missing_pytorch_is_a_device_error_with_the_command_that_installs_it(
     result = run("tiny")
     assert result.exit_code == 5
     assert result.stderr.endswith("error: exporting weights needs PyTorch\npip install 'alexdeploy[train]'\n")
+
+
+# What `python -m alexdeploy build` is in these tests: it keeps its words, and ends with the code that is told for its
+# device, negative for a signal, or else well.
+STAND_IN = """
+import json, os, sys
+from pathlib import Path
+words = sys.argv[1:]
+with open("builds.txt", "a") as file:
+    file.write(" ".join(words[:6]) + "\\n")
+codes = json.loads(Path("codes.json").read_text())
+code = codes.get(words[5], 0)
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def builds(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """`export` on a machine with an H100 and an A100, where each build ends with the code of its device."""
+    package = Path("alexdeploy")
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(STAND_IN)
+    monkeypatch.setattr(devices, "survey_gpus", lambda: machine((9, 0), (8, 0), (9, 0)))
+    monkeypatch.setattr(base, "is_installed", lambda backend: True)
+    monkeypatch.setattr(export, "_has_pycuda", lambda: True)
+    return lambda: Path("builds.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("codes", "exit_code", "told"),
+    [
+        ({}, 0, ""),
+        ({"cuda:0": 5}, 5, ""),
+        ({"cuda:1": 4}, 4, ""),
+        ({"cuda:0": 4, "cuda:1": 5}, 4, ""),
+        (
+            {"cuda:0": -9},
+            5,
+            "error: alexdeploy build --fp16 --views 10 --device cuda:0 -- models/tiny was ended by SIGKILL\n",
+        ),
+        ({"cuda:0": -11, "cuda:1": 4}, 5, "was ended by SIGSEGV\nSee: alexdeploy doctor."),
+    ],
+)
+def test_a_gpu_that_nothing_can_be_built_on_does_not_stop_the_others(
+    builds: Callable[[], list[str]],
+    codes: dict[str, int],
+    exit_code: int,
+    told: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    Path("codes.json").write_text(json.dumps(codes))
+    built, code = export._build_engines(ModelFolder(Path("models/tiny")), ["fp16"])
+    assert builds() == [
+        f"build --fp16 --views {num_views} --device cuda:{index}" for index in (0, 1) for num_views in (1, 10)
+    ]
+    assert code == exit_code
+    assert built == ({"fp16"} if len(codes) < 2 else set())
+    assert told in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("codes", "precision", "exit_code"),
+    [({"cuda:0": 5}, " --precision fp16", 5), ({"cuda:0": 4, "cuda:1": 5}, "", 4)],
+)
+def test_where_an_fp16_engine_was_built_the_next_command_asks_for_it_and_a_failure_is_the_exit_code(
+    run: Run, builds: Callable[[], list[str]], codes: dict[str, int], precision: str, exit_code: int
+) -> None:
+    Path("codes.json").write_text(json.dumps(codes))
+    result = run("tiny", "--fp16")
+    assert len(builds()) == 4
+    assert result.stderr.endswith(f"next: alexdeploy predict images/ --tencrop --model models/tiny{precision}\n")
+    assert result.exit_code == exit_code
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.usefixtures("builds")
+def test_tensorrt_without_pycuda_is_a_note_and_the_graphs_are_written(
+    run: Run, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_has_pycuda", lambda: False)
+    tiny_model.onnx_path("fp16").unlink()
+    result = run("tiny", "--fp16")
+    assert result.exit_code == 0
+    assert (
+        "no TensorRT engine: TensorRT needs pycuda here, and it is not installed: pip install pycuda" in result.stderr
+    )
+    assert "error" not in result.stderr
+    assert tiny_model.onnx_path("fp16").is_file()
+    assert not Path("builds.txt").exists()
