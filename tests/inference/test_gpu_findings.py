@@ -59,9 +59,9 @@ def test_a_gpu_is_too_new_or_too_old_only_for_a_version_that_is_known(
         # An update from CUDA 12 to 13 that left the old libraries; then the other way round; then both of one version.
         ({"tensorrt_cu12_libs": "10.9.0", "tensorrt_cu13": "10.16.1"}, (12, 9), "is for CUDA 13"),
         ({"tensorrt_cu12_libs": "10.9.0", "tensorrt_cu13": "10.16.1"}, (13, 0), None),
-        ({"tensorrt_cu12_bindings": "10.16.1", "tensorrt_cu13_libs": "10.15.0"}, (12, 9), None),
-        ({"tensorrt_cu12": "10.16.1", "tensorrt_cu13": "10.16.1"}, (12, 9), None),
-        ({"tensorrt_cu12": "10.16.1", "tensorrt_cu13": "10.16.1"}, (11, 8), "is for CUDA 12"),
+        ({"tensorrt_cu13_libs": "10.15.0", "tensorrt_cu12_bindings": "10.16.1.post1"}, (12, 9), None),
+        ({"tensorrt_cu13": "10.16.1", "tensorrt_cu12": "10.16.1"}, (12, 9), None),
+        ({"tensorrt_cu13": "10.16.1", "tensorrt_cu12": "10.16.1"}, (11, 8), "is for CUDA 12"),
         ({"tensorrt_cu13": "10.15.0"}, (12, 9), "is for CUDA 13"),
         ({}, (11, 8), None),
     ],
@@ -74,10 +74,11 @@ def test_what_another_tensorrt_left_does_not_say_which_cuda_it_is_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, version in packages.items():
-        folder = tmp_path / f"{name}-{version}.dist-info"
-        folder.mkdir()
+        folder = tmp_path / name / f"{name}-{version}.dist-info"
+        folder.mkdir(parents=True)
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    # They are found in this order.
+    monkeypatch.setattr("sys.path", [str(tmp_path / name) for name in packages])
     probe = Probe(facts={"version": "10.16.1"})
     tensorrt, *_ = judge_gpu_backends({"tensorrt": probe}, machine((9, 0)), driver_cuda, has_gpu=True)
     assert tensorrt.status == ("problem" if told else "ok")
