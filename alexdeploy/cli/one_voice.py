@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ def one_voice(device: str | None) -> Iterator[ProcessGroup | None]:
         with process_group(device) as group:
             yield group
     except Exception as error:
+        # torchrun sends it to all when one has failed. This one ends anyway, and has something to say.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _tell_torchrun(error)
         is_first = launch.local_rank == 0 if group is None else group.is_first_to_fail()
         # Also for what comes outside: that is where errors are printed.

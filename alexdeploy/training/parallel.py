@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core.errors import DeviceError, UsageError, first_line
 from alexdeploy.core.launch import Launch, launched
 
 if TYPE_CHECKING:
@@ -35,8 +35,20 @@ T = TypeVar("T")
 
 # They wait for each other where one writes a checkpoint, or decodes its share from a slower disk.
 _PATIENCE = timedelta(hours=2)
-_SECONDS_TO_COME = 600.0
+_SECONDS_TO_COME = 600
 _SECONDS_BETWEEN_LOOKS = 0.02
+
+
+class HeldInterrupts:
+    """Whether SIGINT or SIGTERM has come to one of several processes. Alone, they are not held, and it has not."""
+
+    def __init__(self) -> None:
+        self.arrived: list[int] = []
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if one has come. For work of one's own, which nobody waits for step by step."""
+        if self.arrived:
+            raise KeyboardInterrupt
 
 
 class ProcessGroup:
@@ -54,6 +66,7 @@ class ProcessGroup:
         `store` is that of the launch. It outlives the processes; each restart of them is a `generation`.
         """
         self.device = device
+        self.interrupts = HeldInterrupts()
         self.rank = 0 if launch is None else launch.rank
         self.size = 1 if launch is None else launch.size
         self.local_rank = 0 if launch is None else launch.local_rank
@@ -161,38 +174,68 @@ def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
     # Not at the top: there are builds of PyTorch without them.
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    store = TCPStore(launch.host, launch.port, is_master=False, timeout=_PATIENCE)
-    store.set_timeout(timedelta(seconds=_SECONDS_TO_COME))
+    patience = timedelta(seconds=_SECONDS_TO_COME)
+    store = TCPStore(launch.host, launch.port, is_master=launch.is_host, wait_for_workers=False, timeout=patience)
     own = PrefixStore("alexdeploy", store)
     generation = _meet(own, launch)
     group = ProcessGroup(launch, device, own, generation)
-    if launch.size > 1:
-        on_gpu = device.startswith("cuda")
-        if on_gpu:
-            torch.cuda.set_device(device)
-        dist.init_process_group(
-            # What is not a gradient is small and on the CPU, and waiting there does not stop the GPU.
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            # A prefix of its own: the addresses of processes that are no more are still in the store.
-            store=PrefixStore(f"alexdeploy/{generation}", store),
-            rank=launch.rank,
-            world_size=launch.size,
-            timeout=_PATIENCE,
-        )
-    try:
+    if launch.size == 1:
         yield group
-        if launch.size > 1:
+        return
+    with held_interrupts(group.interrupts):
+        try:
+            if device.startswith("cuda"):
+                torch.cuda.set_device(device)
+            dist.init_process_group(
+                # What is not a gradient is small and on the CPU, and waiting there does not stop the GPU.
+                "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo",
+                # A prefix of its own: the addresses of processes that are no more are still in the store.
+                store=PrefixStore(f"alexdeploy/{generation}", store),
+                rank=launch.rank,
+                world_size=launch.size,
+                timeout=_PATIENCE,
+            )
+            yield group
             # Whoever left early would look like a failure to those who still talk.
             dist.barrier()
             dist.destroy_process_group()
-    except (RuntimeError, dist.DistError) as exc:
-        if not _is_lost_connection(exc):
-            raise
-        raise DeviceError(
-            "another of the processes that train together has ended",
-            cure="Its own message, if there was time for one, says why. Go on from the last checkpoint: --resume\n"
-            "torchrun --max-restarts 3 does that by itself.",
-        ) from exc
+        except RuntimeError as exc:
+            if not _is_lost_connection(exc):
+                raise
+            # What gloo says is that a connection was reset, in words meant for others.
+            reason = f": {first_line(exc)}" if isinstance(exc, dist.DistError) else ""
+            raise DeviceError(
+                f"another of the processes that train together has ended{reason}",
+                cure="Its own message, if there was time for one, says why. Go on from the last checkpoint: --resume\n"
+                "torchrun --max-restarts 3 does that by itself.",
+            ) from exc
+
+
+@contextmanager
+def held_interrupts(interrupts: HeldInterrupts) -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM until the processes have agreed where to stop. The first is raised again at the end.
+
+    One that stopped by itself would leave the others waiting for its gradients.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        interrupts.arrived.append(number)
+
+    previous = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Exception:
+        # torchrun sends SIGTERM to all when one has failed; what fails has a better reason to end.
+        interrupts.arrived.clear()
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if interrupts.arrived:
+            signal.raise_signal(interrupts.arrived[0])
 
 
 def _meet(store: Store, launch: Launch) -> int:
@@ -201,28 +244,32 @@ def _meet(store: Store, launch: Launch) -> int:
     TORCHELASTIC_RESTART_COUNT does not do: it counts the failures of one machine, so machines may differ in it. Rank 0
     counts, and gives the number to everybody who asks with a word that has not been in the store before.
     """
+    until = time.monotonic() + _SECONDS_TO_COME
     if launch.rank:
         word = uuid.uuid4().hex
         store.set(f"asks/{launch.rank}", word)
-        try:
-            number = int(store.get(f"answer/{word}"))
-        except dist.DistError as exc:
-            raise DeviceError(f"rank 0 has not come within {_SECONDS_TO_COME:.0f} seconds") from exc
+        # Not by the store's own waiting, from which Ctrl-C would not call it back.
+        while not store.check([f"answer/{word}"]):
+            _wait(until, "rank 0 has")
+        number = int(store.get(f"answer/{word}"))
         store.set(f"came/{number}/{launch.rank}", "")
         return number
     number = int(store.add("generations", 1))
     waiting = set(range(1, launch.size))
-    until = time.monotonic() + _SECONDS_TO_COME
     while waiting:
         for rank in waiting:
             # What is there may be the word of a process that has died; it will be written over.
             if store.check([f"asks/{rank}"]):
                 store.set(f"answer/{store.get(f'asks/{rank}').decode()}", str(number))
         waiting = {rank for rank in waiting if not store.check([f"came/{number}/{rank}"])}
-        if time.monotonic() > until:
-            raise DeviceError(f"{len(waiting)} of {launch.size} processes have not come within 10 minutes")
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        _wait(until, f"{len(waiting)} of {launch.size} processes have")
     return number
+
+
+def _wait(until: float, who: str) -> None:
+    if time.monotonic() > until:
+        raise DeviceError(f"{who} not come within {_SECONDS_TO_COME // 60} minutes")
+    time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _is_lost_connection(exc: BaseException) -> bool:
@@ -285,45 +332,3 @@ class SharedNetwork:
         for dropout in self._dropouts:
             dropout.num_rows, dropout.rows = batch_size, rows
         return float((rows.stop - rows.start) * self._group.size / batch_size)
-
-
-class HeldInterrupts:
-    """Whether SIGINT or SIGTERM has come."""
-
-    def __init__(self) -> None:
-        self.arrived: list[int] = []
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if one has come. For work of one's own, which nobody waits for step by step."""
-        if self.arrived:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def held_interrupts() -> Iterator[HeldInterrupts]:
-    """Hold back SIGINT and SIGTERM, until the processes have agreed where to stop. They are raised again at the end.
-
-    One that stopped by itself would leave the others waiting for its gradients.
-    """
-    held = HeldInterrupts()
-    if threading.current_thread() is not threading.main_thread():
-        yield held
-        return
-
-    def hold(number: int, _frame: FrameType | None) -> None:
-        held.arrived.append(number)
-
-    previous = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
-    failed = False
-    try:
-        yield held
-    except Exception:
-        failed = True
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        # Once: more would come in the middle of the first one's way out. What has failed ends without, and with a
-        # reason: torchrun sends SIGTERM to all when one has.
-        if held.arrived and not failed:
-            signal.raise_signal(held.arrived[0])

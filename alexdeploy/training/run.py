@@ -34,7 +34,7 @@ from alexdeploy.training.events import CheckpointSaved, EpochFinished, EpochReco
 from alexdeploy.training.interrupts import deferred_interrupts
 from alexdeploy.training.learner import Learner
 from alexdeploy.training.log import TrainingLog
-from alexdeploy.training.parallel import ALONE, HeldInterrupts, ProcessGroup
+from alexdeploy.training.parallel import ALONE, ProcessGroup
 from alexdeploy.training.pixels import Pixels
 from alexdeploy.training.publish import (
     Contract,
@@ -83,7 +83,6 @@ class Run:
         progress: Progress,
         on_event: Callable[[Event], None],
         group: ProcessGroup = ALONE,
-        interrupts: HeldInterrupts | None = None,
     ) -> None:
         """In a `group`, everybody calls the same methods; only rank 0 has a log and writes."""
         self._setting = setting
@@ -93,7 +92,6 @@ class Run:
         self._on_event = on_event
         self._group = group
         self._split = learner.split
-        self._interrupts = interrupts or HeldInterrupts()
         self._training = setting.recipe.training
         self._crop = setting.recipe.architecture.input
         self._axes = color_axes(setting.statistics.covariance)
@@ -158,7 +156,7 @@ class Run:
     def _stop_or_save(self) -> None:
         """Stop, or save, if it is time to. All processes do the same: any of them may have been interrupted."""
         is_due = time.monotonic() - self._saved_at >= self._setting.checkpoint_seconds
-        num_stopped, num_due = self._group.sum(np.array([bool(self._interrupts.arrived), is_due], np.int64))
+        num_stopped, num_due = self._group.sum(np.array([bool(self._group.interrupts.arrived), is_due], np.int64))
         if num_stopped:
             raise KeyboardInterrupt
         if num_due:
@@ -238,7 +236,7 @@ class Run:
 
     def _is_interrupted(self, group: ProcessGroup) -> bool:
         """Whether any process of the group is; all of them are to ask."""
-        return bool(group.sum(np.array([len(self._interrupts.arrived)])).any())
+        return bool(group.sum(np.array([len(self._group.interrupts.arrived)])).any())
 
     def _finish_epoch(self, record: EpochRecord) -> None:
         """Log, checkpoint, publish, in this order: after a kill in between, resuming does the rest again.

@@ -33,7 +33,6 @@ def scan(
     skip_broken: bool,
     on_event: Callable[[Event], None],
     group: ProcessGroup,
-    interrupts: HeldInterrupts,
 ) -> Scanned:
     """Decode every image once, each process its share. Raises DataError if some cannot be, unless `skip_broken`.
 
@@ -48,7 +47,7 @@ def scan(
         return Scanned(statistics=checkpoint.statistics, progress=known, skipped=_names(data, known))
     shares = [range(num)[group.rows(num)] for num in (data.num_train, data.num_val)]
     sums = StatisticsSum()
-    watch = _watch(on_event, len(shares[0]) + len(shares[1]), interrupts)
+    watch = _watch(on_event, len(shares[0]) + len(shares[1]), group.interrupts)
     own = (
         data.train.scan(sums.add, watch, shares[0]),
         data.val.scan(lambda _image: None, lambda done: watch(len(shares[0]) + done), shares[1]),

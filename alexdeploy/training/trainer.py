@@ -31,7 +31,7 @@ from alexdeploy.training.data import TrainingData, free_memory, open_data
 from alexdeploy.training.events import AlreadyFinished, Event, Notice, Started
 from alexdeploy.training.learner import Learner, choose_device
 from alexdeploy.training.log import TrainingLog
-from alexdeploy.training.parallel import ALONE, HeldInterrupts, ProcessGroup, held_interrupts
+from alexdeploy.training.parallel import ALONE, ProcessGroup
 from alexdeploy.training.pretrained import Parent, describe_start, first_weights
 from alexdeploy.training.publish import (
     encode_weights,
@@ -111,11 +111,10 @@ def train(
                 on_event(AlreadyFinished(num_epochs=checkpoint.progress.schedule.num_epochs))
             return finished
     threads = options.threads if group.size == 1 else num_threads
-    holding = held_interrupts() if group.size > 1 else nullcontext(HeldInterrupts())
-    with _torch_settings(threads, device), holding as interrupts:
+    with _torch_settings(threads, device):
         try:
             watch = on_event if group.is_main else _ignore
-            return _train(opened, recipe, folder, options, watch, device, identity, checkpoint, group, interrupts)
+            return _train(opened, recipe, folder, options, watch, device, identity, checkpoint, group)
         except torch.OutOfMemoryError as exc:
             raise DeviceMemoryError(
                 f"{device} ran out of memory with batches of {recipe.training.batch_size}",
@@ -198,11 +197,8 @@ def _train(
     identity: Identity,
     checkpoint: Checkpoint | None,
     group: ProcessGroup,
-    interrupts: HeldInterrupts,
 ) -> ModelSpec:
-    scanned = scan(
-        data, checkpoint, skip_broken=options.skip_broken, on_event=on_event, group=group, interrupts=interrupts
-    )
+    scanned = scan(data, checkpoint, skip_broken=options.skip_broken, on_event=on_event, group=group)
     progress = scanned.progress
     learner = _make_learner(options, recipe, len(data.classes), device, group)
     if checkpoint is not None:
@@ -246,7 +242,7 @@ def _train(
                 num_steps=progress.step,
             )
         )
-        run = Run(setting, learner, log, progress, on_event, group, interrupts)
+        run = Run(setting, learner, log, progress, on_event, group)
         run.finish()
         errors = run.ten_view_errors()
         return group.on_main(lambda: run.publish_spec(errors))

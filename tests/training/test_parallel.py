@@ -52,6 +52,7 @@ def _environment(rank: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
 
 
@@ -117,6 +118,7 @@ def _train_interrupted(data: Path, folder: Path) -> bool:
     try:
         _train(data, folder, on_event=watch)
     except KeyboardInterrupt:
+        _group.interrupts.arrived.clear()
         return True
     return False
 
@@ -292,6 +294,7 @@ def test_slices_of_a_dropout_mask_are_those_of_the_whole():
 
 def test_without_torchrun_there_is_one_process():
     assert launched({}) is None
+    assert launched({"RANK": "1", "WORLD_SIZE": "2"}) is None
     with process_group("cpu") as group:
         assert group is ALONE
 
@@ -317,56 +320,28 @@ def _command(data: Path) -> list[str]:
     return [*words, "--device", "cpu", "--checkpoint-minutes", "0"]
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A working folder, and an environment in which process 1 kills itself."""
+@pytest.mark.slow
+def test_after_sigkill_torchrun_begins_again_and_the_run_goes_on(tmp_path, tiny_folder, one):
     (tmp_path / "faults").mkdir()
     (tmp_path / "faults" / "sitecustomize.py").write_text(_SUICIDE)
-    (tmp_path / "work").mkdir()
-    path = os.pathsep.join((str(tmp_path / "faults"), *sys.path))
-    return tmp_path / "work", {**os.environ, "PYTHONPATH": path, "GOMP_SPINCOUNT": "1000"}
-
-
-@pytest.mark.slow
-def test_after_sigkill_torchrun_begins_again_and_the_run_goes_on(work, tiny_folder, one):
-    folder, environment = work
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=2", "--nproc-per-node=2"]
+    model = tmp_path / "models" / "model"
     # An old model, and word to remove it, must not make the second start begin from the beginning.
-    shutil.copytree(one, folder / "models" / "model")
-    checkpoint_path(ModelFolder(folder / "models" / "model")).unlink()
+    shutil.copytree(one, model)
+    checkpoint_path(ModelFolder(model)).unlink()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=2", "--nproc-per-node=2"]
     result = subprocess.run(
         [*launcher, *_command(tiny_folder), "--overwrite"],
-        cwd=folder,
-        env=environment,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path / "faults"), *sys.path))},
         capture_output=True,
         text=True,
         timeout=_SECONDS,
     )
     assert result.returncode == 0, result.stderr
     assert "exitcode: -9" in result.stderr
+    assert result.stderr.count("error: another of the processes that train together has ended") == 1
+    assert "Traceback" not in result.stderr
     assert result.stderr.count("going on after") == 1
     assert result.stderr.count("wrote models/model (epoch") == 1
-    assert [record.epoch for record in read_log(log_path(ModelFolder(folder / "models" / "model")))] == [1, 2, 3, 4]
-    assert _largest_difference(folder / "models" / "model", one) <= 1e-5
-
-
-def test_a_process_whose_partner_is_gone_says_so_and_ends(work, tiny_folder):
-    folder, environment = work
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    survivor, victim = processes = [
-        subprocess.Popen(
-            [sys.executable, *_command(tiny_folder)],
-            cwd=folder,
-            env={**environment, **_environment(rank, store.port)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    with survivor, victim:
-        said, last_words = (process.communicate(timeout=_SECONDS)[1] for process in processes)
-    assert victim.returncode == -signal.SIGKILL
-    assert last_words == ""
-    assert survivor.returncode == 5
-    assert said.count("error: another of the processes that train together has ended") == 1
-    assert "Traceback" not in said
+    assert [record.epoch for record in read_log(log_path(ModelFolder(model)))] == [1, 2, 3, 4]
+    assert _largest_difference(model, one) <= 1e-5

@@ -26,7 +26,7 @@ from alexdeploy.images.folder import read_image_folder
 from alexdeploy.training.checkpoint import checkpoint_path, read_checkpoint
 from alexdeploy.training.events import Event
 from alexdeploy.training.learner import Learner
-from alexdeploy.training.parallel import ProcessGroup
+from alexdeploy.training.parallel import ProcessGroup, held_interrupts
 from alexdeploy.training.towers import TowerLearner, check_towers
 from alexdeploy.training.trainer import TrainOptions, train
 
@@ -310,9 +310,10 @@ def test_one_tower_interrupted_in_validation_stops_both(pair: Pair, tiny_folder:
 
 
 def _publish(images: Path, folder: ModelFolder, resume: bool = False) -> str:
-    options = dataclasses.replace(_OPTIONS, resume=resume)
+    options, group = dataclasses.replace(_OPTIONS, resume=resume), _group()
     try:
-        train(read_image_folder(images), _TWO_EPOCHS, folder, options, _ignore, _group())
+        with held_interrupts(group.interrupts):
+            train(read_image_folder(images), _TWO_EPOCHS, folder, options, _ignore, group)
     except KeyboardInterrupt:
         return "stopped"
     return "finished"
