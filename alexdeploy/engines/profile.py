@@ -1,0 +1,121 @@
+"""Where an engine's time goes, layer by layer, as its own runtime tells it: on one core, so that times add up."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import DeviceError, UsageError, first_line
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import Backend, NumViews
+from alexdeploy.export.deployment import PREFIX, deployment_graph
+from alexdeploy.export.graphs import load_graph
+from alexdeploy.export.towers import unroll_towers
+
+PROFILED: tuple[Backend, ...] = ("openvino", "onnxruntime")
+"""Backends whose runtimes tell the time of each layer."""
+
+_NUM_RUNS = 5
+_AFTER_NETWORK = tuple(PREFIX + name for name in ("softmax", "by_view", "answers", "logits"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerTime:
+    """Milliseconds a batch of one layer, as it runs: layers that were fused have one name. `kind` is the runtime's.
+
+    `is_preprocessing`: it comes before the network, from pixels to views.
+    """
+
+    name: str
+    kind: str
+    milliseconds: float
+    is_preprocessing: bool
+
+
+def profile(
+    folder: ModelFolder, backend: Backend, precision: Precision, num_views: NumViews, images: NDArray[np.uint8]
+) -> tuple[LayerTime, ...]:
+    """Run `images`, uint8 [N, 256, 256, 3], a few times on one core; the median of each layer, in their order.
+
+    Raises UsageError for a backend that tells nothing of its layers, DeviceError and ModelError.
+    """
+    if backend not in PROFILED:
+        raise UsageError(f"{backend} tells no times of layers", cure=f"Backends that do: {', '.join(PROFILED)}")
+    spec = folder.spec()
+    graph = load_graph(folder, "fp32" if precision == "bf16" else precision, spec)
+    model = deployment_graph(graph.model, spec, num_views, folder.mean_image(spec))
+    # What each engine does with it, so that what is profiled is what runs.
+    content: bytes = (unroll_towers(model) if backend == "openvino" else model).SerializeToString()
+    run = _openvino if backend == "openvino" else _onnxruntime
+    try:
+        return _medians(run(content, precision, images))
+    # Neither runtime has an exception of its own that all of theirs are.
+    except (RuntimeError, ValueError, OSError) as exc:
+        raise DeviceError(f"{backend} could not be profiled: {first_line(exc)}") from exc
+
+
+def _openvino(content: bytes, precision: Precision, images: NDArray[np.uint8]) -> Iterable[tuple[str, str, float]]:
+    import openvino as ov
+
+    core = ov.Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_NUM_THREADS": "1",
+        "NUM_STREAMS": "1",
+        "PERF_COUNT": "YES",
+    }
+    request = core.compile_model(core.read_model(content), "CPU", settings).create_infer_request()
+    request.infer({0: images})
+    for _ in range(_NUM_RUNS):
+        request.infer({0: images})
+        for entry in request.profiling_info:
+            if entry.real_time:
+                yield entry.node_name, entry.node_type, 1e3 * entry.real_time.total_seconds()
+
+
+def _onnxruntime(content: bytes, precision: Precision, images: NDArray[np.uint8]) -> Iterable[tuple[str, str, float]]:
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        onnxruntime.disable_telemetry_events()
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        for _ in range(1 + _NUM_RUNS):
+            session.run(None, {"images": images})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    seen: dict[str, int] = defaultdict(int)
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        name = event["name"].removesuffix("_kernel_time")
+        seen[name] += 1
+        # The first run allocates, and is slower.
+        if seen[name] > 1:
+            yield name, event["args"].get("op_name", ""), event["dur"] / 1e3
+
+
+def _medians(times: Iterable[tuple[str, str, float]]) -> tuple[LayerTime, ...]:
+    by_layer: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for name, kind, milliseconds in times:
+        by_layer[name, kind].append(milliseconds)
+    return tuple(
+        LayerTime(
+            name=name,
+            kind=kind,
+            milliseconds=float(np.median(values)),
+            is_preprocessing=name.startswith(PREFIX) and not name.startswith(_AFTER_NETWORK),
+        )
+        for (name, kind), values in by_layer.items()
+    )

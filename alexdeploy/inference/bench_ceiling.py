@@ -1,0 +1,135 @@
+"""What the machine can do at most: a network of nothing but large matrix products, run as any other model is.
+
+Convolutions of 1x1 are matrix products of [positions, channels] and [channels, channels]. As a model folder of its own
+they go through the same engines, in each precision, as the network that is measured against them.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
+
+from alexdeploy.core.artifacts import ModelFolder, sha256_bytes, sha256_file
+from alexdeploy.core.errors import DeviceError
+from alexdeploy.core.spec import Architecture, Conv, ModelSpec, Pooling, Precision, Preprocessing
+from alexdeploy.export.fp16 import to_fp16
+from alexdeploy.export.graphs import Source, serialize, write_graph
+from alexdeploy.export.int8 import to_int8
+from alexdeploy.network.layers import Layer, plan_layers
+
+CEILING_BATCH = 2
+_SIDE = 64
+_CHANNELS = 512
+_NUM_PRODUCTS = 4
+"""4,096 positions and 512 channels: 2.1 GFLOP each, 6.4 a view in all that are square; a weight is 1 MB in float32."""
+
+_LARGEST = 16.0
+"""|x| that becomes 127: activations are sums of 512 random products, scaled to a deviation of about 1."""
+
+
+def make_ceiling(path: Path, precisions: tuple[Precision, ...]) -> ModelFolder:
+    """Write the model folder, with a graph for each precision that has one.
+
+    FP16 and INT8 need onnxruntime to be made from FP32; without it they are not there.
+    """
+    spec = _spec()
+    assert spec.architecture is not None
+    plan = plan_layers(spec.architecture, spec.num_classes)
+    rng = np.random.default_rng(0)
+    weights: dict[str, NDArray[np.float32]] = {}
+    for layer in plan:
+        if layer.weight_shape is not None:
+            # Relu halves the mean square: 2 / inputs keeps it (He et al. 2015).
+            deviation = (2 / np.prod(layer.weight_shape[1:])) ** 0.5
+            weights[f"{layer.name}.weight"] = rng.normal(0, deviation, layer.weight_shape).astype(np.float32)
+            weights[f"{layer.name}.bias"] = np.zeros(layer.outputs, np.float32)
+    folder = ModelFolder(path)
+    path.mkdir(parents=True)
+    save_file(weights, folder.weights_path)
+    folder.write_spec(spec)
+    weights_sha256 = sha256_file(folder.weights_path)
+    network = _graph(plan, weights)
+    content = serialize(
+        network, spec, Source(name=folder.weights_path.name, sha256=weights_sha256, weights_sha256=weights_sha256)
+    )
+    write_graph(folder.onnx_path(), content)
+    source = Source(name=folder.onnx_path().name, sha256=sha256_bytes(content), weights_sha256=weights_sha256)
+    with suppress(DeviceError):
+        if "fp16" in precisions:
+            write_graph(folder.onnx_path("fp16"), serialize(to_fp16(network), spec, source))
+        if "int8" in precisions:
+            thresholds = {name: _LARGEST for node in network.graph.node for name in node.input[:1]}
+            quantized = to_int8(network, thresholds, spec.preprocessing)
+            write_graph(folder.onnx_path("int8"), serialize(quantized, spec, source))
+    return folder
+
+
+def num_flops(spec: ModelSpec, num_views: int) -> int | None:
+    """Floating-point operations of one image, two for each multiply-accumulate; None for an unknown architecture.
+
+    Those of convolutions and fully connected layers: the rest is not what a matrix product is compared with.
+    """
+    if spec.architecture is None:
+        return None
+    return 2 * num_views * sum(layer.macs for layer in plan_layers(spec.architecture, spec.num_classes))
+
+
+def ceiling_flops() -> int:
+    """`num_flops` of an image of this network, which is one view of it."""
+    flops = num_flops(_spec(), 1)
+    assert flops is not None
+    return flops
+
+
+def _spec() -> ModelSpec:
+    architecture = Architecture(
+        input=_SIDE,
+        pooling=Pooling(kernel=16, stride=16),
+        convs=tuple(
+            Conv(channels=_CHANNELS, kernel=1, pool=index == _NUM_PRODUCTS - 1) for index in range(_NUM_PRODUCTS)
+        ),
+        hidden=(),
+    )
+    return ModelSpec(
+        name="ceiling",
+        classes=("a", "b"),
+        preprocessing=Preprocessing(mean=(128.0,) * 3, std=(64.0,) * 3, crop=_SIDE),
+        architecture=architecture,
+    )
+
+
+def _graph(plan: tuple[Layer, ...], weights: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    nodes, name = [], "images"
+    for layer in plan:
+        parameters = [f"{layer.name}.weight", f"{layer.name}.bias"]
+        output = "logits" if layer is plan[-1] else layer.name
+        if layer.kind == "conv":
+            node = helper.make_node("Conv", [name, *parameters], [output], kernel_shape=[1, 1])
+        elif layer.kind == "activation":
+            node = helper.make_node("Relu", [name], [output])
+        elif layer.kind == "pool":
+            sides = [layer.kernel] * 2
+            node = helper.make_node("MaxPool", [name], [output], kernel_shape=sides, strides=[layer.stride] * 2)
+        elif layer.kind == "fc":
+            node = helper.make_node("Gemm", [name, *parameters], [output], transB=1)
+        elif layer.kind == "flatten":
+            node = helper.make_node("Flatten", [name], [output])
+        else:
+            continue
+        node.name = layer.name
+        nodes.append(node)
+        name = output
+    graph = helper.make_graph(
+        nodes,
+        "ceiling",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, _SIDE, _SIDE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2])],
+        [numpy_helper.from_array(value, key) for key, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)

@@ -1,0 +1,205 @@
+"""The processes in which configurations are measured, seen from the side that asks: as many as memory allows."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+from alexdeploy.core import errors
+from alexdeploy.core.errors import AlexDeployError, DeviceError
+from alexdeploy.engines.base import EngineInfo
+from alexdeploy.inference.bench_worker import Done, Failed, Job, Opened, Reply, Task, read_frame, write_frame
+
+OPEN_SECONDS = 300.0
+"""How long an engine may take to open: a full network, compiled on a machine that is busy."""
+
+_TASK_SECONDS = 120.0
+_END_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """Seconds from the start of a process: until its engine is open, and until the first row of a file is there.
+
+    `load_seconds` is the part of the first in which the backend was imported and the engine opened. Files and compiled
+    models come from the caches of this machine, as they were found.
+    """
+
+    open_seconds: float
+    load_seconds: float
+    first_row_seconds: float
+
+
+class Process:
+    """One process from its start to its end; it is started when this is made. Raises what goes wrong in there."""
+
+    def __init__(self, job: Job) -> None:
+        began = time.monotonic()
+        self.is_alive = True
+        self.peak_bytes = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "alexdeploy.inference.bench_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Ctrl-C is for this process, which then ends that one.
+            start_new_session=True,
+        )
+        self._last_words: deque[str] = deque(maxlen=5)
+        self._listener = threading.Thread(target=self._read_stderr, name="alexdeploy-bench-stderr", daemon=True)
+        self._listener.start()
+        try:
+            opened = self._exchange(job, OPEN_SECONDS)
+            assert isinstance(opened, Opened)
+            open_seconds = time.monotonic() - began
+            self._receive(_TASK_SECONDS)
+        except BaseException:
+            self.end()
+            raise
+        self.info: EngineInfo = opened.info
+        self.start = Start(
+            open_seconds=open_seconds,
+            load_seconds=opened.load_seconds,
+            first_row_seconds=time.monotonic() - began,
+        )
+
+    def ask(self, task: Task) -> Done:
+        """Have it do something. Raises AlexDeployError, and it has then ended."""
+        try:
+            done = self._exchange(task, _TASK_SECONDS + 10 * task.seconds)
+        except BaseException:
+            # An answer to this may still come, which must not be taken for that to the next.
+            self.end()
+            raise
+        assert isinstance(done, Done)
+        self.peak_bytes = max(self.peak_bytes, done.peak_bytes or 0)
+        return done
+
+    def end(self) -> None:
+        """End it now; may be called again."""
+        if not self.is_alive:
+            return
+        self.is_alive = False
+        self._process.kill()
+        self._process.wait()
+        self._listener.join(timeout=_END_SECONDS)
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _exchange(self, frame: Job | Task, seconds: float) -> Reply:
+        assert self._process.stdin is not None
+        # If it has gone, what is read says why.
+        with contextlib.suppress(OSError):
+            write_frame(self._process.stdin, frame)
+        return self._receive(seconds)
+
+    def _receive(self, seconds: float) -> Reply:
+        assert self._process.stdout is not None
+        is_late = threading.Event()
+
+        def give_up() -> None:
+            is_late.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            reply: Reply | None = read_frame(self._process.stdout, Reply)
+        finally:
+            timer.cancel()
+        if reply is None:
+            code = self._process.wait()
+            self._listener.join(timeout=_END_SECONDS)
+            words = f": {self._last_words[-1]}" if self._last_words else ""
+            ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+            what = f"no answer in {seconds:.0f} s" if is_late.is_set() else f"its process ended, {ended}"
+            raise DeviceError(f"{what}{words}", cure="Look at: alexdeploy doctor")
+        if isinstance(reply, Failed):
+            kind = getattr(errors, reply.kind, DeviceError)
+            raise kind(reply.message, cure=reply.cure)
+        return reply
+
+    def _read_stderr(self) -> None:
+        assert self._process.stderr is not None
+        with contextlib.suppress(ValueError, OSError):
+            for line in self._process.stderr:
+                text = line.decode("utf-8", "replace").rstrip()
+                if text:
+                    self._last_words.append(text)
+
+
+class Processes:
+    """One process for each job by its name, opened when it is asked for; a context manager that ends them all.
+
+    When they hold more than `limit_bytes` together, the one that was asked longest ago ends, and is started again
+    when it is its turn. None: no limit.
+    """
+
+    def __init__(self, jobs: Mapping[str, Job], limit_bytes: int | None) -> None:
+        self._jobs = dict(jobs)
+        self._limit = limit_bytes
+        self._open: dict[str, Process] = {}
+        self.starts: dict[str, Start] = {}
+        self.infos: dict[str, EngineInfo] = {}
+        self.num_restarts = 0
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._open.values():
+            process.end()
+        self._open.clear()
+
+    def replace_job(self, name: str, job: Job) -> None:
+        """What is to be opened from now on."""
+        self.end(name)
+        self._jobs[name] = job
+
+    def end(self, name: str) -> None:
+        process = self._open.pop(name, None)
+        if process is not None:
+            process.end()
+
+    def ask(self, name: str, task: Task) -> Done:
+        """Start its process if need be, and have it do something. Raises AlexDeployError."""
+        process = self.open(name)
+        try:
+            return process.ask(task)
+        except AlexDeployError:
+            self.end(name)
+            raise
+
+    def open(self, name: str) -> Process:
+        process = self._open.pop(name, None)
+        if process is None:
+            self._make_room()
+            process = Process(self._jobs[name])
+            self.num_restarts += name in self.starts
+            # The first one: later ones find their files in memory.
+            self.starts.setdefault(name, process.start)
+            self.infos.setdefault(name, process.info)
+        # Last in the dictionary is asked last.
+        self._open[name] = process
+        return process
+
+    def _make_room(self) -> None:
+        """Room for one more, which may be as large as the largest so far."""
+        if self._limit is None:
+            return
+        peaks = [process.peak_bytes for process in self._open.values()]
+        while peaks and sum(peaks) + max(peaks) > self._limit:
+            self.end(next(iter(self._open)))
+            peaks.pop(0)

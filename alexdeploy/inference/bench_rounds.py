@@ -1,0 +1,188 @@
+"""Opening, warming up and measuring in rounds: every item a short slice a round, in an order of the round's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ModelError
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import Backend
+from alexdeploy.inference.bench_ceiling import CEILING_BATCH
+from alexdeploy.inference.bench_process import Processes
+from alexdeploy.inference.bench_timing import Configuration, Group, Slice, interleaved, slice_seconds
+from alexdeploy.inference.bench_worker import Job, Task
+
+DECODE = "decoding"
+DECODE_BATCH = 8
+
+_LEAST_WAVES = 2
+"""Batches for each stream in a run from files: while the first runs the next is decoded."""
+
+OnStep = Callable[[str, int, int], None]
+"""What is being done, how many are done, and of how many."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Measured:
+    """What was seen so far of a configuration, or of what else takes part in the rounds. `error` ends it.
+
+    `warm_rate` is of the first run of all, and only says how much to ask for.
+    """
+
+    slices: list[Slice] = field(default_factory=list)
+    file_rates: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+    warm_rate: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Item:
+    """One thing to do in each round."""
+
+    process: str
+    key: Configuration | str
+    kind: Literal["engine", "files"]
+    batch_size: int
+
+
+class Rounds:
+    """Everything that is measured together, and what was seen of it: `measured`, by configuration or by name.
+
+    `answers` are those of each group, probabilities float32 [N, C].
+    """
+
+    def __init__(
+        self,
+        jobs: Mapping[str, Job],
+        configurations: Sequence[Configuration],
+        folder: Path,
+        limit_bytes: int | None,
+        on_step: OnStep,
+    ) -> None:
+        self.processes = Processes(jobs, limit_bytes)
+        self.measured: dict[Configuration | str, Measured] = {key: Measured() for key in configurations}
+        self.answers: dict[Group, NDArray[np.float32]] = {}
+        self.num_rounds = 0
+        self._jobs = dict(jobs)
+        self._configurations = tuple(configurations)
+        self._folder = folder
+        self._on_step = on_step
+        self._items: list[_Item] = []
+
+    def open(self, groups: Sequence[Group], ceilings: Sequence[tuple[Backend, Precision]]) -> None:
+        """Start every process once and warm it up, smallest batch first: its memory is then that of this batch."""
+        total = len(groups) + len(ceilings) + 1
+        self._on_step("opening: decoding", 0, total)
+        self._warm(_Item(process=DECODE, key=DECODE, kind="files", batch_size=DECODE_BATCH), num_images=DECODE_BATCH)
+        for number, group in enumerate(groups, start=1):
+            self._on_step(f"opening: {group}", number, total)
+            self._open_group(group)
+        for number, (backend, precision) in enumerate(ceilings, start=1 + len(groups)):
+            name = ceiling_name(backend, precision)
+            self._on_step(f"opening: {name}", number, total)
+            self._warm(_Item(process=name, key=name, kind="engine", batch_size=CEILING_BATCH))
+
+    def run(self, deadline: float, seed: int) -> None:
+        """One whole round, and then as many as `deadline`, a time of the monotonic clock, leaves."""
+        items = tuple(self._items)
+        seconds = slice_seconds(deadline - time.monotonic(), len(items))
+        for done, (number, item) in enumerate(interleaved(items, seed)):
+            self.num_rounds = done // len(items)
+            has_time = number == 0 or time.monotonic() < deadline
+            if not has_time or all(self._of(each).error is not None for each in items):
+                return
+            self._on_step(f"round {number + 1}: {item.key}", done % len(items), len(items))
+            if self._of(item).error is None:
+                self._measure(item, seconds)
+
+    def _of(self, item: _Item) -> Measured:
+        return self.measured.setdefault(item.key, Measured())
+
+    def _open_group(self, group: Group) -> None:
+        """All batches of a group; where the engine does not open for the largest, for the next smaller."""
+        if not any(each.group == group for each in self._configurations):
+            # It is only there for its answers.
+            self._answer(group, min(DECODE_BATCH, self._jobs[str(group)].batch_size))
+            return
+        own = sorted((each for each in self._configurations if each.group == group), key=lambda each: each.batch_size)
+        while own:
+            try:
+                self.processes.open(str(group))
+                break
+            except AlexDeployError as exc:
+                # An engine file takes so many images at most, and memory may be short: others may do.
+                is_batch = isinstance(exc, (ModelError, DeviceMemoryError))
+                for each in own[-1:] if is_batch else own:
+                    self.measured[each].error = exc.message
+                own = own[:-1] if is_batch else []
+            if own:
+                job = msgspec.structs.replace(self._jobs[str(group)], batch_size=own[-1].batch_size)
+                self.processes.replace_job(str(group), job)
+        for each in own:
+            engine = _Item(process=str(group), key=each, kind="engine", batch_size=each.batch_size)
+            if self._warm(engine):
+                files = _Item(process=str(group), key=each, kind="files", batch_size=each.batch_size)
+                wave = each.batch_size * self.processes.infos[str(group)].num_streams
+                self._warm(files, num_images=wave)
+        if own and self.measured[own[0]].error is None:
+            self._answer(group, own[0].batch_size)
+
+    def _warm(self, item: _Item, num_images: int = 0) -> bool:
+        """Run it once and forget how long it took; whether it runs."""
+        seen = self._of(item)
+        try:
+            task = Task(kind=item.kind, batch_size=item.batch_size, num_images=num_images)
+            done = self.processes.ask(item.process, task)
+        except AlexDeployError as exc:
+            seen.error = exc.message
+            return False
+        seen.peak_bytes = done.peak_bytes
+        seen.warm_rate = done.images_per_second
+        self._items.append(item)
+        return True
+
+    def _answer(self, group: Group, batch_size: int) -> None:
+        path = self._folder / "answers.npy"
+        try:
+            self.processes.ask(str(group), Task(kind="answers", batch_size=batch_size, path=str(path)))
+            self.answers[group] = np.load(path, allow_pickle=False)
+        except AlexDeployError as exc:
+            for each in self._configurations:
+                if each.group == group:
+                    self.measured[each].error = exc.message
+
+    def _measure(self, item: _Item, seconds: float) -> None:
+        seen = self._of(item)
+        num_images = 0
+        if item.kind == "files":
+            num_images = self._num_images(item, seen, seconds)
+        task = Task(kind=item.kind, batch_size=item.batch_size, seconds=seconds, num_images=num_images)
+        try:
+            done = self.processes.ask(item.process, task)
+        except AlexDeployError as exc:
+            seen.error = exc.message
+            return
+        if item.kind == "files":
+            seen.file_rates.append(done.images_per_second)
+        else:
+            rate = done.images_per_second
+            seen.slices.append(Slice(batch_seconds=done.batch_seconds, images_per_second=rate))
+
+    def _num_images(self, item: _Item, seen: Measured, seconds: float) -> int:
+        """Images for about so many seconds; as many full batches for each stream, for none to wait at the end."""
+        rate = seen.file_rates[-1] if seen.file_rates else seen.warm_rate
+        wave = item.batch_size * self.processes.infos[item.process].num_streams
+        return wave * max(_LEAST_WAVES, round(rate * seconds / wave))
+
+
+def ceiling_name(backend: Backend, precision: Precision) -> str:
+    return f"matrix products, {backend} {precision}"

@@ -1,0 +1,204 @@
+"""What is timed, and what figures become of it: the arithmetic of `bench`, without clocks, processes or files."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import Backend, NumViews
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Configuration:
+    """One way to run the model; `batch_size` counts images."""
+
+    backend: Backend
+    precision: Precision
+    num_views: NumViews
+    batch_size: int
+
+    @property
+    def group(self) -> Group:
+        """What one process can run: configurations that differ in the batch alone share an engine."""
+        return Group(backend=self.backend, precision=self.precision, num_views=self.num_views)
+
+    def __str__(self) -> str:
+        return f"{self.group}, batch {self.batch_size}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Configurations that differ only in their batch."""
+
+    backend: Backend
+    precision: Precision
+    num_views: NumViews
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision} {self.num_views} view{'' if self.num_views == 1 else 's'}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """What was seen of a configuration in one round: seconds of each batch, and the rate of all streams together."""
+
+    batch_seconds: tuple[float, ...]
+    images_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latency:
+    """Milliseconds of a batch while every stream of the engine is busy, over all rounds.
+
+    Percentiles are nearest ranks: the least time within which that share of the batches was done. Of fewer than 20
+    batches the slowest is p95, and of fewer than 100 it is p99.
+    """
+
+    num_batches: int
+    least_ms: float
+    p25_ms: float
+    p50_ms: float
+    p75_ms: float
+    p95_ms: float
+    p99_ms: float
+    most_ms: float
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest rank: the least of `values` that at least `percent` of them do not exceed."""
+    if not values:
+        raise ValueError("a percentile of no values is not defined")
+    rank = math.ceil(percent * len(values) / 100)
+    return sorted(values)[max(rank, 1) - 1]
+
+
+def latency(slices: Sequence[Slice]) -> Latency:
+    milliseconds = [1e3 * seconds for each in slices for seconds in each.batch_seconds]
+    return Latency(
+        num_batches=len(milliseconds),
+        least_ms=min(milliseconds),
+        p25_ms=percentile(milliseconds, 25),
+        p50_ms=percentile(milliseconds, 50),
+        p75_ms=percentile(milliseconds, 75),
+        p95_ms=percentile(milliseconds, 95),
+        p99_ms=percentile(milliseconds, 99),
+        most_ms=max(milliseconds),
+    )
+
+
+def median_rate(rates: Sequence[float]) -> float | None:
+    """The median over rounds: a round in which the machine was busy with other things moves it little."""
+    return statistics.median(rates) if rates else None
+
+
+def stream_rate(num_images: Sequence[int], seconds: Sequence[float]) -> float:
+    """Images per second of streams that ran side by side, each as long as its own last batch took.
+
+    Not all images over all the time: the streams that end first would be counted as idle until the last one ends.
+    """
+    return sum(images / max(took, 1e-9) for images, took in zip(num_images, seconds, strict=True))
+
+
+def bound(decode: float, engine: float, *, share_cores: bool) -> float:
+    """The most images/s that decoding and the engine allow together, from what each reaches alone.
+
+    Where they share the cores, as on a CPU, an image takes 1 / decode + 1 / engine of all of them: their harmonic sum.
+    It is exact where each alone keeps every core busy; an engine that leaves cores idle, as one whose threads wait for
+    each other, can be a little faster beside decoding than this says. On a GPU both go on at once: the slower of the
+    two.
+    """
+    return 1 / (1 / decode + 1 / engine) if share_cores else min(decode, engine)
+
+
+def interleaved(items: Sequence[_Item], seed: int) -> Iterator[tuple[int, _Item]]:
+    """Rounds without end: (round, item), every item once a round, in an order drawn for each round.
+
+    So that nothing always follows the same neighbour, and no configuration has all of its time in one bad minute.
+    """
+    draw = random.Random(seed)
+    number = 0
+    while items:
+        order = list(items)
+        draw.shuffle(order)
+        yield from ((number, item) for item in order)
+        number += 1
+
+
+def slice_seconds(left: float, num_items: int, *, num_rounds: int = 5, least: float = 0.05, most: float = 1.0) -> float:
+    """How long one item may take in one round, so that `num_rounds` fit into what is left."""
+    return min(max(left / (num_rounds * max(num_items, 1)), least), most)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a configuration must keep to be picked. `budget_ms` is for the p95 of a batch.
+
+    `min_agreement` is the least share of answers that are those of FP32 with as many views.
+    """
+
+    budget_ms: float | None = None
+    min_agreement: float | None = None
+
+    def __str__(self) -> str:
+        words = []
+        if self.budget_ms is not None:
+            words.append(f"p95 of a batch at most {self.budget_ms:g} ms")
+        if self.min_agreement is not None:
+            words.append(f"at least {self.min_agreement:g} of the answers those of FP32")
+        return " and ".join(words) or "no limits"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """What is known of a configuration when one is picked. `agreement` None: not known."""
+
+    configuration: Configuration
+    images_per_second: float
+    p95_ms: float
+    agreement: float | None
+
+
+def pick(candidates: Sequence[Candidate], limits: Limits) -> tuple[Candidate, ...]:
+    """The fastest that keeps the limits for each number of views that has one, fewest views first.
+
+    Not one for all: fewer views are faster and less accurate, and how accurate is for the user to say.
+    """
+    best: dict[int, Candidate] = {}
+    for each in candidates:
+        views = each.configuration.num_views
+        if fits(each, limits) and (views not in best or each.images_per_second > best[views].images_per_second):
+            best[views] = each
+    return tuple(best[views] for views in sorted(best))
+
+
+def fits(candidate: Candidate, limits: Limits) -> bool:
+    """Whether it keeps the limits; what is not known keeps none."""
+    is_fast = limits.budget_ms is None or candidate.p95_ms <= limits.budget_ms
+    if limits.min_agreement is None:
+        return is_fast
+    return is_fast and candidate.agreement is not None and candidate.agreement >= limits.min_agreement
+
+
+def why_none(candidates: Sequence[Candidate], limits: Limits) -> str:
+    """Where nothing keeps the limits: how near the nearest come."""
+    if not candidates:
+        return "nothing was measured"
+    words = []
+    if limits.budget_ms is not None:
+        quickest = min(candidates, key=lambda each: each.p95_ms)
+        words.append(f"the quickest batch has a p95 of {quickest.p95_ms:.3g} ms ({quickest.configuration})")
+    if limits.min_agreement is not None:
+        known = [each for each in candidates if each.agreement is not None]
+        if known:
+            closest = max(known, key=lambda each: each.agreement or 0.0)
+            words.append(f"the best agreement is {closest.agreement:.4g} ({closest.configuration})")
+        else:
+            words.append("no agreement is known, as no FP32 answers are there to compare with")
+    return "; ".join(words)
