@@ -13,6 +13,7 @@ import typer
 
 import alexdeploy
 from alexdeploy.cli import (
+    bench,
     build,
     calibrate,
     devices,
@@ -46,6 +47,7 @@ app.command()(build.build)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(verify.verify)
+app.command()(bench.bench)
 app.command()(inspect.inspect)
 app.command("import")(import_.import_)
 app.command()(sample.sample)

@@ -58,18 +58,28 @@ table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid #e8e8e8; vertical-align: top; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td { overflow-wrap: anywhere; }
+@media (prefers-color-scheme: dark) {
+  body { color: #e6e6e6; background: #16181b; }
+  h2, th, td { border-color: #3a3d42; }
+  figcaption, .note { color: #b4b8be; }
+  /* Plots are drawn for white paper, and keep it. */
+  figure svg { background: #fff; border-radius: 6px; }
+}
 """
 _MAX_NAME = 32
 
 
-def check_page_path(path: Path) -> None:
-    """Raise UsageError if no page could be written to `path`. To be asked before anything costly is begun."""
+def check_page_path(path: Path, option: str = "--html") -> None:
+    """Raise UsageError if no page could be written to `path`, which came with `option`.
+
+    To be asked before anything costly is begun.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(
             "the plots of an HTML report need the package matplotlib", cure="pip install 'alexdeploy[report]'"
         )
     if path.is_dir():
-        raise UsageError(f"--html {path} is a folder; expected a file")
+        raise UsageError(f"{option} {path} is a folder; expected a file")
 
 
 def write_page(path: Path, title: str, parts: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ COMMANDS = (
     "predict",
     "evaluate",
     "verify",
+    "bench",
     "inspect",
     "import",
     "sample",

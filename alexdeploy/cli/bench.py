@@ -1,0 +1,266 @@
+"""`alexdeploy bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional, get_args
+
+import typer
+
+from alexdeploy.cli import output as out
+from alexdeploy.cli.options import JsonOption, ModelArgument, pick
+from alexdeploy.core.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from alexdeploy.inference.bench_results import Benchmark, Row
+
+_INTERRUPTED = 130
+_WIDE = 100
+"""Columns of a terminal from which all figures stand in one line."""
+
+
+def bench(
+    model: ModelArgument = None,
+    images: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time, also on Python 3.10
+        typer.Option(
+            metavar="DIR",
+            help="Photographs to decode and to compare answers on: a folder, archive, glob or @list.txt; repeatable. "
+            "Default: JPEGs rendered for it.",
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Of tensorrt, openvino, onnxruntime and torch. Default: all that are installed."
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Of fp32, fp16, bf16 and int8. Default: every graph there is.")
+    ] = None,
+    views: Annotated[str, typer.Option(metavar="LIST", help="One or more of 1,5,10.")] = "1,10",
+    batch_size: Annotated[
+        str, typer.Option(metavar="LIST", help="Images that run together, with commas between.")
+    ] = "1,2,8",
+    budget_ms: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="MS", help="Pick only what runs 95 of 100 batches within so many milliseconds."),
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="SHARE", help="Pick only what gives this share of FP32's answers: 0.995."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Time for all of it; each configuration is measured once at least.")
+    ] = 120.0,
+    num_images: Annotated[int, typer.Option(min=1, help="Most images that are used; they lie evenly over all.")] = 64,
+    devices: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Where, as for predict. Default: as predict chooses.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all there are.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order within the rounds.")] = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a page with plots and the time of each layer, one file that needs no other."
+        ),
+    ] = None,
+    json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")] = False,
+) -> None:
+    """Measure every backend, precision, number of views and batch that can run here; name the fastest.
+
+    Each runs in a process of its own, in short slices that take turns. The engine alone, decoding alone and the whole
+    way from files to rows are measured, and what the first two allow; latency, memory, start-up, answers against FP32.
+
+    Ends with exit code 5 if nothing keeps --budget-ms and --min-agreement. Ctrl-C shows what was measured so far.
+    """
+    from alexdeploy.core.spec import Precision
+    from alexdeploy.engines.base import Backend, NumViews
+    from alexdeploy.inference.bench_plan import BenchOptions
+    from alexdeploy.inference.bench_timing import Limits
+    from alexdeploy.inference.benchmark import benchmark
+
+    options = BenchOptions(
+        backends=None if backend is None else pick("--backend", backend, get_args(Backend)),
+        precisions=None if precision is None else pick("--precision", precision, get_args(Precision)),
+        views=pick("--views", views, get_args(NumViews)),
+        batch_sizes=_batch_sizes(batch_size),
+        images=tuple(images) if images else None,
+        num_images=num_images,
+        seconds=seconds,
+        seed=seed,
+        num_threads=threads,
+        devices=devices,
+        limits=Limits(budget_ms=budget_ms, min_agreement=min_agreement),
+        with_profile=report is not None,
+    )
+    if report is not None:
+        from alexdeploy.inference.report import check_page_path
+
+        check_page_path(report, "--report")
+    with _watching(quiet=quiet) as (note, step):
+        found = benchmark(model, options, note, step)
+    try:
+        if json:
+            out.print_json(_document(found))
+        else:
+            with out.page() as console:
+                _print(found, console)
+    finally:
+        # Also when nobody reads stdout any more: the page is what took the time.
+        if report is not None:
+            from alexdeploy.inference.bench_report import write_report
+
+            write_report(found, report)
+    if report is not None and not quiet:
+        out.note(f"wrote {report}")
+    if found.interrupted:
+        out.note("Stopped; these are the figures so far.")
+        raise typer.Exit(_INTERRUPTED)
+    if found.failure is not None:
+        raise DeviceError(
+            f"no configuration keeps {found.limits}: {found.failure}",
+            cure="Allow more, or name other --precision, --views or --batch-size.",
+        )
+    if all(row.error is not None for row in found.rows):
+        raise DeviceError(f"nothing could be measured: {found.rows[0].configuration}: {found.rows[0].error}")
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UsageError(
+            f"--batch-size {text}: expected numbers of images from 1 on, with commas between",
+            cure="For example: --batch-size 1,8,32",
+        )
+    return tuple(sorted({int(word) for word in words}))
+
+
+@contextmanager
+def _watching(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+    """Functions for notes and for steps: a bar on a terminal, elsewhere a line for each phase."""
+    if quiet:
+        yield lambda note: None, lambda step, done, total: None
+        return
+    if not sys.stderr.isatty():
+        told: set[str] = set()
+
+        def line(step: str, done: int, total: int) -> None:
+            phase = step.partition(":")[0]
+            lines = {
+                "opening": f"opening {total} processes, one after the other",
+                "round 1": "measuring, round after round",
+                "round 2": "each is measured once; from here on Ctrl-C shows figures of all",
+                "profiling": step,
+            }
+            text = lines.get(phase)
+            if text is not None and text not in told:
+                told.add(text)
+                out.note(text)
+
+        yield out.note, line
+        return
+    with out.progress("steps") as bar:
+        task = bar.add_task("bench", total=None)
+
+        def note(text: str) -> None:
+            # The bar must make room for what is printed above it.
+            bar.console.print(out.printable(text), markup=False, soft_wrap=True)
+
+        yield note, lambda step, done, total: bar.update(task, description=step, completed=done, total=total)
+
+
+def _document(found: Benchmark) -> dict[str, object]:
+    """All of it; a configuration also by its name, and shares that are computed from counts."""
+    document = dataclasses.asdict(found)
+    for row, cells in zip(found.rows, document["rows"], strict=True):
+        cells["name"] = str(row.configuration)
+        if row.agreed is not None:
+            cells["agreed"]["share"] = row.agreed.share
+    return document
+
+
+def _print(found: Benchmark, console: Console) -> None:
+    from rich.text import Text
+
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(out.printable(text), style), soft_wrap=True)
+
+    machine = found.machine
+    line(f"model {found.model}, contract {found.contract_sha256[:12]}", "bold")
+    line(f"{machine.processor}, {out.count(machine.num_threads, 'thread')}; {found.images}")
+    for num_views in dict.fromkeys(row.configuration.num_views for row in found.rows):
+        line(f"\n{out.count(num_views, 'view')} an image", "bold")
+        _print_rows(console, [row for row in found.rows if row.configuration.num_views == num_views])
+    line("")
+    line("engine: images/s on decoded images; files: images/s as predict does it, reading and decoding included")
+    if found.decode_per_second is not None:
+        line(f"bound: share of what decoding alone ({found.decode_per_second:,.0f} images/s) and the engine allow")
+    line("p50, p95: milliseconds of a batch while all streams are busy; of fewer than 20 batches, p95 is the slowest")
+    line("same: answers that are FP32's")
+    if console.width >= _WIDE:
+        line("ceiling: share of a matrix product's GFLOP/s in the same backend and precision; MB: most memory at once")
+        line("first: seconds from a cold process to its first row")
+    else:
+        line(f"memory, start-up share of a matrix product's GFLOP/s: from {_WIDE} columns on, and in --json, --report")
+    if found.picked:
+        line("")
+    for each in found.picked:
+        line(
+            f"fastest with {out.count(each.configuration.num_views, 'view')}: {each.configuration}: "
+            f"{each.files_per_second:,.1f} images/s from files, p95 {each.p95_ms:,.1f} ms",
+            "bold",
+        )
+        line(f"  {each.command}")
+    if found.machine.load_end is not None:
+        rounds = out.count(found.num_rounds, "round")
+        line(f"\n{rounds} in {found.seconds:.0f} s; load {machine.load_start:.1f} before, {machine.load_end:.1f} after")
+
+
+def _print_rows(console: Console, rows: list[Row]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", padding=(0, 2 if console.width >= _WIDE else 1, 0, 0))
+    for name in ("backend", "precision"):
+        table.add_column(name, no_wrap=True)
+    names = ["batch", "engine", "files", "bound", "p50", "p95", "same"]
+    is_wide = console.width >= _WIDE
+    for name in [*names, "ceiling", "MB", "first"] if is_wide else names:
+        table.add_column(name, justify="right", no_wrap=True)
+    errors = []
+    for row in rows:
+        named = row.configuration
+        cells = [named.backend, named.precision, str(named.batch_size)]
+        if row.error is not None:
+            errors.append(f"{named}: {row.error}")
+            table.add_row(*cells, "error", style="red")
+            continue
+        latency = row.latency
+        assert latency is not None
+        cells += [_number(row.images_per_second, ",.1f"), _number(row.files_per_second, ",.1f")]
+        cells += [_percent(row.fraction_of_bound), f"{latency.p50_ms:,.1f}", f"{latency.p95_ms:,.1f}"]
+        cells.append("" if row.agreed is None else f"{row.agreed.num_same}/{row.agreed.num_images}")
+        if is_wide:
+            cells.append(_percent(row.fraction_of_ceiling))
+            cells.append(_number(None if row.peak_bytes is None else row.peak_bytes / 1e6, ",.0f"))
+            cells.append(_number(None if row.start is None else row.start.first_row_seconds, ".2f"))
+        table.add_row(*cells)
+    console.print(table)
+    for error in dict.fromkeys(errors):
+        console.print(Text(out.printable(error), "red"), soft_wrap=True)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %"
