@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 DEMO ?= demo
 GPU_MODELS ?= build/gpu-models
 GPU_OPTIONS ?=
+BENCH_OPTIONS ?=
 
 .PHONY: help setup demo test test-gpu gpu-models check lint docs bench clean
 
@@ -16,7 +17,7 @@ help:
 	@echo "make gpu-models  train and export a model for test-gpu in $(GPU_MODELS)/, where torch is"
 	@echo "make check   lint, types, import contracts, then the tests: what CI runs"
 	@echo "make docs    write docs/cli.md anew"
-	@echo "make bench   compare ten-view throughput with the script that a user would write"
+	@echo "make bench   compare with other software and measure how costs grow, for half an hour; BENCH_OPTIONS"
 	@echo "make clean   remove .venv and $(DEMO)/"
 
 setup: $(READY)
@@ -61,7 +62,7 @@ docs: setup
 	$(BIN)/python -m typer alexdeploy.cli.app utils docs --name alexdeploy --title "Command line" --output docs/cli.md
 
 bench: setup
-	$(BIN)/python benchmarks/tencrop.py
+	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -1,6 +1,6 @@
 """Ten-crop classification as a user would write it: Pillow, ten crops stacked in NumPy, ONNX Runtime.
 
-    python benchmarks/peer_onnxruntime.py models/alexnet/model.onnx models/alexnet/mean.npy photographs/*.jpg
+    python -m benchmarks.peer_onnxruntime models/alexnet/model.onnx models/alexnet/mean.npy photographs/*.jpg
 
 Runs the plain network (`images` float32 [N, 3, 227, 227] -> `logits`) with ONNX Runtime's defaults.
 """
@@ -8,7 +8,7 @@ Runs the plain network (`images` float32 [N, 3, 227, 227] -> `logits`) with ONNX
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnxruntime
@@ -38,7 +38,7 @@ def ten_crops(image: np.ndarray) -> np.ndarray:
 
 
 def classify(
-    session: onnxruntime.InferenceSession, mean: np.ndarray, paths: list[str], batch_size: int = 1
+    session: onnxruntime.InferenceSession, mean: np.ndarray, paths: Sequence[str], batch_size: int = 1
 ) -> Iterator[tuple[str, int, float]]:
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]

@@ -1,0 +1,105 @@
+"""Ten-crop classification as a user of PyTorch would write it: the eager network on ten stacked crops.
+
+    python -m benchmarks.peer_pytorch models/alexnet/weights.safetensors models/alexnet/mean.npy photographs/*.jpg
+
+The 2012 network of PyTorch's own layers. What PyTorch's tuning guide says of inference on a CPU: inference_mode and,
+where it is faster, channels_last and bfloat16 by autocast.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from benchmarks.peer_onnxruntime import load, ten_crops
+
+
+class TowerNorm(nn.Module):
+    """PyTorch's LRN within each half of the maps, as they lay on two GPUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.norm(half) for half in x.chunk(2, dim=1)], dim=1)
+
+
+def alexnet(weights: dict[str, Tensor]) -> nn.Sequential:
+    """The network with these weights, in evaluation mode."""
+    network = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, 96, 11, stride=4),
+            relu1=nn.ReLU(inplace=True),
+            norm1=TowerNorm(),
+            pool1=nn.MaxPool2d(3, stride=2),
+            conv2=nn.Conv2d(96, 256, 5, padding=2, groups=2),
+            relu2=nn.ReLU(inplace=True),
+            norm2=TowerNorm(),
+            pool2=nn.MaxPool2d(3, stride=2),
+            conv3=nn.Conv2d(256, 384, 3, padding=1),
+            relu3=nn.ReLU(inplace=True),
+            conv4=nn.Conv2d(384, 384, 3, padding=1, groups=2),
+            relu4=nn.ReLU(inplace=True),
+            conv5=nn.Conv2d(384, 256, 3, padding=1, groups=2),
+            relu5=nn.ReLU(inplace=True),
+            pool5=nn.MaxPool2d(3, stride=2),
+            flatten=nn.Flatten(),
+            fc6=nn.Linear(256 * 6 * 6, 4096),
+            relu6=nn.ReLU(inplace=True),
+            drop6=nn.Dropout(),
+            fc7=nn.Linear(4096, 4096),
+            relu7=nn.ReLU(inplace=True),
+            drop7=nn.Dropout(),
+            fc8=nn.Linear(4096, len(weights["fc8.bias"])),
+        )
+    )
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+@torch.inference_mode()
+def average_views(
+    network: nn.Module, views: Tensor, *, channels_last: bool = False, bfloat16: bool = False
+) -> tuple[list[int], list[float]]:
+    """float32 [N, 10, 3, 227, 227] -> for each image the best class of the mean over its views, and its probability."""
+    device = next(network.parameters()).device
+    batch = views.flatten(0, 1).to(device)
+    if channels_last:
+        batch = batch.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext():
+        logits = network(batch)
+    best = logits.float().softmax(dim=1).unflatten(0, (-1, 10)).mean(dim=1).max(dim=1)
+    return best.indices.tolist(), best.values.tolist()
+
+
+def classify(
+    network: nn.Module,
+    mean: np.ndarray,
+    paths: Sequence[str],
+    batch_size: int = 1,
+    *,
+    channels_last: bool = False,
+    bfloat16: bool = False,
+) -> Iterator[tuple[str, int, float]]:
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        views = torch.from_numpy(np.stack([ten_crops(load(path) - mean) for path in batch]))
+        labels, probabilities = average_views(network, views, channels_last=channels_last, bfloat16=bfloat16)
+        yield from zip(batch, labels, probabilities, strict=True)
+
+
+if __name__ == "__main__":
+    weights_file, mean_file, *files = sys.argv[1:]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for path, label, probability in classify(
+        alexnet(load_file(weights_file)).to(device), np.load(mean_file).transpose(1, 2, 0), files
+    ):
+        print(path, label, f"{probability:.4f}")

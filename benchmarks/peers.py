@@ -1,0 +1,237 @@
+"""Throughput of ten views from JPEG files to rows, and of the engine alone, against other software.
+
+Every peer is first tuned: each form of it that its documentation offers runs on some of the files, and the fastest
+takes part in the rounds. All of them classify the same files in the same rounds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from alexdeploy import ModelFolder
+from alexdeploy.core.processors import available_processors
+from benchmarks import benchmark_app, raw_tensorrt
+from benchmarks.network import export_decomposed, write_deployed
+from benchmarks.photographs import write_batch, write_squares
+from benchmarks.process import Process, take_turns
+from benchmarks.sides import Answer, Ask, Reply, Setup
+
+Say = Callable[[str], None]
+
+BATCH_SIZE = 8
+"""Images a batch: ours has it by default. Peers are tried with it and with one image at a time."""
+
+_NUM_CHECKED = 8
+_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeerOptions:
+    """`files` are the photographs, `precisions` those of ours.
+
+    A turn takes about `seconds`, and all of the files once at least. `device` is "cpu", or "cuda" where a GPU is.
+    """
+
+    files: tuple[str, ...]
+    precisions: tuple[str, ...]
+    num_rounds: int = 7
+    seconds: float = 4.0
+    num_tuning_files: int = 16
+    num_tuning_rounds: int = 3
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Peer:
+    """Software that is tuned: the ways to open it by what they are called, and the batches it is tried with."""
+
+    forms: Mapping[str, Setup]
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry:
+    """A process that takes part, and what it is asked in each of its turns."""
+
+    process: Process
+    ask: Ask
+
+
+def measure_peers(folder: ModelFolder, workspace: Path, options: PeerOptions, say: Say) -> dict[str, Any]:
+    """Figures by the names of the sides, as plain data: rates in images/s, one for each round."""
+    squares = tuple(write_squares(options.files[:_NUM_CHECKED], workspace / "squares"))
+    tuning: dict[str, dict[str, float]] = {}
+    chosen: dict[str, str] = {}
+    with ExitStack() as stack:
+        entries = {name: _open(setup, options, stack, say) for name, setup in _our_setups(folder, options).items()}
+        for name, peer in _peers(folder, workspace, options).items():
+            entries[name], chosen[name], tuning[name] = _tuned(name, peer, options, stack, say)
+        # What all of them give for the same pixels, then for the photographs.
+        checked = {name: _answer(entry, squares).answers for name, entry in entries.items() if _classifies(name)}
+        _check_same_network(checked)
+        answers: dict[str, list[Answer]] = {}
+        turns: dict[str, Callable[[], float]] = {}
+        for name, entry in entries.items():
+            say(f"warming up {name}")
+            reply = _answer(entry, options.files)
+            answers[name] = reply.answers
+            repeats = max(1, round(options.seconds / reply.seconds))
+            turns[name] = partial(entry.process.rate, msgspec.structs.replace(entry.ask, repeats=repeats))
+        turns |= _raw_engines(folder, workspace, options, chosen, tuning, say)
+        rates = take_turns(turns, options.num_rounds, options.seed, say)
+        reference = answers["alexdeploy fp32"]
+        return {
+            "num_files": len(options.files),
+            "num_rounds": options.num_rounds,
+            "batch_size": BATCH_SIZE,
+            "device": options.device,
+            "tuning": tuning,
+            "chosen": chosen,
+            "rates": rates,
+            "peak_bytes": {name: entry.process.peak_bytes for name, entry in entries.items()},
+            "open_seconds": {name: entry.process.opened.seconds for name, entry in entries.items()},
+            "same_answers": {name: _num_same(reference, answers[name]) for name in checked},
+            "same_answers_on_squares": {name: _num_same(checked["alexdeploy fp32"], checked[name]) for name in checked},
+        }
+
+
+def _classifies(name: str) -> bool:
+    return not name.startswith(("engine", "decode"))
+
+
+def _our_setups(folder: ModelFolder, options: PeerOptions) -> dict[str, Setup]:
+    model = str(folder.path)
+    device = "cpu" if options.device == "cpu" else "cuda:0"
+    setups = {"decode": Setup(side="decode", model=model)}
+    for precision in options.precisions:
+        for name, side in (("alexdeploy", "ours"), ("engine", "engine")):
+            setups[f"{name} {precision}"] = Setup(
+                side=side, model=model, precision=precision, batch_size=BATCH_SIZE, device=device
+            )
+    return setups
+
+
+def _peers(folder: ModelFolder, workspace: Path, options: PeerOptions) -> dict[str, _Peer]:
+    """Those whose packages are here."""
+    model, device = str(folder.path), options.device
+    batches = (1, BATCH_SIZE)
+    peers: dict[str, _Peer] = {}
+    has_torch = importlib.util.find_spec("torch") is not None
+    if importlib.util.find_spec("onnxruntime") is not None:
+        graphs = {"native LRN": folder.onnx_path()}
+        if has_torch:
+            graphs["decomposed LRN"] = export_decomposed(folder, workspace / "decomposed.onnx")
+        for name, ours in (("onnxruntime", graphs), ("onnxruntime int8", {"our graph": folder.onnx_path("int8")})):
+            forms = {
+                form: Setup(side="onnxruntime", model=model, graph=str(path), device=device)
+                for form, path in ours.items()
+            }
+            peers[name] = _Peer(forms=forms, batches=batches)
+    if has_torch:
+        for name, precision in (("pytorch", "fp32"), ("pytorch bf16", "bf16")):
+            forms = {
+                form: Setup(side="pytorch", model=model, precision=precision, form=form, device=device)
+                for form in ("contiguous", "channels_last")
+            }
+            peers[name] = _Peer(forms=forms, batches=batches)
+        workers = dict.fromkeys((1, available_processors()))
+        forms = {
+            f"{number} workers": Setup(
+                side="dataloader", model=model, form=str(number), batch_size=BATCH_SIZE, device=device
+            )
+            for number in workers
+        }
+        peers["dataloader"] = _Peer(forms=forms, batches=(BATCH_SIZE,))
+    return peers
+
+
+def _open(setup: Setup, options: PeerOptions, stack: ExitStack, say: Say) -> _Entry:
+    say(f"opening {setup.side} {setup.precision} {setup.form}".rstrip())
+    return _Entry(process=stack.enter_context(Process(setup)), ask=Ask(files=options.files))
+
+
+def _tuned(
+    name: str, peer: _Peer, options: PeerOptions, stack: ExitStack, say: Say
+) -> tuple[_Entry, str, dict[str, float]]:
+    """The fastest form and batch of a peer, what it is called, and how fast all of them were."""
+    files = options.files[: options.num_tuning_files]
+    entries: dict[str, _Entry] = {}
+    with ExitStack() as tried:
+        for form, setup in peer.forms.items():
+            process = _open(setup, options, tried, say).process
+            for batch_size in peer.batches:
+                ask = Ask(files=files, batch_size=batch_size)
+                process.ask(ask)
+                entries[f"{form}, batches of {batch_size}"] = _Entry(process=process, ask=ask)
+        turns = {form: partial(entry.process.rate, entry.ask) for form, entry in entries.items()}
+        rates = take_turns(turns, options.num_tuning_rounds, options.seed, _tuning(name, say))
+    medians = {form: statistics.median(found) for form, found in rates.items()}
+    best = _best(medians)
+    # A process of its own, whose memory is that of this form alone.
+    entry = _open(entries[best].process.setup, options, stack, say)
+    ask = msgspec.structs.replace(entry.ask, batch_size=entries[best].ask.batch_size)
+    return _Entry(process=entry.process, ask=ask), best, medians
+
+
+def _best(rates: Mapping[str, float]) -> str:
+    return max(rates, key=lambda form: rates[form])
+
+
+def _tuning(name: str, say: Say) -> Say:
+    return lambda text: say(f"tuning {name}, {text}")
+
+
+def _answer(entry: _Entry, files: tuple[str, ...]) -> Reply:
+    return entry.process.ask(msgspec.structs.replace(entry.ask, files=files, with_answers=True))
+
+
+def _check_same_network(checked: Mapping[str, list[Answer]]) -> None:
+    """Raise SystemExit unless everything in FP32 computes the same function, on pixels that are the same for all."""
+    expected = checked["alexdeploy fp32"]
+    for name in ("onnxruntime", "pytorch", "dataloader"):
+        for (label, probability), (other, its) in zip(expected, checked.get(name, expected), strict=True):
+            if label != other or abs(its - probability) > _TOLERANCE * probability:
+                raise SystemExit(f"{name} gives class {other} with {its:.5f} where ours is {label}, {probability:.5f}")
+
+
+def _num_same(expected: list[Answer], found: list[Answer]) -> int:
+    return sum(a[0] == b[0] for a, b in zip(expected, found, strict=True))
+
+
+def _raw_engines(
+    folder: ModelFolder,
+    workspace: Path,
+    options: PeerOptions,
+    chosen: dict[str, str],
+    tuning: dict[str, dict[str, float]],
+    say: Say,
+) -> dict[str, Callable[[], float]]:
+    """The engine alone as its vendor's own program runs it: benchmark_app, on a GPU what trtexec does."""
+    if options.device != "cpu":
+        return {
+            f"raw {precision}": partial(raw_tensorrt.in_own_process, folder, precision, BATCH_SIZE, options.seconds)
+            for precision in options.precisions
+        }
+    batch = write_batch(options.files, BATCH_SIZE, workspace / "batch.npy")
+    turns: dict[str, Callable[[], float]] = {}
+    for precision in options.precisions:
+        name = f"raw {precision}"
+        graph = write_deployed(folder, precision, workspace / f"deployed-{precision}.onnx")
+        run = partial(benchmark_app.images_per_second, graph, precision, batch, available_processors(), options.seconds)
+        forms = {form: partial(run, form) for form in benchmark_app.FORMS}
+        num_rounds = min(2, options.num_tuning_rounds)
+        rates = take_turns(forms, num_rounds, options.seed, _tuning(name, say))
+        tuning[name] = {form: statistics.median(found) for form, found in rates.items()}
+        chosen[name] = _best(tuning[name])
+        turns[name] = forms[chosen[name]]
+    return turns

@@ -1,0 +1,255 @@
+"""What the figures say: bars that are met or missed, and tables in Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.process import median_ratio
+
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+"""What is between them in docs/performance.md is written by `python -m benchmarks`."""
+
+_PRECISION_NAMES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+_PEER_NAMES = {
+    "onnxruntime": "ONNX Runtime, crops stacked in NumPy",
+    "onnxruntime int8": "ONNX Runtime, our INT8 graph",
+    "pytorch": "PyTorch eager, stacked crops",
+    "pytorch bf16": "PyTorch eager, bfloat16 by autocast",
+    "dataloader": "PyTorch with a DataLoader, as timm",
+}
+_SPREAD = 0.10
+"""Flat is what differs by no more than this."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bar:
+    """Something that was set out to be reached. `found` and `wanted` are in the same unit; `at_most` turns it round."""
+
+    name: str
+    found: float
+    wanted: float
+    at_most: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        return self.found <= self.wanted if self.at_most else self.found >= self.wanted
+
+
+def bars(results: Mapping[str, Any]) -> list[Bar]:
+    """Every bar for which there are figures."""
+    return [*_peer_bars(results.get("peers")), *_growth_bars(results)]
+
+
+def _peer_bars(peers: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if peers is None:
+        return
+    rates = peers["rates"]
+    wanted = (("fp32", "onnxruntime", 1.8), ("bf16", "onnxruntime", 3.0), ("int8", "onnxruntime", 4.5))
+    for precision, peer, least in (*wanted, ("int8", "pytorch", 8.0)):
+        ours = f"alexdeploy {precision}"
+        if ours in rates and peer in rates:
+            name = f"{_PRECISION_NAMES[precision]}, files to rows, times {_PEER_NAMES[peer]}"
+            yield Bar(name=name, found=median_ratio(rates[ours], rates[peer]), wanted=least)
+    for precision, name in _PRECISION_NAMES.items():
+        if f"alexdeploy {precision}" in rates:
+            bounds = round_bounds(rates, precision, shares_cores=peers["device"] == "cpu")
+            found = median_ratio(rates[f"alexdeploy {precision}"], bounds)
+            yield Bar(name=f"{name}, files to rows, share of the bound", found=found, wanted=0.9)
+    raw = "benchmark_app" if peers["device"] == "cpu" else "a raw enqueue"
+    for precision, name in _PRECISION_NAMES.items():
+        if f"raw {precision}" in rates:
+            found = median_ratio(rates[f"engine {precision}"], rates[f"raw {precision}"])
+            yield Bar(name=f"{name}, engine alone, share of {raw}", found=found, wanted=0.97)
+
+
+def round_bounds(rates: Mapping[str, list[float]], precision: str, *, shares_cores: bool) -> list[float]:
+    """The most images/s that decoding and the engine allowed in each round, from what each reached alone in it.
+
+    On a CPU both use the same cores: an image takes 1 / decode + 1 / engine. On a GPU they go on at once.
+    """
+    pairs = zip(rates["decode"], rates[f"engine {precision}"], strict=True)
+    return [1 / (1 / a + 1 / b) if shares_cores else min(a, b) for a, b in pairs]
+
+
+def _growth_bars(results: Mapping[str, Any]) -> Iterator[Bar]:
+    inputs = results.get("inputs")
+    if inputs is not None:
+        costs = [statistics.median(found) for found in inputs["seconds_per_image"].values()]
+        name = "cost of an image, dearest over cheapest number of inputs"
+        yield Bar(name=name, found=max(costs) / min(costs), wanted=1 + _SPREAD, at_most=True)
+        peaks = [statistics.median(found) for found in inputs["peak_bytes"].values() if None not in found]
+        if peaks:
+            name = "memory, most over fewest inputs"
+            yield Bar(name=name, found=peaks[-1] / peaks[0], wanted=1 + _SPREAD, at_most=True)
+    sizes = results.get("sizes")
+    if sizes is not None:
+        rates = sizes["rates"]
+        found = median_ratio(rates["decode, 24 megapixels"], rates["full decode, 24 megapixels"])
+        yield Bar(name="24 megapixels, decoding, times decoding in full", found=found, wanted=4.0)
+    decisions = results.get("decisions")
+    if decisions is not None:
+        share = decisions["num_same"] / decisions["num_images"]
+        yield Bar(name="24 megapixels, decisions equal to those of decoding in full", found=share, wanted=0.99)
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """All tables, without the markers."""
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [
+        f"{machine['processor']}, {machine['num_processors']} processors; {versions}.",
+        "",
+        *(f"    {command}" for command in dict.fromkeys(_commands(results))),
+        "",
+        *_bar_table(bars(results)),
+        *_peer_tables(results.get("peers")),
+        *_input_table(results.get("inputs")),
+        *_batch_table(results.get("batches")),
+        *_size_table(results.get("sizes"), results.get("decisions")),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _commands(results: Mapping[str, Any]) -> Iterator[str]:
+    return (part["command"] for part in results.values() if "command" in part)
+
+
+def _bar_table(found: list[Bar]) -> Iterator[str]:
+    yield from ("| bar | wanted | found | |", "|---|---|---|---|")
+    for bar in found:
+        sign = "≤" if bar.at_most else "≥"
+        digits = 3 if bar.wanted == 0.99 else 2
+        met = "met" if bar.is_met else "missed"
+        yield f"| {bar.name} | {sign} {bar.wanted:g} | {bar.found:.{digits}f} | {met} |"
+    yield ""
+
+
+def _peer_tables(peers: Mapping[str, Any] | None) -> Iterator[str]:
+    if peers is None:
+        return
+    rates = peers["rates"]
+    yield (
+        f"Ten views, JPEG files to rows: {peers['num_files']} photographs, medians of {peers['num_rounds']} rounds in "
+        f"which all ran in turn{_loads(peers)}. Ratios are medians of those within a round. "
+        "MB: the most that a process and its workers held, where what workers share counts for each."
+    )
+    yield ""
+    precisions = [key for key in _PRECISION_NAMES if f"alexdeploy {key}" in rates]
+    names = [_PRECISION_NAMES[key] for key in precisions]
+    ratios = " | ".join(f"our {name}, times it" for name in names)
+    yield f"| | images/s | least to most | MB | answers of our FP32 | {ratios} |"
+    yield "|---|---|---|---|---|" + "---|" * len(names)
+    for key, name in zip(precisions, names, strict=True):
+        yield _rate_row(f"alexdeploy, {name}", f"alexdeploy {key}", peers, precisions)
+    for key, name in _PEER_NAMES.items():
+        if key in rates:
+            yield _rate_row(f"{name} ({peers['chosen'][key]})", key, peers, precisions)
+    yield ""
+    raw = "benchmark_app" if peers["device"] == "cpu" else "raw enqueue"
+    yield f"| engine alone, images/s | ours | {raw} | share | bound with decoding | files to rows, share of it |"
+    yield "|---|---|---|---|---|---|"
+    for key, name in zip(precisions, names, strict=True):
+        engine, other = rates[f"engine {key}"], rates.get(f"raw {key}")
+        bounds = round_bounds(rates, key, shares_cores=peers["device"] == "cpu")
+        cells = [
+            name,
+            _rate(engine),
+            "" if other is None else f"{_rate(other)} ({peers['chosen'].get(f'raw {key}', 'copies included')})",
+            "" if other is None else f"{median_ratio(engine, other):.2f}",
+            _rate(bounds),
+            f"{median_ratio(rates[f'alexdeploy {key}'], bounds):.2f}",
+        ]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield f"Decoding alone: {statistics.median(rates['decode']):,.0f} images/s."
+    yield ""
+
+
+def _rate_row(title: str, key: str, peers: Mapping[str, Any], precisions: list[str]) -> str:
+    rates, peak = peers["rates"], peers["peak_bytes"][key]
+    ratios = [f"{median_ratio(rates[f'alexdeploy {each}'], rates[key]):.2f}" for each in precisions]
+    spread = f"{min(rates[key]):.1f} to {max(rates[key]):.1f}"
+    same = f"{peers['same_answers'][key]} of {peers['num_files']}"
+    cells = [title, _rate(rates[key]), spread, "" if peak is None else f"{peak / 1e6:,.0f}", same, *ratios]
+    return f"| {' | '.join(cells)} |"
+
+
+def _input_table(inputs: Mapping[str, Any] | None) -> Iterator[str]:
+    if inputs is None:
+        return
+    precision = _PRECISION_NAMES[inputs["precision"]]
+    yield f"Inputs, ten views, {precision}, a process of its own for each run{_loads(inputs)}:"
+    yield from ("", "| inputs | ms an image | least to most | MB |", "|---|---|---|---|")
+    for count, costs in inputs["seconds_per_image"].items():
+        milliseconds = [1e3 * cost for cost in costs]
+        peak = _megabytes(inputs["peak_bytes"][count])
+        spread = f"{min(milliseconds):.1f} to {max(milliseconds):.1f}"
+        yield f"| {int(count):,} | {statistics.median(milliseconds):.1f} | {spread} | {peak} |"
+    yield ""
+
+
+def _batch_table(batches: Mapping[str, Any] | None) -> Iterator[str]:
+    if batches is None:
+        return
+    sizes = list(dict.fromkeys(name.split()[1] for name in batches["rates"]))
+    yield f"Images a batch, ten views, files to rows, images/s and MB{_loads(batches)}:"
+    yield from ("", f"| | {' | '.join(sizes)} |", "|---|" + "---|" * len(sizes))
+    for precision in dict.fromkeys(name.split()[0] for name in batches["rates"]):
+        rates = [_rate(batches["rates"][f"{precision} {size}"]) for size in sizes]
+        peaks = [_megabytes(batches["peak_bytes"][f"{precision} {size}"]) for size in sizes]
+        yield f"| {_PRECISION_NAMES[precision]}, images/s | {' | '.join(rates)} |"
+        yield f"| {_PRECISION_NAMES[precision]}, MB | {' | '.join(peaks)} |"
+    yield ""
+
+
+def _size_table(sizes: Mapping[str, Any] | None, decisions: Mapping[str, Any] | None) -> Iterator[str]:
+    if sizes is not None:
+        precision = _PRECISION_NAMES[sizes["precision"]]
+        yield f"Sizes of pictures, images/s{_loads(sizes)}:"
+        yield ""
+        yield f"| | a file | decoding | decoding in full | ratio | files to rows, {precision} |"
+        yield "|---|---|---|---|---|---|"
+        rates = sizes["rates"]
+        for kind, num_bytes in sizes["mean_file_bytes"].items():
+            ours, full = rates[f"decode, {kind}"], rates[f"full decode, {kind}"]
+            rows = _rate(rates[f"files to rows, {kind}"])
+            ratio = f"{median_ratio(ours, full):.1f}"
+            yield f"| {kind} | {num_bytes / 1e3:,.0f} kB | {_rate(ours)} | {_rate(full)} | {ratio} | {rows} |"
+        yield ""
+    if decisions is not None:
+        yield (
+            f"Decisions on photographs enlarged to 24 megapixels ({decisions['judge']}, {decisions['num_classes']} "
+            f"classes): {decisions['num_same']} of {decisions['num_images']} are those of decoding in full; "
+            f"probabilities differ by {decisions['mean_difference']:.3f} on the average, "
+            f"{decisions['largest_difference']:.3f} at most."
+        )
+
+
+def _rate(rates: list[float]) -> str:
+    median = statistics.median(rates)
+    return f"{median:,.1f}" if median < 100 else f"{median:,.0f}"
+
+
+def _megabytes(peaks: list[int | None]) -> str:
+    known = [peak for peak in peaks if peak is not None]
+    return f"{statistics.median(known) / 1e6:,.0f}" if known else ""
+
+
+def _loads(part: Mapping[str, Any]) -> str:
+    """The load averages round the measurement; its own work is in the second."""
+    loads = part.get("load")
+    return "" if not loads else f" (load {loads[0]:.1f} before, {loads[1]:.1f} after)"
+
+
+def write_block(page: Path, text: str) -> None:
+    """Put `text` between the markers of a page. Raises SystemExit if they are not there."""
+    content = page.read_text(encoding="utf-8")
+    if content.count(BEGIN) != 1 or content.count(END) != 1 or content.index(BEGIN) > content.index(END):
+        raise SystemExit(f"{page} lacks the markers {BEGIN} and {END}, once each and in this order")
+    before, _, rest = content.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
