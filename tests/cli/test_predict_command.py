@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -198,10 +199,10 @@ def test_a_file_that_vanishes_after_the_listing_has_its_row(
 
     read = Source.read
 
-    def vanish_and_read(source: Source) -> bytes:
+    def vanish_and_read(source: Source, resize: Literal["crop", "warp"]) -> bytes:
         if source.name.endswith("3.jpg"):
             (workplace / "images" / "3.jpg").unlink()
-        return read(source)
+        return read(source, resize)
 
     monkeypatch.setattr(Source, "read", vanish_and_read)
     result = run("images")
