@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from helpers import make_model, write_pictures
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.quantize import Budget
+
+
+# A shell that puts a job into the background has it ignore Ctrl-C, and what it starts as well; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

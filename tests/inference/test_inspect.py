@@ -227,7 +227,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all(
         inspect("alexnt")
     assert caught.value.message == "'alexnt' is neither a recipe nor a model here; did you mean 'alexnet'?"
     assert caught.value.cure == (
-        "Recipes: alexnet, alexnet-quarter, caffe-alexnet, caffenet, one-tower, torchvision\nModels: tiny"
+        "Recipes: alexnet, alexnet-chm, alexnet-quarter, caffe-alexnet, caffenet, one-tower, torchvision\nModels: tiny"
     )
     with pytest.raises(RecipeError, match="did you mean 'tiny'"):
         inspect("tinny")
