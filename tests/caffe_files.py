@@ -14,6 +14,7 @@ PARAMETERS = {
     "Convolution": {
         "num_output": (1, INTS), "bias_term": (2, INTS), "pad": (3, INTS), "kernel_size": (4, INTS),
         "group": (5, INTS), "stride": (6, INTS), "kernel_h": (11, INTS), "kernel_w": (12, INTS), "dilation": (18, INTS),
+        "pad_h": (9, INTS), "pad_w": (10, INTS), "stride_h": (13, INTS),
     },
     "InnerProduct": {"num_output": (1, INTS), "bias_term": (2, INTS), "axis": (5, INTS), "transpose": (6, INTS)},
     "Pooling": {
@@ -30,15 +31,18 @@ PARAMETERS = {
         "mean_value": (5, FLOATS),
     },
     "OldData": {"scale": (2, FLOATS), "mean_file": (3, TEXTS), "batch_size": (4, INTS), "crop_size": (5, INTS)},
+    "ImageData": {"scale": (2, FLOATS), "mean_file": (3, TEXTS), "crop_size": (5, INTS)},
 }  # fmt: skip
-"""Field number and kind of what tests use, from caffe.proto. "Data" is transform_param, "OldData" V1's data_param."""
+"""Field number and kind of what tests use, from caffe.proto. "Data" is transform_param, "OldData" V1's data_param,
+"ImageData" V1's image_data_param."""
 
 V2_FIELD = {"Convolution": 106, "InnerProduct": 117, "Pooling": 121, "LRN": 118, "ReLU": 123, "Dropout": 108}
-V2_FIELD |= {"Data": 100, "OldData": 107}
+V2_FIELD |= {"Data": 100, "OldData": 107, "ImageData": 115}
 V1_FIELD = {"Convolution": 10, "InnerProduct": 17, "Pooling": 19, "LRN": 18, "ReLU": 30, "Dropout": 12}
-V1_FIELD |= {"Data": 36, "OldData": 11}
+V1_FIELD |= {"Data": 36, "OldData": 11, "ImageData": 15}
 V1_TYPE = {"Convolution": 4, "Data": 5, "Dropout": 6, "InnerProduct": 14, "LRN": 15, "Pooling": 17, "ReLU": 18}
 V1_TYPE |= {"Sigmoid": 19, "Softmax": 20, "SoftmaxWithLoss": 21, "Split": 22, "TanH": 23, "Eltwise": 25, "OldData": 5}
+V1_TYPE |= {"ImageData": 12, "HDF5Data": 9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +107,17 @@ def parameters(type_: str, values: dict[str, object]) -> bytes:
     return out
 
 
+def shape(*sizes: int) -> bytes:
+    """A BlobShape."""
+    return chunk(1, b"".join(varint(size) for size in sizes))
+
+
 def v2(entry: Entry, form: str = "shape") -> bytes:
     out = text(1, entry.name) + text(2, "Data" if entry.type == "OldData" else entry.type)
     out += b"".join(text(3, name) for name in entry.bottom) + b"".join(text(4, name) for name in entry.top)
     out += b"".join(chunk(7, blob(array, form)) for array in entry.blobs)
+    if entry.type == "Input" and entry.parameters is not None:
+        out += chunk(143, chunk(1, shape(*entry.parameters["shape"])))
     if entry.type in V2_FIELD and entry.parameters is not None:
         out += chunk(V2_FIELD[entry.type], parameters(entry.type, entry.parameters))
     return out

@@ -14,7 +14,7 @@ from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.core.artifacts import ModelFolder
-    from alexdeploy.core.spec import ModelSpec, Preprocessing
+    from alexdeploy.core.spec import ModelSpec
 
 
 def import_(
@@ -84,10 +84,11 @@ def import_(
     image = None if mean_image is None else read_mean_image(mean_image)
     classes = None if labels is None else _read_labels(labels)
     if suffix == ".onnx":
+        from alexdeploy.export.import_folder import graph_preprocessing
         from alexdeploy.export.import_onnx import ImportOptions, import_onnx
 
         options = ImportOptions(
-            preprocessing=_preprocessing(recipe, given, has_mean_image=image is not None),
+            preprocessing=graph_preprocessing(recipe, given, has_mean_image=image is not None, on_warning=output.warn),
             mean_image=image,
             classes=classes,
             output=output_name,
@@ -109,37 +110,11 @@ def _report(spec: ModelSpec, file: Path, folder: ModelFolder) -> None:
     if (known := spec.provenance.get("known_file")) is not None:
         output.note(f"{file.name} is {known}, by its hash")
     if (error := spec.provenance.get("caffe_error")) is not None:
-        output.note(f"checked: off by {error:.0e} of the largest score from what Caffe computes")
+        output.note(f"checked: off by {error:.0e} of the largest score from what Caffe computes of the same input")
     output.note(f"wrote {folder.path}: {spec.num_classes} classes, views of {spec.preprocessing.crop} pixels")
     has_graph = folder.onnx_path().is_file()
     following = "predict images/ --tencrop --model" if has_graph else "export"
     output.note(f"next: alexdeploy {following} {folder.path}")
-
-
-def _preprocessing(recipe: str | None, given: dict[str, object], *, has_mean_image: bool) -> Preprocessing:
-    """The recipe's, with what was given in its place."""
-    import msgspec
-
-    from alexdeploy.core.recipe import load_recipe
-    from alexdeploy.core.spec import Preprocessing
-
-    steps: dict[str, object] = {}
-    if recipe is not None:
-        steps = msgspec.to_builtins(load_recipe(recipe).preprocessing)
-        if isinstance(steps["mean"], str):
-            del steps["mean"]
-            if not has_mean_image and "mean" not in given:
-                raise UsageError(
-                    f"recipe {recipe} measures its mean on the training set, which is not here",
-                    cure="Give it: --mean A,B,C, e.g. --mean 104.007,116.669,122.679 for Caffe's ImageNet models, "
-                    "or --mean-image FILE.",
-                )
-    elif not {"mean", "scale"} & given.keys() and not has_mean_image:
-        raise UsageError(
-            "an ONNX file does not say how its images were prepared",
-            cure="Say it: --recipe torchvision (or caffe-alexnet, ...), or --channels, --scale, --mean and --std.",
-        )
-    return msgspec.convert(steps | given, Preprocessing)
 
 
 def _check_numbers(given: dict[str, object]) -> None:

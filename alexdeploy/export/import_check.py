@@ -87,6 +87,7 @@ def check_against_caffe(
 ) -> float:
     """Compare what was converted with Caffe's own arithmetic on the layers of the file, from pixels to scores.
 
+    The order of the channels, mean and scale are those of `spec` on both sides: whether they are right is not seen.
     Returns the largest difference as a fraction of the largest score. Raises ParityError if it is no rounding error.
     """
     steps, images = spec.preprocessing, probe_images()

@@ -110,7 +110,7 @@ def _from_caffe(path: Path, content: bytes, recipe: Recipe | None, on_warning: C
     net = read_caffemodel(content, str(path))
     found = net.transform
     steps: dict[str, object] = dict(_CAFFE_STEPS)
-    if found.scale != 1.0:
+    if found.scale is not None:
         steps["scale"] = found.scale
     mean = found.mean_values * 3 if len(found.mean_values) == 1 else found.mean_values
     if not caffe_convert.tells_its_layers(net):
@@ -195,16 +195,12 @@ def _preprocessing(
     network: _Network, recipe: Recipe | None, options: WeightsOptions, path: Path
 ) -> tuple[Preprocessing, MeanFile | None]:
     """What was said on the command line, then what the file says, then the recipe."""
-    steps: dict[str, object] = {} if recipe is None else msgspec.to_builtins(recipe.preprocessing)
-    if isinstance(steps.get("mean"), str):
-        # "image" or "channel": measured on a training set, which is not here.
-        del steps["mean"]
+    steps = import_folder.recipe_steps(recipe)
     stated = dict(network.steps)
     if recipe is not None:
         stated = {key: value for key, value in stated.items() if key not in _CAFFE_STEPS}
     steps |= stated
-    scale = options.steps.get("scale", steps.get("scale", 1.0))
-    assert isinstance(scale, float | int)
+    scale = import_folder.scale_of({**steps, **options.steps})
     if network.mean:
         # Caffe subtracts the mean from pixels and scales what is left; here the mean is of scaled pixels.
         steps["mean"] = [value * scale for value in network.mean]
@@ -216,17 +212,11 @@ def _preprocessing(
         mean_file = import_folder.mean_file(options.mean_image, scale)
         steps |= {"mean": (0.0, 0.0, 0.0), "mean_image": mean_file.sha256}
     if "mean" not in steps:
-        raise UsageError(_no_mean(network, path), cure=_MEAN_CURE)
+        raise UsageError(_no_mean(network, path), cure=import_folder.mean_cure(steps))
     try:
         return msgspec.convert({**steps, "crop": network.architecture.input}, Preprocessing), mean_file
     except msgspec.ValidationError as exc:
         raise ModelError(f"{path}: its preprocessing cannot be described here: {exc}") from exc
-
-
-_MEAN_CURE = (
-    "Give the mean image: --mean-image imagenet_mean.binaryproto (or a .npy)\n"
-    "or a mean per channel: --mean 104.007,116.669,122.679 (that of Caffe's ImageNet models, BGR)"
-)
 
 
 def _no_mean(network: _Network, path: Path) -> str:

@@ -7,8 +7,8 @@ are words, and `layers` (V1LayerParameter), whose types are numbers and which ol
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from alexdeploy.core.errors import ModelError
 from alexdeploy.network.wire import Message, WireError
 
 DATA_TYPES = ("Data", "ImageData", "HDF5Data", "MemoryData", "WindowData", "DummyData", "Input")
+_TRANSFORMING_TYPES = ("Data", "ImageData", "MemoryData", "WindowData")
+"""Those that crop and scale pixels, by 1 if nothing is said; the others hand on what they are given."""
 
 _V1_TYPES = {
     0: "None", 1: "Accuracy", 2: "BNLL", 3: "Concat", 4: "Convolution", 5: "Data", 6: "Dropout", 7: "EuclideanLoss",
@@ -93,20 +95,21 @@ class CaffeLayer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataTransform:
-    """What the data layer did: (pixel - mean) * scale, then a crop of `crop` pixels, None if the file does not say."""
+    """What the data layer did: (pixel - mean) * scale, then a crop of `crop` pixels; None if the file does not say."""
 
     crop: int | None = None
-    scale: float = 1.0
+    scale: float | None = None
     mean_values: tuple[float, ...] = ()
     mean_file: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaffeNet:
-    """A network as it is in the file, its layers in order."""
+    """A network as it is in the file, its layers in order. `inputs` are named at its top, where no layer gives them."""
 
     name: str
     layers: tuple[CaffeLayer, ...]
+    inputs: tuple[str, ...] = ()
     transform: DataTransform = field(default_factory=DataTransform)
 
 
@@ -117,27 +120,25 @@ def read_caffemodel(content: bytes, source: str) -> CaffeNet:
     """
     try:
         net = Message(memoryview(content))
-        old, new = net.messages(2), net.messages(100)
-        if not old and not new:
+        is_v1 = not net.has(100)
+        if is_v1 and not net.has(2):
             raise ModelError(f"{source} holds no layers of Caffe", cure="Give the .caffemodel, not its .prototxt.")
-        layers = tuple(_layer(entry, source, is_v1=not new) for entry in new or old)
-        return CaffeNet(name=net.text(1), layers=layers, transform=_transform(net, new or old, is_v1=not new))
+        number = 2 if is_v1 else 100
+        layers = tuple(_layer(entry, source, is_v1=is_v1) for entry in net.messages(number))
+        transform = _transform(net, net.messages(number), source, is_v1=is_v1)
+        return CaffeNet(name=net.text(1), layers=layers, inputs=net.texts(3), transform=transform)
     except WireError as exc:
         raise ModelError(
             f"{source} is not a caffemodel, or it is damaged or truncated ({len(content):,} bytes): {exc}"
         ) from exc
 
 
-def read_binaryproto(path: Path) -> NDArray[np.float32]:
+def read_binaryproto(content: bytes, source: str) -> NDArray[np.float32]:
     """The blob of a .binaryproto, as a mean image is one: float32 [1, 3, H, W] most often. Raises ModelError."""
     try:
-        content = path.read_bytes()
-    except OSError as exc:
-        raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
-    try:
-        return _blob(Message(memoryview(content)), str(path))
+        return _blob(Message(memoryview(content)), source)
     except WireError as exc:
-        raise ModelError(f"{path} is not a binaryproto, or it is damaged ({len(content):,} bytes): {exc}") from exc
+        raise ModelError(f"{source} is not a binaryproto, or it is damaged ({len(content):,} bytes): {exc}") from exc
 
 
 def _layer(entry: Message, source: str, *, is_v1: bool) -> CaffeLayer:
@@ -234,9 +235,14 @@ def _lrn(found: Message, where: str) -> LRNAcross:
 
 
 def _square(found: Message, numbers: tuple[int, int, int], default: int | None, name: str, where: str) -> int:
-    """A size that is given once for both sides, or as height and width, which must be the same."""
-    both, height, width = numbers
-    values = found.integers(both) or tuple(found.integer(n) for n in (height, width) if found.has(n))
+    """A size that is given once for both sides, or as height and width, which must be the same.
+
+    Of height and width, one that is left out is 0: `pad_h: 1` alone pads above and below only.
+    """
+    both, *sided = numbers
+    values = found.integers(both)
+    if any(found.has(number) for number in sided):
+        values += tuple(found.integer(number) for number in sided)
     sides = set(values) or ({default} if default is not None else set())
     if len(sides) != 1:
         raise ModelError(f"{where} has {name} {list(values)}; expected one size for both sides")
@@ -263,27 +269,34 @@ def _blob(blob: Message, where: str) -> NDArray[np.float32]:
     return data.reshape(shape).astype(np.float32, copy=False)
 
 
-def _transform(net: Message, entries: list[Message], *, is_v1: bool) -> DataTransform:
-    """Of the first data layer. Before V1 had transform_param the same things stood in data_param."""
-    crop, found, mean_file = 0, Message(memoryview(b"")), ""
+def _transform(net: Message, entries: Iterable[Message], source: str, *, is_v1: bool) -> DataTransform:
+    """Of the first layer that gives images. Before V1 had transform_param the same things stood in data_param."""
     for entry in entries:
         type_ = _V1_TYPES.get(entry.integer(5), "") if is_v1 else entry.text(2)
-        if type_ not in DATA_TYPES:
+        if type_ not in (*_TRANSFORMING_TYPES, "Input"):
             continue
         found = entry.message(36 if is_v1 else 100)
         data = entry.message({"ImageData": 15, "WindowData": 20}.get(type_, 11) if is_v1 else 107)
-        crop = found.integer(3) or data.integer(5)
-        mean_file = found.text(4) or data.text(3)
-        scale = found.number(1, data.number(2, 1.0))
         if type_ == "Input":
-            shape = entry.message(143).message(1).integers(1)
-            crop = shape[-1] if len(shape) == 4 else 0
+            return DataTransform(crop=_input_size(_first_shape(entry.message(143), 1), source))
         return DataTransform(
-            crop=crop or None,
-            scale=scale,
+            crop=found.integer(3) or data.integer(5) or None,
+            scale=found.number(1, data.number(2, 1.0)),
             mean_values=tuple(float(str(value)) for value in found.floats(5)),
-            mean_file=mean_file or None,
+            mean_file=found.text(4) or data.text(3) or None,
         )
-    # A network for deployment: its input is named at the top of the file, by four numbers or by a shape.
-    shape = net.integers(4) or net.message(8).integers(1)
-    return DataTransform(crop=shape[3] if len(shape) == 4 else None)
+    # A network for deployment: its inputs are named at the top of the file, each with four numbers or a shape.
+    return DataTransform(crop=_input_size(net.integers(4)[:4] or _first_shape(net, 8), source))
+
+
+def _first_shape(message: Message, number: int) -> tuple[int, ...]:
+    return next((shape.integers(1) for shape in message.messages(number)), ())
+
+
+def _input_size(shape: tuple[int, ...], source: str) -> int | None:
+    """The side of an input [N, 3, H, H], None where its shape is not told."""
+    if len(shape) != 4:
+        return None
+    if shape[2] != shape[3]:
+        raise ModelError(f"{source} takes images of {shape[2]}x{shape[3]}; expected as many rows as columns")
+    return shape[3] or None

@@ -81,14 +81,19 @@ def convert(net: CaffeNet, source: str, input_size: int | None) -> Converted:
         plan = plan_layers(architecture, last.outputs)
     except RecipeError as exc:
         raise ModelError(f"{source}: {exc.message}", cure=exc.cure) from exc
-    _check_rounding(blocks, plan, source)
+    _check_rounding(blocks, plan, source, is_size_told=net.transform.crop is not None)
     weights = take_weights([block.layer for block in blocks], plan, source)
     return Converted(architecture=architecture, num_classes=last.outputs, weights=weights, chain=chain)
 
 
 def tells_its_layers(net: CaffeNet) -> bool:
     """Whether the layers with weights have their parameters too; files stripped to the weights do not."""
-    return all(layer.parameters is not None for layer in net.layers if layer.type in ("Convolution", "InnerProduct"))
+    return all(
+        layer.parameters is not None
+        for layer in net.layers
+        # Some lost their types with the rest: "" in LayerParameter, "None" in V1LayerParameter.
+        if layer.type in ("Convolution", "InnerProduct") or (layer.blobs and layer.type in ("", "None"))
+    )
 
 
 def count_classes(net: CaffeNet, source: str) -> int:
@@ -136,14 +141,19 @@ def _shaped(layer: CaffeLayer, index: int, expected: tuple[int, ...], source: st
 
 def _chain(net: CaffeNet, source: str) -> Iterator[CaffeLayer]:
     """The layers between the image and the scores, each of which must read what the one before it gives."""
-    current, names = "", {"data"}
+    current, names = "", set(net.inputs[:1]) or {"data"}
     for layer in net.layers:
         if layer.type in caffe.DATA_TYPES:
-            names = set(layer.tops[:1]) or names
+            # There may be a second one for the labels.
+            if not current:
+                names |= set(layer.tops[:1])
         elif layer.type == "Split" and names.intersection(layer.bottoms):
             names |= set(layer.tops)
         elif layer.type in ("Softmax", "SoftmaxWithLoss", "MultinomialLogisticLoss", "Accuracy", "Silence", "Split"):
-            continue
+            if overwritten := names.intersection(layer.tops):
+                # In place: under that name there is no longer what the chain gave.
+                names -= overwritten
+                current = f"what {layer.name} ({layer.type}) has not overwritten"
         else:
             if not names.intersection(layer.bottoms[:1]) or len(layer.bottoms) != 1 or len(layer.tops) != 1:
                 reads, what = ", ".join(layer.bottoms) or "nothing", current or "the image"
@@ -284,8 +294,9 @@ def _activation(blocks: list[_Block], source: str) -> Activation:
     return next(iter(found))
 
 
-def _check_rounding(blocks: list[_Block], plan: tuple[Layer, ...], source: str) -> None:
+def _check_rounding(blocks: list[_Block], plan: tuple[Layer, ...], source: str, *, is_size_told: bool) -> None:
     """Caffe rounds the size after pooling up; where that is not the same as down, the network cannot be had here."""
+    recipe = "Name the input size that it was trained with by a recipe, if this is not it: --recipe NAME"
     pools = [block.first("Pooling") for block in blocks]
     found = iter([pool for pool in pools if pool is not None])
     size = 0
@@ -299,6 +310,6 @@ def _check_rounding(blocks: list[_Block], plan: tuple[Layer, ...], source: str) 
                 raise ModelError(
                     f"{source}: {caffe_layer.name} makes {size} pixels into {rounded + 1}, as Caffe rounds up; "
                     f"here they become {layer.output_shape[1]}",
-                    cure="Name the input size that it was trained with by a recipe, if this is not it: --recipe NAME",
+                    cure=None if is_size_told else recipe,
                 )
         size = layer.output_shape[1] if len(layer.output_shape) == 3 else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 
 import numpy as np
@@ -51,6 +52,7 @@ def read_torch(content: bytes, source: str) -> StateDict:
             f"reading {source} needs PyTorch",
             cure="pip install 'alexdeploy[train]'\nor save it as .safetensors where PyTorch is.",
         ) from exc
+    _refuse_inflated(content, source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -71,7 +73,37 @@ def read_torch(content: bytes, source: str) -> StateDict:
         )
     # NumPy has no bfloat16; float32 holds its values, and those of float16, exactly.
     small = (torch.bfloat16, torch.float16)
-    return {name: (value.float() if value.dtype in small else value).detach().numpy() for name, value in found.items()}
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name, value in found.items():
+        if value.numel() * value.element_size() > len(content):
+            raise ModelError(f"{source}: {name} is a tensor of {list(value.shape)}, more than the file can hold")
+        try:
+            arrays[name] = (value.float() if value.dtype in small else value).detach().numpy()
+        # Sparse, quantized, without data ("meta"), or of a type that NumPy has not: torch raises either, by version.
+        except (TypeError, RuntimeError) as exc:
+            raise ModelError(
+                f"{source}: {name} is a tensor of {value.dtype}, {value.layout}, on {value.device}; "
+                "expected dense numbers that NumPy has",
+                cure="Save the weights as float32: torch.save(model.float().state_dict(), FILE)",
+            ) from exc
+    return arrays
+
+
+def _refuse_inflated(content: bytes, source: str) -> None:
+    """Raise ModelError for an archive that unpacks to more than itself: torch.save stores tensors as they are."""
+    # torch.load tells an archive by the same four bytes.
+    if not content.startswith(b"PK\x03\x04"):
+        return
+    try:
+        members = zipfile.ZipFile(io.BytesIO(content)).infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as exc:
+        raise _refused(source, exc) from exc
+    packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(member.file_size for member in members) > len(content):
+        raise ModelError(
+            f"{source} is a compressed archive, expected one as torch.save writes it",
+            cure="Save the weights again: torch.save(model.state_dict(), FILE)",
+        )
 
 
 def _refused(source: str, exc: Exception) -> ModelError:
@@ -93,8 +125,11 @@ def has_torchvision_names(tensors: StateDict) -> bool:
 
 
 def plain_names(tensors: StateDict) -> StateDict:
-    """Without the "module." that nn.DataParallel and DDP put before each name, and torch.compile's "_orig_mod."."""
-    prefix = re.compile(r"^(module\.|_orig_mod\.)+")
+    """Without the "module." of nn.DataParallel and DDP, and torch.compile's "_orig_mod.", wherever a part was wrapped.
+
+    PyTorch's ImageNet example wraps an AlexNet's `features` alone: features.module.0.weight.
+    """
+    prefix = re.compile(r"(?:(?<=\.)|^)(?:module\.|_orig_mod\.)+")
     return {prefix.sub("", name): value for name, value in tensors.items()}
 
 

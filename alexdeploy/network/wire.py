@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
-_MAX_FIELDS = 100_000
-"""Fields of one message, single floats not counted. A file of nothing but tiny fields must not fill the memory."""
+_MAX_FIELDS = 1_000
+"""Fields of one message, the floats that repeat one by one not counted: Caffe's networks have some hundred layers. A
+file of nothing but tiny fields must not fill the memory."""
+
+_MAX_INTEGERS = 1_000
+"""Integers packed in one field: Caffe's are shapes."""
 
 _VARINT, _FIXED64, _CHUNK, _FIXED32 = 0, 1, 2, 5
 
@@ -36,28 +42,30 @@ class Message:
             if kind in (_FIXED32, _FIXED64):
                 size = 4 if kind == _FIXED32 else 8
                 value = _part(data, position, size)
+                num_fields += (number, size) not in self._fixed
                 self._fixed.setdefault((number, size), bytearray()).extend(value)
                 position += size
-                continue
-            num_fields += 1
-            if num_fields > _MAX_FIELDS:
-                raise WireError(f"a message of more than {_MAX_FIELDS:,} fields")
-            if kind == _VARINT:
+            elif kind == _VARINT:
+                num_fields += 1
                 integer, position = _varint(data, position)
                 self._varints.setdefault(number, []).append(integer)
             elif kind == _CHUNK:
+                num_fields += 1
                 size, position = _varint(data, position)
                 self._chunks.setdefault(number, []).append(_part(data, position, size))
                 position += size
             else:
                 raise WireError(f"field {number} is of the unknown kind {kind}")
+            if num_fields > _MAX_FIELDS:
+                raise WireError(f"a message of more than {_MAX_FIELDS:,} fields")
 
     def has(self, number: int) -> bool:
         """Whether there is an integer, text or message of that number."""
         return number in self._varints or number in self._chunks
 
-    def messages(self, number: int) -> list[Message]:
-        return [Message(chunk) for chunk in self._chunks.get(number, ())]
+    def messages(self, number: int) -> Iterator[Message]:
+        """Each is parsed when its turn comes, and is not kept."""
+        return (Message(chunk) for chunk in self._chunks.get(number, ()))
 
     def message(self, number: int) -> Message:
         """The message inside; an empty one, which has every default, where there is none."""
@@ -67,8 +75,8 @@ class Message:
     def texts(self, number: int) -> tuple[str, ...]:
         return tuple(bytes(chunk).decode("utf-8", "replace") for chunk in self._chunks.get(number, ()))
 
-    def text(self, number: int, default: str = "") -> str:
-        return self.texts(number)[-1] if number in self._chunks else default
+    def text(self, number: int) -> str:
+        return self.texts(number)[-1] if number in self._chunks else ""
 
     def integers(self, number: int) -> tuple[int, ...]:
         """Repeated integers, packed or one by one."""
@@ -76,8 +84,8 @@ class Message:
         for chunk in self._chunks.get(number, ()):
             position = 0
             while position < len(chunk):
-                if len(values) > _MAX_FIELDS:
-                    raise WireError(f"field {number} holds more than {_MAX_FIELDS:,} integers")
+                if len(values) >= _MAX_INTEGERS:
+                    raise WireError(f"field {number} holds more than {_MAX_INTEGERS:,} integers")
                 value, position = _varint(chunk, position)
                 values.append(value)
         return tuple(value - (1 << 64) if value >= 1 << 63 else value for value in values)

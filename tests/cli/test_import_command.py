@@ -98,7 +98,10 @@ def test_no_preprocessing_at_all_is_a_usage_error_with_its_cure(run: Run) -> Non
 def test_a_recipe_that_measures_its_mean_needs_it_given(run: Run, recipe: str) -> None:
     refused = run("theirs.onnx", "--recipe", recipe)
     assert refused.exit_code == 2
-    assert "Give it: --mean A,B,C" in refused.stderr
+    example = "104.007,116.669,122.679" if recipe == "caffe-alexnet" else "122.679,116.669,104.007"
+    assert f"or a mean per channel: --mean {example}" in refused.stderr
+    scaled = run("theirs.onnx", "--recipe", recipe, "--scale", "0.0078125", "--channels", "bgr")
+    assert "--mean 0.812555,0.911477,0.95843" in scaled.stderr
     assert run("theirs.onnx", "--recipe", recipe, "--mean", "104.007,116.669,122.679").exit_code == 0
     steps = find_model("theirs").spec().preprocessing
     assert steps.mean == (104.007, 116.669, 122.679)
@@ -203,12 +206,15 @@ def test_a_models_folder_that_cannot_be_written_is_exit_code_6(run: Run) -> None
     assert "could not be written" in result.stderr
 
 
+BLUE_FIRST = np.repeat(np.array([104, 117, 123], np.float32), 256 * 256).reshape(3, 256, 256)
+"""A mean image as Caffe's are, BGR."""
+
+
 @pytest.fixture
 def caffemodel(run: Run, tmp_path: Path) -> Path:
     """A narrow bvlc_alexnet beside theirs.onnx, and a mean image."""
     (tmp_path / "caffe.caffemodel").write_bytes(files.net(files.alexnet(files.weights()), old=True))
-    mean = np.full((1, 3, 256, 256), 110, np.float32)
-    (tmp_path / "mean.binaryproto").write_bytes(files.blob(mean, "legacy"))
+    (tmp_path / "mean.binaryproto").write_bytes(files.blob(BLUE_FIRST[None], "legacy"))
     return Path("caffe.caffemodel")
 
 
@@ -219,6 +225,7 @@ def test_a_caffemodel_is_imported_with_its_mean_image_and_synsets(run: Run, caff
     assert (result.exit_code, result.stdout) == (0, "")
     checked, wrote, following = result.stderr.splitlines()
     assert checked.startswith("checked: off by ")
+    assert checked.endswith(" of the largest score from what Caffe computes of the same input")
     assert wrote == "wrote models/caffe: 7 classes, views of 227 pixels"
     assert following == "next: alexdeploy export models/caffe"
     assert find_model("caffe").spec().classes == tuple(lines)
@@ -237,9 +244,33 @@ def test_a_mean_that_a_caffemodel_only_names_is_asked_for(run: Run, caffemodel: 
 
 
 def test_a_mean_image_goes_with_an_onnx_file_too(run: Run, caffemodel: Path) -> None:
-    assert run("theirs.onnx", "--mean-image", "mean.binaryproto").exit_code == 0
+    result = run("theirs.onnx", "--recipe", "caffe-alexnet", "--mean-image", "mean.binaryproto")
+    assert result.exit_code == 0
+    assert "not told" not in result.stderr
     folder = find_model("theirs")
-    assert (folder.mean_image(folder.spec()) == 110).all()
+    steps = folder.spec().preprocessing
+    assert (steps.channels, steps.resize, steps.scale) == ("bgr", "warp", 1.0)
+    np.testing.assert_array_equal(folder.mean_image(folder.spec()), BLUE_FIRST)
+
+
+def test_a_mean_image_of_colours_in_no_known_order_is_asked_about(run: Run, caffemodel: Path) -> None:
+    refused = run("theirs.onnx", "--mean-image", "mean.binaryproto")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--mean-image does not say which order its colours have" in refused.stderr
+    assert "--recipe caffe-alexnet" in refused.stderr
+    assert not Path("models").exists()
+    result = run("theirs.onnx", "--mean-image", "mean.binaryproto", "--channels", "bgr")
+    assert result.exit_code == 0
+    assert "warning: not told, and taken to be: --resize crop" in result.stderr
+    assert find_model("theirs").spec().preprocessing.channels == "bgr"
+
+
+def test_what_is_taken_of_the_preprocessing_of_a_graph_is_said(run: Run) -> None:
+    result = run("theirs.onnx", "--mean", "104,117,123")
+    assert result.exit_code == 0
+    assert "warning: not told, and taken to be: --channels rgb, --resize crop" in result.stderr
+    told = run("theirs.onnx", "--mean", "1,2,3", "--channels", "rgb", "--resize", "crop", "--overwrite")
+    assert "not told" not in told.stderr
 
 
 @pytest.mark.parametrize(

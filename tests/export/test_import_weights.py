@@ -6,7 +6,9 @@ import hashlib
 import io
 import os
 import pickle
+import struct
 import sys
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +129,46 @@ def test_a_mean_image_is_scaled_with_the_pixels(tmp_path: Path, folder: ModelFol
     np.testing.assert_array_equal(folder.mean_image(folder.spec()), mean * np.float32(0.25))
 
 
+def test_the_mean_that_a_cure_names_is_that_of_scaled_pixels(tmp_path: Path, folder: ModelFolder) -> None:
+    data = data_layer(scale=0.0078125, mean_file="mean")
+    source = written(tmp_path, files.net(files.alexnet(WEIGHTS, data=data)))
+    # 104.007, 116.669 and 122.679 over 128.
+    message = refused(source, folder, UsageError)
+    assert (
+        "--mean 0.812555,0.911477,0.95843 (that of Caffe's ImageNet models, BGR, times the scale 0.0078125)" in message
+    )
+    message = refused(source, folder, UsageError, steps={"scale": 1.0, "channels": "rgb"})
+    assert "--mean 122.679,116.669,104.007 (that of Caffe's ImageNet models, RGB)" in message
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 1.0), ({"scale": 0.5}, 0.5)])
+def test_the_files_own_scale_goes_before_the_recipes_even_where_it_is_the_default(
+    tmp_path: Path, folder: ModelFolder, given: dict[str, object], expected: float
+) -> None:
+    recipe = narrow(tmp_path, change=("scale = 1.0", "scale = 0.00390625"))
+    steps = steps_of(tmp_path, folder, data_layer(**given), recipe=recipe, steps={"mean": MEAN})
+    assert steps.scale == expected
+
+
+def test_a_file_without_a_data_layer_has_the_scale_of_the_recipe(tmp_path: Path, folder: ModelFolder) -> None:
+    recipe = narrow(tmp_path, change=("scale = 1.0", "scale = 0.00390625"))
+    source = written(tmp_path, files.net(files.alexnet(WEIGHTS)[1:]))
+    spec = import_weights(source, folder, WeightsOptions(recipe=recipe, steps={"mean": MEAN}))
+    assert spec.preprocessing.scale == 0.00390625
+
+
+def test_a_mean_image_that_is_scaled_already_is_not_scaled_again(tmp_path: Path, folder: ModelFolder) -> None:
+    """As the mean.npy of a model folder is."""
+    mean, path = mean_image(tmp_path)
+    data = data_layer(scale=0.0078125)
+    steps_of(tmp_path, folder, data, mean_image=read_mean_image(path))
+    again = read_mean_image(folder.mean_path)
+    np.testing.assert_array_equal(again, mean / 128)
+    source = written(tmp_path, files.net(files.alexnet(WEIGHTS, data=data)))
+    other = ModelFolder(tmp_path / "models" / "other")
+    assert "is scaled already, expected pixels of 0 to 255" in refused(source, other, UsageError, mean_image=again)
+
+
 def test_one_mean_value_is_that_of_all_channels(tmp_path: Path, folder: ModelFolder) -> None:
     assert steps_of(tmp_path, folder, data_layer(mean_value=[110.0])).mean == (110.0, 110.0, 110.0)
 
@@ -179,6 +221,28 @@ def test_a_file_stripped_to_its_weights_needs_a_recipe(tmp_path: Path, folder: M
     spec = import_weights(source, folder, options, warnings.append)
     assert spec.num_classes == files.CLASSES
     assert "could not be checked" in warnings[0]
+    np.testing.assert_array_equal(load_file(folder.weights_path)["fc6.weight"], WEIGHTS["fc6.weight"])
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_file_that_lost_the_types_of_its_layers_too_needs_a_recipe(
+    tmp_path: Path, folder: ModelFolder, old: bool
+) -> None:
+    layers = [entry for entry in files.alexnet(WEIGHTS) if entry.blobs]
+    if old:
+        number, name, blob, form = 2, 4, 6, "legacy"
+    else:
+        number, name, blob, form = 100, 1, 7, "shape"
+    content = b"".join(
+        files.chunk(
+            number,
+            files.text(name, e.name) + b"".join(files.chunk(blob, files.blob(array, form)) for array in e.blobs),
+        )
+        for e in layers
+    )
+    source = written(tmp_path, content)
+    assert "--recipe caffe-alexnet" in refused(source, folder, ModelError)
+    import_weights(source, folder, WeightsOptions(recipe=narrow(tmp_path), steps={"mean": MEAN}))
     np.testing.assert_array_equal(load_file(folder.weights_path)["fc6.weight"], WEIGHTS["fc6.weight"])
 
 
@@ -247,6 +311,10 @@ FORMS: dict[str, Callable[[OrderedDict[str, torch.Tensor]], object]] = {
     "plain": lambda state: state,
     "checkpoint": lambda state: {"epoch": 3, "state_dict": state, "best_acc1": 0.5},
     "parallel": lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+    # As PyTorch's ImageNet example saves an AlexNet: its features alone are wrapped.
+    "example": lambda state: {
+        "state_dict": {name.replace("features.", "features.module."): value for name, value in state.items()}
+    },
     "compiled": lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
     "parameters": lambda state: {name: nn.Parameter(value) for name, value in state.items()},
 }
@@ -297,6 +365,50 @@ def test_torchvisions_names_need_no_recipe_and_other_widths_are_refused(tmp_path
         "features.0.weight (conv1.weight) has shape [8, 3, 11, 11], the architecture expects [64, 3, 11, 11]"
         in refused(source, folder, ModelError)
     )
+
+
+def test_an_archive_that_unpacks_to_more_than_itself_is_refused_before_it_is_unpacked(
+    tmp_path: Path, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = saved({"features.0.weight": torch.zeros(1_000_000)})
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(state)) as stored, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as deflated:
+        for name in stored.namelist():
+            deflated.writestr(name, stored.read(name))
+    assert len(packed.getvalue()) < len(state) / 100
+    # PyTorch itself would read it.
+    assert torch.load(io.BytesIO(packed.getvalue()), weights_only=True)["features.0.weight"].shape == (1_000_000,)
+    source = written(tmp_path, packed.getvalue(), "theirs.pth")
+    monkeypatch.setattr(torch, "load", None)
+    assert "is a compressed archive" in refused(source, folder, ModelError, recipe="torchvision")
+
+
+def test_members_of_an_archive_that_share_their_bytes_are_refused(tmp_path: Path, folder: ModelFolder) -> None:
+    content = saved({"features.0.weight": torch.zeros(1_000)})
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        sizes = [member.file_size for member in archive.infolist()]
+    # In the central directory the size stands twice, the packed one and the other.
+    place = content.rindex(struct.pack("<2I", max(sizes), max(sizes)))
+    damaged = content[:place] + struct.pack("<2I", max(sizes), len(content)) + content[place + 8 :]
+    source = written(tmp_path, damaged, "theirs.pth")
+    assert "is a compressed archive" in refused(source, folder, ModelError, recipe="torchvision")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(2, 2, dtype=torch.float8_e4m3fn), "a.weight is a tensor of torch.float8_e4m3fn, torch.strided"),
+        (torch.eye(2).to_sparse(), "a.weight is a tensor of torch.float32, torch.sparse_coo, on cpu; expected dense"),
+        (torch.zeros(2, 2, device="meta"), "a.weight is a tensor of torch.float32, torch.strided, on meta"),
+        (torch.zeros(1).expand(1 << 20, 1 << 20), "a.weight is a tensor of [1048576, 1048576], more than the file"),
+    ],
+    ids=["float8", "sparse", "meta", "expanded"],
+)
+def test_tensors_that_torch_has_and_numpy_has_not_are_refused_by_name(
+    tmp_path: Path, folder: ModelFolder, value: torch.Tensor, message: str
+) -> None:
+    source = written(tmp_path, saved({"a.weight": value}), "theirs.pth")
+    assert message in refused(source, folder, ModelError, recipe="torchvision")
 
 
 class _Bomb:
@@ -443,6 +555,8 @@ def test_a_mean_image_is_read_from_npy_as_caffe_ships_it(tmp_path: Path) -> None
         (np.zeros((256, 256, 3)), "holds float64 [256, 256, 3]"),
         (np.full((3, 256, 256), np.nan), "holds values that are not finite"),
         (np.full((3, 256, 256), "a"), "holds <U1 [3, 256, 256]"),
+        (np.full((3, 256, 256), -0.5), "holds values from -0.5 to -0.5; a mean image is in pixels of 0 to 255"),
+        (np.full((3, 256, 256), 256), "holds values from 256 to 256; a mean image is in pixels"),
     ],
 )
 def test_another_array_is_no_mean_image(tmp_path: Path, mean: np.ndarray, message: str) -> None:
@@ -451,7 +565,46 @@ def test_another_array_is_no_mean_image(tmp_path: Path, mean: np.ndarray, messag
         read_mean_image(tmp_path / "mean.npy")
     assert message in str(caught.value)
     if mean.shape == (3, 227, 227):
-        assert "--mean 2.000,2.000,2.000" in str(caught.value)
+        assert "--mean 2.000,2.000,2.000 (times --scale, if there is one)" in str(caught.value)
+
+
+def npy(shape: str) -> bytes:
+    """The header of a .npy, and no data."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+
+
+def npz() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, mean=np.zeros((3, 256, 256)))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mean.npy", npz(), "is an archive of arrays"),
+        ("mean.npy", npz()[:-30], "cannot be read as a NumPy array"),
+        ("mean.npy", npy(f"({1 << 64},)"), "cannot be read as a NumPy array"),
+        ("mean.npy", npy(f"({1 << 50},)"), "cannot be read as a NumPy array"),
+        ("mean.npy", npy("(3, 256, 256)"), "cannot be read as a NumPy array"),
+        ("mean.npy", npy("(3, 256, 256]"), "cannot be read as a NumPy array"),
+        ("mean.npy", b"", "cannot be read as a NumPy array"),
+        ("mean.npy", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+        ("mean.binaryproto", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+        ("mean.binaryproto", b"<!DOCTYPE html>", "is a web page"),
+        ("mean.binaryproto", None, "cannot be read: No such file"),
+        ("mean.npy", None, "cannot be read: No such file"),
+    ],
+)
+def test_what_is_no_mean_image_at_all_is_refused(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        written(tmp_path, content, name)
+    with pytest.raises(ModelError) as caught:
+        read_mean_image(tmp_path / name)
+    assert message in str(caught.value)
 
 
 def test_a_pickled_mean_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,8 +69,14 @@ def zoo_model(
         add("Gemm", names, [f"fc{index}_1"], transB=1, alpha=1.0, beta=1.0, **old)
         if index < 8:
             add("Relu", [current], [f"fc{index}_2"])
-            old = {"is_test": 1} if opset < 7 else {}
-            add("Dropout", [current], [f"fc{index}_3", f"_fc{index}_mask_1"], ratio=0.5, **old)
+            outputs = [f"fc{index}_3", f"_fc{index}_mask_1"]
+            if opset < 12:
+                old = {"is_test": 1} if opset < 7 else {}
+                add("Dropout", [current], outputs, ratio=0.5, **old)
+            else:
+                # From 12 on the ratio is an input.
+                initializers.append(numpy_helper.from_array(np.array(0.5, np.float32), f"ratio{index}"))
+                add("Dropout", [current, f"ratio{index}"], outputs)
     add("Softmax", [current], ["prob_1"])
     inputs = [helper.make_tensor_value_info("data_0", TensorProto.FLOAT, [1, 3, SIZE, SIZE])]
     inputs += [helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in initializers]
@@ -108,7 +114,7 @@ def imported(model: ModelProto, tmp_path: Path, options: ImportOptions | None = 
 
 
 @pytest.mark.parametrize("pool_first", [False, True])
-@pytest.mark.parametrize("opset", [3, 6, 7, 8, 9])
+@pytest.mark.parametrize("opset", [3, 6, 7, 8, 9, 12])
 def test_a_zoo_file_gives_what_pytorch_computes_for_any_batch(tmp_path: Path, opset: int, pool_first: bool) -> None:
     weights = files.weights(seed=opset)
     folder = imported(zoo_model(weights, opset, pool_first=pool_first), tmp_path)

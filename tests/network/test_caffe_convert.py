@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import caffe_files as files
 import numpy as np
@@ -106,6 +106,51 @@ def test_layers_that_split_only_hand_on() -> None:
     assert converted(files.net([*entries[:place], split, *entries[place:]])).num_classes == files.CLASSES
 
 
+def test_a_softmax_in_the_middle_is_not_passed_over() -> None:
+    entries = files.alexnet(WEIGHTS)
+    place = [entry.name for entry in entries].index("fc7")
+    for top, message in (("fc6", "what soft (Softmax) has not overwritten"), ("soft", "reads soft; expected drop6")):
+        soft = Entry(name="soft", type="Softmax", bottom=("fc6",), top=(top,))
+        changed = files.changed(entries, "fc7", bottom=(top,))
+        assert message in refused(files.net([*changed[:place], soft, *changed[place:]]))
+
+
+@pytest.mark.parametrize("top", ["fc8", "prob"])
+def test_a_softmax_at_the_end_is_left_to_the_deployment(top: str) -> None:
+    soft = Entry(name="prob", type="Softmax", bottom=("fc8",), top=(top,))
+    found = converted(files.net([*files.alexnet(WEIGHTS)[:-1], soft]))
+    assert found.chain[-1].name == "fc8"
+
+
+@pytest.mark.parametrize("labels_first", [False, True])
+@pytest.mark.parametrize("old", [False, True])
+def test_labels_may_come_from_a_data_layer_of_their_own(labels_first: bool, old: bool) -> None:
+    data, *rest = files.alexnet(WEIGHTS)
+    labels = Entry(name="labels", type="HDF5Data", top=("label",))
+    head = [labels, data] if labels_first else [data, labels]
+    found = converted(files.net([*head, *rest], old=old))
+    assert found.chain[0].name == "conv1"
+
+
+def test_a_second_data_layer_inside_the_chain_is_not_read_by_it() -> None:
+    entries = files.alexnet(WEIGHTS)
+    place = [entry.name for entry in entries].index("conv3")
+    other = Entry(name="other", type="HDF5Data", top=("other",))
+    entries = files.changed(entries, "conv3", bottom=("other",))
+    assert "conv3 (Convolution) reads other; expected pool2" in refused(
+        files.net([*entries[:place], other, *entries[place:]])
+    )
+
+
+def test_height_and_width_may_be_given_one_by_one() -> None:
+    entries = files.changed(
+        files.alexnet(WEIGHTS),
+        "conv2",
+        parameters={"pad": [], "pad_h": 2, "pad_w": 2, "kernel_size": [], "kernel_h": 5, "kernel_w": 5},
+    )
+    assert converted(files.net(entries)).architecture.convs[1].padding == 2
+
+
 @pytest.mark.parametrize(("type_", "activation"), [("Sigmoid", "sigmoid"), ("TanH", "tanh")])
 def test_other_activations_are_kept(type_: str, activation: str) -> None:
     entries = files.alexnet(WEIGHTS)
@@ -151,6 +196,55 @@ def test_the_size_of_the_input_is_at_the_top_of_a_network_for_deployment(head: b
     assert converted(files.net(entries), 227).architecture.input == 227
 
 
+def test_the_input_may_have_another_name_and_others_beside_it() -> None:
+    entries = files.changed(files.alexnet(WEIGHTS)[1:-1], "conv1", bottom=("images",))
+    sizes = b"".join(files.integer(4, size) for size in (1, 3, 227, 227, 1, 1, 1, 1))
+    head = files.text(3, "images") + files.text(3, "label") + sizes
+    assert converted(files.net(entries, head=head)).architecture.input == 227
+    other = files.changed(entries, "conv1", bottom=("label",))
+    assert "conv1 (Convolution) reads label; expected the image" in refused(files.net(other, head=head))
+
+
+def test_an_input_layer_tells_the_size_and_nothing_of_the_pixels() -> None:
+    data = Entry(name="in", type="Input", top=("images",), parameters={"shape": (10, 3, 227, 227)})
+    entries = files.changed(files.alexnet(WEIGHTS, data=data), "conv1", bottom=("images",))
+    assert converted(files.net(entries)).architecture.input == 227
+    found = read_caffemodel(files.net(entries), "x").transform
+    assert (found.crop, found.scale, found.mean_values, found.mean_file) == (227, None, (), None)
+
+
+@pytest.mark.parametrize("form", ["numbers", "shape", "layer"])
+def test_an_input_of_more_columns_than_rows_is_refused(form: str) -> None:
+    shape = (1, 3, 227, 256)
+    data = Entry(name="data", type="Input", top=("data",), parameters={"shape": shape})
+    entries, head = files.alexnet(WEIGHTS, data=data), b""
+    if form != "layer":
+        numbers = b"".join(files.integer(4, size) for size in shape)
+        entries, head = entries[1:], numbers if form == "numbers" else files.chunk(8, files.shape(*shape))
+    assert "takes images of 227x256; expected as many rows as columns" in refused(files.net(entries, head=head))
+
+
+def test_image_data_of_old_files_tells_scale_mean_file_and_size() -> None:
+    given = {"scale": 0.25, "mean_file": "mean.proto", "crop_size": 227}
+    data = Entry(name="data", type="ImageData", top=("data", "label"), parameters=given)
+    content = files.net(files.alexnet(WEIGHTS, data=data), old=True)
+    found = read_caffemodel(content, "x").transform
+    assert (found.scale, found.crop, found.mean_file) == (0.25, 227, "mean.proto")
+    assert converted(content).architecture.input == 227
+
+
+@pytest.mark.parametrize(("type_", "scale"), [("Data", 1.0), ("HDF5Data", None)])
+def test_a_data_layer_that_prepares_images_and_names_no_scale_has_that_of_1(type_: str, scale: float | None) -> None:
+    data = Entry(name="data", type=type_, top=("data",), parameters={})
+    assert read_caffemodel(files.net(files.alexnet(WEIGHTS, data=data)), "x").transform.scale == scale
+
+
+def test_a_size_that_rounds_otherwise_has_a_cure_where_the_file_does_not_tell_it() -> None:
+    assert "--recipe NAME" in refused(files.net(files.alexnet(WEIGHTS)[1:]), 224)
+    told = files.changed(files.alexnet(WEIGHTS), "data", parameters={"crop_size": 224})
+    assert "--recipe" not in refused(files.net(told))
+
+
 def test_the_data_layer_tells_scale_mean_and_mean_file() -> None:
     given = {"scale": 0.0078125, "crop_size": 227, "mean_value": [104.0, 117.0, 122.679], "mean_file": "mean.proto"}
     source = Entry(name="data", type="Data", top=("data",), parameters=given)
@@ -185,6 +279,9 @@ def _moved(entries: list[Entry], name: str, after: str) -> list[Entry]:
             "conv3 has kernel_size [3, 5]; expected one size",
         ),
         (lambda e: files.changed(e, "conv3", parameters={"kernel_size": 0}), "conv3 has kernel_size 0"),
+        (lambda e: files.changed(e, "conv3", parameters={"pad": [], "pad_h": 1}), "conv3 has pad [1, 0]; expected one"),
+        (lambda e: files.changed(e, "conv3", parameters={"pad": [], "pad_w": 1}), "conv3 has pad [0, 1]; expected one"),
+        (lambda e: files.changed(e, "conv1", parameters={"stride": [], "stride_h": 4}), "conv1 has stride [4, 0]"),
         (lambda e: files.changed(e, "conv4", parameters={"group": 4}), "conv2 has group 2; expected 1 or 4"),
         (lambda e: files.changed(e, "conv3", parameters={"num_output": -5}), "conv3 has num_output -5"),
         (lambda e: files.changed(e, "fc7", parameters={"transpose": 1}), "fc7 is an InnerProduct with axis or"),
@@ -277,28 +374,39 @@ def test_what_is_no_caffemodel_is_refused(content: bytes, message: str) -> None:
 
 @pytest.mark.parametrize("old", [False, True])
 def test_no_change_of_a_byte_outside_the_weights_does_more_than_have_it_refused(old: bool) -> None:
-    content, *others = (files.net(files.alexnet(files.weights(seed)), old=old) for seed in range(3))
+    def filled(pattern: str) -> dict[str, np.ndarray]:
+        value = np.frombuffer(bytes.fromhex(pattern), np.float32)[0]
+        return {name: np.full_like(array, value) for name, array in WEIGHTS.items()}
+
+    # Two files that differ in every byte of their weights, so that what is the same in both is no weight.
+    values = (WEIGHTS, filled("1112133e"), filled("2122233f"))
+    content, *others = (files.net(files.alexnet(each), old=old) for each in values)
+    original = converted(content)
     structure = [place for place in range(len(content)) if all(content[place] == other[place] for other in others)]
     rng, num_refused = np.random.default_rng(0), 0
     for _ in range(300):
         damaged = bytearray(content)
         damaged[structure[rng.integers(len(structure))]] = rng.integers(256)
         try:
-            converted(bytes(damaged))
+            found = converted(bytes(damaged), 227)
         except ModelError:
             num_refused += 1
+            continue
+        for name, value in original.weights.items():
+            np.testing.assert_array_equal(found.weights[name], value)
+        # Neither changes what a layer computes: Caffe crops to some other sizes with the same outcome.
+        free = {"input": original.architecture.input, "dropout": original.architecture.dropout}
+        assert dataclasses.replace(found.architecture, **free) == original.architecture
     assert 50 < num_refused < 300
 
 
 @pytest.mark.parametrize("form", ["shape", "legacy", "double"])
-def test_a_mean_image_is_read_from_a_binaryproto(form: str, tmp_path: Path) -> None:
+def test_a_mean_image_is_read_from_a_binaryproto(form: str) -> None:
     mean = np.random.default_rng(0).uniform(90, 130, (1, 3, 8, 8)).astype(np.float32)
-    (tmp_path / "mean.binaryproto").write_bytes(files.blob(mean, form))
-    np.testing.assert_array_equal(read_binaryproto(tmp_path / "mean.binaryproto"), mean)
+    np.testing.assert_array_equal(read_binaryproto(files.blob(mean, form), "mean.binaryproto"), mean)
 
 
-def test_a_damaged_binaryproto_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "mean.binaryproto"
-    path.write_bytes(files.blob(np.zeros((1, 3, 8, 8)))[:-9])
-    with pytest.raises(ModelError, match="is not a binaryproto, or it is damaged"):
-        read_binaryproto(path)
+def test_a_damaged_binaryproto_is_refused() -> None:
+    content = files.blob(np.zeros((1, 3, 8, 8)))[:-9]
+    with pytest.raises(ModelError, match=r"mean.binaryproto is not a binaryproto, or it is damaged"):
+        read_binaryproto(content, "mean.binaryproto")

@@ -52,6 +52,13 @@ def test_packed_floats_are_a_view_of_the_file() -> None:
     assert np.shares_memory(message(content).floats(5), np.frombuffer(content, np.uint8))
 
 
+def test_messages_inside_are_parsed_when_their_turn_comes() -> None:
+    found = message(bytes.fromhex("1a03089601" + "1a0108")).messages(3)
+    assert next(found).integer(1) == 150
+    with pytest.raises(WireError, match="ends inside a field"):
+        next(found)
+
+
 def test_what_protobuf_itself_writes_is_read() -> None:
     tensor = onnx.numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(2, 3), "name")
     found = message(tensor.SerializeToString())
@@ -77,10 +84,20 @@ def test_damage_is_refused_before_anything_is_allocated(content: str, reason: st
 
 
 def test_a_file_of_nothing_but_tiny_fields_is_refused() -> None:
-    with pytest.raises(WireError, match="more than 100,000 fields"):
-        message(b"\x08\x01" * 200_000)
-    with pytest.raises(WireError, match="more than 100,000 integers"):
-        message(b"\x0a\xc0\x9a\x0c" + b"\x01" * 200_000).integers(1)
+    with pytest.raises(WireError, match="more than 1,000 fields"):
+        message(b"\x08\x01" * 1_001)
+    with pytest.raises(WireError, match="more than 1,000 fields"):
+        message(b"\x0a\x00" * 1_001)
+    # Tags of two bytes: fields 16 to 1,016, each with a float of its own.
+    tags = [bytes([(number << 3 | 5) & 0x7F | 0x80, (number << 3 | 5) >> 7]) for number in range(16, 1_017)]
+    with pytest.raises(WireError, match="more than 1,000 fields"):
+        message(b"".join(tag + bytes(4) for tag in tags))
+    with pytest.raises(WireError, match="more than 1,000 integers"):
+        message(b"\x0a\xe9\x07" + b"\x01" * 1_001).integers(1)
+
+
+def test_floats_one_by_one_may_be_many() -> None:
+    assert message(b"\x2d\x00\x00\x80\x3f" * 5_000).floats(5).sum() == 5_000
 
 
 def test_floats_that_are_cut_off_are_refused() -> None:
