@@ -14,7 +14,6 @@ from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.quantize import Budget
 
-
 # A shell that puts a job into the background has it ignore Ctrl-C, and what it starts as well; tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
