@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, UsageError
 from alexdeploy.images.listing import IMAGE_SUFFIXES, describe, is_hidden, walk_images
+from alexdeploy.images.sources import printable_path
 
 TRAIN_NAME = "train"
 VAL_NAMES = ("val", "valid", "validation", "test")
@@ -80,13 +81,30 @@ def find_splits(folder: str) -> tuple[str, str | None]:
 
 
 def list_class_folders(folder: str) -> tuple[str, ...]:
-    """Names of the folders in `folder`, in the order of their bytes. Raises DataError if it cannot be listed."""
+    """Names of the folders in `folder`, in the order of their bytes.
+
+    Raises DataError if it cannot be listed, and for a name that is not UTF-8, which no model can keep.
+    """
     try:
         with os.scandir(folder) as entries:
             shown = [entry for entry in entries if not is_hidden(entry.name)]
     except OSError as exc:
         raise DataError(f"{folder} cannot be listed: {describe(exc)}.", cure=_LAYOUT) from exc
-    return tuple(sorted((entry.name for entry in shown if os.path.isdir(entry.path)), key=os.fsencode))
+    names = tuple(sorted((entry.name for entry in shown if os.path.isdir(entry.path)), key=os.fsencode))
+    for name in names:
+        check_class_name(name, folder)
+    return names
+
+
+def check_class_name(name: str, place: str) -> None:
+    """Raise DataError if the class `name`, found in `place`, is not UTF-8: it could not be written down anywhere."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{printable_path(place)}: the class {printable_path(name)!r} has a name that is not UTF-8",
+            cure="Rename it.",
+        ) from None
 
 
 def list_examples(root: str, name: str, label: int) -> tuple[Example, ...]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError
-from alexdeploy.images.folder import Example, LabelledImages, check_fraction, split_examples
+from alexdeploy.images.folder import Example, LabelledImages, check_class_name, check_fraction, split_examples
 from alexdeploy.images.labelled import list_lines, read_label_list
 from alexdeploy.images.listing import MAX_FILE_BYTES, describe
-from alexdeploy.images.sources import read_file
+from alexdeploy.images.sources import printable_path, read_file
 
 
 class Original(NamedTuple):
@@ -31,7 +31,7 @@ class Original(NamedTuple):
     def read(self) -> bytes:
         """The encoded image. Raises ImageError, without the name, as `read_file`."""
         if self.offset is None:
-            return read_file(self.path, was_listed=True)
+            return read_file(self.path, was_listed=self.num_bytes >= 0)
         if self.num_bytes > MAX_FILE_BYTES:
             raise ImageError(f"holds {self.num_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are read")
         try:
@@ -39,9 +39,9 @@ class Original(NamedTuple):
                 file.seek(self.offset)
                 data = file.read(self.num_bytes)
         except OSError as exc:
-            raise ImageError(f"{self.path} cannot be read: {describe(exc)}") from exc
+            raise ImageError(f"{printable_path(self.path)} cannot be read: {describe(exc)}") from exc
         if len(data) != self.num_bytes:
-            raise ImageError(f"{self.path} ends {self.num_bytes - len(data):,} bytes too early")
+            raise ImageError(f"{printable_path(self.path)} ends {self.num_bytes - len(data):,} bytes too early")
         return data
 
 
@@ -83,7 +83,7 @@ def from_lists(
 
     Classes are the lines of `classes_file`, else the last words of the lines of the training list: in the order of
     their bytes, or as numbers where all are. Without `val_list` a share of each class is taken as `read_image_folder`
-    does. An image that is not there is among them. Raises DataError.
+    does. An image that is not there is among them. Raises DataError, also for an image that is in both lists.
     """
     root = os.fspath(folder)
     if not os.path.isdir(root):
@@ -94,7 +94,9 @@ def from_lists(
         raise DataError(f"{os.fspath(classes_file or train_list)} has {len(classes)} classes; it takes two at least.")
     train = _read_list(root, train_list, classes)
     if val_list is not None:
-        return LabelledImages(classes=classes, train=train, val=_read_list(root, val_list, classes))
+        val = _read_list(root, val_list, classes)
+        _refuse_shared(train, val, os.fspath(train_list), os.fspath(val_list))
+        return LabelledImages(classes=classes, train=train, val=val)
     by_class: list[list[Example]] = [[] for _ in classes]
     for example in train:
         by_class[example.label].append(example)
@@ -105,6 +107,8 @@ def from_lists(
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The classes in a file that has one in each line. Raises DataError."""
     classes = tuple(line for _, line in list_lines(path))
+    for name in classes:
+        check_class_name(name, os.fspath(path))
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise DataError(f"{os.fspath(path)} names the class {twice!r} twice; expected each once.")
@@ -128,8 +132,21 @@ def _read_list(root: str, path: str | os.PathLike[str], classes: tuple[str, ...]
     return examples
 
 
+def _refuse_shared(train: tuple[Example, ...], val: tuple[Example, ...], train_list: str, val_list: str) -> None:
+    shared = sorted({example.path for example in train} & {example.path for example in val}, key=os.fsencode)
+    if shared:
+        more = f" and {len(shared) - 1:,} more images are" if shared[1:] else " is"
+        raise DataError(
+            f"{printable_path(shared[0])}{more} in both {train_list} and {val_list}: "
+            "the error on images that were trained on says nothing.",
+            cure="Name each image in one of the lists.",
+        )
+
+
 def _last_words(path: str | os.PathLike[str]) -> tuple[str, ...]:
     words = {line.split()[-1] for _, line in list_lines(path)}
+    for word in words:
+        check_class_name(word, os.fspath(path))
     if all(word.isascii() and word.isdigit() for word in words):
         return _numbers(path, words)
     return tuple(sorted(words, key=os.fsencode))

@@ -11,9 +11,13 @@ index.json         shards, counts, hashes and statistics, written last: a set wi
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import shlex
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +31,7 @@ from alexdeploy.core.artifacts import sha256_bytes
 from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.decode import decode
+from alexdeploy.images.listing import describe
 
 FORMAT = "alexdeploy-packed-1"
 BYTES_PER_IMAGE = IMAGE_SIZE * IMAGE_SIZE * 3
@@ -35,6 +40,8 @@ RECORDS_NAME = "records"
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 _SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.bin")
+_OTHER_FILES = 256
+"""Of the files that a process may have open, those left for everything but shards."""
 _PPM_HEADER = f"P6 {IMAGE_SIZE} {IMAGE_SIZE} 255\n".encode()
 
 
@@ -109,18 +116,16 @@ class Index:
 class PackedImages:
     """The images of one split. Shards are mapped into memory: what is read is in the page cache and nowhere else."""
 
-    def __init__(self, folder: Path, split: Split, index: SplitIndex, plan: Plan) -> None:
+    def __init__(self, folder: Path, split: Split, index: SplitIndex, plan: Plan, labels: NDArray[np.int64]) -> None:
         self.resize = plan.resize
         self.folder = folder
         self._split = split
         self._names_sha256 = index.names_sha256
-        labels: NDArray[np.int32] = np.load(labels_path(folder, split), allow_pickle=False)
-        self.labels: NDArray[np.int64] = labels.astype(np.int64)
+        self.labels = labels
         self._is_jpeg = plan.jpeg_quality is not None
         self._firsts = np.cumsum([0, *(shard.num_images for shard in index.shards)])
         self._shards = [
-            np.memmap(folder / shard.file, np.uint8, mode="r") if shard.num_bytes else np.empty(0, np.uint8)
-            for shard in index.shards
+            _map(folder / shard.file) if shard.num_bytes else np.empty(0, np.uint8) for shard in index.shards
         ]
 
     def __len__(self) -> int:
@@ -181,10 +186,7 @@ class PackedSet:
 
     def pixel_sums(self) -> NDArray[np.int64]:
         """int64 [256, 256, 3], the sum of all training images. Raises DataError."""
-        path = self.path / SUMS_NAME
-        _check_hash(self.path, path, self.index.statistics.pixel_sums_sha256)
-        sums: NDArray[np.int64] = np.load(path, allow_pickle=False)
-        return sums
+        return _read_array(self.path, self.path / SUMS_NAME, self.index.statistics.pixel_sums_sha256)
 
 
 def is_packed(folder: str | os.PathLike[str]) -> bool:
@@ -198,9 +200,9 @@ def is_packed(folder: str | os.PathLike[str]) -> bool:
 def open_packed(folder: str | os.PathLike[str]) -> PackedSet:
     """Open a finished set.
 
-    Every shard must have its size, labels and names their hashes; the shards' hashes are not looked at, which would
-    read them all: `alexdeploy prepare ... --check` does. Raises DataError for a set that is not finished or damaged,
-    with the command that mends it.
+    Every shard must have its size, labels and names their hashes, and all counts must agree; the shards' hashes are not
+    looked at, which would read them all: `alexdeploy prepare ... --check` does. Raises DataError for a set that is not
+    finished or damaged, with the command that mends it.
     """
     path = Path(folder)
     plan = read_plan(path)
@@ -211,13 +213,49 @@ def open_packed(folder: str | os.PathLike[str]) -> PackedSet:
     index: Index = _read_json(path / INDEX_NAME, Index)
     if index.plan != plan:
         raise damaged(path, f"{path / INDEX_NAME} is that of another set than {path / PLAN_NAME}")
-    for split in SPLITS:
-        part: SplitIndex = getattr(index, split)
-        for shard in part.shards:
-            _check_size(path, shard)
-        _check_hash(path, labels_path(path, split), part.labels_sha256)
-    train, val = (PackedImages(path, split, getattr(index, split), plan) for split in SPLITS)
+    _allow_open_files(len(index.train.shards) + len(index.val.shards) + _OTHER_FILES)
+    train, val = (_open_split(path, split, getattr(index, split), index) for split in SPLITS)
     return PackedSet(path=path, index=index, train=train, val=val)
+
+
+def _open_split(folder: Path, split: Split, part: SplitIndex, index: Index) -> PackedImages:
+    for shard in part.shards:
+        _check_size(folder, shard)
+        _check_fit(folder, shard, is_jpeg=index.plan.jpeg_quality is not None)
+    labels = _read_array(folder, labels_path(folder, split), part.labels_sha256).astype(np.int64)
+    counts = {part.num_images, sum(shard.num_images for shard in part.shards), labels.size}
+    if split == "train":
+        counts.add(index.statistics.num_images)
+    if len(counts) > 1 or part.num_images < 1 or labels.ndim != 1:
+        raise damaged(folder, f"{folder / INDEX_NAME} counts the images of {split} as {sorted(counts)}")
+    if labels.min() < 0 or labels.max() >= len(index.classes):
+        raise damaged(
+            folder,
+            f"{labels_path(folder, split)} holds labels from {labels.min()} to {labels.max()}; "
+            f"expected 0 to {len(index.classes) - 1}",
+        )
+    return PackedImages(folder, split, part, index.plan, labels)
+
+
+def _allow_open_files(num_files: int) -> None:
+    """Let this process open so many, as far as the system allows it: each shard is one."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < num_files:
+        with suppress(OSError, ValueError):
+            wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.memmap(path, np.uint8, mode="r")
+    except OSError as exc:
+        cure = "Allow more open files: ulimit -n 10240" if exc.errno in (errno.EMFILE, errno.ENFILE) else None
+        raise DataError(f"{path} cannot be opened: {describe(exc)}", cure=cure) from exc
 
 
 def check_resize(folder: str | os.PathLike[str], resize: str) -> None:
@@ -295,13 +333,30 @@ def _check_size(folder: Path, shard: Shard) -> None:
         raise damaged(folder, f"{path} has {found:,} bytes; expected {shard.num_bytes:,}")
 
 
-def _check_hash(folder: Path, path: Path, sha256: str) -> None:
+def _check_fit(folder: Path, shard: Shard, *, is_jpeg: bool) -> None:
+    """Refuse a shard whose size is not that of its images."""
+    # Of JPEGs only where each begins and the last ends is known.
+    least = 8 * (shard.num_images + 1) if is_jpeg else shard.num_images * BYTES_PER_IMAGE
+    if shard.num_images < 0 or shard.num_bytes < least or (not is_jpeg and shard.num_bytes > least):
+        raise damaged(
+            folder,
+            f"{folder / INDEX_NAME}: {shard.file} has {shard.num_bytes:,} bytes for {shard.num_images:,} images; "
+            f"expected {'at least ' if is_jpeg else ''}{least:,}",
+        )
+
+
+def _read_array(folder: Path, path: Path, sha256: str) -> NDArray[np.int64]:
     try:
-        found = sha256_bytes(path.read_bytes())
+        content = path.read_bytes()
     except OSError as exc:
         raise damaged(folder, f"{path} is missing") from exc
-    if found != sha256:
+    if sha256_bytes(content) != sha256:
         raise damaged(folder, f"{path} is not the file that was written: its hash differs")
+    try:
+        array: NDArray[np.int64] = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError) as exc:
+        raise damaged(folder, f"{path} is damaged: {exc}") from exc
+    return array
 
 
 def to_json(value: object) -> bytes:

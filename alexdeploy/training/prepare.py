@@ -37,7 +37,9 @@ _SPARE_BYTES = 64 << 20
 class PrepareOptions:
     """How a set is made. `jpeg_quality` None keeps raw pixels.
 
-    `check` compares the hashes of shards that are there. `arguments` are what to type after `alexdeploy prepare` to
+    `check` compares the hashes of shards that are there. `overwrite` makes a finished set anew, and goes on with one of
+    the same images that is not finished: most likely its own work, stopped.
+    `arguments` are what to type after `alexdeploy prepare` to
     do the same again, first the data, without the set's own folder; they are for messages.
     """
 
@@ -128,16 +130,17 @@ def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
         if not overwrite:
             raise
         is_ours = True
-    if found is not None and not overwrite:
+    if found is not None:
         changes = _changes(found, plan)
-        if not changes:
+        if not changes and not (overwrite and (folder / packed.INDEX_NAME).exists()):
             _sweep(folder)
             return found
-        raise UsageError(
-            f"{folder} holds another packed set: {'; '.join(changes)}",
-            cure=f"Go on with that: {packed.prepare_command(folder, found.arguments)}\n"
-            "or replace it: --overwrite, or name another folder.",
-        )
+        if not overwrite:
+            raise UsageError(
+                f"{folder} holds another packed set: {'; '.join(changes)}",
+                cure=f"Go on with that: {packed.prepare_command(folder, found.arguments)}\n"
+                "or replace it: --overwrite, or name another folder.",
+            )
     if found is None and not is_ours and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there and is no packed set", cure="Name a new or an empty folder.")
     # Before what is there is removed, which makes room.

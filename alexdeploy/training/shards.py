@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexdeploy.core.artifacts import atomic_write, output_error, sha256_file
+from alexdeploy.core.artifacts import atomic_write, output_error, sha256_bytes, sha256_file
 from alexdeploy.core.errors import ImageError
 from alexdeploy.images.decode import decode
 from alexdeploy.images.originals import Original
@@ -27,11 +27,15 @@ _IMAGES_PER_TASK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A finished shard. `broken` are the places, within the originals it is made of, of those left out, and why."""
+    """A finished shard. `broken` are the places, within the originals it is made of, of those left out, and why.
+
+    `sums_sha256` is of the file with the sum of a training shard's images; None in records of before it was kept.
+    """
 
     shard: Shard
     broken: dict[int, str]
     products: list[list[int]]
+    sums_sha256: str | None = None
 
 
 class Job(NamedTuple):
@@ -60,8 +64,13 @@ def find_record(job: Job, *, check: bool) -> Record | None:
     """The record of a shard that is whole, by its size or with `check` by its hash; None if it has to be made."""
     try:
         record = msgspec.json.decode(job.record_path.read_bytes(), type=Record)
-        if job.path.stat().st_size != record.shard.num_bytes or (job.split == "train" and not job.sums_path.is_file()):
+        if job.path.stat().st_size != record.shard.num_bytes:
             return None
+        # Small beside the shard, and about to be added up: its hash is always looked at.
+        if job.split == "train":
+            found = sha256_bytes(job.sums_path.read_bytes())
+            if record.sums_sha256 not in (None, found):
+                return None
     except (OSError, msgspec.DecodeError):
         return None
     if check and sha256_file(job.path) != record.shard.sha256:
@@ -89,16 +98,20 @@ def make_shard(job: Job, plan: Plan, num_threads: int, on_progress: Callable[[in
         if plan.jpeg_quality is not None:
             file.write(np.array(begins, "<i8").tobytes())
     result = sums.result()
+    sums_sha256 = None
     if job.split == "train":
-        # As many images as there are in a shard cannot leave 32 bits.
         with atomic_write(job.sums_path) as plain:
-            np.save(plain, result.pixels.astype(np.uint32), allow_pickle=False)
+            sums_file = _Hashed(plain)
+            # As many images as there are in a shard cannot leave 32 bits.
+            np.save(sums_file, result.pixels.astype(np.uint32), allow_pickle=False)
+        sums_sha256 = sums_file.digest.hexdigest()
     record = Record(
         shard=Shard(
             file=job.path.name, num_images=len(begins) - 1, num_bytes=file.num_bytes, sha256=file.digest.hexdigest()
         ),
         broken=broken,
         products=result.products.tolist(),
+        sums_sha256=sums_sha256,
     )
     with atomic_write(job.record_path) as plain:
         plain.write(to_json(record))

@@ -195,3 +195,15 @@ def test_a_missing_validation_folder_is_an_error(tmp_path):
 def test_a_share_that_is_none_is_refused(tmp_path, fraction):
     with pytest.raises(UsageError, match="val_fraction"):
         read_image_folder(tmp_path, val_fraction=fraction)
+
+
+@pytest.mark.parametrize("place", ["", "train", "val"])
+def test_a_class_whose_name_is_not_utf8_is_refused_before_anything_is_read(tmp_path, place):
+    name = os.fsdecode(b"caf\xe9")
+    if place:
+        for split in ("train", "val"):
+            fill(tmp_path / split, a=1, b=1)
+    fill(tmp_path / place, a=1, **{name: 1})
+    with pytest.raises(DataError, match=r"the class 'caf\\\\xe9' has a name that is not UTF-8") as caught:
+        read_image_folder(tmp_path)
+    assert caught.value.cure == "Rename it."

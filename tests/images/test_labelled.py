@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,30 @@ def test_names_that_are_not_utf8_are_found_and_can_be_printed(root: Path) -> Non
     assert source.read() == b"x"
     assert source.name.endswith("caf\\xe9.jpg")
     assert data.num_unlabelled == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_a_list_that_is_utf_16_is_told_from_one_that_is_wrong(root: Path, encoding: str) -> None:
+    labels = root.parent / "labels.txt"
+    labels.write_bytes("a.jpg daisy\nb.jpg roses\n".encode(encoding))
+    with pytest.raises(DataError, match=r"labels\.txt:1: found a NUL; the list is not UTF-8 text. Is it UTF-16\?"):
+        read_labelled(root, FLOWERS, labels)
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(root: Path) -> None:
+    labels = root.parent / "labels.txt"
+    labels.write_text("a.jpg daisy\n" + "b " * (4 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"labels\.txt:2: a line of more than 8,192 characters"):
+            read_labelled(root, FLOWERS, labels)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_the_longest_line_that_is_read_takes_little_memory(root: Path) -> None:
+    line = "b " * 4090 + "a.jpg daisy"
+    ((path, label),) = read_labelled(root, FLOWERS, write_list(root, line)).examples
+    assert (path, label) == (str(root / line.removesuffix(" daisy")), 0)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,3 +142,121 @@ def test_a_list_of_numbers_has_classes_of_that_many_unless_they_are_named(tmp_pa
     assert sorted(label for _, label in found.train) == [9] * 3 + [10] * 3
     assert sorted(label for _, label in found.val) == [9, 10]
     assert {path for path, _ in (*found.train, *found.val)} == {path for path, _ in data.train}
+
+
+def write_lists(folder: Path, **lists: list[str]) -> dict[str, Path]:
+    paths = {name: folder / f"{name}.txt" for name in lists}
+    for name, lines in lists.items():
+        paths[name].write_bytes(b"".join(os.fsencode(f"{line}\n") for line in lines))
+    return paths
+
+
+def test_an_image_that_is_in_both_lists_is_refused(tmp_path):
+    lists = write_lists(
+        tmp_path,
+        train=["a.jpg cat", "b.jpg dog", "c.jpg cat"],
+        val=["./b.jpg dog", "d.jpg cat", "c.jpg cat"],
+    )
+    with pytest.raises(DataError, match=r"b\.jpg and 1 more images are in both .*train\.txt and .*val\.txt") as caught:
+        from_lists(tmp_path, lists["train"], lists["val"])
+    assert caught.value.cure == "Name each image in one of the lists."
+
+
+def test_classes_that_are_not_utf8_are_refused_wherever_they_are_read(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    lists = write_lists(tmp_path, train=[f"a.jpg {name}", "b.jpg dog"], classes=[name, "dog"])
+    for classes in (None, lists["classes"]):
+        with pytest.raises(DataError, match=r"the class 'caf\\\\xe9' has a name that is not UTF-8"):
+            from_lists(tmp_path, lists["train"], classes_file=classes)
+
+
+def test_a_listed_image_that_never_was_there_is_not_found_and_one_that_was_has_vanished(tmp_path):
+    (tmp_path / "b.jpg").write_bytes(b"x")
+    lists = write_lists(tmp_path, train=["a.jpg cat", "b.jpg dog"], val=["c.jpg cat"])
+    originals = from_labelled(from_lists(tmp_path, lists["train"], lists["val"]))
+    (tmp_path / "b.jpg").unlink()
+    for original, message in zip(originals.train, ("not found: no such file", "vanished: it was there"), strict=True):
+        with pytest.raises(ImageError, match=message):
+            original.read()
+
+
+def change_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    index = json.loads((folder / "index.json").read_bytes())
+    change(index)
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def store_labels(folder: Path, content: bytes) -> None:
+    """Another file of labels, with its hash in the index."""
+    (folder / "train-labels.npy").write_bytes(content)
+    change_index(folder, lambda index: index["train"].update(labels_sha256=hashlib.sha256(content).hexdigest()))
+
+
+def npy(array: object) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.asarray(array, np.int32))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index["train"]["shards"][1].update(num_images=1), "for 1 images; expected 196,608"),
+        (lambda index: index["train"]["shards"][1].update(num_images=-2), "for -2 images"),
+        (lambda index: index["train"]["shards"].pop(), r"counts the images of train as \[6, 8\]"),
+        (lambda index: index["val"].update(num_images=3), r"counts the images of val as \[3, 4\]"),
+        (lambda index: index["statistics"].update(num_images=0), r"counts the images of train as \[0, 8\]"),
+        (lambda index: index["classes"].pop(), "holds labels from 0 to 1; expected 0 to 0"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(folder, change: Callable[[dict[str, Any]], None], message: str):
+    change_index(folder, change)
+    with pytest.raises(DataError, match=message) as caught:
+        open_packed(folder)
+    assert "--check" in (caught.value.cure or "")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy([0, 0, 0, 0, 1, 1, 1]), r"counts the images of train as \[7, 8\]"),
+        (npy([[0], [0], [0], [0], [1], [1], [1], [1]]), "counts the images of train"),
+        (npy([0, 0, 0, 0, 1, 1, 1, -1]), "holds labels from -1 to 1; expected 0 to 1"),
+        (b"no array", "train-labels.npy is damaged"),
+        (b"", "train-labels.npy is damaged"),
+    ],
+)
+def test_labels_that_do_not_fit_the_set_are_refused(folder, content: bytes, message: str):
+    store_labels(folder, content)
+    with pytest.raises(DataError, match=message):
+        open_packed(folder)
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """Three more files may be opened by this process, until it asks for more."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    next_free = os.dup(0)
+    os.close(next_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_free + 3, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("few_files")
+def test_a_set_of_more_shards_than_files_may_be_open_raises_the_limit(folder, data):
+    images = open_packed(folder).train
+    np.testing.assert_array_equal(images.read(np.array([7]))[0], decode(Path(data.train[7].path).read_bytes()))
+
+
+@pytest.mark.usefixtures("few_files")
+def test_where_the_limit_of_open_files_cannot_be_raised_the_cure_is_named(folder, monkeypatch):
+    def refuse(kind: int, limits: tuple[int, int]) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("resource.setrlimit", refuse)
+        with pytest.raises(DataError, match=r"-0000\d\.bin cannot be opened: too many open files") as caught:
+            open_packed(folder)
+    assert caught.value.cure == "Allow more open files: ulimit -n 10240"

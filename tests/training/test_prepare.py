@@ -331,3 +331,31 @@ def test_the_hash_of_the_data_is_that_of_its_names_labels_and_sizes(tiny_folder,
     expected = hashlib.sha256((repr(("above", "below")) + "".join(lines)).encode()).hexdigest()
     assert from_labelled(tiny_data).sha256() == expected
     assert packed.is_packed(tiny_folder) is False
+
+
+def test_overwriting_that_was_stopped_goes_on_when_it_is_asked_for_again(tmp_path, tiny_data):
+    folder = tmp_path / "set"
+    pack(tiny_data, tmp_path / "whole")
+    pack(tiny_data, folder, dataclasses.replace(SMALL, jpeg_quality=90))
+    overwrite = dataclasses.replace(SMALL, overwrite=True)
+
+    def stop(done: int, total: int) -> None:
+        if done > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(from_labelled(tiny_data), folder, overwrite, stop)
+    assert pack(tiny_data, folder, overwrite).num_made == 7
+    assert files(folder) == files(tmp_path / "whole")
+    # Of a set that is finished nothing is kept.
+    assert pack(tiny_data, folder, overwrite).num_made == 9
+
+
+@pytest.mark.parametrize("harm", [shorten, change, Path.unlink])
+def test_sums_of_a_shard_that_are_damaged_are_made_anew(tmp_path, tiny_data, harm: Callable[[Path], None]):
+    folder = tmp_path / "set"
+    pack(tiny_data, folder)
+    before = files(folder)
+    harm(folder / "records" / "train-00001.npy")
+    assert pack(tiny_data, folder, dataclasses.replace(SMALL, check=True)).num_made == 1
+    assert files(folder) == before
