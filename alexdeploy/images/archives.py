@@ -144,6 +144,9 @@ class StrictTarInfo(tarfile.TarInfo):
             if buf and not any(buf):
                 raise
             raise tarfile.ReadError(f"no end-of-archive mark, {exc}") from exc
+        if info.size < 0:
+            # The next header would be looked for before this one, for ever.
+            raise tarfile.ReadError(f"a member of {info.size:,} bytes")
         if info.type in _TAR_HEADER_TYPES and info.size > _MAX_TAR_HEADER_BYTES:
             raise tarfile.ReadError(f"an extended header of {info.size:,} bytes")
         return info

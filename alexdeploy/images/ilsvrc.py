@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -130,6 +131,10 @@ def _members(path: Path, offset: int, num_bytes: int) -> Iterator[_Member]:
             while (info := archive.next()) is not None:
                 # TarFile keeps every header it has met.
                 cast("Any", archive).members.clear()
+                if info.size < 0:
+                    raise DataError(
+                        f"{path} is damaged: {info.name} has {info.size:,} bytes", cure="Download it again."
+                    )
                 begin = offset + info.offset_data
                 if begin + info.size > end:
                     raise DataError(f"{path} is cut off: {info.name} ends after it", cure="Download it again.")
@@ -185,7 +190,7 @@ def _devkit_files(path: Path) -> dict[str, bytes]:
                     if info.isfile() and info.name.endswith(name) and info.size <= _MAX_DEVKIT_FILE_BYTES:
                         file = archive.extractfile(info)
                         found[name] = b"" if file is None else file.read()
-    except (tarfile.TarError, EOFError, OSError) as exc:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as exc:
         raise DataError(f"{path} cannot be read: {exc}", cure="Download it again.") from exc
     for name in (_TRUTH_NAME, _META_NAME):
         if name not in found:

@@ -15,6 +15,7 @@ import numpy as np
 _HEADER_BYTES = 128
 _MAX_BYTES = 64 << 20
 _MAX_DIMENSIONS = 32
+_MAX_VALUES = 1 << 20
 _MATRIX, _COMPRESSED = 14, 15
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}
@@ -96,7 +97,7 @@ def _read_matrix(data: memoryview, wanted: str | None = None) -> tuple[str, Any]
     reader = _Reader(data)
     matrix_class = _integers(reader.next())[0] & 0xFF
     sides = _integers(reader.next())
-    if len(sides) > _MAX_DIMENSIONS or min(sides) < 0:
+    if min(sides) < 0:
         raise MatError(f"a matrix of {len(sides)} dimensions, the smallest {min(sides)}")
     num_entries = math.prod(sides)
     name = bytes(reader.next().data).decode("latin-1")
@@ -114,9 +115,12 @@ def _read_entries(reader: _Reader, num_entries: int) -> list[dict[str, Any]]:
     if width < 1:
         raise MatError("field names of no length")
     joined = bytes(reader.next().data)
+    # Eight bytes are a value, an empty matrix, and become a hundred: their number is bounded, not only the data.
+    num_values = max(num_entries, 1) * -(-len(joined) // width)
+    if num_values > _MAX_VALUES:
+        raise MatError(f"a struct array of {num_values:,} values; at most {_MAX_VALUES:,} are read")
     fields = [joined[first : first + width].split(b"\0")[0].decode("latin-1") for first in range(0, len(joined), width)]
     entries = []
-    # An entry takes eight bytes for each field at least: the data end long before a count that is a lie.
     for _ in range(num_entries if fields else 0):
         entries.append({field: _read_matrix(_matrix(reader.next()))[1] for field in fields})
     return entries
@@ -139,6 +143,8 @@ def _integers(element: _Element) -> list[int]:
     numbers = _numbers(element)
     if numbers.dtype.kind == "f":
         raise MatError("fractions where whole numbers are expected")
+    if len(numbers) > _MAX_DIMENSIONS:
+        raise MatError(f"{len(numbers):,} numbers where at most {_MAX_DIMENSIONS} are expected")
     return [int(number) for number in numbers]
 
 

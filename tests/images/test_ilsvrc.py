@@ -7,6 +7,7 @@ import io
 import random
 import struct
 import tarfile
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -230,6 +231,8 @@ def test_a_mat_file_that_lies_or_ends_early_is_refused_and_takes_no_memory():
         with pytest.raises(MatError):
             read_struct(whole[:length], "synsets")
     with pytest.raises(MatError, match="cut off"):
+        read_struct(mat_file(compressed=False, count=100_000), "synsets")
+    with pytest.raises(MatError, match="a struct array of 10,737,418,235 values"):
         read_struct(mat_file(compressed=False, count=2**31 - 1), "synsets")
     with pytest.raises(MatError, match="no variable cats"):
         read_struct(whole, "cats")
@@ -247,3 +250,54 @@ def test_damaged_bytes_of_a_mat_file_raise_nothing_else():
             changed[rng.randrange(128, len(whole))] = rng.randrange(256)
         with contextlib.suppress(MatError):
             read_struct(bytes(changed), "synsets")
+
+
+def peak_of(data: bytes, message: str) -> int:
+    """Bytes that reading took, of a file that is refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(MatError, match=message):
+            read_struct(data, "synsets")
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_struct_of_empty_matrices_and_one_of_endless_fields_take_no_memory():
+    header = mat_file()[:128]
+    empty = struct.pack("<II", 14, 0)
+    one_field = element(5, struct.pack("<i", 8)) + element(1, b"nothing\0")
+    many = matrix(2, (2_000_000, 1), b"synsets", one_field + empty * 2_000_000)
+    assert peak_of(header + many, "a struct array of 2,000,000 values") < 1 << 20
+    fields = element(5, struct.pack("<i", 1)) + element(1, b"x" * 4_000_000)
+    assert peak_of(header + matrix(2, (0, 0), b"synsets", fields), "a struct array of 4,000,000 values") < 8 << 20
+    flags = element(14, element(6, bytes(8_000_000)))
+    assert peak_of(header + flags, "2,000,000 numbers where at most 32 are expected") < 1 << 20
+
+
+def test_a_devkit_whose_compressed_bytes_are_damaged_is_told(downloads):
+    path = downloads / DEVKIT_NAME
+    rng = random.Random(4)
+    whole = devkit(tuple(rng.randint(1, 1000) for _ in range(100_000)))
+    for place in range(1000, len(whole) - 1000, 5000):
+        path.write_bytes(whole[:place] + b"\xff" * 500 + whole[place + 500 :])
+        with pytest.raises(DataError, match="cannot be read|or damaged"):
+            read_ilsvrc(downloads)
+
+
+def test_an_archive_with_a_member_of_a_negative_size_is_refused_and_not_read_for_ever(downloads):
+    path = downloads / TRAIN_NAME
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("n01440764.tar")
+        info.pax_headers = {"size": "-1024"}
+        archive.addfile(info)
+    path.write_bytes(file.getvalue())
+    with pytest.raises(DataError, match=r"n01440764\.tar has -1,024 bytes"):
+        read_ilsvrc(downloads)
+    header = bytearray(tarfile.TarInfo("n01440764.tar").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"
+    header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))
+    path.write_bytes(bytes(header) + bytes(10240))
+    with pytest.raises(DataError, match="a member of -512 bytes"):
+        read_ilsvrc(downloads)

@@ -649,3 +649,13 @@ def test_damage_anywhere_in_an_archive_raises_nothing(tmp_path, kind):
     for position in range(0, len(whole), max(1, len(whole) // 300)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
         assert [outcome(source) for source in iter_sources([str(path)])]
+
+
+def test_a_tar_member_of_a_negative_size_ends_the_archive_and_not_the_time(tmp_path):
+    info = tarfile.TarInfo("a.jpg")
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"
+    header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(10240))
+    (source,) = iter_sources([str(tmp_path / "a.tar")])
+    assert "a member of -512 bytes" in problem(source)
