@@ -60,7 +60,13 @@ def prepare(
     check: Annotated[
         bool, typer.Option("--check", help="Compare the hashes of all shards; make those anew that are damaged.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the packed set that is there.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace the packed set that is there. One of the same images that is not finished is gone on with.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Decode every image once and pack them for training, with their statistics.
@@ -69,9 +75,12 @@ def prepare(
     --jpeg, nearly). A run that was stopped goes on with the same command. Broken images
     are left out, listed in OUT/broken.json, and make the exit code 3.
     """
+    from alexdeploy.images.sources import printable_path
     from alexdeploy.training.prepare import PrepareOptions
     from alexdeploy.training.prepare import prepare as pack
 
+    if train_list is None:
+        _refuse_inside(out, data, val)
     found = _find(data, val, val_fraction, seed, train_list, val_list, classes)
     total = len(found.train) + len(found.val)
     output.note(
@@ -88,14 +97,16 @@ def prepare(
         "--resize": None if resize == "crop" else resize,
         "--jpeg": jpeg,
     }
-    words = [str(word) for option, value in given.items() if value is not None for word in (option, value)]
+    words = [
+        printable_path(str(word)) for option, value in given.items() if value is not None for word in (option, value)
+    ]
     options = PrepareOptions(
         resize=resize,
         jpeg_quality=jpeg,
         num_threads=threads,
         overwrite=overwrite,
         check=check,
-        arguments=(str(data), *words),
+        arguments=(printable_path(str(data)), *words),
     )
     try:
         with output.progress("images") as bar:
@@ -109,6 +120,20 @@ def prepare(
     _tell(out, prepared)
     if prepared.broken:
         raise typer.Exit(3)
+
+
+def _refuse_inside(out: Path, data: Path, val: Path | None) -> None:
+    """Raise UsageError if the set would lie among class folders: the next command would take it for one of them."""
+    from alexdeploy.images import ilsvrc
+
+    if ilsvrc.is_ilsvrc(data):
+        return
+    for folder in (data, val):
+        if folder is not None and folder.resolve() in out.resolve().parents:
+            raise UsageError(
+                f"{out} lies in {folder}, where each folder is a class of images",
+                cure="Name a folder beside it.",
+            )
 
 
 def _find(

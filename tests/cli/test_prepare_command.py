@@ -86,6 +86,8 @@ def test_lists_are_packed_as_the_folders_are(run: Run) -> None:
     ("words", "message"),
     [
         (("photos", "photos"), "photos is there and is no packed set"),
+        (("photos", "photos/set"), "photos/set lies in photos, where each folder is a class of images"),
+        (("photos/train", "photos/val/cat/set", "--val", "photos/val"), "photos/val/cat/set lies in photos/val"),
         (("photos", "set", "--val-list", "a.txt"), "belong to a --train-list"),
         (("photos", "set", "--train-list", "a.txt", "--val", "photos/val"), "with --train-list it is a list"),
         (("photos/train", "set", "--val-fraction", "2"), "expected a number between 0 and 1"),
@@ -144,3 +146,19 @@ def test_a_model_is_calibrated_on_a_set(run: Run, tiny_model) -> None:
     refused = run("calibrate", tiny_model.path, "warped")
     assert refused.exit_code == 3
     assert "was packed with --resize warp" in refused.stderr
+
+
+def test_data_whose_path_is_not_utf8_is_packed(run: Run) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    Path("photos").rename(name)
+    assert run("prepare", name, "set").exit_code == 0
+    assert open_packed("set").index.plan.arguments == ("caf\\xe9",)
+
+
+def test_a_class_that_is_not_utf8_is_an_error_at_once(run: Run) -> None:
+    for split in ("train", "val"):
+        Path("photos", split, "cat").rename(Path("photos", split, os.fsdecode(b"caf\xe9")))
+    result = run("prepare", "photos", "set")
+    assert result.exit_code == 3
+    assert "the class 'caf\\\\xe9' has a name that is not UTF-8\nRename it." in result.stderr
+    assert not Path("set").exists()
