@@ -186,9 +186,11 @@ def _tell(out: Path, prepared: Prepared) -> None:
 
 
 def _document(out: Path, prepared: Prepared) -> dict[str, Any]:
+    from alexdeploy.images.sources import printable_path
+
     index = prepared.index
     return {
-        "set": out.as_posix(),
+        "set": printable_path(out.as_posix()),
         "classes": index.classes,
         "num_train": index.train.num_images,
         "num_val": index.val.num_images,

@@ -151,8 +151,10 @@ def test_a_model_is_calibrated_on_a_set(run: Run, tiny_model) -> None:
 def test_data_whose_path_is_not_utf8_is_packed(run: Run) -> None:
     name = os.fsdecode(b"caf\xe9")
     Path("photos").rename(name)
-    assert run("prepare", name, "set").exit_code == 0
-    assert open_packed("set").index.plan.arguments == ("caf\\xe9",)
+    out = os.fsdecode(b"s\xe9t")
+    result = run("prepare", name, out, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["set"]) == (0, "s\\xe9t")
+    assert open_packed(out).index.plan.arguments == ("caf\\xe9",)
 
 
 def test_a_class_that_is_not_utf8_is_an_error_at_once(run: Run) -> None:
