@@ -68,14 +68,26 @@ def test_crop_mirror_and_mean_are_exact_where_the_arithmetic_is(images):
 def test_the_gpu_way_of_cutting_gives_the_same(images):
     draws = draw(np.random.default_rng(5), 6, CROP, EVERYTHING, AXES)
     tensor = torch.from_numpy(images)
-    assert torch.equal(augment._cut_by_index(tensor, draws, CROP), augment._cut_one_by_one(tensor, draws, CROP))
+    by_index = augment._cut_by_index(draws, CROP, CPU)(tensor)
+    assert torch.equal(by_index, augment._cut_one_by_one(draws, CROP)(tensor))
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.2])
+def test_windows_found_once_cut_the_image_and_its_mean_alike(images, rescale):
+    settings = dataclasses.replace(EVERYTHING, color_noise=0.0, rescale=rescale)
+    draws = draw(np.random.default_rng(5), 6, CROP, settings, AXES)
+    # An image that is its own mean leaves nothing, wherever it is cut.
+    mean_image = images[0].transpose(2, 0, 1).astype(np.float32)
+    same = torch.from_numpy(np.stack([images[0]] * 6))
+    views = random_views(same, draws, make_normalization(Preprocessing(), mean_image, CPU), CROP)
+    assert not views.any()
 
 
 def test_rescaling_by_nothing_is_cutting(images):
     draws = draw(np.random.default_rng(6), 6, CROP, EVERYTHING, AXES)
     tensor = torch.from_numpy(images)
-    cut = augment._cut_one_by_one(tensor, draws, CROP)
-    torch.testing.assert_close(augment._cut_rescaled(tensor, draws, CROP), cut, rtol=0, atol=0.02)
+    cut = augment._cut_one_by_one(draws, CROP)(tensor)
+    torch.testing.assert_close(augment._cut_rescaled(draws, CROP, CPU)(tensor), cut, rtol=0, atol=0.02)
 
 
 def test_rescaling_keeps_a_gradient_straight():
@@ -87,7 +99,7 @@ def test_rescaling_keeps_a_gradient_straight():
         left=np.array([10]),
         top=np.array([0]),
     )
-    row = augment._cut(torch.from_numpy(ramp.copy()), draws, CROP)[0, 100, :, 0].numpy()
+    row = augment._cutter(draws, CROP, CPU)(torch.from_numpy(ramp.copy()))[0, 100, :, 0].numpy()
     expected = 10 + (np.arange(CROP) + 0.5) * 200 / CROP - 0.5
     np.testing.assert_allclose(row, expected, atol=0.01)
 
