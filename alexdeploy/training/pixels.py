@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -15,11 +16,13 @@ from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import Example
-from alexdeploy.images.packed import PackedImages
+from alexdeploy.images.packed import BYTES_PER_IMAGE, PackedImages
 from alexdeploy.images.sources import read_file
 
 _SCAN_SLICE = 1024
 _NUM_NAMED = 5
+# Of batches that wait for their turn: many threads, or large batches, would fill the memory with them.
+_AHEAD_BYTES = 1 << 30
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -117,7 +120,7 @@ class FilePixels:
     def batches(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.uint8]]:
         # Copying from memory takes one thread, decoding as many as there are.
         num_workers = 1 if self._is_cached.all() else self._num_threads
-        return read_ahead(self._load, batches, num_workers)
+        return read_batches(self._load, batches, num_workers)
 
     def _load(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         if self._cache is not None and self._is_cached[indices].all():
@@ -172,7 +175,40 @@ class PackedPixels:
         return {}
 
     def batches(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.uint8]]:
-        return read_ahead(self._images.read, batches, self._num_threads)
+        return read_batches(self._images.read, batches, self._num_threads)
+
+
+def read_batches(
+    load: Callable[[NDArray[np.int64]], NDArray[np.uint8]], batches: Iterable[NDArray[np.int64]], num_workers: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield `load` of each batch of indices, in order: uint8 [N, 256, 256, 3].
+
+    As in `read_ahead`, but no more are under way than fit a gigabyte, or two; the workers then share out each of them.
+    """
+    waiting = iter(batches)
+    begun = list(islice(waiting, 1))
+    if not begun:
+        return
+    num_fitting = _AHEAD_BYTES // max(len(begun[0]) * BYTES_PER_IMAGE, 1)
+    num_ahead = min(num_workers + 1, max(num_fitting, 2))
+    if num_ahead == num_workers + 1:
+        yield from read_ahead(load, chain(begun, waiting), num_workers)
+        return
+    num_parts = math.ceil(num_workers / (num_ahead - 1))
+    with WorkerPool(num_workers) as pool:
+
+        def load_shared(indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+            images = np.empty((len(indices), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+
+            def fill(rows: slice) -> None:
+                images[rows] = load(indices[rows])
+
+            size = max(math.ceil(len(indices) / num_parts), 1)
+            for _ in pool.map(fill, [slice(first, first + size) for first in range(0, len(indices), size)]):
+                pass
+            return images
+
+        yield from read_ahead(load_shared, chain(begun, waiting), num_ahead - 1)
 
 
 def read_ahead(load: Callable[[_Item], _Result], items: Iterable[_Item], num_workers: int) -> Iterator[_Result]:
