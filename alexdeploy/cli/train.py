@@ -116,14 +116,16 @@ def train(
         if group is None or (group.is_main and not group.has_begun):
             _refuse_used_folder(folder.path, (resume, overwrite))
         _need_torch()
+        is_sample = data is None
         if data is None:
             if val is not None:
                 raise UsageError("--val has no meaning for the rendered images", cure="Name the training images too.")
             data = _SAMPLE_FOLDER
             if group is None:
                 _render_what_is_missing()
-            else:
-                group.once_here(_render_what_is_missing)
+        if group is not None:
+            # By all: another machine may have been given images, or none. What differs is found out later.
+            group.once_here(lambda: _render_what_is_missing() if is_sample else None)
         images = _open_images(data, val, val_fraction, chosen.training.seed)
         output.note(
             f"recipe {chosen.name}, {len(images.classes)} classes, {len(images.train):,} training and "

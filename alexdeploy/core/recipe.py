@@ -76,8 +76,9 @@ class Training:
     """SGD with momentum as the paper writes it: v <- m v - decay lr w - lr g; w <- w + v.
 
     Biases learn at `bias_rate_factor` times the rate, and the last layer's weights and biases at `last_layer_factor`
-    times theirs. With `bias_rate_drops` false the rate of the biases stays that of the first epoch. Layers in `freeze`
-    stay as they are from epoch `freeze_epoch` on, 1 being the first. `clip_norm` limits the norm of all gradients.
+    times theirs, where they are not those of a parent. With `bias_rate_drops` false the rate of the biases stays that
+    of the first epoch. Layers in `freeze` stay as they are from epoch `freeze_epoch` on, 1 being the first. `clip_norm`
+    limits the norm of all gradients.
     """
 
     batch_size: _Count = 128

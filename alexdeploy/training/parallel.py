@@ -203,7 +203,7 @@ def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
             if not _is_lost_connection(exc):
                 raise
             # What gloo says is that a connection was reset, in words meant for others.
-            reason = f": {first_line(exc)}" if isinstance(exc, dist.DistError) else ""
+            reason = f" or cannot be reached: {_reason(exc)}" if isinstance(exc, dist.DistError) else ""
             raise DeviceError(
                 f"another of the processes that train together has ended{reason}",
                 cure="Its own message, if there was time for one, says why. Go on from the last checkpoint: --resume\n"
@@ -270,6 +270,12 @@ def _wait(until: float, who: str) -> None:
     if time.monotonic() > until:
         raise DeviceError(f"{who} not come within {_SECONDS_TO_COME // 60} minutes")
     time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _reason(exc: BaseException) -> str:
+    """What NCCL calls its last error, which comes after the place in PyTorch's sources and a list of causes."""
+    last = str(exc).partition("Last error:")[2].strip()
+    return last.splitlines()[0] if last else first_line(exc)
 
 
 def _is_lost_connection(exc: BaseException) -> bool:

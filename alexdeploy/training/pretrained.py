@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import ModelError, RecipeError
+from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.labelled import class_key
 from alexdeploy.network.layers import plan_layers
@@ -57,6 +59,13 @@ def kept_rows(parent: Parent, classes: tuple[str, ...]) -> list[int] | None:
     keys = [class_key(name) for name in classes]
     is_clear = len(rows) == parent.spec.num_classes and len(set(keys)) == len(keys)
     return [rows[key] for key in keys] if is_clear and rows.keys() == set(keys) else None
+
+
+def recipe_for_child(recipe: Recipe, parent: Parent, classes: tuple[str, ...]) -> Recipe:
+    """The recipe as it is for these classes: a last layer that is kept needs no higher rate than the others."""
+    if kept_rows(parent, classes) is None:
+        return recipe
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, last_layer_factor=1.0))
 
 
 def first_weights(parent: Parent, drawn: Mapping[str, Tensor], classes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -21,7 +21,15 @@ from alexdeploy.core.metrics import top_k
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.crops import view_boxes
-from alexdeploy.training.augment import centre_views, draw, fixed_views, in_epoch, make_normalization, random_views
+from alexdeploy.training.augment import (
+    centre_views,
+    draw,
+    fixed_views,
+    in_epoch,
+    make_normalization,
+    random_views,
+    to_device,
+)
 from alexdeploy.training.checkpoint import (
     Best,
     Checkpoint,
@@ -285,14 +293,16 @@ class Run:
         self._on_event(CheckpointSaved(path=path, epoch=epoch, step=step))
 
     def _save(self) -> None:
-        checkpoint = Checkpoint(
-            identity=self._setting.identity,
-            progress=self._progress,
-            statistics=self._setting.statistics,
-            learner=self._learner.state(),
-        )
-        if self._group.is_main:
-            write_checkpoint(checkpoint_path(self._setting.folder), checkpoint)
+        # Two towers put their states together, both of them. Who shares out batches has all of it, and copies it once.
+        if self._split.is_main:
+            checkpoint = Checkpoint(
+                identity=self._setting.identity,
+                progress=self._progress,
+                statistics=self._setting.statistics,
+                learner=self._learner.state(),
+            )
+            if self._group.is_main:
+                write_checkpoint(checkpoint_path(self._setting.folder), checkpoint)
         self._saved_at = time.monotonic()
 
     def _mean_loss(self, epoch: int, step: int, rate: float) -> float:
@@ -320,10 +330,7 @@ class Run:
         return np.random.default_rng((self._training.seed, purpose, epoch, step))
 
     def _to_device(self, array: NDArray[np.uint8] | NDArray[np.int64]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self._learner.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self._learner.device, non_blocking=True)
+        return to_device(array, self._learner.device)
 
 
 def _sums(scores: Tensor, labels: NDArray[np.int64]) -> NDArray[np.float64]:

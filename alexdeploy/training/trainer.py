@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -30,9 +30,9 @@ from alexdeploy.training.checkpoint import (
 from alexdeploy.training.data import TrainingData, free_memory, open_data
 from alexdeploy.training.events import AlreadyFinished, Event, Notice, Started
 from alexdeploy.training.learner import Learner, choose_device
-from alexdeploy.training.log import TrainingLog
+from alexdeploy.training.log import TrainingLog, log_path
 from alexdeploy.training.parallel import ALONE, ProcessGroup
-from alexdeploy.training.pretrained import Parent, describe_start, first_weights
+from alexdeploy.training.pretrained import Parent, describe_start, first_weights, recipe_for_child
 from alexdeploy.training.publish import (
     encode_weights,
     is_published,
@@ -85,10 +85,13 @@ def train(
     DataError for images that cannot be decoded, DivergedError, DeviceError, OutputError.
 
     Every process of a `group` is to call it with the same arguments; `folder` is read and written, and events are
-    told, by rank 0 alone. Processes that replace others go on from the checkpoint of those.
+    told, by rank 0 alone. Processes that replace others go on from the checkpoint of those. Raises UsageError for
+    processes that differ in anything that is learned from or by.
     """
     if not data.train or not data.val:
         raise DataError(f"{len(data.train)} training and {len(data.val)} validation images; it takes both")
+    if options.parent is not None:
+        recipe = recipe_for_child(recipe, options.parent, data.classes)
     if options.parallel == "towers":
         check_towers(recipe.architecture, group.size)
         if options.compile:
@@ -100,10 +103,17 @@ def train(
         data, recipe.preprocessing.resize, num_threads=num_threads, cache_bytes=cache_bytes // group.local_size
     )
     identity = describe_run(recipe, opened)
-    _check_same_data(group, identity)
+    _check_same_everywhere(group, _shared_facts(identity, recipe, options, device))
     if group.has_begun:
         options = dataclasses.replace(options, resume=True, overwrite=False)
     checkpoint = group.on_main(lambda: _find_checkpoint(folder, identity, options))
+    if group.has_begun and group.is_main and checkpoint is None and not log_path(folder).is_file():
+        on_event(
+            Notice(
+                message=f"the processes were started again, and {folder.path} has nothing to go on from: training "
+                "begins anew; if rank 0 is on another machine than before, the checkpoint is there"
+            )
+        )
     if checkpoint is not None:
         finished = group.on_main(lambda: _finished(opened, recipe, folder, options, checkpoint))
         if finished is not None:
@@ -126,14 +136,34 @@ def _ignore(_event: Event) -> None:
     pass
 
 
-def _check_same_data(group: ProcessGroup, identity: Identity) -> None:
-    """Raise DataError if a process sees other images than rank 0."""
-    for rank, found in enumerate(group.gather((identity.num_train, identity.num_val, identity.data_sha256))):
-        if found != (identity.num_train, identity.num_val, identity.data_sha256):
-            raise DataError(
-                f"process {group.rank} has {identity.num_train:,} training and {identity.num_val:,} validation images, "
-                f"process {rank} has {found[0]:,} and {found[1]:,}, or not the same ones",
-                cure="Every machine needs the same images.",
+def _shared_facts(identity: Identity, recipe: Recipe, options: TrainOptions, device: torch.device) -> dict[str, Any]:
+    """What all processes must have alike, by what a user would call it."""
+    return identity.recipe | {
+        "training.epochs": recipe.training.epochs,
+        "--device": device.type,
+        "--parallel": options.parallel,
+        "--compile": options.compile,
+        "--skip-broken": options.skip_broken,
+        "training images": identity.num_train,
+        "validation images": identity.num_val,
+        "classes": identity.num_classes,
+        "sha256 of names, classes and sizes of the images": identity.data_sha256,
+    }
+
+
+def _check_same_everywhere(group: ProcessGroup, facts: dict[str, Any]) -> None:
+    """Raise UsageError, with the same words everywhere, if a process is asked for something else than rank 0."""
+    first, *others = group.gather(facts)
+    for rank, found in enumerate(others, start=1):
+        changes = [
+            f"{key} is {first.get(key)!r} in process 0, {found.get(key)!r} in process {rank}"
+            for key in sorted(first.keys() | found.keys())
+            if found.get(key) != first.get(key)
+        ]
+        if changes:
+            raise UsageError(
+                "not all processes are asked for the same: " + "; ".join(changes),
+                cure="Give every machine the same options and the same images.",
             )
 
 

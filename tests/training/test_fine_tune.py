@@ -17,7 +17,7 @@ from alexdeploy.core.recipe import Recipe, fine_tuning_recipe
 from alexdeploy.images.folder import LabelledImages
 from alexdeploy.network.weights import Weights
 from alexdeploy.training.events import Event, Notice, Step
-from alexdeploy.training.pretrained import Parent, kept_rows, read_parent
+from alexdeploy.training.pretrained import Parent, kept_rows, read_parent, recipe_for_child
 from alexdeploy.training.trainer import TrainOptions, train
 
 ARCHITECTURE = ("architecture.input=67", "architecture.width=0.0625", "architecture.hidden=[256, 256]")
@@ -105,6 +105,25 @@ def test_classes_are_the_same_by_their_wordnet_id_or_their_name(parent_folder, p
     parent = read_parent(parent_folder)
     parent = dataclasses.replace(parent, spec=dataclasses.replace(parent.spec, classes=parents))
     assert kept_rows(parent, ours) == rows
+
+
+def test_a_last_layer_that_is_kept_learns_no_faster_than_the_others(tmp_path, tiny_data):
+    parent_folder = make_model(tmp_path / "parent", overrides=ARCHITECTURE, num_classes=2)
+    rename_classes(parent_folder, "below", "above")
+    parent = read_parent(parent_folder)
+    same, faster = ModelFolder(tmp_path / "same"), ModelFolder(tmp_path / "faster")
+    settings = ("training.epochs=1", "training.batch_size=20")
+    tune(tiny_data, parent, same, *settings, "training.last_layer_factor=1")
+    tune(tiny_data, parent, faster, *settings, "training.last_layer_factor=9")
+    for name, weight in weights_of(same).items():
+        np.testing.assert_array_equal(weights_of(faster)[name], weight)
+
+
+def test_a_last_layer_that_is_new_has_the_rate_of_the_recipe(tmp_path, tiny_data, parent_folder):
+    parent = read_parent(parent_folder)
+    recipe = recipe_for(parent)
+    assert recipe.training.last_layer_factor == 2
+    assert recipe_for_child(recipe, parent, tiny_data.classes) is recipe
 
 
 def test_frozen_layers_are_the_parents_after_training(tmp_path, tiny_data, parent_folder):

@@ -14,12 +14,13 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributed import TCPStore
+from torch.distributed import DistBackendError, HashStore, TCPStore
 from training_helpers import TINY, tiny_recipe
 
 from alexdeploy.core.artifacts import ModelFolder
@@ -27,9 +28,10 @@ from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.launch import Launch, launched
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.training.checkpoint import Checkpoint, checkpoint_path, read_checkpoint
-from alexdeploy.training.events import AlreadyFinished, EpochFinished, Event, Started, Step
+from alexdeploy.training.events import AlreadyFinished, EpochFinished, Event, Notice, Started, Step
+from alexdeploy.training.learner import Learner
 from alexdeploy.training.log import log_path, read_log
-from alexdeploy.training.parallel import ALONE, ProcessGroup, SlicedDropout, process_group
+from alexdeploy.training.parallel import ALONE, ProcessGroup, SlicedDropout, _reason, process_group
 from alexdeploy.training.trainer import TrainOptions, train
 
 _SECONDS = 100
@@ -137,6 +139,23 @@ def _train_without_broken(data: Path, folder: Path) -> None:
 
 def _train_on_others(data: Path, other: Path, folder: Path) -> str:
     return _message(data if _group.is_main else other, folder)
+
+
+def _train_asked_for(data: Path, folder: Path, overrides: list[str], changes: dict[str, Any]) -> str:
+    """The second process is asked for something else than the first."""
+    if _group.is_main:
+        return _message(data, folder)
+    try:
+        _train(data, folder, *overrides, options=dataclasses.replace(ONE_THREAD, **changes))
+    except AlexDeployError as error:
+        return error.message
+    return ""
+
+
+def _num_states(data: Path, folder: Path) -> int:
+    with mock.patch.object(Learner, "state", autospec=True, side_effect=Learner.state) as state:
+        _train(data, folder)
+    return int(state.call_count)
 
 
 def _is_first_to_fail() -> bool:
@@ -252,10 +271,65 @@ def test_processes_that_see_other_images_are_told(tmp_path, tiny_folder, pair):
     other = tmp_path / "other"
     shutil.copytree(tiny_folder, other)
     (other / "train" / "above" / "00.png").unlink()
-    assert pair(_train_on_others, tiny_folder, other, tmp_path / "model") == [
-        "process 0 has 40 training and 13 validation images, process 1 has 39 and 13, or not the same ones",
-        "process 1 has 39 training and 13 validation images, process 0 has 40 and 13, or not the same ones",
-    ]
+    messages = pair(_train_on_others, tiny_folder, other, tmp_path / "model")
+    assert messages[0] == messages[1]
+    assert "training images is 40 in process 0, 39 in process 1" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "difference"),
+    [
+        (["training.batch_size=5"], {}, "training.batch_size is 7 in process 0, 5 in process 1"),
+        (["training.learning_rate=0.02"], {}, "training.learning_rate is 0.01 in process 0, 0.02 in process 1"),
+        (["training.epochs=9"], {}, "training.epochs is 4 in process 0, 9 in process 1"),
+        ([], {"skip_broken": True}, "--skip-broken is False in process 0, True in process 1"),
+        ([], {"compile": True}, "--compile is False in process 0, True in process 1"),
+    ],
+)
+def test_processes_that_are_asked_for_something_else_are_told_what(
+    tmp_path, tiny_folder, pair, overrides, changes, difference
+):
+    messages = pair(_train_asked_for, tiny_folder, tmp_path / "model", overrides, changes)
+    assert messages == [f"not all processes are asked for the same: {difference}"] * 2
+    assert not (tmp_path / "model").exists()
+
+
+def test_states_are_copied_for_the_checkpoints_of_the_first_process_alone(tmp_path, tiny_folder, pair):
+    num_copies, num_copies_of_other = pair(_num_states, tiny_folder, tmp_path / "model")
+    assert num_copies >= 4
+    assert num_copies_of_other == 0
+
+
+@pytest.mark.parametrize("has_log", [False, True])
+def test_processes_started_again_without_anything_to_go_on_from_say_so(tmp_path, tiny_folder, has_log):
+    group = ProcessGroup(store=HashStore())
+    group.begin()
+    folder = ModelFolder(tmp_path / "model")
+    if has_log:
+        # That of a run that ended before its first checkpoint.
+        log_path(folder).parent.mkdir(parents=True)
+        log_path(folder).touch()
+    events: list[Event] = []
+    train(_images(tiny_folder), tiny_recipe(*RECIPE, "training.epochs=1"), folder, ONE_THREAD, events.append, group)
+    told = [event.message for event in events if isinstance(event, Notice) and "begins anew" in event.message]
+    assert len(told) == (0 if has_log else 1)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "NCCL error in: ../torch/csrc/NCCLUtils.cpp:77, invalid usage, NCCL version 2.21.5\n"
+            "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\n"
+            "Last error:\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000",
+            "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000",
+        ),
+        ("NCCL error in: ../torch/csrc/NCCLUtils.cpp:77, unhandled\nLast error:\n", "NCCL error in: ../torch/csrc"),
+        ("Broken pipe\nException raised from sendBytes", "Broken pipe"),
+    ],
+)
+def test_of_what_nccl_says_the_last_error_is_shown(message, reason):
+    assert _reason(DistBackendError(message)).startswith(reason)
 
 
 def test_a_batch_has_an_image_for_every_process(tmp_path, tiny_folder, pair):
