@@ -1,13 +1,4 @@
-"""A packed set: images decoded once, 256x256, in shards that are read where they lie.
-
-plan.json          what the set is made of, written first
-train-00000.bin    a shard: rows of uint8 [256, 256, 3], one after the other, or JPEGs and then where each begins
-records/           of each finished shard what was found while making it
-train-labels.npy   int32, and train-names.json, of all images; the same for val
-pixel-sums.npy     int64 [256, 256, 3], the sum of all training images
-broken.json        the images that could not be decoded, which are in no shard
-index.json         shards, counts, hashes and statistics, written last: a set without it is not finished
-"""
+"""A packed set: images decoded once, 256x256, in shards that are read where they lie; see packed_files.py."""
 
 from __future__ import annotations
 
@@ -21,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -32,85 +22,30 @@ from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.decode import decode
 from alexdeploy.images.listing import describe
+from alexdeploy.images.packed_files import (
+    BYTES_PER_IMAGE,
+    INDEX_NAME,
+    PLAN_NAME,
+    RECORDS_NAME,
+    SPLITS,
+    SUMS_NAME,
+    Index,
+    Plan,
+    Shard,
+    Split,
+    SplitIndex,
+    damaged,
+    labels_path,
+    names_path,
+    num_shards,
+    read_json,
+    read_plan,
+)
 
-FORMAT = "alexdeploy-packed-1"
-BYTES_PER_IMAGE = IMAGE_SIZE * IMAGE_SIZE * 3
-INDEX_NAME, PLAN_NAME, BROKEN_NAME, SUMS_NAME = "index.json", "plan.json", "broken.json", "pixel-sums.npy"
-RECORDS_NAME = "records"
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = ("train", "val")
 _SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.bin")
 _OTHER_FILES = 256
 """Of the files that a process may have open, those left for everything but shards."""
 _PPM_HEADER = f"P6 {IMAGE_SIZE} {IMAGE_SIZE} 255\n".encode()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What a set is made of. `jpeg_quality` None stands for raw rows.
-
-    `arguments` are what follows `alexdeploy prepare`, first the data; the set's own folder is not among them.
-    """
-
-    format: str
-    resize: Literal["crop", "warp"]
-    jpeg_quality: int | None
-    images_per_shard: int
-    num_train: int
-    num_val: int
-    sources_sha256: str
-    arguments: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """A finished file of images."""
-
-    file: str
-    num_images: int
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SplitIndex:
-    """The shards of a split in the order of its images, and the hashes of its labels and names."""
-
-    num_images: int
-    num_broken: int
-    labels_sha256: str
-    names_sha256: str
-    shards: tuple[Shard, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ColorIndex:
-    """Of all training pixels, RGB from 0 to 255: `products` are the sums of the products of two channels.
-
-    The mean, the covariance and its axes (one in each row, the largest `std` first) follow from the sums and are for
-    whoever looks into the file.
-    """
-
-    num_images: int
-    products: tuple[tuple[int, ...], ...]
-    pixel_sums_sha256: str
-    mean: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...]
-    axes: tuple[tuple[float, ...], ...]
-    std: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Index:
-    """What is in a finished set."""
-
-    plan: Plan
-    classes: tuple[str, ...]
-    train: SplitIndex
-    val: SplitIndex
-    statistics: ColorIndex
-    alexdeploy_version: str
-    pillow_version: str
 
 
 class PackedImages:
@@ -210,7 +145,7 @@ def open_packed(folder: str | os.PathLike[str]) -> PackedSet:
         raise DataError(f"{path} is no packed set: it has no {PLAN_NAME}", cure="Make one: alexdeploy prepare DATA OUT")
     if not (path / INDEX_NAME).is_file():
         raise damaged(path, f"{path} is not finished: {_how_far(path, plan)}", verb="Go on")
-    index: Index = _read_json(path / INDEX_NAME, Index)
+    index: Index = read_json(path / INDEX_NAME, Index)
     if index.plan != plan:
         raise damaged(path, f"{path / INDEX_NAME} is that of another set than {path / PLAN_NAME}")
     _allow_open_files(len(index.train.shards) + len(index.val.shards) + _OTHER_FILES)
@@ -268,52 +203,6 @@ def check_resize(folder: str | os.PathLike[str], resize: str) -> None:
         )
 
 
-def read_plan(folder: Path) -> Plan | None:
-    """The plan of a packed set; None if `folder` is none. Raises DataError for one that cannot be read here."""
-    path = folder / PLAN_NAME
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    if b'"alexdeploy-packed-' not in data[:100]:
-        return None
-    if f'"{FORMAT}"'.encode() not in data[:100]:
-        raise DataError(
-            f"{path} has another format than {FORMAT}",
-            cure="Use the version of alexdeploy that wrote it, or pack anew.",
-        )
-    plan: Plan = _read_json(path, Plan)
-    return plan
-
-
-def prepare_command(folder: Path, arguments: tuple[str, ...]) -> str:
-    """What to type to finish or mend a set."""
-    return shlex.join(("alexdeploy", "prepare", *arguments[:1], os.fspath(folder), *arguments[1:]))
-
-
-def damaged(folder: Path, message: str, *, verb: str = "Mend it") -> DataError:
-    """The error that says `message` and names the command that makes what is missing."""
-    plan = read_plan(folder)
-    command = "alexdeploy prepare" if plan is None else prepare_command(folder, plan.arguments)
-    return DataError(message, cure=f"{verb}: {command}{' --check' if verb == 'Mend it' else ''}")
-
-
-def labels_path(folder: Path, split: Split) -> Path:
-    return folder / f"{split}-labels.npy"
-
-
-def names_path(folder: Path, split: Split) -> Path:
-    return folder / f"{split}-names.json"
-
-
-def shard_name(split: Split, number: int) -> str:
-    return f"{split}-{number:05d}.bin"
-
-
-def num_shards(num_images: int, images_per_shard: int) -> int:
-    return -(-num_images // images_per_shard)
-
-
 def _how_far(folder: Path, plan: Plan) -> str:
     total = sum(num_shards(num, plan.images_per_shard) for num in (plan.num_train, plan.num_val))
     done = len(list((folder / RECORDS_NAME).glob("*.json")))
@@ -357,17 +246,3 @@ def _read_array(folder: Path, path: Path, sha256: str) -> NDArray[np.int64]:
     except (ValueError, EOFError) as exc:
         raise damaged(folder, f"{path} is damaged: {exc}") from exc
     return array
-
-
-def to_json(value: object) -> bytes:
-    """As it is written to the files of a set."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
-
-
-def _read_json(path: Path, kind: Any) -> Any:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError) as exc:
-        raise DataError(
-            f"{path} is damaged: {exc}", cure="Pack the set anew: alexdeploy prepare ... --overwrite"
-        ) from exc

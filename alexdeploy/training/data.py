@@ -12,7 +12,8 @@ import numpy as np
 from alexdeploy.core.artifacts import sha256_bytes
 from alexdeploy.images.folder import LabelledImages
 from alexdeploy.images.originals import from_labelled
-from alexdeploy.images.packed import BROKEN_NAME, BYTES_PER_IMAGE, PackedSet, check_resize
+from alexdeploy.images.packed import PackedSet, check_resize
+from alexdeploy.images.packed_files import BROKEN_NAME, BYTES_PER_IMAGE
 from alexdeploy.training.pixels import FilePixels, PackedPixels, Pixels
 from alexdeploy.training.statistics import PixelSums, Statistics
 

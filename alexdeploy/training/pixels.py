@@ -16,7 +16,8 @@ from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import Example
-from alexdeploy.images.packed import BYTES_PER_IMAGE, PackedImages
+from alexdeploy.images.packed import PackedImages
+from alexdeploy.images.packed_files import BYTES_PER_IMAGE
 from alexdeploy.images.sources import read_file
 
 _SCAN_SLICE = 1024

@@ -19,14 +19,14 @@ from alexdeploy.core.artifacts import atomic_write, sha256_bytes
 from alexdeploy.core.errors import DataError, OutputError, UsageError
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.images import packed
+from alexdeploy.images import packed_files
 from alexdeploy.images.originals import Original, Originals
-from alexdeploy.images.packed import ColorIndex, Index, Plan, Split, SplitIndex, to_json
+from alexdeploy.images.packed_files import ColorIndex, Index, Plan, Split, SplitIndex, to_json
 from alexdeploy.images.sources import printable_path
 from alexdeploy.training.shards import Job, Record, find_record, make_shard, remove_file
 from alexdeploy.training.statistics import PixelSums, color_axes
 
-RAW_IMAGES_PER_SHARD = (1 << 30) // packed.BYTES_PER_IMAGE
+RAW_IMAGES_PER_SHARD = (1 << 30) // packed_files.BYTES_PER_IMAGE
 JPEG_IMAGES_PER_SHARD = 20_000
 _TYPICAL_JPEG_BYTES = 50_000
 """Of a photograph of 256x256 at quality 95 without subsampling; it depends on the picture."""
@@ -91,7 +91,7 @@ def prepare(
     if quality is not None and not 1 <= quality <= 100:
         raise UsageError(f"a JPEG quality of {quality}; expected 1 to 100", cure="95 is nearly as good as raw pixels.")
     plan = Plan(
-        format=packed.FORMAT,
+        format=packed_files.FORMAT,
         resize=options.resize,
         jpeg_quality=quality,
         images_per_shard=options.images_per_shard
@@ -108,7 +108,7 @@ def prepare(
     if missing:
         _check_space(folder, plan, sum(len(job.originals) for job in missing))
         # From here on until the end nothing can be trained on it.
-        remove_file(folder / packed.INDEX_NAME)
+        remove_file(folder / packed_files.INDEX_NAME)
     done, total = 0, plan.num_train + plan.num_val
     num_threads = options.num_threads or available_processors()
     finished: list[Record] = []
@@ -125,20 +125,20 @@ def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
     """Make `folder` the place of this set. Returns the plan that is there, with the words it was made with."""
     found, is_ours = None, False
     try:
-        found = packed.read_plan(folder)
+        found = packed_files.read_plan(folder)
     except DataError:
         if not overwrite:
             raise
         is_ours = True
     if found is not None:
         changes = _changes(found, plan)
-        if not changes and not (overwrite and (folder / packed.INDEX_NAME).exists()):
+        if not changes and not (overwrite and (folder / packed_files.INDEX_NAME).exists()):
             _sweep(folder)
             return found
         if not overwrite:
             raise UsageError(
                 f"{folder} holds another packed set: {'; '.join(changes)}",
-                cure=f"Go on with that: {packed.prepare_command(folder, found.arguments)}\n"
+                cure=f"Go on with that: {packed_files.prepare_command(folder, found.arguments)}\n"
                 "or replace it: --overwrite, or name another folder.",
             )
     if found is None and not is_ours and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -147,15 +147,15 @@ def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
     _check_space(folder, plan, plan.num_train + plan.num_val, room=sum(path.stat().st_size for path in _shards(folder)))
     _clear(folder)
     _sweep(folder)
-    with atomic_write(folder / packed.PLAN_NAME) as file:
+    with atomic_write(folder / packed_files.PLAN_NAME) as file:
         file.write(to_json(plan))
     return plan
 
 
 def _sweep(folder: Path) -> None:
     """Remove what a kill left of files that were being written."""
-    for place in (folder, folder / packed.RECORDS_NAME):
-        for split in packed.SPLITS:
+    for place in (folder, folder / packed_files.RECORDS_NAME):
+        for split in packed_files.SPLITS:
             for path in place.glob(f".{split}-*.tmp"):
                 remove_file(path)
 
@@ -178,31 +178,31 @@ def _changes(found: Plan, asked: Plan) -> list[str]:
 
 def _clear(folder: Path) -> None:
     """Remove what this program writes, nothing else: first the index, and last the plan, which tells whose it is."""
-    remove_file(folder / packed.INDEX_NAME)
-    shutil.rmtree(folder / packed.RECORDS_NAME, ignore_errors=True)
+    remove_file(folder / packed_files.INDEX_NAME)
+    shutil.rmtree(folder / packed_files.RECORDS_NAME, ignore_errors=True)
     for path in _shards(folder):
         remove_file(path)
-    for split in packed.SPLITS:
-        remove_file(packed.labels_path(folder, split))
-        remove_file(packed.names_path(folder, split))
-    for name in (packed.BROKEN_NAME, packed.SUMS_NAME, packed.PLAN_NAME):
+    for split in packed_files.SPLITS:
+        remove_file(packed_files.labels_path(folder, split))
+        remove_file(packed_files.names_path(folder, split))
+    for name in (packed_files.BROKEN_NAME, packed_files.SUMS_NAME, packed_files.PLAN_NAME):
         remove_file(folder / name)
 
 
 def _shards(folder: Path) -> list[Path]:
-    return [path for split in packed.SPLITS for path in folder.glob(f"{split}-*.bin")]
+    return [path for split in packed_files.SPLITS for path in folder.glob(f"{split}-*.bin")]
 
 
 def _jobs(folder: Path, plan: Plan, originals: Originals) -> Iterator[Job]:
-    for split in packed.SPLITS:
+    for split in packed_files.SPLITS:
         part: tuple[Original, ...] = getattr(originals, split)
-        for number in range(packed.num_shards(len(part), plan.images_per_shard)):
-            path = folder / packed.shard_name(split, number)
+        for number in range(packed_files.num_shards(len(part), plan.images_per_shard)):
+            path = folder / packed_files.shard_name(split, number)
             first = number * plan.images_per_shard
             yield Job(
                 split,
                 path,
-                folder / packed.RECORDS_NAME / f"{path.stem}.json",
+                folder / packed_files.RECORDS_NAME / f"{path.stem}.json",
                 part[first : first + plan.images_per_shard],
             )
 
@@ -210,7 +210,7 @@ def _jobs(folder: Path, plan: Plan, originals: Originals) -> Iterator[Job]:
 def _check_space(folder: Path, plan: Plan, num_images: int, *, room: int = 0) -> None:
     """Raise OutputError if so many more images do not fit on the disk, of which `room` bytes will become free."""
     is_raw = plan.jpeg_quality is None
-    needed = num_images * (packed.BYTES_PER_IMAGE if is_raw else _TYPICAL_JPEG_BYTES)
+    needed = num_images * (packed_files.BYTES_PER_IMAGE if is_raw else _TYPICAL_JPEG_BYTES)
     place = folder.absolute()
     while not place.exists():
         place = place.parent
@@ -237,7 +237,7 @@ def _finish(
         for job, record in zip(jobs, records, strict=True)
         for place, reason in sorted(record.broken.items())
     )
-    splits = {split: _finish_split(folder, split, jobs, records) for split in packed.SPLITS}
+    splits = {split: _finish_split(folder, split, jobs, records) for split in packed_files.SPLITS}
     for split, part in splits.items():
         if part.num_images == 0:
             raise DataError(
@@ -252,9 +252,9 @@ def _finish(
         alexdeploy_version=alexdeploy.__version__,
         pillow_version=PIL.__version__,
     )
-    with atomic_write(folder / packed.BROKEN_NAME) as file:
+    with atomic_write(folder / packed_files.BROKEN_NAME) as file:
         file.write(to_json(broken))
-    with atomic_write(folder / packed.INDEX_NAME) as file:
+    with atomic_write(folder / packed_files.INDEX_NAME) as file:
         file.write(to_json(index))
     return Prepared(index=index, broken=broken, num_shards=len(jobs), num_made=num_made)
 
@@ -267,8 +267,8 @@ def _finish_split(folder: Path, split: Split, jobs: list[Job], records: list[Rec
     labels = _npy(np.array([original.label for original in kept], np.int32))
     names = msgspec.json.encode([printable_path(original.name) for original in kept])
     for path, content in (
-        (packed.labels_path(folder, split), labels),
-        (packed.names_path(folder, split), names),
+        (packed_files.labels_path(folder, split), labels),
+        (packed_files.names_path(folder, split), names),
     ):
         with atomic_write(path) as file:
             file.write(content)
@@ -289,7 +289,7 @@ def _finish_statistics(folder: Path, jobs: list[Job], records: list[Record], num
             pixels += np.load(job.sums_path, allow_pickle=False)
             products += np.array(record.products, np.int64)
     content = _npy(pixels)
-    with atomic_write(folder / packed.SUMS_NAME) as file:
+    with atomic_write(folder / packed_files.SUMS_NAME) as file:
         file.write(content)
     statistics = PixelSums(num_images=num_images, pixels=pixels, products=products).statistics()
     axes = color_axes(statistics.covariance)

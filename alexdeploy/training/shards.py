@@ -18,7 +18,7 @@ from alexdeploy.core.artifacts import atomic_write, output_error, sha256_bytes, 
 from alexdeploy.core.errors import ImageError
 from alexdeploy.images.decode import decode
 from alexdeploy.images.originals import Original
-from alexdeploy.images.packed import Plan, Shard, Split, to_json
+from alexdeploy.images.packed_files import Plan, Shard, Split, to_json
 from alexdeploy.training.pixels import read_ahead
 from alexdeploy.training.statistics import PixelSums, StatisticsSum
 

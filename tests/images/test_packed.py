@@ -19,7 +19,8 @@ from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.labelled import read_labelled
 from alexdeploy.images.originals import from_labelled, from_lists
-from alexdeploy.images.packed import BYTES_PER_IMAGE, check_resize, is_packed, open_packed
+from alexdeploy.images.packed import check_resize, is_packed, open_packed
+from alexdeploy.images.packed_files import BYTES_PER_IMAGE
 from alexdeploy.images.sources import iter_sources
 from alexdeploy.training.prepare import PrepareOptions, prepare
 
