@@ -1,0 +1,79 @@
+"""What `python -m benchmarks` makes of its measurements: ratios within rounds, bars, and the block of a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.process import median_ratio, take_turns
+from benchmarks.report import BEGIN, END, bars, round_bounds, write_block
+
+
+def test_a_ratio_is_taken_within_each_round() -> None:
+    # The machine halves its speed in the second round: the ratio stays.
+    assert median_ratio([20.0, 10.0, 21.0], [10.0, 5.0, 10.0]) == 2.0
+
+
+def test_every_round_has_every_turn_once_in_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.process._PAUSE_SECONDS", 0.0)
+    order: list[str] = []
+
+    def turn(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    found = take_turns({name: lambda name=name: turn(name) for name in "abcde"}, num_rounds=6, seed=1)
+    rounds = [tuple(order[start : start + 5]) for start in range(0, 30, 5)]
+    assert all(sorted(names) == list("abcde") for names in rounds)
+    assert len(set(rounds)) > 1
+    assert found["c"] == [1.0 + start + rounds[start // 5].index("c") for start in range(0, 30, 5)]
+
+
+def test_decoding_and_engine_share_the_cores_of_a_cpu_and_not_those_of_a_gpu() -> None:
+    rates = {"decode": [300.0, 100.0], "engine int8": [60.0, 400.0]}
+    # 1/300 + 1/60 = 6/300; 1/100 + 1/400 = 5/400.
+    assert round_bounds(rates, "int8", shares_cores=True) == pytest.approx([50.0, 80.0])
+    assert round_bounds(rates, "int8", shares_cores=False) == [60.0, 100.0]
+
+
+def _results(inputs: dict[str, list[float]]) -> dict[str, Any]:
+    rates = {
+        "decode": [300.0] * 3,
+        "engine fp32": [30.0] * 3,
+        "alexdeploy fp32": [27.0] * 3,
+        "onnxruntime": [15.5, 14.0, 13.0],
+        "raw fp32": [31.0] * 3,
+    }
+    peaks = {number: [1_000_000.0] for number in inputs}
+    return {"peers": {"rates": rates, "device": "cpu"}, "inputs": {"seconds_per_image": inputs, "peak_bytes": peaks}}
+
+
+def test_a_bar_is_met_or_missed_by_what_was_found() -> None:
+    found = {bar.name: bar for bar in bars(_results({"100": [0.10], "1000": [0.105], "10000": [0.112]}))}
+    times = found["FP32, files to rows, times ONNX Runtime, crops stacked in NumPy"]
+    assert (times.found, times.is_met) == (pytest.approx(27 / 14), True)
+    bound = found["FP32, files to rows, share of the bound"]
+    assert (bound.found, bound.is_met) == (pytest.approx(0.99), True)
+    engine = found["FP32, engine alone, share of benchmark_app"]
+    assert (engine.found, engine.is_met) == (pytest.approx(30 / 31), False)
+    cost = found["cost of an image, dearest over cheapest number of inputs"]
+    assert (cost.found, cost.is_met) == (pytest.approx(1.12), False)
+    assert found["memory, most over fewest inputs"].is_met
+
+
+def test_only_what_is_between_the_markers_of_a_page_is_written(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    write_block(page, "new\n")
+    assert page.read_text(encoding="utf-8") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+
+
+@pytest.mark.parametrize("content", ["no markers", f"{END}\n{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
+def test_a_page_without_the_markers_is_not_touched(tmp_path: Path, content: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit, match="markers"):
+        write_block(page, "new\n")
+    assert page.read_text(encoding="utf-8") == content
