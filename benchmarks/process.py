@@ -13,12 +13,10 @@ from types import TracebackType
 
 import msgspec
 
+from alexdeploy.inference.bench_timing import PAUSE_SECONDS as _PAUSE_SECONDS
 from benchmarks.sides import Ask, Reply, Setup
 
 ROOT = Path(__file__).parents[1]
-_PAUSE_SECONDS = 0.3
-"""Between turns: threads of some runtimes spin for a while after their work, on cores that the next one needs."""
-
 _END_SECONDS = 10.0
 
 

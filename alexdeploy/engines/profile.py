@@ -57,8 +57,8 @@ def profile(
     run = _openvino if backend == "openvino" else _onnxruntime
     try:
         return _medians(run(content, precision, images))
-    # Neither runtime has an exception of its own that all of theirs are.
-    except (RuntimeError, ValueError, OSError) as exc:
+    # Neither runtime has an exception of its own that all of theirs are: those of ONNX Runtime are Exceptions.
+    except Exception as exc:
         raise DeviceError(f"{backend} could not be profiled: {first_line(exc)}") from exc
 
 

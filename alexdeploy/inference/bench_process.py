@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVar
 
 from alexdeploy.core import errors
-from alexdeploy.core.errors import AlexDeployError, DeviceError
+from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError
 from alexdeploy.engines.base import EngineInfo
 from alexdeploy.inference.bench_worker import Done, Failed, Job, Opened, Reply, Task, read_frame, write_frame
 
@@ -21,7 +23,12 @@ OPEN_SECONDS = 300.0
 """How long an engine may take to open: a full network, compiled on a machine that is busy."""
 
 _TASK_SECONDS = 120.0
+_IMAGE_SECONDS = 2.0
+"""For each image of a task beside that: with ten views through the network of 2012, what a slow core takes."""
+
 _END_SECONDS = 5.0
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +52,7 @@ class Process:
         self.is_alive = True
         self.peak_bytes = 0
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "alexdeploy.inference.bench_worker"],
+            [sys.executable, "-m", "alexdeploy.inference.bench_worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -59,7 +66,7 @@ class Process:
             opened = self._exchange(job, OPEN_SECONDS)
             assert isinstance(opened, Opened)
             open_seconds = time.monotonic() - began
-            self._receive(_TASK_SECONDS)
+            self._exchange(None, _TASK_SECONDS)
         except BaseException:
             self.end()
             raise
@@ -73,7 +80,7 @@ class Process:
     def ask(self, task: Task) -> Done:
         """Have it do something. Raises AlexDeployError, and it has then ended."""
         try:
-            done = self._exchange(task, _TASK_SECONDS + 10 * task.seconds)
+            done = self._exchange(task, _TASK_SECONDS + 10 * task.seconds + _IMAGE_SECONDS * task.num_images)
         except BaseException:
             # An answer to this may still come, which must not be taken for that to the next.
             self.end()
@@ -95,14 +102,9 @@ class Process:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
-    def _exchange(self, frame: Job | Task, seconds: float) -> Reply:
+    def _exchange(self, frame: Job | Task | None, seconds: float) -> Reply:
+        """The reply to `frame`; to None: the one more that comes by itself."""
         assert self._process.stdin is not None
-        # If it has gone, what is read says why.
-        with contextlib.suppress(OSError):
-            write_frame(self._process.stdin, frame)
-        return self._receive(seconds)
-
-    def _receive(self, seconds: float) -> Reply:
         assert self._process.stdout is not None
         is_late = threading.Event()
 
@@ -114,6 +116,10 @@ class Process:
         timer.daemon = True
         timer.start()
         try:
+            if frame is not None:
+                # If it has gone, what is read says why. A process that hangs does not empty the pipe either.
+                with contextlib.suppress(OSError):
+                    write_frame(self._process.stdin, frame)
             reply: Reply | None = read_frame(self._process.stdout, Reply)
         finally:
             timer.cancel()
@@ -142,7 +148,8 @@ class Processes:
     """One process for each job by its name, opened when it is asked for; a context manager that ends them all.
 
     When they hold more than `limit_bytes` together, the one that was asked longest ago ends, and is started again
-    when it is its turn. None: no limit.
+    when it is its turn. None: no limit. Where a device has no memory left, all others end. `num_restarts` counts those
+    that were started again because they had made room.
     """
 
     def __init__(self, jobs: Mapping[str, Job], limit_bytes: int | None) -> None:
@@ -152,6 +159,7 @@ class Processes:
         self.starts: dict[str, Start] = {}
         self.infos: dict[str, EngineInfo] = {}
         self.num_restarts = 0
+        self._made_room: set[str] = set()
 
     def __enter__(self) -> Processes:
         return self
@@ -163,7 +171,10 @@ class Processes:
             process.end()
         self._open.clear()
 
-    def replace_job(self, name: str, job: Job) -> None:
+    def knows(self, name: str) -> bool:
+        return name in self._jobs
+
+    def set_job(self, name: str, job: Job) -> None:
         """What is to be opened from now on."""
         self.end(name)
         self._jobs[name] = job
@@ -173,21 +184,32 @@ class Processes:
         if process is not None:
             process.end()
 
-    def ask(self, name: str, task: Task) -> Done:
-        """Start its process if need be, and have it do something. Raises AlexDeployError."""
-        process = self.open(name)
-        try:
-            return process.ask(task)
-        except AlexDeployError:
-            self.end(name)
-            raise
+    def ask(self, name: str, task: Task, warm_up: Task | None = None) -> Done:
+        """Have its process do something, and `warm_up` before it if it had to be started. Raises AlexDeployError."""
+
+        def ask() -> Done:
+            is_new = name not in self._open
+            process = self._opened(name)
+            try:
+                if is_new and warm_up is not None:
+                    process.ask(warm_up)
+                return process.ask(task)
+            except AlexDeployError:
+                self.end(name)
+                raise
+
+        return self._else_alone(name, ask)
 
     def open(self, name: str) -> Process:
+        return self._else_alone(name, lambda: self._opened(name))
+
+    def _opened(self, name: str) -> Process:
         process = self._open.pop(name, None)
         if process is None:
             self._make_room()
             process = Process(self._jobs[name])
-            self.num_restarts += name in self.starts
+            self.num_restarts += name in self._made_room
+            self._made_room.discard(name)
             # The first one: later ones find their files in memory.
             self.starts.setdefault(name, process.start)
             self.infos.setdefault(name, process.info)
@@ -195,11 +217,27 @@ class Processes:
         self._open[name] = process
         return process
 
+    def _else_alone(self, name: str, do: Callable[[], _Found]) -> _Found:
+        """`do`, and once more with no other process where the memory of a device did not suffice."""
+        try:
+            return do()
+        except DeviceMemoryError:
+            others = [each for each in self._open if each != name]
+            if not others:
+                raise
+            for each in others:
+                self._evict(each)
+        return do()
+
     def _make_room(self) -> None:
         """Room for one more, which may be as large as the largest so far."""
         if self._limit is None:
             return
         peaks = [process.peak_bytes for process in self._open.values()]
         while peaks and sum(peaks) + max(peaks) > self._limit:
-            self.end(next(iter(self._open)))
+            self._evict(next(iter(self._open)))
             peaks.pop(0)
+
+    def _evict(self, name: str) -> None:
+        self.end(name)
+        self._made_room.add(name)

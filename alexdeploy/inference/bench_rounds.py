@@ -17,7 +17,7 @@ from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend
 from alexdeploy.inference.bench_ceiling import CEILING_BATCH
 from alexdeploy.inference.bench_process import Processes
-from alexdeploy.inference.bench_timing import Configuration, Group, Slice, interleaved, slice_seconds
+from alexdeploy.inference.bench_timing import PAUSE_SECONDS, Configuration, Group, Slice, interleaved, slice_seconds
 from alexdeploy.inference.bench_worker import Job, Task
 
 DECODE = "decoding"
@@ -32,7 +32,7 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclass(kw_only=True, slots=True)
 class Measured:
-    """What was seen so far of a configuration, or of what else takes part in the rounds. `error` ends it.
+    """What was seen so far of a configuration, or of what else takes part in the rounds. `failure` ends it.
 
     `warm_rate` is of the first run of all, and only says how much to ask for.
     """
@@ -41,7 +41,11 @@ class Measured:
     file_rates: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
     warm_rate: float = 0.0
-    error: str | None = None
+    failure: AlexDeployError | None = None
+
+    @property
+    def error(self) -> str | None:
+        return None if self.failure is None else self.failure.message
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +81,20 @@ class Rounds:
         self._folder = folder
         self._on_step = on_step
         self._items: list[_Item] = []
+        self._without_answers: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures should know, and no row says."""
+        notes = list(self._without_answers)
+        if (decoding := self.measured.get(DECODE)) is not None and decoding.error is not None:
+            notes.append(f"no bound is known, as decoding alone failed: {decoding.error}")
+        if count := self.processes.num_restarts:
+            notes.append(
+                f"memory was short: {count} time{'s' if count > 1 else ''} a process was started again that had made "
+                "room for another. Each was warmed up, and took from the time for rounds. Fewer configurations fit"
+            )
+        return tuple(notes)
 
     def open(self, groups: Sequence[Group], ceilings: Sequence[tuple[Backend, Precision]]) -> None:
         """Start every process once and warm it up, smallest batch first: its memory is then that of this batch."""
@@ -94,14 +112,21 @@ class Rounds:
     def run(self, deadline: float, seed: int) -> None:
         """One whole round, and then as many as `deadline`, a time of the monotonic clock, leaves."""
         items = tuple(self._items)
-        seconds = slice_seconds(deadline - time.monotonic(), len(items))
-        for done, (number, item) in enumerate(interleaved(items, seed)):
+        turns: dict[str, list[_Item]] = {}
+        for item in items:
+            turns.setdefault(item.process, []).append(item)
+        seconds = slice_seconds(deadline - time.monotonic(), len(items), len(turns))
+        process = ""
+        for done, (number, item) in enumerate(interleaved(tuple(turns.values()), seed)):
             self.num_rounds = done // len(items)
             has_time = number == 0 or time.monotonic() < deadline
-            if not has_time or all(self._of(each).error is not None for each in items):
+            if not has_time or all(self._of(each).failure is not None for each in items):
                 return
             self._on_step(f"round {number + 1}: {item.key}", done % len(items), len(items))
-            if self._of(item).error is None:
+            if self._of(item).failure is None:
+                if item.process != process:
+                    time.sleep(PAUSE_SECONDS)
+                    process = item.process
                 self._measure(item, seconds)
 
     def _of(self, item: _Item) -> Measured:
@@ -109,10 +134,6 @@ class Rounds:
 
     def _open_group(self, group: Group) -> None:
         """All batches of a group; where the engine does not open for the largest, for the next smaller."""
-        if not any(each.group == group for each in self._configurations):
-            # It is only there for its answers.
-            self._answer(group, min(DECODE_BATCH, self._jobs[str(group)].batch_size))
-            return
         own = sorted((each for each in self._configurations if each.group == group), key=lambda each: each.batch_size)
         while own:
             try:
@@ -122,19 +143,33 @@ class Rounds:
                 # An engine file takes so many images at most, and memory may be short: others may do.
                 is_batch = isinstance(exc, (ModelError, DeviceMemoryError))
                 for each in own[-1:] if is_batch else own:
-                    self.measured[each].error = exc.message
+                    self.measured[each].failure = exc
                 own = own[:-1] if is_batch else []
             if own:
                 job = msgspec.structs.replace(self._jobs[str(group)], batch_size=own[-1].batch_size)
-                self.processes.replace_job(str(group), job)
+                self.processes.set_job(str(group), job)
         for each in own:
-            engine = _Item(process=str(group), key=each, kind="engine", batch_size=each.batch_size)
-            if self._warm(engine):
-                files = _Item(process=str(group), key=each, kind="files", batch_size=each.batch_size)
-                wave = each.batch_size * self.processes.infos[str(group)].num_streams
-                self._warm(files, num_images=wave)
-        if own and self.measured[own[0]].error is None:
-            self._answer(group, own[0].batch_size)
+            process = self._process_of(each, is_largest=each is own[-1])
+            if self._warm(_Item(process=process, key=each, kind="engine", batch_size=each.batch_size)):
+                files = _Item(process=process, key=each, kind="files", batch_size=each.batch_size)
+                self._warm(files, num_images=self._wave(files))
+        if own and self.measured[own[0]].failure is None:
+            self._answer(group, self._process_of(own[0], is_largest=len(own) == 1), own[0].batch_size)
+
+    def _process_of(self, configuration: Configuration, *, is_largest: bool) -> str:
+        """The group's, open for the largest batch; on a GPU, where that decides on memory and kernels, its own."""
+        shared = str(configuration.group)
+        if is_largest or "cuda" not in self.processes.infos[shared].device:
+            return shared
+        name = str(configuration)
+        if not self.processes.knows(name):
+            job = msgspec.structs.replace(self._jobs[shared], batch_size=configuration.batch_size)
+            self.processes.set_job(name, job)
+        return name
+
+    def _wave(self, item: _Item) -> int:
+        """Images that keep every stream busy for one batch."""
+        return item.batch_size * self.processes.infos[item.process].num_streams
 
     def _warm(self, item: _Item, num_images: int = 0) -> bool:
         """Run it once and forget how long it took; whether it runs."""
@@ -143,22 +178,23 @@ class Rounds:
             task = Task(kind=item.kind, batch_size=item.batch_size, num_images=num_images)
             done = self.processes.ask(item.process, task)
         except AlexDeployError as exc:
-            seen.error = exc.message
+            seen.failure = exc
             return False
         seen.peak_bytes = done.peak_bytes
         seen.warm_rate = done.images_per_second
         self._items.append(item)
         return True
 
-    def _answer(self, group: Group, batch_size: int) -> None:
+    def _answer(self, group: Group, process: str, batch_size: int) -> None:
+        """Without them no agreement is known; what is measured needs none."""
         path = self._folder / "answers.npy"
+        num_images = len(self._jobs[str(group)].files)
+        task = Task(kind="answers", batch_size=batch_size, num_images=num_images, path=str(path))
         try:
-            self.processes.ask(str(group), Task(kind="answers", batch_size=batch_size, path=str(path)))
+            self.processes.ask(process, task)
             self.answers[group] = np.load(path, allow_pickle=False)
         except AlexDeployError as exc:
-            for each in self._configurations:
-                if each.group == group:
-                    self.measured[each].error = exc.message
+            self._without_answers.append(f"no answers of {group} to compare: {exc.message}")
 
     def _measure(self, item: _Item, seconds: float) -> None:
         seen = self._of(item)
@@ -166,10 +202,12 @@ class Rounds:
         if item.kind == "files":
             num_images = self._num_images(item, seen, seconds)
         task = Task(kind=item.kind, batch_size=item.batch_size, seconds=seconds, num_images=num_images)
+        # A process that had made room, or failed at something else, is cold again.
+        warm_up = msgspec.structs.replace(task, seconds=0.0, num_images=min(num_images, self._wave(item)))
         try:
-            done = self.processes.ask(item.process, task)
+            done = self.processes.ask(item.process, task, warm_up)
         except AlexDeployError as exc:
-            seen.error = exc.message
+            seen.failure = exc
             return
         if item.kind == "files":
             seen.file_rates.append(done.images_per_second)
@@ -180,7 +218,7 @@ class Rounds:
     def _num_images(self, item: _Item, seen: Measured, seconds: float) -> int:
         """Images for about so many seconds; as many full batches for each stream, for none to wait at the end."""
         rate = seen.file_rates[-1] if seen.file_rates else seen.warm_rate
-        wave = item.batch_size * self.processes.infos[item.process].num_streams
+        wave = self._wave(item)
         return wave * max(_LEAST_WAVES, round(rate * seconds / wave))
 
 

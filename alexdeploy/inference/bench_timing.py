@@ -12,6 +12,10 @@ from typing import TypeVar
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, NumViews
 
+PAUSE_SECONDS = 0.3
+"""Between processes that take turns: threads of some runtimes spin for a while after their work, on cores that the next
+one needs."""
+
 _Item = TypeVar("_Item")
 
 
@@ -26,7 +30,7 @@ class Configuration:
 
     @property
     def group(self) -> Group:
-        """What one process can run: configurations that differ in the batch alone share an engine."""
+        """What one process can run on a CPU: configurations that differ in the batch alone share an engine."""
         return Group(backend=self.backend, precision=self.precision, num_views=self.num_views)
 
     def __str__(self) -> str:
@@ -117,23 +121,25 @@ def bound(decode: float, engine: float, *, share_cores: bool) -> float:
     return 1 / (1 / decode + 1 / engine) if share_cores else min(decode, engine)
 
 
-def interleaved(items: Sequence[_Item], seed: int) -> Iterator[tuple[int, _Item]]:
-    """Rounds without end: (round, item), every item once a round, in an order drawn for each round.
+def interleaved(turns: Sequence[Sequence[_Item]], seed: int) -> Iterator[tuple[int, _Item]]:
+    """Rounds without end: (round, item), every turn once a round and in it each of its items, in orders drawn for each.
 
-    So that nothing always follows the same neighbour, and no configuration has all of its time in one bad minute.
+    So that nothing always follows the same neighbour, and no configuration has all of its time in one bad minute. A
+    turn is what one process does: where memory is short, each is started once a round at most.
     """
     draw = random.Random(seed)
     number = 0
-    while items:
-        order = list(items)
-        draw.shuffle(order)
-        yield from ((number, item) for item in order)
+    while any(turns):
+        for turn in draw.sample(turns, len(turns)):
+            yield from ((number, item) for item in draw.sample(turn, len(turn)))
         number += 1
 
 
-def slice_seconds(left: float, num_items: int, *, num_rounds: int = 5, least: float = 0.05, most: float = 1.0) -> float:
-    """How long one item may take in one round, so that `num_rounds` fit into what is left."""
-    return min(max(left / (num_rounds * max(num_items, 1)), least), most)
+def slice_seconds(
+    left: float, num_items: int, num_turns: int, *, num_rounds: int = 5, least: float = 0.05, most: float = 1.0
+) -> float:
+    """How long one item may take in one round, so that `num_rounds`, with their pauses, fit into what is left."""
+    return min(max((left / num_rounds - PAUSE_SECONDS * num_turns) / max(num_items, 1), least), most)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,12 +1,14 @@
-"""The process in which configurations are measured: `python -m alexdeploy.inference.bench_worker`.
+"""The process in which configurations are measured: `python -m alexdeploy.inference.bench_worker PARENT`.
 
-One is started cold for each backend, precision and number of views, so that start-up and memory are its own. It opens
-what the first frame on its stdin names, gives the first row, and then does what each frame asks for.
+One is started cold for each backend, precision and number of views (on a GPU for each batch), so that start-up and
+memory are its own. It opens what the first frame on its stdin names, gives the first row, and then does what each frame
+asks for. PARENT is the id of the process that started it, with which it ends.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import struct
@@ -14,7 +16,7 @@ import sys
 import threading
 import time
 from contextlib import closing, suppress
-from itertools import chain, cycle, islice
+from itertools import cycle, islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -33,6 +35,7 @@ from alexdeploy.inference.bench_timing import stream_rate
 from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
 from alexdeploy.inference.predict import make_row
 from alexdeploy.placement.place import Request, place
+from alexdeploy.placement.worker import end_with_parent
 
 _SIZE = struct.Struct("<I")
 _TOP_K = 5
@@ -67,7 +70,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Run the engine on decoded images or the whole way from files, or write the answers to `path`, a .npy file.
 
     `seconds` is how long the engine is to run, each stream for one batch at least; `num_images` how many go the whole
-    way.
+    way. Answers are of all images; `num_images` says how many that are, to whom waits for them.
     """
 
     kind: Literal["engine", "files", "answers"]
@@ -98,7 +101,8 @@ Reply = Opened | Done | Failed
 
 
 def write_frame(pipe: IO[bytes], frame: Asked | Reply) -> None:
-    content = msgspec.msgpack.encode(frame)
+    # Paths whose bytes are no UTF-8, which neither msgpack nor msgspec's own JSON can say.
+    content = json.dumps(msgspec.to_builtins(frame)).encode("ascii")
     pipe.write(_SIZE.pack(len(content)) + content)
     pipe.flush()
 
@@ -110,7 +114,7 @@ def read_frame(pipe: IO[bytes], kind: Any) -> Any:
         return None
     (size,) = _SIZE.unpack(head)
     content = pipe.read(size)
-    return None if len(content) < size else msgspec.msgpack.decode(content, type=kind)
+    return None if len(content) < size else msgspec.convert(json.loads(content), kind)
 
 
 class Sized:
@@ -215,17 +219,23 @@ def run_files(engine: Engine, sources: list[Source], num_images: int, options: P
 def peak_bytes() -> int | None:
     """Most memory that this process has held at once, and the processes of its replicas; None where nothing tells."""
     if sys.platform == "linux":
-        with suppress(OSError):
-            # Each thread has the processes that it started.
-            children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
-            peaks = [_high_water(name) for name in ("self", *chain(*children))]
-            return sum(each for each in peaks if each is not None) or None
+        peaks = [_high_water(name) for name in ("self", *_children())]
+        return sum(each for each in peaks if each is not None) or None
     with suppress(ImportError):
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak
     return None
+
+
+def _children() -> list[str]:
+    found: list[str] = []
+    # Each thread has the processes that it started, and may end while they are listed.
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            found += path.read_text().split()
+    return found
 
 
 def _high_water(process: str) -> int | None:
@@ -238,6 +248,7 @@ def _high_water(process: str) -> int | None:
 
 
 def main() -> None:
+    end_with_parent(int(sys.argv[1]))
     # They may reach the whole group; this process ends when its pipe does.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -272,7 +283,8 @@ def _serve(job: Job, asked: IO[bytes], replies: IO[bytes]) -> None:
         write_frame(replies, Opened(info=engine.info, load_seconds=time.perf_counter() - began))
         run_files(Sized(engine, 1), sources, 1, options)
         write_frame(replies, Done())
-        images = np.load(job.images, allow_pickle=False)
+        # Every process has these: it is their pages that are in memory, once for all.
+        images = np.load(job.images, mmap_mode="r", allow_pickle=False)
         while (task := read_frame(asked, Asked)) is not None:
             write_frame(replies, _do(task, Sized(engine, task.batch_size), images, sources, options))
 
@@ -301,7 +313,8 @@ def _do(task: Task, engine: Engine, images: NDArray[np.uint8], sources: list[Sou
         )
         return msgspec.structs.replace(done, peak_bytes=peak_bytes())
     parts = [
-        np.array(engine.run(images[start : start + task.batch_size]).probabilities)
+        # A copy: backends take no memory that they may not write to.
+        np.array(engine.run(np.array(images[start : start + task.batch_size])).probabilities)
         for start in range(0, len(images), task.batch_size)
     ]
     np.save(task.path, np.concatenate(parts))

@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Open what the first frame asks for, then answer batches until the pipe ends."""
-    _end_with_parent(int(sys.argv[1]))
+    end_with_parent(int(sys.argv[1]))
     # They may reach the whole group; the pool says when it is over, by closing the pipe.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -46,7 +46,7 @@ def main() -> None:
         write_frame(answers, _failure(exc, None))
 
 
-def _end_with_parent(pid: int) -> None:
+def end_with_parent(pid: int) -> None:
     """Have the system end this process with the one that started it, also where it hangs or stands still.
 
     Other systems than Linux do not: there it ends when the pipe does.
@@ -55,7 +55,7 @@ def _end_with_parent(pid: int) -> None:
         return
     import ctypes
 
-    # What counts is the thread that started it: the replica's own, which waits until this process has ended.
+    # What counts is the thread that started it, as a replica's own, which waits until this process has ended.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
     # It may have been gone before that.
     if os.getppid() != pid:

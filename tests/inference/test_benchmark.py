@@ -16,14 +16,13 @@ from helpers import smooth_images, write_pictures
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import DeviceError, ImageError, ModelError, UsageError
+from alexdeploy.core.errors import DeviceError, ImageError, UsageError
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, EngineOptions, open_engine
 from alexdeploy.engines.profile import profile
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.bench_ceiling import ceiling_flops, make_ceiling, num_flops
 from alexdeploy.inference.bench_plan import BenchOptions, busy_note, plan
-from alexdeploy.inference.bench_process import Process, Processes
 from alexdeploy.inference.bench_results import Row, make_row, parts, predict_command
 from alexdeploy.inference.bench_rounds import Measured
 from alexdeploy.inference.bench_timing import (
@@ -40,10 +39,9 @@ from alexdeploy.inference.bench_timing import (
     stream_rate,
     why_none,
 )
-from alexdeploy.inference.bench_worker import AnswersAtOnce, Job, Task, run_engine, run_files
+from alexdeploy.inference.bench_worker import AnswersAtOnce, run_engine, run_files
 from alexdeploy.inference.benchmark import benchmark
 from alexdeploy.inference.pipeline import PipelineOptions
-from alexdeploy.inference.predict import Predictor
 
 QUICK = BenchOptions(backends=("onnxruntime",), views=(1,), batch_sizes=(1, 3), num_images=4, seconds=0.0)
 
@@ -51,22 +49,6 @@ QUICK = BenchOptions(backends=("onnxruntime",), views=(1,), batch_sizes=(1, 3), 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("bench") / "pictures", 4)
-
-
-@pytest.fixture
-def job(tiny_model: ModelFolder, pictures: Path, tmp_path: Path) -> Job:
-    np.save(tmp_path / "images.npy", smooth_images(4))
-    return Job(
-        folder=str(tiny_model.path),
-        backend="onnxruntime",
-        precision="fp32",
-        num_views=1,
-        batch_size=2,
-        num_threads=1,
-        devices="cpu",
-        images=str(tmp_path / "images.npy"),
-        files=tuple(map(str, sorted(pictures.iterdir()))),
-    )
 
 
 def configuration(**changes: Any) -> Configuration:
@@ -112,20 +94,24 @@ def test_sharing_cores_an_image_takes_both_times_and_else_the_longer_one() -> No
     assert bound(300.0, 100.0, share_cores=False) == 100.0
 
 
-def test_every_round_has_every_item_once_in_an_order_of_its_own() -> None:
+def test_every_round_has_every_item_once_in_an_order_of_its_own_and_those_of_a_process_together() -> None:
     items = list(range(20))
-    drawn = list(itertools.islice(interleaved(items, seed=3), 60))
+    turns = [items[start : start + 4] for start in range(0, 20, 4)]
+    drawn = list(itertools.islice(interleaved(turns, seed=3), 60))
     rounds = [[item for number, item in drawn if number == each] for each in range(3)]
     assert [number for number, _ in drawn] == [0] * 20 + [1] * 20 + [2] * 20
     assert all(sorted(order) == items for order in rounds)
+    assert all(sorted(order[start : start + 4]) in turns for order in rounds for start in range(0, 20, 4))
     assert rounds[0] != rounds[1] != rounds[2]
-    assert drawn == list(itertools.islice(interleaved(items, seed=3), 60))
+    assert drawn == list(itertools.islice(interleaved(turns, seed=3), 60))
+    assert list(interleaved([], seed=3)) == []
 
 
 def test_slices_share_what_is_left_over_five_rounds_within_bounds() -> None:
-    assert slice_seconds(60.0, 24) == pytest.approx(0.5)
-    assert slice_seconds(-5.0, 24) == 0.05
-    assert slice_seconds(600.0, 2) == 1.0
+    # A round has 12 s, of which 10 pauses of 0.3 s take 3.
+    assert slice_seconds(60.0, 18, 10) == pytest.approx(0.5)
+    assert slice_seconds(-5.0, 24, 12) == 0.05
+    assert slice_seconds(600.0, 2, 1) == 1.0
 
 
 def test_the_figures_of_a_row_follow_from_its_slices() -> None:
@@ -224,57 +210,6 @@ def test_files_are_taken_round_and_round_and_a_broken_one_is_an_error(pictures: 
         run_files(AnswersAtOnce(2), [Source(name="broken", path=str(broken))], 2, PipelineOptions())
 
 
-def test_a_process_tells_its_start_its_speed_and_its_memory(job: Job) -> None:
-    process = Process(job)
-    try:
-        engine = process.ask(Task(kind="engine", batch_size=2))
-        files = process.ask(Task(kind="files", batch_size=2, num_images=4))
-    finally:
-        process.end()
-    start = process.start
-    assert 0 < start.load_seconds < start.open_seconds < start.first_row_seconds
-    assert process.info.backend == "onnxruntime"
-    assert engine.images_per_second == pytest.approx(2 / engine.batch_seconds[0], rel=0.05)
-    assert files.images_per_second > 0
-    # Python with NumPy and ONNX Runtime takes more, and a tiny model not much more.
-    assert 30e6 < process.peak_bytes < 2e9
-
-
-def test_the_answers_of_a_process_are_those_of_predict(
-    job: Job, tiny_model: ModelFolder, pictures: Path, tmp_path: Path
-) -> None:
-    process = Process(job)
-    try:
-        process.ask(Task(kind="answers", batch_size=2, path=str(tmp_path / "answers.npy")))
-    finally:
-        process.end()
-    with Predictor(tiny_model.path, backend="onnxruntime", devices="cpu") as predictor:
-        rows = [row.top[0].index for row in predictor.predict([pictures])]
-    assert np.load(tmp_path / "answers.npy").argmax(axis=1).tolist() == rows
-
-
-def test_a_process_that_cannot_open_raises_the_error_of_there(job: Job) -> None:
-    with pytest.raises(ModelError, match=r"has no model\.int8\.onnx"):
-        Process(Job(**{name: getattr(job, name) for name in job.__struct_fields__} | {"precision": "int8"}))
-
-
-def test_a_process_that_dies_is_an_error_with_its_end(job: Job) -> None:
-    process = Process(job)
-    process._process.kill()
-    with pytest.raises(DeviceError, match="its process ended, signal 9"):
-        process.ask(Task(kind="engine", batch_size=2))
-    assert not process.is_alive
-
-
-def test_where_memory_is_short_the_process_asked_longest_ago_makes_room(job: Job) -> None:
-    with Processes({"a": job, "b": job, "c": job}, limit_bytes=1) as processes:
-        for name in "aabc":
-            processes.ask(name, Task(kind="engine", batch_size=1))
-        assert list(processes._open) == ["c"]
-        processes.ask("a", Task(kind="engine", batch_size=1))
-        assert processes.num_restarts == 1
-
-
 def test_a_graph_of_matrix_products_runs_in_every_precision(tmp_path: Path) -> None:
     folder = make_ceiling(tmp_path / "ceiling", ("fp32", "fp16", "int8"))
     # Three products of 4,096 positions with 512 x 512, one with 3 x 512, and 8,192 features for 2 classes.
@@ -305,6 +240,12 @@ def test_the_layers_of_a_profile_are_those_of_the_network(tiny_model: ModelFolde
 def test_a_backend_that_tells_no_times_has_no_profile(tiny_model: ModelFolder) -> None:
     with pytest.raises(UsageError, match="torch tells no times"):
         profile(tiny_model, "torch", "fp32", 1, smooth_images(1))
+
+
+def test_a_profile_that_fails_is_an_error_of_ours(tiny_model: ModelFolder) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(DeviceError, match="onnxruntime could not be profiled"):
+        profile(tiny_model, "onnxruntime", "fp32", 1, smooth_images(1)[:, :8])
 
 
 def test_what_can_run_is_every_backend_with_the_graphs_that_are_there(tiny_model: ModelFolder) -> None:
