@@ -13,7 +13,8 @@ import typer
 
 from alexdeploy.cli import output as out
 from alexdeploy.cli.options import JsonOption, ModelArgument, pick
-from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core import errors
+from alexdeploy.core.errors import AlexDeployError, DeviceError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +51,12 @@ def bench(
     ] = "1,2,8",
     budget_ms: Annotated[
         float | None,
-        typer.Option(min=0, metavar="MS", help="Pick only what runs 95 of 100 batches within so many milliseconds."),
+        typer.Option(
+            min=0,
+            metavar="MS",
+            help="Pick only what runs 95 of 100 batches within so many milliseconds: engine alone, nothing decoding "
+            "beside it.",
+        ),
     ] = None,
     min_agreement: Annotated[
         float | None,
@@ -79,7 +85,8 @@ def bench(
     Each runs in a process of its own, in short slices that take turns. The engine alone, decoding alone and the whole
     way from files to rows are measured, and what the first two allow; latency, memory, start-up, answers against FP32.
 
-    Ends with exit code 5 if nothing keeps --budget-ms and --min-agreement. Ctrl-C shows what was measured so far.
+    Ends with exit code 5 if nothing keeps --budget-ms and --min-agreement; if nothing could be measured at all, with
+    that of the first error. Ctrl-C shows what was measured so far.
     """
     from alexdeploy.core.spec import Precision
     from alexdeploy.engines.base import Backend, NumViews
@@ -124,13 +131,19 @@ def bench(
     if found.interrupted:
         out.note("Stopped; these are the figures so far.")
         raise typer.Exit(_INTERRUPTED)
+    if _all_failed(found):
+        first = found.rows[0]
+        kind: type[AlexDeployError] = getattr(errors, first.error_kind or "", DeviceError)
+        raise kind(f"nothing could be measured: {first.configuration}: {first.error}", cure=first.cure)
     if found.failure is not None:
         raise DeviceError(
             f"no configuration keeps {found.limits}: {found.failure}",
             cure="Allow more, or name other --precision, --views or --batch-size.",
         )
-    if all(row.error is not None for row in found.rows):
-        raise DeviceError(f"nothing could be measured: {found.rows[0].configuration}: {found.rows[0].error}")
+
+
+def _all_failed(found: Benchmark) -> bool:
+    return all(row.error is not None for row in found.rows)
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:
@@ -190,6 +203,8 @@ def _document(found: Benchmark) -> dict[str, object]:
 def _print(found: Benchmark, console: Console) -> None:
     from rich.text import Text
 
+    from alexdeploy.inference.bench_results import cures_of
+
     def line(text: str, style: str = "") -> None:
         console.print(Text(out.printable(text), style), soft_wrap=True)
 
@@ -199,17 +214,23 @@ def _print(found: Benchmark, console: Console) -> None:
     for num_views in dict.fromkeys(row.configuration.num_views for row in found.rows):
         line(f"\n{out.count(num_views, 'view')} an image", "bold")
         _print_rows(console, [row for row in found.rows if row.configuration.num_views == num_views])
+    for cure in cures_of(found.rows):
+        # That of the first is told with the error which the command then ends with.
+        if not (_all_failed(found) and cure == found.rows[0].cure):
+            line(cure)
     line("")
     line("engine: images/s on decoded images; files: images/s as predict does it, reading and decoding included")
     if found.decode_per_second is not None:
         line(f"bound: share of what decoding alone ({found.decode_per_second:,.0f} images/s) and the engine allow")
-    line("p50, p95: milliseconds of a batch while all streams are busy; of fewer than 20 batches, p95 is the slowest")
+    line("p50, p95: milliseconds of a batch in the engine alone, all its streams busy and nothing decoding beside it;")
+    line("  of fewer than 20 batches, p95 is the slowest")
     line("same: answers that are FP32's")
     if console.width >= _WIDE:
         line("ceiling: share of a matrix product's GFLOP/s in the same backend and precision; MB: most memory at once")
         line("first: seconds from a cold process to its first row")
     else:
-        line(f"memory, start-up share of a matrix product's GFLOP/s: from {_WIDE} columns on, and in --json, --report")
+        line(f"memory, first row and share of the ceiling: from {_WIDE} columns on, and in --json, --report")
+    line("p99, views/s and load time: in --json and --report")
     if found.picked:
         line("")
     for each in found.picked:
@@ -228,6 +249,8 @@ def _print_rows(console: Console, rows: list[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from alexdeploy.inference.bench_results import errors_of, number, percent
+
     table = Table(box=None, header_style="bold", padding=(0, 2 if console.width >= _WIDE else 1, 0, 0))
     for name in ("backend", "precision"):
         table.add_column(name, no_wrap=True)
@@ -235,32 +258,22 @@ def _print_rows(console: Console, rows: list[Row]) -> None:
     is_wide = console.width >= _WIDE
     for name in [*names, "ceiling", "MB", "first"] if is_wide else names:
         table.add_column(name, justify="right", no_wrap=True)
-    errors = []
     for row in rows:
         named = row.configuration
         cells = [named.backend, named.precision, str(named.batch_size)]
         if row.error is not None:
-            errors.append(f"{named}: {row.error}")
             table.add_row(*cells, "error", style="red")
             continue
         latency = row.latency
         assert latency is not None
-        cells += [_number(row.images_per_second, ",.1f"), _number(row.files_per_second, ",.1f")]
-        cells += [_percent(row.fraction_of_bound), f"{latency.p50_ms:,.1f}", f"{latency.p95_ms:,.1f}"]
+        cells += [number(row.images_per_second, ",.1f"), number(row.files_per_second, ",.1f")]
+        cells += [percent(row.fraction_of_bound), f"{latency.p50_ms:,.1f}", f"{latency.p95_ms:,.1f}"]
         cells.append("" if row.agreed is None else f"{row.agreed.num_same}/{row.agreed.num_images}")
         if is_wide:
-            cells.append(_percent(row.fraction_of_ceiling))
-            cells.append(_number(None if row.peak_bytes is None else row.peak_bytes / 1e6, ",.0f"))
-            cells.append(_number(None if row.start is None else row.start.first_row_seconds, ".2f"))
+            cells.append(percent(row.fraction_of_ceiling))
+            cells.append(number(None if row.peak_bytes is None else row.peak_bytes / 1e6, ",.0f"))
+            cells.append(number(None if row.start is None else row.start.first_row_seconds, ".2f"))
         table.add_row(*cells)
     console.print(table)
-    for error in dict.fromkeys(errors):
+    for error in errors_of(rows):
         console.print(Text(out.printable(error), "red"), soft_wrap=True)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.0f} %"

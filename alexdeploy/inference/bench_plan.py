@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import get_args
 
 import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import AlexDeployError, UsageError
+from alexdeploy.core.errors import AlexDeployError, DeviceError, UsageError
 from alexdeploy.core.packages import package_version, tensorrt_version
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import Backend, NumViews, can_run, choose_backend, is_installed
+from alexdeploy.engines.base import Backend, NumViews, can_run, is_installed
+from alexdeploy.engines.engine_files import find_engines
 from alexdeploy.inference.bench_results import Machine
 from alexdeploy.inference.bench_timing import Configuration, Group, Limits
 from alexdeploy.placement.devices import cpu_device, host_memory, survey_gpus
@@ -65,20 +67,29 @@ def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[Configuratio
         # Who names neither asks for what there is.
         elif options.backends is not None or (options.precisions is not None and can_run(backend, precision)):
             notes.append(f"{backend} {precision} is left out: {reason}")
-    if not choices:
+    groups = [
+        Group(backend=backend, precision=precision, num_views=num_views)
+        for num_views in options.views
+        for backend, precision in choices
+    ]
+    without = _without_engine(folder, groups)
+    if without:
+        words = ", ".join(str(group) for group in without)
+        notes.append(f"left out, as the model has no engine for them: {words}. To make one: alexdeploy build")
+    configurations = tuple(
+        Configuration(
+            backend=group.backend, precision=group.precision, num_views=group.num_views, batch_size=batch_size
+        )
+        for group in groups
+        if group not in without
+        for batch_size in sorted(options.batch_sizes)
+    )
+    if not configurations:
         raise UsageError(
             "nothing is left to measure" + "".join(f"; {note}" for note in notes),
             cure=f"Ask for another --backend or --precision, or make a graph: alexdeploy export {folder.path} --fp16",
         )
-    return (
-        tuple(
-            Configuration(backend=backend, precision=precision, num_views=num_views, batch_size=batch_size)
-            for num_views in options.views
-            for backend, precision in choices
-            for batch_size in sorted(options.batch_sizes)
-        ),
-        tuple(notes),
-    )
+    return configurations, tuple(notes)
 
 
 def _reason_against(folder: ModelFolder, backend: Backend, precision: Precision) -> str | None:
@@ -90,19 +101,72 @@ def _reason_against(folder: ModelFolder, backend: Backend, precision: Precision)
     return None if path.is_file() else f"there is no {path.name}"
 
 
-def references(folder: ModelFolder, groups: Sequence[Group]) -> dict[NumViews, Group]:
-    """For each number of views, what gives the answers of FP32: one of the groups, else one more where there can be."""
+def _without_engine(folder: ModelFolder, groups: Sequence[Group]) -> list[Group]:
+    """The TensorRT groups that no engine was built for; whether one fits this GPU is seen when it is opened."""
+    built = {(record.precision, record.num_views) for _, record in find_engines(folder)}
+    return [
+        group for group in groups if group.backend == "tensorrt" and (group.precision, group.num_views) not in built
+    ]
+
+
+def unable(
+    options: BenchOptions, failures: Mapping[Configuration, AlexDeployError | None]
+) -> dict[tuple[Backend, Precision], str]:
+    """The bf16 that nobody asked for and that this machine has not, with what its backend says: it alone knows.
+
+    Nothing where nothing else is left.
+    """
+    if options.precisions is not None:
+        return {}
+    by_choice: dict[tuple[Backend, Precision], list[AlexDeployError | None]] = {}
+    for configuration, failure in failures.items():
+        by_choice.setdefault((configuration.backend, configuration.precision), []).append(failure)
+    found = {
+        choice: own[0].message
+        for choice, own in by_choice.items()
+        # Nothing more special: a lack of memory is none of arithmetic.
+        if choice[1] == "bf16" and own[0] is not None and all(type(each) is DeviceError for each in own)
+    }
+    return found if len(found) < len(by_choice) else {}
+
+
+def references(answered: Iterable[Group]) -> dict[NumViews, Group]:
+    """For each number of views, which of the groups that gave answers gives those of FP32: the first."""
     found: dict[NumViews, Group] = {}
-    for num_views in dict.fromkeys(group.num_views for group in groups):
-        own = [group for group in groups if (group.num_views, group.precision) == (num_views, "fp32")]
-        if not own:
-            with suppress(AlexDeployError):
-                backend = choose_backend(folder, "fp32")
-                if _reason_against(folder, backend, "fp32") is None:
-                    own = [Group(backend=backend, precision="fp32", num_views=num_views)]
-        if own:
-            found[num_views] = own[0]
+    for group in answered:
+        if group.precision == "fp32":
+            found.setdefault(group.num_views, group)
     return found
+
+
+def hidden_references(folder: ModelFolder, groups: Sequence[Group]) -> dict[NumViews, Group]:
+    """For each number of views, what could give the answers of FP32 if none of the groups does, where anything can."""
+    found: dict[NumViews, Group] = {}
+    # Not TensorRT, which runs what was built, and that may lie there for no FP32.
+    backends = [backend for backend in get_args(Backend) if backend != "tensorrt"]
+    for num_views, backend in itertools.product(dict.fromkeys(group.num_views for group in groups), backends):
+        group = Group(backend=backend, precision="fp32", num_views=num_views)
+        if group not in groups and _reason_against(folder, backend, "fp32") is None:
+            found.setdefault(num_views, group)
+    return found
+
+
+def agreement_notes(options: BenchOptions, num_images: int) -> Iterator[str]:
+    """What is to be known of a `min_agreement` that was asked for."""
+    least = options.limits.min_agreement
+    if least is None:
+        return
+    if options.images is None:
+        yield (
+            "agreement is measured on rendered shapes, as there are no --images: on photographs it may be another. "
+            "Name some of yours before you rely on it"
+        )
+    # With 1 every answer has to agree, and that is what was asked for. 0.995 of 200 is to allow one.
+    if least < 1 and (1 - least) * num_images < 1 - 1e-9:
+        yield (
+            f"an agreement of {least:g} on {num_images} image{'' if num_images == 1 else 's'} allows no answer that "
+            f"differs. At least {math.ceil(1 / (1 - least) - 1e-6):,} images tell more: --images, --num-images"
+        )
 
 
 def load_average() -> float | None:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alexdeploy.inference import report
-from alexdeploy.inference.bench_results import Benchmark, Parts, Profile, Row, best_of, parts, views_of
+from alexdeploy.inference.bench_results import (
+    Benchmark,
+    Parts,
+    Profile,
+    Row,
+    best_of,
+    cures_of,
+    number,
+    parts,
+    percent,
+    views_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,12 +40,14 @@ def write_report(found: Benchmark, path: Path) -> None:
             *_picked(found),
             report.heading("All configurations"),
             _rows(found),
+            *map(report.paragraph, cures_of(found.rows)),
             report.paragraph(
                 "Engine: images/s on decoded images with every stream busy. Files: images/s as predict does it, from "
                 "files to rows. Bound: files over the most that decoding alone and the engine alone allow; on a CPU "
                 "they share the cores, and an engine that leaves cores idle while it is alone can be above 100 %. "
-                "Latency is of a batch. Ceiling: the engine's GFLOP/s over those of large matrix products in the same "
-                "backend and precision. Same: answers that are those of FP32 with as many views."
+                "Latency is of a batch in the engine alone, nothing decoding beside it. Ceiling: the engine's GFLOP/s "
+                "over those of large matrix products in the same backend and precision. Same: answers that are those "
+                "of FP32 with as many views."
             ),
         ]
         measured = [row for row in found.rows if row.latency is not None]
@@ -87,11 +101,11 @@ def _rows(found: Benchmark) -> str:
         if row.latency is None:
             lines.append([*cells, f"error: {row.error}", *[""] * (len(header) - 5)])
             continue
-        cells += [_number(row.images_per_second, ",.1f"), _number(row.views_per_second, ",.0f")]
-        cells += [_number(row.files_per_second, ",.1f"), _percent(row.fraction_of_bound)]
+        cells += [number(row.images_per_second, ",.1f"), number(row.views_per_second, ",.0f")]
+        cells += [number(row.files_per_second, ",.1f"), percent(row.fraction_of_bound)]
         cells += [f"{value:,.1f}" for value in (row.latency.p50_ms, row.latency.p95_ms, row.latency.p99_ms)]
-        cells += [f"{row.latency.num_batches:,}", _number(row.gflops, ",.0f"), _percent(row.fraction_of_ceiling)]
-        cells.append(_number(None if row.peak_bytes is None else row.peak_bytes / 1e6, ",.0f"))
+        cells += [f"{row.latency.num_batches:,}", number(row.gflops, ",.0f"), percent(row.fraction_of_ceiling)]
+        cells.append(number(None if row.peak_bytes is None else row.peak_bytes / 1e6, ",.0f"))
         cells.append("" if row.agreed is None else f"{row.agreed.num_same}/{row.agreed.num_images}")
         lines.append(cells)
     return report.table(header, lines, numbers=range(2, len(header)))
@@ -158,7 +172,6 @@ def _latencies(rows: Sequence[Row]) -> str:
     axes = drawn.add_subplot()
     boxes = [
         {
-            "label": report.short_name(str(row.configuration)),
             "whislo": each.least_ms,
             "q1": each.p25_ms,
             "med": each.p50_ms,
@@ -169,7 +182,10 @@ def _latencies(rows: Sequence[Row]) -> str:
         for row in rows
         if (each := row.latency) is not None
     ]
-    found = axes.bxp(boxes, orientation="horizontal", widths=0.6, patch_artist=True, flierprops={"markersize": 3})
+    # `vert` is how matplotlib before 3.10 says it, and a warning from then on.
+    is_new = "orientation" in inspect.signature(axes.bxp).parameters
+    lying: dict[str, Any] = {"orientation": "horizontal"} if is_new else {"vert": False}
+    found = axes.bxp(boxes, **lying, widths=0.6, patch_artist=True, flierprops={"markersize": 3})
     for box, row in zip(found["boxes"], rows, strict=True):
         box.set(facecolor=_COLORS[row.configuration.precision], alpha=0.55)
     for line in found["medians"]:
@@ -186,7 +202,7 @@ def _latencies(rows: Sequence[Row]) -> str:
         title="Latency of a batch",
         caption="A box holds the middle half of the batches, its line is the median; whiskers go from the fastest to "
         "p95, and the points are p99 and the slowest. All streams of the engine are busy meanwhile, as they are in "
-        "predict. The axis is logarithmic.",
+        "predict, but nothing decodes beside it, as it does there. The axis is logarithmic.",
     )
 
 
@@ -286,7 +302,7 @@ def _starts(found: Benchmark) -> str:
 
 def _ceilings(found: Benchmark) -> str:
     rows = [
-        (each.backend, each.precision, _number(each.gflops, ",.0f") or (each.error or "not measured"))
+        (each.backend, each.precision, number(each.gflops, ",.0f") or (each.error or "not measured"))
         for each in found.ceilings
     ]
     return report.table(["backend", "precision", "GFLOP/s of matrix products"], rows, numbers=(2,))
@@ -299,7 +315,7 @@ def _facts(found: Benchmark) -> str:
         ("model", found.model),
         ("contract", found.contract_sha256),
         ("images", found.images),
-        ("decoding alone", f"{_number(found.decode_per_second, ',.0f')} images/s"),
+        ("decoding alone", f"{number(found.decode_per_second, ',.0f')} images/s"),
         ("processor", machine.processor),
         ("processors that may be used", machine.num_processors),
         ("threads", machine.num_threads),
@@ -311,11 +327,3 @@ def _facts(found: Benchmark) -> str:
         *machine.versions.items(),
     ]
     return report.table([], rows)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.0f} %"

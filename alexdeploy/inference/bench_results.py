@@ -18,8 +18,10 @@ from alexdeploy.inference.bench_timing import (
     Latency,
     Limits,
     bound,
+    fits,
     latency,
     median_rate,
+    why_none,
 )
 
 
@@ -40,6 +42,7 @@ class Agreed:
 class Row:
     """One configuration. Rates are medians over rounds; what is not known is None, and everything is with an `error`.
 
+    `error_kind` is the name of its class in core/errors.py, `cure` what may mend it.
     `images_per_second` and `views_per_second` are of the engine alone, on decoded images, all streams busy.
     `files_per_second` is what `predict` does: files to rows, reading and decoding included. `bound_per_second` is the
     most that decoding alone and the engine alone allow together (`bench_timing.bound`). `fraction_of_bound` is how
@@ -53,6 +56,8 @@ class Row:
     configuration: Configuration
     device: str | None = None
     error: str | None = None
+    error_kind: str | None = None
+    cure: str | None = None
     num_rounds: int = 0
     latency: Latency | None = None
     images_per_second: float | None = None
@@ -174,8 +179,15 @@ def make_row(
     agreed: Agreed | None,
 ) -> Row:
     """The figures of one configuration. `flops` are those of an image with its views."""
-    if seen.error is not None:
-        return Row(configuration=configuration, device=device, error=seen.error, start=start)
+    if (failure := seen.failure) is not None:
+        return Row(
+            configuration=configuration,
+            device=device,
+            error=failure.message,
+            error_kind=type(failure).__name__,
+            cure=failure.cure,
+            start=start,
+        )
     if not seen.slices:
         return Row(configuration=configuration, device=device, error="not measured before the end", start=start)
     rate = median_rate([each.images_per_second for each in seen.slices]) or 0.0
@@ -205,17 +217,60 @@ def make_row(
 
 
 def candidates(rows: Sequence[Row]) -> list[Candidate]:
-    """The configurations that can be picked: by their speed from files, or of the engine where that is not known."""
+    """The configurations that can be picked: those whose speed from files is known, as it is by it that they are."""
     return [
         Candidate(
             configuration=row.configuration,
-            images_per_second=row.files_per_second or row.images_per_second,
+            images_per_second=row.files_per_second,
             p95_ms=row.latency.p95_ms,
             agreement=None if row.agreed is None else row.agreed.share,
         )
         for row in rows
-        if row.latency is not None and row.images_per_second is not None
+        if row.latency is not None and row.files_per_second is not None
     ]
+
+
+def why_not(candidates: Sequence[Candidate], limits: Limits) -> str:
+    """Where nothing keeps the limits: the nearest to each, among those that keep the other one where any does."""
+    budget, agreement = Limits(budget_ms=limits.budget_ms), Limits(min_agreement=limits.min_agreement)
+    words = []
+    for limit, other, among in (
+        (budget, agreement, "of those that agree enough, "),
+        (agreement, budget, "of those that are quick enough, "),
+    ):
+        if limit == Limits():
+            continue
+        able = [each for each in candidates if fits(each, other)]
+        prefix = among if able and other != Limits() else ""
+        words.append(prefix + why_none(able or candidates, limit))
+    return "; ".join(dict.fromkeys(words))
+
+
+def errors_of(rows: Sequence[Row]) -> list[str]:
+    """One line for each error: of a group where it is that of all its batches, else of a configuration."""
+    by_group: dict[Group, list[Row]] = {}
+    for row in rows:
+        by_group.setdefault(row.configuration.group, []).append(row)
+    lines = []
+    for group, own in by_group.items():
+        is_one = len({row.error for row in own}) == 1
+        named = [(group, own[0].error)] if is_one else [(row.configuration, row.error) for row in own]
+        lines += [f"{name}: {error}" for name, error in named if error is not None]
+    return lines
+
+
+def cures_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What may mend the errors, each once."""
+    return tuple(dict.fromkeys(row.cure for row in rows if row.cure is not None))
+
+
+def number(value: float | None, form: str) -> str:
+    """As in a table: nothing where it is not known."""
+    return "" if value is None else f"{value:{form}}"
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %"
 
 
 def parts(row: Row, decode_per_second: float | None, preprocessing_share: float | None) -> Parts | None:

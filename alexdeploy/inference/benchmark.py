@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,23 @@ from alexdeploy.engines.profile import PROFILED, profile
 from alexdeploy.images import sample
 from alexdeploy.images.decode import decode
 from alexdeploy.images.pick import pick_sources
-from alexdeploy.images.sources import Source
 from alexdeploy.inference import bench_results as results
 from alexdeploy.inference.agreement import compare
 from alexdeploy.inference.bench_ceiling import CEILING_BATCH, ceiling_flops, make_ceiling, num_flops
-from alexdeploy.inference.bench_plan import BenchOptions, busy_note, load_average, machine_facts, plan, references
+from alexdeploy.inference.bench_plan import (
+    BenchOptions,
+    agreement_notes,
+    busy_note,
+    hidden_references,
+    load_average,
+    machine_facts,
+    plan,
+    references,
+    unable,
+)
 from alexdeploy.inference.bench_rounds import DECODE, DECODE_BATCH, OnStep, Rounds, ceiling_name
-from alexdeploy.inference.bench_timing import Group, Limits, median_rate, pick, why_none
-from alexdeploy.inference.bench_worker import Job
+from alexdeploy.inference.bench_timing import Configuration, Group, Limits, median_rate, pick
+from alexdeploy.inference.bench_worker import Job, Task
 from alexdeploy.placement.devices import host_memory
 
 _MEMORY_SHARE = 0.6
@@ -54,55 +64,69 @@ def benchmark(
     _check(options)
     folder = find_model(model)
     spec = folder.spec()
-    configurations, notes = plan(folder, options)
+    configurations, planned = plan(folder, options)
     groups = tuple(dict.fromkeys(each.group for each in configurations))
-    referred = references(folder, groups)
-    notes += busy_note(load)
-    for note in notes:
-        on_note(note)
+    notes: list[str] = []
+
+    def tell(*words: str) -> None:
+        for note in words:
+            notes.append(note)
+            on_note(note)
+
+    tell(*planned, *busy_note(load))
     free, _ = host_memory()
     interrupted = False
     with tempfile.TemporaryDirectory(prefix="alexdeploy-bench-") as temporary:
         workspace = Path(temporary)
-        images, sources, origin = _prepare(options, spec, workspace, on_note)
+        prepared = _prepare(options, spec, workspace, on_note)
+        num_images = len(prepared.images)
+        tell(*agreement_notes(options, num_images))
         choices = tuple(dict.fromkeys((group.backend, group.precision) for group in groups))
-        hidden = tuple(group for group in referred.values() if group not in groups)
+        hidden = hidden_references(folder, groups)
         limit = None if free is None else int(_MEMORY_SHARE * free)
-        jobs = _jobs(folder, options, workspace, (*groups, *hidden), choices, [source.path or "" for source in sources])
+        jobs = _jobs(folder, options, workspace, (*groups, *hidden.values()), choices, prepared.files)
         rounds = Rounds(jobs, configurations, workspace, limit, on_step)
         with rounds.processes:
             try:
-                rounds.open((*groups, *hidden), choices)
+                rounds.open(groups, choices)
+                tell(*_ask_references(rounds, hidden, workspace, num_images, on_step))
                 rounds.run(began + options.seconds, options.seed)
             except KeyboardInterrupt:
                 interrupted = True
-        processes = rounds.processes
+        lacking = unable(options, {each: rounds.measured[each].failure for each in configurations})
+        tell(*(f"{backend} {precision} is left out: {why}" for (backend, precision), why in lacking.items()))
+        kept = [each for each in configurations if (each.backend, each.precision) not in lacking]
         decoding = rounds.measured.get(DECODE)
         decode_rates = [] if decoding is None else decoding.file_rates
-        ceilings = tuple(_ceilings(rounds, choices))
+        ceilings = tuple(_ceilings(rounds, [choice for choice in choices if choice not in lacking]))
+        referred = references(rounds.answers)
         rows = tuple(
             results.make_row(
                 each,
                 rounds.measured[each],
-                device=processes.infos[str(each.group)].device if str(each.group) in processes.infos else None,
+                device=_device(rounds, each),
                 decode_rates=decode_rates,
                 flops=num_flops(spec, each.num_views),
                 ceiling_gflops=results.ceiling_of(ceilings, each.backend, each.precision),
-                start=processes.starts.get(str(each.group)),
+                start=rounds.processes.starts.get(str(each)) or rounds.processes.starts.get(str(each.group)),
                 agreed=_agreed(rounds, each.group, referred.get(each.num_views)),
             )
-            for each in configurations
+            for each in kept
         )
-        profiles: tuple[results.Profile, ...] = ()
+        profiles: list[results.Profile] = []
         if options.with_profile and not interrupted:
-            with suppress(KeyboardInterrupt):
-                profiles = tuple(_profiles(folder, rows, images, on_step))
+            try:
+                # One by one: an interrupt keeps those that are done.
+                for each_profile in _profiles(folder, rows, prepared.images, on_step, tell):
+                    profiles.append(each_profile)
+            except KeyboardInterrupt:
+                interrupted = True
+    tell(*rounds.notes)
     if 0 < rounds.num_rounds < _LEAST_ROUNDS and not interrupted:
-        notes += (
+        tell(
             f"{options.seconds:g} s were enough for {rounds.num_rounds} round{'s' if rounds.num_rounds > 1 else ''}: "
-            "a median of so few is doubtful. More --seconds, or fewer configurations, give more.",
+            "a median of so few is doubtful. More --seconds, or fewer configurations, give more."
         )
-        on_note(notes[-1])
     found = results.candidates(rows)
     picked = pick(found, options.limits)
     has_limits = options.limits != Limits()
@@ -110,9 +134,9 @@ def benchmark(
         model=str(folder.path),
         name=spec.name,
         contract_sha256=spec.contract_sha256,
-        images=origin,
-        num_images=len(images),
-        image_bytes=sum(len(source.data or b"") for source in sources),
+        images=prepared.origin,
+        num_images=num_images,
+        image_bytes=prepared.num_bytes,
         seed=options.seed,
         seconds=time.monotonic() - began,
         num_rounds=rounds.num_rounds,
@@ -121,7 +145,7 @@ def benchmark(
         decode_per_second=median_rate(decode_rates),
         ceilings=ceilings,
         rows=rows,
-        profiles=profiles,
+        profiles=tuple(profiles),
         picked=tuple(
             results.Picked(
                 configuration=each.configuration,
@@ -133,8 +157,8 @@ def benchmark(
             )
             for each in picked
         ),
-        failure=why_none(found, options.limits) if has_limits and not picked else None,
-        notes=notes,
+        failure=results.why_not(found, options.limits) if has_limits and not picked else None,
+        notes=tuple(notes),
         machine=machine_facts(options, load, groups),
     )
 
@@ -150,22 +174,35 @@ def _check(options: BenchOptions) -> None:
     for name, value in numbers:
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; it must be at least 1")
+    limits = options.limits
+    amounts = (
+        ("seconds", options.seconds),
+        ("budget_ms", limits.budget_ms),
+        ("min_agreement", limits.min_agreement),
+    )
+    for name, amount in amounts:
+        if amount is not None and not 0 <= amount < math.inf:
+            raise UsageError(f"{name} is {amount}; expected a finite number from 0 on")
 
 
-def _prepare(
-    options: BenchOptions, spec: ModelSpec, workspace: Path, on_note: Callable[[str], None]
-) -> tuple[NDArray[np.uint8], list[Source], str]:
-    """Decoded images, which also go to images.npy; the files that they are from, with their bytes; whose they are."""
+class _Prepared(NamedTuple):
+    """Decoded images, which are in images.npy as well; their files, how many bytes those have, and whose they are."""
+
+    images: NDArray[np.uint8]
+    files: list[str]
+    num_bytes: int
+    origin: str
+
+
+def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_note: Callable[[str], None]) -> _Prepared:
     named = options.images
     if named is None:
         folder = sample.write_photographs(workspace / "photographs", num=options.num_images)
         picked = pick_sources([str(folder)], spec, options.num_images)
-        origin = f"{len(picked.sources)} rendered JPEGs"
-        on_note(f"no --images: {origin} are decoded, which are simpler than photographs")
+        on_note(f"no --images: {len(picked.sources)} rendered JPEGs are decoded, which are simpler than photographs")
     else:
         picked = pick_sources(named, spec, options.num_images)
-        origin = f"{', '.join(named)}: {min(picked.num_found, options.num_images)} of {picked.num_found:,} images"
-    images, sources = [], []
+    images, files, num_bytes = [], [], 0
     for number, source in enumerate(picked.sources):
         try:
             data = source.read()
@@ -178,11 +215,17 @@ def _prepare(
             # A member of an archive: every process is to find it as a file.
             path = str(workspace / f"member-{number:05}")
             Path(path).write_bytes(data)
-        sources.append(Source(name=source.name, path=os.path.abspath(path), data=data))
+        files.append(os.path.abspath(path))
+        num_bytes += len(data)
+    if named is None:
+        origin = f"{len(images)} rendered JPEGs"
+    else:
+        origin = f"{', '.join(named)}: {len(images)} of {picked.num_found:,} images"
     if not images:
-        raise ImageError(f"none of the images of {origin} can be read", cure="Name photographs: --images DIR")
-    np.save(workspace / "images.npy", np.stack(images))
-    return np.stack(images), sources, origin
+        raise ImageError(f"none of the images can be read: {origin}", cure="Name photographs: --images DIR")
+    stacked = np.stack(images)
+    np.save(workspace / "images.npy", stacked)
+    return _Prepared(stacked, files, num_bytes, origin)
 
 
 def _jobs(
@@ -216,6 +259,32 @@ def _jobs(
     return jobs
 
 
+def _ask_references(
+    rounds: Rounds, hidden: Mapping[NumViews, Group], workspace: Path, num_images: int, on_step: OnStep
+) -> list[str]:
+    """Have answers of FP32 also where nothing that is measured gave any; returns why there still are none."""
+    told = []
+    for num_views, reference in hidden.items():
+        # Nor where there is nothing to compare.
+        if num_views in references(rounds.answers) or all(group.num_views != num_views for group in rounds.answers):
+            continue
+        on_step(f"opening: {reference}", 0, 1)
+        path = workspace / "answers.npy"
+        try:
+            task = Task(kind="answers", batch_size=1, num_images=num_images, path=str(path))
+            rounds.processes.ask(str(reference), task)
+            rounds.answers[reference] = np.load(path, allow_pickle=False)
+        except AlexDeployError as exc:
+            told.append(f"no answers of {reference} to compare: {exc.message}")
+        rounds.processes.end(str(reference))
+    return told
+
+
+def _device(rounds: Rounds, configuration: Configuration) -> str | None:
+    info = rounds.processes.infos.get(str(configuration.group))
+    return None if info is None else info.device
+
+
 def _ceilings(rounds: Rounds, choices: Sequence[tuple[Backend, Precision]]) -> Iterator[results.Ceiling]:
     for backend, precision in choices:
         seen = rounds.measured.get(ceiling_name(backend, precision))
@@ -242,7 +311,11 @@ def _agreed(rounds: Rounds, group: Group, reference: Group | None) -> results.Ag
 
 
 def _profiles(
-    folder: ModelFolder, rows: Sequence[results.Row], images: NDArray[np.uint8], on_step: OnStep
+    folder: ModelFolder,
+    rows: Sequence[results.Row],
+    images: NDArray[np.uint8],
+    on_step: OnStep,
+    tell: Callable[[str], None],
 ) -> Iterator[results.Profile]:
     """Of the fastest of each backend, with the most views that were measured."""
     views = max(row.configuration.num_views for row in rows)
@@ -258,6 +331,9 @@ def _profiles(
             continue
         group = best.configuration.group
         on_step(f"profiling: {group}", 0, 1)
-        with suppress(AlexDeployError):
+        try:
             layers = profile(folder, group.backend, group.precision, group.num_views, batch)
-            yield results.Profile(group=group, num_images=len(batch), layers=layers)
+        except AlexDeployError as exc:
+            tell(f"{group} has no times of its layers: {exc.message}")
+            continue
+        yield results.Profile(group=group, num_images=len(batch), layers=layers)

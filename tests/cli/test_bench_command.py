@@ -62,7 +62,8 @@ def test_no_figure_is_cut_on_a_narrow_terminal(run: Run, monkeypatch: pytest.Mon
     result = run("tiny", *ONE)
     assert "…" not in result.stdout
     assert re.search(r"onnxruntime +fp32 +1 +[\d,.]+ +[\d,.]+ +[\d,]+ % +[\d,.]+ +[\d,.]+ +4/4", result.stdout)
-    assert "from 100 columns on, and in --json, --report" in result.stdout
+    assert "memory, first row and share of the ceiling: from 100 columns on, and in --json, --report" in result.stdout
+    assert "p99, views/s and load time: in --json and --report" in result.stdout
 
 
 def test_a_few_rounds_are_told_to_be_few_on_stderr(run: Run) -> None:
@@ -90,8 +91,7 @@ def test_json_is_one_document_whose_figures_fit_together(run: Run) -> None:
 def test_limits_that_nothing_keeps_are_exit_code_5_after_the_table(run: Run) -> None:
     result = run("tiny", *ONE, "--budget-ms", "0.0001")
     assert result.exit_code == 5
-    assert "1/1" not in result.stdout
-    assert "onnxruntime  fp32" in result.stdout
+    assert re.search(r"onnxruntime +fp32 +1 +[\d,.]+ +[\d,.]+ ", result.stdout)
     assert "fastest" not in result.stdout
     assert "error: no configuration keeps p95 of a batch at most 0.0001 ms: the quickest batch has a p95 of" in (
         result.stderr
@@ -104,14 +104,35 @@ def test_a_backend_that_breaks_has_its_error_and_the_others_their_figures(run: R
     result = run("tiny", *ONE, "--precision", "fp32,fp16")
     assert result.exit_code == 0
     assert re.search(r"onnxruntime +fp16 +1 +error", result.stdout)
-    assert "onnxruntime fp16 1 view, batch 1: models/tiny/model.fp16.onnx is not an ONNX file" in result.stdout
+    assert "onnxruntime fp16 1 view: models/tiny/model.fp16.onnx is not an ONNX file" in result.stdout
 
 
-def test_if_all_break_the_command_fails_with_the_first_reason(run: Run, workplace: Path) -> None:
+def test_an_error_is_one_line_for_all_batches_and_its_cure_is_told_once(run: Run, workplace: Path) -> None:
+    with ModelFolder(workplace / "models/tiny").weights_path.open("ab") as file:
+        file.write(b" ")
+    result = run("tiny", *QUICK, "--views", "1,10", "--batch-size", "1,2", "--precision", "fp32,fp16")
+    assert len(re.findall(r"onnxruntime +fp(?:32|16) +[12] +error", result.stdout)) == 8
+    assert result.stdout.count(" was made from ") == 4
+    lines = [*result.stdout.splitlines(), *result.stderr.splitlines()]
+    assert lines.count("Renew it: alexdeploy export models/tiny") == 1
+    assert lines.count("Renew it: alexdeploy export models/tiny --fp16") == 1
+
+
+@pytest.mark.parametrize("limits", [(), ("--budget-ms", "100")])
+def test_if_all_break_the_command_fails_as_others_do_for_the_first_reason(
+    run: Run, workplace: Path, limits: tuple[str, ...]
+) -> None:
     (workplace / "models/tiny/model.onnx").write_bytes(b"no graph")
-    result = run("tiny", *ONE)
-    assert result.exit_code == 5
+    result = run("tiny", *ONE, *limits)
+    assert result.exit_code == 4
     assert "error: nothing could be measured: onnxruntime fp32 1 view, batch 1: models/tiny/model.onnx" in result.stderr
+
+
+def test_what_an_agreement_on_few_images_means_is_told(run: Run) -> None:
+    result = run("tiny", *ONE, "--min-agreement", "0.995")
+    assert result.exit_code == 0
+    assert "an agreement of 0.995 on 4 images allows no answer that differs. At least 200 images" in result.stderr
+    assert "differs" not in run("tiny", *ONE, "--min-agreement", "1").stderr
 
 
 @pytest.mark.parametrize(
@@ -121,6 +142,7 @@ def test_if_all_break_the_command_fails_with_the_first_reason(run: Run, workplac
         (("--batch-size", ""), "--batch-size : expected numbers"),
         (("--views", "3"), "--views 3: found '3', expected any of 1, 5, 10"),
         (("--report", "models"), "--report models is a folder; expected a file"),
+        (("--seconds", "inf"), "seconds is inf; expected a finite number"),
         (("--precision", "fp8"), "expected any of fp32, fp16, bf16, int8"),
         (("--precision", "int8"), "nothing is left to measure; onnxruntime int8 is left out: there is no"),
     ],
@@ -151,6 +173,8 @@ def test_the_page_needs_nothing_from_elsewhere_and_has_every_plot(run: Run, work
         "http://www.w3.org/1999/xlink",
     }
     assert "<script" not in text
+    assert not re.search(r"\bsrc\s*=|@import", text)
+    assert all(place.strip("'\"").startswith("#") for place in re.findall(r"url\(([^)]*)\)", text))
     assert "prefers-color-scheme: dark" in text
     names = re.findall(r'\bid="([^"]+)"', text)
     assert len(names) == len(set(names))

@@ -1,0 +1,260 @@
+"""What `bench` leaves out, compares with, tells and picks, and that its page shows as text what came as text."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import write_pictures
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
+from alexdeploy.inference import bench_plan
+from alexdeploy.inference.bench_plan import BenchOptions, agreement_notes, hidden_references, plan, references, unable
+from alexdeploy.inference.bench_report import write_report
+from alexdeploy.inference.bench_results import Benchmark, Machine, Row, candidates, errors_of, make_row, why_not
+from alexdeploy.inference.bench_rounds import Measured
+from alexdeploy.inference.bench_timing import Candidate, Configuration, Group, Limits, Slice
+from alexdeploy.inference.benchmark import benchmark
+
+BATCH = Slice(batch_seconds=(0.1,), images_per_second=80)
+
+
+def configuration(**changes: Any) -> Configuration:
+    return Configuration(**({"backend": "openvino", "precision": "fp32", "num_views": 1, "batch_size": 1} | changes))
+
+
+def row_of(seen: Measured, **changes: Any) -> Row:
+    return make_row(
+        configuration(**changes),
+        seen,
+        device="cpu",
+        decode_rates=[300.0],
+        flops=None,
+        ceiling_gflops=None,
+        start=None,
+        agreed=None,
+    )
+
+
+def found_of(*rows: Row, name: str = "tiny", model: str = "models/tiny") -> Benchmark:
+    machine = Machine(
+        platform="a system",
+        processor="a processor",
+        num_processors=1,
+        num_threads=1,
+        memory_bytes=None,
+        free_bytes=None,
+        gpus=(),
+        load_start=None,
+        load_end=None,
+        versions={},
+    )
+    return Benchmark(
+        model=model,
+        name=name,
+        contract_sha256="0" * 64,
+        images="4 rendered JPEGs",
+        num_images=4,
+        image_bytes=4000,
+        seed=0,
+        seconds=1.0,
+        num_rounds=1,
+        interrupted=False,
+        limits=Limits(),
+        decode_per_second=300.0,
+        ceilings=(),
+        rows=rows,
+        profiles=(),
+        picked=(),
+        failure=None,
+        notes=(),
+        machine=machine,
+    )
+
+
+def test_answers_are_compared_with_the_first_fp32_that_gave_any() -> None:
+    first, second, other = (
+        Group(backend="onnxruntime", precision="fp32", num_views=1),
+        Group(backend="torch", precision="fp32", num_views=1),
+        Group(backend="openvino", precision="int8", num_views=10),
+    )
+    assert references([other, first, second]) == {1: first}
+    assert references([other, second]) == {1: second}
+
+
+def test_what_else_could_give_fp32s_answers_is_none_of_what_is_measured(tiny_model: ModelFolder) -> None:
+    groups = [
+        Group(backend=backend, precision="fp32", num_views=1)  # type: ignore[arg-type]
+        for backend in ("openvino", "onnxruntime")
+    ]
+    pytest.importorskip("torch")
+    assert hidden_references(tiny_model, groups) == {1: Group(backend="torch", precision="fp32", num_views=1)}
+    tiny_model.weights_path.unlink()
+    assert hidden_references(tiny_model, groups) == {}
+
+
+def test_where_the_first_fp32_fails_another_is_compared_with(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pictures = write_pictures(tmp_path / "pictures", 2)
+    tiny_model.onnx_path("fp32").write_bytes(b"no graph")
+    options = BenchOptions(
+        backends=("onnxruntime", "torch"),
+        precisions=("fp32",),
+        views=(1,),
+        batch_sizes=(1,),
+        images=(str(pictures),),
+        num_images=2,
+        seconds=0.0,
+    )
+    broken, good = benchmark(tiny_model.path, options).rows
+    assert (broken.error_kind, broken.agreed) == ("ModelError", None)
+    assert good.agreed is not None
+    assert (good.agreed.reference, good.agreed.num_same) == ("torch", 2)
+
+
+def test_an_interrupt_while_layers_are_timed_keeps_what_is_done(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pictures = write_pictures(tmp_path / "pictures", 1)
+
+    def stop(step: str, done: int, total: int) -> None:
+        if step.startswith("profiling: onnxruntime"):
+            raise KeyboardInterrupt
+
+    options = BenchOptions(
+        backends=("openvino", "onnxruntime"),
+        precisions=("fp32",),
+        views=(1,),
+        batch_sizes=(1,),
+        images=(str(pictures),),
+        seconds=0.0,
+        with_profile=True,
+    )
+    found = benchmark(tiny_model.path, options, on_step=stop)
+    assert found.interrupted
+    assert [each.group.backend for each in found.profiles] == ["openvino"]
+    assert all(row.error is None for row in found.rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (BenchOptions(seconds=float("nan")), "seconds"),
+        (BenchOptions(limits=Limits(budget_ms=float("inf"))), "budget_ms"),
+        (BenchOptions(limits=Limits(min_agreement=float("nan"))), "min_agreement"),
+    ],
+)
+def test_what_is_no_number_is_a_usage_error(options: BenchOptions, name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is (nan|inf); expected a finite number from 0 on"):
+        benchmark(None, options)
+
+
+def test_images_that_cannot_be_read_are_not_counted(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    def stop(step: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    pictures = write_pictures(tmp_path / "pictures", 2)
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    options = BenchOptions(backends=("onnxruntime",), images=(str(pictures),))
+    found = benchmark(tiny_model.path, options, on_step=stop)
+    assert found.images == f"{pictures}: 2 of 3 images"
+    assert found.image_bytes == sum(path.stat().st_size for path in pictures.iterdir() if path.name != "broken.jpg")
+
+
+def test_bf16_that_nobody_named_is_left_out_where_the_machine_has_none() -> None:
+    lacks = DeviceError("this CPU has no bfloat16 arithmetic", cure="Use --precision fp32 here.")
+    failures = {
+        configuration(): None,
+        configuration(precision="fp16"): ModelError("no graph"),
+        configuration(precision="bf16", batch_size=1): lacks,
+        configuration(precision="bf16", batch_size=2): lacks,
+    }
+    assert unable(BenchOptions(), failures) == {("openvino", "bf16"): "this CPU has no bfloat16 arithmetic"}
+    assert unable(BenchOptions(precisions=("fp32", "bf16")), failures) == {}
+    # It is all there is; and a lack of memory says nothing of arithmetic.
+    assert unable(BenchOptions(), {configuration(precision="bf16"): lacks}) == {}
+    short = {configuration(): None, configuration(precision="bf16"): DeviceMemoryError("no memory")}
+    assert unable(BenchOptions(), short) == {}
+
+
+def test_tensorrt_without_an_engine_is_left_out_with_one_note(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where TensorRT is installed, which a machine without a GPU need not have.
+    monkeypatch.setattr(bench_plan, "is_installed", lambda backend: True)
+    options = BenchOptions(backends=("tensorrt", "onnxruntime"), precisions=("fp32", "fp16"), batch_sizes=(1,))
+    found, notes = plan(tiny_model, options)
+    assert {each.backend for each in found} == {"onnxruntime"}
+    assert notes == (
+        "left out, as the model has no engine for them: tensorrt fp32 1 view, tensorrt fp16 1 view, "
+        "tensorrt fp32 10 views, tensorrt fp16 10 views. To make one: alexdeploy build",
+    )
+    with pytest.raises(UsageError, match="nothing is left to measure; left out, as the model has no engine"):
+        plan(tiny_model, dataclasses.replace(options, backends=("tensorrt",)))
+
+
+def test_an_agreement_that_allows_no_other_answer_is_told_and_how_many_images_would() -> None:
+    def notes(least: float | None, num_images: int, **changes: Any) -> list[str]:
+        options = BenchOptions(limits=Limits(min_agreement=least), **changes)
+        return list(agreement_notes(options, num_images))
+
+    (told,) = notes(0.995, 64, images=("pictures",))
+    assert told.startswith("an agreement of 0.995 on 64 images allows no answer that differs. At least 200 images")
+    for least, num_images in ((0.995, 200), (0.9, 10), (0.99, 100), (1.0, 64), (None, 1)):
+        assert notes(least, num_images, images=("pictures",)) == []
+    (told,) = notes(0.9, 64)
+    assert told.startswith("agreement is measured on rendered shapes")
+
+
+def test_what_has_no_speed_from_files_is_no_candidate() -> None:
+    engine_only = row_of(Measured(slices=[BATCH]), precision="int8")
+    whole = row_of(Measured(slices=[BATCH], file_rates=[60.0]))
+    assert [(each.configuration, each.images_per_second) for each in candidates([engine_only, whole])] == [
+        (whole.configuration, 60.0)
+    ]
+
+
+def test_the_nearest_are_named_among_those_that_keep_the_other_limit() -> None:
+    def candidate(p95: float, agreement: float | None, **changes: Any) -> Candidate:
+        return Candidate(configuration=configuration(**changes), images_per_second=1.0, p95_ms=p95, agreement=agreement)
+
+    found = [
+        candidate(30, 1.0),
+        candidate(2, 0.5, precision="int8"),
+        candidate(40, 0.9995, precision="fp16"),
+        candidate(9, 0.9, precision="bf16"),
+    ]
+    assert why_not(found, Limits(budget_ms=10, min_agreement=0.999)) == (
+        "of those that agree enough, the quickest batch has a p95 of 30 ms (openvino fp32 1 view, batch 1); "
+        "of those that are quick enough, the best agreement is 0.9 (openvino bf16 1 view, batch 1)"
+    )
+    assert why_not(found, Limits(budget_ms=1)) == (
+        "the quickest batch has a p95 of 2 ms (openvino int8 1 view, batch 1)"
+    )
+    assert why_not([], Limits(budget_ms=1, min_agreement=0.9)) == "nothing was measured"
+
+
+def test_errors_of_a_group_are_one_line_where_they_are_one() -> None:
+    same = [row_of(Measured(failure=ModelError("no graph")), batch_size=size) for size in (1, 2)]
+    other = [
+        row_of(Measured(slices=[BATCH]), precision="fp16", batch_size=1),
+        row_of(Measured(failure=DeviceMemoryError("no memory")), precision="fp16", batch_size=2),
+    ]
+    assert errors_of([*same, *other]) == [
+        "openvino fp32 1 view: no graph",
+        "openvino fp16 1 view, batch 2: no memory",
+    ]
+
+
+def test_the_page_shows_names_paths_errors_and_cures_as_text(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    broken = row_of(Measured(failure=ModelError("<img src=x> & <error>", cure="<cure>")), precision="fp16")
+    good = row_of(Measured(slices=[BATCH], file_rates=[60.0]))
+    write_report(found_of(good, broken, name="<name>", model='models/"<path>"'), tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for shown in ("&lt;name&gt;", "&lt;path&gt;", "&lt;img src=x&gt; &amp; &lt;error&gt;", "&lt;cure&gt;"):
+        assert shown in text
+    for raw in ("<name>", "<path>", "<img", "<error>", "<cure>"):
+        assert raw not in text
