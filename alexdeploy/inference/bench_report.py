@@ -124,9 +124,11 @@ def _throughput(found: Benchmark, rows: Sequence[Row]) -> str:
             panel.set_xscale("log", base=2)
             panel.set_xticks(sizes, [str(size) for size in sizes], minor=False)
             panel.tick_params(labelbottom=True, labelleft=True)
-            panel.set_ylim(bottom=0)
-        top = left.get_ylim()[1]
+        # Both share the axis, which must hold the lines of both.
+        top = 1.08 * max(1.0, left.dataLim.ymax, right.dataLim.ymax)
+        left.set_ylim(0, top)
         if found.decode_per_second is not None and found.decode_per_second < 1.5 * top:
+            left.set_ylim(0, max(top, 1.15 * found.decode_per_second))
             right.axhline(found.decode_per_second, color=report.GREY, linewidth=1, linestyle=":")
             right.annotate("decoding alone", (sizes[0], found.decode_per_second), (0, 3), textcoords="offset points")
         left.set_ylabel("images/s")
