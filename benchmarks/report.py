@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alexdeploy.inference.bench_timing import bound
 from benchmarks.process import median_ratio
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -67,12 +68,9 @@ def _peer_bars(peers: Mapping[str, Any] | None) -> Iterator[Bar]:
 
 
 def round_bounds(rates: Mapping[str, list[float]], precision: str, *, shares_cores: bool) -> list[float]:
-    """The most images/s that decoding and the engine allowed in each round, from what each reached alone in it.
-
-    On a CPU both use the same cores: an image takes 1 / decode + 1 / engine. On a GPU they go on at once.
-    """
+    """The most images/s that decoding and the engine allowed in each round, from what each reached alone in it."""
     pairs = zip(rates["decode"], rates[f"engine {precision}"], strict=True)
-    return [1 / (1 / a + 1 / b) if shares_cores else min(a, b) for a, b in pairs]
+    return [bound(decode, engine, share_cores=shares_cores) for decode, engine in pairs]
 
 
 def _growth_bars(results: Mapping[str, Any]) -> Iterator[Bar]:

@@ -23,6 +23,7 @@ from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import Backend, EngineOptions, NumViews, open_engine
 from alexdeploy.images.decode import decode
 from alexdeploy.images.sources import Source
+from alexdeploy.inference.bench_worker import peak_bytes
 from benchmarks.full_decode import full_decode
 
 NUM_VIEWS: NumViews = 10
@@ -197,23 +198,6 @@ SIDES: dict[str, Callable[[Setup, ExitStack], Work]] = {
     "pytorch": _pytorch,
     "dataloader": _dataloader,
 }
-
-
-def peak_bytes() -> int | None:
-    """High-water marks of this process and its children, added up; None where Linux's files are not."""
-    try:
-        children = [
-            name for task in Path("/proc/self/task").iterdir() for name in (task / "children").read_text().split()
-        ]
-        lines = [
-            line
-            for name in ("self", *children)
-            for line in Path(f"/proc/{name}/status").read_text().splitlines()
-            if line.startswith("VmHWM:")
-        ]
-    except OSError:
-        return None
-    return sum(1024 * int(line.split()[1]) for line in lines)
 
 
 def main() -> None:

@@ -154,7 +154,7 @@ class Rounds:
                 files = _Item(process=process, key=each, kind="files", batch_size=each.batch_size)
                 self._warm(files, num_images=self._wave(files))
         if own and self.measured[own[0]].failure is None:
-            self._answer(group, self._process_of(own[0], is_largest=len(own) == 1), own[0].batch_size)
+            self.answer(group, self._process_of(own[0], is_largest=len(own) == 1), own[0].batch_size)
 
     def _process_of(self, configuration: Configuration, *, is_largest: bool) -> str:
         """The group's, open for the largest batch; on a GPU, where that decides on memory and kernels, its own."""
@@ -185,8 +185,8 @@ class Rounds:
         self._items.append(item)
         return True
 
-    def _answer(self, group: Group, process: str, batch_size: int) -> None:
-        """Without them no agreement is known; what is measured needs none."""
+    def answer(self, group: Group, process: str, batch_size: int) -> None:
+        """Ask for the answers of `group`. Without them no agreement is known; what is measured needs none."""
         path = self._folder / "answers.npy"
         num_images = len(self._jobs[str(group)].files)
         task = Task(kind="answers", batch_size=batch_size, num_images=num_images, path=str(path))

@@ -37,7 +37,7 @@ from alexdeploy.inference.bench_plan import (
 )
 from alexdeploy.inference.bench_rounds import DECODE, DECODE_BATCH, OnStep, Rounds, ceiling_name
 from alexdeploy.inference.bench_timing import Configuration, Group, Limits, median_rate, pick
-from alexdeploy.inference.bench_worker import Job, Task
+from alexdeploy.inference.bench_worker import Job
 from alexdeploy.placement.devices import host_memory
 
 _MEMORY_SHARE = 0.6
@@ -89,7 +89,7 @@ def benchmark(
         with rounds.processes:
             try:
                 rounds.open(groups, choices)
-                tell(*_ask_references(rounds, hidden, workspace, num_images, on_step))
+                _ask_references(rounds, hidden, on_step)
                 rounds.run(began + options.seconds, options.seed)
             except KeyboardInterrupt:
                 interrupted = True
@@ -259,25 +259,15 @@ def _jobs(
     return jobs
 
 
-def _ask_references(
-    rounds: Rounds, hidden: Mapping[NumViews, Group], workspace: Path, num_images: int, on_step: OnStep
-) -> list[str]:
-    """Have answers of FP32 also where nothing that is measured gave any; returns why there still are none."""
-    told = []
+def _ask_references(rounds: Rounds, hidden: Mapping[NumViews, Group], on_step: OnStep) -> None:
+    """Have answers of FP32 also where nothing that is measured gave any."""
     for num_views, reference in hidden.items():
         # Nor where there is nothing to compare.
         if num_views in references(rounds.answers) or all(group.num_views != num_views for group in rounds.answers):
             continue
         on_step(f"opening: {reference}", 0, 1)
-        path = workspace / "answers.npy"
-        try:
-            task = Task(kind="answers", batch_size=1, num_images=num_images, path=str(path))
-            rounds.processes.ask(str(reference), task)
-            rounds.answers[reference] = np.load(path, allow_pickle=False)
-        except AlexDeployError as exc:
-            told.append(f"no answers of {reference} to compare: {exc.message}")
+        rounds.answer(reference, str(reference), batch_size=1)
         rounds.processes.end(str(reference))
-    return told
 
 
 def _device(rounds: Rounds, configuration: Configuration) -> str | None:

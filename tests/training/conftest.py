@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,17 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_data(tiny_folder: Path) -> LabelledImages:
     return read_image_folder(tiny_folder)
+
+
+@pytest.fixture
+def data_with_broken(tmp_path: Path, tiny_folder: Path) -> LabelledImages:
+    """The same with three images that cannot be decoded."""
+    copy = tmp_path / "data"
+    shutil.copytree(tiny_folder, copy)
+    (copy / "train" / "above" / "03.png").write_bytes(b"not an image")
+    (copy / "train" / "below" / "04.png").write_bytes(b"")
+    (copy / "val" / "below" / "05.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return read_image_folder(copy)
 
 
 @pytest.fixture(autouse=True)

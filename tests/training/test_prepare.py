@@ -113,18 +113,8 @@ def test_a_run_on_the_folder_goes_on_with_its_set(tmp_path, tiny_data, trained):
     assert state(folder) == state(trained)
 
 
-@pytest.fixture
-def with_broken(tmp_path: Path, tiny_folder: Path) -> LabelledImages:
-    copy = tmp_path / "data"
-    shutil.copytree(tiny_folder, copy)
-    (copy / "train" / "above" / "03.png").write_bytes(b"not an image")
-    (copy / "train" / "below" / "04.png").write_bytes(b"")
-    (copy / "val" / "below" / "05.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    return read_image_folder(copy)
-
-
-def test_broken_images_are_listed_and_the_rest_trains_as_with_skip_broken(tmp_path, with_broken):
-    prepared = pack(with_broken, tmp_path / "set")
+def test_broken_images_are_listed_and_the_rest_trains_as_with_skip_broken(tmp_path, data_with_broken):
+    prepared = pack(data_with_broken, tmp_path / "set")
     names = ["train/above/03.png", "train/below/04.png", "val/below/05.png"]
     assert [item.name for item in prepared.broken] == names
     listed = msgspec.json.decode((tmp_path / "set" / "broken.json").read_bytes())
@@ -133,7 +123,7 @@ def test_broken_images_are_listed_and_the_rest_trains_as_with_skip_broken(tmp_pa
     one_epoch = tiny_recipe("training.epochs=1")
     by_folder, by_set = ModelFolder(tmp_path / "a" / "model"), ModelFolder(tmp_path / "b" / "model")
     skip = dataclasses.replace(ONE_THREAD, skip_broken=True)
-    train(with_broken, one_epoch, by_folder, skip, lambda event: None)
+    train(data_with_broken, one_epoch, by_folder, skip, lambda event: None)
     events: list[Event] = []
     train(open_packed(tmp_path / "set"), one_epoch, by_set, ONE_THREAD, events.append)
     assert state(by_set) == state(by_folder)
@@ -142,20 +132,20 @@ def test_broken_images_are_listed_and_the_rest_trains_as_with_skip_broken(tmp_pa
     assert any("3 of 56 images could not be decoded when the set was packed" in note for note in notes)
 
 
-def test_a_stopped_run_goes_on_and_leaves_the_same_bytes(tmp_path, with_broken):
-    pack(with_broken, tmp_path / "whole")
+def test_a_stopped_run_goes_on_and_leaves_the_same_bytes(tmp_path, data_with_broken):
+    pack(data_with_broken, tmp_path / "whole")
 
     def stop(done: int, total: int) -> None:
         if done > 20:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(from_labelled(with_broken), tmp_path / "set", SMALL, stop)
+        prepare(from_labelled(data_with_broken), tmp_path / "set", SMALL, stop)
     assert not list((tmp_path / "set").rglob("*.tmp"))
     with pytest.raises(DataError, match="2 of 9 shards are there") as caught:
         open_packed(tmp_path / "set")
     assert caught.value.cure == f"Go on: alexdeploy prepare DATA {tmp_path / 'set'}"
-    assert pack(with_broken, tmp_path / "set").num_made == 7
+    assert pack(data_with_broken, tmp_path / "set").num_made == 7
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 

@@ -288,16 +288,6 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(folde
         assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-@pytest.fixture
-def data_with_broken(tmp_path: Path, tiny_folder: Path) -> LabelledImages:
-    copy = tmp_path / "data"
-    shutil.copytree(tiny_folder, copy)
-    (copy / "train" / "above" / "03.png").write_bytes(b"not an image")
-    (copy / "train" / "below" / "04.png").write_bytes(b"")
-    (copy / "val" / "below" / "05.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    return read_image_folder(copy)
-
-
 def test_broken_images_stop_the_run_before_it_begins(folder, data_with_broken):
     with pytest.raises(DataError, match=r"(?s)3 of 56 images.*03\.png.*04\.png.*05\.png") as caught:
         train(data_with_broken, tiny_recipe(), folder, ONE_THREAD, ignore)
