@@ -18,7 +18,7 @@ from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, NumViews
 from alexdeploy.export.deployment import PREFIX, deployment_graph
 from alexdeploy.export.graphs import load_graph
-from alexdeploy.export.towers import unroll_towers
+from alexdeploy.export.openvino_graph import openvino_graph
 
 PROFILED: tuple[Backend, ...] = ("openvino", "onnxruntime")
 """Backends whose runtimes tell the time of each layer."""
@@ -51,9 +51,13 @@ def profile(
         raise UsageError(f"{backend} tells no times of layers", cure=f"Backends that do: {', '.join(PROFILED)}")
     spec = folder.spec()
     graph = load_graph(folder, "fp32" if precision == "bf16" else precision, spec)
-    model = deployment_graph(graph.model, spec, num_views, folder.mean_image(spec))
-    # What each engine does with it, so that what is profiled is what runs.
-    content: bytes = (unroll_towers(model) if backend == "openvino" else model).SerializeToString()
+    mean_image = folder.mean_image(spec)
+    # What each engine makes of it, so that what is profiled is what runs.
+    if backend == "openvino":
+        model = openvino_graph(graph.model, spec, precision, num_views, mean_image)
+    else:
+        model = deployment_graph(graph.model, spec, num_views, mean_image)
+    content: bytes = model.SerializeToString()
     run = _openvino if backend == "openvino" else _onnxruntime
     try:
         return _medians(run(content, precision, images))
@@ -65,14 +69,18 @@ def profile(
 def _openvino(content: bytes, precision: Precision, images: NDArray[np.uint8]) -> Iterable[tuple[str, str, float]]:
     import openvino as ov
 
+    from alexdeploy.engines.openvino import precision_hint
+
     core = ov.Core()
     settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_PRECISION_HINT": precision_hint(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"), precision),
         "INFERENCE_NUM_THREADS": "1",
         "NUM_STREAMS": "1",
         "PERF_COUNT": "YES",
     }
-    request = core.compile_model(core.read_model(content), "CPU", settings).create_infer_request()
+    model = core.read_model(content)
+    model.reshape(list(images.shape))
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
     request.infer({0: images})
     for _ in range(_NUM_RUNS):
         request.infer({0: images})

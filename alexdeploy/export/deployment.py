@@ -27,6 +27,9 @@ VIEWS = PREFIX + "views"
 float32, or int8 where the network begins with QuantizeLinear.
 """
 
+CUT = PREFIX + "cut"
+"""The views before they are transposed, where they are cut with channels last: [V * N, crop, crop, 3]."""
+
 LOGITS = PREFIX + "logits"
 """The network's output inside the deployment graph: float32 [V * N, C]."""
 
@@ -35,16 +38,22 @@ PIXELS = PREFIX + "whole_pixels"
 
 
 def deployment_graph(
-    network: onnx.ModelProto, spec: ModelSpec, num_views: int, mean_image: NDArray[np.float32] | None = None
+    network: onnx.ModelProto,
+    spec: ModelSpec,
+    num_views: int,
+    mean_image: NDArray[np.float32] | None = None,
+    *,
+    channels_last: bool = False,
 ) -> onnx.ModelProto:
     """Put preprocessing and averaging round a plain network (`images` float32 [N, 3, H, W] -> `logits` [N, C]).
 
     Outputs are `probabilities` float32 [N, C] and `view_classes` int32 [N, V]: what each view alone would answer.
-    `mean_image` is float32 [3, 256, 256] where the spec has one. Raises UsageError for an unknown number of
-    views, ModelError if the network's input and output are not those of the spec.
+    `mean_image` is float32 [3, 256, 256] where the spec has one. `channels_last` cuts the views out of the pixels as
+    they come, and transposes at the end: for a runtime whose convolutions read channels last. Raises UsageError for an
+    unknown number of views, ModelError if the network's input and output are not those of the spec.
     """
     check_network(network, spec)
-    graph = _Graph()
+    graph = _Graph(channels_last=channels_last)
     inside = list(network.graph.node)
     names = {network.graph.input[0].name: VIEWS, network.graph.output[0].name: LOGITS}
     if any(PIXELS in node.output for node in inside):
@@ -52,17 +61,20 @@ def deployment_graph(
         undone = needed_tensors(network.graph, PIXELS)
         inside = [node for node in inside if not undone.intersection(node.output)]
         names[PIXELS] = VIEWS
-        planes = graph.shifted(graph.planes(spec))
+        pixels = graph.shifted(graph.pixels(spec))
     else:
-        planes = graph.normalized(graph.planes(spec), spec, mean_image)
-    readers = [node for node in inside if VIEWS in (names.get(name) for name in node.input)]
-    if [node.op_type for node in readers] == ["QuantizeLinear"]:
-        # Quantizing and cutting commute: each pixel is quantized once, not once a view.
-        (quantize,) = readers
-        inside.remove(quantize)
-        planes = graph.node("QuantizeLinear", [planes, *quantize.input[1:]], PREFIX + "quantized")
-        names[quantize.output[0]] = VIEWS
-    views = graph.views(planes, spec.preprocessing.crop, num_views)
+        pixels = graph.normalized(graph.pixels(spec), spec, mean_image)
+    # Quantizing and cutting commute: each pixel is quantized once, not once a view.
+    quantize = _first(inside, names, "QuantizeLinear")
+    if quantize is not None:
+        pixels = graph.node("QuantizeLinear", [pixels, *quantize.input[1:]], PREFIX + "quantized")
+    views = graph.views(pixels, spec.preprocessing.crop, num_views)
+    if channels_last:
+        # OpenVINO 2026.4 takes a convolution out of INT8 if a Transpose stands between it and its DequantizeLinear.
+        dequantize = _first(inside, names, "DequantizeLinear")
+        if dequantize is not None:
+            views = graph.node("DequantizeLinear", [views, *dequantize.input[1:]], PREFIX + "dequantized")
+        views = graph.node("Transpose", [views], VIEWS, perm=[0, 3, 1, 2])
     assert views == VIEWS
     for original in inside:
         node = NodeProto()
@@ -89,6 +101,16 @@ def deployment_graph(
         ir_version=network.ir_version,
         producer_name="alexdeploy",
     )
+
+
+def _first(inside: list[NodeProto], names: dict[str, str], op: str) -> NodeProto | None:
+    """Take the only reader of the views out of `inside`, if it is an `op`: the views are then its output as well."""
+    readers = [node for node in inside if VIEWS in (names.get(name) for name in node.input)]
+    if [node.op_type for node in readers] != [op]:
+        return None
+    inside.remove(readers[0])
+    names[readers[0].output[0]] = VIEWS
+    return readers[0]
 
 
 def check_network(network: onnx.ModelProto, spec: ModelSpec) -> None:
@@ -123,11 +145,16 @@ def describe_value(value: onnx.ValueInfoProto) -> str:
 
 
 class _Graph:
-    """Collects the nodes and constants of the deployment graph; each method returns the name of its last tensor."""
+    """Collects the nodes and constants of the deployment graph; each method returns the name of its last tensor.
 
-    def __init__(self) -> None:
+    Until the views are cut, images are [N, 3, 256, 256], with `channels_last` [N, 256, 256, 3].
+    """
+
+    def __init__(self, *, channels_last: bool) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
+        self._channels_last = channels_last
+        self._channel_axis, self._row_axis, self._column_axis = (3, 1, 2) if channels_last else (1, 2, 3)
 
     def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
@@ -137,14 +164,20 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), PREFIX + name))
         return PREFIX + name
 
-    def planes(self, spec: ModelSpec) -> str:
-        """The pixels in the network's channel order: float32 [N, 3, 256, 256]."""
+    def pixels(self, spec: ModelSpec) -> str:
+        """The pixels in the network's channel order, float32."""
         # TensorRT takes uint8 only as a network input that is cast at once.
         name = self.node("Cast", ["images"], PREFIX + "pixels", to=TensorProto.FLOAT)
-        name = self.node("Transpose", [name], PREFIX + "planes", perm=[0, 3, 1, 2])
+        if not self._channels_last:
+            name = self.node("Transpose", [name], PREFIX + "planes", perm=[0, 3, 1, 2])
         if spec.preprocessing.channels == "bgr":
-            name = self.node("Gather", [name, self.constant("bgr", np.array([2, 1, 0]))], PREFIX + "reversed", axis=1)
+            bgr = self.constant("bgr", np.array([2, 1, 0]))
+            name = self.node("Gather", [name, bgr], PREFIX + "reversed", axis=self._channel_axis)
         return name
+
+    def _by_channel(self, name: str, value: NDArray[np.float32]) -> str:
+        """A constant [3, 256, 256] or [3, 1, 1]."""
+        return self.constant(name, (value.transpose(1, 2, 0) if self._channels_last else value)[None])
 
     def shifted(self, name: str) -> str:
         """pixel - 128."""
@@ -160,29 +193,41 @@ class _Graph:
             name = self.node("Mul", [name, scale], PREFIX + "scaled")
         mean = mean_image if mean_image is not None else np.array(steps.mean, np.float32).reshape(3, 1, 1)
         if mean.any():
-            name = self.node("Sub", [name, self.constant("mean", mean[None])], PREFIX + "centered")
+            name = self.node("Sub", [name, self._by_channel("mean", mean)], PREFIX + "centered")
         if steps.std != (1.0, 1.0, 1.0):
-            std = self.constant("std", np.array(steps.std, np.float32).reshape(1, 3, 1, 1))
+            std = self._by_channel("std", np.array(steps.std, np.float32).reshape(3, 1, 1))
             name = self.node("Div", [name, std], PREFIX + "normalized")
         return name
 
     def views(self, name: str, size: int, num_views: int) -> str:
-        """Cut the views of [N, 3, 256, 256]: [V * N, 3, size, size], named VIEWS."""
+        """Cut the views of size `size`, and put all images' first view first; named VIEWS unless to be transposed."""
         sources = {False: name}
         boxes = view_boxes(num_views, size)
         if any(box.mirror for box in boxes):
             # A mirrored crop is the mirrored image cropped at the opposite offset: one reversal serves five views.
-            # Gather, because OpenVINO runs a Slice of step -1 in its slow reference kernel.
-            backwards = self.constant("backwards", np.arange(IMAGE_SIZE - 1, -1, -1))
-            sources[True] = self.node("Gather", [name, backwards], PREFIX + "mirrored", axis=3)
-        axes = self.constant("axes", np.array([2, 3]))
+            sources[True] = self.mirrored(name)
+        axes = self.constant("axes", np.array([self._row_axis, self._column_axis]))
         crops = []
         for index, box in enumerate(boxes):
             left = IMAGE_SIZE - size - box.left if box.mirror else box.left
             starts = self.constant(f"starts{index}", np.array([box.top, left]))
             ends = self.constant(f"ends{index}", np.array([box.top + size, left + size]))
             crops.append(self.node("Slice", [sources[box.mirror], starts, ends, axes], f"{PREFIX}view{index}"))
-        return self.node("Concat", crops, VIEWS, axis=0)
+        return self.node("Concat", crops, CUT if self._channels_last else VIEWS, axis=0)
+
+    def mirrored(self, name: str) -> str:
+        """The images from right to left."""
+        # Gather, because OpenVINO runs a Slice of step -1 in its slow reference kernel.
+        backwards = np.arange(IMAGE_SIZE - 1, -1, -1)
+        if not self._channels_last:
+            return self.node("Gather", [name, self.constant("backwards", backwards)], PREFIX + "mirrored", axis=3)
+        # Value by value: pixel by pixel its Gather takes three times as long.
+        rows = self.constant("rows", np.array([0, IMAGE_SIZE, 3 * IMAGE_SIZE]))
+        pixels = self.constant("rows_of_pixels", np.array([0, IMAGE_SIZE, IMAGE_SIZE, 3]))
+        values = self.constant("backwards", (3 * backwards[:, None] + np.arange(3)).ravel())
+        name = self.node("Reshape", [name, rows], PREFIX + "values")
+        name = self.node("Gather", [name, values], PREFIX + "mirrored_values", axis=2)
+        return self.node("Reshape", [name, pixels], PREFIX + "mirrored")
 
     def averaged(self, logits: str, num_views: int, num_classes: int, opset: int) -> None:
         """Softmax of each view, then the mean over an image's views; and each view's own answer."""

@@ -60,6 +60,29 @@ def test_a_tail_batch_gives_exactly_its_own_rows(tiny_model: ModelFolder, backen
             np.testing.assert_allclose(part.probabilities, whole.probabilities[:count], atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_openvino_gives_an_image_the_same_bits_in_every_batch(int8_model: ModelFolder, precision: str) -> None:
+    images = smooth_images(9)
+    whole = _run(int8_model, "openvino", images, precision=precision, num_views=10, batch_size=9)
+    for batch_size in (1, 4, 8):
+        options = EngineOptions(precision=precision, num_views=10, batch_size=batch_size)  # type: ignore[arg-type]
+        with open_engine(int8_model, "openvino", options) as engine:
+            for start in range(0, 9, batch_size):
+                part = engine.run(images[start : start + batch_size])
+                expected = whole.probabilities[start : start + batch_size]
+                np.testing.assert_array_equal(part.probabilities, expected)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_views", "expected"),
+    [(1, 1, 1), (8, 1, 8), (64, 1, 32), (8, 5, 8), (1, 10, 1), (4, 10, 4), (6, 10, 3), (8, 10, 4), (64, 10, 4)],
+)
+def test_openvino_computes_at_most_forty_views_at_once(batch_size: int, num_views: int, expected: int) -> None:
+    from alexdeploy.engines.openvino import images_at_once
+
+    assert images_at_once(batch_size, num_views) == expected
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_as_many_threads_as_streams_may_run_at_once(tiny_model: ModelFolder, backend: Backend) -> None:
     batches = [smooth_images(4, seed) for seed in range(8)]
@@ -101,7 +124,29 @@ def test_bfloat16_runs_only_where_asked_for(tiny_model: ModelFolder, backend: Ba
     assert 1e-5 < difference < 5e-2
 
 
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "expected"),
+    [
+        ("fp32", ["FP32", "BF16"], "f32"),
+        ("fp16", ["FP32", "BF16"], "f32"),
+        ("bf16", ["FP32", "BF16"], "bf16"),
+        ("int8", ["FP32", "INT8", "BF16"], "bf16"),
+        ("int8", ["FP32", "INT8"], "f32"),
+    ],
+)
+def test_between_int8_layers_bfloat16_is_used_where_the_cpu_has_it(
+    precision: str, capabilities: list[str], expected: str
+) -> None:
+    from alexdeploy.engines.openvino import precision_hint
+
+    assert precision_hint(capabilities, precision) == expected
+
+
 def test_bfloat16_is_refused_where_it_cannot_run(tiny_model: ModelFolder) -> None:
+    from alexdeploy.engines.openvino import precision_hint
+
+    with pytest.raises(DeviceError, match="no bfloat16"):
+        precision_hint(["FP32"], "bf16")
     with pytest.raises(UsageError, match="no bfloat16"):
         open_engine(tiny_model, "onnxruntime", EngineOptions(precision="bf16"))
     with pytest.raises(UsageError, match="fp16 is an ONNX graph"):

@@ -40,12 +40,14 @@ def _tiny_network(size: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("num_views", [1, 5, 10])
 @pytest.mark.parametrize("size", [227, 224, 256])
-def test_the_views_are_bitwise_those_of_the_numpy_reference(num_views: int, size: int) -> None:
+def test_the_views_are_bitwise_those_of_the_numpy_reference(num_views: int, size: int, channels_last: bool) -> None:
     spec = ModelSpec(name="t", classes=("a", "b", "c"), preprocessing=Preprocessing(crop=size))
     images = _random_images(3)
-    (views,) = _run(deployment_graph(_tiny_network(size), spec, num_views), images, VIEWS)
+    model = deployment_graph(_tiny_network(size), spec, num_views, channels_last=channels_last)
+    (views,) = _run(model, images, VIEWS)
     by_view = views.reshape(num_views, 3, 3, size, size)
     for index, image in enumerate(images):
         expected = cut_views(image, size, num_views).transpose(0, 3, 1, 2).astype(np.float32)

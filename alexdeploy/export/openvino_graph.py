@@ -1,0 +1,118 @@
+"""The deployment graph in the form that OpenVINO runs fastest: the same sums, with less moved about in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
+from alexdeploy.export.deployment import CUT, PREFIX, VIEWS, deployment_graph
+from alexdeploy.export.graph_walk import prune
+from alexdeploy.export.towers import unroll_towers
+
+_FOLDED: tuple[Precision, ...] = ("bf16", "int8")
+"""Precisions whose kernels take channels by twos and fours, and pad three to that; FP32's take three as they are."""
+
+
+def openvino_graph(
+    network: onnx.ModelProto,
+    spec: ModelSpec,
+    precision: Precision,
+    num_views: int,
+    mean_image: NDArray[np.float32] | None,
+) -> onnx.ModelProto:
+    """`deployment_graph`, with views cut channels last and the towers as branches. Raises what that raises."""
+    model = deployment_graph(network, spec, num_views, mean_image, channels_last=True)
+    if precision in _FOLDED:
+        fold_columns(model)
+    return unroll_towers(model)
+
+
+def fold_columns(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Make the columns that the first convolution strides over channels: rewrites `model` in place, and returns it.
+
+    With a stride of 4, four neighbouring pixels of three channels are one of twelve: channels last that is the same
+    memory. An 11 x 11 kernel becomes 11 x 3, its twelfth column zeros. As it was, three channels were padded to four
+    for INT8: 484 products for 363, now 396. The model stays as it is where the convolution has padding of its own.
+    """
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    readers = [node for node in graph.node if VIEWS in node.input]
+    conv = readers[0] if len(readers) == 1 and readers[0].op_type == "Conv" else None
+    kernel = None if conv is None else _kernel(graph, conv, weights)
+    if conv is None or kernel is None:
+        return model
+    stride = _attribute(conv, "strides", [1, 1])[1]
+    concat = next(node for node in graph.node if node.output[0] == CUT)
+    slices = [node for node in graph.node if node.output[0] in concat.input]
+    boxes = [numpy_helper.to_array(weights[node.input[index]]) for node in slices for index in (1, 2)]
+    height, crop = (int(size) for size in boxes[1] - boxes[0])
+    num_columns = -(-kernel.dims[3] // stride)
+    width = stride * ((crop - kernel.dims[3]) // stride + num_columns)
+    for node in slices:
+        ends = weights[node.input[2]]
+        start = numpy_helper.to_array(weights[node.input[1]])
+        ends.CopyFrom(numpy_helper.from_array(np.add(start, (height, width)), ends.name))
+    last = max(int(start[1]) for start in boxes[::2]) + width
+    if last > IMAGE_SIZE:
+        _widen(graph, slices, last - IMAGE_SIZE)
+    shape = numpy_helper.from_array(np.array([-1, height, width // stride, 3 * stride]), PREFIX + "folded_shape")
+    graph.initializer.append(shape)
+    reader = next(node for node in graph.node if CUT in node.input)
+    reader.input[0] = PREFIX + "folded"
+    place = list(graph.node).index(reader)
+    graph.node.insert(place, helper.make_node("Reshape", [CUT, shape.name], [PREFIX + "folded"], PREFIX + "folded"))
+    _fold_kernel(conv, kernel, num_columns, stride)
+    prune(graph)
+    return model
+
+
+def _kernel(graph: onnx.GraphProto, conv: NodeProto, weights: dict[str, TensorProto]) -> TensorProto | None:
+    """The weights [O, 3, K, K] of a convolution that can be folded, before they are dequantized; else None."""
+    sources = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    name = conv.input[1]
+    if name in sources:
+        zeros = [numpy_helper.to_array(weights[zero]) for zero in sources[name].input[2:]]
+        name = "" if any(zero.any() for zero in zeros) else sources[name].input[0]
+    strides = _attribute(conv, "strides", [1, 1])
+    is_plain = (
+        name in weights
+        and strides[1] > 1
+        and not any(_attribute(conv, "pads", [0, 0, 0, 0]))
+        and _attribute(conv, "dilations", [1, 1]) == [1, 1]
+        and not any(attribute.name == "auto_pad" and attribute.s != b"NOTSET" for attribute in conv.attribute)
+    )
+    return weights[name] if is_plain and weights[name].dims[1] == 3 else None
+
+
+def _fold_kernel(conv: NodeProto, kernel: TensorProto, num_columns: int, stride: int) -> None:
+    values = numpy_helper.to_array(kernel)
+    maps, channels, height, width = values.shape
+    values = np.pad(values, [(0, 0), (0, 0), (0, 0), (0, num_columns * stride - width)])
+    values = values.reshape(maps, channels, height, num_columns, stride).transpose(0, 4, 1, 2, 3)
+    values = values.reshape(maps, stride * channels, height, num_columns)
+    kernel.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), kernel.name))
+    for attribute in conv.attribute:
+        if attribute.name == "strides":
+            attribute.ints[1] = 1
+        elif attribute.name == "kernel_shape":
+            attribute.ints[1] = num_columns
+
+
+def _widen(graph: onnx.GraphProto, slices: list[NodeProto], num_columns: int) -> None:
+    """Columns of zeros on the right, which only zeros of the kernel ever meet."""
+    pads = numpy_helper.from_array(np.array([0, 0, 0, 0, 0, 0, num_columns, 0]), PREFIX + "right")
+    graph.initializer.append(pads)
+    for name in dict.fromkeys(node.input[0] for node in slices):
+        wide = f"{name}/wide"
+        place = min(index for index, node in enumerate(graph.node) if name in node.input and node in slices)
+        graph.node.insert(place, helper.make_node("Pad", [name, pads.name], [wide], wide))
+        for node in slices:
+            if node.input[0] == name:
+                node.input[0] = wide
+
+
+def _attribute(node: NodeProto, name: str, default: list[int]) -> list[int]:
+    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == name), default)
