@@ -59,8 +59,12 @@ def predict(
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes named for each image.")] = 5,
     batch_size: Annotated[
-        str, typer.Option(metavar="N|auto", help="Images that run together; auto takes what fits the device.")
-    ] = "8",
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Images that run together; auto takes what fits the device. Default: 8, or 1 for one image file.",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all there are.")] = None,
     kind: Annotated[
         Literal["table", "jsonl", "csv", "parquet"] | None,
@@ -101,7 +105,7 @@ def predict(
         backend=backend,
         precision=precision,
         num_views=_num_views(views, tencrop),
-        batch_size=_batch_size(batch_size),
+        batch_size=_batch_size(batch_size, inputs),
         top_k=top_k,
         num_threads=threads,
         devices=devices,
@@ -135,7 +139,12 @@ def _default_format(output: Path | None, is_special: bool) -> Format:
     return "jsonl" if is_special else choose_format(output)
 
 
-def _batch_size(text: str) -> int | Literal["auto"]:
+def _batch_size(text: str | None, inputs: list[str]) -> int | Literal["auto"]:
+    if text is None:
+        from alexdeploy.images.listing import is_image_name
+
+        # OpenVINO computes the batch that it was compiled for, however few images there are.
+        return 1 if len(inputs) == 1 and is_image_name(inputs[0]) and os.path.isfile(inputs[0]) else 8
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:

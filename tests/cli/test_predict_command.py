@@ -378,3 +378,14 @@ def test_help_names_every_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
         assert option in result.stdout
     for option in ("--threads", "--format", "--output", "--resume", "--quiet"):
         assert option in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [(["images/0.jpg"], 1), (["images/0.jpg", "images/1.jpg"], 8), (["images"], 8), (["@list.jpg"], 8), (["*.jpg"], 8)],
+)
+def test_one_image_file_is_a_batch_of_its_own(workplace: Path, inputs: list[str], expected: int) -> None:
+    from alexdeploy.cli.predict import _batch_size
+
+    assert _batch_size(None, inputs) == expected
+    assert _batch_size("16", inputs) == 16
