@@ -53,7 +53,7 @@ def measure_inputs(folder: ModelFolder, options: GrowthOptions, say: Say) -> dic
             process.ask(Ask(files=options.files[:32]))
             reply = process.ask(Ask(files=files))
         peaks[str(count)].append(reply.peak_bytes)
-        return reply.seconds / count
+        return 1 / reply.images_per_second
 
     turns = {str(count): partial(run, count) for count in options.counts}
     costs = take_turns(turns, options.num_rounds, options.seed, lambda text: say(f"inputs, {text}"))
@@ -73,7 +73,7 @@ def measure_batches(folder: ModelFolder, options: GrowthOptions, say: Say) -> di
             process.ask(Ask(files=files[: 2 * batch_size]))
             reply = process.ask(Ask(files=files))
         peaks.setdefault(f"{precision} {batch_size}", []).append(reply.peak_bytes)
-        return count / reply.seconds
+        return reply.images_per_second
 
     turns = {
         f"{precision} {batch_size}": partial(run, precision, batch_size)
@@ -95,7 +95,7 @@ def measure_sizes(folder: ModelFolder, workspace: Path, options: GrowthOptions, 
     model = str(folder.path)
     setups = {
         "decode": Setup(side="decode", model=model),
-        "full decode": Setup(side="decode", model=model, form="full"),
+        "full decode": Setup(side="full decode", model=model),
         "files to rows": Setup(side="ours", model=model, precision=options.precision),
     }
     with ExitStack() as stack:

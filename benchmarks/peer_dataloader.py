@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.peer_onnxruntime import load, ten_crops
+from benchmarks.peer_images import load, ten_crops
 from benchmarks.peer_pytorch import alexnet, average_views
 
 

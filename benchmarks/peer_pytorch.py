@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from benchmarks.peer_onnxruntime import load, ten_crops
+from benchmarks.peer_images import load, ten_crops
 
 
 class TowerNorm(nn.Module):

@@ -85,8 +85,9 @@ def measure_peers(folder: ModelFolder, workspace: Path, options: PeerOptions, sa
             say(f"warming up {name}")
             reply = _answer(entry, options.files)
             answers[name] = reply.answers
-            repeats = max(1, round(options.seconds / reply.seconds))
-            turns[name] = partial(entry.process.rate, msgspec.structs.replace(entry.ask, repeats=repeats))
+            repeats = max(1, round(options.seconds * reply.images_per_second / len(options.files)))
+            ask = msgspec.structs.replace(entry.ask, repeats=repeats, seconds=options.seconds)
+            turns[name] = partial(entry.process.rate, ask)
         turns |= _raw_engines(folder, workspace, options, chosen, tuning, say)
         rates = take_turns(turns, options.num_rounds, options.seed, say)
         reference = answers["alexdeploy fp32"]
@@ -99,7 +100,7 @@ def measure_peers(folder: ModelFolder, workspace: Path, options: PeerOptions, sa
             "chosen": chosen,
             "rates": rates,
             "peak_bytes": {name: entry.process.peak_bytes for name, entry in entries.items()},
-            "open_seconds": {name: entry.process.opened.seconds for name, entry in entries.items()},
+            "open_seconds": {name: entry.process.opened.open_seconds for name, entry in entries.items()},
             "same_answers": {name: _num_same(reference, answers[name]) for name in checked},
             "same_answers_on_squares": {name: _num_same(checked["alexdeploy fp32"], checked[name]) for name in checked},
         }

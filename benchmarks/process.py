@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import itertools
 import statistics
 import subprocess
 import sys
@@ -14,6 +14,7 @@ from types import TracebackType
 import msgspec
 
 from alexdeploy.inference.bench_timing import PAUSE_SECONDS as _PAUSE_SECONDS
+from alexdeploy.inference.bench_timing import interleaved
 from benchmarks.sides import Ask, Reply, Setup
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,12 @@ _END_SECONDS = 10.0
 
 
 class Process:
-    """One side in a process of its own, from its start to its end; a context manager, open when it is made."""
+    """One side in a process of its own, from its start to its end; a context manager, open when it is made.
+
+    Not the one of `alexdeploy bench`, which goes on when a configuration fails, hangs or has no memory: here everything
+    has to work. What a side prints on stderr is seen, there is no time limit, and a side ends by itself, with workers
+    that are its own.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -66,7 +72,7 @@ class Process:
 
     def rate(self, ask: Ask) -> float:
         """Images per second of one run."""
-        return len(ask.files) * ask.repeats / self.ask(ask).seconds
+        return self.ask(ask).images_per_second
 
     def _exchange(self, frame: Setup | Ask) -> Reply:
         assert self._process.stdin is not None
@@ -92,15 +98,12 @@ def take_turns(
 
     So nothing always follows the same neighbour, and all of them see the same good and bad minutes of the machine.
     """
-    draw = random.Random(seed)
     found: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(num_rounds):
-        order = list(turns)
-        draw.shuffle(order)
-        for name in order:
-            on_turn(f"round {number + 1} of {num_rounds}: {name}")
-            time.sleep(_PAUSE_SECONDS)
-            found[name].append(turns[name]())
+    order = interleaved([[name] for name in turns], seed)
+    for number, name in itertools.islice(order, num_rounds * len(turns)):
+        on_turn(f"round {number + 1} of {num_rounds}: {name}")
+        time.sleep(_PAUSE_SECONDS)
+        found[name].append(turns[name]())
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from alexdeploy.inference.bench_timing import bound
 from benchmarks.process import median_ratio
+from benchmarks.startup import SCRIPT
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 """What is between them in docs/performance.md is written by `python -m benchmarks`."""
@@ -42,7 +43,7 @@ class Bar:
 
 def bars(results: Mapping[str, Any]) -> list[Bar]:
     """Every bar for which there are figures."""
-    return [*_peer_bars(results.get("peers")), *_growth_bars(results)]
+    return [*_peer_bars(results.get("peers")), *_growth_bars(results), *_startup_bars(results.get("startup"))]
 
 
 def _peer_bars(peers: Mapping[str, Any] | None) -> Iterator[Bar]:
@@ -94,29 +95,46 @@ def _growth_bars(results: Mapping[str, Any]) -> Iterator[Bar]:
         yield Bar(name="24 megapixels, decisions equal to those of decoding in full", found=share, wanted=0.99)
 
 
+def _startup_bars(startup: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if startup is None or "alexdeploy fp32" not in startup["seconds"]:
+        return
+    found = median_ratio(startup["seconds"]["alexdeploy fp32"], startup["seconds"][SCRIPT])
+    name = "FP32, one photograph from a cold process, times a bare OpenVINO script"
+    yield Bar(name=name, found=found, wanted=1.3, at_most=True)
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """All tables, without the markers."""
-    machine = results["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
-        f"{machine['processor']}, {machine['num_processors']} processors; {versions}.",
-        "",
-        *(f"    {command}" for command in dict.fromkeys(_commands(results))),
-        "",
+        *_origins(results),
         *_bar_table(bars(results)),
         *_peer_tables(results.get("peers")),
         *_input_table(results.get("inputs")),
         *_batch_table(results.get("batches")),
         *_size_table(results.get("sizes"), results.get("decisions")),
+        *_startup_table(results.get("startup")),
+        *_loader_table(results.get("loader")),
+        *_step_table(results.get("training")),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _commands(results: Mapping[str, Any]) -> Iterator[str]:
-    return (part["command"] for part in results.values() if "command" in part)
+def _origins(results: Mapping[str, Any]) -> Iterator[str]:
+    """Which parts were measured with what and how; those with the same machine and versions together."""
+    origins: dict[str, dict[str, str]] = {}
+    for name, part in results.items():
+        machine = part["machine"]
+        versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+        devices = ", ".join([*machine["gpus"], machine["processor"]])
+        origins.setdefault(f"{devices}, {machine['num_processors']} processors; {versions}", {})[name] = part["command"]
+    for origin, commands in origins.items():
+        yield f"{', '.join(commands)}: {origin}."
+        yield from ("", *(f"    {command}" for command in dict.fromkeys(commands.values())), "")
 
 
 def _bar_table(found: list[Bar]) -> Iterator[str]:
+    if not found:
+        return
     yield from ("| bar | wanted | found | |", "|---|---|---|---|")
     for bar in found:
         sign = "≤" if bar.at_most else "≥"
@@ -163,7 +181,11 @@ def _peer_tables(peers: Mapping[str, Any] | None) -> Iterator[str]:
         ]
         yield f"| {' | '.join(cells)} |"
     yield ""
-    yield f"Decoding alone: {statistics.median(rates['decode']):,.0f} images/s."
+    decoding = f"{statistics.median(rates['decode']):,.0f} images/s"
+    yield (
+        f"Decoding alone, the pipeline of `predict` with an engine that answers at once: {decoding}. It, the engine "
+        "alone and the bound of both are measured as by `alexdeploy bench`."
+    )
     yield ""
 
 
@@ -225,11 +247,68 @@ def _size_table(sizes: Mapping[str, Any] | None, decisions: Mapping[str, Any] | 
             f"probabilities differ by {decisions['mean_difference']:.3f} on the average, "
             f"{decisions['largest_difference']:.3f} at most."
         )
+        yield ""
+
+
+def _startup_table(startup: Mapping[str, Any] | None) -> Iterator[str]:
+    if startup is None:
+        return
+    seconds = startup["seconds"]
+    yield (
+        "One photograph, ten views, whole processes from a cold start to the end, everything cached: medians of "
+        f"{startup['num_rounds']} rounds in which all ran in turn{_loads(startup)}. The script checks no file."
+    )
+    yield from ("", "| | seconds | least to most | times the script | class of the script |", "|---|---|---|---|---|")
+    for name, found in seconds.items():
+        title = "bare OpenVINO script, FP32" if name == SCRIPT else f"alexdeploy, {_PRECISION_NAMES[name.split()[1]]}"
+        ratio = f"{median_ratio(found, seconds[SCRIPT]):.2f}"
+        same = "yes" if startup["same_answers"][name] else "no"
+        yield f"| {title} | {statistics.median(found):.2f} | {min(found):.2f} to {max(found):.2f} | {ratio} | {same} |"
+    yield ""
+
+
+def _loader_table(loader: Mapping[str, Any] | None) -> Iterator[str]:
+    if loader is None:
+        return
+    yield (
+        f"Training's loader alone, {loader['num_images']:,} of {loader['num_found']:,} photographs, batches of "
+        f"{loader['batch_size']}, {loader['num_threads']} threads{_loads(loader)}:"
+    )
+    yield from ("", "| | images/s | least to most | MB | times the files | made in |", "|---|---|---|---|---|---|")
+    for name, rates in loader["rates"].items():
+        made = loader["made"].get(name)
+        cost = "" if made is None else f"{made['seconds']:.1f} s, {made['bytes'] / 1e6:,.0f} MB"
+        yield f"| {name} | {_compared(loader, name, rates, 'files')} | {cost} |"
+    yield ""
+
+
+def _step_table(training: Mapping[str, Any] | None) -> Iterator[str]:
+    if training is None:
+        return
+    yield (
+        f"A training step of the full network, forward, backward and update, batches of {training['batch_size']}, "
+        f"{training['num_threads']} threads, {training['device']}{_loads(training)}; the first gradients differ by "
+        f"{training['gradient_difference']:.0e} of their norm at most:"
+    )
+    yield from ("", "| | images/s | least to most | MB | times the plain loop |", "|---|---|---|---|---|")
+    for name, rates in training["rates"].items():
+        yield f"| {name} | {_compared(training, name, rates, 'plain loop')} |"
+    yield ""
+
+
+def _compared(part: Mapping[str, Any], name: str, rates: list[float], base: str) -> str:
+    """Cells: the rate, its spread, the memory, and the ratio to `base`."""
+    ratio = f"{median_ratio(rates, part['rates'][base]):.2f}"
+    spread = f"{_number(min(rates))} to {_number(max(rates))}"
+    return f"{_rate(rates)} | {spread} | {_megabytes([part['peak_bytes'][name]])} | {ratio}"
 
 
 def _rate(rates: list[float]) -> str:
-    median = statistics.median(rates)
-    return f"{median:,.1f}" if median < 100 else f"{median:,.0f}"
+    return _number(statistics.median(rates))
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}"
 
 
 def _megabytes(peaks: list[int | None]) -> str:
@@ -239,8 +318,8 @@ def _megabytes(peaks: list[int | None]) -> str:
 
 def _loads(part: Mapping[str, Any]) -> str:
     """The load averages round the measurement; its own work is in the second."""
-    loads = part.get("load")
-    return "" if not loads else f" (load {loads[0]:.1f} before, {loads[1]:.1f} after)"
+    before, after = part["machine"]["load_start"], part["machine"]["load_end"]
+    return "" if before is None else f" (load {before:.1f} before, {after:.1f} after)"
 
 
 def write_block(page: Path, text: str) -> None:

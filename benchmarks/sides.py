@@ -1,7 +1,8 @@
 """What is measured, each in a process of its own: `python -m benchmarks.sides`, which `process.py` starts.
 
-A side is opened once, for files and a model, and does the same work as often as it is asked. Ours runs as the package's
-users run it; the others are the scripts in peer_*.py.
+A side is opened once and does the same work as often as it is asked. Ours, files to rows, runs as the package's users
+run it; engine and decoding alone are measured by the functions of `alexdeploy bench`, so that shares of the bound mean
+the same in both; the others are the scripts in peer_*.py, and the plain loop in training_step.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +24,8 @@ from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import Backend, EngineOptions, NumViews, open_engine
 from alexdeploy.images.decode import decode
 from alexdeploy.images.sources import Source
-from alexdeploy.inference.bench_worker import peak_bytes
+from alexdeploy.inference.bench_worker import AnswersAtOnce, peak_bytes, run_engine, run_files
+from alexdeploy.inference.pipeline import PipelineOptions
 from benchmarks.full_decode import full_decode
 
 NUM_VIEWS: NumViews = 10
@@ -32,35 +34,71 @@ Answer = tuple[int, float]
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process opens. `form` is what a peer can be tuned by; `graph` is an ONNX file of its own."""
+    """What a process opens. `form` is what a side can be tuned by; `graph` is an ONNX file of its own.
+
+    `data` is a folder of class folders or a packed set, of whose images `num_images` take part. `batch_size` counts
+    images.
+    """
 
     side: str
-    model: str
+    model: str = ""
     precision: str = "fp32"
     batch_size: int = 8
     form: str = ""
     graph: str = ""
+    data: str = ""
+    num_images: int = 0
     device: str = "cpu"
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """Classify `files`, all of them `repeats` times. `batch_size` is for the peers that are told it at each call."""
+    """Classify `files`, all of them `repeats` times. `batch_size` is for the peers that are told it at each call.
 
-    files: tuple[str, ...]
+    The engine alone runs for `seconds` instead, each stream for one batch at least. What trains does its work, a step
+    or an epoch of the loader, `repeats` times.
+    """
+
+    files: tuple[str, ...] = ()
     repeats: int = 1
     batch_size: int = 1
+    seconds: float = 0.0
     with_answers: bool = False
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """`peak_bytes` is the most that the process and its workers have held; what workers share counts for each."""
+    """What was done. The first of all has `open_seconds` alone, how long opening took after the process had begun.
 
-    seconds: float = 0.0
+    `peak_bytes` is the most that the process and its workers have held; what workers share counts for each.
+    """
+
+    open_seconds: float = 0.0
+    images_per_second: float = 0.0
     peak_bytes: int | None = None
     answers: list[Answer] = []
 
 
-Work = Callable[[Ask], Iterator[Answer]]
+Work = Callable[[Ask], tuple[float, list[Answer]]]
+"""Images per second, and the answers where they were asked for."""
+
+
+def _timed(rows: Callable[[Ask], Iterable[Answer]]) -> Work:
+    def work(ask: Ask) -> tuple[float, list[Answer]]:
+        began = time.perf_counter()
+        answers = [found for found in rows(ask) if ask.with_answers]
+        return len(ask.files) * ask.repeats / (time.perf_counter() - began), answers
+
+    return work
+
+
+def _repeated(work: Callable[[], int]) -> Work:
+    """`work` does something once and says of how many images."""
+
+    def repeat(ask: Ask) -> tuple[float, list[Answer]]:
+        began = time.perf_counter()
+        num_images = sum(work() for _ in range(ask.repeats))
+        return num_images / (time.perf_counter() - began), []
+
+    return repeat
 
 
 def _ours(setup: Setup, stack: ExitStack) -> Work:
@@ -74,17 +112,17 @@ def _ours(setup: Setup, stack: ExitStack) -> Work:
         )
     )
 
-    def work(ask: Ask) -> Iterator[Answer]:
+    def rows(ask: Ask) -> Iterator[Answer]:
         for row in predictor.predict(_listed(ask)):
             if row.error is not None:
                 raise SystemExit(f"{row.source}: {row.error}")
             yield row.top[0].index, row.top[0].probability
 
-    return work
+    return _timed(rows)
 
 
 def _engine(setup: Setup, stack: ExitStack) -> Work:
-    """Our engine alone, on images that were decoded before the first run; every stream is kept busy."""
+    """Our engine alone, on images that were decoded before; every stream is kept busy."""
     backend: Backend = "openvino" if setup.device == "cpu" else "tensorrt"
     options = EngineOptions(
         precision=setup.precision,  # type: ignore[arg-type]
@@ -93,38 +131,39 @@ def _engine(setup: Setup, stack: ExitStack) -> Work:
         device=setup.device,
     )
     engine = stack.enter_context(open_engine(ModelFolder(Path(setup.model)), backend, options))
-    streams = stack.enter_context(ThreadPoolExecutor(engine.info.num_streams))
-    decoded: dict[tuple[str, ...], list[np.ndarray]] = {}
+    decoded: dict[tuple[str, ...], np.ndarray] = {}
 
-    def work(ask: Ask) -> Iterator[Answer]:
-        for found in streams.map(engine.run, decoded[ask.files] * ask.repeats):
-            best = found.probabilities.argmax(axis=1)
-            yield from zip(best.tolist(), found.probabilities.max(axis=1).tolist(), strict=True)
-
-    def prepared(ask: Ask) -> Iterator[Answer]:
+    def work(ask: Ask) -> tuple[float, list[Answer]]:
         if ask.files not in decoded:
-            images = np.stack([decode(Path(path).read_bytes()) for path in ask.files])
-            size = setup.batch_size
-            decoded[ask.files] = [images[start : start + size] for start in range(0, len(images), size)]
-        return work(ask)
+            decoded[ask.files] = np.stack([decode(Path(path).read_bytes()) for path in ask.files])
+        return run_engine(engine, decoded[ask.files], ask.seconds).images_per_second, []
 
-    return prepared
+    return work
 
 
 def _decode(setup: Setup, stack: ExitStack) -> Work:
-    """Reading and decoding alone, with as many threads as `predict` decodes with; `form` "full" is not our way."""
-    decoders = stack.enter_context(ThreadPoolExecutor(available_processors()))
-    to_square = full_decode if setup.form == "full" else decode
+    """Decoding alone: the pipeline of `predict`, with an engine that answers at once."""
+    resize = ModelFolder(Path(setup.model)).spec().preprocessing.resize
+    options = PipelineOptions(resize=resize, num_decoders=available_processors())
+    engine = AnswersAtOnce(setup.batch_size)
 
-    def work(ask: Ask) -> Iterator[Answer]:
-        def one(path: str) -> Answer:
-            # The image ends here: thousands of them would not fit into memory.
-            to_square(Source(name=path, path=path).read())
-            return 0, 0.0
-
-        yield from decoders.map(one, _listed(ask))
+    def work(ask: Ask) -> tuple[float, list[Answer]]:
+        sources = [Source(name=path, path=path) for path in ask.files]
+        return run_files(engine, sources, len(sources) * ask.repeats, options).images_per_second, []
 
     return work
+
+
+def _full_decode(setup: Setup, stack: ExitStack) -> Work:
+    """Reading and decoding as others write it: a pool of as many threads as we decode with, and all of the pixels."""
+    decoders = stack.enter_context(ThreadPoolExecutor(available_processors()))
+
+    def one(path: str) -> Answer:
+        # The image ends here: thousands of them would not fit into memory.
+        full_decode(Path(path).read_bytes())
+        return 0, 0.0
+
+    return _timed(lambda ask: decoders.map(one, _listed(ask)))
 
 
 def _onnxruntime(setup: Setup, stack: ExitStack) -> Work:
@@ -135,8 +174,10 @@ def _onnxruntime(setup: Setup, stack: ExitStack) -> Work:
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if setup.device != "cpu" else ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(setup.graph, providers=providers)
     mean = _mean(setup)
-    return lambda ask: (
-        (label, probability) for _, label, probability in classify(session, mean, _listed(ask), ask.batch_size)
+    return _timed(
+        lambda ask: (
+            (label, probability) for _, label, probability in classify(session, mean, _listed(ask), ask.batch_size)
+        )
     )
 
 
@@ -145,10 +186,12 @@ def _pytorch(setup: Setup, stack: ExitStack) -> Work:
 
     network, mean = _torch_network(setup), _mean(setup)
     is_last, is_bfloat16 = setup.form == "channels_last", setup.precision == "bf16"
-    return lambda ask: (
-        (label, probability)
-        for _, label, probability in classify(
-            network, mean, _listed(ask), ask.batch_size, channels_last=is_last, bfloat16=is_bfloat16
+    return _timed(
+        lambda ask: (
+            (label, probability)
+            for _, label, probability in classify(
+                network, mean, _listed(ask), ask.batch_size, channels_last=is_last, bfloat16=is_bfloat16
+            )
         )
     )
 
@@ -160,14 +203,40 @@ def _dataloader(setup: Setup, stack: ExitStack) -> Work:
     network, mean = _torch_network(setup), _mean(setup)
     loaders: dict[tuple[str, ...], Any] = {}
 
-    def work(ask: Ask) -> Iterator[Answer]:
+    def rows(ask: Ask) -> Iterator[Answer]:
         if ask.files not in loaders:
             loaders.clear()
             loaders[ask.files] = make_loader(ask.files, mean, setup.batch_size, int(setup.form))
         for _ in range(ask.repeats):
             yield from classify(network, loaders[ask.files])
 
-    return work
+    return _timed(rows)
+
+
+def _loader(setup: Setup, stack: ExitStack) -> Work:
+    """What training gets its pixels from, alone: batches of the same images in the same order, decoded each epoch."""
+    from alexdeploy.images.folder import read_image_folder
+    from alexdeploy.images.packed import is_packed, open_packed
+    from alexdeploy.training.data import open_data
+
+    data = open_packed(setup.data) if is_packed(setup.data) else read_image_folder(setup.data)
+    pixels = open_data(data, "crop", num_threads=available_processors(), cache_bytes=0).train
+    order = np.random.default_rng(0).permutation(len(pixels.labels))[: setup.num_images]
+    batches = np.array_split(order, max(1, round(len(order) / setup.batch_size)))
+    return _repeated(lambda: sum(len(images) for images in pixels.batches(batches)))
+
+
+def _step(setup: Setup, stack: ExitStack) -> Work:
+    """A training step, ours or (`form` "plain") that of the loop that everybody writes."""
+    from benchmarks.training_step import make_step
+
+    step = make_step(setup.batch_size, setup.device, is_plain=setup.form == "plain")
+
+    def once() -> int:
+        step()
+        return setup.batch_size
+
+    return _repeated(once)
 
 
 def _torch_network(setup: Setup) -> Any:
@@ -194,9 +263,12 @@ SIDES: dict[str, Callable[[Setup, ExitStack], Work]] = {
     "ours": _ours,
     "engine": _engine,
     "decode": _decode,
+    "full decode": _full_decode,
     "onnxruntime": _onnxruntime,
     "pytorch": _pytorch,
     "dataloader": _dataloader,
+    "loader": _loader,
+    "step": _step,
 }
 
 
@@ -213,13 +285,10 @@ def main() -> None:
     with ExitStack() as stack:
         began = time.perf_counter()
         work = SIDES[setup.side](setup, stack)
-        answer(Reply(seconds=time.perf_counter() - began, peak_bytes=peak_bytes()))
+        answer(Reply(open_seconds=time.perf_counter() - began, peak_bytes=peak_bytes()))
         while line := sys.stdin.buffer.readline():
-            ask = msgspec.json.decode(line, type=Ask)
-            began = time.perf_counter()
-            answers = [found for found in work(ask) if ask.with_answers]
-            seconds = time.perf_counter() - began
-            answer(Reply(seconds=seconds, peak_bytes=peak_bytes(), answers=answers))
+            rate, answers = work(msgspec.json.decode(line, type=Ask))
+            answer(Reply(images_per_second=rate, peak_bytes=peak_bytes(), answers=answers))
 
 
 if __name__ == "__main__":

@@ -187,18 +187,18 @@ def busy_note(load: float | None) -> tuple[str, ...]:
     )
 
 
-def machine_facts(options: BenchOptions, load: float | None, groups: Sequence[Group]) -> Machine:
-    """The machine as it is now; `load` is the average from before."""
+def machine_facts(backends: Iterable[Backend], load: float | None, num_threads: int | None = None) -> Machine:
+    """The machine as it is now; `load` is the average from before. Versions are those of the `backends` and ours."""
     free, total = host_memory()
     versions = {"alexdeploy": alexdeploy.__version__, "python": platform.python_version()}
-    for name in ("numpy", "pillow", *dict.fromkeys(group.backend for group in groups)):
+    for name in ("numpy", "pillow", *dict.fromkeys(backends)):
         names = ("onnxruntime", "onnxruntime-gpu") if name == "onnxruntime" else (name,)
         versions[name] = (tensorrt_version() if name == "tensorrt" else package_version(*names)) or "unknown"
     return Machine(
         platform=platform.platform(),
         processor=cpu_device().name,
         num_processors=available_processors(),
-        num_threads=options.num_threads or available_processors(),
+        num_threads=num_threads or available_processors(),
         memory_bytes=total,
         free_bytes=free,
         gpus=tuple(f"{each} {each.name}" for each in survey_gpus().devices),

@@ -159,7 +159,7 @@ def benchmark(
         ),
         failure=results.why_not(found, options.limits) if has_limits and not picked else None,
         notes=tuple(notes),
-        machine=machine_facts(options, load, groups),
+        machine=machine_facts([group.backend for group in groups], load, options.num_threads),
     )
 
 

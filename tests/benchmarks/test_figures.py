@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.process import median_ratio, take_turns
-from benchmarks.report import BEGIN, END, bars, round_bounds, write_block
+from benchmarks.report import BEGIN, END, bars, markdown, round_bounds, write_block
+from benchmarks.startup import SCRIPT
 
 
 def test_a_ratio_is_taken_within_each_round() -> None:
@@ -61,6 +62,36 @@ def test_a_bar_is_met_or_missed_by_what_was_found() -> None:
     cost = found["cost of an image, dearest over cheapest number of inputs"]
     assert (cost.found, cost.is_met) == (pytest.approx(1.12), False)
     assert found["memory, most over fewest inputs"].is_met
+
+
+def _startup(*ours: float) -> dict[str, Any]:
+    return {
+        "num_rounds": len(ours),
+        "seconds": {SCRIPT: [0.5, 1.0, 0.5], "alexdeploy fp32": list(ours)},
+        "same_answers": {SCRIPT: True, "alexdeploy fp32": False},
+    }
+
+
+def test_a_start_is_compared_with_the_script_in_the_same_round() -> None:
+    (bar,) = bars({"startup": _startup(0.6, 1.3, 0.7)})
+    assert (bar.found, bar.is_met) == (pytest.approx(1.3), True)
+    (bar,) = bars({"startup": _startup(0.8, 1.3, 0.7)})
+    assert (bar.found, bar.is_met) == (pytest.approx(1.4), False)
+
+
+def test_parts_of_other_versions_are_told_apart_with_their_own_load() -> None:
+    def of(version: str, load: float | None) -> dict[str, Any]:
+        facts = {"gpus": [], "processor": "A CPU", "num_processors": 2, "versions": {"openvino": version}}
+        return {"command": f"python with {version}", "machine": facts | {"load_start": load, "load_end": load}}
+
+    steps = {"batch_size": 4, "num_threads": 2, "device": "cpu", "gradient_difference": 3e-6}
+    steps |= {"rates": {"alexdeploy": [30.0], "plain loop": [20.0]}, "peak_bytes": {"alexdeploy": 1, "plain loop": 2}}
+    text = markdown({"startup": _startup(0.6, 1.2, 0.7) | of("1.0", 0.25), "training": steps | of("2.0", None)})
+    assert "startup: A CPU, 2 processors; openvino 1.0.\n\n    python with 1.0\n" in text
+    assert "training: A CPU, 2 processors; openvino 2.0.\n\n    python with 2.0\n" in text
+    assert "(load 0.2 before, 0.2 after). The script" in text
+    assert "| alexdeploy, FP32 | 0.70 | 0.60 to 1.20 | 1.20 | no |" in text
+    assert "| alexdeploy | 30.0 | 30.0 to 30.0 | 0 | 1.50 |" in text
 
 
 def test_only_what_is_between_the_markers_of_a_page_is_written(tmp_path: Path) -> None:
