@@ -17,7 +17,8 @@ help:
 	@echo "make gpu-models  train and export a model for test-gpu in $(GPU_MODELS)/, where torch is"
 	@echo "make check   lint, types, import contracts, then the tests: what CI runs"
 	@echo "make docs    write docs/cli.md anew"
-	@echo "make bench   compare with other software and measure how costs grow, for half an hour; BENCH_OPTIONS"
+	@echo "make bench   compare with other software and measure how costs grow, for half an hour; the loader of"
+	@echo "             training too: BENCH_OPTIONS='--train-images DIR'; all options: python -m benchmarks --help"
 	@echo "make clean   remove .venv and $(DEMO)/"
 
 setup: $(READY)

@@ -229,7 +229,7 @@ def _batch_table(batches: Mapping[str, Any] | None) -> Iterator[str]:
 def _size_table(sizes: Mapping[str, Any] | None, decisions: Mapping[str, Any] | None) -> Iterator[str]:
     if sizes is not None:
         precision = _PRECISION_NAMES[sizes["precision"]]
-        yield f"Sizes of pictures, images/s{_loads(sizes)}:"
+        yield f"Sizes of pictures, images/s{_loads(sizes)}; in full: all pixels, in a pool of as many threads:"
         yield ""
         yield f"| | a file | decoding | decoding in full | ratio | files to rows, {precision} |"
         yield "|---|---|---|---|---|---|"
