@@ -98,6 +98,8 @@ def _in_turns(
             say(f"{part}: opening {name}")
             processes[name] = stack.enter_context(Process(setup))
             ask = Ask()
+            # The first time is cold, and says nothing of the others.
+            processes[name].ask(ask)
             rate = processes[name].rate(ask)
             if num_images is not None:
                 ask = msgspec.structs.replace(ask, repeats=max(1, round(options.seconds * rate / num_images)))
