@@ -1,4 +1,4 @@
-"""OpenVINO's own benchmark_app, which comes with its wheel, on the very graph that our engine runs."""
+"""OpenVINO's own benchmark_app, which comes with its wheel, on the very graph that our engine runs, in its shapes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ FORMS = ("throughput hint", "a stream for each thread")
 def images_per_second(graph: Path, precision: str, batch: Path, num_threads: int, seconds: float, form: str) -> float:
     """One run in a process of its own; loading and compiling are not in the figure.
 
-    `batch` is a .npy file of uint8 [N, 256, 256, 3]. What is timed is inference alone, without filling inputs.
+    `batch` is a .npy file of uint8 [N, 256, 256, 3], N being the images that our engine computes at once. What is timed
+    is inference alone, without filling inputs.
     """
+    import numpy as np
+    import openvino
+
+    from alexdeploy.engines.openvino import precision_hint
+
     command = [sys.executable, "-c", "from openvino.tools.benchmark.main import main; main()"]
     command += ["-m", str(graph), "-d", "CPU", "-inference_only", "True", "-t", f"{max(1, round(seconds))}"]
     if form == "throughput hint":
@@ -23,8 +29,10 @@ def images_per_second(graph: Path, precision: str, batch: Path, num_threads: int
     else:
         command += ["-hint", "none", "-nstreams", str(num_threads), "-nthreads", str(num_threads)]
     # Left to itself it takes bfloat16 for FP32 where the CPU has it.
-    command += ["-infer_precision", "bf16" if precision == "bf16" else "f32"]
-    command += ["-i", str(batch), "-data_shape", f"[{_rows(batch)},256,256,3]"]
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    command += ["-infer_precision", precision_hint(capabilities, precision)]
+    shape = np.load(batch, mmap_mode="r").shape
+    command += ["-i", str(batch), "-shape", f"[{','.join(map(str, shape))}]", "-layout", "[NHWC]"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.search(r"Throughput:\s+([0-9.]+) FPS", run.stdout)
     if found is None:
@@ -32,9 +40,3 @@ def images_per_second(graph: Path, precision: str, batch: Path, num_threads: int
             f"benchmark_app gave no throughput (exit code {run.returncode}):\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
         )
     return float(found[1])
-
-
-def _rows(batch: Path) -> int:
-    import numpy as np
-
-    return len(np.load(batch, mmap_mode="r"))

@@ -13,10 +13,9 @@ from alexdeploy import ExportOptions, ModelFolder, export_model
 from alexdeploy.core.artifacts import sha256_file
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import ModelSpec, Preprocessing
-from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.graphs import load_graph
+from alexdeploy.export.openvino_graph import openvino_graph
 from alexdeploy.export.quantize import Budget
-from alexdeploy.export.towers import unroll_towers
 
 NUM_CLASSES = 1000
 
@@ -98,6 +97,6 @@ def write_deployed(folder: ModelFolder, precision: str, path: Path) -> Path:
     """The graph that our OpenVINO engine runs, ten views and all, as a file for others to run."""
     spec = folder.spec()
     graph = load_graph(folder, "fp32" if precision == "bf16" else precision, spec)
-    model = unroll_towers(deployment_graph(graph.model, spec, 10, folder.mean_image(spec)))
+    model = openvino_graph(graph.model, spec, precision, 10, folder.mean_image(spec))  # type: ignore[arg-type]
     path.write_bytes(model.SerializeToString())
     return path

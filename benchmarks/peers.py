@@ -23,7 +23,7 @@ from benchmarks import benchmark_app, raw_tensorrt
 from benchmarks.network import export_decomposed, write_deployed
 from benchmarks.photographs import write_batch, write_squares
 from benchmarks.process import Process, take_turns
-from benchmarks.sides import Answer, Ask, Reply, Setup
+from benchmarks.sides import NUM_VIEWS, Answer, Ask, Reply, Setup
 
 Say = Callable[[str], None]
 
@@ -223,7 +223,9 @@ def _raw_engines(
             f"raw {precision}": partial(raw_tensorrt.in_own_process, folder, precision, BATCH_SIZE, options.seconds)
             for precision in options.precisions
         }
-    batch = write_batch(options.files, BATCH_SIZE, workspace / "batch.npy")
+    from alexdeploy.engines.openvino import images_at_once
+
+    batch = write_batch(options.files, images_at_once(BATCH_SIZE, NUM_VIEWS), workspace / "batch.npy")
     turns: dict[str, Callable[[], float]] = {}
     for precision in options.precisions:
         name = f"raw {precision}"
