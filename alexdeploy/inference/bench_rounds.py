@@ -157,9 +157,10 @@ class Rounds:
             self.answer(group, self._process_of(own[0], is_largest=len(own) == 1), own[0].batch_size)
 
     def _process_of(self, configuration: Configuration, *, is_largest: bool) -> str:
-        """The group's, open for the largest batch; on a GPU, where that decides on memory and kernels, its own."""
+        """The group's, open for the largest batch; its own where that decides on shapes, kernels and memory."""
         shared = str(configuration.group)
-        if is_largest or "cuda" not in self.processes.infos[shared].device:
+        info = self.processes.infos[shared]
+        if is_largest or not ("cuda" in info.device or info.backend == "openvino"):
             return shared
         name = str(configuration)
         if not self.processes.knows(name):

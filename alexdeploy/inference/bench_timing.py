@@ -30,7 +30,7 @@ class Configuration:
 
     @property
     def group(self) -> Group:
-        """What one process can run on a CPU: configurations that differ in the batch alone share an engine."""
+        """What one process can run where no engine is made for a batch: configurations that differ in that alone."""
         return Group(backend=self.backend, precision=self.precision, num_views=self.num_views)
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
 """The process in which configurations are measured: `python -m alexdeploy.inference.bench_worker PARENT`.
 
-One is started cold for each backend, precision and number of views (on a GPU for each batch), so that start-up and
-memory are its own. It opens what the first frame on its stdin names, gives the first row, and then does what each frame
-asks for. PARENT is the id of the process that started it, with which it ends.
+One is started cold for each backend, precision and number of views (on a GPU and in OpenVINO for each batch), so that
+start-up and memory are its own. It opens what the first frame on its stdin names, gives the first row, and then does
+what each frame asks for. PARENT is the id of the process that started it, with which it ends.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def read_frame(pipe: IO[bytes], kind: Any) -> Any:
 
 
 class Sized:
-    """An engine that is open, as one of another batch: on a CPU, one engine serves all of them."""
+    """An engine that is open, as one of another batch: ONNX Runtime and PyTorch on a CPU serve all of them with one."""
 
     def __init__(self, engine: Engine, batch_size: int) -> None:
         self._engine = engine

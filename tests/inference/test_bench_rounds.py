@@ -50,7 +50,11 @@ def job(tiny_model: ModelFolder, pictures: Path, tmp_path: Path) -> Job:
 
 def rounds_of(job: Job, folder: Path, *batches: int, limit_bytes: int | None = None) -> tuple[Rounds, Group]:
     """Rounds over one group, which `job` opens, and decoding; `folder` is where its answers go."""
-    own = [Configuration(backend="onnxruntime", precision="fp32", num_views=1, batch_size=batch) for batch in batches]
+    assert job.backend is not None
+    own = [
+        Configuration(backend=job.backend, precision="fp32", num_views=job.num_views, batch_size=batch)
+        for batch in batches
+    ]
     jobs = {str(own[0].group): job, DECODE: msgspec.structs.replace(job, backend=None, batch_size=8)}
     return Rounds(jobs, own, folder, limit_bytes, lambda step, done, total: None), own[0].group
 
@@ -186,6 +190,17 @@ def test_on_a_gpu_every_batch_has_an_engine_of_its_own(job: Job, tmp_path: Path,
         assert on_gpu.events == ["8: files", *batches, "1: answers"]
     assert group in rounds.answers
     assert on_gpu.alive == []
+
+
+def test_in_openvino_whose_shapes_are_fixed_every_batch_has_an_engine_of_its_own(job: Job, tmp_path: Path) -> None:
+    rounds, group = rounds_of(
+        msgspec.structs.replace(job, backend="openvino", num_views=10, batch_size=4), tmp_path, 1, 4
+    )
+    with rounds.processes:
+        rounds.open([group], [])
+        starts = rounds.processes.starts
+        assert set(starts) == {DECODE, str(group), f"{group}, batch 1"}
+        assert rounds.processes.infos[f"{group}, batch 1"].batch_size == 1
 
 
 def test_where_a_gpu_is_full_the_other_processes_end_and_it_is_tried_once_more(
