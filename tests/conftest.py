@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import make_model, write_pictures
+from helpers import TINY, make_model, write_pictures
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.export.export import ExportOptions, export_model
@@ -29,6 +31,19 @@ def _exported(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     folder = make_model(tmp_path_factory.mktemp("models") / "tiny")
     export_model(folder, ExportOptions(fp16=True))
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFolder]:
+    """(recipe, *overrides, fp16=False) -> a tiny model, exported once for all tests: to read, not to change."""
+
+    @functools.cache
+    def export(recipe: str, *overrides: str, fp16: bool = False) -> ModelFolder:
+        folder = make_model(tmp_path_factory.mktemp("exported") / recipe, recipe, (*TINY, *overrides))
+        export_model(folder, ExportOptions(fp16=fp16))
+        return folder
+
+    return export
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> Path:
     """The first `count` of `smooth_images` as PNG files, which decode to the same pixels."""
     folder.mkdir(parents=True)
     for index, image in enumerate(smooth_images(count, seed)):
-        Image.fromarray(image).save(folder / f"{index:03}.png")
+        Image.fromarray(image).save(folder / f"{index:03}.png", compress_level=1)
     return folder
 
 

@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from helpers import TINY, make_model, smooth_images
+from helpers import make_model, smooth_images
 from safetensors.numpy import load_file, save_file
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
@@ -35,10 +36,8 @@ def _run(folder: ModelFolder, backend: Backend, images: np.ndarray, **options: o
 
 
 @pytest.mark.parametrize("recipe", list_recipes())
-def test_all_engines_agree_on_every_recipe(tmp_path: Path, recipe: str) -> None:
-    folder = make_model(tmp_path / recipe, recipe, TINY)
-    export_model(folder)
-    images = smooth_images(12)
+def test_all_engines_agree_on_every_recipe(exported: Callable[..., ModelFolder], recipe: str) -> None:
+    folder, images = exported(recipe), smooth_images(12)
     for num_views in (1, 5, 10):
         found = [_run(folder, backend, images, num_views=num_views, batch_size=12) for backend in BACKENDS]
         if num_views == 1:

@@ -1,17 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import TINY, make_model
 from onnx import TensorProto, helper, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.export.deployment import VIEWS, deployment_graph
-from alexdeploy.export.export import export_model
 from alexdeploy.images.crops import cut_views
 from alexdeploy.network import reference
 from alexdeploy.network.layers import plan_layers
@@ -87,9 +87,10 @@ def test_probabilities_are_the_mean_of_the_views_softmax_and_not_the_softmax_of_
 
 
 @pytest.mark.parametrize("recipe", ["alexnet", "caffe-alexnet", "torchvision"])
-def test_the_whole_graph_equals_float64_from_pixels_to_probabilities(tmp_path, recipe: str) -> None:
-    folder = make_model(tmp_path / recipe, recipe, TINY)
-    export_model(folder)
+def test_the_whole_graph_equals_float64_from_pixels_to_probabilities(
+    exported: Callable[..., ModelFolder], recipe: str
+) -> None:
+    folder = exported(recipe)
     spec = folder.spec()
     assert spec.architecture is not None
     mean = folder.mean_image(spec)

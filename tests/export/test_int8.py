@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -223,9 +224,10 @@ def test_deployed_the_pixels_go_into_the_first_layer_as_they_are(tmp_path: Path)
     np.testing.assert_allclose(found, views.reshape(3, 10, -1).mean(axis=1), atol=2e-3)
 
 
-def test_padding_in_the_first_layer_leaves_its_input_to_the_measured_range(tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "padded", "torchvision", TINY)
-    export_model(folder)
+def test_padding_in_the_first_layer_leaves_its_input_to_the_measured_range(
+    exported: Callable[..., ModelFolder],
+) -> None:
+    folder = exported("torchvision")
     model, steps = _graph(folder, "fp32"), folder.spec().preprocessing
     assert steps.mean_image is None
     inputs = network_input(smooth_images(1)[0], steps, 1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx
 import pytest
 from helpers import TINY, make_model
@@ -9,13 +11,11 @@ from safetensors.numpy import load_file
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.export.export import export_model
-from alexdeploy.export.onnx_export import network_to_onnx
-from alexdeploy.network.alexnet import AlexNet
 
 
 @pytest.fixture(scope="module")
-def alexnet() -> onnx.ModelProto:
-    return network_to_onnx(AlexNet(load_recipe("alexnet", TINY).architecture, 5))
+def alexnet(exported: Callable[..., ModelFolder]) -> onnx.ModelProto:
+    return onnx.load(exported("alexnet").onnx_path())
 
 
 def _operators(model: onnx.ModelProto) -> list[str]:
@@ -46,18 +46,19 @@ def test_input_and_output_are_named_and_the_batch_is_dynamic(alexnet: onnx.Model
 
 
 @pytest.mark.parametrize("recipe", list_recipes())
-def test_every_recipe_exports_with_as_many_lrn_nodes_as_it_has_layers(recipe: str) -> None:
+def test_every_recipe_exports_with_as_many_lrn_nodes_as_it_has_layers(
+    exported: Callable[..., ModelFolder], recipe: str
+) -> None:
     architecture = load_recipe(recipe, TINY).architecture
-    operators = _operators(network_to_onnx(AlexNet(architecture, 5)))
+    operators = _operators(onnx.load(exported(recipe).onnx_path()))
     expected = 0 if architecture.lrn is None else sum(conv.lrn for conv in architecture.convs)
     assert operators.count("LRN") == expected
     assert operators.count("Conv") == 5
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu", "gelu", "silu", "softplus", "tanh"])
-def test_every_activation_keeps_the_layers_names(activation: str) -> None:
-    architecture = load_recipe("alexnet", [*TINY, f"architecture.activation={activation}"]).architecture
-    model = network_to_onnx(AlexNet(architecture, 5))
+def test_every_activation_keeps_the_layers_names(exported: Callable[..., ModelFolder], activation: str) -> None:
+    model = onnx.load(exported("alexnet", f"architecture.activation={activation}").onnx_path())
     assert {"relu1", "norm1", "pool1", "relu7"} <= {node.name for node in model.graph.node}
 
 

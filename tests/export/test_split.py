@@ -1,30 +1,23 @@
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import TINY, make_model, smooth_images
+from helpers import smooth_images
 from onnx import TensorProto, helper, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import UsageError
 from alexdeploy.export.deployment import deployment_graph
-from alexdeploy.export.export import export_model
 from alexdeploy.export.split import Placement, StagePlan, split_graph
 
 
 def _deployed(folder: ModelFolder, precision: str = "fp32") -> onnx.ModelProto:
     spec = folder.spec()
     return deployment_graph(onnx.load(folder.onnx_path(precision)), spec, 5, folder.mean_image(spec))
-
-
-def _made(path: Path, *overrides: str, recipe: str = "alexnet") -> onnx.ModelProto:
-    folder = make_model(path / "model", recipe, (*TINY, *overrides))
-    export_model(folder)
-    return _deployed(folder)
 
 
 def _run(model: onnx.ModelProto, outputs: tuple[str, ...], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -113,9 +106,9 @@ def test_a_pipeline_has_the_convolutions_on_one_device_and_the_other_layers_on_t
     ],
 )
 def test_every_variant_with_towers_gives_the_answers_of_the_whole(
-    tmp_path: Path, overrides: tuple[str, ...], before_layers: str
+    exported: Callable[..., ModelFolder], overrides: tuple[str, ...], before_layers: str
 ) -> None:
-    model, images = _made(tmp_path, *overrides), smooth_images(3)
+    model, images = _deployed(exported("alexnet", *overrides)), smooth_images(3)
     expected = _run(model, ("probabilities", "view_classes"), {"images": images})
     towers, pipeline = split_graph(model, "towers"), split_graph(model, "pipeline")
     assert [names[-1] for names in towers.exchanges] == [f"{name}/tower1" for name in before_layers.split()]
@@ -146,20 +139,20 @@ def test_fp16_halves_are_exchanged_in_fp16(tiny_model: ModelFolder) -> None:
     assert kinds == {TensorProto.FLOAT16}
 
 
-def test_a_network_of_one_tower_is_refused_with_the_cure(tmp_path: Path) -> None:
+def test_a_network_of_one_tower_is_refused_with_the_cure(exported: Callable[..., ModelFolder]) -> None:
     with pytest.raises(UsageError, match="no two towers") as caught:
-        split_graph(_made(tmp_path, recipe="one-tower"), "towers")
+        split_graph(_deployed(exported("one-tower")), "towers")
     assert "--placement pipeline" in str(caught.value)
 
 
-def test_an_lrn_over_both_towers_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_an_lrn_over_both_towers_is_refused_with_the_reason(exported: Callable[..., ModelFolder]) -> None:
     with pytest.raises(UsageError, match=r"norm1 normalizes across both towers .*2012 did not") as caught:
-        split_graph(_made(tmp_path, recipe="caffe-alexnet"), "towers")
+        split_graph(_deployed(exported("caffe-alexnet")), "towers")
     assert "--placement pipeline" in str(caught.value)
 
 
-def test_towers_without_lrn_can_be_split(tmp_path: Path) -> None:
-    model, images = _made(tmp_path, "architecture.lrn=none"), smooth_images(2)
+def test_towers_without_lrn_can_be_split(exported: Callable[..., ModelFolder]) -> None:
+    model, images = _deployed(exported("alexnet", "architecture.lrn=none")), smooth_images(2)
     found = _run_in_turn(split_graph(model, "towers"), images)
     expected = _run(model, ("probabilities",), {"images": images})
     np.testing.assert_allclose(found["probabilities"], expected["probabilities"], atol=1e-6)

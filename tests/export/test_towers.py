@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import TINY, make_model, smooth_images
+from helpers import smooth_images
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.export.deployment import deployment_graph
-from alexdeploy.export.export import export_model
-from alexdeploy.export.onnx_export import network_to_onnx
 from alexdeploy.export.towers import unroll_towers
 
 
@@ -47,10 +45,10 @@ def test_branches_give_the_answers_of_the_folded_towers(tiny_model: ModelFolder,
         ("architecture.remove=['conv3']",),
     ],
 )
-def test_every_variant_with_towers_can_be_unrolled(tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    folder = make_model(tmp_path / "model", "alexnet", (*TINY, *overrides))
-    export_model(folder)
-    images = smooth_images(2)
+def test_every_variant_with_towers_can_be_unrolled(
+    exported: Callable[..., ModelFolder], overrides: tuple[str, ...]
+) -> None:
+    folder, images = exported("alexnet", *overrides), smooth_images(2)
     expected, found = _run(_deployed(folder), images), _run(unroll_towers(_deployed(folder)), images)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
 
@@ -65,10 +63,7 @@ def test_the_branches_have_no_reshape_and_no_groups_up_to_where_they_join(tiny_m
     assert "conv1.weight" not in weights
 
 
-def test_a_graph_without_towers_stays_as_it_is(tmp_path: Path) -> None:
-    from alexdeploy.core.recipe import load_recipe
-    from alexdeploy.network.alexnet import AlexNet
-
-    model = network_to_onnx(AlexNet(load_recipe("caffenet", TINY).architecture, 5))
+def test_a_graph_without_towers_stays_as_it_is(exported: Callable[..., ModelFolder]) -> None:
+    model = onnx.load(exported("caffenet").onnx_path())
     before = model.SerializeToString(deterministic=True)
     assert unroll_towers(model).SerializeToString(deterministic=True) == before

@@ -8,13 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import TINY, make_model, smooth_images
+from helpers import smooth_images
 from onnx import TensorProto, helper, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError
 from alexdeploy.export.deployment import PREFIX, VIEWS, deployment_graph
-from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.graphs import load_graph
 from alexdeploy.export.typed import engine_graph, opset_for
 
@@ -79,10 +78,8 @@ def test_tensorrt_8_is_given_opset_17_and_later_ones_opset_19() -> None:
 
 @pytest.mark.parametrize("recipe", ["caffe-alexnet", "torchvision"])
 @pytest.mark.parametrize("opset", [17, 19])
-def test_other_recipes_too(tmp_path: object, recipe: str, opset: int) -> None:
-    folder = make_model(tmp_path / recipe, recipe, TINY)  # type: ignore[operator]
-    export_model(folder, ExportOptions(fp16=True))
-    deployed, typed = _both(folder, "fp16", 10, opset)
+def test_other_recipes_too(exported: Callable[..., ModelFolder], recipe: str, opset: int) -> None:
+    deployed, typed = _both(exported(recipe, fp16=True), "fp16", 10, opset)
     found, expected = _run(typed, smooth_images(3))[0], _run(deployed, smooth_images(3))[0]
     np.testing.assert_allclose(found, expected, atol=TOLERANCE["fp16"])
 
