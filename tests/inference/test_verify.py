@@ -86,6 +86,8 @@ def test_an_export_gives_the_answers_of_pytorch_on_every_backend(tiny_model: Mod
 def test_errors_of_layers_and_logits_are_those_of_numpy(tiny_model: ModelFolder, pictures: Path) -> None:
     change: Change = lambda name, values: values + 0.5 if name == "fc8.bias" else values  # noqa: E731
     as_fp16(tiny_model, change)
+    for path in sorted(pictures.iterdir())[4:]:
+        path.unlink()
     options = VerifyOptions(precisions=("fp16",), backends=("torch",), num_views=10)
     (network,) = verify(tiny_model, [str(pictures)], options).networks
 
@@ -93,9 +95,9 @@ def test_errors_of_layers_and_logits_are_those_of_numpy(tiny_model: ModelFolder,
     assert spec.architecture is not None
     plan = plan_layers(spec.architecture, spec.num_classes)
     mean = tiny_model.mean_image(spec)
-    inputs = np.concatenate([network_input(image, spec.preprocessing, 10, mean) for image in smooth_images(12)])
+    inputs = np.concatenate([network_input(image, spec.preprocessing, 10, mean) for image in smooth_images(4)])
     *_, (_, logits) = reference.forward(plan, load_weights(tiny_model.weights_path, plan), inputs)
-    assert network.agreement.num_rows == 120
+    assert network.agreement.num_rows == 40
     # Every logit of every view is off by 0.5, so the answers stay; 16 views go through at a time, and none is lost.
     assert network.agreement.num_flips == 0
     assert network.agreement.max_error == pytest.approx(0.5, rel=1e-4)

@@ -3,16 +3,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from training_helpers import tiny_recipe
+from training_helpers import tiny_recipe, train_and_tell
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import DataError, DivergedError, OutputError, UsageError
@@ -170,59 +170,43 @@ def test_a_kill_between_the_writes_of_an_epoch_is_mended_by_resuming(
     assert folder.spec().provenance["weights_sha256"] == sha256_file(folder.weights_path)
 
 
-_SCRIPT = """
-import sys
-from pathlib import Path
-from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.spec import CONTRACT_KEY
-from alexdeploy.images.folder import read_image_folder
-from alexdeploy.training.events import Step
-from alexdeploy.training.trainer import TrainOptions, train
-from training_helpers import tiny_recipe
-
-data, folder = sys.argv[1:3]
-options = TrainOptions(device="cpu", threads=1, resume=True, checkpoint_seconds=0.05)
-watch = lambda event: print("step", event.step, flush=True) if isinstance(event, Step) else None
-try:
-    train(read_image_folder(data), tiny_recipe(), ModelFolder(Path(folder)), options, watch)
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
-
-
-def start(data: Path, folder: ModelFolder) -> subprocess.Popen[str]:
-    path = os.pathsep.join((str(Path(__file__).parent), *sys.path))
-    return subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT, str(data), str(folder.path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+@contextmanager
+def training(data: Path, folder: ModelFolder) -> Iterator[BaseProcess]:
+    """A process that trains and has taken a step, unless it was finished before; it has ended when this ends."""
+    # Forked from a process that has imported PyTorch, which takes longer than the training.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["alexdeploy.training.trainer"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=train_and_tell, args=(data, folder.path, sender))
+    process.start()
+    sender.close()
+    with receiver:
+        with suppress(EOFError):
+            receiver.recv()
+        yield process
+        process.join(60)
+    assert process.exitcode is not None
 
 
 @pytest.mark.slow
 def test_sigkill_at_any_moment_costs_no_bit(folder, tiny_folder, uninterrupted):
     rng = random.Random(3)
     for _ in range(3):
-        with start(tiny_folder, folder) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
+        with training(tiny_folder, folder) as process:
             time.sleep(rng.uniform(0.0, 0.25))
-            process.send_signal(signal.SIGKILL)
-    with start(tiny_folder, folder) as process:
-        process.communicate()
-        assert process.returncode == 0
+            process.kill()
+    with training(tiny_folder, folder) as process:
+        pass
+    assert process.exitcode == 0
     assert final_state(folder) == final_state(uninterrupted)
     assert without_speed(folder) == without_speed(uninterrupted)
 
 
 def test_ctrl_c_saves_and_exits_130(folder, tiny_folder):
-    with start(tiny_folder, folder) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-    assert process.returncode == 130
+    with training(tiny_folder, folder) as process:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+    assert process.exitcode == 130
     assert read_checkpoint(checkpoint_path(folder)).progress.step > 0
 
 
@@ -350,11 +334,11 @@ def test_a_full_disk_under_tensorboard_is_an_output_error(folder):
                 log_path(folder).write_bytes(b"")
                 log.append(record_of(epoch))
 
+    threads = set(threading.enumerate())
     with limited_files(5000), pytest.raises(OutputError, match="tensorboard could not be written"):
         fill()
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread():
-            thread.join(10)
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)
 
 
 def test_a_model_that_cannot_be_removed_is_an_output_error(tmp_path, tiny_data, uninterrupted):

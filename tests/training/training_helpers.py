@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.recipe import Recipe, load_recipe
+from alexdeploy.images.folder import read_image_folder
+from alexdeploy.training.events import Step
+from alexdeploy.training.trainer import TrainOptions, train
 
 TINY = (
     "architecture.input=67",
@@ -23,3 +31,18 @@ TINY = (
 
 def tiny_recipe(*overrides: str) -> Recipe:
     return load_recipe("alexnet-quarter", (*TINY, *overrides))
+
+
+def train_and_tell(data: Path, folder: Path, steps: Connection) -> None:
+    """Train in a process of its own, or go on: each step is told, and Ctrl-C is exit code 130."""
+    options = TrainOptions(device="cpu", threads=1, resume=True, checkpoint_seconds=0.05)
+    try:
+        train(
+            read_image_folder(data),
+            tiny_recipe(),
+            ModelFolder(folder),
+            options,
+            lambda event: steps.send(event.step) if isinstance(event, Step) else None,
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
