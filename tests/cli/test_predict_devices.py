@@ -32,26 +32,35 @@ def work(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def _expected(program: Run) -> str:
-    result = program(*COMMAND, "--devices", "cpu", "--threads", "1")
-    assert result.exit_code == 3
-    assert len(result.stdout.splitlines()) == 60
-    return result.stdout
+@pytest.fixture(scope="module")
+def _known() -> dict[str, str]:
+    """What tests have found and others need not find again."""
+    return {}
 
 
-def test_two_replicas_give_the_bytes_of_one_and_each_says_what_it_did(program: Run, work: Path) -> None:
+@pytest.fixture
+def expected(program: Run, work: Path, _known: dict[str, str]) -> str:
+    """The rows of one replica: model and pictures are the same in every test."""
+    if "rows" not in _known:
+        result = program(*COMMAND, "--devices", "cpu", "--threads", "1")
+        assert result.exit_code == 3
+        assert len(result.stdout.splitlines()) == 60
+        _known["rows"] = result.stdout
+    return _known["rows"]
+
+
+def test_two_replicas_give_the_bytes_of_one_and_each_says_what_it_did(program: Run, work: Path, expected: str) -> None:
     result = program(*COMMAND, "--devices", "cpu,cpu", "--threads", "2")
     assert result.exit_code == 3
-    assert result.stdout == _expected(program)
+    assert result.stdout == expected
     lines = [line for line in result.stderr.splitlines() if line.startswith("cpu") and "images (" in line]
     assert len(lines) == 2
     assert all("waited" in line for line in lines)
 
 
 def test_a_replica_that_is_killed_half_way_changes_nothing(
-    program: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = _expected(program)
     inject(monkeypatch, work / "faults", "time.sleep(0.3)")
     command = [sys.executable, "-m", "alexdeploy", *COMMAND, "--devices", "cpu,cpu", "--threads", "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
@@ -73,7 +82,7 @@ def test_a_replica_that_is_killed_half_way_changes_nothing(
     [(signal.SIGINT, 130, "time.sleep(60)"), (signal.SIGTERM, 143, "os.kill(os.getpid(), signal.SIGSTOP)")],
 )
 def test_ctrl_c_does_not_wait_for_replicas_that_hang(
-    program: Run, work: Path, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int, fault: str
+    work: Path, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int, fault: str
 ) -> None:
     marker, journal = work / "hang", work / "rows.partial"
     inject(monkeypatch, work / "faults", f"time.sleep(0.3)\nif os.path.exists({str(marker)!r}): {fault}")
@@ -103,9 +112,8 @@ def test_ctrl_c_does_not_wait_for_replicas_that_hang(
 
 
 def test_a_replica_that_is_ten_times_slower_changes_nothing(
-    program: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+    program: Run, work: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = _expected(program)
     marker = work / "slow"
     fault = f"""
         if not os.path.exists({str(marker)!r}):
@@ -123,12 +131,13 @@ def test_a_replica_that_is_ten_times_slower_changes_nothing(
 
 
 @pytest.mark.parametrize("placement", ["towers", "pipeline"])
-def test_a_network_on_two_devices_gives_the_same_answers(program: Run, work: Path, placement: str) -> None:
-    expected = [json.loads(line) for line in _expected(program).splitlines()]
+def test_a_network_on_two_devices_gives_the_same_answers(
+    program: Run, work: Path, expected: str, placement: str
+) -> None:
     result = program(*COMMAND, "--placement", placement)
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(found) == 60
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(found, map(json.loads, expected.splitlines()), strict=True):
         assert one["source"] == other["source"]
         if other["error"] is None:
             assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
