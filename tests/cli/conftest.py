@@ -17,6 +17,8 @@ from alexdeploy.cli import app
 def program(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """`alexdeploy` with the given words; what it prints is the caller's, and its signal handler is taken back."""
     handler = signal.getsignal(signal.SIGTERM)
+    # Tables are as wide as it says, and whoever runs the tests may have it.
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     def call(*words: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["alexdeploy", *map(str, words)])
