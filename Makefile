@@ -7,6 +7,7 @@ DEMO ?= demo
 GPU_MODELS ?= build/gpu-models
 GPU_OPTIONS ?=
 BENCH_OPTIONS ?=
+TEST_PROCESSES ?= 2
 
 .PHONY: help setup demo test test-gpu gpu-models check lint docs bench clean
 
@@ -36,8 +37,9 @@ demo: setup
 		echo "$$ alexdeploy export --fp16"; alexdeploy export --fp16; \
 		echo "$$ alexdeploy predict images/ --tencrop"; alexdeploy predict images/ --tencrop'
 
+# Two processes: a file's tests stay together, so that what they share is made once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # On a GPU machine with tensorrt, pycuda and onnxruntime: PYTHON=/opt/kit/python3 make test-gpu
 test-gpu:
