@@ -48,7 +48,8 @@ def stderr() -> Console:
 
 def note(message: str) -> None:
     """One line of information on stderr."""
-    stderr().print(printable(message), markup=False, soft_wrap=True)
+    # rich would take twenty times as long to load as the line to write.
+    print(printable(message), file=sys.stderr)
 
 
 def warn(message: str) -> None:

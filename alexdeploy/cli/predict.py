@@ -237,7 +237,7 @@ class _Report:
         self.num_rows = self.num_errors = self.num_kept = 0
         # The progress bar puts itself in the place of sys.stdout; rows must not go through it.
         self.stdout = sys.stdout.buffer
-        self._shows_progress = shows_progress and not quiet
+        self._shows_progress = shows_progress and not quiet and sys.stderr.isatty()
         self._stack = ExitStack()
         self._advance: Callable[[], None] = lambda: None
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError
+from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.packages import release
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import NumViews
 from alexdeploy.engines.engine_files import EngineRecord, find_engines
 from alexdeploy.engines.signing import name_of, read_secret
+from alexdeploy.export.facts import load_facts, read_facts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,17 +68,14 @@ def wanted_engine(
 
 def _hashes(folder: ModelFolder, precision: Precision, spec: ModelSpec) -> tuple[str | None, str | None]:
     """Of the graph, and of the weights that it comes from: an inference machine may have one, the other or neither."""
-    # Not above: whoever only reads sidecars needs no ONNX.
-    from alexdeploy.export.graphs import load_graph, read_graph
-
     if folder.onnx_path(precision).is_file():
-        graph = load_graph(folder, precision, spec)
-        return graph.sha256, graph.network_sha256
+        facts = load_facts(folder, precision, spec)
+        return facts.sha256, facts.network_sha256
     if folder.weights_path.is_file():
-        return None, sha256_file(folder.weights_path)
+        return None, remembered_sha256(folder.weights_path)
     for each in get_args(Precision):
         if folder.onnx_path(each).is_file():
-            return None, read_graph(folder.onnx_path(each)).network_sha256
+            return None, read_facts(folder.onnx_path(each)).network_sha256
     return None, None
 
 

@@ -4,45 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import queue
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, limit_folder, sha256_bytes
-from alexdeploy.core.errors import DeviceError, DeviceMemoryError, OutputError
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, OutputError, StaleArtifactError
+from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, join_predictions
-from alexdeploy.export.graphs import load_graph
-from alexdeploy.export.openvino_graph import openvino_graph
+from alexdeploy.engines.openvino_library import ov
+from alexdeploy.export.facts import load_facts
 
 _DERIVATION = 3
 """Counts the ways in which a deployment graph was derived for this engine: raise it when that changes."""
 
-_DIGEST_BYTES = hashlib.sha256().digest_size
 _VIEWS_AT_ONCE = 40
 """Views that are computed together: with more nothing gets faster, and what lies between layers leaves the cache."""
 
 _CACHE_BYTES = 2 << 30
 """Compiled models kept in the cache; the full network takes 245 MB for each precision and number of views."""
 
+_TOUCH_SECONDS = 24 * 3600
+"""How exactly the cache knows what was used last. A file that is touched is hashed again, once."""
+
 
 def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
     """An engine for the model's graph of `options.precision`; bf16 runs the fp32 graph in bfloat16 arithmetic."""
     spec = folder.spec()
-    graph = load_graph(folder, "fp32" if options.precision == "bf16" else options.precision, spec)
+    precision = "fp32" if options.precision == "bf16" else options.precision
+    facts = load_facts(folder, precision, spec)
     info = EngineInfo(
         backend="openvino",
         device="cpu",
         precision=options.precision,
         num_views=options.num_views,
         classes=spec.classes,
-        artifact=graph.sha256,
+        artifact=facts.sha256,
         batch_size=options.batch_size,
         # One thread a stream: no thread waits for another inside a batch, and decoding fits in between.
         num_streams=options.num_threads or available_processors(),
@@ -50,6 +55,13 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
     mean_image = folder.mean_image(spec)
 
     def load() -> bytes:
+        # Not above: what is in the cache runs without ONNX.
+        from alexdeploy.export.graphs import read_graph
+        from alexdeploy.export.openvino_graph import openvino_graph
+
+        graph = read_graph(folder.onnx_path(precision))
+        if graph.sha256 != facts.sha256:
+            raise StaleArtifactError(f"{folder.onnx_path(precision)} has changed meanwhile", cure="Run it again.")
         model = openvino_graph(graph.model, spec, options.precision, options.num_views, mean_image)
         content: bytes = model.SerializeToString()
         return content
@@ -91,9 +103,11 @@ class OpenVINOEngine:
         # Everything that the compiled model depends on, by content.
         versions = (alexdeploy.__version__, _DERIVATION, ov.__version__)
         self._key = (*versions, info.artifact, contract_sha256, info.precision, info.num_views, self._shape)
-        self._cache_name = ""
+        self._cache_key = ""
         self._requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         self._compiled: ov.CompiledModel | None = None
+        # What a compiled model from the cache keeps its weights in: never let go before the engine is.
+        self._blob: NDArray[np.uint8] | None = None
 
     def __enter__(self) -> OpenVINOEngine:
         core = ov.Core()
@@ -105,7 +119,7 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": str(self.info.num_streams),
             "ENABLE_CPU_PINNING": "NO",
         }
-        self._cache_name = f"{sha256_bytes(repr((self._key, config)).encode())[:32]}.blob"
+        self._cache_key = sha256_bytes(repr((self._key, config)).encode())[:32]
         try:
             self._compiled = self._cached(core, config) or self._compile(core, config)
             for _ in range(self.info.num_streams):
@@ -119,19 +133,27 @@ class OpenVINOEngine:
         folder = cache_folder("openvino")
         if folder is None:
             return None
-        path = folder / self._cache_name
+        # The name goes on with the hash of the content.
+        for path in folder.glob(f"{self._cache_key}-*.blob"):
+            with suppress(OSError, RuntimeError, ModelError):
+                # OpenVINO loads a damaged blob without a word, and then gives other answers.
+                if remembered_sha256(path) == path.stem.partition("-")[2]:
+                    return self._import(core, path, config)
+        # Not there, damaged, or of another build: then it is compiled again, and written anew.
+        return None
+
+    def _import(self, core: ov.Core, path: Path, config: dict[str, str]) -> ov.CompiledModel:
+        # Mapped and not read: the weights stay where they are, in the page cache, for all processes. Copied on write,
+        # since OpenVINO takes no memory that it may not write to.
+        self._blob = np.memmap(path, np.uint8, "c")
         try:
-            with path.open("rb") as file:
-                digest, content = file.read(_DIGEST_BYTES), file.read()
-            # OpenVINO loads a damaged blob without a word, and then gives other answers.
-            if hashlib.sha256(content).digest() != digest:
-                return None
-            compiled = core.import_model(content, "CPU", config)
+            compiled = core.import_model(ov.Tensor(self._blob, shared_memory=True), "CPU", config)
+        except TypeError:
+            # OpenVINO 2025.1 takes no tensors.
+            compiled = core.import_model(path.read_bytes(), "CPU", config)
+        if time.time() - path.stat().st_mtime > _TOUCH_SECONDS:
             # The cache forgets what was used longest ago.
             path.touch()
-        except (OSError, RuntimeError):
-            # Not there, or of another build: then it is compiled again, and written anew.
-            return None
         return compiled
 
     def _compile(self, core: ov.Core, config: dict[str, str]) -> ov.CompiledModel:
@@ -147,9 +169,13 @@ class OpenVINOEngine:
         folder = cache_folder("openvino")
         if folder is not None:
             blob = compiled.export_model().getbuffer()
-            with suppress(OutputError), atomic_write(folder / self._cache_name) as file:
-                file.write(hashlib.sha256(blob).digest())
-                file.write(blob)
+            path = folder / f"{self._cache_key}-{hashlib.sha256(blob).hexdigest()}.blob"
+            with suppress(OSError, OutputError):
+                with atomic_write(path) as file:
+                    file.write(blob)
+                # A damaged one, or one that another process has made meanwhile: no two are the same in every byte.
+                for other in set(folder.glob(f"{self._cache_key}-*.blob")) - {path}:
+                    other.unlink()
             limit_folder(folder, _CACHE_BYTES)
         return compiled
 

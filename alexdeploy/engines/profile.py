@@ -67,7 +67,7 @@ def profile(
 
 
 def _openvino(content: bytes, precision: Precision, images: NDArray[np.uint8]) -> Iterable[tuple[str, str, float]]:
-    import openvino as ov
+    from alexdeploy.engines.openvino_library import ov
 
     from alexdeploy.engines.openvino import precision_hint
 

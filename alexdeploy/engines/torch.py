@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
@@ -37,7 +38,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
         precision=options.precision,
         num_views=options.num_views,
         classes=spec.classes,
-        artifact=sha256_file(folder.weights_path),
+        artifact=remembered_sha256(folder.weights_path),
         batch_size=options.batch_size,
         num_streams=1,
     )

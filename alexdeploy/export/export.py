@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_bytes, sha256_file
+from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import DeviceError, ModelError
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.export import graphs
@@ -132,7 +132,7 @@ def _checked_fp32(
     parity = check_parity(model, plan, weights, images, "fp32", {"PyTorch": torch_activations})
     source = graphs.Source(name=folder.weights_path.name, sha256=digest, weights_sha256=digest)
     content = graphs.serialize(model, spec, source)
-    graph = graphs.Graph(model=model, sha256=sha256_bytes(content))
+    graph = graphs.graph_of(model, content)
     return _Checked(path=path, precision="fp32", graph=graph, content=content, weights=weights, parity=parity)
 
 
@@ -159,7 +159,7 @@ def _checked_fp16(
     return _Checked(
         path=folder.onnx_path("fp16"),
         precision="fp16",
-        graph=graphs.Graph(model=model, sha256=sha256_bytes(content)),
+        graph=graphs.graph_of(model, content),
         content=content,
         weights=fp32.weights,
         parity=parity,
@@ -206,7 +206,7 @@ def _checked_int8(
     return _Checked(
         path=folder.onnx_path("int8"),
         precision="int8",
-        graph=graphs.Graph(model=quantized.model, sha256=sha256_bytes(content)),
+        graph=graphs.graph_of(quantized.model, content),
         content=content,
         weights=fp32.weights,
         parity=None,

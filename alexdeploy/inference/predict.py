@@ -6,7 +6,7 @@ import os
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -16,13 +16,14 @@ from alexdeploy.core.metrics import top_k as best_classes
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, EngineInfo, NumViews
-from alexdeploy.export.split import Placement
 from alexdeploy.images.sources import Source, iter_sources
 from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
 from alexdeploy.inference.results import Choice, Row, short_artifact
 from alexdeploy.placement.place import Request, place
-from alexdeploy.placement.pool import Pool
-from alexdeploy.placement.replica import ReplicaReport
+
+if TYPE_CHECKING:
+    from alexdeploy.export.split import Placement
+    from alexdeploy.placement.replica import ReplicaReport
 
 
 class Predictor:
@@ -71,7 +72,7 @@ class Predictor:
                 placement=placement,
             ),
         )
-        self._engine = placed.engine
+        self._engine, self._pool = placed.engine, placed.pool
         self.notes = placed.notes
         self._top_k = top_k
         self._num_decoders = num_threads or available_processors()
@@ -102,7 +103,7 @@ class Predictor:
     @property
     def replicas(self) -> tuple[ReplicaReport, ...]:
         """What each replica has done so far; none where one engine runs in this process."""
-        return self._engine.reports() if isinstance(self._engine, Pool) else ()
+        return () if self._pool is None else self._pool.reports()
 
     @property
     def top_k(self) -> int:
@@ -136,7 +137,7 @@ class Predictor:
             resize=self._resize,
             num_decoders=self._num_decoders,
             first_index=first_index,
-            cancel=self._engine.cancel if isinstance(self._engine, Pool) else lambda: None,
+            cancel=(lambda: None) if self._pool is None else self._pool.cancel,
         )
         with closing(run_pipeline(self._engine, sources, options)) as outcomes:
             for outcome in outcomes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError
@@ -21,13 +21,13 @@ from alexdeploy.engines.base import (
     is_installed,
     open_engine,
 )
-from alexdeploy.export.split import Placement
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.placement.devices import Device, GpuSurvey, cpu_device, find_devices, survey_gpus
-from alexdeploy.placement.fitting import engines_here
-from alexdeploy.placement.plan import CPU_BATCH_SIZE, GPU_BACKENDS, Demand, NoEngine, Plan, plan_replicas
-from alexdeploy.placement.pool import Pool
-from alexdeploy.placement.replica import PoolOptions
+from alexdeploy.placement.plan import CPU_BATCH_SIZE, GPU_BACKENDS, Demand, NoEngine, Plan, Replica, plan_replicas
+
+if TYPE_CHECKING:
+    from alexdeploy.export.split import Placement
+    from alexdeploy.placement.pool import Pool
 
 _VIEW_BYTES = 8_000_000
 """Activations of a view where the architecture is unknown; those of the 2012 network take 5 MB in float32."""
@@ -55,9 +55,10 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
-    """An engine that is not yet open, and what a user should know of the choice."""
+    """An engine that is not yet open, and what a user should know of the choice. `pool` is the engine if it is one."""
 
     engine: Engine
+    pool: Pool | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -78,7 +79,16 @@ def place(folder: ModelFolder, request: Request) -> Placed:
     if request.backend == "tensorrt" and not survey.devices and named is None:
         raise DeviceError(f"TensorRT runs on NVIDIA GPUs, and there is none: {survey.problem}", cure=survey.cure)
     plan = plan_replicas(devices, _demand(folder, request, named, survey))
-    return Placed(engine=_engine(folder, request, plan), notes=_notes(request, survey, plan))
+    notes = _notes(request, survey, plan)
+    if len(plan.replicas) == 1 and plan.replicas[0].device.kind == "cpu":
+        return Placed(engine=_in_this_process(folder, request, plan.replicas[0]), notes=notes)
+    # Not above: most of the time there is one engine, in this process.
+    from alexdeploy.placement.pool import Pool
+    from alexdeploy.placement.replica import PoolOptions
+
+    options = PoolOptions(precision=request.precision, num_views=request.num_views)
+    pool = Pool(folder, plan.replicas, options)
+    return Placed(engine=pool, pool=pool, notes=notes)
 
 
 def _notes(request: Request, survey: GpuSurvey, plan: Plan) -> tuple[str, ...]:
@@ -106,21 +116,14 @@ def _fault(survey: GpuSurvey) -> tuple[str, ...]:
     return (f"The CPU is used, since no GPU can be: {survey.problem}. {survey.cure or 'See: alexdeploy doctor'}",)
 
 
-def _engine(folder: ModelFolder, request: Request, plan: Plan) -> Engine:
-    only = plan.replicas[0]
-    if len(plan.replicas) == 1 and only.device.kind == "cpu":
-        options = EngineOptions(
-            precision=request.precision,
-            num_views=request.num_views,
-            batch_size=only.batch_size,
-            num_threads=only.num_threads,
-        )
-        return open_engine(folder, only.backend, options)
-    return Pool(
-        folder,
-        plan.replicas,
-        PoolOptions(precision=request.precision, num_views=request.num_views),
+def _in_this_process(folder: ModelFolder, request: Request, replica: Replica) -> Engine:
+    options = EngineOptions(
+        precision=request.precision,
+        num_views=request.num_views,
+        batch_size=replica.batch_size,
+        num_threads=replica.num_threads,
     )
+    return open_engine(folder, replica.backend, options)
 
 
 def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | None, survey: GpuSurvey) -> Demand:
@@ -129,6 +132,8 @@ def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | N
     engines: dict[tuple[int, int], int | NoEngine] = {}
     is_asked = request.backend in (None, "tensorrt") and can_run("tensorrt", request.precision)
     if "tensorrt" in on_gpu and is_asked and may_use_gpu:
+        from alexdeploy.placement.fitting import engines_here
+
         engines = engines_here(
             folder,
             survey,

@@ -1,0 +1,76 @@
+"""Hashes of large files, remembered for as long as the files are as they were: by what git's index goes by."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from os import stat_result
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from alexdeploy.core.artifacts import atomic_write, cache_folder, sha256_file
+from alexdeploy.core.errors import OutputError
+
+_MIN_BYTES = 1 << 20
+"""Smaller files are hashed sooner than looked up."""
+
+_MAX_FILES = 256
+
+_SETTLED_NS = 2_000_000_000
+"""A file must have been left alone for so long: within one tick of its file system's clock, which on some is two
+seconds, it may change and its times stay as they were."""
+
+_Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_Memory = dict[str, tuple[int, int, int, _Digest]]
+"""Device and inode -> size, mtime_ns, ctime_ns, hash; the file hashed last is the last."""
+
+
+def remembered_sha256(path: Path) -> str:
+    """`sha256_file`, from memory if file, size and times are those of when it was hashed.
+
+    It tells whether a file of one's own has changed since, as fast as asking for its size. Nobody but the user, the
+    clock or the disk can deceive it: what must not be believed, like a file from elsewhere, is hashed by `sha256_file`.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return sha256_file(path)
+    folder = cache_folder("hashes")
+    if folder is None or found.st_size < _MIN_BYTES or not found.st_ino:
+        return sha256_file(path)
+    file = folder / "sha256.json"
+    # The inode and not the name: a file that takes another's place is another. ctime nobody can set back.
+    key, state = f"{found.st_dev}:{found.st_ino}", _state(found)
+    known = _read(file).get(key)
+    if known is not None and known[:3] == state:
+        return known[3]
+    settled = time.time_ns() - _SETTLED_NS
+    digest = sha256_file(path)
+    with suppress(OSError, OutputError):
+        now = path.stat()
+        is_same = (now.st_dev, now.st_ino, *_state(now)) == (found.st_dev, found.st_ino, *state)
+        if is_same and max(found.st_mtime_ns, found.st_ctime_ns) < settled:
+            _remember(file, key, (*state, digest))
+    return digest
+
+
+def _state(found: stat_result) -> tuple[int, int, int]:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(file: Path) -> _Memory:
+    # Not there, damaged or of another version: then everything is hashed once more.
+    with suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(file.read_bytes(), type=_Memory)
+    return {}
+
+
+def _remember(file: Path, key: str, entry: tuple[int, int, int, str]) -> None:
+    """Of two processes that write at once one forgets what the other has hashed, which costs time and no more."""
+    memory = _read(file)
+    memory.pop(key, None)
+    memory[key] = entry
+    with atomic_write(file) as output:
+        output.write(msgspec.json.encode(dict(list(memory.items())[-_MAX_FILES:])))

@@ -1,0 +1,137 @@
+"""What an ONNX file says of itself, and whether that still holds: read without reading the graph."""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import ModelError, StaleArtifactError
+from alexdeploy.core.hashes import remembered_sha256
+from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
+from alexdeploy.network.wire import Message, WireError
+
+if TYPE_CHECKING:
+    from alexdeploy.export.ranges import Ranges
+
+SPEC_KEY = "alexdeploy.spec"
+SOURCE_KEY = "alexdeploy.source_sha256"
+SOURCE_NAME_KEY = "alexdeploy.source"
+WEIGHTS_KEY = "alexdeploy.weights_sha256"
+RANGES_KEY = "alexdeploy.ranges_sha256"
+
+_METADATA_PROPS = 14
+"""The field of ONNX's ModelProto that holds them; each has its key in field 1 and its value in field 2."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """A graph's metadata, and the hash of its file's bytes."""
+
+    metadata: dict[str, str]
+    sha256: str
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The hash of the weights that it comes from, at any remove; None for an imported model."""
+        return self.metadata.get(WEIGHTS_KEY)
+
+    @property
+    def network_sha256(self) -> str:
+        """What tells the network apart: its weights, or for an imported model its FP32 file."""
+        is_derived = self.metadata.get(SOURCE_NAME_KEY) == ModelFolder(Path()).onnx_path().name
+        return self.weights_sha256 or (self.metadata[SOURCE_KEY] if is_derived else self.sha256)
+
+    def spec(self) -> ModelSpec | None:
+        """The spec that the file carries, None if alexdeploy did not write it."""
+        text = self.metadata.get(SPEC_KEY)
+        try:
+            return None if text is None else msgspec.json.decode(text, type=ModelSpec)
+        except msgspec.DecodeError:
+            return None
+
+
+def read_facts(path: Path) -> Facts:
+    """What the file says of itself. The graph is passed over: whoever runs it reads it with `read_graph`.
+
+    Raises ModelError for a file that is no ONNX file.
+    """
+    metadata = {}
+    try:
+        with path.open("rb") as file:
+            # Passing over 240 MB touches none of them.
+            message = Message(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        for entry in message.messages(_METADATA_PROPS):
+            metadata[entry.text(1)] = entry.text(2)
+    except (OSError, ValueError, WireError):
+        # ONNX's own parser says what is wrong, or takes what this one does not.
+        from alexdeploy.export.graphs import read_graph
+
+        return read_graph(path)
+    return Facts(metadata=metadata, sha256=remembered_sha256(path))
+
+
+def load_facts(folder: ModelFolder, precision: str, spec: ModelSpec) -> Facts:
+    """`load_graph` without the graph: raises the same ModelError and StaleArtifactError, but for damage inside it."""
+    facts = read_facts(graph_path(folder, precision))
+    check_fresh(facts, folder, precision, spec)
+    return facts
+
+
+def graph_path(folder: ModelFolder, precision: str) -> Path:
+    """The file of the graph. Raises ModelError if there is none."""
+    path = folder.onnx_path(precision)
+    if not path.is_file():
+        raise ModelError(f"{folder.path} has no {path.name}", cure=f"Make it: {_export_command(folder, precision)}")
+    return path
+
+
+def check_fresh(facts: Facts, folder: ModelFolder, precision: str, spec: ModelSpec) -> None:
+    """Raise StaleArtifactError if weights, spec or ranges have changed since the graph was made.
+
+    The weights are compared for every graph: an FP16 graph may still match a `model.onnx` that they have left behind.
+    """
+    path, cure = folder.onnx_path(precision), f"Renew it: {_export_command(folder, precision)}"
+    if facts.metadata.get(CONTRACT_KEY) != spec.contract_sha256:
+        raise StaleArtifactError(
+            f"{path} was made for another architecture, preprocessing or classes than {folder.spec_path} has now",
+            cure=cure,
+        )
+    made_from = {
+        folder.weights_path.name: facts.weights_sha256 or "(unknown)",
+        facts.metadata.get(SOURCE_NAME_KEY, ""): facts.metadata.get(SOURCE_KEY, ""),
+    }
+    for name, expected in made_from.items():
+        source = folder.path / name
+        # An inference machine may have been given only this file: then there is nothing to be stale against.
+        if source.is_file() and (found := remembered_sha256(source)) != expected:
+            raise StaleArtifactError(
+                f"{path} was made from {source.name} {expected[:12]}, which is now {found[:12]}", cure=cure
+            )
+    measured = facts.metadata.get(RANGES_KEY, "")
+    # The folder of ranges is the working folder's: one there may be of another model that is called the same.
+    ranges = _ranges_of(folder) if measured else None
+    if ranges is not None and ranges.network_sha256 == facts.network_sha256 and ranges.sha256 != measured:
+        raise StaleArtifactError(
+            f"{path} was made from {folder.ranges_path.name} {measured[:12]}, which is now {ranges.sha256[:12]}",
+            cure=cure,
+        )
+
+
+def _export_command(folder: ModelFolder, precision: str) -> str:
+    return f"alexdeploy export {folder.path}" + ("" if precision == "fp32" else f" --{precision}")
+
+
+def _ranges_of(folder: ModelFolder) -> Ranges | None:
+    """The measured ranges on disk; None where there are none to compare with."""
+    if folder.ranges_path.is_file():
+        from alexdeploy.export.ranges import read_ranges
+
+        with suppress(ModelError):
+            return read_ranges(folder.ranges_path)
+    return None
