@@ -1,0 +1,138 @@
+"""Hashes that are remembered: a memory that was tampered with shows who has read a file and who has not."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from alexdeploy.core import hashes
+from alexdeploy.core.artifacts import sha256_file
+from alexdeploy.core.errors import ModelError
+from alexdeploy.core.hashes import remembered_sha256
+
+CONTENT = bytes(1 << 20)
+FORGED = "f" * 64
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of this test alone, and a hundredth of the time until files count as left alone."""
+    monkeypatch.setattr(hashes, "_SETTLED_NS", 20_000_000)
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(CONTENT)
+    _settle()
+    return path
+
+
+def _settle() -> None:
+    time.sleep(0.05)
+
+
+def _forge(cache: Path) -> None:
+    """Have every hash that is remembered be another: whoever gives this answer has not read the file."""
+    path = cache / "hashes" / "sha256.json"
+    memory = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode({key: [*entry[:3], FORGED] for key, entry in memory.items()}))
+
+
+def test_a_file_that_is_as_it_was_is_not_read_again(file: Path, cache: Path) -> None:
+    assert remembered_sha256(file) == sha256_file(file)
+    _forge(cache)
+    assert remembered_sha256(file) == FORGED
+
+
+def test_a_link_and_another_name_are_the_same_file(file: Path, cache: Path, tmp_path: Path) -> None:
+    remembered_sha256(file)
+    _forge(cache)
+    (tmp_path / "link").symlink_to(file)
+    assert remembered_sha256(tmp_path / "link") == FORGED
+
+
+def test_other_content_of_the_same_size_with_its_times_set_back_is_seen(file: Path, cache: Path) -> None:
+    before = file.stat()
+    remembered_sha256(file)
+    _forge(cache)
+    file.write_bytes(b"\1" + CONTENT[1:])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
+    assert remembered_sha256(file) == sha256_file(file)
+
+
+def test_a_file_that_took_the_place_of_another_is_seen(file: Path, cache: Path, tmp_path: Path) -> None:
+    before = file.stat()
+    other = tmp_path / "other"
+    other.write_bytes(b"\1" + CONTENT[1:])
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    remembered_sha256(file)
+    _forge(cache)
+    os.replace(other, file)
+    assert remembered_sha256(file) == sha256_file(file)
+
+
+def test_a_touched_file_is_read_again(file: Path, cache: Path) -> None:
+    remembered_sha256(file)
+    _forge(cache)
+    file.touch()
+    assert remembered_sha256(file) == sha256_file(file)
+
+
+def test_a_file_that_was_written_just_now_is_not_remembered(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "_SETTLED_NS", 3_600_000_000_000)
+    remembered_sha256(file)
+    assert not (cache / "hashes" / "sha256.json").exists()
+
+
+def test_a_small_file_is_always_read(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(b"small")
+    _settle()
+    assert remembered_sha256(path) == sha256_file(path)
+    assert not (cache / "hashes" / "sha256.json").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"1:2": [1, 2, 3, "no hash"]}', b"\xff", b"[]"])
+def test_a_damaged_memory_is_begun_anew(file: Path, cache: Path, damage: bytes) -> None:
+    remembered_sha256(file)
+    (cache / "hashes" / "sha256.json").write_bytes(damage)
+    assert remembered_sha256(file) == sha256_file(file)
+    _forge(cache)
+    assert remembered_sha256(file) == FORGED
+
+
+def test_a_memory_that_cannot_be_written_is_done_without(file: Path, cache: Path) -> None:
+    (cache / "hashes" / "sha256.json").mkdir(parents=True)
+    assert remembered_sha256(file) == sha256_file(file)
+
+
+def test_a_cache_that_is_no_folder_is_done_without(file: Path, cache: Path) -> None:
+    cache.write_text("not a folder")
+    assert remembered_sha256(file) == sha256_file(file)
+
+
+def test_the_files_hashed_last_are_remembered(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashes, "_MAX_FILES", 2)
+    paths = [tmp_path / str(number) for number in range(3)]
+    for path in paths:
+        path.write_bytes(CONTENT + path.name.encode())
+    _settle()
+    for path in paths:
+        remembered_sha256(path)
+    _forge(cache)
+    assert [remembered_sha256(path) == FORGED for path in reversed(paths)] == [True, True, False]
+
+
+def test_a_file_that_is_not_there_is_a_model_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        remembered_sha256(tmp_path / "nothing")
