@@ -62,7 +62,7 @@ check: lint test
 
 # The command-line reference, from the commands themselves; a test compares.
 docs: setup
-	$(BIN)/python -m typer alexdeploy.cli.app utils docs --name alexdeploy --title "Command line" --output docs/cli.md
+	$(BIN)/python -m typer --app app alexdeploy.cli.app utils docs --name alexdeploy --title "Command line" --output docs/cli.md
 
 bench: setup
 	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)

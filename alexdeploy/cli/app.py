@@ -1,58 +1,63 @@
-"""The `alexdeploy` program: registers one command per module, and turns errors into messages and exit codes."""
+"""The `alexdeploy` program: loads the command that is asked for, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import alexdeploy
-from alexdeploy.cli import (
-    bench,
-    build,
-    calibrate,
-    devices,
-    doctor,
-    evaluate,
-    export,
-    import_,
-    inspect,
-    output,
-    predict,
-    prepare,
-    sample,
-    train,
-    verify,
-)
+from alexdeploy.cli import output
 from alexdeploy.cli.one_voice import hush
 from alexdeploy.core.errors import AlexDeployError, OutputError
 
-app = typer.Typer(
-    name="alexdeploy",
-    help="AlexNet from training to production inference: train, export, predict.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(prepare.prepare)
-app.command()(train.train)
-app.command()(calibrate.calibrate)
-app.command()(export.export)
-app.command()(build.build)
-app.command()(predict.predict)
-app.command()(evaluate.evaluate)
-app.command()(verify.verify)
-app.command()(bench.bench)
-app.command()(inspect.inspect)
-app.command("import")(import_.import_)
-app.command()(sample.sample)
-app.command()(devices.devices)
-app.command()(doctor.doctor)
+_COMMANDS = {
+    "prepare": "prepare",
+    "train": "train",
+    "calibrate": "calibrate",
+    "export": "export",
+    "build": "build",
+    "predict": "predict",
+    "evaluate": "evaluate",
+    "verify": "verify",
+    "bench": "bench",
+    "inspect": "inspect",
+    "import": "import_",
+    "sample": "sample",
+    "devices": "devices",
+    "doctor": "doctor",
+}
+"""Command -> what its module in this package and the function in there are called."""
+
+
+def command_line(commands: Iterable[str] = _COMMANDS) -> typer.Typer:
+    """The program with these commands. One of them is ready 40 ms before all are."""
+    program = typer.Typer(
+        name="alexdeploy",
+        help="AlexNet from training to production inference: train, export, predict.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    program.callback()(_options)
+    for name in commands:
+        module = importlib.import_module(f"alexdeploy.cli.{_COMMANDS[name]}")
+        program.command(name)(getattr(module, _COMMANDS[name]))
+    return program
+
+
+def __getattr__(name: str) -> Any:
+    # For Typer's own tools, which look for the whole program by this name.
+    if name == "app":
+        return command_line()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _print_version(asked: bool) -> None:
@@ -61,7 +66,6 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error. May stand after the command as well.")
@@ -88,7 +92,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, terminate)
     hush()
     try:
-        app(_debug_first(sys.argv[1:]), prog_name="alexdeploy")
+        words = _debug_first(sys.argv[1:])
+        asked = set(words[: 2 if words[:1] == ["--debug"] else 1]) & _COMMANDS.keys()
+        # Without one that there is: for the help, the completion, and the names that are like a misspelt one.
+        command_line(asked or _COMMANDS)(words, prog_name="alexdeploy")
     except AlexDeployError as error:
         if "ALEXDEPLOY_DEBUG" in os.environ:
             traceback.print_exception(error)

@@ -8,6 +8,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_command_line_reference_is_that_of_the_commands() -> None:
-    command = [sys.executable, "-m", "typer", "alexdeploy.cli.app", "utils", "docs", "--name", "alexdeploy"]
-    done = subprocess.run([*command, "--title", "Command line"], capture_output=True, text=True, check=True)
+    tool = [sys.executable, "-m", "typer", "--app", "app", "alexdeploy.cli.app", "utils", "docs"]
+    done = subprocess.run(
+        [*tool, "--name", "alexdeploy", "--title", "Command line"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == (DOCS / "cli.md").read_text(encoding="utf-8").strip(), "run: make docs"
