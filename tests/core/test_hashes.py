@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -131,6 +132,17 @@ def test_the_files_hashed_last_are_remembered(tmp_path: Path, cache: Path, monke
         remembered_sha256(path)
     _forge(cache)
     assert [remembered_sha256(path) == FORGED for path in reversed(paths)] == [True, True, False]
+
+
+def test_who_remembers_at_once_may_forget_but_not_mistake(tmp_path: Path, cache: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(8)]
+    for path in paths:
+        path.write_bytes(CONTENT + path.name.encode())
+    _settle()
+    for _ in range(2):
+        with ThreadPoolExecutor(len(paths)) as threads:
+            assert list(threads.map(remembered_sha256, paths)) == [sha256_file(path) for path in paths]
+    assert [path.name for path in (cache / "hashes").iterdir()] == ["sha256.json"]
 
 
 def test_a_file_that_is_not_there_is_a_model_error(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from helpers import make_model, smooth_images
 from safetensors.numpy import load_file, save_file
 
+from alexdeploy.core import hashes
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import AlexDeployError, DeviceError, ModelError, StaleArtifactError, UsageError
 from alexdeploy.core.recipe import list_recipes
@@ -203,6 +206,53 @@ def test_a_damaged_cache_is_compiled_again(tiny_model: ModelFolder, cache: Path,
     np.testing.assert_array_equal(_run(tiny_model, "openvino", smooth_images(2)).probabilities, expected)
     (renewed,) = (cache / "openvino").iterdir()
     assert renewed.stat().st_size == len(content)
+
+
+def test_a_byte_that_rots_in_the_cache_is_seen_though_size_and_times_are_as_they_were(
+    tiny_model: ModelFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "_MIN_BYTES", 0)
+    monkeypatch.setattr(hashes, "_SETTLED_NS", 20_000_000)
+    expected = _run(tiny_model, "openvino", smooth_images(2)).probabilities
+    time.sleep(0.05)
+    _run(tiny_model, "openvino", smooth_images(2))
+    (blob,) = (cache / "openvino").iterdir()
+    before, content = blob.stat(), bytearray(blob.read_bytes())
+    content[-1000] ^= 0xFF
+    blob.write_bytes(content)
+    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+    np.testing.assert_array_equal(_run(tiny_model, "openvino", smooth_images(2)).probabilities, expected)
+    assert not blob.exists()
+
+
+def test_a_compiled_model_that_is_in_use_is_not_what_the_cache_forgets_first(
+    tiny_model: ModelFolder, cache: Path
+) -> None:
+    _run(tiny_model, "openvino", smooth_images(1))
+    (blob,) = (cache / "openvino").iterdir()
+    days_ago = time.time() - 3 * 24 * 3600
+    os.utime(blob, (days_ago, days_ago))
+    _run(tiny_model, "openvino", smooth_images(1))
+    assert blob.stat().st_mtime > time.time() - 3600
+
+
+def test_a_graph_that_is_replaced_before_it_is_compiled_is_refused(tiny_model: ModelFolder, cache: Path) -> None:
+    engine = open_engine(tiny_model, "openvino", EngineOptions())
+    model = onnx.load(tiny_model.onnx_path())
+    model.doc_string = "changed"
+    onnx.save(model, tiny_model.onnx_path())
+    with pytest.raises(StaleArtifactError, match="has changed meanwhile"), engine:
+        pass
+    assert not list((cache / "openvino").iterdir())
+
+
+def test_openvino_is_run_without_its_telemetry() -> None:
+    code = (
+        "import sys, alexdeploy.engines.openvino\nassert 'openvino' in sys.modules\n"
+        "print(*(name for name in sys.modules if 'openvino_telemetry' in name))\nimport openvino_telemetry"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
