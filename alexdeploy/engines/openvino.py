@@ -151,9 +151,10 @@ class OpenVINOEngine:
         except TypeError:
             # OpenVINO 2025.1 takes no tensors.
             compiled = core.import_model(path.read_bytes(), "CPU", config)
-        if time.time() - path.stat().st_mtime > _TOUCH_SECONDS:
-            # The cache forgets what was used longest ago.
-            path.touch()
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _TOUCH_SECONDS:
+                # The cache forgets what was used longest ago.
+                path.touch()
         return compiled
 
     def _compile(self, core: ov.Core, config: dict[str, str]) -> ov.CompiledModel:

@@ -67,9 +67,8 @@ def profile(
 
 
 def _openvino(content: bytes, precision: Precision, images: NDArray[np.uint8]) -> Iterable[tuple[str, str, float]]:
-    from alexdeploy.engines.openvino_library import ov
-
     from alexdeploy.engines.openvino import precision_hint
+    from alexdeploy.engines.openvino_library import ov
 
     core = ov.Core()
     settings = {
