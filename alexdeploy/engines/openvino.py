@@ -174,7 +174,7 @@ class OpenVINOEngine:
             with suppress(OSError, OutputError):
                 with atomic_write(path) as file:
                     file.write(blob)
-                # A damaged one, or one that another process has made meanwhile: no two are the same in every byte.
+                # A damaged one, or one that another process has made meanwhile: two need not agree in every byte.
                 for other in set(folder.glob(f"{self._cache_key}-*.blob")) - {path}:
                     other.unlink()
             limit_folder(folder, _CACHE_BYTES)
