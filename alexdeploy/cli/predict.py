@@ -86,6 +86,7 @@ def predict(
 
     Ends with exit code 3 if some of the rows are errors.
     """
+    from alexdeploy.images.listing import is_image_name
     from alexdeploy.images.sources import iter_sources
     from alexdeploy.inference import journal, results
     from alexdeploy.inference.predict import Predictor
@@ -100,14 +101,16 @@ def predict(
     if chosen == "parquet" and path is None:
         raise UsageError("Parquet cannot be streamed", cure="Write it to a file: --output FILE.parquet")
     has_finished = path is not None and journal.has_finished(path, chosen, resume=resume)
+    is_single = len(inputs) == 1 and is_image_name(inputs[0]) and os.path.isfile(inputs[0])
     predictor = Predictor(
         model,
         backend=backend,
         precision=precision,
         num_views=_num_views(views, tencrop),
-        batch_size=_batch_size(batch_size, inputs),
+        batch_size=_batch_size(batch_size, is_single=is_single),
         top_k=top_k,
         num_threads=threads,
+        num_streams=1 if is_single else None,
         devices=devices,
         replicas=replicas,
         placement=placement,
@@ -139,12 +142,10 @@ def _default_format(output: Path | None, is_special: bool) -> Format:
     return "jsonl" if is_special else choose_format(output)
 
 
-def _batch_size(text: str | None, inputs: list[str]) -> int | Literal["auto"]:
+def _batch_size(text: str | None, *, is_single: bool) -> int | Literal["auto"]:
     if text is None:
-        from alexdeploy.images.listing import is_image_name
-
         # OpenVINO computes the batch that it was compiled for, however few images there are.
-        return 1 if len(inputs) == 1 and is_image_name(inputs[0]) and os.path.isfile(inputs[0]) else 8
+        return 1 if is_single else 8
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:

@@ -52,6 +52,9 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
 class EngineOptions:
     """What to open. `batch_size` counts images, not views. `num_threads` None: all that the process may use.
 
+    `num_streams` is how many batches may run at once on a CPU, at most; None: as many as are fastest where there are
+    many. A single batch is answered soonest by one stream, which has all threads.
+
     `device` is "cpu", or "cuda:0" and so on as the CUDA runtime of this process counts them.
     """
 
@@ -59,6 +62,7 @@ class EngineOptions:
     num_views: NumViews = 1
     batch_size: int = 8
     num_threads: int | None = None
+    num_streams: int | None = None
     device: str = "cpu"
 
 

@@ -40,6 +40,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
     """An engine for the model's graph of `options.precision`; bf16 runs the fp32 graph in bfloat16 arithmetic."""
     spec = folder.spec()
     precision = "fp32" if options.precision == "bf16" else options.precision
+    num_threads = options.num_threads or available_processors()
     facts = load_facts(folder, precision, spec)
     info = EngineInfo(
         backend="openvino",
@@ -50,7 +51,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
         artifact=facts.sha256,
         batch_size=options.batch_size,
         # One thread a stream: no thread waits for another inside a batch, and decoding fits in between.
-        num_streams=options.num_threads or available_processors(),
+        num_streams=min(options.num_streams or num_threads, num_threads),
     )
     mean_image = folder.mean_image(spec)
 
@@ -66,7 +67,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
         content: bytes = model.SerializeToString()
         return content
 
-    return OpenVINOEngine(load, info, spec.contract_sha256)
+    return OpenVINOEngine(load, info, spec.contract_sha256, num_threads)
 
 
 def precision_hint(capabilities: Collection[str], precision: str) -> str:
@@ -96,8 +97,9 @@ class OpenVINOEngine:
     `load` gives the deployment graph, serialized; it is not called when the compiled model is in the cache.
     """
 
-    def __init__(self, load: Callable[[], bytes], info: EngineInfo, contract_sha256: str) -> None:
+    def __init__(self, load: Callable[[], bytes], info: EngineInfo, contract_sha256: str, num_threads: int) -> None:
         self.info = info
+        self._num_threads = num_threads
         self._load: Callable[[], bytes] | None = load
         self._shape = (images_at_once(info.batch_size, info.num_views), IMAGE_SIZE, IMAGE_SIZE, 3)
         # Everything that the compiled model depends on, by content.
@@ -116,7 +118,7 @@ class OpenVINOEngine:
                 core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"), self.info.precision
             ),
             "NUM_STREAMS": str(self.info.num_streams),
-            "INFERENCE_NUM_THREADS": str(self.info.num_streams),
+            "INFERENCE_NUM_THREADS": str(self._num_threads),
             "ENABLE_CPU_PINNING": "NO",
         }
         self._cache_key = sha256_bytes(repr((self._key, config)).encode())[:32]

@@ -31,7 +31,8 @@ class Predictor:
 
     `model` is a folder, a name under `models/`, or None for the newest there. `backend` None takes the best
     that is installed. `batch_size` counts images, not views; "auto" is what fits the device. `num_threads` None: all
-    the process may use. `devices` names where to run ("cpu,cpu", "0,1", "all"), None: the GPUs if there are any that
+    the process may use. `num_streams` batches at most run at once on the CPU: one is for a single image, which then has
+    all threads. `devices` names where to run ("cpu,cpu", "0,1", "all"), None: the GPUs if there are any that
     can run it, else the CPU; each has `replicas` of the network. `placement` splits one network over two devices.
 
         with Predictor("models/alexnet", num_views=10) as predictor:
@@ -49,12 +50,18 @@ class Predictor:
         batch_size: int | Literal["auto"] = 8,
         top_k: int = 5,
         num_threads: int | None = None,
+        num_streams: int | None = None,
         devices: str | None = None,
         replicas: int = 1,
         placement: Placement | None = None,
     ) -> None:
         """Find the model and check the options. Raises UsageError, ModelError or DeviceError."""
-        for name, value in (("batch_size", batch_size), ("top_k", top_k), ("num_threads", num_threads)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("top_k", top_k),
+            ("num_threads", num_threads),
+            ("num_streams", num_streams),
+        ):
             if value not in (None, "auto") and int(value) < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
         self.folder = find_model(model)
@@ -66,6 +73,7 @@ class Predictor:
                 num_views=num_views,
                 batch_size=batch_size,
                 num_threads=num_threads,
+                num_streams=num_streams,
                 backend=backend,
                 devices=devices,
                 replicas_per_device=replicas,

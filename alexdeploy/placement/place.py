@@ -40,6 +40,7 @@ _LIBRARY_BYTES = 600_000_000
 class Request:
     """What a user asked for. `devices` None: the GPUs if there are any that can run it, else the CPU.
 
+    `num_streams` is that of EngineOptions, for an engine in this process.
     `placement` None: replicas, each of which has the whole network.
     """
 
@@ -47,6 +48,7 @@ class Request:
     num_views: NumViews = 1
     batch_size: int | Literal["auto"] = CPU_BATCH_SIZE
     num_threads: int | None = None
+    num_streams: int | None = None
     backend: Backend | None = None
     devices: str | None = None
     replicas_per_device: int = 1
@@ -122,6 +124,7 @@ def _in_this_process(folder: ModelFolder, request: Request, replica: Replica) ->
         num_views=request.num_views,
         batch_size=replica.batch_size,
         num_threads=replica.num_threads,
+        num_streams=request.num_streams,
     )
     return open_engine(folder, replica.backend, options)
 
