@@ -77,8 +77,8 @@ PROBES = {
             facts["used"] = session.get_providers()
         """,
     "openvino": """
-        # As in engines/openvino_library: no telemetry.
-        sys.modules["openvino_telemetry"] = None
+        # As in engines/openvino_library: no converter, no telemetry.
+        sys.modules["openvino.tools.ovc"] = None
         import openvino
         facts["version"] = openvino.__version__
         facts["capabilities"] = list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
