@@ -86,7 +86,6 @@ def predict(
 
     Ends with exit code 3 if some of the rows are errors.
     """
-    from alexdeploy.images.listing import is_image_name
     from alexdeploy.images.sources import iter_sources
     from alexdeploy.inference import journal, results
     from alexdeploy.inference.predict import Predictor
@@ -101,7 +100,7 @@ def predict(
     if chosen == "parquet" and path is None:
         raise UsageError("Parquet cannot be streamed", cure="Write it to a file: --output FILE.parquet")
     has_finished = path is not None and journal.has_finished(path, chosen, resume=resume)
-    is_single = len(inputs) == 1 and is_image_name(inputs[0]) and os.path.isfile(inputs[0])
+    is_single = _is_single_image(inputs)
     predictor = Predictor(
         model,
         backend=backend,
@@ -140,6 +139,12 @@ def _default_format(output: Path | None, is_special: bool) -> Format:
     if output is None:
         return "table" if sys.stdout.isatty() else "jsonl"
     return "jsonl" if is_special else choose_format(output)
+
+
+def _is_single_image(inputs: list[str]) -> bool:
+    from alexdeploy.images.listing import is_image_name
+
+    return len(inputs) == 1 and is_image_name(inputs[0]) and os.path.isfile(inputs[0])
 
 
 def _batch_size(text: str | None, *, is_single: bool) -> int | Literal["auto"]:

@@ -25,6 +25,7 @@ from PIL import Image
 from program import Run
 
 from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.placement.place import Placed, Request, place
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and file names of POSIX")
 
@@ -381,11 +382,30 @@ def test_help_names_every_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("inputs", "expected"),
-    [(["images/0.jpg"], 1), (["images/0.jpg", "images/1.jpg"], 8), (["images"], 8), (["@list.jpg"], 8), (["*.jpg"], 8)],
+    ("inputs", "batch_size", "num_streams"),
+    [
+        (["images/0.jpg"], 1, 1),
+        (["images/0.jpg", "images/1.jpg"], 8, None),
+        (["images"], 8, None),
+        (["@list.jpg"], 8, None),
+        (["*.jpg"], 8, None),
+        (["images/0.jpg", "--batch-size", "16"], 16, 1),
+    ],
 )
-def test_one_image_file_is_a_batch_of_its_own(workplace: Path, inputs: list[str], expected: int) -> None:
-    from alexdeploy.cli.predict import _batch_size
+def test_one_image_file_is_a_batch_of_its_own_and_has_all_threads(
+    run: Run,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inputs: list[str],
+    batch_size: int,
+    num_streams: int | None,
+) -> None:
+    asked = []
 
-    assert _batch_size(None, inputs) == expected
-    assert _batch_size("16", inputs) == 16
+    def spy(folder: ModelFolder, request: Request) -> Placed:
+        asked.append((request.batch_size, request.num_streams))
+        return place(folder, request)
+
+    monkeypatch.setattr("alexdeploy.inference.predict.place", spy)
+    run(*inputs)
+    assert asked == [(batch_size, num_streams)]

@@ -96,6 +96,16 @@ def test_as_many_threads_as_streams_may_run_at_once(tiny_model: ModelFolder, bac
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_openvino_runs_as_many_batches_at_once_as_asked_and_as_there_are_threads(tiny_model: ModelFolder) -> None:
+    images = smooth_images(3)
+    expected = _run(tiny_model, "openvino", images, batch_size=3).probabilities
+    for asked, streams in ((1, 1), (2, 2), (9, 3), (None, 3)):
+        options = EngineOptions(batch_size=3, num_threads=3, num_streams=asked)
+        with open_engine(tiny_model, "openvino", options) as engine:
+            assert engine.info.num_streams == streams
+            np.testing.assert_allclose(engine.run(images).probabilities, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_ran_is_said(tiny_model: ModelFolder, backend: Backend) -> None:
     info = open_engine(tiny_model, backend, EngineOptions(num_views=10)).info
