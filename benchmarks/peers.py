@@ -90,6 +90,7 @@ def measure_peers(folder: ModelFolder, workspace: Path, options: PeerOptions, sa
             turns[name] = partial(entry.process.rate, ask)
         turns |= _raw_engines(folder, workspace, options, chosen, tuning, say)
         rates = take_turns(turns, options.num_rounds, options.seed, say)
+        ours = {name: entry.process.opened for name, entry in entries.items() if entry.process.opened.backend}
         reference = answers["alexdeploy fp32"]
         return {
             "num_files": len(options.files),
@@ -98,6 +99,14 @@ def measure_peers(folder: ModelFolder, workspace: Path, options: PeerOptions, sa
             "device": options.device,
             "tuning": tuning,
             "chosen": chosen,
+            # Where a peer is slower in the rounds than it was as it was tuned, its ratio tells less.
+            "rounds_over_tuning": {
+                name: statistics.median(rates[name]) / tuning[name][form] for name, form in chosen.items()
+            },
+            "engines": {
+                name: {"backend": each.backend, "device": each.device, "num_streams": each.num_streams}
+                for name, each in ours.items()
+            },
             "rates": rates,
             "peak_bytes": {name: entry.process.peak_bytes for name, entry in entries.items()},
             "open_seconds": {name: entry.process.opened.open_seconds for name, entry in entries.items()},
@@ -132,17 +141,19 @@ def _peers(folder: ModelFolder, workspace: Path, options: PeerOptions) -> dict[s
         graphs = {"native LRN": folder.onnx_path()}
         if has_torch:
             graphs["decomposed LRN"] = export_decomposed(folder, workspace / "decomposed.onnx")
-        for name, ours in (("onnxruntime", graphs), ("onnxruntime int8", {"our graph": folder.onnx_path("int8")})):
+        for name, ours in (("onnxruntime", graphs), ("onnxruntime int8", {"native LRN only": folder.onnx_path("int8")})):
             forms = {
                 form: Setup(side="onnxruntime", model=model, graph=str(path), device=device)
                 for form, path in ours.items()
             }
             peers[name] = _Peer(forms=forms, batches=batches)
     if has_torch:
-        for name, precision in (("pytorch", "fp32"), ("pytorch bf16", "bf16")):
+        layouts = ("contiguous", "channels_last")
+        bfloat16 = [f"{layout}, {way}" for way in ("autocast", "network.bfloat16()") for layout in layouts]
+        for name, precision, names in (("pytorch", "fp32", layouts), ("pytorch bf16", "bf16", bfloat16)):
             forms = {
                 form: Setup(side="pytorch", model=model, precision=precision, form=form, device=device)
-                for form in ("contiguous", "channels_last")
+                for form in names
             }
             peers[name] = _Peer(forms=forms, batches=batches)
         workers = dict.fromkeys((1, available_processors()))

@@ -20,6 +20,10 @@ from benchmarks.sides import Ask, Reply, Setup
 ROOT = Path(__file__).parents[1]
 _END_SECONDS = 10.0
 
+WITHOUT_TELEMETRY = {"CI": "true"}
+"""For the environment of what imports openvino as it is: its converter's telemetry is then silent, and else has the
+program wait for a thread that sends as it ends."""
+
 
 class Process:
     """One side in a process of its own, from its start to its end; a context manager, open when it is made.

@@ -21,7 +21,7 @@ import numpy as np
 
 from alexdeploy import ModelFolder, Predictor
 from alexdeploy.core.processors import available_processors
-from alexdeploy.engines.base import Backend, EngineOptions, NumViews, open_engine
+from alexdeploy.engines.base import Backend, EngineInfo, EngineOptions, NumViews, choose_backend, open_engine
 from alexdeploy.images.decode import decode
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.bench_worker import AnswersAtOnce, peak_bytes, run_engine, run_files
@@ -66,12 +66,16 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """What was done. The first of all has `open_seconds` alone, how long opening took after the process had begun.
+    """What was done. The first of all has `open_seconds`, how long opening took after the process had begun, and of
+    ours what was opened: `backend`, `device`, and `num_streams`, how many batches are classified at once.
 
     `peak_bytes` is the most that the process and its workers have held; what workers share counts for each.
     """
 
     open_seconds: float = 0.0
+    backend: str = ""
+    device: str = ""
+    num_streams: int = 1
     images_per_second: float = 0.0
     peak_bytes: int | None = None
     answers: list[Answer] = []
@@ -101,16 +105,18 @@ def _repeated(work: Callable[[], int]) -> Work:
     return repeat
 
 
-def _ours(setup: Setup, stack: ExitStack) -> Work:
-    """Files to rows, as `alexdeploy predict` runs, with its defaults."""
+def _ours(setup: Setup, stack: ExitStack) -> tuple[Work, EngineInfo]:
+    """Files to rows, as `alexdeploy predict` runs, with its defaults, on the device that was asked for."""
     predictor = stack.enter_context(
         Predictor(
             setup.model,
             precision=setup.precision,  # type: ignore[arg-type]
             num_views=NUM_VIEWS,
             batch_size=setup.batch_size,
+            devices=setup.device,
         )
     )
+    _check_engine(setup, predictor.info)
 
     def rows(ask: Ask) -> Iterator[Answer]:
         for row in predictor.predict(_listed(ask)):
@@ -118,19 +124,18 @@ def _ours(setup: Setup, stack: ExitStack) -> Work:
                 raise SystemExit(f"{row.source}: {row.error}")
             yield row.top[0].index, row.top[0].probability
 
-    return _timed(rows)
+    return _timed(rows), predictor.info
 
 
-def _engine(setup: Setup, stack: ExitStack) -> Work:
+def _engine(setup: Setup, stack: ExitStack) -> tuple[Work, EngineInfo]:
     """Our engine alone, on images that were decoded before; every stream is kept busy."""
-    backend: Backend = "openvino" if setup.device == "cpu" else "tensorrt"
     options = EngineOptions(
         precision=setup.precision,  # type: ignore[arg-type]
         num_views=NUM_VIEWS,
         batch_size=setup.batch_size,
         device=setup.device,
     )
-    engine = stack.enter_context(open_engine(ModelFolder(Path(setup.model)), backend, options))
+    engine = stack.enter_context(open_engine(ModelFolder(Path(setup.model)), _backend(setup), options))
     decoded: dict[tuple[str, ...], np.ndarray] = {}
 
     def work(ask: Ask) -> tuple[float, list[Answer]]:
@@ -138,7 +143,24 @@ def _engine(setup: Setup, stack: ExitStack) -> Work:
             decoded[ask.files] = np.stack([decode(Path(path).read_bytes()) for path in ask.files])
         return run_engine(engine, decoded[ask.files], ask.seconds).images_per_second, []
 
-    return work
+    return work, engine.info
+
+
+def _backend(setup: Setup) -> Backend:
+    """The one that is measured: on a GPU TensorRT, on a CPU the best that is installed."""
+    if setup.device != "cpu":
+        return "tensorrt"
+    return choose_backend(ModelFolder(Path(setup.model)), setup.precision)  # type: ignore[arg-type]
+
+
+def _check_engine(setup: Setup, info: EngineInfo) -> None:
+    """Raise SystemExit unless what runs is what is measured: `predict` takes something slower where it has to."""
+    expected = (_backend(setup), setup.device)
+    if (info.backend, info.device) != expected:
+        raise SystemExit(
+            f"{setup.precision} runs on {info.backend}, {info.device}, and {', '.join(expected)} is measured; "
+            "what is missing is told by: alexdeploy doctor"
+        )
 
 
 def _decode(setup: Setup, stack: ExitStack) -> Work:
@@ -185,12 +207,12 @@ def _pytorch(setup: Setup, stack: ExitStack) -> Work:
     from benchmarks.peer_pytorch import classify
 
     network, mean = _torch_network(setup), _mean(setup)
-    is_last, is_bfloat16 = setup.form == "channels_last", setup.precision == "bf16"
+    is_last, is_autocast = "channels_last" in setup.form, "autocast" in setup.form
     return _timed(
         lambda ask: (
             (label, probability)
             for _, label, probability in classify(
-                network, mean, _listed(ask), ask.batch_size, channels_last=is_last, bfloat16=is_bfloat16
+                network, mean, _listed(ask), ask.batch_size, channels_last=is_last, autocast=is_autocast
             )
         )
     )
@@ -246,7 +268,9 @@ def _torch_network(setup: Setup) -> Any:
     from benchmarks.peer_pytorch import alexnet
 
     network: Any = alexnet(load_file(ModelFolder(Path(setup.model)).weights_path)).to(setup.device)
-    is_last = setup.side == "dataloader" or setup.form == "channels_last"
+    if "network.bfloat16()" in setup.form:
+        network = network.bfloat16()
+    is_last = setup.side == "dataloader" or "channels_last" in setup.form
     return network.to(memory_format=torch.channels_last) if is_last else network
 
 
@@ -259,7 +283,7 @@ def _listed(ask: Ask) -> list[str]:
     return list(ask.files) * ask.repeats
 
 
-SIDES: dict[str, Callable[[Setup, ExitStack], Work]] = {
+SIDES: dict[str, Callable[[Setup, ExitStack], Work | tuple[Work, EngineInfo]]] = {
     "ours": _ours,
     "engine": _engine,
     "decode": _decode,
@@ -284,8 +308,16 @@ def main() -> None:
 
     with ExitStack() as stack:
         began = time.perf_counter()
-        work = SIDES[setup.side](setup, stack)
-        answer(Reply(open_seconds=time.perf_counter() - began, peak_bytes=peak_bytes()))
+        opened = SIDES[setup.side](setup, stack)
+        reply = Reply(open_seconds=time.perf_counter() - began, peak_bytes=peak_bytes())
+        if isinstance(opened, tuple):
+            work, info = opened
+            answer(
+                msgspec.structs.replace(reply, backend=info.backend, device=info.device, num_streams=info.num_streams)
+            )
+        else:
+            work = opened
+            answer(reply)
         while line := sys.stdin.buffer.readline():
             rate, answers = work(msgspec.json.decode(line, type=Ask))
             answer(Reply(images_per_second=rate, peak_bytes=peak_bytes(), answers=answers))

@@ -15,11 +15,23 @@ from typing import Any, get_args
 
 from alexdeploy import ModelFolder
 from alexdeploy.core.spec import Precision
-from benchmarks.process import ROOT, take_turns
+from benchmarks.process import ROOT, WITHOUT_TELEMETRY, take_turns
 
 Say = Callable[[str], None]
 
 SCRIPT = "bare script fp32"
+LEAN_SCRIPT = "bare script fp32, without the converter"
+_SCRIPTS = {
+    SCRIPT: ["-m", "benchmarks.peer_openvino"],
+    # As ours imports OpenVINO.
+    LEAN_SCRIPT: [
+        "-c",
+        "import runpy, sys; sys.modules['openvino.tools.ovc'] = None; "
+        "runpy.run_module('benchmarks.peer_openvino', run_name='__main__')",
+    ],
+}
+"""`import openvino`, as everybody writes it, imports its converter of other frameworks' models as well."""
+
 _NUM_WARM = 2
 """Runs of each before the rounds: the first writes caches, the second finds them."""
 
@@ -35,10 +47,11 @@ class StartupOptions:
 def measure_startup(folder: ModelFolder, workspace: Path, options: StartupOptions, say: Say) -> dict[str, Any]:
     """Seconds of whole processes on a CPU, from start to end: the interpreter, imports, the network, one row.
 
-    Ours is `alexdeploy predict --tencrop`. The other is peer_openvino.py, for FP32.
+    Ours is `alexdeploy predict --tencrop`. The other is peer_openvino.py, for FP32, as it is and without OpenVINO's
+    converter. All of them are without its telemetry.
     """
     network = [str(folder.onnx_path()), str(folder.mean_path), str(workspace / "openvino-cache")]
-    commands = {SCRIPT: ["-m", "benchmarks.peer_openvino", *network, options.photograph]}
+    commands = {name: [*script, *network, options.photograph] for name, script in _SCRIPTS.items()}
     for precision in options.precisions:
         ours = ["-m", "alexdeploy", "predict", options.photograph, "--model", str(folder.path), "--tencrop"]
         commands[f"alexdeploy {precision}"] = [*ours, "--precision", precision, "--format", "jsonl"]
@@ -68,7 +81,7 @@ def cpu_precisions(folder: ModelFolder, *, has_bfloat16: bool) -> tuple[str, ...
 
 def _output(command: Sequence[str]) -> str:
     # Without a GPU, for which no other start would be the same.
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | WITHOUT_TELEMETRY | {"CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
@@ -85,7 +98,7 @@ def _seconds(command: Sequence[str]) -> float:
 
 def _answer(name: str, output: str) -> tuple[int, float]:
     """The class and its probability."""
-    if name == SCRIPT:
+    if name in _SCRIPTS:
         _, label, probability = output.rsplit(maxsplit=2)
         return int(label), float(probability)
     best = json.loads(output)["top"][0]
