@@ -6,13 +6,13 @@ import functools
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from helpers import TINY, make_model, write_pictures
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.quantize import Budget
 
@@ -34,16 +34,24 @@ def _exported(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFolder]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ModelFolder]]:
     """(recipe, *overrides, fp16=False) -> a tiny model, exported once for all tests: to read, not to change."""
+    contents: dict[Path, dict[Path, str]] = {}
 
     @functools.cache
     def export(recipe: str, *overrides: str, fp16: bool = False) -> ModelFolder:
         folder = make_model(tmp_path_factory.mktemp("exported") / recipe, recipe, (*TINY, *overrides))
         export_model(folder, ExportOptions(fp16=fp16))
+        contents[folder.path] = _hashes(folder.path)
         return folder
 
-    return export
+    yield export
+    for path, before in contents.items():
+        assert _hashes(path) == before, f"a test has changed {path}, which is for all of them"
+
+
+def _hashes(folder: Path) -> dict[Path, str]:
+    return {path: sha256_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture

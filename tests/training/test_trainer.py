@@ -181,11 +181,16 @@ def training(data: Path, folder: ModelFolder) -> Iterator[BaseProcess]:
     process.start()
     sender.close()
     with receiver:
-        with suppress(EOFError):
-            receiver.recv()
-        yield process
-        process.join(60)
-    assert process.exitcode is not None
+        try:
+            with suppress(EOFError):
+                receiver.recv()
+            yield process
+            process.join(60)
+            assert process.exitcode is not None
+        finally:
+            # A test that fails leaves no training behind.
+            process.kill()
+            process.join()
 
 
 @pytest.mark.slow
