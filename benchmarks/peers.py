@@ -52,7 +52,7 @@ class PeerOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Peer:
+class Peer:
     """Software that is tuned: the ways to open it by what they are called, and the batches it is tried with."""
 
     forms: Mapping[str, Setup]
@@ -60,7 +60,7 @@ class _Peer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Entry:
+class Entry:
     """A process that takes part, and what it is asked in each of its turns."""
 
     process: Process
@@ -75,10 +75,10 @@ def measure_peers(folder: ModelFolder, workspace: Path, options: PeerOptions, sa
     with ExitStack() as stack:
         entries = {name: _open(setup, options, stack, say) for name, setup in _our_setups(folder, options).items()}
         for name, peer in _peers(folder, workspace, options).items():
-            entries[name], chosen[name], tuning[name] = _tuned(name, peer, options, stack, say)
+            entries[name], chosen[name], tuning[name] = tune(name, peer, options, stack, say)
         # What all of them give for the same pixels, then for the photographs.
         checked = {name: _answer(entry, squares).answers for name, entry in entries.items() if _classifies(name)}
-        _check_same_network(checked)
+        check_same_network(checked)
         answers: dict[str, list[Answer]] = {}
         turns: dict[str, Callable[[], float]] = {}
         for name, entry in entries.items():
@@ -131,22 +131,25 @@ def _our_setups(folder: ModelFolder, options: PeerOptions) -> dict[str, Setup]:
     return setups
 
 
-def _peers(folder: ModelFolder, workspace: Path, options: PeerOptions) -> dict[str, _Peer]:
+def _peers(folder: ModelFolder, workspace: Path, options: PeerOptions) -> dict[str, Peer]:
     """Those whose packages are here."""
     model, device = str(folder.path), options.device
     batches = (1, BATCH_SIZE)
-    peers: dict[str, _Peer] = {}
+    peers: dict[str, Peer] = {}
     has_torch = importlib.util.find_spec("torch") is not None
     if importlib.util.find_spec("onnxruntime") is not None:
         graphs = {"native LRN": folder.onnx_path()}
         if has_torch:
             graphs["decomposed LRN"] = export_decomposed(folder, workspace / "decomposed.onnx")
-        for name, ours in (("onnxruntime", graphs), ("onnxruntime int8", {"native LRN only": folder.onnx_path("int8")})):
+        for name, ours in (
+            ("onnxruntime", graphs),
+            ("onnxruntime int8", {"native LRN only": folder.onnx_path("int8")}),
+        ):
             forms = {
                 form: Setup(side="onnxruntime", model=model, graph=str(path), device=device)
                 for form, path in ours.items()
             }
-            peers[name] = _Peer(forms=forms, batches=batches)
+            peers[name] = Peer(forms=forms, batches=batches)
     if has_torch:
         layouts = ("contiguous", "channels_last")
         bfloat16 = [f"{layout}, {way}" for way in ("autocast", "network.bfloat16()") for layout in layouts]
@@ -155,7 +158,7 @@ def _peers(folder: ModelFolder, workspace: Path, options: PeerOptions) -> dict[s
                 form: Setup(side="pytorch", model=model, precision=precision, form=form, device=device)
                 for form in names
             }
-            peers[name] = _Peer(forms=forms, batches=batches)
+            peers[name] = Peer(forms=forms, batches=batches)
         workers = dict.fromkeys((1, available_processors()))
         forms = {
             f"{number} workers": Setup(
@@ -163,28 +166,28 @@ def _peers(folder: ModelFolder, workspace: Path, options: PeerOptions) -> dict[s
             )
             for number in workers
         }
-        peers["dataloader"] = _Peer(forms=forms, batches=(BATCH_SIZE,))
+        peers["dataloader"] = Peer(forms=forms, batches=(BATCH_SIZE,))
     return peers
 
 
-def _open(setup: Setup, options: PeerOptions, stack: ExitStack, say: Say) -> _Entry:
+def _open(setup: Setup, options: PeerOptions, stack: ExitStack, say: Say) -> Entry:
     say(f"opening {setup.side} {setup.precision} {setup.form}".rstrip())
-    return _Entry(process=stack.enter_context(Process(setup)), ask=Ask(files=options.files))
+    return Entry(process=stack.enter_context(Process(setup)), ask=Ask(files=options.files))
 
 
-def _tuned(
-    name: str, peer: _Peer, options: PeerOptions, stack: ExitStack, say: Say
-) -> tuple[_Entry, str, dict[str, float]]:
+def tune(
+    name: str, peer: Peer, options: PeerOptions, stack: ExitStack, say: Say
+) -> tuple[Entry, str, dict[str, float]]:
     """The fastest form and batch of a peer, what it is called, and how fast all of them were."""
     files = options.files[: options.num_tuning_files]
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, Entry] = {}
     with ExitStack() as tried:
         for form, setup in peer.forms.items():
             process = _open(setup, options, tried, say).process
             for batch_size in peer.batches:
                 ask = Ask(files=files, batch_size=batch_size)
                 process.ask(ask)
-                entries[f"{form}, batches of {batch_size}"] = _Entry(process=process, ask=ask)
+                entries[f"{form}, batches of {batch_size}"] = Entry(process=process, ask=ask)
         turns = {form: partial(entry.process.rate, entry.ask) for form, entry in entries.items()}
         rates = take_turns(turns, options.num_tuning_rounds, options.seed, _tuning(name, say))
     medians = {form: statistics.median(found) for form, found in rates.items()}
@@ -192,7 +195,7 @@ def _tuned(
     # A process of its own, whose memory is that of this form alone.
     entry = _open(entries[best].process.setup, options, stack, say)
     ask = msgspec.structs.replace(entry.ask, batch_size=entries[best].ask.batch_size)
-    return _Entry(process=entry.process, ask=ask), best, medians
+    return Entry(process=entry.process, ask=ask), best, medians
 
 
 def _best(rates: Mapping[str, float]) -> str:
@@ -203,11 +206,11 @@ def _tuning(name: str, say: Say) -> Say:
     return lambda text: say(f"tuning {name}, {text}")
 
 
-def _answer(entry: _Entry, files: tuple[str, ...]) -> Reply:
+def _answer(entry: Entry, files: tuple[str, ...]) -> Reply:
     return entry.process.ask(msgspec.structs.replace(entry.ask, files=files, with_answers=True))
 
 
-def _check_same_network(checked: Mapping[str, list[Answer]]) -> None:
+def check_same_network(checked: Mapping[str, list[Answer]]) -> None:
     """Raise SystemExit unless everything in FP32 computes the same function, on pixels that are the same for all."""
     expected = checked["alexdeploy fp32"]
     for name in ("onnxruntime", "pytorch", "dataloader"):

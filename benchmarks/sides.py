@@ -116,7 +116,7 @@ def _ours(setup: Setup, stack: ExitStack) -> tuple[Work, EngineInfo]:
             devices=setup.device,
         )
     )
-    _check_engine(setup, predictor.info)
+    check_engine(setup, predictor.info)
 
     def rows(ask: Ask) -> Iterator[Answer]:
         for row in predictor.predict(_listed(ask)):
@@ -153,7 +153,7 @@ def _backend(setup: Setup) -> Backend:
     return choose_backend(ModelFolder(Path(setup.model)), setup.precision)  # type: ignore[arg-type]
 
 
-def _check_engine(setup: Setup, info: EngineInfo) -> None:
+def check_engine(setup: Setup, info: EngineInfo) -> None:
     """Raise SystemExit unless what runs is what is measured: `predict` takes something slower where it has to."""
     expected = (_backend(setup), setup.device)
     if (info.backend, info.device) != expected:
@@ -195,6 +195,9 @@ def _onnxruntime(setup: Setup, stack: ExitStack) -> Work:
 
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if setup.device != "cpu" else ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(setup.graph, providers=providers)
+    # It does without a GPU that it cannot use, with no more than a line on stderr.
+    if session.get_providers()[0] != providers[0]:
+        raise SystemExit(f"ONNX Runtime gives {session.get_providers()}; {providers[0]} is measured")
     mean = _mean(setup)
     return _timed(
         lambda ask: (

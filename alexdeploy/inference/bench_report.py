@@ -71,8 +71,8 @@ def _summary(found: Benchmark) -> str:
     words = f"{len(found.rows)} configurations, {rounds} in {found.seconds:.0f} s. Images: "
     words += f"{found.images}, {found.image_bytes / max(found.num_images, 1) / 1e3:,.0f} kB each. "
     words += "Every round measures each configuration for a short while, in an order of its own; rates are medians "
-    words += "over rounds. Each backend, precision and number of views has a process of its own, on GPUs and in OpenVINO "
-    words += "each batch too."
+    words += "over rounds. Each backend, precision and number of views has a process of its own, and so has each batch "
+    words += "on GPUs and in OpenVINO."
     return words + (" It was ended before its time." if found.interrupted else "")
 
 

@@ -9,13 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from helpers import write_pictures
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.inference.predict import Predictor
-from benchmarks import peer_onnxruntime, peer_openvino
 from benchmarks.__main__ import measure
 from benchmarks.process import ROOT, Process
 from benchmarks.sides import Ask, Setup
@@ -56,6 +54,11 @@ def test_what_only_has_a_rate_has_no_answers(side: str, tiny_model: ModelFolder,
 def classify_in_openvino(
     model: ModelFolder, files: list[str], mean: np.ndarray, cache: Path
 ) -> list[tuple[int, float]]:
+    pytest.importorskip("openvino")
+    # Without its telemetry, here too: the script itself imports OpenVINO as everybody does.
+    import alexdeploy.engines.openvino_library  # noqa: F401
+    from benchmarks import peer_openvino
+
     network = peer_openvino.compile_network(str(model.onnx_path()), str(cache))
     return [answer for _, *answer in peer_openvino.classify(network, mean, files)]
 
@@ -63,6 +66,9 @@ def classify_in_openvino(
 def classify_in_onnxruntime(
     model: ModelFolder, files: list[str], mean: np.ndarray, cache: Path
 ) -> list[tuple[int, float]]:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from benchmarks import peer_onnxruntime
+
     session = onnxruntime.InferenceSession(model.onnx_path())
     return [answer for _, *answer in peer_onnxruntime.classify(session, mean, files, batch_size=3)]
 

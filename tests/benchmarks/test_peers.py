@@ -1,0 +1,198 @@
+"""How peers are tuned and checked, how benchmark_app is run, and the bars against all of them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import write_pictures
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.engines.base import EngineInfo
+from alexdeploy.engines.openvino_library import ov
+from benchmarks import benchmark_app
+from benchmarks.network import write_deployed
+from benchmarks.peers import Peer, PeerOptions, check_same_network, tune
+from benchmarks.photographs import write_batch
+from benchmarks.process import Process
+from benchmarks.report import bars, markdown
+from benchmarks.sides import Setup, check_engine
+
+
+def silent(text: str) -> None:
+    """Nothing is said."""
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[str, ...]:
+    return tuple(sorted(map(str, write_pictures(tmp_path / "pictures", 4).iterdir())))
+
+
+def test_a_peer_takes_part_in_the_form_and_batch_that_were_fastest(
+    tiny_model: ModelFolder, pictures: tuple[str, ...]
+) -> None:
+    graph = str(tiny_model.onnx_path())
+    forms = {name: Setup(side="onnxruntime", model=str(tiny_model.path), graph=graph, form=name) for name in "ab"}
+    options = PeerOptions(files=pictures, precisions=(), num_tuning_files=2, num_tuning_rounds=2)
+    with ExitStack() as stack:
+        entry, best, medians = tune("it", Peer(forms=forms, batches=(1, 2)), options, stack, silent)
+        assert entry.process.ask(entry.ask).images_per_second > 0
+    assert set(medians) == {f"{form}, batches of {size}" for form in "ab" for size in (1, 2)}
+    assert medians[best] == max(medians.values())
+    assert f"{entry.process.setup.form}, batches of {entry.ask.batch_size}" == best
+    # It was tuned on some of the files and runs on all.
+    assert entry.ask.files == pictures
+
+
+def test_a_side_says_what_it_opened(tiny_model: ModelFolder) -> None:
+    for side in ("ours", "engine"):
+        with Process(Setup(side=side, model=str(tiny_model.path))) as process:
+            assert (process.opened.backend, process.opened.device) == ("openvino", "cpu")
+            assert process.opened.num_streams >= 1
+
+
+@pytest.mark.parametrize(("backend", "device"), [("onnxruntime", "cpu"), ("openvino", "cuda:0")])
+def test_another_engine_than_is_measured_is_an_error(tiny_model: ModelFolder, backend: str, device: str) -> None:
+    info = EngineInfo(
+        backend=backend,
+        device=device,
+        precision="fp32",
+        num_views=10,
+        classes=("any",),
+        artifact="",
+        batch_size=8,
+        num_streams=1,
+    )
+    with pytest.raises(SystemExit, match=f"fp32 runs on {backend}, {device}, and openvino, cpu is measured"):
+        check_engine(Setup(side="ours", model=str(tiny_model.path)), info)
+
+
+def test_pytorchs_norm_takes_bfloat16_and_gives_it() -> None:
+    torch = pytest.importorskip("torch")
+    from benchmarks.peer_pytorch import TowerNorm
+
+    maps = 100 * torch.rand((1, 8, 4, 4), generator=torch.Generator().manual_seed(0))
+    norm = TowerNorm()
+    found = norm(maps.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), norm(maps), rtol=0.02, atol=0.0)
+
+
+def test_peers_in_fp32_have_to_compute_our_function() -> None:
+    ours = [(3, 0.50), (1, 0.20)]
+    # What is not in FP32 may differ, and what is not installed is not there.
+    check_same_network({"alexdeploy fp32": ours, "pytorch": [(3, 0.504), (1, 0.199)], "pytorch bf16": [(2, 0.1)] * 2})
+    with pytest.raises(SystemExit, match=r"pytorch gives class 2 with 0.20000 where ours is 1, 0.20000"):
+        check_same_network({"alexdeploy fp32": ours, "pytorch": [(3, 0.50), (2, 0.20)]})
+    with pytest.raises(SystemExit, match=r"dataloader gives class 3 with 0.51000 where ours is 3, 0.50000"):
+        check_same_network({"alexdeploy fp32": ours, "dataloader": [(3, 0.51), (1, 0.20)]})
+
+
+@pytest.fixture
+def batch(pictures: tuple[str, ...], tmp_path: Path) -> Path:
+    return write_batch(pictures, 3, tmp_path / "batch.npy")
+
+
+def test_benchmark_app_is_told_our_shapes_and_arithmetic_and_a_longer_time(batch: Path, tmp_path: Path) -> None:
+    command = benchmark_app.command_line(tmp_path / "graph.onnx", "fp32", batch, 2, 1.5, "throughput hint")
+    told = dict(zip(command[3::2], command[4::2], strict=True))
+    assert told["-shape"] == "[3,256,256,3]"
+    assert (told["-infer_precision"], told["-inference_only"], told["-t"]) == ("f32", "True", "6")
+    assert (told["-hint"], "-nstreams" in told) == ("throughput", False)
+
+
+def test_benchmark_app_has_a_stream_for_each_thread_as_ours(batch: Path, tmp_path: Path) -> None:
+    command = benchmark_app.command_line(tmp_path / "graph.onnx", "int8", batch, 2, 1.5, benchmark_app.FORMS[1])
+    told = dict(zip(command[3::2], command[4::2], strict=True))
+    assert (told["-hint"], told["-nstreams"], told["-nthreads"]) == ("none", "2", "2")
+    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert told["-infer_precision"] == ("bf16" if "BF16" in capabilities else "f32")
+
+
+def test_benchmark_app_runs_the_graph_of_our_engine(tiny_model: ModelFolder, batch: Path, tmp_path: Path) -> None:
+    graph = write_deployed(tiny_model, "fp32", tmp_path / "deployed.onnx")
+    assert benchmark_app.images_per_second(graph, "fp32", batch, 1, 0.25, benchmark_app.FORMS[1]) > 0
+
+
+def test_a_benchmark_app_that_fails_is_an_error(batch: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"benchmark_app gave no throughput \(exit code \d+\)"):
+        benchmark_app.images_per_second(tmp_path / "none.onnx", "fp32", batch, 1, 0.25, benchmark_app.FORMS[0])
+
+
+def peers_results(**changes: Any) -> dict[str, Any]:
+    """Two rounds, in the second of which the machine is half as fast."""
+    rates = {
+        "decode": 300.0,
+        "onnxruntime": 16.0,
+        "pytorch": 10.0,
+        "pytorch bf16": 15.0,
+        **{f"engine {each}": rate for each, rate in {"fp32": 30.0, "bf16": 55.0, "int8": 100.0}.items()},
+        **{f"alexdeploy {each}": rate for each, rate in {"fp32": 27.0, "bf16": 46.0, "int8": 76.0}.items()},
+    }
+    names = list(rates)
+    return {
+        "num_files": 8,
+        "num_rounds": 2,
+        "device": "cpu",
+        "chosen": dict.fromkeys(("onnxruntime", "pytorch", "pytorch bf16"), "its form"),
+        "rounds_over_tuning": {"onnxruntime": 1.02, "pytorch": 0.86, "pytorch bf16": 0.59, "raw int8": 1.2},
+        "rates": {name: [rate, rate / 2] for name, rate in rates.items()},
+        "peak_bytes": dict.fromkeys(names),
+        "same_answers": dict.fromkeys(names, 8),
+        "command": "python -m benchmarks",
+        "machine": {
+            "gpus": [],
+            "processor": "A CPU",
+            "num_processors": 2,
+            "versions": {},
+            "load_start": None,
+            "load_end": None,
+        },
+    } | changes
+
+
+def test_each_precision_has_its_bar_against_others() -> None:
+    found = {bar.name: (bar.found, bar.wanted, bar.is_met) for bar in bars({"peers": peers_results()})}
+    onnxruntime, pytorch = "ONNX Runtime in FP32, crops stacked in NumPy", "PyTorch eager in FP32, stacked crops"
+    assert found[f"FP32, files to rows, times {onnxruntime}"] == (27 / 16, 1.8, False)
+    assert found[f"BF16, files to rows, times {onnxruntime}"] == (46 / 16, 3.0, False)
+    assert found[f"INT8, files to rows, times {onnxruntime}"] == (76 / 16, 4.5, True)
+    assert found[f"INT8, files to rows, times {pytorch}"] == (7.6, 8.0, False)
+    # 1/300 + 1/100 = 4/300.
+    assert found["INT8, files to rows, share of the bound"] == (pytest.approx(76 / 75), 0.9, True)
+    assert not any("benchmark_app" in name for name in found)
+
+
+def test_what_is_slower_in_the_rounds_than_when_it_was_tuned_is_named() -> None:
+    lines = markdown({"peers": peers_results()}).splitlines()
+    assert [line for line in lines if "when it was tuned" in line] == [
+        "PyTorch eager, bfloat16, stacked crops: in the rounds 0.59 times as fast as when it was tuned.",
+        "benchmark_app, INT8: in the rounds 1.20 times as fast as when it was tuned.",
+    ]
+
+
+def test_memory_may_not_grow_with_the_number_of_inputs() -> None:
+    inputs = {
+        "seconds_per_image": {"100": [0.1, 0.2, 0.1], "1000": [0.1, 0.1, 0.1]},
+        "peak_bytes": {"100": [100, 900, 110], "1000": [120, 121, 122]},
+    }
+    found = {bar.name: bar for bar in bars({"inputs": inputs})}
+    memory = found["memory, most over fewest inputs"]
+    assert (memory.found, memory.is_met) == (1.1, True)
+    inputs["peak_bytes"]["1000"] = [123, 124, 125]
+    assert not {bar.name: bar for bar in bars({"inputs": inputs})}["memory, most over fewest inputs"].is_met
+
+
+def test_where_no_memory_is_known_it_has_no_bar() -> None:
+    inputs = {"seconds_per_image": {"100": [0.1], "1000": [0.1]}, "peak_bytes": {"100": [None], "1000": [None]}}
+    assert [bar.name for bar in bars({"inputs": inputs})] == [
+        "cost of an image, dearest over cheapest number of inputs"
+    ]
+
+
+@pytest.mark.parametrize(("num_same", "is_met"), [(198, True), (197, False)])
+def test_no_more_than_one_decision_in_a_hundred_may_be_another(num_same: int, is_met: bool) -> None:
+    (bar,) = bars({"decisions": {"num_same": num_same, "num_images": 200}})
+    assert (bar.found, bar.is_met) == (num_same / 200, is_met)
