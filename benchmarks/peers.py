@@ -19,6 +19,7 @@ import msgspec
 
 from alexdeploy import ModelFolder
 from alexdeploy.core.processors import available_processors
+from alexdeploy.engines.base import is_installed
 from benchmarks import benchmark_app, raw_tensorrt
 from benchmarks.network import export_decomposed, write_deployed
 from benchmarks.photographs import write_batch, write_squares
@@ -136,10 +137,11 @@ def _peers(folder: ModelFolder, workspace: Path, options: PeerOptions) -> dict[s
     model, device = str(folder.path), options.device
     batches = (1, BATCH_SIZE)
     peers: dict[str, Peer] = {}
-    has_torch = importlib.util.find_spec("torch") is not None
-    if importlib.util.find_spec("onnxruntime") is not None:
+    has_torch = is_installed("torch")
+    if is_installed("onnxruntime"):
         graphs = {"native LRN": folder.onnx_path()}
-        if has_torch:
+        # The exporter writes its graph with onnxscript.
+        if has_torch and importlib.util.find_spec("onnxscript") is not None:
             graphs["decomposed LRN"] = export_decomposed(folder, workspace / "decomposed.onnx")
         for name, ours in (
             ("onnxruntime", graphs),
@@ -231,12 +233,17 @@ def _raw_engines(
     tuning: dict[str, dict[str, float]],
     say: Say,
 ) -> dict[str, Callable[[], float]]:
-    """The engine alone as its vendor's own program runs it: benchmark_app, on a GPU what trtexec does."""
+    """The engine alone as its vendor's own program runs it: benchmark_app, on a GPU what trtexec does.
+
+    Nothing on a CPU without OpenVINO.
+    """
     if options.device != "cpu":
         return {
             f"raw {precision}": partial(raw_tensorrt.in_own_process, folder, precision, BATCH_SIZE, options.seconds)
             for precision in options.precisions
         }
+    if not is_installed("openvino"):
+        return {}
     from alexdeploy.engines.openvino import images_at_once
 
     batch = write_batch(options.files, images_at_once(BATCH_SIZE, NUM_VIEWS), workspace / "batch.npy")

@@ -59,7 +59,7 @@ def measure_startup(folder: ModelFolder, workspace: Path, options: StartupOption
     for name, command in commands.items():
         for _ in range(_NUM_WARM):
             say(f"startup: filling caches, {name}")
-            answers[name] = _answer(name, _output(command))
+            answers[name] = _answer(name, run_command(command))
     turns = {name: partial(_seconds, command) for name, command in commands.items()}
     return {
         "num_rounds": options.num_rounds,
@@ -79,7 +79,8 @@ def cpu_precisions(folder: ModelFolder, *, has_bfloat16: bool) -> tuple[str, ...
     )
 
 
-def _output(command: Sequence[str]) -> str:
+def run_command(command: Sequence[str]) -> str:
+    """What Python prints. Raises SystemExit if it fails."""
     # Without a GPU, for which no other start would be the same.
     environment = os.environ | WITHOUT_TELEMETRY | {"CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
@@ -92,7 +93,7 @@ def _output(command: Sequence[str]) -> str:
 
 def _seconds(command: Sequence[str]) -> float:
     began = time.perf_counter()
-    _output(command)
+    run_command(command)
     return time.perf_counter() - began
 
 

@@ -19,6 +19,7 @@ from benchmarks.photographs import write_batch
 from benchmarks.process import Process
 from benchmarks.report import bars, markdown
 from benchmarks.sides import Setup, check_engine
+from benchmarks.startup import run_command
 
 
 def silent(text: str) -> None:
@@ -119,6 +120,14 @@ def test_benchmark_app_runs_the_graph_of_our_engine(tiny_model: ModelFolder, bat
 def test_a_benchmark_app_that_fails_is_an_error(batch: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"benchmark_app gave no throughput \(exit code \d+\)"):
         benchmark_app.images_per_second(tmp_path / "none.onnx", "fp32", batch, 1, 0.25, benchmark_app.FORMS[0])
+
+
+def test_what_is_timed_as_a_start_has_no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino_telemetry")
+    monkeypatch.delenv("CI", raising=False)
+    # As openvino's converter asks when it is imported.
+    code = "from openvino_telemetry import Telemetry as T; print(T('a', '1', 'b', 'ga4', False, True).consent)"
+    assert run_command(["-c", code]).strip() == "False"
 
 
 def peers_results(**changes: Any) -> dict[str, Any]:
