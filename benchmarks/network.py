@@ -62,6 +62,8 @@ def check_model(folder: ModelFolder) -> None:
     expected = load_recipe("alexnet")
     if spec.architecture != expected.architecture:
         raise SystemExit(f"{folder.path} is not the network of the recipe alexnet; the peers know no other")
+    if spec.preprocessing.resize != "crop":
+        raise SystemExit(f"{folder.path} was trained on resized images ({spec.preprocessing.resize}); the peers crop")
     for path in (folder.weights_path, folder.mean_path, folder.onnx_path(), folder.onnx_path("int8")):
         if not path.is_file():
             raise SystemExit(f"{path} is missing; make it: alexdeploy export {folder.path} --int8 --calibrate DIR")

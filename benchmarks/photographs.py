@@ -1,4 +1,4 @@
-"""Files to classify: the user's photographs or rendered ones, and the same as thumbnails and at 24 megapixels."""
+"""Files to classify: the user's photographs or rendered ones, and those as thumbnails and enlarged to 24 megapixels."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write_thumbnails(paths: Sequence[str], folder: Path) -> list[str]:
 
 
 def write_large(paths: Sequence[str], folder: Path) -> list[str]:
-    """Each at 24 megapixels."""
+    """Each enlarged to 24 megapixels."""
     folder.mkdir(parents=True)
     made = [folder / f"{number:05}.jpg" for number in range(len(paths))]
     with ThreadPoolExecutor(available_processors()) as threads:

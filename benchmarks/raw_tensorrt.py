@@ -15,19 +15,35 @@ from pathlib import Path
 from typing import Any
 
 from alexdeploy import ModelFolder
+from alexdeploy.engines.engine_files import find_engines
 
 _NUM_STREAMS = 2
 _SIDE = 256
 
 
+def ten_view_engine(folder: ModelFolder, precision: str, batch_size: int) -> Path:
+    """The engine that ours would take of several: that for the smallest batches, of them the newest.
+
+    Raises SystemExit if there is none.
+    """
+    fitting = [
+        (path, record)
+        for path, record in find_engines(folder)
+        if record.precision == precision
+        and record.num_views == 10
+        and record.profile[0] <= batch_size <= record.profile[2]
+    ]
+    if not fitting:
+        words = [f"--{precision}"] * (precision != "fp32")
+        command = " ".join(["alexdeploy build", str(folder.path), *words, "--tencrop", f"--max-batch {batch_size}"])
+        raise SystemExit(f"no ten-view {precision} engine for {batch_size} images in {folder.path}; make it: {command}")
+    return max(fitting, key=lambda found: (-found[1].profile[2], found[1].built_at))[0]
+
+
 def in_own_process(folder: ModelFolder, precision: str, batch_size: int, seconds: float) -> float:
-    """Images per second of the newest ten-view engine of that precision."""
-    engines = sorted(
-        folder.path.glob(f"engines/*-{precision}-tencrop-*.engine"), key=lambda path: path.stat().st_mtime_ns
-    )
-    if not engines:
-        raise SystemExit(f"no ten-view {precision} engine in {folder.path}; make it: alexdeploy build {folder.path}")
-    command = [sys.executable, "-m", "benchmarks.raw_tensorrt", str(engines[-1].absolute())]
+    """Images per second of the ten-view engine of that precision."""
+    engine = ten_view_engine(folder, precision, batch_size)
+    command = [sys.executable, "-m", "benchmarks.raw_tensorrt", str(engine.absolute())]
     command += ["--batch-size", str(batch_size), "--seconds", str(seconds)]
     root = Path(__file__).parents[1]
     run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)

@@ -10,10 +10,11 @@ from typing import Any
 
 from alexdeploy.inference.bench_timing import bound
 from benchmarks.process import median_ratio
+from benchmarks.results import outdated
 from benchmarks.startup import LEAN_SCRIPT, SCRIPT
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-"""What is between them in docs/performance.md is written by `python -m benchmarks`."""
+"""What is between them in docs/performance.md is written by `python -m benchmarks --docs`."""
 
 _PRECISION_NAMES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 _PEER_NAMES = {
@@ -46,7 +47,18 @@ class Bar:
 
 def bars(results: Mapping[str, Any]) -> list[Bar]:
     """Every bar for which there are figures."""
-    return [*_peer_bars(results.get("peers")), *_growth_bars(results), *_startup_bars(results.get("startup"))]
+    return [bar for found in _bars_of_parts(results).values() for bar in found]
+
+
+def _bars_of_parts(results: Mapping[str, Any]) -> dict[str, list[Bar]]:
+    makers = {
+        "peers": _peer_bars,
+        "inputs": _input_bars,
+        "sizes": _size_bars,
+        "decisions": _decision_bars,
+        "startup": _startup_bars,
+    }
+    return {part: list(bars_of(results.get(part))) for part, bars_of in makers.items()}
 
 
 def _peer_bars(peers: Mapping[str, Any] | None) -> Iterator[Bar]:
@@ -77,25 +89,32 @@ def round_bounds(rates: Mapping[str, list[float]], precision: str, *, shares_cor
     return [bound(decode, engine, share_cores=shares_cores) for decode, engine in pairs]
 
 
-def _growth_bars(results: Mapping[str, Any]) -> Iterator[Bar]:
-    inputs = results.get("inputs")
-    if inputs is not None:
-        costs = [statistics.median(found) for found in inputs["seconds_per_image"].values()]
-        name = "cost of an image, dearest over cheapest number of inputs"
-        yield Bar(name=name, found=max(costs) / min(costs), wanted=1 + _SPREAD, at_most=True)
-        peaks = [statistics.median(found) for found in inputs["peak_bytes"].values() if None not in found]
-        if peaks:
-            name = "memory, most over fewest inputs"
-            yield Bar(name=name, found=peaks[-1] / peaks[0], wanted=1 + _SPREAD, at_most=True)
-    sizes = results.get("sizes")
-    if sizes is not None:
-        rates = sizes["rates"]
-        found = median_ratio(rates["decode, 24 megapixels"], rates["full decode, 24 megapixels"])
-        yield Bar(name="24 megapixels, decoding, times decoding in full", found=found, wanted=4.0)
-    decisions = results.get("decisions")
-    if decisions is not None:
-        share = decisions["num_same"] / decisions["num_images"]
-        yield Bar(name="24 megapixels, decisions equal to those of decoding in full", found=share, wanted=0.99)
+def _input_bars(inputs: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if inputs is None:
+        return
+    costs = [statistics.median(found) for found in inputs["seconds_per_image"].values()]
+    name = "cost of an image, dearest over cheapest number of inputs"
+    yield Bar(name=name, found=max(costs) / min(costs), wanted=1 + _SPREAD, at_most=True)
+    peaks = [statistics.median(found) for found in inputs["peak_bytes"].values() if None not in found]
+    if peaks:
+        name = "memory, most over fewest inputs"
+        yield Bar(name=name, found=peaks[-1] / peaks[0], wanted=1 + _SPREAD, at_most=True)
+
+
+def _size_bars(sizes: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if sizes is None:
+        return
+    rates = sizes["rates"]
+    found = median_ratio(rates["decode, 24 megapixels"], rates["full decode, 24 megapixels"])
+    yield Bar(name="enlarged to 24 megapixels, decoding, times decoding in full", found=found, wanted=4.0)
+
+
+def _decision_bars(decisions: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if decisions is None:
+        return
+    share = decisions["num_same"] / decisions["num_images"]
+    name = "enlarged to 24 megapixels, decisions equal to those of decoding in full"
+    yield Bar(name=name, found=share, wanted=0.99)
 
 
 def _startup_bars(startup: Mapping[str, Any] | None) -> Iterator[Bar]:
@@ -110,7 +129,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """All tables, without the markers."""
     lines = [
         *_origins(results),
-        *_bar_table(bars(results)),
+        *_bar_table(results),
         *_peer_tables(results.get("peers")),
         *_input_table(results.get("inputs")),
         *_batch_table(results.get("batches")),
@@ -123,27 +142,35 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _origins(results: Mapping[str, Any]) -> Iterator[str]:
-    """Which parts were measured with what and how; those with the same machine and versions together."""
+    """Which parts were measured with what, when and how; those with the same machine and versions together."""
     origins: dict[str, dict[str, str]] = {}
     for name, part in results.items():
         machine = part["machine"]
         versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
         devices = ", ".join([*machine["gpus"], machine["processor"]])
-        origins.setdefault(f"{devices}, {machine['num_processors']} processors; {versions}", {})[name] = part["command"]
+        when = f"{part['date'][:10]}, commit {part['commit']}"
+        origin = f"{when}; {devices}, {machine['num_processors']} processors; {versions}"
+        origins.setdefault(origin, {})[name] = part["command"]
     for origin, commands in origins.items():
         yield f"{', '.join(commands)}: {origin}."
         yield from ("", *(f"    {command}" for command in dict.fromkeys(commands.values())), "")
+    old = outdated(results)
+    if old:
+        parts = ", ".join(f"{name} ({commit})" for name, commit in old.items())
+        yield from (f"Not of the newest commit, and so perhaps no longer what the code does: {parts}.", "")
 
 
-def _bar_table(found: list[Bar]) -> Iterator[str]:
-    if not found:
+def _bar_table(results: Mapping[str, Any]) -> Iterator[str]:
+    found, old = _bars_of_parts(results), outdated(results)
+    if not any(found.values()):
         return
     yield from ("| bar | wanted | found | |", "|---|---|---|---|")
-    for bar in found:
+    for part, bar in ((part, bar) for part, of_part in found.items() for bar in of_part):
         sign = "≤" if bar.at_most else "≥"
         digits = 3 if bar.wanted == 0.99 else 2
         met = "met" if bar.is_met else "missed"
-        yield f"| {bar.name} | {sign} {bar.wanted:g} | {bar.found:.{digits}f} | {met} |"
+        age = f", at {old[part]}" if part in old else ""
+        yield f"| {bar.name} | {sign} {bar.wanted:g} | {bar.found:.{digits}f} | {met}{age} |"
     yield ""
 
 
@@ -214,7 +241,10 @@ def _input_table(inputs: Mapping[str, Any] | None) -> Iterator[str]:
     if inputs is None:
         return
     precision = _PRECISION_NAMES[inputs["precision"]]
-    yield f"Inputs, ten views, {precision}, a process of its own for each run{_loads(inputs)}:"
+    yield (
+        f"Inputs, ten views, {precision}, a process of its own for each run, medians of {inputs['num_rounds']} rounds"
+        f"{_loads(inputs)}; numbers are rounded up to full batches on all streams, {inputs['wave']} images:"
+    )
     yield from ("", "| inputs | ms an image | least to most | MB |", "|---|---|---|---|")
     for count, costs in inputs["seconds_per_image"].items():
         milliseconds = [1e3 * cost for cost in costs]
@@ -228,7 +258,10 @@ def _batch_table(batches: Mapping[str, Any] | None) -> Iterator[str]:
     if batches is None:
         return
     sizes = list(dict.fromkeys(name.split()[1] for name in batches["rates"]))
-    yield f"Images a batch, ten views, files to rows, images/s and MB{_loads(batches)}:"
+    yield (
+        f"Images a batch, ten views, files to rows, images/s and MB, medians of {batches['num_rounds']} rounds"
+        f"{_loads(batches)}:"
+    )
     yield from ("", f"| | {' | '.join(sizes)} |", "|---|" + "---|" * len(sizes))
     for precision in dict.fromkeys(name.split()[0] for name in batches["rates"]):
         rates = [_rate(batches["rates"][f"{precision} {size}"]) for size in sizes]
@@ -241,7 +274,10 @@ def _batch_table(batches: Mapping[str, Any] | None) -> Iterator[str]:
 def _size_table(sizes: Mapping[str, Any] | None, decisions: Mapping[str, Any] | None) -> Iterator[str]:
     if sizes is not None:
         precision = _PRECISION_NAMES[sizes["precision"]]
-        yield f"Sizes of pictures, images/s{_loads(sizes)}; in full: all pixels, in a pool of as many threads:"
+        yield (
+            f"Sizes of pictures, images/s, medians of {sizes['num_rounds']} rounds{_loads(sizes)}. 24 megapixels: "
+            "photographs that were enlarged, with noise, quality 90. In full: all pixels, in a pool of as many threads."
+        )
         yield ""
         yield f"| | a file | decoding | decoding in full | ratio | files to rows, {precision} |"
         yield "|---|---|---|---|---|---|"
@@ -287,7 +323,8 @@ def _loader_table(loader: Mapping[str, Any] | None) -> Iterator[str]:
         return
     yield (
         f"Training's loader alone, {loader['num_images']:,} of {loader['num_found']:,} photographs, batches of "
-        f"{loader['batch_size']}, {loader['num_threads']} threads{_loads(loader)}:"
+        f"{loader['batch_size']}, {loader['num_threads']} threads, medians of {loader['num_rounds']} rounds"
+        f"{_loads(loader)}:"
     )
     yield from ("", "| | images/s | least to most | MB | times the files | made in |", "|---|---|---|---|---|---|")
     for name, rates in loader["rates"].items():
@@ -302,7 +339,8 @@ def _step_table(training: Mapping[str, Any] | None) -> Iterator[str]:
         return
     yield (
         f"A training step of the full network, forward, backward and update, batches of {training['batch_size']}, "
-        f"{training['num_threads']} threads, {training['device']}{_loads(training)}; the first gradients differ by "
+        f"{training['num_threads']} threads, {training['device']}, medians of {training['num_rounds']} rounds"
+        f"{_loads(training)}; the first gradients differ by "
         f"{training['gradient_difference']:.0e} of their norm at most:"
     )
     yield from ("", "| | images/s | least to most | MB | times the plain loop |", "|---|---|---|---|---|")
@@ -332,16 +370,25 @@ def _megabytes(peaks: list[int | None]) -> str:
 
 
 def _loads(part: Mapping[str, Any]) -> str:
-    """The load averages round the measurement; its own work is in the second."""
+    """The load averages before the whole run, and after the part."""
     before, after = part["machine"]["load_start"], part["machine"]["load_end"]
-    return "" if before is None else f" (load {before:.1f} before, {after:.1f} after)"
+    return "" if before is None else f" (load {before:.1f} before anything ran, {after:.1f} with its own work)"
 
 
 def write_block(page: Path, text: str) -> None:
     """Put `text` between the markers of a page. Raises SystemExit if they are not there."""
-    content = page.read_text(encoding="utf-8")
-    if content.count(BEGIN) != 1 or content.count(END) != 1 or content.index(BEGIN) > content.index(END):
-        raise SystemExit(f"{page} lacks the markers {BEGIN} and {END}, once each and in this order")
+    content = check_page(page)
     before, _, rest = content.partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def check_page(page: Path) -> str:
+    """The content of a page that has the markers. Raises SystemExit if it has not."""
+    try:
+        content = page.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise SystemExit(f"{page} cannot be read: {exc.strerror}") from exc
+    if content.count(BEGIN) != 1 or content.count(END) != 1 or content.index(BEGIN) > content.index(END):
+        raise SystemExit(f"{page} lacks the markers {BEGIN} and {END}, once each and in this order")
+    return content

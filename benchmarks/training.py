@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import numpy as np
 
 from alexdeploy.core.processors import available_processors
-from alexdeploy.images.folder import read_image_folder
+from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.originals import from_labelled
 from alexdeploy.training.prepare import PrepareOptions, prepare
 from benchmarks.process import Process, take_turns
@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingOptions:
-    """A turn of the loader takes about `seconds`, and all of `num_images` once at least; one of the other is a step."""
+    """A turn takes about `seconds`: whole epochs of the loader's `num_images`, or whole steps; one at least."""
 
     num_rounds: int = 7
     num_images: int = 1024
@@ -44,21 +44,22 @@ def measure_loader(images: Path, workspace: Path, options: TrainingOptions, say:
     `images` has a folder of photographs for each class. All give the same shuffled batches, with as many threads.
     """
     data = read_image_folder(images)
-    folders, made = {"files": images}, {}
+    folder = draw(data, options.num_images, workspace / "drawn", options.seed)
+    drawn = read_image_folder(folder)
+    num_images, originals = len(drawn.train), from_labelled(drawn)
+    folders, made = {"files": folder}, {}
     for name, quality in (("packed", None), ("packed --jpeg 95", 95)):
         say(f"loader: making the set {name}")
         folders[name] = workspace / name
         began = time.perf_counter()
-        packed = prepare(
-            from_labelled(data), folders[name], PrepareOptions(jpeg_quality=quality), lambda done, total: None
-        )
+        packed = prepare(originals, folders[name], PrepareOptions(jpeg_quality=quality), lambda done, total: None)
         made[name] = {"seconds": time.perf_counter() - began, "bytes": packed.num_bytes}
-    num_images = min(options.num_images, len(data.train))
     setups = {
         name: Setup(side="loader", data=str(folder), batch_size=options.loader_batch_size, num_images=num_images)
         for name, folder in folders.items()
     }
     return {
+        "num_rounds": options.num_rounds,
         "num_images": num_images,
         "num_found": len(data.train),
         "batch_size": options.loader_batch_size,
@@ -66,6 +67,26 @@ def measure_loader(images: Path, workspace: Path, options: TrainingOptions, say:
         "made": made,
         **_in_turns("loader", setups, num_images, options, say),
     }
+
+
+def draw(data: LabelledImages, num_images: int, folder: Path, seed: int) -> Path:
+    """A folder with links to so many of the training images, one validation image for each class, and no others.
+
+    It has the classes of `data`, and an image of each at least.
+    """
+    order = np.random.default_rng(seed).permutation(len(data.train))
+    # The first of each class, then the others as they were drawn.
+    firsts = dict(reversed([(data.train[index].label, index) for index in order])).values()
+    chosen = list(dict.fromkeys([*firsts, *order]))[: max(num_images, len(data.classes))]
+    # A class of a single image has none for validation.
+    val = {example.label: example for example in (*data.train, *data.val)}.values()
+    for split, examples in (("train", [data.train[index] for index in chosen]), ("val", val)):
+        for name in data.classes:
+            (folder / split / name).mkdir(parents=True)
+        for number, example in enumerate(examples):
+            path = Path(example.path).absolute()
+            (folder / split / data.classes[example.label] / f"{number:06}{path.suffix}").symlink_to(path)
+    return folder
 
 
 def measure_training(options: TrainingOptions, say: Say) -> dict[str, Any]:
@@ -79,30 +100,28 @@ def measure_training(options: TrainingOptions, say: Say) -> dict[str, Any]:
         for name, form in (("alexdeploy", ""), ("plain loop", "plain"))
     }
     return {
+        "num_rounds": options.num_rounds,
         "batch_size": options.step_batch_size,
         "num_threads": available_processors(),
         "device": options.device,
         "gradient_difference": difference,
-        # A step at a time.
-        **_in_turns("training", setups, None, options, say),
+        **_in_turns("training", setups, options.step_batch_size, options, say),
     }
 
 
 def _in_turns(
-    part: str, setups: Mapping[str, Setup], num_images: int | None, options: TrainingOptions, say: Say
+    part: str, setups: Mapping[str, Setup], num_images: int, options: TrainingOptions, say: Say
 ) -> dict[str, Any]:
-    """Rates in images/s by name, and memory. `num_images` is what a turn does once, None: once is long enough."""
+    """Rates in images/s by name, and memory. `num_images` is what an epoch or a step has."""
     with ExitStack() as stack:
         turns, processes = {}, {}
         for name, setup in setups.items():
             say(f"{part}: opening {name}")
             processes[name] = stack.enter_context(Process(setup))
-            ask = Ask()
             # The first time is cold, and says nothing of the others.
-            processes[name].ask(ask)
-            rate = processes[name].rate(ask)
-            if num_images is not None:
-                ask = msgspec.structs.replace(ask, repeats=max(1, round(options.seconds * rate / num_images)))
+            processes[name].ask(Ask())
+            rate = processes[name].rate(Ask())
+            ask = Ask(repeats=max(1, round(options.seconds * rate / num_images)))
             turns[name] = partial(processes[name].rate, ask)
         rates = take_turns(turns, options.num_rounds, options.seed, lambda text: say(f"{part}, {text}"))
         peaks = {name: process.peak_bytes for name, process in processes.items()}

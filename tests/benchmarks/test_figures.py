@@ -80,16 +80,18 @@ def test_a_start_is_compared_with_the_script_in_the_same_round() -> None:
 
 
 def test_parts_of_other_versions_are_told_apart_with_their_own_load() -> None:
-    def of(version: str, load: float | None) -> dict[str, Any]:
+    def of(version: str, load: float | None, commit: str = "abc1234") -> dict[str, Any]:
         facts = {"gpus": [], "processor": "A CPU", "num_processors": 2, "versions": {"openvino": version}}
-        return {"command": f"python with {version}", "machine": facts | {"load_start": load, "load_end": load}}
+        machine = facts | {"load_start": load, "load_end": load}
+        return {"date": f"2026-01-0{version[0]}T", "commit": commit, "command": f"with {version}", "machine": machine}
 
-    steps = {"batch_size": 4, "num_threads": 2, "device": "cpu", "gradient_difference": 3e-6}
+    steps = {"num_rounds": 1, "batch_size": 4, "num_threads": 2, "device": "cpu", "gradient_difference": 3e-6}
     steps |= {"rates": {"alexdeploy": [30.0], "plain loop": [20.0]}, "peak_bytes": {"alexdeploy": 1, "plain loop": 2}}
     text = markdown({"startup": _startup(0.6, 1.2, 0.7) | of("1.0", 0.25), "training": steps | of("2.0", None)})
-    assert "startup: A CPU, 2 processors; openvino 1.0.\n\n    python with 1.0\n" in text
-    assert "training: A CPU, 2 processors; openvino 2.0.\n\n    python with 2.0\n" in text
-    assert "(load 0.2 before, 0.2 after). The script" in text
+    assert "startup: 2026-01-01, commit abc1234; A CPU, 2 processors; openvino 1.0.\n\n    with 1.0\n" in text
+    assert "training: 2026-01-02, commit abc1234; A CPU, 2 processors; openvino 2.0.\n\n    with 2.0\n" in text
+    assert "newest commit" not in text
+    assert "(load 0.2 before anything ran, 0.2 with its own work). The script" in text
     assert "| alexdeploy, FP32 | 0.70 | 0.60 to 1.20 | 1.20 | no |" in text
     assert "| alexdeploy | 30.0 | 30.0 to 30.0 | 0 | 1.50 |" in text
 

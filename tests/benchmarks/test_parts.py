@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +13,9 @@ from helpers import write_pictures
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.inference.predict import Predictor
-from benchmarks.__main__ import measure
 from benchmarks.process import ROOT, Process
 from benchmarks.sides import Ask, Setup
 from benchmarks.startup import LEAN_SCRIPT, SCRIPT, StartupOptions, cpu_precisions, measure_startup
-from benchmarks.training import TrainingOptions, measure_loader
 
 
 def silent(text: str) -> None:
@@ -96,30 +93,6 @@ def test_a_start_is_measured_in_each_precision_that_the_folder_has(
     assert found["same_answers"] == dict.fromkeys(names, True)
     assert found["answers"]["alexdeploy fp32"] == ours(tiny_model, pictures[:1])[0]
     assert found["answers"][SCRIPT][1] == pytest.approx(found["answers"]["alexdeploy fp32"][1], abs=1e-4)
-
-
-def test_the_loader_is_measured_from_files_and_from_both_kinds_of_sets(tmp_path: Path) -> None:
-    for number, name in enumerate(("cats", "dogs")):
-        write_pictures(tmp_path / "data" / name, 6, seed=number)
-    options = TrainingOptions(num_rounds=1, num_images=8, loader_batch_size=4, seconds=0.0)
-    found = measure_loader(tmp_path / "data", tmp_path, options, silent)
-    assert list(found["rates"]) == ["files", "packed", "packed --jpeg 95"]
-    assert all(rate > 0 for rates in found["rates"].values() for rate in rates)
-    assert (found["num_images"], found["num_found"]) == (8, 10)
-    assert found["made"]["packed"]["bytes"] > found["made"]["packed --jpeg 95"]["bytes"]
-
-
-def test_a_part_that_was_not_asked_for_stays_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "results" / "machine.json"
-    before = {"peers": {"rates": {}, "command": "as before", "machine": {"versions": {"openvino": "2025.1"}}}}
-    path.parent.mkdir()
-    path.write_text(json.dumps(before | {"inputs": {"old": 1}}), encoding="utf-8")
-    found = measure({"inputs": lambda: {"new": 2}}, path)
-    assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(found))
-    assert found["peers"] == before["peers"]
-    assert found["inputs"].keys() == {"new", "command", "machine"}
-    assert {"python", "openvino", "onnxruntime"} <= found["inputs"]["machine"]["versions"].keys()
-    assert found["inputs"]["machine"].keys() >= {"load_start", "load_end"}
 
 
 def test_a_part_without_its_option_is_left_out_with_a_word() -> None:
