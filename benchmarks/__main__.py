@@ -39,6 +39,7 @@ from alexdeploy import ModelFolder
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.engines.base import is_installed
 from alexdeploy.inference.bench_plan import load_average
+from benchmarks.bars import bars
 from benchmarks.growth import (
     BATCH_SIZES,
     GrowthOptions,
@@ -62,7 +63,7 @@ from benchmarks.peers import BATCH_SIZE, PeerOptions, measure_peers
 from benchmarks.photographs import find_photographs, render_photographs
 from benchmarks.process import ROOT, Process
 from benchmarks.raw_tensorrt import ten_view_engine
-from benchmarks.report import bars, check_page, markdown, write_block
+from benchmarks.report import check_page, markdown, write_block
 from benchmarks.results import Work, measure, read_parts
 from benchmarks.sides import Setup
 from benchmarks.startup import StartupOptions, cpu_precisions, measure_startup

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.bars import bars, round_bounds
 from benchmarks.process import median_ratio, take_turns
-from benchmarks.report import BEGIN, END, bars, markdown, round_bounds, write_block
+from benchmarks.report import BEGIN, END, markdown, write_block
 from benchmarks.startup import SCRIPT
 
 

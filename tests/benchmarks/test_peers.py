@@ -13,11 +13,12 @@ from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.engines.base import EngineInfo
 from alexdeploy.engines.openvino_library import ov
 from benchmarks import benchmark_app
+from benchmarks.bars import bars
 from benchmarks.network import write_deployed
 from benchmarks.peers import Peer, PeerOptions, check_same_network, tune
 from benchmarks.photographs import write_batch
 from benchmarks.process import Process
-from benchmarks.report import bars, markdown
+from benchmarks.report import markdown
 from benchmarks.sides import Setup, check_engine
 from benchmarks.startup import run_command
 
@@ -150,6 +151,8 @@ def peers_results(**changes: Any) -> dict[str, Any]:
         "rates": {name: [rate, rate / 2] for name, rate in rates.items()},
         "peak_bytes": dict.fromkeys(names),
         "same_answers": dict.fromkeys(names, 8),
+        "date": "2026-01-01T00:00:00",
+        "commit": "abc1234",
         "command": "python -m benchmarks",
         "machine": {
             "gpus": [],

@@ -1,0 +1,117 @@
+"""What was set out to be reached, and what was found."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alexdeploy.inference.bench_timing import bound
+from benchmarks.process import median_ratio
+from benchmarks.startup import SCRIPT
+
+PRECISION_NAMES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+PEER_NAMES = {
+    "onnxruntime": "ONNX Runtime in FP32, crops stacked in NumPy",
+    "onnxruntime int8": "ONNX Runtime, our INT8 graph as it is",
+    "pytorch": "PyTorch eager in FP32, stacked crops",
+    "pytorch bf16": "PyTorch eager, bfloat16, stacked crops",
+    "dataloader": "PyTorch with a DataLoader, as timm",
+}
+_SPREAD = 0.10
+"""Flat is what differs by no more than this."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bar:
+    """Something that was set out to be reached. `found` and `wanted` are in the same unit; `at_most` turns it round."""
+
+    name: str
+    found: float
+    wanted: float
+    at_most: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        return self.found <= self.wanted if self.at_most else self.found >= self.wanted
+
+
+def bars(results: Mapping[str, Any]) -> list[Bar]:
+    """Every bar for which there are figures."""
+    return [bar for found in bars_of_parts(results).values() for bar in found]
+
+
+def bars_of_parts(results: Mapping[str, Any]) -> dict[str, list[Bar]]:
+    makers = {
+        "peers": _peer_bars,
+        "inputs": _input_bars,
+        "sizes": _size_bars,
+        "decisions": _decision_bars,
+        "startup": _startup_bars,
+    }
+    return {part: list(bars_of(results.get(part))) for part, bars_of in makers.items()}
+
+
+def _peer_bars(peers: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if peers is None:
+        return
+    rates = peers["rates"]
+    wanted = (("fp32", "onnxruntime", 1.8), ("bf16", "onnxruntime", 3.0), ("int8", "onnxruntime", 4.5))
+    for precision, peer, least in (*wanted, ("int8", "pytorch", 8.0)):
+        ours = f"alexdeploy {precision}"
+        if ours in rates and peer in rates:
+            name = f"{PRECISION_NAMES[precision]}, files to rows, times {PEER_NAMES[peer]}"
+            yield Bar(name=name, found=median_ratio(rates[ours], rates[peer]), wanted=least)
+    for precision, name in PRECISION_NAMES.items():
+        if f"alexdeploy {precision}" in rates:
+            bounds = round_bounds(rates, precision, shares_cores=peers["device"] == "cpu")
+            found = median_ratio(rates[f"alexdeploy {precision}"], bounds)
+            yield Bar(name=f"{name}, files to rows, share of the bound", found=found, wanted=0.9)
+    raw = "benchmark_app" if peers["device"] == "cpu" else "a raw enqueue"
+    for precision, name in PRECISION_NAMES.items():
+        if f"raw {precision}" in rates:
+            found = median_ratio(rates[f"engine {precision}"], rates[f"raw {precision}"])
+            yield Bar(name=f"{name}, engine alone, share of {raw}", found=found, wanted=0.97)
+
+
+def round_bounds(rates: Mapping[str, list[float]], precision: str, *, shares_cores: bool) -> list[float]:
+    """The most images/s that decoding and the engine allowed in each round, from what each reached alone in it."""
+    pairs = zip(rates["decode"], rates[f"engine {precision}"], strict=True)
+    return [bound(decode, engine, share_cores=shares_cores) for decode, engine in pairs]
+
+
+def _input_bars(inputs: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if inputs is None:
+        return
+    costs = [statistics.median(found) for found in inputs["seconds_per_image"].values()]
+    name = "cost of an image, dearest over cheapest number of inputs"
+    yield Bar(name=name, found=max(costs) / min(costs), wanted=1 + _SPREAD, at_most=True)
+    peaks = [statistics.median(found) for found in inputs["peak_bytes"].values() if None not in found]
+    if peaks:
+        name = "memory, most over fewest inputs"
+        yield Bar(name=name, found=peaks[-1] / peaks[0], wanted=1 + _SPREAD, at_most=True)
+
+
+def _size_bars(sizes: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if sizes is None:
+        return
+    rates = sizes["rates"]
+    found = median_ratio(rates["decode, 24 megapixels"], rates["full decode, 24 megapixels"])
+    yield Bar(name="enlarged to 24 megapixels, decoding, times decoding in full", found=found, wanted=4.0)
+
+
+def _decision_bars(decisions: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if decisions is None:
+        return
+    share = decisions["num_same"] / decisions["num_images"]
+    name = "enlarged to 24 megapixels, decisions equal to those of decoding in full"
+    yield Bar(name=name, found=share, wanted=0.99)
+
+
+def _startup_bars(startup: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if startup is None or "alexdeploy fp32" not in startup["seconds"]:
+        return
+    found = median_ratio(startup["seconds"]["alexdeploy fp32"], startup["seconds"][SCRIPT])
+    name = "FP32, one photograph from a cold process, times a bare OpenVINO script"
+    yield Bar(name=name, found=found, wanted=1.3, at_most=True)

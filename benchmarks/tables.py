@@ -1,0 +1,215 @@
+"""The figures of each part as tables in Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from benchmarks.bars import PEER_NAMES, PRECISION_NAMES, round_bounds
+from benchmarks.process import median_ratio
+from benchmarks.startup import LEAN_SCRIPT, SCRIPT
+
+_DRIFT = 0.15
+"""A peer that is this much faster or slower in the rounds than it was as it was tuned is named."""
+
+
+def peer_tables(peers: Mapping[str, Any] | None) -> Iterator[str]:
+    if peers is None:
+        return
+    rates = peers["rates"]
+    yield (
+        f"Ten views, JPEG files to rows: {peers['num_files']} photographs, medians of {peers['num_rounds']} rounds in "
+        f"which all ran in turn{_loads(peers)}. Ratios are medians of those within a round. "
+        "MB: the most that a process and its workers held, where what workers share counts for each."
+    )
+    yield ""
+    precisions = [key for key in PRECISION_NAMES if f"alexdeploy {key}" in rates]
+    names = [PRECISION_NAMES[key] for key in precisions]
+    ratios = " | ".join(f"our {name}, times it" for name in names)
+    yield f"| | images/s | least to most | MB | answers of our FP32 | {ratios} |"
+    yield "|---|---|---|---|---|" + "---|" * len(names)
+    for key, name in zip(precisions, names, strict=True):
+        yield _rate_row(f"alexdeploy, {name}", f"alexdeploy {key}", peers, precisions)
+    for key, name in PEER_NAMES.items():
+        if key in rates:
+            yield _rate_row(f"{name} ({peers['chosen'][key]})", key, peers, precisions)
+    yield ""
+    for key, ratio in peers["rounds_over_tuning"].items():
+        if abs(ratio - 1) > _DRIFT:
+            name = PEER_NAMES.get(key) or f"benchmark_app, {PRECISION_NAMES[key.split()[1]]}"
+            yield f"{name}: in the rounds {ratio:.2f} times as fast as when it was tuned."
+            yield ""
+    raw = "benchmark_app" if peers["device"] == "cpu" else "raw enqueue"
+    if raw == "benchmark_app":
+        yield "benchmark_app runs four times as long as ours, since it also counts the end in which streams are idle."
+        yield ""
+    yield f"| engine alone, images/s | ours | {raw} | share | bound with decoding | files to rows, share of it |"
+    yield "|---|---|---|---|---|---|"
+    for key, name in zip(precisions, names, strict=True):
+        engine, other = rates[f"engine {key}"], rates.get(f"raw {key}")
+        bounds = round_bounds(rates, key, shares_cores=peers["device"] == "cpu")
+        cells = [
+            name,
+            _rate(engine),
+            "" if other is None else f"{_rate(other)} ({peers['chosen'].get(f'raw {key}', 'copies included')})",
+            "" if other is None else f"{median_ratio(engine, other):.2f}",
+            _rate(bounds),
+            f"{median_ratio(rates[f'alexdeploy {key}'], bounds):.2f}",
+        ]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    decoding = f"{statistics.median(rates['decode']):,.0f} images/s"
+    yield (
+        f"Decoding alone, the pipeline of `predict` with an engine that answers at once: {decoding}. It, the engine "
+        "alone and the bound of both are measured as by `alexdeploy bench`, so that the share of the bound says what "
+        "decoding and engine lose together, and nothing of other decoders."
+    )
+    yield ""
+
+
+def _rate_row(title: str, key: str, peers: Mapping[str, Any], precisions: list[str]) -> str:
+    rates, peak = peers["rates"], peers["peak_bytes"][key]
+    ratios = [f"{median_ratio(rates[f'alexdeploy {each}'], rates[key]):.2f}" for each in precisions]
+    spread = f"{min(rates[key]):.1f} to {max(rates[key]):.1f}"
+    same = f"{peers['same_answers'][key]} of {peers['num_files']}"
+    cells = [title, _rate(rates[key]), spread, "" if peak is None else f"{peak / 1e6:,.0f}", same, *ratios]
+    return f"| {' | '.join(cells)} |"
+
+
+def input_table(inputs: Mapping[str, Any] | None) -> Iterator[str]:
+    if inputs is None:
+        return
+    precision = PRECISION_NAMES[inputs["precision"]]
+    yield (
+        f"Inputs, ten views, {precision}, a process of its own for each run, medians of {inputs['num_rounds']} rounds"
+        f"{_loads(inputs)}; numbers are rounded up to full batches on all streams, {inputs['wave']} images:"
+    )
+    yield from ("", "| inputs | ms an image | least to most | MB |", "|---|---|---|---|")
+    for count, costs in inputs["seconds_per_image"].items():
+        milliseconds = [1e3 * cost for cost in costs]
+        peak = _megabytes(inputs["peak_bytes"][count])
+        spread = f"{min(milliseconds):.1f} to {max(milliseconds):.1f}"
+        yield f"| {int(count):,} | {statistics.median(milliseconds):.1f} | {spread} | {peak} |"
+    yield ""
+
+
+def batch_table(batches: Mapping[str, Any] | None) -> Iterator[str]:
+    if batches is None:
+        return
+    sizes = list(dict.fromkeys(name.split()[1] for name in batches["rates"]))
+    yield (
+        f"Images a batch, ten views, files to rows, images/s and MB, medians of {batches['num_rounds']} rounds"
+        f"{_loads(batches)}:"
+    )
+    yield from ("", f"| | {' | '.join(sizes)} |", "|---|" + "---|" * len(sizes))
+    for precision in dict.fromkeys(name.split()[0] for name in batches["rates"]):
+        rates = [_rate(batches["rates"][f"{precision} {size}"]) for size in sizes]
+        peaks = [_megabytes(batches["peak_bytes"][f"{precision} {size}"]) for size in sizes]
+        yield f"| {PRECISION_NAMES[precision]}, images/s | {' | '.join(rates)} |"
+        yield f"| {PRECISION_NAMES[precision]}, MB | {' | '.join(peaks)} |"
+    yield ""
+
+
+def size_table(sizes: Mapping[str, Any] | None, decisions: Mapping[str, Any] | None) -> Iterator[str]:
+    if sizes is not None:
+        precision = PRECISION_NAMES[sizes["precision"]]
+        yield (
+            f"Sizes of pictures, images/s, medians of {sizes['num_rounds']} rounds{_loads(sizes)}. 24 megapixels: "
+            "photographs that were enlarged, with noise, quality 90. In full: all pixels, in a pool of as many threads."
+        )
+        yield ""
+        yield f"| | a file | decoding | decoding in full | ratio | files to rows, {precision} |"
+        yield "|---|---|---|---|---|---|"
+        rates = sizes["rates"]
+        for kind, num_bytes in sizes["mean_file_bytes"].items():
+            ours, full = rates[f"decode, {kind}"], rates[f"full decode, {kind}"]
+            rows = _rate(rates[f"files to rows, {kind}"])
+            ratio = f"{median_ratio(ours, full):.1f}"
+            yield f"| {kind} | {num_bytes / 1e3:,.0f} kB | {_rate(ours)} | {_rate(full)} | {ratio} | {rows} |"
+        yield ""
+    if decisions is not None:
+        yield (
+            f"Decisions on photographs enlarged to 24 megapixels ({decisions['judge']}, {decisions['num_classes']} "
+            f"classes): {decisions['num_same']} of {decisions['num_images']} are those of decoding in full; "
+            f"probabilities differ by {decisions['mean_difference']:.3f} on the average, "
+            f"{decisions['largest_difference']:.3f} at most."
+        )
+        yield ""
+
+
+def startup_table(startup: Mapping[str, Any] | None) -> Iterator[str]:
+    if startup is None:
+        return
+    seconds = startup["seconds"]
+    yield (
+        "One photograph, ten views, whole processes from a cold start to the end, everything cached: medians of "
+        f"{startup['num_rounds']} rounds in which all ran in turn{_loads(startup)}. The script checks no file; "
+        "it imports OpenVINO as everybody does, with its converter, and once more without that, as ours does. "
+        "OpenVINO's telemetry, which the end of a program waits for, is switched off for all."
+    )
+    yield from ("", "| | seconds | least to most | times the script | class of the script |", "|---|---|---|---|---|")
+    titles = {SCRIPT: "bare OpenVINO script, FP32", LEAN_SCRIPT: "the script without the converter, FP32"}
+    for name, found in seconds.items():
+        title = titles.get(name) or f"alexdeploy, {PRECISION_NAMES[name.split()[1]]}"
+        ratio = f"{median_ratio(found, seconds[SCRIPT]):.2f}"
+        same = "yes" if startup["same_answers"][name] else "no"
+        yield f"| {title} | {statistics.median(found):.2f} | {min(found):.2f} to {max(found):.2f} | {ratio} | {same} |"
+    yield ""
+
+
+def loader_table(loader: Mapping[str, Any] | None) -> Iterator[str]:
+    if loader is None:
+        return
+    yield (
+        f"Training's loader alone, {loader['num_images']:,} of {loader['num_found']:,} photographs, batches of "
+        f"{loader['batch_size']}, {loader['num_threads']} threads, medians of {loader['num_rounds']} rounds"
+        f"{_loads(loader)}:"
+    )
+    yield from ("", "| | images/s | least to most | MB | times the files | made in |", "|---|---|---|---|---|---|")
+    for name, rates in loader["rates"].items():
+        made = loader["made"].get(name)
+        cost = "" if made is None else f"{made['seconds']:.1f} s, {made['bytes'] / 1e6:,.0f} MB"
+        yield f"| {name} | {_compared(loader, name, rates, 'files')} | {cost} |"
+    yield ""
+
+
+def step_table(training: Mapping[str, Any] | None) -> Iterator[str]:
+    if training is None:
+        return
+    yield (
+        f"A training step of the full network, forward, backward and update, batches of {training['batch_size']}, "
+        f"{training['num_threads']} threads, {training['device']}, medians of {training['num_rounds']} rounds"
+        f"{_loads(training)}; the first gradients differ by "
+        f"{training['gradient_difference']:.0e} of their norm at most:"
+    )
+    yield from ("", "| | images/s | least to most | MB | times the plain loop |", "|---|---|---|---|---|")
+    for name, rates in training["rates"].items():
+        yield f"| {name} | {_compared(training, name, rates, 'plain loop')} |"
+    yield ""
+
+
+def _compared(part: Mapping[str, Any], name: str, rates: list[float], base: str) -> str:
+    """Cells: the rate, its spread, the memory, and the ratio to `base`."""
+    ratio = f"{median_ratio(rates, part['rates'][base]):.2f}"
+    spread = f"{_number(min(rates))} to {_number(max(rates))}"
+    return f"{_rate(rates)} | {spread} | {_megabytes([part['peak_bytes'][name]])} | {ratio}"
+
+
+def _rate(rates: list[float]) -> str:
+    return _number(statistics.median(rates))
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}"
+
+
+def _megabytes(peaks: list[int | None]) -> str:
+    known = [peak for peak in peaks if peak is not None]
+    return f"{statistics.median(known) / 1e6:,.0f}" if known else ""
+
+
+def _loads(part: Mapping[str, Any]) -> str:
+    """The load averages before the whole run, and after the part."""
+    before, after = part["machine"]["load_start"], part["machine"]["load_end"]
+    return "" if before is None else f" (load {before:.1f} before anything ran, {after:.1f} with its own work)"
