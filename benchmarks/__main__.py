@@ -183,8 +183,7 @@ def _training_work(given: argparse.Namespace, device: DeviceKind, workspace: Pat
 
 def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path, say: Say) -> dict[str, Work]:
     """The work on a model and photographs, with both made ready."""
-    has_openvino = is_installed("openvino")
-    if "peers" in given.parts and (has_openvino or device != "cpu"):
+    if "peers" in given.parts:
         check_memory(PEERS_BYTES, free_memory())
     if device == "cuda":
         _check_engines(given)
@@ -230,16 +229,13 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
             with Process(Setup(side="ours", model=str(folder.path), precision=precision, device=growth.device)):
                 pass
     work = {
+        "peers": lambda: measure_peers(folder, workspace, peers, say),
         "inputs": lambda: measure_inputs(folder, growth, say),
         "batches": lambda: measure_batches(folder, growth, say),
         "sizes": lambda: measure_sizes(folder, workspace, growth, say),
         "decisions": lambda: measure_decisions(judge, judged, "fp32", say),
     }
-    if has_openvino or device != "cpu":
-        work["peers"] = lambda: measure_peers(folder, workspace, peers, say)
-    elif "peers" in given.parts:
-        say("peers is left out: openvino is not installed")
-    if has_openvino:
+    if is_installed("openvino"):
         startup = StartupOptions(
             photograph=files[0],
             precisions=cpu_precisions(folder, has_bfloat16=has_bfloat16()),
