@@ -29,4 +29,8 @@ if not hasattr(ov, "convert_model"):
     # Others in this process may want it.
     ov.convert_model = _convert_model
 
+# The first call fills a table, and may let go of the interpreter's lock meanwhile: two threads whose first inference is
+# at the same time would wait for each other for ever.
+ov.Type.u8.to_dtype()
+
 __all__ = ["ov"]
