@@ -58,21 +58,25 @@ def profile(
     else:
         model = deployment_graph(graph.model, spec, num_views, mean_image)
     content: bytes = model.SerializeToString()
-    run = _openvino if backend == "openvino" else _onnxruntime
     try:
-        return _medians(run(content, precision, images))
+        if backend == "openvino":
+            return _medians(_openvino(content, precision, graph.is_int8_throughout, images))
+        return _medians(_onnxruntime(content, images))
     # Neither runtime has an exception of its own that all of theirs are: those of ONNX Runtime are Exceptions.
     except Exception as exc:
         raise DeviceError(f"{backend} could not be profiled: {first_line(exc)}") from exc
 
 
-def _openvino(content: bytes, precision: Precision, images: NDArray[np.uint8]) -> Iterable[tuple[str, str, float]]:
+def _openvino(
+    content: bytes, precision: Precision, is_int8_throughout: bool, images: NDArray[np.uint8]
+) -> Iterable[tuple[str, str, float]]:
     from alexdeploy.engines.openvino import precision_hint
     from alexdeploy.engines.openvino_library import ov
 
     core = ov.Core()
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     settings = {
-        "INFERENCE_PRECISION_HINT": precision_hint(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"), precision),
+        "INFERENCE_PRECISION_HINT": precision_hint(capabilities, precision, is_int8_throughout),
         "INFERENCE_NUM_THREADS": "1",
         "NUM_STREAMS": "1",
         "PERF_COUNT": "YES",
@@ -88,7 +92,7 @@ def _openvino(content: bytes, precision: Precision, images: NDArray[np.uint8]) -
                 yield entry.node_name, entry.node_type, 1e3 * entry.real_time.total_seconds()
 
 
-def _onnxruntime(content: bytes, precision: Precision, images: NDArray[np.uint8]) -> Iterable[tuple[str, str, float]]:
+def _onnxruntime(content: bytes, images: NDArray[np.uint8]) -> Iterable[tuple[str, str, float]]:
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:

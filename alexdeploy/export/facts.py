@@ -24,6 +24,8 @@ SOURCE_KEY = "alexdeploy.source_sha256"
 SOURCE_NAME_KEY = "alexdeploy.source"
 WEIGHTS_KEY = "alexdeploy.weights_sha256"
 RANGES_KEY = "alexdeploy.ranges_sha256"
+FLOAT_LAYERS_KEY = "alexdeploy.float_layers"
+"""In a graph with INT8 layers: the layers with weights that stay in float, joined by commas; "" for none."""
 
 _METADATA_PROPS = 14
 """The field of ONNX's ModelProto that holds them; each has its key in field 1 and its value in field 2."""
@@ -46,6 +48,11 @@ class Facts:
         """What tells the network apart: its weights, or for an imported model its FP32 file."""
         is_derived = self.metadata.get(SOURCE_NAME_KEY) == ModelFolder(Path()).onnx_path().name
         return self.weights_sha256 or (self.metadata[SOURCE_KEY] if is_derived else self.sha256)
+
+    @property
+    def is_int8_throughout(self) -> bool:
+        """Whether no layer with weights stays in float; False where nothing says so, as in another's INT8 graph."""
+        return self.metadata.get(FLOAT_LAYERS_KEY) == ""
 
     def spec(self) -> ModelSpec | None:
         """The spec that the file carries, None if alexdeploy did not write it."""

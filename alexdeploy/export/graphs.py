@@ -17,6 +17,7 @@ from alexdeploy.core.errors import ModelError, first_line
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
 from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.facts import (
+    FLOAT_LAYERS_KEY,
     RANGES_KEY,
     SOURCE_KEY,
     SOURCE_NAME_KEY,
@@ -26,6 +27,7 @@ from alexdeploy.export.facts import (
     check_fresh,
     graph_path,
 )
+from alexdeploy.export.int8 import float_layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +93,8 @@ def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source) -> bytes:
         facts[WEIGHTS_KEY] = source.weights_sha256
     if source.ranges_sha256 is not None:
         facts[RANGES_KEY] = source.ranges_sha256
+    if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        facts[FLOAT_LAYERS_KEY] = ",".join(float_layers(model))
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, facts)
     # Deterministic, so that exporting twice gives the same hash.

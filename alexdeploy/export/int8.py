@@ -17,6 +17,7 @@ from onnx import NodeProto, helper, numpy_helper
 from alexdeploy.core.errors import DeviceError, ModelError
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.export.deployment import PIXELS
+from alexdeploy.export.graph_walk import all_nodes, producers
 from alexdeploy.export.histogram import QMAX
 
 QUANTIZED_OPS = ("Conv", "Gemm", "MatMul")
@@ -32,6 +33,20 @@ def quantizable_layers(model: onnx.ModelProto) -> tuple[str, ...]:
         node.name
         for node in model.graph.node
         if node.op_type in QUANTIZED_OPS and node.input[1] in weights and node.name
+    )
+
+
+def float_layers(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Layers that multiply in float: a runtime computes one in INT8 only if both of its factors are dequantized."""
+    made_by = producers(model.graph)
+
+    def is_dequantized(name: str) -> bool:
+        return name in made_by and made_by[name].op_type == "DequantizeLinear"
+
+    return tuple(
+        node.name or node.output[0]
+        for node in all_nodes(model.graph.node)
+        if node.op_type in (*QUANTIZED_OPS, "ConvTranspose") and not all(map(is_dequantized, node.input[:2]))
     )
 
 

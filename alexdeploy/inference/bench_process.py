@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from alexdeploy.core import errors
+from alexdeploy.core.artifacts import cache_folder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError
 from alexdeploy.engines.base import EngineInfo
 from alexdeploy.inference.bench_worker import Done, Failed, Job, Opened, Reply, Task, read_frame, write_frame
@@ -44,6 +45,12 @@ class Start:
     first_row_seconds: float
 
 
+def _environment() -> dict[str, str]:
+    # A whole bench compiles more models than the cache holds, and would put out those that the user runs every day.
+    cache = cache_folder("bench")
+    return {**os.environ} if cache is None else {**os.environ, "ALEXDEPLOY_CACHE": str(cache.absolute())}
+
+
 class Process:
     """One process from its start to its end; it is started when this is made. Raises what goes wrong in there."""
 
@@ -56,6 +63,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=_environment(),
             # Ctrl-C is for this process, which then ends that one.
             start_new_session=True,
         )

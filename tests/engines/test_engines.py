@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,20 +13,10 @@ import pytest
 from helpers import make_model, smooth_images
 from safetensors.numpy import load_file, save_file
 
-from alexdeploy.core import hashes
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import AlexDeployError, DeviceError, ModelError, StaleArtifactError, UsageError
 from alexdeploy.core.recipe import list_recipes
 from alexdeploy.engines.base import Backend, EngineOptions, Predictions, choose_backend, open_engine
-from alexdeploy.export.export import export_model
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache for compiled models, of this test alone."""
-    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
 
 BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime", "torch")
 
@@ -62,29 +50,6 @@ def test_a_tail_batch_gives_exactly_its_own_rows(tiny_model: ModelFolder, backen
             np.testing.assert_allclose(part.probabilities, whole.probabilities[:count], atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_openvino_gives_an_image_the_same_bits_in_every_batch(int8_model: ModelFolder, precision: str) -> None:
-    images = smooth_images(9)
-    whole = _run(int8_model, "openvino", images, precision=precision, num_views=10, batch_size=9)
-    for batch_size in (1, 4, 8):
-        options = EngineOptions(precision=precision, num_views=10, batch_size=batch_size)  # type: ignore[arg-type]
-        with open_engine(int8_model, "openvino", options) as engine:
-            for start in range(0, 9, batch_size):
-                part = engine.run(images[start : start + batch_size])
-                expected = whole.probabilities[start : start + batch_size]
-                np.testing.assert_array_equal(part.probabilities, expected)
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "num_views", "expected"),
-    [(1, 1, 1), (8, 1, 8), (64, 1, 32), (8, 5, 8), (1, 10, 1), (4, 10, 4), (6, 10, 3), (8, 10, 4), (64, 10, 4)],
-)
-def test_openvino_computes_at_most_forty_views_at_once(batch_size: int, num_views: int, expected: int) -> None:
-    from alexdeploy.engines.openvino import images_at_once
-
-    assert images_at_once(batch_size, num_views) == expected
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_as_many_threads_as_streams_may_run_at_once(tiny_model: ModelFolder, backend: Backend) -> None:
     batches = [smooth_images(4, seed) for seed in range(8)]
@@ -94,16 +59,6 @@ def test_as_many_threads_as_streams_may_run_at_once(tiny_model: ModelFolder, bac
             found = list(threads.map(lambda batch: engine.run(batch).probabilities, batches))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-
-
-def test_openvino_runs_as_many_batches_at_once_as_asked_and_as_there_are_threads(tiny_model: ModelFolder) -> None:
-    images = smooth_images(3)
-    expected = _run(tiny_model, "openvino", images, batch_size=3).probabilities
-    for asked, streams in ((1, 1), (2, 2), (9, 3), (None, 3)):
-        options = EngineOptions(batch_size=3, num_threads=3, num_streams=asked)
-        with open_engine(tiny_model, "openvino", options) as engine:
-            assert engine.info.num_streams == streams
-            np.testing.assert_allclose(engine.run(images).probabilities, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -136,24 +91,6 @@ def test_bfloat16_runs_only_where_asked_for(tiny_model: ModelFolder, backend: Ba
     assert 1e-5 < difference < 5e-2
 
 
-@pytest.mark.parametrize(
-    ("precision", "capabilities", "expected"),
-    [
-        ("fp32", ["FP32", "BF16"], "f32"),
-        ("fp16", ["FP32", "BF16"], "f32"),
-        ("bf16", ["FP32", "BF16"], "bf16"),
-        ("int8", ["FP32", "INT8", "BF16"], "bf16"),
-        ("int8", ["FP32", "INT8"], "f32"),
-    ],
-)
-def test_between_int8_layers_bfloat16_is_used_where_the_cpu_has_it(
-    precision: str, capabilities: list[str], expected: str
-) -> None:
-    from alexdeploy.engines.openvino import precision_hint
-
-    assert precision_hint(capabilities, precision) == expected
-
-
 def test_bfloat16_is_refused_where_it_cannot_run(tiny_model: ModelFolder) -> None:
     from alexdeploy.engines.openvino import precision_hint
 
@@ -184,107 +121,6 @@ def test_a_closed_engine_says_so(tiny_model: ModelFolder, backend: Backend) -> N
     engine = open_engine(tiny_model, backend, EngineOptions())
     with pytest.raises(DeviceError, match="not open"):
         engine.run(smooth_images(1))
-
-
-def test_a_compiled_model_from_the_cache_gives_the_same_bits(tiny_model: ModelFolder, cache: Path) -> None:
-    first = _run(tiny_model, "openvino", smooth_images(3), num_views=10)
-    (blob,) = (cache / "openvino").iterdir()
-    written = blob.stat().st_ino
-    second = _run(tiny_model, "openvino", smooth_images(3), num_views=10)
-    np.testing.assert_array_equal(first.probabilities, second.probabilities)
-    assert [path.stat().st_ino for path in (cache / "openvino").iterdir()] == [written]
-
-
-def test_another_model_of_the_same_name_does_not_get_the_cached_one(tiny_model: ModelFolder, cache: Path) -> None:
-    before = _run(tiny_model, "openvino", smooth_images(3)).probabilities
-    weights = load_file(tiny_model.weights_path)
-    weights["fc8.bias"] += np.arange(5, dtype=np.float32)
-    save_file(weights, tiny_model.weights_path)
-    export_model(tiny_model)
-    after = _run(tiny_model, "openvino", smooth_images(3)).probabilities
-    exact = _run(tiny_model, "torch", smooth_images(3)).probabilities
-    np.testing.assert_allclose(after, exact, atol=1e-5)
-    assert np.abs(after - before).max() > 0.01
-
-
-@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
-def test_a_damaged_cache_is_compiled_again(tiny_model: ModelFolder, cache: Path, damage: bytes | None) -> None:
-    expected = _run(tiny_model, "openvino", smooth_images(2)).probabilities
-    (blob,) = (cache / "openvino").iterdir()
-    content = blob.read_bytes()
-    blob.write_bytes(content[: len(content) // 2] if damage is None else damage)
-    np.testing.assert_array_equal(_run(tiny_model, "openvino", smooth_images(2)).probabilities, expected)
-    (renewed,) = (cache / "openvino").iterdir()
-    assert renewed.stat().st_size == len(content)
-
-
-def test_a_byte_that_rots_in_the_cache_is_seen_though_size_and_times_are_as_they_were(
-    tiny_model: ModelFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hashes, "_MIN_BYTES", 0)
-    monkeypatch.setattr(hashes, "_SETTLED_NS", 20_000_000)
-    expected = _run(tiny_model, "openvino", smooth_images(2)).probabilities
-    time.sleep(0.05)
-    _run(tiny_model, "openvino", smooth_images(2))
-    (blob,) = (cache / "openvino").iterdir()
-    before, content = blob.stat(), bytearray(blob.read_bytes())
-    content[-1000] ^= 0xFF
-    blob.write_bytes(content)
-    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
-    np.testing.assert_array_equal(_run(tiny_model, "openvino", smooth_images(2)).probabilities, expected)
-    assert not blob.exists()
-
-
-def test_a_compiled_model_that_is_in_use_is_not_what_the_cache_forgets_first(
-    tiny_model: ModelFolder, cache: Path
-) -> None:
-    _run(tiny_model, "openvino", smooth_images(1))
-    (blob,) = (cache / "openvino").iterdir()
-    days_ago = time.time() - 3 * 24 * 3600
-    os.utime(blob, (days_ago, days_ago))
-    _run(tiny_model, "openvino", smooth_images(1))
-    assert blob.stat().st_mtime > time.time() - 3600
-
-
-def test_a_graph_that_is_replaced_before_it_is_compiled_is_refused(tiny_model: ModelFolder, cache: Path) -> None:
-    engine = open_engine(tiny_model, "openvino", EngineOptions())
-    model = onnx.load(tiny_model.onnx_path())
-    model.doc_string = "changed"
-    onnx.save(model, tiny_model.onnx_path())
-    with pytest.raises(StaleArtifactError, match="has changed meanwhile"), engine:
-        pass
-    assert not list((cache / "openvino").iterdir())
-
-
-def test_openvino_is_run_without_its_telemetry() -> None:
-    code = (
-        "import sys, alexdeploy.engines.openvino\nassert 'openvino' in sys.modules\n"
-        "print(*(name for name in sys.modules if 'telemetry' in name))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "\n"
-
-
-def test_who_converts_models_in_the_same_process_still_can(tiny_model: ModelFolder) -> None:
-    code = (
-        "import sys, alexdeploy.engines.openvino, openvino\n"
-        "print(len(openvino.convert_model(sys.argv[1]).outputs))\n"
-        "from openvino.tools.ovc import convert_model\nprint(len(convert_model(sys.argv[1]).outputs))"
-    )
-    path = str(tiny_model.onnx_path())
-    # It is the converter that has the telemetry; CI stands for: nothing is sent.
-    done = subprocess.run(
-        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, env={**os.environ, "CI": "true"}
-    )
-    assert done.stdout == "1\n1\n"
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(
-    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "file"))
-    assert _run(tiny_model, "openvino", smooth_images(2)).probabilities.shape == (2, 5)
 
 
 def test_changed_weights_make_the_graph_stale(tiny_model: ModelFolder) -> None:

@@ -18,8 +18,10 @@ from alexdeploy.core.errors import ModelError
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.export.deployment import PIXELS, deployment_graph
-from alexdeploy.export.export import export_model
-from alexdeploy.export.int8 import quantizable_layers, to_int8
+from alexdeploy.export.export import ExportOptions, export_model
+from alexdeploy.export.facts import read_facts
+from alexdeploy.export.int8 import float_layers, quantizable_layers, to_int8
+from alexdeploy.export.quantize import Budget
 from alexdeploy.export.ranges import read_ranges
 from alexdeploy.export.runner import run_graph
 from alexdeploy.images.preprocess import network_input
@@ -151,6 +153,32 @@ def test_a_layer_that_is_kept_stays_float_and_the_others_do_not(tiny_model: Mode
     }
     assert direct == {"conv1", "fc7"}
     assert quantizable_layers(quantized) == ("conv1", "fc7")
+
+
+@pytest.mark.parametrize("keep", [(), ("conv1", "fc8")])
+def test_an_int8_file_says_which_layers_stay_in_float(int8_model: ModelFolder, keep: tuple[str, ...]) -> None:
+    export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0, keep=keep)))
+    facts = read_facts(int8_model.onnx_path("int8"))
+    assert facts.metadata["alexdeploy.float_layers"] == ",".join(keep)
+    assert facts.is_int8_throughout == (not keep)
+
+
+def test_a_file_without_int8_layers_says_nothing_of_them(tiny_model: ModelFolder) -> None:
+    facts = read_facts(tiny_model.onnx_path())
+    assert "alexdeploy.float_layers" not in facts.metadata
+    assert not facts.is_int8_throughout
+
+
+def test_a_layer_whose_weights_alone_are_int8_multiplies_in_float(int8_model: ModelFolder) -> None:
+    model = _graph(int8_model)
+    assert float_layers(model) == ()
+    conv = next(node for node in model.graph.node if node.name == "conv3")
+    dequantize = _maker(model, conv.input[0])
+    assert dequantize is not None
+    quantize = _maker(model, dequantize.input[0])
+    assert quantize is not None
+    conv.input[0] = quantize.input[0]
+    assert float_layers(model) == ("conv3",)
 
 
 def test_nothing_left_to_quantize_is_an_error(tiny_model: ModelFolder) -> None:

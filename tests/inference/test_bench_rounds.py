@@ -121,6 +121,14 @@ def test_the_answers_of_a_process_are_those_of_predict(
     assert np.load(tmp_path / "answers.npy").argmax(axis=1).tolist() == rows
 
 
+def test_what_a_bench_compiles_does_not_fill_the_cache_that_predict_has(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
+    Process(msgspec.structs.replace(job, backend="openvino")).end()
+    assert [path.parent for path in tmp_path.rglob("*.blob")] == [tmp_path / "cache" / "bench" / "openvino"]
+
+
 def test_a_process_that_cannot_open_raises_the_error_of_there(job: Job) -> None:
     with pytest.raises(ModelError, match=r"has no model\.int8\.onnx"):
         Process(Job(**{name: getattr(job, name) for name in job.__struct_fields__} | {"precision": "int8"}))

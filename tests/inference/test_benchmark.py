@@ -234,6 +234,8 @@ def test_the_layers_of_a_profile_are_those_of_the_network(tiny_model: ModelFolde
     assert all(layer.milliseconds >= 0 for layer in found)
     assert {"LRN"} <= {layer.kind for layer in found}
     assert {"deploy/view0", "deploy/view9"} <= {layer.name for layer in found if layer.is_preprocessing}
+    # What OpenVINO makes of it has other layers there, and ONNX Runtime joins the views before the network.
+    assert ("deploy/views" in {layer.name for layer in found if layer.is_preprocessing}) == (backend == "onnxruntime")
     assert not any("conv3" in layer.name or "softmax" in layer.name for layer in found if layer.is_preprocessing)
 
 

@@ -1,0 +1,330 @@
+"""OpenVINO's engine: fixed shapes, arithmetic between INT8 layers, streams, and the cache of compiled models."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from helpers import TINY, make_model, smooth_images, write_pictures
+from safetensors.numpy import load_file, save_file
+
+from alexdeploy.core import hashes
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import StaleArtifactError
+from alexdeploy.core.processors import available_processors
+from alexdeploy.engines import openvino as openvino_engine
+from alexdeploy.engines.base import EngineOptions, Predictions, open_engine
+from alexdeploy.engines.openvino import OpenVINOEngine, images_at_once, precision_hint
+from alexdeploy.engines.openvino_library import ov
+from alexdeploy.export.deployment import PREFIX
+from alexdeploy.export.export import ExportOptions, export_model
+from alexdeploy.export.facts import FLOAT_LAYERS_KEY
+from alexdeploy.export.openvino_graph import openvino_graph
+from alexdeploy.export.quantize import Budget
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="ctime is the time of the last change on POSIX only")
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFolder]:
+    """(recipe, *overrides) -> a tiny model with all layers in INT8, made once for all tests: to read, not to change."""
+    root = tmp_path_factory.mktemp("int8")
+    write_pictures(root / "pictures", 40)
+
+    @functools.cache
+    def quantize(recipe: str, *overrides: str) -> ModelFolder:
+        name = f"{recipe}-{len(list(root.iterdir()))}"
+        folder = make_model(root / name, recipe, (*TINY, *overrides))
+        with pytest.MonkeyPatch.context() as patch:
+            # Ranges lie in the working folder.
+            patch.chdir(root)
+            options = ExportOptions(int8=True, calibrate="pictures", budget=Budget(max_drop=100.0))
+            export_model(folder, options)
+        return folder
+
+    return quantize
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for compiled models, of this test alone."""
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def _open(folder: ModelFolder, **options: object) -> OpenVINOEngine:
+    engine = open_engine(folder, "openvino", EngineOptions(**options))  # type: ignore[arg-type]
+    assert isinstance(engine, OpenVINOEngine)
+    return engine
+
+
+def _property(engine: OpenVINOEngine, name: str) -> object:
+    """What the compiled model says of itself."""
+    compiled = engine._compiled
+    assert compiled is not None
+    return compiled.get_property(name)
+
+
+def _run(folder: ModelFolder, images: np.ndarray, **options: object) -> Predictions:
+    with _open(folder, **options) as engine:
+        return engine.run(images)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_image_has_the_same_bits_in_every_batch_of_an_engine(int8_model: ModelFolder, precision: str) -> None:
+    images = smooth_images(9)
+    with _open(int8_model, precision=precision, num_views=10, batch_size=9) as engine:
+        whole = engine.run(images).probabilities
+        for size in (1, 2, 4, 8):
+            for start in range(0, 9, size):
+                part = engine.run(images[start : start + size]).probabilities
+                np.testing.assert_array_equal(part, whole[start : start + size])
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("int8", 0.01)])
+def test_engines_for_other_batches_give_the_same_answers(
+    int8_model: ModelFolder, precision: str, tolerance: float
+) -> None:
+    """Each is compiled for shapes of its own, and which kernels OpenVINO takes for these is its own affair."""
+    images = smooth_images(4)
+    whole = _run(int8_model, images, precision=precision, num_views=10, batch_size=4).probabilities
+    for batch_size in (1, 3):
+        with _open(int8_model, precision=precision, num_views=10, batch_size=batch_size) as engine:
+            parts = [engine.run(images[start : start + batch_size]) for start in range(0, 4, batch_size)]
+        found = np.concatenate([part.probabilities for part in parts])
+        np.testing.assert_allclose(found, whole, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_views", "expected"),
+    [(1, 1, 1), (8, 1, 8), (64, 1, 32), (8, 5, 8), (1, 10, 1), (4, 10, 4), (6, 10, 3), (8, 10, 4), (64, 10, 4)],
+)
+def test_openvino_computes_at_most_forty_views_at_once(batch_size: int, num_views: int, expected: int) -> None:
+    assert images_at_once(batch_size, num_views) == expected
+
+
+def test_openvino_runs_as_many_batches_at_once_as_asked_and_as_there_are_threads(tiny_model: ModelFolder) -> None:
+    images = smooth_images(3)
+    expected = _run(tiny_model, images, batch_size=3).probabilities
+    # More threads than the machine has are not given.
+    most = available_processors()
+    for num_threads, asked, streams in ((2, 1, 1), (2, 2, 2), (2, 9, 2), (2, None, 2), (1, 2, 1)):
+        with _open(tiny_model, batch_size=3, num_threads=num_threads, num_streams=asked) as engine:
+            assert engine.info.num_streams == streams
+            assert _property(engine, "NUM_STREAMS") == min(streams, most)
+            assert _property(engine, "INFERENCE_NUM_THREADS") == min(num_threads, most)
+            np.testing.assert_allclose(engine.run(images).probabilities, expected, atol=1e-6)
+
+
+def test_a_compiled_model_from_the_cache_runs_with_the_threads_that_are_asked_for_now(
+    tiny_model: ModelFolder, cache: Path
+) -> None:
+    images = smooth_images(3)
+    found = []
+    for num_threads, num_streams in ((2, 1), (2, 2), (1, 1), (2, 1)):
+        with _open(tiny_model, num_threads=num_threads, num_streams=num_streams) as engine:
+            found.append(engine.run(images).probabilities)
+            most = available_processors()
+            assert _property(engine, "NUM_STREAMS") == min(num_streams, most)
+            assert _property(engine, "INFERENCE_NUM_THREADS") == min(num_threads, most)
+    assert len(list((cache / "openvino").iterdir())) == 1
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "is_int8_throughout", "expected"),
+    [
+        ("fp32", ["FP32", "BF16"], True, "f32"),
+        ("fp16", ["FP32", "BF16"], True, "f32"),
+        ("bf16", ["FP32", "BF16"], False, "bf16"),
+        ("int8", ["FP32", "INT8", "BF16"], True, "bf16"),
+        ("int8", ["FP32", "INT8", "BF16"], False, "f32"),
+        ("int8", ["FP32", "INT8"], True, "f32"),
+    ],
+)
+def test_between_int8_layers_bfloat16_is_used_where_the_cpu_has_it(
+    precision: str, capabilities: list[str], is_int8_throughout: bool, expected: str
+) -> None:
+    assert precision_hint(capabilities, precision, is_int8_throughout) == expected
+
+
+def _arithmetic(folder: ModelFolder) -> str:
+    with _open(folder, precision="int8") as engine:
+        return str(_property(engine, "INFERENCE_PRECISION_HINT"))
+
+
+def test_layers_that_are_kept_out_of_int8_are_computed_in_float32(int8_model: ModelFolder) -> None:
+    has_bfloat16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert ("bfloat16" in _arithmetic(int8_model)) == has_bfloat16
+    export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0, keep=("fc8",))))
+    assert "float32" in _arithmetic(int8_model)
+
+
+def test_an_int8_graph_that_does_not_say_what_stays_in_float_runs_in_float32(int8_model: ModelFolder) -> None:
+    path = int8_model.onnx_path("int8")
+    model = onnx.load(path)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == FLOAT_LAYERS_KEY)
+    model.metadata_props.remove(entry)
+    onnx.save(model, path)
+    assert "float32" in _arithmetic(int8_model)
+    images = smooth_images(4)
+    with open_engine(int8_model, "onnxruntime", EngineOptions(precision="int8")) as engine:
+        expected = engine.run(images).probabilities
+    np.testing.assert_allclose(_run(int8_model, images, precision="int8").probabilities, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("num_views", [1, 10])
+@pytest.mark.parametrize("recipe", ["alexnet", "caffenet", "torchvision"])
+def test_bfloat16_between_int8_layers_does_not_reach_the_pixels_before_the_first(
+    quantized: Callable[..., ModelFolder], recipe: str, num_views: int
+) -> None:
+    folder = quantized(recipe)
+    spec = folder.spec()
+    network = onnx.load(folder.onnx_path("int8"))
+    model = openvino_graph(network, spec, "int8", num_views, folder.mean_image(spec))
+    name = PREFIX + "quantized"
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None))
+    content = model.SerializeToString()
+    images = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    expected = session.run([name], {"images": images})[0].astype(int)
+    core = ov.Core()
+    has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for hint in ("f32", "bf16") if has_bfloat16 else ("f32",):
+        read = core.read_model(content)
+        read.reshape([2, 256, 256, 3])
+        compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        found = compiled({0: images})[2].astype(int)
+        # A value halfway between two may be rounded to either.
+        assert np.abs(found - expected).max() <= 1
+        assert (found != expected).mean() < 1e-4
+
+
+def test_a_compiled_model_from_the_cache_gives_the_same_bits(tiny_model: ModelFolder, cache: Path) -> None:
+    first = _run(tiny_model, smooth_images(3), num_views=10)
+    (blob,) = (cache / "openvino").iterdir()
+    written = blob.stat().st_ino
+    second = _run(tiny_model, smooth_images(3), num_views=10)
+    np.testing.assert_array_equal(first.probabilities, second.probabilities)
+    assert [path.stat().st_ino for path in (cache / "openvino").iterdir()] == [written]
+
+
+def test_another_model_of_the_same_name_does_not_get_the_cached_one(tiny_model: ModelFolder, cache: Path) -> None:
+    before = _run(tiny_model, smooth_images(3)).probabilities
+    weights = load_file(tiny_model.weights_path)
+    weights["fc8.bias"] += np.arange(5, dtype=np.float32)
+    save_file(weights, tiny_model.weights_path)
+    export_model(tiny_model)
+    after = _run(tiny_model, smooth_images(3)).probabilities
+    with open_engine(tiny_model, "torch", EngineOptions()) as engine:
+        exact = engine.run(smooth_images(3)).probabilities
+    np.testing.assert_allclose(after, exact, atol=1e-5)
+    assert np.abs(after - before).max() > 0.01
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def test_a_damaged_cache_is_compiled_again(tiny_model: ModelFolder, cache: Path, damage: bytes | None) -> None:
+    expected = _run(tiny_model, smooth_images(2)).probabilities
+    (blob,) = (cache / "openvino").iterdir()
+    content = blob.read_bytes()
+    blob.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    np.testing.assert_array_equal(_run(tiny_model, smooth_images(2)).probabilities, expected)
+    (renewed,) = (cache / "openvino").iterdir()
+    assert renewed.stat().st_size == len(content)
+
+
+@posix_only
+def test_a_cached_model_that_is_written_to_is_seen_though_its_size_and_date_are_as_they_were(
+    tiny_model: ModelFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "_MIN_BYTES", 0)
+    monkeypatch.setattr(hashes, "_SETTLED_NS", 20_000_000)
+    expected = _run(tiny_model, smooth_images(2)).probabilities
+    time.sleep(0.05)
+    _run(tiny_model, smooth_images(2))
+    (blob,) = (cache / "openvino").iterdir()
+    before, content = blob.stat(), bytearray(blob.read_bytes())
+    content[-1000] ^= 0xFF
+    blob.write_bytes(content)
+    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+    np.testing.assert_array_equal(_run(tiny_model, smooth_images(2)).probabilities, expected)
+    assert not blob.exists()
+
+
+def test_a_compiled_model_that_is_in_use_is_not_what_the_cache_forgets_first(
+    tiny_model: ModelFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = smooth_images(1)
+    blobs: list[Path] = []
+    for num_views, days in ((1, 3), (5, 2)):
+        _run(tiny_model, images, num_views=num_views)
+        (blob,) = set((cache / "openvino").iterdir()) - set(blobs)
+        days_ago = time.time() - days * 24 * 3600
+        os.utime(blob, (days_ago, days_ago))
+        blobs.append(blob)
+    in_use, forgotten = blobs
+    _run(tiny_model, images, num_views=1)
+    monkeypatch.setattr(openvino_engine, "_CACHE_BYTES", int(2.5 * in_use.stat().st_size))
+    _run(tiny_model, images, num_views=10)
+    assert in_use.exists()
+    assert not forgotten.exists()
+
+
+def test_a_model_compiled_on_another_processor_is_not_taken_from_a_shared_cache(
+    tiny_model: ModelFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(tiny_model, smooth_images(1))
+    monkeypatch.setattr(openvino_engine.platform, "machine", lambda: "another")
+    _run(tiny_model, smooth_images(1))
+    assert len(list((cache / "openvino").iterdir())) == 2
+
+
+def test_a_graph_that_is_replaced_before_it_is_compiled_is_refused(tiny_model: ModelFolder, cache: Path) -> None:
+    engine = _open(tiny_model)
+    model = onnx.load(tiny_model.onnx_path())
+    model.doc_string = "changed"
+    onnx.save(model, tiny_model.onnx_path())
+    with pytest.raises(StaleArtifactError, match="has changed meanwhile"), engine:
+        pass
+    assert not list((cache / "openvino").iterdir())
+
+
+def test_openvino_is_run_without_its_telemetry() -> None:
+    code = (
+        "import sys, alexdeploy.engines.openvino\nassert 'openvino' in sys.modules\n"
+        "print(*(name for name in sys.modules if 'telemetry' in name))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+def test_who_converts_models_in_the_same_process_still_can(tiny_model: ModelFolder) -> None:
+    code = (
+        "import sys, alexdeploy.engines.openvino, openvino\n"
+        "print(len(openvino.convert_model(sys.argv[1]).outputs))\n"
+        "from openvino.tools.ovc import convert_model\nprint(len(convert_model(sys.argv[1]).outputs))"
+    )
+    path = str(tiny_model.onnx_path())
+    # It is the converter that has the telemetry; CI stands for: nothing is sent.
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, env={**os.environ, "CI": "true"}
+    )
+    assert done.stdout == "1\n1\n"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "file"))
+    assert _run(tiny_model, smooth_images(2)).probabilities.shape == (2, 5)
