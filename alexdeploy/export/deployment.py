@@ -6,6 +6,7 @@ so every backend gets the same photograph and none has preprocessing of its own 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -65,13 +66,13 @@ def deployment_graph(
     else:
         pixels = graph.normalized(graph.pixels(spec), spec, mean_image)
     # Quantizing and cutting commute: each pixel is quantized once, not once a view.
-    quantize = _first(inside, names, "QuantizeLinear")
+    quantize = _first(inside, names, "QuantizeLinear", network.graph)
     if quantize is not None:
         pixels = graph.node("QuantizeLinear", [pixels, *quantize.input[1:]], PREFIX + "quantized")
     views = graph.views(pixels, spec.preprocessing.crop, num_views)
     if channels_last:
         # OpenVINO 2026.4 takes a convolution out of INT8 if a Transpose stands between it and its DequantizeLinear.
-        dequantize = _first(inside, names, "DequantizeLinear")
+        dequantize = _first(inside, names, "DequantizeLinear", network.graph)
         if dequantize is not None:
             views = graph.node("DequantizeLinear", [views, *dequantize.input[1:]], PREFIX + "dequantized")
         views = graph.node("Transpose", [views], VIEWS, perm=[0, 3, 1, 2])
@@ -103,10 +104,17 @@ def deployment_graph(
     )
 
 
-def _first(inside: list[NodeProto], names: dict[str, str], op: str) -> NodeProto | None:
-    """Take the only reader of the views out of `inside`, if it is an `op`: the views are then its output as well."""
+def _first(inside: list[NodeProto], names: dict[str, str], op: str, network: onnx.GraphProto) -> NodeProto | None:
+    """Take the only reader of the views out of `inside`, if it is an `op` of one scale: the views are then its output.
+
+    Scales along an axis stay where they are, as does a type that stands in an attribute: where the node goes, axes are
+    others, and its attributes are not taken along.
+    """
     readers = [node for node in inside if VIEWS in (names.get(name) for name in node.input)]
     if [node.op_type for node in readers] != [op]:
+        return None
+    scales = [tensor for tensor in network.initializer if tensor.name == readers[0].input[1]]
+    if not scales or math.prod(scales[0].dims) != 1 or not all(readers[0].input) or len(readers[0].input) != 3:
         return None
     inside.remove(readers[0])
     names[readers[0].output[0]] = VIEWS

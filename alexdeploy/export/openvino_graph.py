@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 from alexdeploy.export.deployment import CUT, PREFIX, VIEWS, deployment_graph
-from alexdeploy.export.graph_walk import prune
+from alexdeploy.export.graph_walk import producers, prune
 from alexdeploy.export.towers import unroll_towers
 
 _FOLDED: tuple[Precision, ...] = ("bf16", "int8")
@@ -41,9 +43,10 @@ def fold_columns(model: onnx.ModelProto) -> onnx.ModelProto:
     weights = {tensor.name: tensor for tensor in graph.initializer}
     readers = [node for node in graph.node if VIEWS in node.input]
     conv = readers[0] if len(readers) == 1 and readers[0].op_type == "Conv" else None
-    kernel = None if conv is None else _kernel(graph, conv, weights)
-    if conv is None or kernel is None:
+    found = None if conv is None else _kernel(graph, conv, weights)
+    if conv is None or found is None:
         return model
+    kernel, dequantize = found
     stride = _attribute(conv, "strides", [1, 1])[1]
     concat = next(node for node in graph.node if node.output[0] == CUT)
     slices = [node for node in graph.node if node.output[0] in concat.input]
@@ -64,18 +67,22 @@ def fold_columns(model: onnx.ModelProto) -> onnx.ModelProto:
     reader.input[0] = PREFIX + "folded"
     place = list(graph.node).index(reader)
     graph.node.insert(place, helper.make_node("Reshape", [CUT, shape.name], [PREFIX + "folded"], PREFIX + "folded"))
-    _fold_kernel(conv, kernel, num_columns, stride)
+    _fold_kernel(graph, conv, kernel, dequantize, num_columns)
     prune(graph)
     return model
 
 
-def _kernel(graph: onnx.GraphProto, conv: NodeProto, weights: dict[str, TensorProto]) -> TensorProto | None:
-    """The weights [O, 3, K, K] of a convolution that can be folded, before they are dequantized; else None."""
-    sources = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+def _kernel(
+    graph: onnx.GraphProto, conv: NodeProto, weights: dict[str, TensorProto]
+) -> tuple[TensorProto, NodeProto | None] | None:
+    """The weights [O, 3, K, K] of a convolution that can be folded, and what dequantizes them, if so; else None."""
     name = conv.input[1]
-    if name in sources:
-        zeros = [numpy_helper.to_array(weights[zero]) for zero in sources[name].input[2:]]
-        name = "" if any(zero.any() for zero in zeros) else sources[name].input[0]
+    made_by = producers(graph).get(name)
+    dequantize = made_by if made_by is not None and made_by.op_type == "DequantizeLinear" else None
+    if dequantize is not None:
+        if not _is_by_map(dequantize, weights):
+            return None
+        name = dequantize.input[0]
     strides = _attribute(conv, "strides", [1, 1])
     is_plain = (
         name in weights
@@ -84,16 +91,44 @@ def _kernel(graph: onnx.GraphProto, conv: NodeProto, weights: dict[str, TensorPr
         and _attribute(conv, "dilations", [1, 1]) == [1, 1]
         and not any(attribute.name == "auto_pad" and attribute.s != b"NOTSET" for attribute in conv.attribute)
     )
-    return weights[name] if is_plain and weights[name].dims[1] == 3 else None
+    return (weights[name], dequantize) if is_plain and weights[name].dims[1] == 3 else None
 
 
-def _fold_kernel(conv: NodeProto, kernel: TensorProto, num_columns: int, stride: int) -> None:
+def _is_by_map(dequantize: NodeProto, weights: dict[str, TensorProto]) -> bool:
+    """Whether one scale, or one for each output map, holds for whole kernels, and 0 stands for 0."""
+    scale, zero = dequantize.input[1], dequantize.input[2] if len(dequantize.input) > 2 else ""
+    axis, block = (
+        next((attribute.i for attribute in dequantize.attribute if attribute.name == name), default)
+        for name, default in (("axis", 1), ("block_size", 0))
+    )
+    return (
+        scale in weights
+        and (math.prod(weights[scale].dims) == 1 or axis in (0, -4))
+        and not block
+        and (not zero or (zero in weights and not numpy_helper.to_array(weights[zero]).any()))
+    )
+
+
+def _fold_kernel(
+    graph: onnx.GraphProto, conv: NodeProto, kernel: TensorProto, dequantize: NodeProto | None, num_columns: int
+) -> None:
+    """Give the convolution weights of its own: others may read the ones that it had."""
+    stride = _attribute(conv, "strides", [1, 1])[1]
     values = numpy_helper.to_array(kernel)
     maps, channels, height, width = values.shape
     values = np.pad(values, [(0, 0), (0, 0), (0, 0), (0, num_columns * stride - width)])
     values = values.reshape(maps, channels, height, num_columns, stride).transpose(0, 4, 1, 2, 3)
     values = values.reshape(maps, stride * channels, height, num_columns)
-    kernel.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), kernel.name))
+    folded = numpy_helper.from_array(np.ascontiguousarray(values), PREFIX + "folded_weights")
+    graph.initializer.append(folded)
+    conv.input[1] = folded.name
+    if dequantize is not None:
+        conv.input[1] = PREFIX + "folded_kernel"
+        own = NodeProto()
+        own.CopyFrom(dequantize)
+        own.name = own.output[0] = conv.input[1]
+        own.input[0] = folded.name
+        graph.node.insert(list(graph.node).index(dequantize), own)
     for attribute in conv.attribute:
         if attribute.name == "strides":
             attribute.ints[1] = 1

@@ -183,6 +183,32 @@ def test_an_int8_graph_that_does_not_say_what_stays_in_float_runs_in_float32(int
     np.testing.assert_allclose(_run(int8_model, images, precision="int8").probabilities, expected, atol=0.01)
 
 
+STRIDE_2 = "architecture.convs=[{channels=64, kernel=7, stride=2, pool=true}, {channels=64, kernel=3, pool=true}]"
+
+
+@pytest.mark.parametrize("num_views", [1, 5, 10])
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("alexnet", ()),
+        ("caffenet", ()),
+        ("torchvision", ()),
+        ("torchvision", (STRIDE_2,)),
+        ("alexnet", ("preprocessing.channels=bgr",)),
+    ],
+)
+def test_int8_answers_as_in_onnx_runtime(
+    quantized: Callable[..., ModelFolder], recipe: str, overrides: tuple[str, ...], num_views: int
+) -> None:
+    folder, images = quantized(recipe, *overrides), smooth_images(5)
+    with open_engine(folder, "onnxruntime", EngineOptions(precision="int8", num_views=num_views)) as engine:  # type: ignore[arg-type]
+        expected = engine.run(images).probabilities
+    found = _run(folder, images, precision="int8", num_views=num_views).probabilities
+    # bfloat16 between the layers, and values that may be rounded to either of two.
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert expected.max() - expected.min() > 0.1
+
+
 @pytest.mark.parametrize("num_views", [1, 10])
 @pytest.mark.parametrize("recipe", ["alexnet", "caffenet", "torchvision"])
 def test_bfloat16_between_int8_layers_does_not_reach_the_pixels_before_the_first(
