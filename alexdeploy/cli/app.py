@@ -106,6 +106,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as stop:
         sys.exit(143 if terminated else stop.code)
+    except KeyboardInterrupt:
+        # Outside of Typer, which would have made an exit of it: while the command was imported.
+        sys.exit(143 if terminated else 130)
 
 
 def _debug_first(arguments: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from os import stat_result
@@ -22,6 +23,9 @@ _SETTLED_NS = 2_000_000_000
 """A file must have been left alone for so long: within one tick of its file system's clock, which on some is two
 seconds, it may change and its times stay as they were."""
 
+_HAS_CHANGE_TIME = os.name == "posix"
+"""On Windows ctime is when a file was made: what was changed and dated back would not show."""
+
 _Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _Memory = dict[str, tuple[int, int, int, _Digest]]
 """Device and inode -> size, mtime_ns, ctime_ns, hash; the file hashed last is the last."""
@@ -32,7 +36,10 @@ def remembered_sha256(path: Path) -> str:
 
     It tells whether a file of one's own has changed since, as fast as asking for its size. Nobody but the user, the
     clock or the disk can deceive it: what must not be believed, like a file from elsewhere, is hashed by `sha256_file`.
+    On Windows it is `sha256_file`.
     """
+    if not _HAS_CHANGE_TIME:
+        return sha256_file(path)
     try:
         found = path.stat()
     except OSError:

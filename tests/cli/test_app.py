@@ -133,7 +133,8 @@ def test_nothing_heavy_is_imported_before_a_command_runs() -> None:
 
 def test_rich_is_imported_only_where_typer_does_so_itself() -> None:
     with_typer = set(python("import sys, typer; print(*sys.modules)").split())
-    with_us = set(python("import sys, alexdeploy.cli.app; print(*sys.modules)").split())
+    with_us = set(python("import sys; from alexdeploy.cli.app import app; print(*sys.modules)").split())
+    assert {f"alexdeploy.cli.{name}" for name in ("predict", "import_", "train")} <= with_us
     assert not {name for name in with_us - with_typer if name.partition(".")[0] == "rich"}
 
 
@@ -291,6 +292,31 @@ def test_a_signal_ends_a_running_command_with_its_exit_code(
         _, messages = process.communicate(timeout=60)
     assert process.returncode == exit_code
     assert "Traceback" not in messages
+
+
+@posix_only
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_a_command_is_imported_ends_it_with_its_exit_code(number: int, exit_code: int) -> None:
+    # Stops the import of the command for as long as it takes to send the signal.
+    code = (
+        "import sys, time\nfrom alexdeploy.cli import app\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'alexdeploy.cli.inspect': print('importing', flush=True); time.sleep(60)\n"
+        "sys.meta_path.insert(0, Slow())\nsys.argv = ['alexdeploy', 'inspect']\napp.main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=plain_environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        _, messages = process.communicate(timeout=60)
+    assert (process.returncode, messages) == (exit_code, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -15,6 +15,8 @@ from alexdeploy.core.artifacts import sha256_file
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.hashes import remembered_sha256
 
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="elsewhere nothing is remembered")
+
 CONTENT = bytes(1 << 20)
 FORGED = "f" * 64
 
@@ -93,6 +95,15 @@ def test_a_file_that_was_written_just_now_is_not_remembered(
     monkeypatch.setattr(hashes, "_SETTLED_NS", 3_600_000_000_000)
     remembered_sha256(file)
     assert not (cache / "hashes" / "sha256.json").exists()
+
+
+def test_where_ctime_is_not_that_of_the_last_change_every_file_is_read(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered_sha256(file)
+    _forge(cache)
+    monkeypatch.setattr(hashes, "_HAS_CHANGE_TIME", False)
+    assert remembered_sha256(file) == sha256_file(file)
 
 
 def test_a_small_file_is_always_read(tmp_path: Path, cache: Path) -> None:
