@@ -144,7 +144,8 @@ def _default_format(output: Path | None, is_special: bool) -> Format:
 def _is_single_image(inputs: list[str]) -> bool:
     from alexdeploy.images.listing import is_image_name
 
-    return len(inputs) == 1 and is_image_name(inputs[0]) and os.path.isfile(inputs[0])
+    # @FILE is a list, also where there is a file that is called so.
+    return len(inputs) == 1 and not inputs[0].startswith("@") and is_image_name(inputs[0]) and os.path.isfile(inputs[0])
 
 
 def _batch_size(text: str | None, *, is_single: bool) -> int | Literal["auto"]:

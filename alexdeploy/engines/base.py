@@ -53,7 +53,8 @@ class EngineOptions:
     """What to open. `batch_size` counts images, not views. `num_threads` None: all that the process may use.
 
     `num_streams` is how many batches may run at once on a CPU, at most; None: as many as are fastest where there are
-    many. A single batch is answered soonest by one stream, which has all threads.
+    many. A single batch is answered soonest by one stream, which has all threads. One image at a time wants
+    `batch_size` 1 and `num_streams` 1: OpenVINO computes as many images as it was opened for, however few there are.
 
     `device` is "cpu", or "cuda:0" and so on as the CUDA runtime of this process counts them.
     """

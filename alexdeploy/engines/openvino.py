@@ -96,7 +96,8 @@ class OpenVINOEngine:
     """One compiled model with as many infer requests as streams.
 
     It is compiled for a fixed number of images, `images_at_once`: OpenVINO merges changes of layout only where shapes
-    are fixed. A batch runs part by part, and what is missing to the last part is run as black images.
+    are fixed. A batch runs part by part, and what is missing to the last part is run as black images: whoever has one
+    image at a time wants a `batch_size` of 1.
 
     `load` gives the deployment graph, serialized; it is not called when the compiled model is in the cache.
     """
@@ -141,7 +142,7 @@ class OpenVINOEngine:
             for _ in range(self.info.num_streams):
                 self._requests.put(self._compiled.create_infer_request())
         except RuntimeError as exc:
-            raise _device_error(exc) from exc
+            raise self._device_error(exc) from exc
         self._load = None
         return self
 
@@ -212,7 +213,7 @@ class OpenVINOEngine:
             size = self._shape[0]
             parts = [self._run_part(request, images[start : start + size]) for start in range(0, len(images), size)]
         except RuntimeError as exc:
-            raise _device_error(exc) from exc
+            raise self._device_error(exc) from exc
         finally:
             self._requests.put(request)
         return join_predictions(parts)
@@ -229,9 +230,10 @@ class OpenVINOEngine:
             view_classes=request.get_output_tensor(1).data[:num_images].copy(),
         )
 
-
-def _device_error(exc: RuntimeError) -> DeviceError:
-    text = (str(exc).strip().splitlines() or ["no reason given"])[-1]
-    if "memory" in text.lower() or "bad_alloc" in text:
-        return DeviceMemoryError(f"OpenVINO ran out of memory: {text}", cure="Use a smaller --batch-size.")
-    return DeviceError(f"OpenVINO failed: {text}")
+    def _device_error(self, exc: RuntimeError) -> DeviceError:
+        text = (str(exc).strip().splitlines() or ["no reason given"])[-1]
+        if "memory" in text.lower() or "bad_alloc" in text:
+            # A larger batch than that takes no more memory, and each stream has its own.
+            smaller = f"--batch-size {self._shape[0] // 2}, or " if self._shape[0] > 1 else ""
+            return DeviceMemoryError(f"OpenVINO ran out of memory: {text}", cure=f"Use {smaller}fewer --threads.")
+        return DeviceError(f"OpenVINO failed: {text}")

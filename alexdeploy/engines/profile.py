@@ -52,7 +52,7 @@ def profile(
     spec = folder.spec()
     graph = load_graph(folder, "fp32" if precision == "bf16" else precision, spec)
     mean_image = folder.mean_image(spec)
-    # What each engine makes of it, so that what is profiled is what runs.
+    # What each engine makes of it, so that what is profiled is what runs, if for as many images as are given here.
     if backend == "openvino":
         model = openvino_graph(graph.model, spec, precision, num_views, mean_image)
     else:

@@ -25,7 +25,8 @@ PREFIX = "deploy/"
 VIEWS = PREFIX + "views"
 """The network's input inside the deployment graph: [V * N, 3, crop, crop], all images' first view first.
 
-float32, or int8 where the network begins with QuantizeLinear.
+float32, or int8 where the network begins with QuantizeLinear; where they are cut with channels last, they are
+dequantized before this. `openvino_graph` may fold it to [V * N, 3 * stride, crop, width / stride].
 """
 
 CUT = PREFIX + "cut"

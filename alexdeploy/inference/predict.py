@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 class Predictor:
     """A model opened for predictions; a context manager, to be used from one thread.
 
-    `model` is a folder, a name under `models/`, or None for the newest there. `backend` None takes the best
-    that is installed. `batch_size` counts images, not views; "auto" is what fits the device. `num_threads` None: all
-    the process may use. `num_streams` batches at most run at once on the CPU: one is for a single image, which then has
-    all threads. `devices` names where to run ("cpu,cpu", "0,1", "all"), None: the GPUs if there are any that
-    can run it, else the CPU; each has `replicas` of the network. `placement` splits one network over two devices.
+    `model` is a folder, a name under `models/`, or None for the newest there. `backend` None takes the best that is
+    installed. `batch_size` counts images, not views; "auto" is what fits the device. `num_threads` None: all the
+    process may use. `num_streams` batches at most run at once on the CPU. One image at a time is fastest with
+    `batch_size` 1 and `num_streams` 1: then nothing is computed beside it, and it has all threads. `devices` names
+    where to run ("cpu,cpu", "0,1", "all"), None: the GPUs if there are any that can run it, else the CPU; each has
+    `replicas` of the network. `placement` splits one network over two devices.
 
         with Predictor("models/alexnet", num_views=10) as predictor:
             for row in predictor.predict(["images/"]):

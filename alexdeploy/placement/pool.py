@@ -26,10 +26,11 @@ _HURRY_SECONDS = 0.5
 class Pool:
     """An engine made of replicas, with as many streams as all of them have.
 
-    A batch goes to the replica with the most free streams. One that fails, or whose replica is lost, goes to another;
-    a replica that is lost, or fails again and again, is started anew. A replica that is out of memory gets less at a
-    time. A batch that fails twice is halved until the image that it fails on is alone, which then has an error
-    instead of an answer, if a black image is answered.
+    A batch goes to the replica with the most free streams. One that fails, or whose replica is lost, goes to
+    another; a replica that is lost, or fails again and again, is started anew. A replica that is out of memory gets
+    less at a time, which helps it unless it is OpenVINO's: that computes as many images as it was opened for. A
+    batch that fails twice is halved until the image that it fails on is alone, which then has an error instead of
+    an answer, if a black image is answered.
     """
 
     def __init__(self, folder: ModelFolder, replicas: Sequence[Replica], options: PoolOptions) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -388,7 +389,7 @@ def test_help_names_every_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
         (["images/0.jpg", "images/1.jpg"], 8, None),
         (["images"], 8, None),
         (["@list.jpg"], 8, None),
-        (["*.jpg"], 8, None),
+        (["images/*.jpg"], 8, None),
         (["images/0.jpg", "--batch-size", "16"], 16, 1),
     ],
 )
@@ -407,5 +408,8 @@ def test_one_image_file_is_a_batch_of_its_own_and_has_all_threads(
         return place(folder, request)
 
     monkeypatch.setattr("alexdeploy.inference.predict.place", spy)
-    run(*inputs)
+    # The second is an image, but what is asked for is the list.
+    (workplace / "list.jpg").write_text("images/0.jpg\nimages/1.jpg\n")
+    shutil.copy(workplace / "images" / "0.jpg", workplace / "@list.jpg")
+    assert run(*inputs).exit_code == 0
     assert asked == [(batch_size, num_streams)]

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from alexdeploy.core import hashes
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import StaleArtifactError
+from alexdeploy.core.errors import DeviceMemoryError, StaleArtifactError
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines import openvino as openvino_engine
 from alexdeploy.engines.base import EngineOptions, Predictions, open_engine
@@ -181,6 +181,31 @@ def test_an_int8_graph_that_does_not_say_what_stays_in_float_runs_in_float32(int
     with open_engine(int8_model, "onnxruntime", EngineOptions(precision="int8")) as engine:
         expected = engine.run(images).probabilities
     np.testing.assert_allclose(_run(int8_model, images, precision="int8").probabilities, expected, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ({"batch_size": 8}, "Use --batch-size 4, or fewer --threads."),
+        # Four images at once as it is: a batch of five would take the same memory.
+        ({"batch_size": 8, "num_views": 10}, "Use --batch-size 2, or fewer --threads."),
+        ({"batch_size": 1}, "Use fewer --threads."),
+    ],
+)
+def test_out_of_memory_names_a_batch_that_takes_less(
+    tiny_model: ModelFolder, options: dict[str, int], cure: str
+) -> None:
+    with _open(tiny_model, num_streams=1, **options) as engine:
+        engine._requests.get()
+
+        class Full:
+            def infer(self, *images: object, **options: object) -> None:
+                raise RuntimeError("Exception from src/inference:\nstd::bad_alloc")
+
+        engine._requests.put(Full())  # type: ignore[arg-type]
+        with pytest.raises(DeviceMemoryError, match="out of memory: std::bad_alloc") as caught:
+            engine.run(smooth_images(1))
+    assert caught.value.cure == cure
 
 
 STRIDE_2 = "architecture.convs=[{channels=64, kernel=7, stride=2, pool=true}, {channels=64, kernel=3, pool=true}]"
