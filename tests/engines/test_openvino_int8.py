@@ -1,0 +1,145 @@
+"""INT8 in OpenVINO's engine: the answers of ONNX Runtime, and bfloat16 between layers only where all are INT8."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from helpers import TINY, make_model, smooth_images, write_pictures
+
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.engines.base import EngineOptions, NumViews, open_engine
+from alexdeploy.engines.openvino import OpenVINOEngine, precision_hint
+from alexdeploy.engines.openvino_library import ov
+from alexdeploy.export.deployment import PREFIX
+from alexdeploy.export.export import ExportOptions, export_model
+from alexdeploy.export.facts import FLOAT_LAYERS_KEY
+from alexdeploy.export.openvino_graph import openvino_graph
+from alexdeploy.export.quantize import Budget
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFolder]:
+    """(recipe, *overrides) -> a tiny model with all layers in INT8, made once for all tests: to read, not to change."""
+    root = tmp_path_factory.mktemp("int8")
+    write_pictures(root / "pictures", 40)
+
+    @functools.cache
+    def quantize(recipe: str, *overrides: str) -> ModelFolder:
+        name = f"{recipe}-{len(list(root.iterdir()))}"
+        folder = make_model(root / name, recipe, (*TINY, *overrides))
+        with pytest.MonkeyPatch.context() as patch:
+            # Ranges lie in the working folder.
+            patch.chdir(root)
+            options = ExportOptions(int8=True, calibrate="pictures", budget=Budget(max_drop=100.0))
+            export_model(folder, options)
+        return folder
+
+    return quantize
+
+
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "is_int8_throughout", "expected"),
+    [
+        ("fp32", ["FP32", "BF16"], True, "f32"),
+        ("fp16", ["FP32", "BF16"], True, "f32"),
+        ("bf16", ["FP32", "BF16"], False, "bf16"),
+        ("int8", ["FP32", "INT8", "BF16"], True, "bf16"),
+        ("int8", ["FP32", "INT8", "BF16"], False, "f32"),
+        ("int8", ["FP32", "INT8"], True, "f32"),
+    ],
+)
+def test_between_int8_layers_bfloat16_is_used_where_the_cpu_has_it(
+    precision: str, capabilities: list[str], is_int8_throughout: bool, expected: str
+) -> None:
+    assert precision_hint(capabilities, precision, is_int8_throughout) == expected
+
+
+def _answers(folder: ModelFolder, num_views: NumViews) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of the INT8 graph in ONNX Runtime and in OpenVINO."""
+    found = []
+    options = EngineOptions(precision="int8", num_views=num_views)
+    for backend in ("onnxruntime", "openvino"):
+        with open_engine(folder, backend, options) as engine:  # type: ignore[arg-type]
+            found.append(engine.run(smooth_images(5)).probabilities)
+    return found[0], found[1]
+
+
+def _arithmetic(folder: ModelFolder) -> str:
+    with open_engine(folder, "openvino", EngineOptions(precision="int8")) as engine:
+        assert isinstance(engine, OpenVINOEngine)
+        assert engine._compiled is not None
+        return str(engine._compiled.get_property("INFERENCE_PRECISION_HINT"))
+
+
+def test_layers_that_are_kept_out_of_int8_are_computed_in_float32(int8_model: ModelFolder) -> None:
+    has_bfloat16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert ("bfloat16" in _arithmetic(int8_model)) == has_bfloat16
+    export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0, keep=("fc8",))))
+    assert "float32" in _arithmetic(int8_model)
+
+
+def test_an_int8_graph_that_does_not_say_what_stays_in_float_runs_in_float32(int8_model: ModelFolder) -> None:
+    path = int8_model.onnx_path("int8")
+    model = onnx.load(path)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == FLOAT_LAYERS_KEY)
+    model.metadata_props.remove(entry)
+    onnx.save(model, path)
+    assert "float32" in _arithmetic(int8_model)
+    expected, found = _answers(int8_model, 1)
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+STRIDE_2 = "architecture.convs=[{channels=64, kernel=7, stride=2, pool=true}, {channels=64, kernel=3, pool=true}]"
+
+
+@pytest.mark.parametrize("num_views", [1, 5, 10])
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("alexnet", ()),
+        ("caffenet", ()),
+        ("torchvision", ()),
+        ("torchvision", (STRIDE_2,)),
+        ("alexnet", ("preprocessing.channels=bgr",)),
+    ],
+)
+def test_int8_answers_as_in_onnx_runtime(
+    quantized: Callable[..., ModelFolder], recipe: str, overrides: tuple[str, ...], num_views: NumViews
+) -> None:
+    folder = quantized(recipe, *overrides)
+    expected, found = _answers(folder, num_views)
+    # bfloat16 between the layers, and values that may be rounded to either of two.
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert expected.max() - expected.min() > 0.1
+
+
+@pytest.mark.parametrize("num_views", [1, 10])
+@pytest.mark.parametrize("recipe", ["alexnet", "caffenet", "torchvision"])
+def test_bfloat16_between_int8_layers_does_not_reach_the_pixels_before_the_first(
+    quantized: Callable[..., ModelFolder], recipe: str, num_views: int
+) -> None:
+    folder = quantized(recipe)
+    spec = folder.spec()
+    network = onnx.load(folder.onnx_path("int8"))
+    model = openvino_graph(network, spec, "int8", num_views, folder.mean_image(spec))
+    name = PREFIX + "quantized"
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None))
+    content = model.SerializeToString()
+    images = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    expected = session.run([name], {"images": images})[0].astype(int)
+    core = ov.Core()
+    has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for hint in ("f32", "bf16") if has_bfloat16 else ("f32",):
+        read = core.read_model(content)
+        read.reshape([2, 256, 256, 3])
+        compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        found = compiled({0: images})[2].astype(int)
+        # A value halfway between two may be rounded to either.
+        assert np.abs(found - expected).max() <= 1
+        assert (found != expected).mean() < 1e-4
