@@ -19,16 +19,20 @@ from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, l
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, OutputError, StaleArtifactError
 from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.processors import available_processors
-from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, join_predictions
 from alexdeploy.engines.openvino_library import ov
-from alexdeploy.export.facts import load_facts
+from alexdeploy.export.facts import Facts, load_facts
+from alexdeploy.network.layers import plan_layers
 
 _DERIVATION = 3
 """Counts the ways in which a deployment graph was derived for this engine: raise it when that changes."""
 
 _VIEWS_AT_ONCE = 40
 """Views that are computed together: with more nothing gets faster, and what lies between layers leaves the cache."""
+
+_LRN_MAPS = 16
+"""OpenVINO's bfloat16 LRN for AVX-512 takes multiples of so many maps."""
 
 _CACHE_BYTES = 2 << 30
 """Compiled models kept in the cache, one for each precision, number of views and number of images at once: of the full
@@ -69,20 +73,30 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
         content: bytes = model.SerializeToString()
         return content
 
-    return OpenVINOEngine(load, info, spec.contract_sha256, num_threads, facts.is_int8_throughout)
+    return OpenVINOEngine(load, info, spec.contract_sha256, num_threads, may_be_bfloat16(facts, spec))
 
 
-def precision_hint(capabilities: Collection[str], precision: str, is_int8_throughout: bool = True) -> str:
+def may_be_bfloat16(facts: Facts, spec: ModelSpec) -> bool:
+    """Whether bfloat16 serves between the layers of an INT8 graph: none was kept out, and each LRN has a kernel for it.
+
+    With other numbers of maps OpenVINO 2026.4 has a slow one: `alexnet-quarter` would take three times as long.
+    """
+    if spec.architecture is None or not facts.is_int8_throughout:
+        return False
+    layers = plan_layers(spec.architecture, spec.num_classes)
+    return all(layer.output_shape[0] // layer.groups % _LRN_MAPS == 0 for layer in layers if layer.kind == "lrn")
+
+
+def precision_hint(capabilities: Collection[str], precision: str, may_be_bfloat16: bool = True) -> str:
     """The arithmetic of what is not INT8. Left to itself, OpenVINO takes bfloat16 where the CPU has it.
 
-    Between INT8 layers bfloat16 is enough: see docs/decisions.md. Layers that were kept out of INT8 are float32, and
-    with them the rest: `is_int8_throughout` says of an INT8 graph that there are none. Raises DeviceError if
-    `capabilities`, OpenVINO's OPTIMIZATION_CAPABILITIES of the CPU, have no bfloat16 and the precision is that.
+    Between INT8 layers bfloat16 is enough: see docs/decisions.md and the function `may_be_bfloat16`. Raises DeviceError
+    if `capabilities`, OpenVINO's OPTIMIZATION_CAPABILITIES of the CPU, have no bfloat16 and the precision is that.
     """
     has_bfloat16 = "BF16" in capabilities
     if precision == "bf16" and not has_bfloat16:
         raise DeviceError("this CPU has no bfloat16 arithmetic", cure="Use --precision fp32 here.")
-    takes_bfloat16 = precision == "bf16" or (precision == "int8" and is_int8_throughout and has_bfloat16)
+    takes_bfloat16 = precision == "bf16" or (precision == "int8" and may_be_bfloat16 and has_bfloat16)
     return "bf16" if takes_bfloat16 else "f32"
 
 
@@ -108,11 +122,11 @@ class OpenVINOEngine:
         info: EngineInfo,
         contract_sha256: str,
         num_threads: int,
-        is_int8_throughout: bool,
+        may_be_bfloat16: bool,
     ) -> None:
         self.info = info
         self._num_threads = num_threads
-        self._is_int8_throughout = is_int8_throughout
+        self._may_be_bfloat16 = may_be_bfloat16
         self._load: Callable[[], bytes] | None = load
         self._shape = (images_at_once(info.batch_size, info.num_views), IMAGE_SIZE, IMAGE_SIZE, 3)
         # Everything that the compiled model depends on, by content.
@@ -127,7 +141,7 @@ class OpenVINOEngine:
     def __enter__(self) -> OpenVINOEngine:
         core = ov.Core()
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        hint = precision_hint(capabilities, self.info.precision, self._is_int8_throughout)
+        hint = precision_hint(capabilities, self.info.precision, self._may_be_bfloat16)
         config = {
             "INFERENCE_PRECISION_HINT": hint,
             "NUM_STREAMS": str(self.info.num_streams),

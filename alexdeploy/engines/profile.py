@@ -60,7 +60,9 @@ def profile(
     content: bytes = model.SerializeToString()
     try:
         if backend == "openvino":
-            return _medians(_openvino(content, precision, graph.is_int8_throughout, images))
+            from alexdeploy.engines.openvino import may_be_bfloat16
+
+            return _medians(_openvino(content, precision, may_be_bfloat16(graph, spec), images))
         return _medians(_onnxruntime(content, images))
     # Neither runtime has an exception of its own that all of theirs are: those of ONNX Runtime are Exceptions.
     except Exception as exc:
@@ -68,7 +70,7 @@ def profile(
 
 
 def _openvino(
-    content: bytes, precision: Precision, is_int8_throughout: bool, images: NDArray[np.uint8]
+    content: bytes, precision: Precision, may_be_bfloat16: bool, images: NDArray[np.uint8]
 ) -> Iterable[tuple[str, str, float]]:
     from alexdeploy.engines.openvino import precision_hint
     from alexdeploy.engines.openvino_library import ov
@@ -76,7 +78,7 @@ def _openvino(
     core = ov.Core()
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     settings = {
-        "INFERENCE_PRECISION_HINT": precision_hint(capabilities, precision, is_int8_throughout),
+        "INFERENCE_PRECISION_HINT": precision_hint(capabilities, precision, may_be_bfloat16),
         "INFERENCE_NUM_THREADS": "1",
         "NUM_STREAMS": "1",
         "PERF_COUNT": "YES",
