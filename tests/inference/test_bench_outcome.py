@@ -258,3 +258,13 @@ def test_the_page_shows_names_paths_errors_and_cures_as_text(tmp_path: Path) -> 
         assert shown in text
     for raw in ("<name>", "<path>", "<img", "<error>", "<cure>"):
         assert raw not in text
+
+
+def test_latencies_within_one_decade_have_an_axis_that_can_be_read(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    slices = [Slice(batch_seconds=(0.115, 0.15, 0.19, 0.29), images_per_second=50.0)]
+    write_report(found_of(row_of(Measured(slices=slices, file_rates=[40.0]))), tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Latency of a batch" in text
+    assert "mathdefault" not in text
+    assert ">200</text>" in text
