@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import write_pictures
+from results_helpers import MACHINE
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.images.decode import decode
@@ -184,15 +185,7 @@ def test_code_that_is_in_no_checkout_is_known_by_its_version(tmp_path: Path) -> 
 
 
 def test_parts_of_an_older_commit_are_marked_with_their_bars() -> None:
-    facts = {
-        "gpus": [],
-        "processor": "A CPU",
-        "num_processors": 2,
-        "versions": {},
-        "load_start": None,
-        "load_end": None,
-    }
-    part = {"command": "python", "machine": facts}
+    part = {"command": "python", "machine": MACHINE}
     new, old = {"date": "2026-02-02", "commit": "new"}, {"date": "2026-01-01", "commit": "old"}
     decisions = {"num_same": 200, "num_images": 200, "judge": "it", "num_classes": 5}
     decisions |= {"mean_difference": 0.0, "largest_difference": 0.0}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from helpers import write_pictures
+from results_helpers import MACHINE
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.engines.base import EngineInfo
@@ -154,14 +155,7 @@ def peers_results(**changes: Any) -> dict[str, Any]:
         "date": "2026-01-01T00:00:00",
         "commit": "abc1234",
         "command": "python -m benchmarks",
-        "machine": {
-            "gpus": [],
-            "processor": "A CPU",
-            "num_processors": 2,
-            "versions": {},
-            "load_start": None,
-            "load_end": None,
-        },
+        "machine": MACHINE,
     } | changes
 
 
