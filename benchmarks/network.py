@@ -12,7 +12,7 @@ import numpy as np
 from alexdeploy import ExportOptions, ModelFolder, export_model
 from alexdeploy.core.artifacts import sha256_file
 from alexdeploy.core.recipe import load_recipe
-from alexdeploy.core.spec import ModelSpec, Preprocessing
+from alexdeploy.core.spec import ModelSpec, Precision, Preprocessing, graph_precision
 from alexdeploy.export.graphs import load_graph
 from alexdeploy.export.openvino_graph import openvino_graph
 from alexdeploy.export.quantize import Budget
@@ -95,10 +95,10 @@ def export_decomposed(folder: ModelFolder, path: Path) -> Path:
     return path
 
 
-def write_deployed(folder: ModelFolder, precision: str, path: Path) -> Path:
+def write_deployed(folder: ModelFolder, precision: Precision, path: Path) -> Path:
     """The graph that our OpenVINO engine runs, ten views and all, as a file for others to run."""
     spec = folder.spec()
-    graph = load_graph(folder, "fp32" if precision == "bf16" else precision, spec)
-    model = openvino_graph(graph.model, spec, precision, 10, folder.mean_image(spec))  # type: ignore[arg-type]
+    graph = load_graph(folder, graph_precision(precision), spec)
+    model = openvino_graph(graph.model, spec, precision, 10, folder.mean_image(spec))
     path.write_bytes(model.SerializeToString())
     return path

@@ -19,6 +19,7 @@ import msgspec
 
 from alexdeploy import ModelFolder
 from alexdeploy.core.processors import available_processors
+from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import is_installed
 from benchmarks import benchmark_app, raw_tensorrt
 from benchmarks.network import export_decomposed, write_deployed
@@ -43,7 +44,7 @@ class PeerOptions:
     """
 
     files: tuple[str, ...]
-    precisions: tuple[str, ...]
+    precisions: tuple[Precision, ...]
     num_rounds: int = 7
     seconds: float = 4.0
     num_tuning_files: int = 16

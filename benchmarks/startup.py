@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from alexdeploy import ModelFolder
-from alexdeploy.core.spec import Precision
+from alexdeploy.core.spec import Precision, graph_precision
 from benchmarks.process import ROOT, WITHOUT_TELEMETRY, take_turns
 
 Say = Callable[[str], None]
@@ -74,8 +74,7 @@ def cpu_precisions(folder: ModelFolder, *, has_bfloat16: bool) -> tuple[str, ...
     return tuple(
         precision
         for precision in get_args(Precision)
-        if folder.onnx_path("fp32" if precision == "bf16" else precision).is_file()
-        and (precision != "bf16" or has_bfloat16)
+        if folder.onnx_path(graph_precision(precision)).is_file() and (precision != "bf16" or has_bfloat16)
     )
 
 

@@ -18,6 +18,12 @@ CONTRACT_KEY = "alexdeploy.contract_sha256"
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus", "tanh"]
 
+
+def graph_precision(precision: Precision) -> Precision:
+    """The precision of the graph on disk: bfloat16 is the arithmetic that an FP32 graph runs in."""
+    return "fp32" if precision == "bf16" else precision
+
+
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 _Positive = Annotated[float, msgspec.Meta(gt=0)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError
-from alexdeploy.core.spec import IMAGE_SIZE, Precision
+from alexdeploy.core.spec import IMAGE_SIZE, Precision, graph_precision
 
 Backend = Literal["tensorrt", "openvino", "onnxruntime", "torch"]
 NumViews = Literal[1, 5, 10]
@@ -134,7 +134,7 @@ def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
     If none can, the first that reads graphs, whose own error says what is missing. Raises DeviceError if none of
     those is installed.
     """
-    has_graph = folder.onnx_path("fp32" if precision == "bf16" else precision).is_file()
+    has_graph = folder.onnx_path(graph_precision(precision)).is_file()
     installed = [backend for backend in _PRECISIONS if backend != "tensorrt" and is_installed(backend)]
     for backend in installed:
         has_artifact = folder.weights_path.is_file() if backend == "torch" else has_graph

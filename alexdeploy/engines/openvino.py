@@ -19,7 +19,7 @@ from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, l
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, OutputError, StaleArtifactError
 from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.processors import available_processors
-from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, graph_precision
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, join_predictions
 from alexdeploy.engines.openvino_library import ov
 from alexdeploy.export.facts import Facts, load_facts
@@ -45,7 +45,7 @@ _TOUCH_SECONDS = 3600
 def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
     """An engine for the model's graph of `options.precision`; bf16 runs the fp32 graph in bfloat16 arithmetic."""
     spec = folder.spec()
-    precision = "fp32" if options.precision == "bf16" else options.precision
+    precision = graph_precision(options.precision)
     num_threads = options.num_threads or available_processors()
     facts = load_facts(folder, precision, spec)
     info = EngineInfo(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError, first_line
-from alexdeploy.core.spec import Precision
+from alexdeploy.core.spec import Precision, graph_precision
 from alexdeploy.engines.base import Backend, NumViews
 from alexdeploy.export.deployment import PREFIX, deployment_graph
 from alexdeploy.export.graphs import load_graph
@@ -50,7 +50,7 @@ def profile(
     if backend not in PROFILED:
         raise UsageError(f"{backend} tells no times of layers", cure=f"Backends that do: {', '.join(PROFILED)}")
     spec = folder.spec()
-    graph = load_graph(folder, "fp32" if precision == "bf16" else precision, spec)
+    graph = load_graph(folder, graph_precision(precision), spec)
     mean_image = folder.mean_image(spec)
     # What each engine makes of it, so that what is profiled is what runs, if for as many images as are given here.
     if backend == "openvino":

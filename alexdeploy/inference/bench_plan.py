@@ -16,7 +16,7 @@ from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, UsageError
 from alexdeploy.core.packages import package_version, tensorrt_version
 from alexdeploy.core.processors import available_processors
-from alexdeploy.core.spec import Precision
+from alexdeploy.core.spec import Precision, graph_precision
 from alexdeploy.engines.base import Backend, NumViews, can_run, is_installed
 from alexdeploy.engines.engine_files import find_engines
 from alexdeploy.inference.bench_results import Machine
@@ -97,7 +97,7 @@ def _reason_against(folder: ModelFolder, backend: Backend, precision: Precision)
         return f"{backend} does not run {precision}"
     if not is_installed(backend):
         return f"{backend} is not installed"
-    path = folder.weights_path if backend == "torch" else folder.onnx_path("fp32" if precision == "bf16" else precision)
+    path = folder.weights_path if backend == "torch" else folder.onnx_path(graph_precision(precision))
     return None if path.is_file() else f"there is no {path.name}"
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ImageError, ModelError, UsageError
-from alexdeploy.core.spec import ModelSpec, Precision
+from alexdeploy.core.spec import ModelSpec, Precision, graph_precision
 from alexdeploy.engines.base import Backend, EngineOptions, NumViews, can_run, is_installed, open_engine
 from alexdeploy.export.graphs import load_graph
 from alexdeploy.export.parity import layer_tensors
@@ -110,7 +110,7 @@ def verify(
             on_step(f"{backend} {precision}")
             sha256, actual = _probabilities(run, backend, precision)
             agreement = compare(expected, actual, expected)
-            path = folder.weights_path if backend == "torch" else folder.onnx_path(_graph_of(precision))
+            path = folder.weights_path if backend == "torch" else folder.onnx_path(graph_precision(precision))
             engines.append(
                 EngineReport(
                     artifact=path.name,
@@ -167,15 +167,10 @@ def _plan(folder: ModelFolder, spec: ModelSpec, options: VerifyOptions) -> _Plan
             f"nothing to verify: {REFERENCE_NAMES[reference]} is itself what all else is compared with",
             cure=f"Ask for another --precision or --backend, or make a graph: alexdeploy export {folder.path} --fp16",
         )
-    graphs = [_graph_of(precision) for precision in precisions]
+    graphs = [graph_precision(precision) for precision in precisions]
     if reference == "onnxruntime":
         graphs.insert(0, "fp32")
     return _Plan(reference, tuple(dict.fromkeys(graphs)), networks, engines)
-
-
-def _graph_of(precision: Precision) -> Precision:
-    """The precision of the graph on disk: bfloat16 is the arithmetic that an FP32 graph runs in."""
-    return "fp32" if precision == "bf16" else precision
 
 
 def _read(picked: Picked, spec: ModelSpec) -> tuple[list[NDArray[np.uint8]], tuple[BrokenImage, ...]]:

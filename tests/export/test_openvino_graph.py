@@ -11,7 +11,7 @@ from helpers import TINY, make_model, smooth_images
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.spec import Precision
+from alexdeploy.core.spec import Precision, graph_precision
 from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.openvino_graph import openvino_graph
@@ -30,8 +30,8 @@ def _run(model: onnx.ModelProto, images: np.ndarray) -> list[np.ndarray]:
 def _graphs(folder: ModelFolder, precision: Precision, num_views: int) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The deployment graph, and OpenVINO's form of it."""
     spec, mean_image = folder.spec(), folder.mean_image(folder.spec())
-    network = onnx.load(folder.onnx_path("fp32" if precision == "bf16" else precision))
-    other = onnx.load(folder.onnx_path("fp32" if precision == "bf16" else precision))
+    network = onnx.load(folder.onnx_path(graph_precision(precision)))
+    other = onnx.load(folder.onnx_path(graph_precision(precision)))
     return (
         deployment_graph(network, spec, num_views, mean_image),
         openvino_graph(other, spec, precision, num_views, mean_image),
