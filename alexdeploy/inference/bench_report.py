@@ -185,8 +185,6 @@ def _latencies(rows: Sequence[Row]) -> str:
         for row in rows
         if (each := row.latency) is not None
     ]
-    from matplotlib.ticker import LogLocator
-
     # `vert` is how matplotlib before 3.10 says it, and a warning from then on.
     is_new = "orientation" in inspect.signature(axes.bxp).parameters
     lying: dict[str, Any] = {"orientation": "horizontal"} if is_new else {"vert": False}
@@ -199,7 +197,7 @@ def _latencies(rows: Sequence[Row]) -> str:
     axes.set_yticks(range(1, len(rows) + 1), names)
     axes.set_xscale("log")
     # Within a decade Matplotlib would name the ticks between in TeX, which SVG text shows as it is written.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.locator_params(axis="x", subs=(1.0, 2.0, 5.0))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter("")
     axes.invert_yaxis()
