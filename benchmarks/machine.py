@@ -6,6 +6,7 @@ import re
 from typing import Literal, get_args
 
 from alexdeploy.core.processors import available_processors
+from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import is_installed
 from alexdeploy.placement.devices import cpu_device, host_memory, survey_gpus
 
@@ -42,7 +43,7 @@ def _reason_against_gpu(*, needs_engines: bool) -> str | None:
     return None if torch.cuda.is_available() else "this torch cannot use the GPU"
 
 
-def precisions(device: DeviceKind) -> tuple[str, ...]:
+def precisions(device: DeviceKind) -> tuple[Precision, ...]:
     """What the machine computes in: on a CPU FP16 is FP32, and not every one has bfloat16."""
     if device == "cuda":
         return ("fp32", "fp16", "int8")

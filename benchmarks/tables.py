@@ -180,8 +180,8 @@ def step_table(training: Mapping[str, Any] | None) -> Iterator[str]:
     yield (
         f"A training step of the full network, forward, backward and update, batches of {training['batch_size']}, "
         f"{training['num_threads']} threads, {training['device']}, medians of {training['num_rounds']} rounds"
-        f"{_loads(training)}; the first gradients differ by "
-        f"{training['gradient_difference']:.0e} of their norm at most:"
+        f"{_loads(training)}; in float64 the first gradients "
+        f"differ by {training['gradient_difference']:.0e} of their norm at most:"
     )
     yield from ("", "| | images/s | least to most | MB | times the plain loop |", "|---|---|---|---|---|")
     for name, rates in training["rates"].items():

@@ -52,7 +52,7 @@ class PlainLoop:
     def step(self, views: Tensor, labels: Tensor) -> Tensor:
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.network(views), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()
 
@@ -93,20 +93,23 @@ def _batch(batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def gradient_difference(device_name: str, batch_size: int = 8) -> float:
     """The largest difference of a parameter's gradient in the first step, as a fraction of its norm.
 
-    Both have the same loss, or AssertionError is raised. Gradients differ by rounding, which may move a maximum of a
-    pooling window to a pixel beside it. Without dropout, and LRN over all maps as the plain loop has it.
+    In float64. In float32 first gradients differ by up to 6e-3 whatever loop makes them: where biases of 1 stand beside
+    weights of 0.01, the pixels of a pooling window are equal but for rounding, and rounding picks the largest. Without
+    dropout, and LRN over all maps as the plain loop has it. Raises AssertionError if the losses differ.
     """
     changed = load_recipe("alexnet", ["architecture.dropout=0", "architecture.lrn.per_tower=false"])
     device = torch.device(device_name)
     views, labels = _batch(batch_size, device)
-    network = new_network(changed, NUM_CLASSES)
-    learner, plain = Learner(changed, NUM_CLASSES, device, network), PlainLoop(changed, device)
+    views = views.double()
+    network = new_network(changed, NUM_CLASSES).double()
+    learner, plain = Learner(changed, NUM_CLASSES, device, network), plain_network(changed).double().to(device)
     ours = learner.compute_gradients(views, labels, dropout_seed=0)
-    theirs = F.cross_entropy(plain.network(views.contiguous()), labels)
-    theirs.backward()
-    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=0)
+    theirs = F.cross_entropy(plain(views.contiguous()), labels)
+    theirs.backward()  # type: ignore[no-untyped-call]
+    # Learner takes the loss of scores in float32.
+    torch.testing.assert_close(ours, theirs.detach().float(), rtol=1e-6, atol=0)
     worst = 0.0
-    for found, expected in zip(network.parameters(), plain.network.parameters(), strict=True):
+    for found, expected in zip(network.parameters(), plain.parameters(), strict=True):
         assert found.grad is not None
         assert expected.grad is not None
         worst = max(worst, float((found.grad - expected.grad).norm() / expected.grad.norm()))

@@ -87,7 +87,7 @@ def may_be_bfloat16(facts: Facts, spec: ModelSpec) -> bool:
     return all(layer.output_shape[0] // layer.groups % _LRN_MAPS == 0 for layer in layers if layer.kind == "lrn")
 
 
-def precision_hint(capabilities: Collection[str], precision: str, may_be_bfloat16: bool = True) -> str:
+def precision_hint(capabilities: Collection[str], precision: str, allow_bfloat16: bool = True) -> str:
     """The arithmetic of what is not INT8. Left to itself, OpenVINO takes bfloat16 where the CPU has it.
 
     Between INT8 layers bfloat16 is enough: see docs/decisions.md and the function `may_be_bfloat16`. Raises DeviceError
@@ -96,7 +96,7 @@ def precision_hint(capabilities: Collection[str], precision: str, may_be_bfloat1
     has_bfloat16 = "BF16" in capabilities
     if precision == "bf16" and not has_bfloat16:
         raise DeviceError("this CPU has no bfloat16 arithmetic", cure="Use --precision fp32 here.")
-    takes_bfloat16 = precision == "bf16" or (precision == "int8" and may_be_bfloat16 and has_bfloat16)
+    takes_bfloat16 = precision == "bf16" or (precision == "int8" and allow_bfloat16 and has_bfloat16)
     return "bf16" if takes_bfloat16 else "f32"
 
 
@@ -122,11 +122,11 @@ class OpenVINOEngine:
         info: EngineInfo,
         contract_sha256: str,
         num_threads: int,
-        may_be_bfloat16: bool,
+        allow_bfloat16: bool,
     ) -> None:
         self.info = info
         self._num_threads = num_threads
-        self._may_be_bfloat16 = may_be_bfloat16
+        self._allow_bfloat16 = allow_bfloat16
         self._load: Callable[[], bytes] | None = load
         self._shape = (images_at_once(info.batch_size, info.num_views), IMAGE_SIZE, IMAGE_SIZE, 3)
         # Everything that the compiled model depends on, by content.
@@ -141,7 +141,7 @@ class OpenVINOEngine:
     def __enter__(self) -> OpenVINOEngine:
         core = ov.Core()
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        hint = precision_hint(capabilities, self.info.precision, self._may_be_bfloat16)
+        hint = precision_hint(capabilities, self.info.precision, self._allow_bfloat16)
         config = {
             "INFERENCE_PRECISION_HINT": hint,
             "NUM_STREAMS": str(self.info.num_streams),

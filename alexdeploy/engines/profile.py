@@ -70,7 +70,7 @@ def profile(
 
 
 def _openvino(
-    content: bytes, precision: Precision, may_be_bfloat16: bool, images: NDArray[np.uint8]
+    content: bytes, precision: Precision, allow_bfloat16: bool, images: NDArray[np.uint8]
 ) -> Iterable[tuple[str, str, float]]:
     from alexdeploy.engines.openvino import precision_hint
     from alexdeploy.engines.openvino_library import ov
@@ -78,7 +78,7 @@ def _openvino(
     core = ov.Core()
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     settings = {
-        "INFERENCE_PRECISION_HINT": precision_hint(capabilities, precision, may_be_bfloat16),
+        "INFERENCE_PRECISION_HINT": precision_hint(capabilities, precision, allow_bfloat16),
         "INFERENCE_NUM_THREADS": "1",
         "NUM_STREAMS": "1",
         "PERF_COUNT": "YES",

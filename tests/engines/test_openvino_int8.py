@@ -48,7 +48,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFo
 
 
 @pytest.mark.parametrize(
-    ("precision", "capabilities", "may_be_bfloat16", "expected"),
+    ("precision", "capabilities", "allow_bfloat16", "expected"),
     [
         ("fp32", ["FP32", "BF16"], True, "f32"),
         ("fp16", ["FP32", "BF16"], True, "f32"),
@@ -59,9 +59,9 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFo
     ],
 )
 def test_between_int8_layers_bfloat16_is_used_where_the_cpu_has_it(
-    precision: str, capabilities: list[str], may_be_bfloat16: bool, expected: str
+    precision: str, capabilities: list[str], allow_bfloat16: bool, expected: str
 ) -> None:
-    assert precision_hint(capabilities, precision, may_be_bfloat16) == expected
+    assert precision_hint(capabilities, precision, allow_bfloat16) == expected
 
 
 def _answers(folder: ModelFolder, num_views: NumViews) -> tuple[np.ndarray, np.ndarray]:
