@@ -6,7 +6,7 @@ import dataclasses
 import json
 import subprocess
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,7 +37,7 @@ def measure(parts: Mapping[str, Work], path: Path | None, *, command: str, load:
         figures = work()
         machine = machine_facts(filter(is_installed, get_args(Backend)), load)
         found[part] = figures | {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "commit": commit,
             "command": command,
             "machine": dataclasses.asdict(machine),

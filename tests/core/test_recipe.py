@@ -14,12 +14,14 @@ def test_seven_recipes_are_shipped() -> None:
     assert list_recipes() == expected
 
 
-def test_the_wheel_gets_every_recipe() -> None:
-    project = Path(__file__).parents[2] / "pyproject.toml"
-    assert all(
-        f'"models/{name}.toml" = "alexdeploy/recipes/models/{name}.toml"' in project.read_text()
-        for name in list_recipes()
-    )
+def test_the_wheel_gets_the_package_and_every_recipe_and_nothing_else() -> None:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    wheel = project.split("[tool.hatch.build.targets.wheel]")[1].split("[tool.hatch.build.targets.sdist]")[0]
+    recipes = [f'"models/{name}.toml" = "alexdeploy/recipes/models/{name}.toml"' for name in list_recipes()]
+    assert [line for line in wheel.splitlines() if line.startswith(("packages", '"models'))] == [
+        'packages = ["alexdeploy"]',
+        *recipes,
+    ]
 
 
 def test_the_trained_networks_lrn_constants_are_stored_as_onnx_means_them() -> None:
