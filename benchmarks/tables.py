@@ -181,7 +181,7 @@ def step_table(training: Mapping[str, Any] | None) -> Iterator[str]:
         f"A training step of the full network, forward, backward and update, batches of {training['batch_size']}, "
         f"{training['num_threads']} threads, {training['device']}, medians of {training['num_rounds']} rounds"
         f"{_loads(training)}; in float64 the first gradients "
-        f"differ by {training['gradient_difference']:.0e} of their norm at most:"
+        f"differ by {training['float64_gradient_difference']:.0e} of their norm at most:"
     )
     yield from ("", "| | images/s | least to most | MB | times the plain loop |", "|---|---|---|---|---|")
     for name, rates in training["rates"].items():

@@ -104,7 +104,7 @@ def measure_training(options: TrainingOptions, say: Say) -> dict[str, Any]:
         "batch_size": options.step_batch_size,
         "num_threads": available_processors(),
         "device": options.device,
-        "gradient_difference": difference,
+        "float64_gradient_difference": difference,
         **_in_turns("training", setups, options.step_batch_size, options, say),
     }
 

@@ -10,7 +10,10 @@ import pytest
 from benchmarks.bars import bars, round_bounds
 from benchmarks.process import median_ratio, take_turns
 from benchmarks.report import BEGIN, END, markdown, write_block
+from benchmarks.results import read_parts
 from benchmarks.startup import SCRIPT
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_ratio_is_taken_within_each_round() -> None:
@@ -86,7 +89,7 @@ def test_parts_of_other_versions_are_told_apart_with_their_own_load() -> None:
         machine = facts | {"load_start": load, "load_end": load}
         return {"date": f"2026-01-0{version[0]}T", "commit": commit, "command": f"with {version}", "machine": machine}
 
-    steps = {"num_rounds": 1, "batch_size": 4, "num_threads": 2, "device": "cpu", "gradient_difference": 3e-6}
+    steps = {"num_rounds": 1, "batch_size": 4, "num_threads": 2, "device": "cpu", "float64_gradient_difference": 3e-6}
     steps |= {"rates": {"alexdeploy": [30.0], "plain loop": [20.0]}, "peak_bytes": {"alexdeploy": 1, "plain loop": 2}}
     text = markdown({"startup": _startup(0.6, 1.2, 0.7) | of("1.0", 0.25), "training": steps | of("2.0", None)})
     assert "startup: 2026-01-01, commit abc1234; A CPU, 2 processors; openvino 1.0.\n\n    with 1.0\n" in text
@@ -111,3 +114,9 @@ def test_a_page_without_the_markers_is_not_touched(tmp_path: Path, content: str)
     with pytest.raises(SystemExit, match="markers"):
         write_block(page, "new\n")
     assert page.read_text(encoding="utf-8") == content
+
+
+def test_the_page_says_what_the_file_of_figures_says() -> None:
+    (figures,) = (ROOT / "benchmarks" / "results").glob("*.json")
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert page.split(BEGIN)[1].split(END)[0].strip() == markdown(read_parts(figures)).strip()
