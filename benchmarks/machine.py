@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Literal, get_args
 
+from alexdeploy.core.memory import host_memory
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import is_installed
-from alexdeploy.placement.devices import cpu_device, host_memory, survey_gpus
+from alexdeploy.placement.devices import cpu_device, survey_gpus
 
 DeviceKind = Literal["cpu", "cuda"]
 

@@ -14,6 +14,7 @@ from typing import get_args
 import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, UsageError
+from alexdeploy.core.memory import host_memory
 from alexdeploy.core.packages import package_version, tensorrt_version
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision, graph_precision
@@ -21,7 +22,7 @@ from alexdeploy.engines.base import Backend, NumViews, can_run, is_installed
 from alexdeploy.engines.engine_files import find_engines
 from alexdeploy.inference.bench_results import Machine
 from alexdeploy.inference.bench_timing import Configuration, Group, Limits
-from alexdeploy.placement.devices import cpu_device, host_memory, survey_gpus
+from alexdeploy.placement.devices import cpu_device, survey_gpus
 
 _BUSY_SHARE = 0.25
 """A machine is busy whose load, before anything runs here, is more than this of its processors."""

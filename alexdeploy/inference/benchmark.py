@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, find_model
 from alexdeploy.core.errors import AlexDeployError, ImageError, UsageError
+from alexdeploy.core.memory import host_memory
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import Backend, NumViews
 from alexdeploy.engines.profile import PROFILED, profile
@@ -38,7 +39,6 @@ from alexdeploy.inference.bench_plan import (
 from alexdeploy.inference.bench_rounds import DECODE, DECODE_BATCH, OnStep, Rounds, ceiling_name
 from alexdeploy.inference.bench_timing import Configuration, Group, Limits, median_rate, pick
 from alexdeploy.inference.bench_worker import Job
-from alexdeploy.placement.devices import host_memory
 
 _MEMORY_SHARE = 0.6
 """Of the memory that is free at the start: what all processes may hold together."""

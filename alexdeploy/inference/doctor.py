@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from alexdeploy.core.artifacts import MODELS_FOLDER, cache_folder
+from alexdeploy.core.memory import host_memory
 from alexdeploy.core.packages import package_version
 from alexdeploy.core.processors import available_processors
 from alexdeploy.inference.gpu_errors import short
@@ -29,7 +30,7 @@ from alexdeploy.inference.gpu_findings import (
     update_driver,
 )
 from alexdeploy.inference.probe import PROBES, Probe, run_probe
-from alexdeploy.placement.devices import host_memory, survey_gpus
+from alexdeploy.placement.devices import survey_gpus
 
 _LEAST_DISK_BYTES = 2 << 30
 """A full-size model is 0.25 GB of weights, as much for each graph, and compiled models are cached up to 2 GiB."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from alexdeploy.core.artifacts import sha256_bytes
+from alexdeploy.core.memory import host_memory
 from alexdeploy.images.folder import LabelledImages
 from alexdeploy.images.originals import from_labelled
 from alexdeploy.images.packed import PackedSet, check_resize
@@ -17,7 +16,7 @@ from alexdeploy.images.packed_files import BROKEN_NAME, BYTES_PER_IMAGE
 from alexdeploy.training.pixels import FilePixels, PackedPixels, Pixels
 from alexdeploy.training.statistics import PixelSums, Statistics
 
-_DEFAULT_FREE_BYTES = 4 << 30
+_DEFAULT_CACHE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,17 +50,17 @@ def open_data(
     resize: Literal["crop", "warp"],
     *,
     num_threads: int,
-    cache_bytes: int | None = None,
+    cache_bytes: int = 0,
 ) -> TrainingData:
     """Make it ready for training; nothing is decoded yet.
 
-    Decoded files are kept in memory if all fit `cache_bytes`; None stands for half of the memory that is free. Raises
-    DataError for a packed set that was not made with `resize`.
+    Decoded files are kept in memory if all fit `cache_bytes`. Raises DataError for a packed set that was not made with
+    `resize`.
     """
     if isinstance(data, PackedSet):
         return _open_packed(data, resize, num_threads)
     num_bytes = (len(data.train) + len(data.val)) * BYTES_PER_IMAGE
-    in_memory = num_bytes <= (free_memory() // 2 if cache_bytes is None else cache_bytes)
+    in_memory = num_bytes <= cache_bytes
     train, val = (
         FilePixels(examples, resize=resize, in_memory=in_memory, num_threads=num_threads)
         for examples in (data.train, data.val)
@@ -104,14 +103,7 @@ def _open_packed(data: PackedSet, resize: Literal["crop", "warp"], num_threads: 
     )
 
 
-def free_memory() -> int:
-    """Bytes of memory that this process may still take; 4 GB where nothing says it."""
-    limits = []
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-    with suppress(OSError, ValueError):
-        # A container's own limit, which /proc/meminfo does not know ("max" where there is none).
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits, default=_DEFAULT_FREE_BYTES)
+def half_of_free_memory() -> int:
+    """Bytes that decoded pixels may take if nobody says how many; 2 GB where the system does not tell what is free."""
+    free, _ = host_memory()
+    return _DEFAULT_CACHE_BYTES if free is None else free // 2

@@ -27,7 +27,7 @@ from alexdeploy.training.checkpoint import (
     describe_run,
     read_checkpoint,
 )
-from alexdeploy.training.data import TrainingData, free_memory, open_data
+from alexdeploy.training.data import TrainingData, half_of_free_memory, open_data
 from alexdeploy.training.events import AlreadyFinished, Event, Notice, Started
 from alexdeploy.training.learner import Learner, choose_device
 from alexdeploy.training.log import TrainingLog, log_path
@@ -98,7 +98,7 @@ def train(
             raise UsageError("--compile does not go with --parallel towers", cure="Leave out one of them.")
     device = choose_device(group.device or options.device, recipe.training.precision)
     num_threads = options.threads or max(1, available_processors() // group.local_size)
-    cache_bytes = free_memory() // 2 if options.cache_bytes is None else options.cache_bytes
+    cache_bytes = half_of_free_memory() if options.cache_bytes is None else options.cache_bytes
     opened = open_data(
         data, recipe.preprocessing.resize, num_threads=num_threads, cache_bytes=cache_bytes // group.local_size
     )
