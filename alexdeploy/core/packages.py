@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import re
+from collections.abc import Iterable
 from contextlib import suppress
+
+import alexdeploy
 
 
 def package_version(*names: str) -> str | None:
@@ -28,6 +32,16 @@ def tensorrt_version() -> str | None:
         "tensorrt-cu12-bindings",
         "tensorrt-bindings",
     )
+
+
+def versions_for_report(backends: Iterable[str]) -> dict[str, str]:
+    """The versions of what a result depends on, by name: ours, Python's and the libraries'; "unknown" if not told."""
+    versions = {"alexdeploy": alexdeploy.__version__, "python": platform.python_version()}
+    for name in ("numpy", "pillow", *dict.fromkeys(backends)):
+        # ONNX Runtime has a distribution for each kind of device.
+        names = ("onnxruntime", "onnxruntime-gpu") if name == "onnxruntime" else (name,)
+        versions[name] = (tensorrt_version() if name == "tensorrt" else package_version(*names)) or "unknown"
+    return versions
 
 
 def release(version: str) -> str:

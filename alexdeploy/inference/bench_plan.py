@@ -11,11 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import get_args
 
-import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, UsageError
 from alexdeploy.core.memory import host_memory
-from alexdeploy.core.packages import package_version, tensorrt_version
+from alexdeploy.core.packages import versions_for_report
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision, graph_precision
 from alexdeploy.engines.base import Backend, NumViews, can_run, is_installed
@@ -191,10 +190,6 @@ def busy_note(load: float | None) -> tuple[str, ...]:
 def machine_facts(backends: Iterable[Backend], load: float | None, num_threads: int | None = None) -> Machine:
     """The machine as it is now; `load` is the average from before. Versions are those of the `backends` and ours."""
     free, total = host_memory()
-    versions = {"alexdeploy": alexdeploy.__version__, "python": platform.python_version()}
-    for name in ("numpy", "pillow", *dict.fromkeys(backends)):
-        names = ("onnxruntime", "onnxruntime-gpu") if name == "onnxruntime" else (name,)
-        versions[name] = (tensorrt_version() if name == "tensorrt" else package_version(*names)) or "unknown"
     return Machine(
         platform=platform.platform(),
         processor=cpu_device().name,
@@ -205,5 +200,5 @@ def machine_facts(backends: Iterable[Backend], load: float | None, num_threads: 
         gpus=tuple(f"{each} {each.name}" for each in survey_gpus().devices),
         load_start=load,
         load_end=load_average(),
-        versions=versions,
+        versions=versions_for_report(backends),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import os
 import platform
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder, find_model
 from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.packages import versions_for_report
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import Backend, Engine, EngineOptions, NumViews, choose_backend, open_engine
@@ -168,7 +167,7 @@ def evaluate(
         scores=scores,
         broken=tuple(broken),
         notes=notes,
-        versions=_versions(configurations),
+        versions=versions_for_report(each.backend for each in configurations),
         machine={
             "platform": platform.platform(),
             "architecture": platform.machine(),
@@ -254,14 +253,3 @@ def _notes_on_training(spec: ModelSpec, labelled: LabelledSources) -> tuple[str,
     if root in (os.path.realpath(trained_on), os.path.realpath(os.path.join(trained_on, "train"))):
         return (f"{labelled.root} is what {spec.name} was trained on: on other photographs it will make more errors",)
     return ()
-
-
-def _versions(configurations: tuple[Configuration, ...]) -> dict[str, str]:
-    versions = {"alexdeploy": alexdeploy.__version__, "python": platform.python_version()}
-    for package in dict.fromkeys(("numpy", "pillow", *(c.backend for c in configurations))):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        # ONNX Runtime has a distribution for each kind of device.
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "unknown"
-    return versions

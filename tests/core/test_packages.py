@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
+import sys
 from pathlib import Path
 
 import pytest
 
-from alexdeploy.core.packages import package_version, release, tensorrt_version
+import alexdeploy
+from alexdeploy.core.packages import package_version, release, tensorrt_version, versions_for_report
 
 
 def test_versions_are_read_without_an_import() -> None:
@@ -25,12 +28,35 @@ def test_the_numbers_of_a_version_are_what_a_package_and_its_library_both_tell()
     ]
 
 
+def install(folder: Path, name: str, version: str) -> None:
+    """What importlib.metadata finds of an installed distribution."""
+    metadata = folder / f"{name}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
 @pytest.mark.parametrize("name", ["tensorrt_cu12_bindings", "tensorrt_cu13_bindings", "tensorrt_bindings"])
 def test_tensorrt_is_found_by_its_bindings_alone(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if tensorrt_version() is not None:
         pytest.skip("TensorRT is installed")
-    metadata = tmp_path / f"{name}-10.3.0.post1.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 10.3.0.post1\n")
+    install(tmp_path, name, "10.3.0.post1")
     monkeypatch.syspath_prepend(tmp_path)
     assert tensorrt_version() == "10.3.0.post1"
+
+
+def test_a_report_knows_libraries_whose_distributions_have_other_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "onnxruntime_gpu", "1.22.0")
+    install(tmp_path, "tensorrt_cu12", "10.3.0")
+    install(tmp_path, "numpy", "2.1.0")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert versions_for_report(["tensorrt", "onnxruntime", "openvino", "tensorrt"]) == {
+        "alexdeploy": alexdeploy.__version__,
+        "python": platform.python_version(),
+        "numpy": "2.1.0",
+        "pillow": "unknown",
+        "tensorrt": "10.3.0",
+        "onnxruntime": "1.22.0",
+        "openvino": "unknown",
+    }
