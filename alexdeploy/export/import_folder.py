@@ -57,7 +57,7 @@ def origin(path: Path, sha256: str) -> dict[str, str | int | float | None]:
     """The provenance that every import writes."""
     return {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "alexdeploy": alexdeploy.__version__,
+        "alexdeploy_version": alexdeploy.__version__,
         "imported_from": path.name,
         "imported_sha256": sha256,
     }

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder, find_model
 from alexdeploy.core.errors import AlexDeployError, ModelError, ParityError, UsageError
 from alexdeploy.core.spec import Preprocessing
@@ -708,6 +709,8 @@ def test_where_it_came_from_is_written_down(imported: Import, tmp_path: Path) ->
     assert spec.classes == tuple("abcde")
     assert spec.recipe == "torchvision"
     assert spec.provenance["imported_from"] == "theirs.onnx"
+    # By the name that training has for it.
+    assert spec.provenance["alexdeploy_version"] == alexdeploy.__version__
     assert spec.provenance["imported_sha256"] == graphs.read_graph(tmp_path / "theirs.onnx").sha256
 
 

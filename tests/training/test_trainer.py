@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from training_helpers import tiny_recipe, train_and_tell
 
+import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import DataError, DivergedError, OutputError, UsageError
 from alexdeploy.core.spec import CONTRACT_KEY
@@ -81,6 +82,7 @@ def test_a_run_leaves_a_model_that_the_rest_of_the_program_can_read(uninterrupte
     assert spec.classes == ("above", "below")
     assert spec.preprocessing.crop == 67
     facts = spec.provenance
+    assert facts["alexdeploy_version"] == alexdeploy.__version__
     assert facts["num_train"] == 40
     assert facts["num_epochs"] == 3
     assert facts["weights_sha256"] == sha256_file(uninterrupted.weights_path)
