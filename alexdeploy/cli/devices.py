@@ -28,8 +28,8 @@ def devices(json: JsonOption = False) -> None:
     survey = survey_gpus()
     tensorrt = tensorrt_version()
     here = (cpu_device(), *survey.devices)
-    folders = sorted(path.parent for path in MODELS_FOLDER.glob("*/engines")) if survey.devices else []
-    engines = [engine for folder in folders for engine in judge_engines(ModelFolder(folder), survey)]
+    folders = map(ModelFolder, sorted(MODELS_FOLDER.glob("*"))) if survey.devices else ()
+    engines = [engine for folder in folders for engine in judge_engines(folder, survey)]
     if json:
         rows = [
             {

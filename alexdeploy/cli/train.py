@@ -113,8 +113,10 @@ def train(
     given = [*(overrides or ()), *(f"training.{key}={value}" for key, value in options.items() if value is not None)]
     with one_voice(device) as group:
         chosen, folder, parent = _choose(recipe, given, pretrained, freeze, name, is_sample=data is None)
-        if group is None or (group.is_main and not group.has_begun):
-            _refuse_used_folder(folder.path, (resume, overwrite))
+        begins = group is None or (group.is_main and not group.has_begun)
+        if begins and not (resume or overwrite):
+            # Before anything is rendered or decoded; training itself checks again.
+            folder.check_unused(can_resume=True)
         _need_torch()
         is_sample = data is None
         if data is None:
@@ -155,7 +157,7 @@ def train(
             with watch(chosen, is_packed=is_packed(data)) as watcher:
                 spec = run_training(images, chosen, folder, train_options, watcher.show, group or ALONE)
         except KeyboardInterrupt:
-            if (folder.checkpoints / "last.pt").is_file():
+            if folder.checkpoint_path.is_file():
                 output.note("stopped; the same command with --resume goes on")
             raise
         if json:
@@ -234,17 +236,6 @@ def _frozen(layers: str | None) -> list[str]:
         return []
     names = [name.strip() for name in layers.split(",")]
     return [f"training.freeze={names}", "training.freeze_epoch=1"]
-
-
-def _refuse_used_folder(path: Path, allowed: tuple[bool, bool]) -> None:
-    """Say it before anything is rendered or decoded; training itself checks again."""
-    from alexdeploy.core.errors import UsageError
-
-    if not any(allowed) and ((path / "spec.json").is_file() or (path / "checkpoints" / "last.pt").is_file()):
-        raise UsageError(
-            f"{path} already holds a model",
-            cure="Go on with it: --resume; train beside it: --name NAME; replace it: --overwrite",
-        )
 
 
 def _render_what_is_missing() -> None:

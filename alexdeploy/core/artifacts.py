@@ -6,18 +6,19 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError
-from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
+from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError, UsageError
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 
 MODELS_FOLDER = Path("models")
 CALIBRATION_FOLDER = Path("calibration")
@@ -45,6 +46,16 @@ class ModelFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """What a run that was stopped goes on from."""
+        return self.checkpoints / "last.pt"
+
+    @property
+    def engines(self) -> Path:
+        """Those of TensorRT, of which there may be one for each kind of GPU."""
+        return self.path / "engines"
 
     def onnx_path(self, precision: str = "fp32") -> Path:
         return self.path / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
@@ -91,6 +102,36 @@ class ModelFolder:
     def write_spec(self, spec: ModelSpec) -> None:
         with atomic_write(self.spec_path) as file:
             file.write(spec.to_json())
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it holds a model or a part of one: anything that `clear` removes, but for the log of a run."""
+        parts = (*self._files(), *self.checkpoints.glob("*.pt"), *self.engines.glob("*"))
+        return any(path.exists() for path in parts)
+
+    def check_unused(self, *, can_resume: bool = False) -> None:
+        """Raise UsageError if it is in use; with `can_resume` training may go on with what is there."""
+        if self.is_used:
+            resume = "Go on with it: --resume\n" if can_resume else ""
+            raise UsageError(
+                f"{self.path} already holds a model",
+                cure=f"{resume}Put the new one beside it: --name NAME\nReplace it: --overwrite",
+            )
+
+    def clear(self, keep: Collection[Path] = ()) -> None:
+        """Remove the model, but for the files to `keep` and what is none of it. Raises OutputError.
+
+        The spec goes first, without which a folder is no model.
+        """
+        for path in self._files():
+            if path not in keep:
+                remove_file(path)
+        for folder in (self.checkpoints, self.engines):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _files(self) -> tuple[Path, ...]:
+        graphs = (self.onnx_path(precision) for precision in get_args(Precision))
+        return (self.spec_path, self.weights_path, self.mean_path, *graphs, self.checkpoint_path)
 
 
 def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
@@ -148,6 +189,14 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def remove_file(path: Path) -> None:
+    """Remove it if it is there. Raises OutputError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise output_error(path, exc) from exc
 
 
 def sync_folder(folder: Path) -> None:

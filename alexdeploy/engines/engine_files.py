@@ -115,7 +115,7 @@ def engine_path(folder: ModelFolder, key: EngineKey, gpu: str) -> Path:
     major, minor = key.compute_capability
     version = ".".join(key.tensorrt.split(".")[:2])
     words = (slug(gpu), f"sm{major}{minor}", f"trt{version}", key.precision, _VIEW_WORDS[key.num_views])
-    return folder.path / "engines" / f"{'-'.join(words)}-{key.sha256[:KEY_DIGITS]}.engine"
+    return folder.engines / f"{'-'.join(words)}-{key.sha256[:KEY_DIGITS]}.engine"
 
 
 def slug(gpu: str) -> str:
@@ -216,7 +216,7 @@ def trust_engine(path: Path) -> EngineRecord:
 
 def find_engines(folder: ModelFolder) -> Iterator[tuple[Path, EngineRecord]]:
     """The engines of a model with a readable sidecar, by name; none of them is trusted yet."""
-    for path in sorted((folder.path / "engines").glob("*.engine")):
+    for path in sorted(folder.engines.glob("*.engine")):
         try:
             yield path, read_record(path)
         except ModelError:

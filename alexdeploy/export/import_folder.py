@@ -33,14 +33,6 @@ _SMALL_SCALE = 0.1
 """Below it means of pixels and of scaled ones are told apart: those of photographs are not under 25 everywhere."""
 
 
-def refuse_used(folder: ModelFolder, *, overwrite: bool) -> None:
-    """Raise UsageError if something is there already and may not be replaced."""
-    if not overwrite and folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-        raise UsageError(
-            f"{folder.path} already holds a model or other files", cure="Choose another --name, or --overwrite it."
-        )
-
-
 def class_names(given: tuple[str, ...] | None, num_classes: int, path: Path) -> tuple[str, ...]:
     """The labels, or class-0, class-1 ... where there are none. Raises ModelError if they do not fit."""
     if given is None:
@@ -201,8 +193,4 @@ def write_model(folder: ModelFolder, files: Mapping[Path, bytes], spec: ModelSpe
         if is_new:
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
-    derived = (folder.onnx_path(), folder.weights_path, folder.mean_path, *folder.path.glob("model.*.onnx"))
-    for stale in set(derived) - set(files):
-        stale.unlink(missing_ok=True)
-    for stale in (folder.checkpoints, folder.path / "engines"):
-        shutil.rmtree(stale, ignore_errors=True)
+    folder.clear(keep={folder.spec_path, *files})

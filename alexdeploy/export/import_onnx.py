@@ -29,7 +29,6 @@ from alexdeploy.export.import_folder import (
     class_names,
     mean_file,
     origin,
-    refuse_used,
     write_model,
 )
 from alexdeploy.export.import_known import read_foreign, recognise
@@ -75,7 +74,8 @@ def import_onnx(
     ParityError if the rewritten graph does not give the answers of the original, and UsageError if the folder is
     in use. Nothing is written, and no earlier model touched, before all of that is known.
     """
-    refuse_used(folder, overwrite=options.overwrite)
+    if not options.overwrite:
+        folder.check_unused()
     known = recognise(path, read_foreign(path), on_warning)
     original = graphs.read_graph(path)
     model, batch = _one_input(original.model, path)

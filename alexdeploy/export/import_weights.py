@@ -72,7 +72,8 @@ def import_weights(
     folder is in use, and ParityError if a Caffe network does not give its own answers. Nothing is written, and no
     earlier model touched, before all of that is known.
     """
-    import_folder.refuse_used(folder, overwrite=options.overwrite)
+    if not options.overwrite:
+        folder.check_unused()
     content = read_foreign(path)
     known = recognise(path, content, on_warning)
     recipe = None if options.recipe is None else load_recipe(options.recipe)

@@ -84,7 +84,7 @@ def _engine_for(folder: ModelFolder, wanted: Wanted, gpu: Device, *, is_auto: bo
 def judge_engines(folder: ModelFolder, survey: GpuSurvey) -> Iterator[EngineFile]:
     """Each engine file of the model, by name. Reads and hashes the model's files, and the engines that fit."""
     wanted: dict[Precision, Wanted | AlexDeployError] = {}
-    for path in sorted((folder.path / "engines").glob("*.engine")):
+    for path in sorted(folder.engines.glob("*.engine")):
         try:
             record = read_record(path)
             if record.precision not in wanted:

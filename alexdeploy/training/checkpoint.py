@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import torch
 
-from alexdeploy.core.artifacts import ModelFolder, atomic_write
+from alexdeploy.core.artifacts import atomic_write
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.recipe import Recipe, Training
 from alexdeploy.training.data import TrainingData
@@ -67,10 +67,6 @@ class Checkpoint:
     progress: Progress
     statistics: Statistics
     learner: Mapping[str, Any]
-
-
-def checkpoint_path(folder: ModelFolder) -> Path:
-    return folder.checkpoints / "last.pt"
 
 
 def describe_run(recipe: Recipe, data: TrainingData) -> Identity:

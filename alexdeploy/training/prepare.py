@@ -15,7 +15,7 @@ import PIL
 from numpy.typing import NDArray
 
 import alexdeploy
-from alexdeploy.core.artifacts import atomic_write, sha256_bytes
+from alexdeploy.core.artifacts import atomic_write, remove_file, sha256_bytes
 from alexdeploy.core.errors import DataError, OutputError, UsageError
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import IMAGE_SIZE
@@ -23,7 +23,7 @@ from alexdeploy.images import packed_files
 from alexdeploy.images.originals import Original, Originals
 from alexdeploy.images.packed_files import ColorIndex, Index, Plan, Split, SplitIndex, to_json
 from alexdeploy.images.sources import printable_path
-from alexdeploy.training.shards import Job, Record, find_record, make_shard, remove_file
+from alexdeploy.training.shards import Job, Record, find_record, make_shard
 from alexdeploy.training.statistics import PixelSums, color_axes
 
 RAW_IMAGES_PER_SHARD = (1 << 30) // packed_files.BYTES_PER_IMAGE

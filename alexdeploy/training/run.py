@@ -35,7 +35,6 @@ from alexdeploy.training.checkpoint import (
     Checkpoint,
     Identity,
     Progress,
-    checkpoint_path,
     write_checkpoint,
 )
 from alexdeploy.training.events import CheckpointSaved, EpochFinished, EpochRecord, Event, Step
@@ -289,7 +288,7 @@ class Run:
             return
         self._mean_loss(epoch, step, learning_rate(self._progress.schedule, self._training))
         self._save()
-        path = checkpoint_path(self._setting.folder)
+        path = self._setting.folder.checkpoint_path
         self._on_event(CheckpointSaved(path=path, epoch=epoch, step=step))
 
     def _save(self) -> None:
@@ -302,7 +301,7 @@ class Run:
                 learner=self._learner.state(),
             )
             if self._group.is_main:
-                write_checkpoint(checkpoint_path(self._setting.folder), checkpoint)
+                write_checkpoint(self._setting.folder.checkpoint_path, checkpoint)
         self._saved_at = time.monotonic()
 
     def _mean_loss(self, epoch: int, step: int, rate: float) -> float:
@@ -321,7 +320,7 @@ class Run:
         cure = f"Try a lower rate: --set training.learning_rate={rate / 3:.2g} --overwrite"
         if self._training.precision != "fp32":
             cure += "\nor more precision: --precision fp32 --overwrite"
-        path = checkpoint_path(self._setting.folder)
+        path = self._setting.folder.checkpoint_path
         if path.is_file():
             cure += f"\n{path} is from before it happened."
         return DivergedError(f"the {what} is {number} in epoch {epoch} at learning rate {rate:g}", cure=cure)

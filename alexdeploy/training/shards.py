@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexdeploy.core.artifacts import atomic_write, output_error, sha256_bytes, sha256_file
+from alexdeploy.core.artifacts import atomic_write, remove_file, sha256_bytes, sha256_file
 from alexdeploy.core.errors import ImageError
 from alexdeploy.images.decode import decode
 from alexdeploy.images.originals import Original
@@ -116,14 +116,6 @@ def make_shard(job: Job, plan: Plan, num_threads: int, on_progress: Callable[[in
     with atomic_write(job.record_path) as plain:
         plain.write(to_json(record))
     return record
-
-
-def remove_file(path: Path) -> None:
-    """Remove it if it is there. Raises OutputError."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as exc:
-        raise output_error(path, exc) from exc
 
 
 class _Hashed:

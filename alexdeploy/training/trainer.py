@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from alexdeploy.core.artifacts import ModelFolder, output_error
+from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DataError, DeviceMemoryError, UsageError
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.recipe import Recipe
@@ -23,7 +22,6 @@ from alexdeploy.training.checkpoint import (
     Checkpoint,
     Identity,
     check_same_run,
-    checkpoint_path,
     describe_run,
     read_checkpoint,
 )
@@ -168,22 +166,19 @@ def _check_same_everywhere(group: ProcessGroup, facts: dict[str, Any]) -> None:
 
 
 def _find_checkpoint(folder: ModelFolder, identity: Identity, options: TrainOptions) -> Checkpoint | None:
-    path = checkpoint_path(folder)
+    path = folder.checkpoint_path
     if options.resume:
         if path.is_file():
             checkpoint = read_checkpoint(path)
             check_same_run(checkpoint.identity, identity)
             return checkpoint
-        if folder.spec_path.is_file():
+        if folder.is_used:
             raise UsageError(
                 f"{folder.path} has no checkpoint to resume from",
                 cure="Start anew: --overwrite, or another --name",
             )
-    elif not options.overwrite and (path.is_file() or folder.spec_path.is_file()):
-        raise UsageError(
-            f"{folder.path} already holds a model",
-            cure="Go on with it: --resume; train beside it: --name NAME; replace it: --overwrite",
-        )
+    elif not options.overwrite:
+        folder.check_unused(can_resume=True)
     return None
 
 
@@ -251,7 +246,7 @@ def _train(
     )
     _check_batches(len(setting.train_indices), recipe.training.batch_size, learner.split.size)
     if checkpoint is None and group.is_main:
-        _clear(folder)
+        folder.clear()
     group.begin()
     opened_log = TrainingLog(folder, num_epochs=progress.schedule.num_epochs) if group.is_main else nullcontext()
     with opened_log as log:
@@ -297,16 +292,6 @@ def _check_batches(num_train: int, batch_size: int, num_processes: int) -> None:
             f"{num_processes} processes would share batches of {smallest} images",
             cure="Use larger batches, --batch-size, or fewer processes, --nproc-per-node.",
         )
-
-
-def _clear(folder: ModelFolder) -> None:
-    """Remove an earlier model: first the spec, without which a folder is no model. Raises OutputError."""
-    for path in (folder.spec_path, folder.weights_path, folder.mean_path, checkpoint_path(folder)):
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as exc:
-            raise output_error(path, exc) from exc
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
 
 @contextmanager

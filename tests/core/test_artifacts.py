@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, atomic_write, find_model, limit_folder, sha256_file
-from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError
+from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError, UsageError
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 
 
@@ -32,6 +32,49 @@ def test_the_contract_changes_with_preprocessing_and_classes_but_not_with_name_o
         spec.contract_sha256
         != ModelSpec(name="tiny", classes=("dog", "cat"), preprocessing=Preprocessing()).contract_sha256
     )
+
+
+def fill(folder: ModelFolder, *names: str) -> None:
+    for name in names:
+        path = folder.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+
+def contents(folder: ModelFolder) -> set[str]:
+    return {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
+
+
+MODEL = ("spec.json", "weights.safetensors", "mean.npy", "model.onnx", "model.fp16.onnx", "model.int8.onnx")
+DERIVED = ("checkpoints/last.pt", "checkpoints/log.jsonl", "engines/gpu.engine", "engines/gpu.json")
+OTHERS = ("notes.txt", "model.mine.onnx", "pictures/model.onnx")
+
+
+@pytest.mark.parametrize("name", [*MODEL, "checkpoints/last.pt", "checkpoints/mine.pt", "engines/gpu.engine"])
+def test_a_folder_with_any_part_of_a_model_is_in_use(tmp_path: Path, name: str) -> None:
+    folder = ModelFolder(tmp_path)
+    assert not folder.is_used
+    fill(folder, name)
+    with pytest.raises(UsageError, match="already holds a model") as caught:
+        folder.check_unused()
+    assert "--overwrite" in str(caught.value.cure)
+    assert "--resume" not in str(caught.value.cure)
+
+
+def test_files_that_are_none_of_a_models_leave_a_folder_free(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path)
+    fill(folder, *OTHERS, "checkpoints/log.jsonl")
+    folder.check_unused()
+
+
+def test_clearing_a_folder_leaves_what_is_none_of_the_model(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "model")
+    folder.clear()
+    fill(folder, *MODEL, *DERIVED, *OTHERS)
+    folder.clear(keep=[folder.onnx_path()])
+    assert contents(folder) == {"model.onnx", *OTHERS}
+    folder.clear()
+    assert contents(folder) == set(OTHERS)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"name": "x"}', b'{"name": 3}', b"\xff"])

@@ -27,7 +27,7 @@ from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.launch import Launch, launched
 from alexdeploy.images.folder import LabelledImages, read_image_folder
-from alexdeploy.training.checkpoint import Checkpoint, checkpoint_path, read_checkpoint
+from alexdeploy.training.checkpoint import Checkpoint, read_checkpoint
 from alexdeploy.training.events import AlreadyFinished, EpochFinished, Event, Notice, Started, Step
 from alexdeploy.training.learner import Learner
 from alexdeploy.training.log import log_path, read_log
@@ -163,7 +163,7 @@ def _is_first_to_fail() -> bool:
 
 
 def _checkpoint(folder: Path) -> Checkpoint:
-    return read_checkpoint(checkpoint_path(ModelFolder(folder)))
+    return read_checkpoint(ModelFolder(folder).checkpoint_path)
 
 
 def _largest_difference(found: Path, expected: Path) -> float:
@@ -401,7 +401,7 @@ def test_after_sigkill_torchrun_begins_again_and_the_run_goes_on(tmp_path, tiny_
     model = tmp_path / "models" / "model"
     # An old model, and word to remove it, must not make the second start begin from the beginning.
     shutil.copytree(one, model)
-    checkpoint_path(ModelFolder(model)).unlink()
+    ModelFolder(model).checkpoint_path.unlink()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=2", "--nproc-per-node=2"]
     result = subprocess.run(
         [*launcher, *_command(tiny_folder), "--overwrite"],

@@ -26,7 +26,7 @@ from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.originals import from_labelled
 from alexdeploy.images.packed import open_packed
-from alexdeploy.training.checkpoint import checkpoint_path, read_checkpoint
+from alexdeploy.training.checkpoint import read_checkpoint
 from alexdeploy.training.data import open_data
 from alexdeploy.training.events import Event, Notice, Started, Step
 from alexdeploy.training.prepare import Prepared, PrepareOptions, prepare
@@ -46,7 +46,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def state(folder: ModelFolder) -> dict[str, bytes]:
     """Weights and velocities of the last checkpoint, and the published weights, to the bit."""
-    learner = read_checkpoint(checkpoint_path(folder)).learner
+    learner = read_checkpoint(folder.checkpoint_path).learner
     kinds = ("weights", "velocities")
     tensors = {f"{kind} {name}": value.numpy().tobytes() for kind in kinds for name, value in learner[kind].items()}
     return tensors | {"published": folder.weights_path.read_bytes()}

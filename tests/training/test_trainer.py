@@ -30,7 +30,7 @@ from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import load_weights
 from alexdeploy.training import run
-from alexdeploy.training.checkpoint import check_same_run, checkpoint_path, describe_run, read_checkpoint
+from alexdeploy.training.checkpoint import check_same_run, describe_run, read_checkpoint
 from alexdeploy.training.data import open_data
 from alexdeploy.training.events import AlreadyFinished, EpochFinished, EpochRecord, Event, Started, Step
 from alexdeploy.training.log import TrainingLog, log_path, read_log
@@ -60,7 +60,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -
 
 def final_state(folder: ModelFolder) -> dict[str, bytes]:
     """Weights and velocities of the last checkpoint, and the published weights, to the bit."""
-    learner = read_checkpoint(checkpoint_path(folder)).learner
+    learner = read_checkpoint(folder.checkpoint_path).learner
     state = {
         f"{kind} {name}": tensor.numpy().tobytes()
         for kind in ("weights", "velocities")
@@ -113,7 +113,7 @@ def test_an_easy_task_is_learned(folder, tiny_data):
 def test_after_ctrl_c_resuming_gives_the_same_bits(folder, tiny_data, uninterrupted, epoch, step):
     with pytest.raises(KeyboardInterrupt):
         train(tiny_data, tiny_recipe(), folder, ONE_THREAD, interrupt_at(epoch, step))
-    progress = read_checkpoint(checkpoint_path(folder)).progress
+    progress = read_checkpoint(folder.checkpoint_path).progress
     assert (progress.schedule.num_epochs + 1, progress.step) == (epoch, step)
     train(tiny_data, tiny_recipe(), folder, dataclasses.replace(ONE_THREAD, resume=True), ignore)
     assert final_state(folder) == final_state(uninterrupted)
@@ -214,7 +214,7 @@ def test_ctrl_c_saves_and_exits_130(folder, tiny_folder):
         assert process.pid is not None
         os.kill(process.pid, signal.SIGINT)
     assert process.exitcode == 130
-    assert read_checkpoint(checkpoint_path(folder)).progress.step > 0
+    assert read_checkpoint(folder.checkpoint_path).progress.step > 0
 
 
 def test_a_changed_recipe_is_not_resumed(folder, tiny_data):
@@ -267,6 +267,44 @@ def test_overwriting_begins_anew(tmp_path, tiny_data, uninterrupted):
     assert [record.epoch for record in read_log(log_path(folder))] == [1]
 
 
+EXPORTED = ("model.onnx", "model.fp16.onnx", "model.int8.onnx", "engines/gpu.engine", "engines/gpu.json")
+
+
+@pytest.fixture
+def exported(tmp_path: Path, uninterrupted: ModelFolder) -> ModelFolder:
+    """A model with graphs, engines and a file of the user's."""
+    folder = ModelFolder(tmp_path / "model")
+    shutil.copytree(uninterrupted.path, folder.path)
+    folder.engines.mkdir()
+    for name in (*EXPORTED, "notes.txt"):
+        (folder.path / name).write_text("old")
+    return folder
+
+
+def test_overwriting_leaves_no_graph_or_engine_of_the_earlier_model_and_what_is_the_users(exported, tiny_data):
+    options = dataclasses.replace(ONE_THREAD, overwrite=True)
+    spec = train(tiny_data, tiny_recipe("training.epochs=1"), exported, options, ignore)
+    assert exported.spec() == spec
+    names = {path.name for path in exported.path.iterdir()}
+    assert names == {"spec.json", "weights.safetensors", "mean.npy", "checkpoints", "notes.txt"}
+
+
+def test_a_run_that_cannot_begin_leaves_the_earlier_model_as_it_was(exported, data_with_broken):
+    before = {path: path.read_bytes() for path in exported.path.rglob("*") if path.is_file()}
+    with pytest.raises(DataError):
+        train(data_with_broken, tiny_recipe(), exported, dataclasses.replace(ONE_THREAD, overwrite=True), ignore)
+    assert {path: path.read_bytes() for path in exported.path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("resume", "message"), [(False, "already holds a model"), (True, "no checkpoint to resume")])
+def test_a_graph_that_is_there_is_not_removed_unasked(folder, tiny_data, resume, message):
+    folder.path.mkdir()
+    folder.onnx_path().write_text("mine")
+    with pytest.raises(UsageError, match=message):
+        train(tiny_data, tiny_recipe(), folder, dataclasses.replace(ONE_THREAD, resume=resume), ignore)
+    assert folder.onnx_path().read_text() == "mine"
+
+
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(folder, tiny_data):
     recipe = tiny_recipe("training.learning_rate=1e5")
@@ -274,8 +312,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(folde
         train(tiny_data, recipe, folder, dataclasses.replace(ONE_THREAD, checkpoint_seconds=0), ignore)
     assert "--set training.learning_rate=" in caught.value.cure
     assert not folder.spec_path.exists()
-    if checkpoint_path(folder).is_file():
-        weights = read_checkpoint(checkpoint_path(folder)).learner["weights"]
+    if folder.checkpoint_path.is_file():
+        weights = read_checkpoint(folder.checkpoint_path).learner["weights"]
         assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
@@ -300,12 +338,12 @@ def limited_files(num_bytes: int) -> Iterator[None]:
 
 def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(folder, tiny_data, uninterrupted):
     shutil.copytree(uninterrupted.path, folder.path)
-    before = checkpoint_path(folder).read_bytes()
+    before = folder.checkpoint_path.read_bytes()
     resume = dataclasses.replace(ONE_THREAD, resume=True)
     more = tiny_recipe("training.epochs=4")
     with limited_files(50_000), pytest.raises(OutputError, match=r"last\.pt could not be written"):
         train(tiny_data, more, folder, resume, ignore)
-    assert checkpoint_path(folder).read_bytes() == before
+    assert folder.checkpoint_path.read_bytes() == before
     train(tiny_data, more, folder, resume, ignore)
     assert [record.epoch for record in read_log(log_path(folder))] == [1, 2, 3, 4]
 

@@ -23,7 +23,7 @@ from alexdeploy.core.errors import UsageError
 from alexdeploy.core.launch import Launch
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.images.folder import read_image_folder
-from alexdeploy.training.checkpoint import checkpoint_path, read_checkpoint
+from alexdeploy.training.checkpoint import read_checkpoint
 from alexdeploy.training.events import Event
 from alexdeploy.training.learner import Learner
 from alexdeploy.training.parallel import ProcessGroup, held_interrupts
@@ -305,7 +305,7 @@ def test_the_published_model_is_that_of_one_process(pair: Pair, tiny_folder: Pat
 def test_one_tower_interrupted_in_validation_stops_both(pair: Pair, tiny_folder: Path, tmp_path: Path) -> None:
     folder = ModelFolder(tmp_path / "model")
     assert pair(_publish_with_interrupt, tiny_folder, folder) == ["stopped", "stopped"]
-    assert read_checkpoint(checkpoint_path(folder)).progress.step == 5
+    assert read_checkpoint(folder.checkpoint_path).progress.step == 5
     assert pair(_publish, tiny_folder, folder, True) == ["finished", "finished"]
 
 
