@@ -88,6 +88,7 @@ def bench(
     Ends with exit code 5 if nothing keeps --budget-ms and --min-agreement; if nothing could be measured at all, with
     that of the first error. Ctrl-C shows what was measured so far.
     """
+    from alexdeploy.core.artifacts import find_model
     from alexdeploy.core.spec import Precision
     from alexdeploy.engines.base import Backend, NumViews
     from alexdeploy.inference.bench_plan import BenchOptions
@@ -113,7 +114,7 @@ def bench(
 
         check_page_path(report, "--report")
     with _watching(quiet=quiet) as (note, step):
-        found = benchmark(model, options, note, step)
+        found = benchmark(find_model(model), options, note, step)
     try:
         if json:
             out.print_json(_document(found))

@@ -69,6 +69,7 @@ def evaluate(
     All of them run in one pass, each image being decoded once. An image that cannot be read counts as wrong, and
     the command then ends with exit code 3.
     """
+    from alexdeploy.core.artifacts import find_model
     from alexdeploy.core.spec import Precision
     from alexdeploy.engines.base import Backend, NumViews
     from alexdeploy.inference import evaluate_rows
@@ -90,7 +91,7 @@ def evaluate(
 
         check_page_path(html)
     with _Watcher(output, quiet=quiet) as watcher:
-        found = run_evaluate(model, data, options, on_start=watcher.start, on_image=watcher.count)
+        found = run_evaluate(find_model(model), data, options, on_start=watcher.start, on_image=watcher.count)
     try:
         if json:
             out.print_json(dataclasses.asdict(found))

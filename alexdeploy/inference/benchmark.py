@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder, find_model
+from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, ImageError, UsageError
 from alexdeploy.core.memory import host_memory
 from alexdeploy.core.spec import ModelSpec, Precision
@@ -48,7 +48,7 @@ _PROFILED_IMAGES = 4
 
 
 def benchmark(
-    model: str | os.PathLike[str] | None,
+    folder: ModelFolder,
     options: BenchOptions | None = None,
     on_note: Callable[[str], None] = lambda note: None,
     on_step: OnStep = lambda step, done, total: None,
@@ -62,7 +62,6 @@ def benchmark(
     began, load = time.monotonic(), load_average()
     options = options or BenchOptions()
     _check(options)
-    folder = find_model(model)
     spec = folder.spec()
     configurations, planned = plan(folder, options)
     groups = tuple(dict.fromkeys(each.group for each in configurations))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alexdeploy.core.artifacts import ModelFolder, find_model
+from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.packages import versions_for_report
 from alexdeploy.core.processors import available_processors
@@ -98,7 +98,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | os.PathLike[str] | None,
+    folder: ModelFolder,
     data: str | os.PathLike[str],
     options: EvaluateOptions | None = None,
     *,
@@ -107,15 +107,14 @@ def evaluate(
 ) -> Evaluation:
     """Classify the labelled images of `data` in all configurations at once, decoding each image once.
 
-    `model` is a folder, a name under `models/`, or None for the newest there. `on_start` is called when everything
-    is open, `on_image` for each image in order. A combination that no backend can run is left out with a note. Raises
-    UsageError, ModelError, DeviceError, and DataError where the labels cannot be used.
+    `on_start` is called when everything is open, `on_image` for each image in order. A combination that no backend can
+    run is left out with a note. Raises UsageError, ModelError, DeviceError, and DataError where the labels cannot be
+    used.
     """
     options = options or EvaluateOptions()
     for name, value in (("batch_size", options.batch_size), ("num_threads", options.num_threads)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; it must be at least 1")
-    folder = find_model(model)
     spec = folder.spec()
     labelled = read_labelled(data, spec.classes, options.labels)
     with ExitStack() as stack:

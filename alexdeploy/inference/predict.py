@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from alexdeploy.core.artifacts import find_model
+from alexdeploy.core.artifacts import ModelFolder, find_model
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.metrics import top_k as best_classes
 from alexdeploy.core.processors import available_processors
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 class Predictor:
     """A model opened for predictions; a context manager, to be used from one thread.
 
-    `model` is a folder, a name under `models/`, or None for the newest there. `backend` None takes the best that is
-    installed. `batch_size` counts images, not views; "auto" is what fits the device. `num_threads` None: all the
-    process may use. `num_streams` batches at most run at once on the CPU. One image at a time is fastest with
-    `batch_size` 1 and `num_streams` 1: then nothing is computed beside it, and it has all threads. `devices` names
-    where to run ("cpu,cpu", "0,1", "all"), None: the GPUs if there are any that can run it, else the CPU; each has
-    `replicas` of the network. `placement` splits one network over two devices.
+    `model` is a folder or what `find_model` takes: a path, a name under `models/`, None for the newest there.
+    `backend` None takes the best that is installed. `batch_size` counts images, not views; "auto" is what fits the
+    device. `num_threads` None: all the process may use. `num_streams` batches at most run at once on the CPU. One image
+    at a time is fastest with `batch_size` 1 and `num_streams` 1: then nothing is computed beside it, and it has all
+    threads. `devices` names where to run ("cpu,cpu", "0,1", "all"), None: the GPUs if there are any that can run it,
+    else the CPU; each has `replicas` of the network. `placement` splits one network over two devices.
 
         with Predictor("models/alexnet", num_views=10) as predictor:
             for row in predictor.predict(["images/"]):
@@ -43,7 +43,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | None = None,
+        model: ModelFolder | str | os.PathLike[str] | None = None,
         *,
         backend: Backend | None = None,
         precision: Precision = "fp32",
@@ -65,7 +65,7 @@ class Predictor:
         ):
             if value not in (None, "auto") and int(value) < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
-        self.folder = find_model(model)
+        self.folder = model if isinstance(model, ModelFolder) else find_model(model)
         self._resize = self.folder.spec().preprocessing.resize
         placed = place(
             self.folder,

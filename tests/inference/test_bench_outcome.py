@@ -109,7 +109,7 @@ def test_where_the_first_fp32_fails_another_is_compared_with(tiny_model: ModelFo
         num_images=2,
         seconds=0.0,
     )
-    broken, good = benchmark(tiny_model.path, options).rows
+    broken, good = benchmark(tiny_model, options).rows
     assert (broken.error_kind, broken.agreed) == ("ModelError", None)
     assert good.agreed is not None
     assert (good.agreed.reference, good.agreed.num_same) == ("torch", 2)
@@ -132,7 +132,7 @@ def test_an_interrupt_while_layers_are_timed_keeps_what_is_done(tiny_model: Mode
         seconds=0.0,
         with_profile=True,
     )
-    found = benchmark(tiny_model.path, options, on_step=stop)
+    found = benchmark(tiny_model, options, on_step=stop)
     assert found.interrupted
     assert [each.group.backend for each in found.profiles] == ["openvino"]
     assert all(row.error is None for row in found.rows)
@@ -148,7 +148,7 @@ def test_an_interrupt_while_layers_are_timed_keeps_what_is_done(tiny_model: Mode
 )
 def test_what_is_no_number_is_a_usage_error(options: BenchOptions, name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is (nan|inf); expected a finite number from 0 on"):
-        benchmark(None, options)
+        benchmark(ModelFolder(Path("nowhere")), options)
 
 
 def test_images_that_cannot_be_read_are_not_counted(tiny_model: ModelFolder, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_images_that_cannot_be_read_are_not_counted(tiny_model: ModelFolder, tmp
     pictures = write_pictures(tmp_path / "pictures", 2)
     (pictures / "broken.jpg").write_bytes(b"no picture")
     options = BenchOptions(backends=("onnxruntime",), images=(str(pictures),))
-    found = benchmark(tiny_model.path, options, on_step=stop)
+    found = benchmark(tiny_model, options, on_step=stop)
     assert found.images == f"{pictures}: 2 of 3 images"
     assert found.image_bytes == sum(path.stat().st_size for path in pictures.iterdir() if path.name != "broken.jpg")
 

@@ -277,7 +277,7 @@ def test_a_machine_with_a_load_of_its_own_is_told_to_be_busy() -> None:
 def test_everything_is_measured_and_fits_together(tiny_model: ModelFolder, pictures: Path) -> None:
     steps: list[str] = []
     options = dataclasses.replace(QUICK, images=(str(pictures),), views=(1, 10), precisions=("fp32", "fp16"))
-    found = benchmark(tiny_model.path, options, on_step=lambda step, done, total: steps.append(step))
+    found = benchmark(tiny_model, options, on_step=lambda step, done, total: steps.append(step))
     assert [str(row.configuration) for row in found.rows] == [
         f"onnxruntime {precision} {views}, batch {batch}"
         for views in ("1 view", "10 views")
@@ -311,7 +311,7 @@ def test_a_graph_that_does_not_load_has_its_error_and_the_others_are_measured(
 ) -> None:
     tiny_model.onnx_path("fp16").write_bytes(b"no graph")
     options = dataclasses.replace(QUICK, images=(str(pictures),), precisions=("fp32", "fp16"), batch_sizes=(1,))
-    found = benchmark(tiny_model.path, options)
+    found = benchmark(tiny_model, options)
     good, broken = found.rows
     assert good.error is None
     assert good.images_per_second is not None
@@ -322,7 +322,7 @@ def test_a_graph_that_does_not_load_has_its_error_and_the_others_are_measured(
 
 def test_answers_are_compared_with_fp32_also_where_it_is_not_measured(tiny_model: ModelFolder, pictures: Path) -> None:
     options = dataclasses.replace(QUICK, images=(str(pictures),), precisions=("fp16",), batch_sizes=(1,))
-    (row,) = benchmark(tiny_model.path, options).rows
+    (row,) = benchmark(tiny_model, options).rows
     assert row.agreed is not None
     assert row.agreed.num_images == 4
 
@@ -333,7 +333,7 @@ def test_an_interrupt_keeps_what_was_measured_and_leaves_no_process(tiny_model: 
             raise KeyboardInterrupt
 
     options = dataclasses.replace(QUICK, images=(str(pictures),), precisions=("fp32",), seconds=60.0)
-    found = benchmark(tiny_model.path, options, on_step=stop)
+    found = benchmark(tiny_model, options, on_step=stop)
     assert found.interrupted
     assert found.num_rounds == 1
     assert [row.num_rounds for row in found.rows] == [1, 1]
@@ -345,7 +345,7 @@ def test_without_photographs_they_are_rendered_and_that_is_told(tiny_model: Mode
     def stop(step: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    found = benchmark(tiny_model.path, QUICK, notes.append, stop)
+    found = benchmark(tiny_model, QUICK, notes.append, stop)
     assert found.images == "4 rendered JPEGs"
     assert any("no --images: 4 rendered JPEGs are decoded" in note for note in notes)
     assert [row.error for row in found.rows] == ["not measured before the end"] * 4
@@ -361,10 +361,10 @@ def test_photographs_that_cannot_be_read_are_left_out_and_none_is_an_error(
 
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     options = dataclasses.replace(QUICK, images=(str(pictures), str(tmp_path / "broken.jpg")), num_images=5)
-    assert benchmark(tiny_model.path, options, notes.append, stop).num_images == 4
+    assert benchmark(tiny_model, options, notes.append, stop).num_images == 4
     assert any(note.startswith("left out: ") and "broken.jpg" in note for note in notes)
     with pytest.raises(ImageError, match="none of the images"):
-        benchmark(tiny_model.path, dataclasses.replace(QUICK, images=(str(tmp_path / "broken.jpg"),)))
+        benchmark(tiny_model, dataclasses.replace(QUICK, images=(str(tmp_path / "broken.jpg"),)))
 
 
 @pytest.fixture(autouse=True)

@@ -54,7 +54,7 @@ def true_label(row: Row) -> int:
 
 
 def test_every_configuration_agrees_with_a_count_of_predicted_rows(tiny_model: ModelFolder, data: Path) -> None:
-    found = evaluate(tiny_model.path, data, ON_ORT)
+    found = evaluate(tiny_model, data, ON_ORT)
     assert [str(score.configuration) for score in found.scores] == [
         "onnxruntime fp32 1 view",
         "onnxruntime fp32 10 views",
@@ -78,7 +78,7 @@ def test_every_configuration_agrees_with_a_count_of_predicted_rows(tiny_model: M
 
 
 def test_the_calibration_error_agrees_with_one_computed_in_numpy(tiny_model: ModelFolder, data: Path) -> None:
-    (score,) = evaluate(tiny_model.path, data, EvaluateOptions(views=(1,), backends=("onnxruntime",))).scores
+    (score,) = evaluate(tiny_model, data, EvaluateOptions(views=(1,), backends=("onnxruntime",))).scores
     rows = predicted(tiny_model, data, score)
     confidence = np.array([row.top[0].probability for row in rows])
     right = np.array([row.top[0].index == true_label(row) for row in rows])
@@ -93,7 +93,7 @@ def test_the_calibration_error_agrees_with_one_computed_in_numpy(tiny_model: Mod
 
 def test_what_changed_is_counted_against_the_first_of_the_same_views(tiny_model: ModelFolder, data: Path) -> None:
     images: list[ImageResult] = []
-    found = evaluate(tiny_model.path, data, ON_ORT, on_image=images.append)
+    found = evaluate(tiny_model, data, ON_ORT, on_image=images.append)
     assert [str(score.configuration) for score in found.scores] == [
         "onnxruntime fp32 1 view",
         "onnxruntime fp32 10 views",
@@ -130,14 +130,14 @@ def test_each_image_is_decoded_once_for_all_configurations(
         return decode(content, resize)
 
     monkeypatch.setattr(pipeline, "decode", counted)
-    assert len(evaluate(tiny_model.path, data, ON_ORT).scores) == 4
+    assert len(evaluate(tiny_model, data, ON_ORT).scores) == 4
     assert sorted(calls) == sorted(path.stat().st_size for path in data.rglob("*.png"))
 
 
 def test_backends_stand_beside_each_other_and_impossible_pairs_are_told(tiny_model: ModelFolder, data: Path) -> None:
     plans: list[Plan] = []
     options = EvaluateOptions(precisions=("fp32", "fp16", "bf16"), views=(1,), backends=("onnxruntime", "torch"))
-    found = evaluate(tiny_model.path, data, options, on_start=plans.append)
+    found = evaluate(tiny_model, data, options, on_start=plans.append)
     assert [str(score.configuration) for score in found.scores] == [
         "onnxruntime fp32 1 view",
         "torch fp32 1 view",
@@ -154,26 +154,26 @@ def test_backends_stand_beside_each_other_and_impossible_pairs_are_told(tiny_mod
 
 def test_openvino_runs_with_all_its_streams(tiny_model: ModelFolder, data: Path) -> None:
     options = EvaluateOptions(views=(1, 5), backends=("openvino",), num_threads=2, batch_size=4)
-    found = evaluate(tiny_model.path, data, options)
-    reference = evaluate(tiny_model.path, data, dataclasses.replace(options, backends=("onnxruntime",)))
+    found = evaluate(tiny_model, data, options)
+    reference = evaluate(tiny_model, data, dataclasses.replace(options, backends=("onnxruntime",)))
     for score, expected in zip(found.scores, reference.scores, strict=True):
         assert score.confusion == expected.confusion
 
 
 def test_the_default_backend_in_bfloat16_is_one_that_can(tiny_model: ModelFolder, data: Path) -> None:
     try:
-        (score,) = evaluate(tiny_model.path, data, EvaluateOptions(precisions=("bf16",), views=(1,))).scores
+        (score,) = evaluate(tiny_model, data, EvaluateOptions(precisions=("bf16",), views=(1,))).scores
     except DeviceError as exc:
         pytest.skip(exc.message)
     assert (score.configuration.backend, score.configuration.precision) == ("openvino", "bf16")
 
 
 def test_broken_images_count_as_wrong_everywhere_and_in_the_denominator(tiny_model: ModelFolder, data: Path) -> None:
-    before = evaluate(tiny_model.path, data, ON_ORT)
+    before = evaluate(tiny_model, data, ON_ORT)
     (data / "class-2" / "bad.jpg").write_bytes(b"no picture")
     (data / "class-4" / "empty.png").touch()
     images: list[ImageResult] = []
-    found = evaluate(tiny_model.path, data, ON_ORT, on_image=images.append)
+    found = evaluate(tiny_model, data, ON_ORT, on_image=images.append)
     assert (found.num_images, found.num_broken) == (NUM_IMAGES + 2, 2)
     assert [(Path(image.source).name, image.label) for image in found.broken] == [("bad.jpg", 2), ("empty.png", 4)]
     assert [image.index for image in images] == list(range(NUM_IMAGES + 2))
@@ -190,7 +190,7 @@ def test_images_that_are_all_broken_are_all_errors(tiny_model: ModelFolder, tmp_
     for name in ("class-0/a.jpg", "class-1/b.jpg"):
         (tmp_path / "bad" / name).parent.mkdir(parents=True)
         (tmp_path / "bad" / name).write_bytes(b"x")
-    (score, _) = evaluate(tiny_model.path, tmp_path / "bad", EvaluateOptions(backends=("onnxruntime",))).scores
+    (score, _) = evaluate(tiny_model, tmp_path / "bad", EvaluateOptions(backends=("onnxruntime",))).scores
     assert score.top1.percent == score.top5.percent == 100.0
     assert (score.calibration_error, score.images_per_second, score.confusion) == (None, None, ())
 
@@ -199,13 +199,13 @@ def test_a_list_of_labels_counts_the_images_that_it_names(tiny_model: ModelFolde
     labels = tmp_path / "val.txt"
     labels.write_text("class-0/00.png 4\nclass-1/01.png class-1\nclass-0/gone.png 0\n")
     options = EvaluateOptions(views=(1,), backends=("onnxruntime",), labels=labels)
-    found = evaluate(tiny_model.path, data, options)
+    found = evaluate(tiny_model, data, options)
     assert (found.num_images, found.num_broken, found.num_unlabelled) == (3, 1, NUM_IMAGES - 2)
     assert [(entry.index, entry.num_images) for entry in found.scores[0].classes] == [(0, 1), (1, 1), (4, 1)]
 
 
 def test_equal_errors_are_worst_in_the_order_of_their_names(tiny_model: ModelFolder, data: Path) -> None:
-    (score,) = evaluate(tiny_model.path, data, EvaluateOptions(views=(1,), backends=("onnxruntime",))).scores
+    (score,) = evaluate(tiny_model, data, EvaluateOptions(views=(1,), backends=("onnxruntime",))).scores
     keys = [(-entry.num_errors / entry.num_images, entry.name) for entry in score.worst_classes]
     assert keys == sorted(keys)
     assert all(entry.num_errors for entry in score.worst_classes)
@@ -213,7 +213,7 @@ def test_equal_errors_are_worst_in_the_order_of_their_names(tiny_model: ModelFol
 
 def test_training_images_are_pointed_out(tiny_model: ModelFolder, data: Path) -> None:
     tiny_model.write_spec(tiny_model.spec().replace_provenance(data=str(data)))
-    found = evaluate(tiny_model.path, data, EvaluateOptions(views=(1,), backends=("onnxruntime",)))
+    found = evaluate(tiny_model, data, EvaluateOptions(views=(1,), backends=("onnxruntime",)))
     assert "was trained on" in found.notes[0]
 
 
@@ -231,7 +231,7 @@ def test_what_cannot_run_is_an_error(
     tiny_model: ModelFolder, data: Path, options: dict[str, object], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        evaluate(tiny_model.path, data, EvaluateOptions(**options))
+        evaluate(tiny_model, data, EvaluateOptions(**options))
 
 
 def test_a_folder_without_labelled_images_is_an_error_before_an_engine_is_opened(
@@ -240,7 +240,7 @@ def test_a_folder_without_labelled_images_is_an_error_before_an_engine_is_opened
     monkeypatch.setattr(evaluate_module, "open_engine", None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError):
-        evaluate(tiny_model.path, tmp_path / "empty")
+        evaluate(tiny_model, tmp_path / "empty")
 
 
 def test_probabilities_that_are_not_finite_name_their_configuration(
@@ -253,7 +253,7 @@ def test_probabilities_that_are_not_finite_name_their_configuration(
 
     monkeypatch.setattr(evaluate_module, "open_engine", open_engine)
     with pytest.raises(ModelError, match=r"colour fp32 1 view .* not finite for .*00\.png"):
-        evaluate(tiny_model.path, data, EvaluateOptions(backends=("torch",)))
+        evaluate(tiny_model, data, EvaluateOptions(backends=("torch",)))
 
 
 def test_an_engine_gets_batches_of_its_size_on_all_of_its_streams(colour_engine: type) -> None:
@@ -298,7 +298,7 @@ def test_a_tally_does_not_grow_with_the_images() -> None:
 
 
 def test_the_fields_of_the_json_document_stay(tiny_model: ModelFolder, data: Path) -> None:
-    found = dataclasses.asdict(evaluate(tiny_model.path, data, ON_ORT))
+    found = dataclasses.asdict(evaluate(tiny_model, data, ON_ORT))
     assert list(found) == [
         *("format_version", "model", "name", "contract_sha256", "data", "labels", "num_images", "num_broken"),
         *("num_unlabelled", "classes", "scores", "broken", "notes", "versions", "machine"),

@@ -45,7 +45,7 @@ def test_rows_are_what_the_engine_says_of_each_image(tiny_model: ModelFolder, pi
         expected = {
             name: engine.run(decode((pictures / name).read_bytes())[None]) for name in names if name != "05.jpg"
         }
-    with Predictor(tiny_model.path, backend="onnxruntime", num_views=num_views, batch_size=4, top_k=3) as predictor:
+    with Predictor(tiny_model, backend="onnxruntime", num_views=num_views, batch_size=4, top_k=3) as predictor:
         rows = list(predictor.predict([pictures]))
     assert [Path(row.source).name for row in rows] == names
     assert [row.index for row in rows] == list(range(13))
