@@ -89,7 +89,7 @@ def export(
         calibrate=calibrate,
         budget=Budget(max_drop=max_drop, labelled=labelled, keep=_names(keep)),
     )
-    exported = export_model(folder, options, lambda step: output.note(f"  {step}"))
+    exported = export_model(folder, options, lambda step: output.note(f"  {step}"), output.warn)
     if json:
         output.print_json([{**dataclasses.asdict(item), "path": str(item.path)} for item in exported])
     else:

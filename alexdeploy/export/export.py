@@ -60,6 +60,7 @@ def export_model(
     folder: ModelFolder,
     options: ExportOptions = ExportOptions(),
     on_step: Callable[[str], None] = lambda message: None,
+    on_warning: Callable[[str], None] = lambda message: None,
 ) -> tuple[Exported, ...]:
     """Write `model.onnx`, and `model.fp16.onnx` and `model.int8.onnx` if asked, after each has been checked.
 
@@ -71,7 +72,7 @@ def export_model(
     images = check_images(folder, spec, options.images, on_step)
     fp32 = _checked_fp32(folder, spec, images, on_step)
     # First of the two: ranges that are measured for it say where FP16 would overflow as well.
-    int8 = _checked_int8(fp32, folder, spec, options, on_step) if options.int8 else None
+    int8 = _checked_int8(fp32, folder, spec, options, on_step, on_warning) if options.int8 else None
     ranges = None if int8 is None else int8.ranges
     fp16 = _checked_fp16(fp32, folder, spec, images, ranges, on_step) if options.fp16 else None
     checked = [each for each in (fp32, fp16, int8) if each is not None]
@@ -194,8 +195,11 @@ def _checked_int8(
     spec: ModelSpec,
     options: ExportOptions,
     on_step: Callable[[str], None],
+    on_warning: Callable[[str], None],
 ) -> _Checked:
-    quantized = quantize(folder, spec, fp32.graph, options.calibrate, options.budget, on_step)
+    quantized = quantize(
+        folder, spec, fp32.graph, options.calibrate, options.budget, on_step=on_step, on_warning=on_warning
+    )
     source = graphs.Source(
         name=fp32.path.name,
         sha256=fp32.graph.sha256,

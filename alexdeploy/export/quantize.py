@@ -39,6 +39,7 @@ class Quantization:
     keep_asked: tuple[str, ...]
     ranking: tuple[LayerCost, ...]
     ranges_path: str
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +69,9 @@ def quantize(
     graph: graphs.Graph,
     calibration_images: str | None,
     budget: Budget,
+    *,
     on_step: Callable[[str], None] = lambda message: None,
+    on_warning: Callable[[str], None] = lambda message: None,
 ) -> Quantized:
     """Quantize `graph` as far as the budget allows.
 
@@ -76,7 +79,13 @@ def quantize(
     StaleArtifactError for ranges of another network, ParityError if the budget cannot be held, UsageError for a layer
     to keep that is none.
     """
-    ranges = _ranges(folder, spec, graph, calibration_images, on_step)
+    warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        warnings.append(message)
+        on_warning(message)
+
+    ranges = _ranges(folder, spec, graph, calibration_images, on_step, warn)
     thresholds = {name: tensor.threshold for name, tensor in ranges.tensors.items()}
     images, labels, measured_on = _images(spec, ranges, budget)
     what = "changed answers" if labels is None else "top-1 error"
@@ -84,7 +93,7 @@ def quantize(
     judge = Judge(graph.model, spec, folder.mean_image(spec), ranges.num_views, images, labels)
 
     if len(images) < FEWEST_IMAGES:
-        on_step(f"warning: {len(images)} images are few to judge a graph by; give at least {FEWEST_IMAGES}")
+        warn(f"{len(images)} images are few to judge a graph by; give at least {FEWEST_IMAGES}")
 
     def convert(keep: Collection[str]) -> onnx.ModelProto:
         return to_int8(graph.model, thresholds, spec.preprocessing, {*keep, *budget.keep})
@@ -109,6 +118,7 @@ def quantize(
         keep_asked=budget.keep,
         ranking=ranking,
         ranges_path=folder.ranges_path.as_posix(),
+        warnings=tuple(warnings),
     )
     return Quantized(model=convert(choice.keep), ranges=ranges, report=report)
 
@@ -132,6 +142,7 @@ def _ranges(
     graph: graphs.Graph,
     images: str | None,
     on_step: Callable[[str], None],
+    on_warning: Callable[[str], None],
 ) -> Ranges:
     path = folder.ranges_path
     if images is None:
@@ -144,7 +155,7 @@ def _ranges(
     ranges = measure(folder, spec, graph, images, load_calibration())
     on_step(f"ranges of {ranges.num_images} images, method {ranges.method}")
     for warning in (*ranges.warnings, *(f"{name} was left out: {why}" for name, why in ranges.skipped.items())):
-        on_step(f"warning: {warning}")
+        on_warning(warning)
     return ranges
 
 

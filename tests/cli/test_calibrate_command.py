@@ -92,6 +92,21 @@ def test_without_a_budget_the_ranking_is_left_out_where_all_of_it_holds(run: Run
     assert (int8["ranking"] == []) == (int8["choice"]["num_trials"] == 1)
 
 
+def test_what_makes_an_int8_export_doubtful_is_a_warning_and_in_the_json(run: Run) -> None:
+    for path in sorted(Path("pictures").iterdir())[4:]:
+        path.unlink()
+    Path("pictures/000.png").write_bytes(b"broken")
+    result = run("export", "tiny", "--int8", "--calibrate", "pictures", "--max-drop", "100", "--json")
+    assert result.exit_code == 0
+    _, int8 = json.loads(result.stdout)
+    few, skipped, judged = int8["quantization"]["warnings"]
+    assert few.startswith("3 different images are few")
+    assert skipped.startswith("pictures/000.png was left out: ")
+    assert judged == "3 images are few to judge a graph by; give at least 32"
+    warned = [line for line in result.stderr.splitlines() if "warning" in line]
+    assert warned == [f"warning: {message}" for message in (few, skipped, judged)]
+
+
 def test_a_budget_on_labelled_images_is_points_of_error(run: Run) -> None:
     for index, path in enumerate(sorted(Path("pictures").iterdir())):
         target = Path("labelled") / f"class-{index % 5}" / path.name
