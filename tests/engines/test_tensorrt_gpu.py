@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from gpu_here import why_no_tensorrt
 from helpers import smooth_images
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import DeviceError, ModelError
+from alexdeploy.core.errors import DeviceError, ModelError, OutputError
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import EngineOptions, NumViews, open_engine
 from alexdeploy.engines.engine_files import BuildOptions
@@ -70,6 +70,58 @@ def test_two_threads_at_once_get_each_their_own_answers(int8_model: ModelFolder)
             found = list(threads.map(lambda batch: engine.run(batch).probabilities, batches * 5))
     for index, each in enumerate(found):
         np.testing.assert_allclose(each, expected[index % 8], atol=1e-3)
+
+
+def test_the_network_is_strongly_typed_where_this_tensorrt_can(int8_model: ModelFolder) -> None:
+    import tensorrt as trt
+
+    from alexdeploy.engines.tensorrt_gpu import LOG, on_gpu
+    from alexdeploy.engines.tensorrt_network import VERSION, is_strongly_typed, read_network
+    from alexdeploy.export.graphs import load_graph
+    from alexdeploy.export.typed import engine_graph, opset_for
+
+    if not is_strongly_typed():
+        pytest.skip(f"TensorRT {trt.__version__} is older than 10.12")
+    spec = int8_model.spec()
+    graph = load_graph(int8_model, "fp16", spec)
+    typed = engine_graph(graph.model, spec, 1, int8_model.mean_image(spec), opset_for(VERSION[0]))
+
+    def read() -> bool:
+        builder = trt.Builder(LOG)
+        network = read_network(builder, typed.SerializeToString())
+        return bool(network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+    assert on_gpu(0, read)
+
+
+def test_where_no_engine_can_be_written_no_build_begins(int8_model: ModelFolder) -> None:
+    from alexdeploy.engines.tensorrt_build import build_engine
+
+    (int8_model.path / "engines").write_bytes(b"a file in the place of the folder")
+    phases: list[str] = []
+    with pytest.raises(OutputError, match="could not be written"):
+        build_engine(int8_model, BuildOptions(), lambda phase, done, total: phases.append(phase))
+    assert phases == []
+
+
+def test_a_plan_whose_streams_cannot_all_have_a_context_is_not_written(
+    int8_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alexdeploy.engines import tensorrt_stream
+
+    make_context, contexts = tensorrt_stream.make_context, 0
+
+    def last_fails(*given: Any) -> object:
+        nonlocal contexts
+        contexts += 1
+        if contexts == tensorrt_stream.NUM_STREAMS:
+            raise DeviceError("no memory is left for the last one")
+        return make_context(*given)
+
+    monkeypatch.setattr(tensorrt_stream, "make_context", last_fails)
+    with pytest.raises(DeviceError, match="for the last one"):
+        _build(int8_model)
+    assert list((int8_model.path / "engines").iterdir()) == []
 
 
 def test_an_engine_that_is_there_is_used_again(int8_model: ModelFolder) -> None:

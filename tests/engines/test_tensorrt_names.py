@@ -176,26 +176,6 @@ def test_no_method_of_tensorrt_is_called_on_something_that_is_not_annotated() ->
                 assert node.attr in known, f"{path.name}:{node.lineno} {node.attr}"
 
 
-def test_numbers_are_not_written_for_enums() -> None:
-    # STRONGLY_TYPED is 1 in TensorRT 10 and 0 in 11.
-    text = (ENGINES / "tensorrt_network.py").read_text()
-    assert "1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)" in text
-    assert "create_network(1" not in text
-
-
-def test_an_old_tensorrt_may_share_the_profile_and_every_plan_is_opened_as_often_as_it_will_be() -> None:
-    build, stream = ((ENGINES / name).read_text() for name in ("tensorrt_build.py", "tensorrt_stream.py"))
-    assert "set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)" in build
-    assert '"preview": "PROFILE_SHARING_0806"' in build, "an engine without it has another key"
-    assert "check_contexts(engine)" in build
-    assert "for _ in range(NUM_STREAMS)" in stream
-
-
-def test_a_build_begins_when_it_is_known_that_its_engine_can_be_signed_and_written() -> None:
-    text = (ENGINES / "tensorrt_build.py").read_text()
-    assert 0 < text.find("check_can_write(path)") < text.find("_build(job")
-
-
 def test_autoinit_is_never_imported() -> None:
     for path in MODULES:
         imported = [
