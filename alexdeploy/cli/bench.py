@@ -13,8 +13,7 @@ import typer
 
 from alexdeploy.cli import output as out
 from alexdeploy.cli.options import JsonOption, ModelArgument, pick
-from alexdeploy.core import errors
-from alexdeploy.core.errors import AlexDeployError, DeviceError, UsageError
+from alexdeploy.core.errors import DeviceError, UsageError, by_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,7 +133,7 @@ def bench(
         raise typer.Exit(_INTERRUPTED)
     if _all_failed(found):
         first = found.rows[0]
-        kind: type[AlexDeployError] = getattr(errors, first.error_kind or "", DeviceError)
+        kind = by_name(first.error_kind or "")
         raise kind(f"nothing could be measured: {first.configuration}: {first.error}", cure=first.cure)
     if found.failure is not None:
         raise DeviceError(

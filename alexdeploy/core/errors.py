@@ -78,6 +78,12 @@ class OutputError(AlexDeployError):
     exit_code = 6
 
 
+def by_name(name: str) -> type[AlexDeployError]:
+    """The class of this module with that name; DeviceError for one from elsewhere."""
+    kind = globals().get(name)
+    return kind if isinstance(kind, type) and issubclass(kind, AlexDeployError) else DeviceError
+
+
 def first_line(exc: BaseException) -> str:
     """What another library's exception says, without the pages that follow; the name of its class if it is mute."""
     text = str(exc).strip()
