@@ -7,7 +7,6 @@ the same in both; the others are the scripts in peer_*.py, and the plain loop in
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ from alexdeploy.images.decode import decode
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.bench_worker import AnswersAtOnce, peak_bytes, run_engine, run_files
 from alexdeploy.inference.pipeline import PipelineOptions
+from alexdeploy.placement.child import take_over_stdout
 from benchmarks.full_decode import full_decode
 
 NUM_VIEWS: NumViews = 10
@@ -300,9 +300,7 @@ SIDES: dict[str, Callable[[Setup, ExitStack], Work | tuple[Work, EngineInfo]]] =
 
 
 def main() -> None:
-    # Libraries print on stdout, which is for replies: theirs is stderr from here on.
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    replies = take_over_stdout()
     setup = msgspec.json.decode(sys.stdin.buffer.readline(), type=Setup)
 
     def answer(reply: Reply) -> None:

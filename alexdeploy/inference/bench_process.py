@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
-from alexdeploy.core import errors
 from alexdeploy.core.artifacts import cache_folder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError
 from alexdeploy.engines.base import EngineInfo
-from alexdeploy.inference.bench_worker import Done, Failed, Job, Opened, Reply, Task, read_frame, write_frame
+from alexdeploy.inference.bench_worker import Done, Job, Opened, Reply, Task, read_frame, write_frame
+from alexdeploy.placement.child import Child, Failure
 
 OPEN_SECONDS = 300.0
 """How long an engine may take to open: a full network, compiled on a machine that is busy."""
@@ -48,7 +44,7 @@ class Start:
 def _environment() -> dict[str, str]:
     # A whole bench compiles more models than the cache holds, and would put out those that the user runs every day.
     cache = cache_folder("bench")
-    return {**os.environ} if cache is None else {**os.environ, "ALEXDEPLOY_CACHE": str(cache.absolute())}
+    return {} if cache is None else {"ALEXDEPLOY_CACHE": str(cache.absolute())}
 
 
 class Process:
@@ -56,20 +52,8 @@ class Process:
 
     def __init__(self, job: Job) -> None:
         began = time.monotonic()
-        self.is_alive = True
         self.peak_bytes = 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "alexdeploy.inference.bench_worker", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=_environment(),
-            # Ctrl-C is for this process, which then ends that one.
-            start_new_session=True,
-        )
-        self._last_words: deque[str] = deque(maxlen=5)
-        self._listener = threading.Thread(target=self._read_stderr, name="alexdeploy-bench-stderr", daemon=True)
-        self._listener.start()
+        self._process = Child("alexdeploy.inference.bench_worker", _environment())
         try:
             opened = self._exchange(job, OPEN_SECONDS)
             assert isinstance(opened, Opened)
@@ -99,21 +83,11 @@ class Process:
 
     def end(self) -> None:
         """End it now; may be called again."""
-        if not self.is_alive:
-            return
-        self.is_alive = False
         self._process.kill()
-        self._process.wait()
-        self._listener.join(timeout=_END_SECONDS)
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        self._process.close(_END_SECONDS)
 
     def _exchange(self, frame: Job | Task | None, seconds: float) -> Reply:
         """The reply to `frame`; to None: the one more that comes by itself."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         is_late = threading.Event()
 
         def give_up() -> None:
@@ -127,29 +101,17 @@ class Process:
             if frame is not None:
                 # If it has gone, what is read says why. A process that hangs does not empty the pipe either.
                 with contextlib.suppress(OSError):
-                    write_frame(self._process.stdin, frame)
-            reply: Reply | None = read_frame(self._process.stdout, Reply)
+                    write_frame(self._process.requests, frame)
+            reply: Reply | None = read_frame(self._process.answers, Reply)
         finally:
             timer.cancel()
         if reply is None:
-            code = self._process.wait()
-            self._listener.join(timeout=_END_SECONDS)
-            words = f": {self._last_words[-1]}" if self._last_words else ""
-            ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-            what = f"no answer in {seconds:.0f} s" if is_late.is_set() else f"its process ended, {ended}"
-            raise DeviceError(f"{what}{words}", cure="Look at: alexdeploy doctor")
-        if isinstance(reply, Failed):
-            kind = getattr(errors, reply.kind, DeviceError)
-            raise kind(reply.message, cure=reply.cure)
+            ended = self._process.close(_END_SECONDS)
+            what = f"no answer in {seconds:.0f} s" if is_late.is_set() else f"its process {ended}"
+            raise DeviceError(self._process.with_last_words(what), cure="Look at: alexdeploy doctor")
+        if isinstance(reply, Failure):
+            raise reply.error()
         return reply
-
-    def _read_stderr(self) -> None:
-        assert self._process.stderr is not None
-        with contextlib.suppress(ValueError, OSError):
-            for line in self._process.stderr:
-                text = line.decode("utf-8", "replace").rstrip()
-                if text:
-                    self._last_words.append(text)
 
 
 class Processes:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 import struct
 import sys
 import threading
@@ -26,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import AlexDeployError, DeviceError, first_line
+from alexdeploy.core.errors import DeviceError
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, Engine, EngineInfo, NumViews, Predictions
@@ -34,8 +32,8 @@ from alexdeploy.images.sources import Source
 from alexdeploy.inference.bench_timing import stream_rate
 from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
 from alexdeploy.inference.predict import make_row
+from alexdeploy.placement.child import Failure, failure_of, take_over_pipes
 from alexdeploy.placement.place import Request, place
-from alexdeploy.placement.worker import end_with_parent
 
 _SIZE = struct.Struct("<I")
 _TOP_K = 5
@@ -88,16 +86,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     peak_bytes: int | None = None
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An error of ours, by the name of its class."""
-
-    kind: str
-    message: str
-    cure: str | None
-
-
 Asked = Job | Task
-Reply = Opened | Done | Failed
+Reply = Opened | Done | Failure
 
 
 def write_frame(pipe: IO[bytes], frame: Asked | Reply) -> None:
@@ -248,28 +238,18 @@ def _high_water(process: str) -> int | None:
 
 
 def main() -> None:
-    end_with_parent(int(sys.argv[1]))
-    # They may reach the whole group; this process ends when its pipe does.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    asked = sys.stdin.buffer
-    # Libraries print on stdout, which is the pipe: from here on, theirs is stderr.
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    asked, replies = take_over_pipes()
     job = read_frame(asked, Asked)
     if not isinstance(job, Job):
         return
     try:
         _serve(job, asked, replies)
-    except AlexDeployError as exc:
-        write_frame(replies, Failed(kind=type(exc).__name__, message=exc.message, cure=exc.cure))
     # The parent has gone.
     except BrokenPipeError:
         pass
     # Whatever a runtime raises: it is told in the place of the figures, and other configurations go on.
     except Exception as exc:
-        message = f"{type(exc).__name__}: {first_line(exc)}"
-        write_frame(replies, Failed(kind="DeviceError", message=message, cure=None))
+        write_frame(replies, failure_of(exc))
 
 
 def _serve(job: Job, asked: IO[bytes], replies: IO[bytes]) -> None:

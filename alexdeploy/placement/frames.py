@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.engines.base import EngineInfo
+from alexdeploy.placement.child import Failure
 
 _SIZES = struct.Struct("<IQ")
 
@@ -46,15 +47,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     num_images: int
     num_classes: int
     num_views: int
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """From a worker: an exception of `core.errors` by its name. `number` is None where the engine could not open."""
-
-    number: int | None
-    kind: str
-    message: str
-    cure: str | None
 
 
 Header = Job | Ready | Batch | Answer | Failure

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import queue
-import subprocess
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core import errors
 from alexdeploy.core.errors import AlexDeployError, DeviceError
 from alexdeploy.engines.base import Predictions
+from alexdeploy.placement.child import Child, Failure
 from alexdeploy.placement.devices import environment_for
-from alexdeploy.placement.frames import Answer, Batch, Failure, Job, Ready, read_frame, write_frame
+from alexdeploy.placement.frames import Answer, Batch, Job, Ready, read_frame, write_frame
 from alexdeploy.placement.plan import Replica
 
 DOCTOR = "Look at: alexdeploy doctor"
@@ -52,28 +48,14 @@ class ReplicaProcess:
         self.was_late = False
         self.was_stopped = False
         self._device = replica.device
-        environment = {**os.environ, **environment_for(replica.device)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "alexdeploy.placement.worker", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            # Ctrl-C is for this process, which then closes the pipes.
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests, self._answers = self._process.stdin, self._process.stdout
+        self._process = Child("alexdeploy.placement.worker", environment_for(replica.device), str(replica.device))
+        self._requests, self._answers = self._process.requests, self._process.answers
         self._job = job
         self._write_lock = threading.Lock()
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._pending: dict[int, queue.SimpleQueue[Predictions | AlexDeployError]] | None = {}
         self._ended_because: str | None = None
-        self._last_words: deque[str] = deque(maxlen=5)
-        self._listener = threading.Thread(target=self._read_stderr, daemon=True)
-        self._listener.start()
 
     def open(self, seconds: float) -> Ready | AlexDeployError:
         """Send the job and wait for the engine."""
@@ -87,7 +69,7 @@ class ReplicaProcess:
             return header
         if isinstance(header, Failure):
             self._clear_away()
-            return _exception(header)
+            return header.error()
         return DeviceError(f"{self._device} could not be opened: {self._clear_away()}", cure=DOCTOR)
 
     def run(self, images: NDArray[np.uint8], seconds: float) -> Predictions:
@@ -117,7 +99,7 @@ class ReplicaProcess:
             with self._lock:
                 reply = None if self._pending is None else self._pending.pop(header.number, None)
             if reply is not None:
-                reply.put(_predictions(header, payload) if isinstance(header, Answer) else _exception(header))
+                reply.put(_predictions(header, payload) if isinstance(header, Answer) else header.error())
         return self._clear_away()
 
     def fail_pending(self, reason: str) -> None:
@@ -184,30 +166,8 @@ class ReplicaProcess:
 
     def _clear_away(self) -> str:
         """Wait for its end and close the pipes; why it ended."""
-        try:
-            code = self._process.wait(timeout=_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            # It has said its last word and does not go, as CUDA may do when it is torn down.
-            self._process.kill()
-            code = self._process.wait()
-        self._listener.join(timeout=1)
-        for pipe in (self._requests, self._answers):
-            with contextlib.suppress(OSError, ValueError):
-                pipe.close()
-        if self._ended_because is not None:
-            return self._ended_because
-        ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-        return f"{ended}: {self._last_words[-1]}" if self._last_words else ended
-
-    def _read_stderr(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            text = line.decode("utf-8", "replace").rstrip()
-            if text:
-                self._last_words.append(text)
-            if "ALEXDEPLOY_DEBUG" in os.environ:
-                print(f"{self._device}: {text}", file=sys.stderr)
-        self._process.stderr.close()
+        ended = self._process.close(_END_SECONDS)
+        return self._ended_because or self._process.with_last_words(ended)
 
 
 def _predictions(header: Answer, payload: bytes) -> Predictions:
@@ -215,10 +175,3 @@ def _predictions(header: Answer, payload: bytes) -> Predictions:
     probabilities = np.frombuffer(payload, np.float32, size).reshape(header.num_images, header.num_classes)
     view_classes = np.frombuffer(payload, np.int32, offset=4 * size).reshape(header.num_images, header.num_views)
     return Predictions(probabilities, view_classes)
-
-
-def _exception(failure: Failure) -> AlexDeployError:
-    kind = getattr(errors, failure.kind, None)
-    if not (isinstance(kind, type) and issubclass(kind, AlexDeployError)):
-        kind = DeviceError
-    return kind(failure.message, cure=failure.cure)

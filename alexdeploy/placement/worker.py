@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
-import sys
 import threading
 from typing import IO, cast
 
 import numpy as np
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import AlexDeployError, DeviceError, first_line
+from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.spec import IMAGE_SIZE, Precision
 from alexdeploy.engines.base import Backend, Engine, EngineOptions, NumViews, open_engine
-from alexdeploy.placement.frames import Answer, Batch, Failure, Job, Ready, read_frame, write_frame
+from alexdeploy.placement.child import failure_of, take_over_pipes
+from alexdeploy.placement.frames import Answer, Batch, Job, Ready, read_frame, write_frame
 
 _END_SECONDS = 10.0
 """How long the batches in work may take when the pool has closed the pipe, or is gone."""
 
 
-_PR_SET_PDEATHSIG = 1
-
-
 def main() -> None:
     """Open what the first frame asks for, then answer batches until the pipe ends."""
-    end_with_parent(int(sys.argv[1]))
-    # They may reach the whole group; the pool says when it is over, by closing the pipe.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    requests = sys.stdin.buffer
-    # Libraries print on stdout, which is the pipe: from here on, theirs is stderr.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    requests, answers = take_over_pipes()
     frame = read_frame(requests)
     if frame is None or not isinstance(frame[0], Job):
         return
@@ -43,23 +32,7 @@ def main() -> None:
             write_frame(answers, Ready(info=engine.info))
             _serve(engine, requests, answers)
     except AlexDeployError as exc:
-        write_frame(answers, _failure(exc, None))
-
-
-def end_with_parent(pid: int) -> None:
-    """Have the system end this process with the one that started it, also where it hangs or stands still.
-
-    Other systems than Linux do not: there it ends when the pipe does.
-    """
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    # What counts is the thread that started it, as a replica's own, which waits until this process has ended.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
-    # It may have been gone before that.
-    if os.getppid() != pid:
-        os._exit(1)
+        write_frame(answers, failure_of(exc))
 
 
 def _open(job: Job) -> Engine:
@@ -103,16 +76,11 @@ def _serve(engine: Engine, requests: IO[bytes], answers: IO[bytes]) -> None:
 def _answer(engine: Engine, batch: Batch, payload: bytes, answers: IO[bytes], lock: threading.Lock) -> None:
     images = np.frombuffer(payload, np.uint8).reshape(batch.num_images, IMAGE_SIZE, IMAGE_SIZE, 3)
     try:
-        try:
-            found = engine.run(images)
-        except AlexDeployError:
-            raise
-        # Whatever a runtime raises: the pool decides, and this process goes on.
-        except Exception as exc:
-            raise DeviceError(f"{type(exc).__name__}: {first_line(exc)}") from exc
-    except AlexDeployError as exc:
+        found = engine.run(images)
+    # Whatever a runtime raises: the pool decides, and this process goes on.
+    except Exception as exc:
         with lock:
-            write_frame(answers, _failure(exc, batch.number))
+            write_frame(answers, failure_of(exc, batch.number))
         return
     header = Answer(
         number=batch.number,
@@ -122,10 +90,6 @@ def _answer(engine: Engine, batch: Batch, payload: bytes, answers: IO[bytes], lo
     )
     with lock:
         write_frame(answers, header, found.probabilities, found.view_classes)
-
-
-def _failure(exc: AlexDeployError, number: int | None) -> Failure:
-    return Failure(number=number, kind=type(exc).__name__, message=exc.message, cure=exc.cure)
 
 
 if __name__ == "__main__":

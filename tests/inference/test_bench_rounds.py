@@ -137,9 +137,9 @@ def test_a_process_that_cannot_open_raises_the_error_of_there(job: Job) -> None:
 def test_a_process_that_dies_is_an_error_with_its_end(job: Job) -> None:
     process = Process(job)
     process._process.kill()
-    with pytest.raises(DeviceError, match="its process ended, signal 9"):
+    with pytest.raises(DeviceError, match="its process ended by signal 9"):
         process.ask(Task(kind="engine", batch_size=2))
-    assert not process.is_alive
+    assert process._process.requests.closed
 
 
 def test_where_memory_is_short_the_process_asked_longest_ago_makes_room(job: Job) -> None:
