@@ -36,8 +36,8 @@ from alexdeploy.inference.bench_plan import (
     references,
     unable,
 )
-from alexdeploy.inference.bench_rounds import DECODE, DECODE_BATCH, OnStep, Rounds, ceiling_name
-from alexdeploy.inference.bench_timing import Configuration, Group, Limits, median_rate, pick
+from alexdeploy.inference.bench_rounds import DECODE, DECODE_BATCH, Measured, OnStep, Rounds, ceiling_name
+from alexdeploy.inference.bench_timing import Candidate, Configuration, Group, Limits, median_rate, pick
 from alexdeploy.inference.bench_worker import Job
 
 _MEMORY_SHARE = 0.6
@@ -64,7 +64,6 @@ def benchmark(
     _check(options)
     spec = folder.spec()
     configurations, planned = plan(folder, options)
-    groups = tuple(dict.fromkeys(each.group for each in configurations))
     notes: list[str] = []
 
     def tell(*words: str) -> None:
@@ -73,45 +72,16 @@ def benchmark(
             on_note(note)
 
     tell(*planned, *busy_note(load))
-    free, _ = host_memory()
-    interrupted = False
     with tempfile.TemporaryDirectory(prefix="alexdeploy-bench-") as temporary:
-        workspace = Path(temporary)
-        prepared = _prepare(options, spec, workspace, on_note)
-        num_images = len(prepared.images)
-        tell(*agreement_notes(options, num_images))
-        choices = tuple(dict.fromkeys((group.backend, group.precision) for group in groups))
-        hidden = hidden_references(folder, groups)
-        limit = None if free is None else int(_MEMORY_SHARE * free)
-        jobs = _jobs(folder, options, workspace, (*groups, *hidden.values()), choices, prepared.files)
-        rounds = Rounds(jobs, configurations, workspace, limit, on_step)
-        with rounds.processes:
-            try:
-                rounds.open(groups, choices)
-                _ask_references(rounds, hidden, on_step)
-                rounds.run(began + options.seconds, options.seed)
-            except KeyboardInterrupt:
-                interrupted = True
+        prepared = _prepare(options, spec, Path(temporary), on_note)
+        tell(*agreement_notes(options, len(prepared.images)))
+        rounds, interrupted = _measure(folder, options, configurations, prepared, began + options.seconds, on_step)
         lacking = unable(options, {each: rounds.measured[each].failure for each in configurations})
         tell(*(f"{backend} {precision} is left out: {why}" for (backend, precision), why in lacking.items()))
         kept = [each for each in configurations if (each.backend, each.precision) not in lacking]
-        decoding = rounds.measured.get(DECODE)
-        decode_rates = [] if decoding is None else decoding.file_rates
-        ceilings = tuple(_ceilings(rounds, [choice for choice in choices if choice not in lacking]))
-        referred = references(rounds.answers)
-        rows = tuple(
-            results.make_row(
-                each,
-                rounds.measured[each],
-                device=_device(rounds, each),
-                decode_rates=decode_rates,
-                flops=num_flops(spec, each.num_views),
-                ceiling_gflops=results.ceiling_of(ceilings, each.backend, each.precision),
-                start=rounds.processes.starts.get(str(each)) or rounds.processes.starts.get(str(each.group)),
-                agreed=_agreed(rounds, each.group, referred.get(each.num_views)),
-            )
-            for each in kept
-        )
+        decode_rates = rounds.measured.get(DECODE, Measured()).file_rates
+        ceilings = tuple(_ceilings(rounds, _choices(kept)))
+        rows = tuple(_rows(rounds, kept, decode_rates, ceilings, spec))
         profiles: list[results.Profile] = []
         if options.with_profile and not interrupted:
             try:
@@ -127,14 +97,14 @@ def benchmark(
             "a median of so few is doubtful. More --seconds, or fewer configurations, give more."
         )
     found = results.candidates(rows)
-    picked = pick(found, options.limits)
+    picked = tuple(_picked(folder, each, options) for each in pick(found, options.limits))
     has_limits = options.limits != Limits()
     return results.Benchmark(
         model=str(folder.path),
         name=spec.name,
         contract_sha256=spec.contract_sha256,
         images=prepared.origin,
-        num_images=num_images,
+        num_images=len(prepared.images),
         image_bytes=prepared.num_bytes,
         seed=options.seed,
         seconds=time.monotonic() - began,
@@ -145,20 +115,10 @@ def benchmark(
         ceilings=ceilings,
         rows=rows,
         profiles=tuple(profiles),
-        picked=tuple(
-            results.Picked(
-                configuration=each.configuration,
-                files_per_second=each.images_per_second,
-                p95_ms=each.p95_ms,
-                command=results.predict_command(
-                    str(folder.path), each.configuration, options.images, options.num_threads, options.devices
-                ),
-            )
-            for each in picked
-        ),
+        picked=picked,
         failure=results.why_not(found, options.limits) if has_limits and not picked else None,
         notes=tuple(notes),
-        machine=machine_facts([group.backend for group in groups], load, options.num_threads),
+        machine=machine_facts([each.backend for each in configurations], load, options.num_threads),
     )
 
 
@@ -185,8 +145,9 @@ def _check(options: BenchOptions) -> None:
 
 
 class _Prepared(NamedTuple):
-    """Decoded images, which are in images.npy as well; their files, how many bytes those have, and whose they are."""
+    """Decoded images, in `workspace`/images.npy as well; their files, how many bytes those have, and whose they are."""
 
+    workspace: Path
     images: NDArray[np.uint8]
     files: list[str]
     num_bytes: int
@@ -224,16 +185,44 @@ def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_note: C
         raise ImageError(f"none of the images can be read: {origin}", cure="Name photographs: --images DIR")
     stacked = np.stack(images)
     np.save(workspace / "images.npy", stacked)
-    return _Prepared(stacked, files, num_bytes, origin)
+    return _Prepared(workspace, stacked, files, num_bytes, origin)
+
+
+def _measure(
+    folder: ModelFolder,
+    options: BenchOptions,
+    configurations: Sequence[Configuration],
+    prepared: _Prepared,
+    deadline: float,
+    on_step: OnStep,
+) -> tuple[Rounds, bool]:
+    """What was seen, and whether a KeyboardInterrupt ended it before `deadline`, a time of the monotonic clock."""
+    groups = tuple(dict.fromkeys(each.group for each in configurations))
+    choices, hidden = _choices(configurations), hidden_references(folder, groups)
+    free, _ = host_memory()
+    limit = None if free is None else int(_MEMORY_SHARE * free)
+    jobs = _jobs(folder, options, prepared, (*groups, *hidden.values()), choices)
+    rounds = Rounds(jobs, configurations, prepared.workspace, limit, on_step)
+    with rounds.processes:
+        try:
+            rounds.open(groups, choices)
+            _ask_references(rounds, hidden, on_step)
+            rounds.run(deadline, options.seed)
+        except KeyboardInterrupt:
+            return rounds, True
+    return rounds, False
+
+
+def _choices(configurations: Sequence[Configuration]) -> tuple[tuple[Backend, Precision], ...]:
+    return tuple(dict.fromkeys((each.backend, each.precision) for each in configurations))
 
 
 def _jobs(
     folder: ModelFolder,
     options: BenchOptions,
-    workspace: Path,
+    prepared: _Prepared,
     groups: Sequence[Group],
     choices: Sequence[tuple[Backend, Precision]],
-    files: Sequence[str],
 ) -> dict[str, Job]:
     def job(path: Path, backend: Backend | None, precision: Precision, views: NumViews, batch_size: int) -> Job:
         return Job(
@@ -244,15 +233,15 @@ def _jobs(
             batch_size=batch_size,
             num_threads=options.num_threads,
             devices=options.devices,
-            images=str(workspace / "images.npy"),
-            files=tuple(files),
+            images=str(prepared.workspace / "images.npy"),
+            files=tuple(prepared.files),
         )
 
     largest = max(options.batch_sizes)
     jobs = {DECODE: job(folder.path, None, "fp32", 1, DECODE_BATCH)}
     for group in groups:
         jobs[str(group)] = job(folder.path, group.backend, group.precision, group.num_views, largest)
-    ceiling = make_ceiling(workspace / "ceiling", tuple(precision for _, precision in choices))
+    ceiling = make_ceiling(prepared.workspace / "ceiling", tuple(precision for _, precision in choices))
     for backend, precision in choices:
         jobs[ceiling_name(backend, precision)] = job(ceiling.path, backend, precision, 1, CEILING_BATCH)
     return jobs
@@ -269,21 +258,37 @@ def _ask_references(rounds: Rounds, hidden: Mapping[NumViews, Group], on_step: O
         rounds.processes.end(str(reference))
 
 
-def _device(rounds: Rounds, configuration: Configuration) -> str | None:
-    info = rounds.processes.infos.get(str(configuration.group))
-    return None if info is None else info.device
-
-
 def _ceilings(rounds: Rounds, choices: Sequence[tuple[Backend, Precision]]) -> Iterator[results.Ceiling]:
     for backend, precision in choices:
-        seen = rounds.measured.get(ceiling_name(backend, precision))
-        rates = [] if seen is None else [each.images_per_second for each in seen.slices]
-        rate = median_rate(rates)
+        seen = rounds.measured.get(ceiling_name(backend, precision), Measured())
+        rate = median_rate([each.images_per_second for each in seen.slices])
         yield results.Ceiling(
             backend=backend,
             precision=precision,
             gflops=None if rate is None else rate * ceiling_flops() / 1e9,
-            error=None if seen is None else seen.error,
+            error=seen.error,
+        )
+
+
+def _rows(
+    rounds: Rounds,
+    configurations: Sequence[Configuration],
+    decode_rates: Sequence[float],
+    ceilings: Sequence[results.Ceiling],
+    spec: ModelSpec,
+) -> Iterator[results.Row]:
+    processes, referred = rounds.processes, references(rounds.answers)
+    for each in configurations:
+        info = processes.infos.get(str(each.group))
+        yield results.make_row(
+            each,
+            rounds.measured[each],
+            device=None if info is None else info.device,
+            decode_rates=decode_rates,
+            flops=num_flops(spec, each.num_views),
+            ceiling_gflops=results.ceiling_of(ceilings, each.backend, each.precision),
+            start=processes.starts.get(str(each)) or processes.starts.get(str(each.group)),
+            agreed=_agreed(rounds, each.group, referred.get(each.num_views)),
         )
 
 
@@ -326,3 +331,13 @@ def _profiles(
             tell(f"{group} has no times of its layers: {exc.message}")
             continue
         yield results.Profile(group=group, num_images=len(batch), layers=layers)
+
+
+def _picked(folder: ModelFolder, candidate: Candidate, options: BenchOptions) -> results.Picked:
+    named = candidate.configuration
+    return results.Picked(
+        configuration=named,
+        files_per_second=candidate.images_per_second,
+        p95_ms=candidate.p95_ms,
+        command=results.predict_command(str(folder.path), named, options.images, options.num_threads, options.devices),
+    )
