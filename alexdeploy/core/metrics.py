@@ -35,6 +35,12 @@ class Bin:
     accuracy: float | None
 
 
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities of logits [N, C]."""
+    powers = np.exp(np.subtract(logits, logits.max(axis=1, keepdims=True), dtype=np.float64))
+    return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
 def top_k(scores: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     """Class indices of the `k` largest of `scores` [N, C], best first; equal scores go to the lower index."""
     k = min(k, scores.shape[1])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from alexdeploy.core.errors import AlexDeployError, ModelError, ParityError, first_line
+from alexdeploy.core.metrics import softmax
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
 from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.parity import TOLERANCES
@@ -46,7 +47,7 @@ class Probe:
 
     @property
     def probabilities(self) -> NDArray[np.floating]:
-        return self.scores if self.holds_probabilities else _softmax(self.scores)
+        return self.scores if self.holds_probabilities else softmax(self.scores)
 
 
 def check_same_answers(network: ModelProto, probe: Probe, spec: ModelSpec, batch: int, path: Path) -> None:
@@ -69,7 +70,7 @@ def check_same_answers(network: ModelProto, probe: Probe, spec: ModelSpec, batch
                 cure="Export it with a dynamic batch.",
             ) from exc
         expected = probe.probabilities[:num]
-        errors = [_largest(probabilities, expected), _largest(_softmax(logits), expected)]
+        errors = [_largest(probabilities, expected), _largest(softmax(logits), expected)]
         if not probe.holds_probabilities:
             scale = max(float(np.abs(probe.scores).max()), 1e-30)
             errors.append(_largest(logits, probe.scores[:num]) / scale * _PROBABILITY_TOLERANCE / TOLERANCES["fp32"])
@@ -110,9 +111,3 @@ def check_against_caffe(
 
 def _largest(actual: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
     return float(np.abs(actual - expected).max())
-
-
-def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.floating] = powers / powers.sum(axis=1, keepdims=True)
-    return result

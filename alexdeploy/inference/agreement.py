@@ -175,12 +175,6 @@ def failure(agreement: Agreement, max_flips: float) -> str | None:
     return f"{num_flips} of {num_rows} answers {verb} ({percent:.2f} %) {margin}, allowed: {max_flips:.3g} %"
 
 
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Probabilities of logits [N, C]."""
-    powers = np.exp(np.subtract(logits, logits.max(axis=1, keepdims=True), dtype=np.float64))
-    return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
-
-
 class ErrorSums:
     """The errors of one layer, added up over batches: the activations themselves are not kept."""
 

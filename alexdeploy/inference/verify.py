@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ImageError, ModelError, UsageError
+from alexdeploy.core.metrics import softmax
 from alexdeploy.core.spec import ModelSpec, Precision, graph_precision
 from alexdeploy.engines.base import Backend, EngineOptions, NumViews, can_run, is_installed, open_engine
 from alexdeploy.export.graphs import load_graph
@@ -37,7 +38,6 @@ from alexdeploy.inference.agreement import (
     compare,
     failure,
     first_jump,
-    softmax,
 )
 from alexdeploy.network.layers import plan_layers
 

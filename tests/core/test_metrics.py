@@ -9,10 +9,16 @@ from alexdeploy.core.metrics import (
     Calibration,
     frequent_confusions,
     paired_difference,
+    softmax,
     top_k,
     top_k_error,
     wilson_interval,
 )
+
+
+def test_softmax_survives_large_logits() -> None:
+    found = softmax(np.array([[1000.0, 1000.0 + np.log(3)], [0.0, 0.0]]))
+    np.testing.assert_allclose(found, [[0.25, 0.75], [0.5, 0.5]], rtol=1e-12)
 
 
 def test_equal_scores_go_to_the_lower_index() -> None:
