@@ -17,6 +17,7 @@ from alexdeploy.core.errors import ImageError, InputError, ModelError, UsageErro
 from alexdeploy.core.recipe import CalibrationRecipe, load_calibration
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.export import graphs
+from alexdeploy.export.graph_walk import WEIGHTED_OPS
 from alexdeploy.export.histogram import Histogram
 from alexdeploy.export.ranges import (
     CalibrationImage,
@@ -199,7 +200,7 @@ def measured_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
     weights = {tensor.name for tensor in model.graph.initializer}
-    read = {node.input[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")} - weights
+    read = {node.input[0] for node in model.graph.node if node.op_type in WEIGHTED_OPS} - weights
     names = [model.graph.input[0].name]
     for node in model.graph.node:
         for name in node.output:

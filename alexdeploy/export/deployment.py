@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
-from alexdeploy.export.graph_walk import needed_tensors, prune
+from alexdeploy.export.graph_walk import needed_tensors, opset_of, prune
 from alexdeploy.images.crops import view_boxes
 
 PREFIX = "deploy/"
@@ -84,8 +84,7 @@ def deployment_graph(
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         graph.nodes.append(node)
-    opset = next(entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx"))
-    graph.averaged(LOGITS, num_views, spec.num_classes, opset)
+    graph.averaged(LOGITS, num_views, spec.num_classes, opset_of(network))
     deployed = helper.make_graph(
         graph.nodes,
         f"{spec.name}-{num_views}-views",

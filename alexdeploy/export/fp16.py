@@ -11,7 +11,7 @@ import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from alexdeploy.core.errors import DeviceError
-from alexdeploy.export.graph_walk import producers
+from alexdeploy.export.graph_walk import attribute, producers
 
 LARGEST = float(np.finfo(np.float16).max)
 """65,504: beyond, FP16 has only infinity."""
@@ -139,7 +139,7 @@ def _join_islands(graph: onnx.GraphProto) -> None:
 
 
 def _casts_to(node: NodeProto, kind: int) -> bool:
-    return node.op_type == "Cast" and any(each.name == "to" and each.i == kind for each in node.attribute)
+    return node.op_type == "Cast" and attribute(node, "to", TensorProto.UNDEFINED) == kind
 
 
 def _read_instead(graph: onnx.GraphProto, old: str, new: str) -> None:

@@ -1,10 +1,44 @@
-"""Walking and renaming in an ONNX graph, the branches of If and Loop included."""
+"""Walking in an ONNX graph, the branches of If and Loop included, and reading what its nodes say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
-from onnx import GraphProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto
+
+WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
+"""The operators that layers with weights are made of: those are quantized."""
+
+_Value = TypeVar("_Value", int, bytes, list[int])
+
+_FIELDS = {int: "i", bytes: "s", list: "ints"}
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own operators; 1 where the file names none, as files of the oldest format do."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def attribute(node: NodeProto, name: str, default: _Value) -> _Value:
+    """An attribute of the type of `default`, which is what a node without it has."""
+    kind = type(default)
+    return next((kind(getattr(each, _FIELDS[kind])) for each in node.attribute if each.name == name), default)
+
+
+def has_padding(conv: NodeProto) -> bool:
+    """Whether a convolution sees anything beyond the edges, as far as its attributes tell."""
+    return any(attribute(conv, "pads", [0])) or attribute(conv, "auto_pad", b"NOTSET") != b"NOTSET"
+
+
+def node_macs(node: NodeProto, weights: Sequence[int], output: Sequence[int | str]) -> int:
+    """Multiply-accumulates of one view in one of WEIGHTED_OPS, from the shapes of its weights and of its output.
+
+    The weights are used once for each pixel of a map, and for each row of what MatMul multiplies.
+    """
+    places = output[2:] if node.op_type == "Conv" else output[1:-1]
+    return math.prod(weights) * math.prod(size for size in places if isinstance(size, int))
 
 
 def prune(graph: GraphProto) -> None:
@@ -54,8 +88,8 @@ def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
 
 def inner_graphs(nodes: Iterable[NodeProto], deep: bool = True) -> Iterator[GraphProto]:
     for node in nodes:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        for each in node.attribute:
+            for inner in (*([each.g] if each.HasField("g") else []), *each.graphs):
                 yield inner
                 if deep:
                     yield from inner_graphs(inner.node)

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper, version_converter
 
 from alexdeploy.core.errors import ModelError, first_line
-from alexdeploy.export.graph_walk import producers
+from alexdeploy.export.graph_walk import attribute, opset_of, producers
 
 _OLDEST_RUN = 7
 """ONNX Runtime has no kernels from before it."""
@@ -38,7 +38,7 @@ _KEEP_RANK = ("Dropout", "Relu")
 
 def runnable(model: ModelProto, path: Path) -> ModelProto:
     """The model itself where ONNX Runtime can run it, else the same at opset 7 or later."""
-    if _opset(model) >= _OLDEST_RUN:
+    if opset_of(model) >= _OLDEST_RUN:
         return model
     if all(node.op_type in _SAME_BUT_FOR_ATTRIBUTES for node in model.graph.node):
         return _at_seven(model)
@@ -47,11 +47,7 @@ def runnable(model: ModelProto, path: Path) -> ModelProto:
 
 def modern(model: ModelProto, path: Path) -> ModelProto:
     """The model at opset 13 or later."""
-    return model if _opset(model) >= _OLDEST_MEANT else _converted(model, path)
-
-
-def _opset(model: ModelProto) -> int:
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    return model if opset_of(model) >= _OLDEST_MEANT else _converted(model, path)
 
 
 def _at_seven(model: ModelProto) -> ModelProto:
@@ -64,9 +60,8 @@ def _at_seven(model: ModelProto) -> ModelProto:
     for index, original in enumerate(model.graph.node):
         node = NodeProto()
         node.CopyFrom(original)
-        shape = next((each.ints for each in original.attribute if each.name == "shape"), None)
-        if node.op_type == "Reshape" and shape is not None:
-            name = f"import/old_shape{index}"
+        if node.op_type == "Reshape" and len(node.input) == 1:
+            name, shape = f"import/old_shape{index}", attribute(original, "shape", [])
             graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
             node.input.append(name)
         if node.op_type == "Gemm" and _has_pixels(node.input[0], made_by):
@@ -96,6 +91,6 @@ def _converted(model: ModelProto, path: Path) -> ModelProto:
         return version_converter.convert_version(model, _OPSET)
     except (RuntimeError, version_converter.ConvertError) as exc:
         raise ModelError(
-            f"{path} is opset {_opset(model)} and cannot be converted to {_OPSET}: {first_line(exc)}",
+            f"{path} is opset {opset_of(model)} and cannot be converted to {_OPSET}: {first_line(exc)}",
             cure="Export it again at opset 13 or later.",
         ) from exc

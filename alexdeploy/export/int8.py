@@ -17,10 +17,8 @@ from onnx import NodeProto, helper, numpy_helper
 from alexdeploy.core.errors import DeviceError, ModelError
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.export.deployment import PIXELS
-from alexdeploy.export.graph_walk import all_nodes, producers
+from alexdeploy.export.graph_walk import WEIGHTED_OPS, all_nodes, has_padding, producers
 from alexdeploy.export.histogram import QMAX
-
-QUANTIZED_OPS = ("Conv", "Gemm", "MatMul")
 
 _PIXEL_OFFSET = 128
 """From pixels 0..255 to INT8 -128..127, exactly, at scale 1."""
@@ -32,7 +30,7 @@ def quantizable_layers(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(
         node.name
         for node in model.graph.node
-        if node.op_type in QUANTIZED_OPS and node.input[1] in weights and node.name
+        if node.op_type in WEIGHTED_OPS and node.input[1] in weights and node.name
     )
 
 
@@ -46,7 +44,7 @@ def float_layers(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(
         node.name or node.output[0]
         for node in all_nodes(model.graph.node)
-        if node.op_type in (*QUANTIZED_OPS, "ConvTranspose") and not all(map(is_dequantized, node.input[:2]))
+        if node.op_type in (*WEIGHTED_OPS, "ConvTranspose") and not all(map(is_dequantized, node.input[:2]))
     )
 
 
@@ -89,14 +87,14 @@ def to_int8(
         tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
         nodes_to_quantize=layers,
         nodes_to_exclude=[],
-        op_types_to_quantize=list(QUANTIZED_OPS),
+        op_types_to_quantize=list(WEIGHTED_OPS),
         extra_options={
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
             # TensorRT wants a pair of its own for each layer that reads a tensor.
             "DedicatedQDQPair": True,
-            "OpTypesToExcludeOutputQuantization": list(QUANTIZED_OPS),
+            "OpTypesToExcludeOutputQuantization": list(WEIGHTED_OPS),
         },
     )
     # It tells every layer that it leaves out.
@@ -128,9 +126,7 @@ def _feed_pixels(model: onnx.ModelProto, layers: Collection[str], steps: Preproc
     if steps.mean_image is not None or len(readers) != 1 or readers[0].name not in layers:
         return False
     conv = readers[0]
-    pads = next((list(attribute.ints) for attribute in conv.attribute if attribute.name == "pads"), [])
-    is_auto = any(attribute.name == "auto_pad" and attribute.s != b"NOTSET" for attribute in conv.attribute)
-    if conv.op_type != "Conv" or any(pads) or is_auto:
+    if conv.op_type != "Conv" or has_padding(conv):
         return False
     weights = {tensor.name: tensor for tensor in graph.initializer}
     if weights[conv.input[1]].dims[1] != 3:

@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 from alexdeploy.export.deployment import CUT, PREFIX, VIEWS, deployment_graph
-from alexdeploy.export.graph_walk import producers, prune
+from alexdeploy.export.graph_walk import attribute, has_padding, producers, prune
 from alexdeploy.export.towers import unroll_towers
 
 _FOLDED: tuple[Precision, ...] = ("bf16", "int8")
@@ -47,7 +47,7 @@ def fold_columns(model: onnx.ModelProto) -> onnx.ModelProto:
     if conv is None or found is None:
         return model
     kernel, dequantize = found
-    stride = _attribute(conv, "strides", [1, 1])[1]
+    stride = attribute(conv, "strides", [1, 1])[1]
     concat = next(node for node in graph.node if node.output[0] == CUT)
     slices = [node for node in graph.node if node.output[0] in concat.input]
     boxes = [numpy_helper.to_array(weights[node.input[index]]) for node in slices for index in (1, 2)]
@@ -83,13 +83,9 @@ def _kernel(
         if not _is_by_map(dequantize, weights):
             return None
         name = dequantize.input[0]
-    strides = _attribute(conv, "strides", [1, 1])
+    strides = attribute(conv, "strides", [1, 1])
     is_plain = (
-        name in weights
-        and strides[1] > 1
-        and not any(_attribute(conv, "pads", [0, 0, 0, 0]))
-        and _attribute(conv, "dilations", [1, 1]) == [1, 1]
-        and not any(attribute.name == "auto_pad" and attribute.s != b"NOTSET" for attribute in conv.attribute)
+        name in weights and strides[1] > 1 and not has_padding(conv) and attribute(conv, "dilations", [1, 1]) == [1, 1]
     )
     return (weights[name], dequantize) if is_plain and weights[name].dims[1] == 3 else None
 
@@ -97,14 +93,10 @@ def _kernel(
 def _is_by_map(dequantize: NodeProto, weights: dict[str, TensorProto]) -> bool:
     """Whether one scale, or one for each output map, holds for whole kernels, and 0 stands for 0."""
     scale, zero = dequantize.input[1], dequantize.input[2] if len(dequantize.input) > 2 else ""
-    axis, block = (
-        next((attribute.i for attribute in dequantize.attribute if attribute.name == name), default)
-        for name, default in (("axis", 1), ("block_size", 0))
-    )
     return (
         scale in weights
-        and (math.prod(weights[scale].dims) == 1 or axis in (0, -4))
-        and not block
+        and (math.prod(weights[scale].dims) == 1 or attribute(dequantize, "axis", 1) in (0, -4))
+        and not attribute(dequantize, "block_size", 0)
         and (not zero or (zero in weights and not numpy_helper.to_array(weights[zero]).any()))
     )
 
@@ -113,7 +105,7 @@ def _fold_kernel(
     graph: onnx.GraphProto, conv: NodeProto, kernel: TensorProto, dequantize: NodeProto | None, num_columns: int
 ) -> None:
     """Give the convolution weights of its own: others may read the ones that it had."""
-    stride = _attribute(conv, "strides", [1, 1])[1]
+    stride = attribute(conv, "strides", [1, 1])[1]
     values = numpy_helper.to_array(kernel)
     maps, channels, height, width = values.shape
     values = np.pad(values, [(0, 0), (0, 0), (0, 0), (0, num_columns * stride - width)])
@@ -129,11 +121,11 @@ def _fold_kernel(
         own.name = own.output[0] = conv.input[1]
         own.input[0] = folded.name
         graph.node.insert(list(graph.node).index(dequantize), own)
-    for attribute in conv.attribute:
-        if attribute.name == "strides":
-            attribute.ints[1] = 1
-        elif attribute.name == "kernel_shape":
-            attribute.ints[1] = num_columns
+    for each in conv.attribute:
+        if each.name == "strides":
+            each.ints[1] = 1
+        elif each.name == "kernel_shape":
+            each.ints[1] = num_columns
 
 
 def _widen(graph: onnx.GraphProto, slices: list[NodeProto], num_columns: int) -> None:
@@ -147,7 +139,3 @@ def _widen(graph: onnx.GraphProto, slices: list[NodeProto], num_columns: int) ->
         for node in slices:
             if node.input[0] == name:
                 node.input[0] = wide
-
-
-def _attribute(node: NodeProto, name: str, default: list[int]) -> list[int]:
-    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == name), default)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from alexdeploy.core.errors import ParityError
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.export.deployment import LOGITS, deployment_graph
+from alexdeploy.export.graph_walk import WEIGHTED_OPS, node_macs
 from alexdeploy.export.graphs import tensor_shapes
 from alexdeploy.export.runner import GraphRunner
 
@@ -224,9 +225,8 @@ def layer_macs(network: onnx.ModelProto) -> dict[str, int]:
     """Multiply-accumulates of one view in each node that has a weight."""
     shapes = tensor_shapes(network)
     weights = {tensor.name: tuple(tensor.dims) for tensor in network.graph.initializer}
-    found = {}
-    for node in network.graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in weights:
-            grid = shapes.get(node.output[0], [])[2:] if node.op_type == "Conv" else []
-            found[node.name] = math.prod(weights[node.input[1]]) * math.prod(n for n in grid if isinstance(n, int))
-    return found
+    return {
+        node.name: node_macs(node, weights[node.input[1]], shapes.get(node.output[0], []))
+        for node in network.graph.node
+        if node.op_type in WEIGHTED_OPS and node.input[1] in weights
+    }

@@ -18,7 +18,7 @@ import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from alexdeploy.core.errors import UsageError
-from alexdeploy.export.graph_walk import needed_tensors, producers, reads
+from alexdeploy.export.graph_walk import WEIGHTED_OPS, attribute, needed_tensors, producers, reads
 
 Placement = Literal["towers", "pipeline"]
 DeviceNumber = Literal[0, 1]
@@ -30,7 +30,6 @@ _POOLS = ("AveragePool", "MaxPool")
 _ARITHMETIC = ("Add", "Cast", "Clip", "Div", "Dropout", "Erf", "Greater", "Identity", "Mul", "Sub", "Where")
 _ACTIVATIONS = ("Elu", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Tanh")
 _FULLY_CONNECTED = ("Gemm", "MatMul")
-_WEIGHTED = ("Conv", *_FULLY_CONNECTED)
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 _MOST_SHAPE_VALUES = 64
 """Elements of a constant that shape inference may have to read; weights have more."""
@@ -165,7 +164,7 @@ class _Towers:
                 "INT8 graphs are not split into towers: each tensor has one scale for both",
                 cure="Use --placement pipeline, or --precision fp32 or fp16.",
             )
-        if not self._folded and not any(_attribute(node, "group", 1) == 2 for node in self._nodes):
+        if not self._folded and not any(attribute(node, "group", 1) == 2 for node in self._nodes):
             raise UsageError(
                 "this network has no two towers: each of its convolutions sees all maps, so that two devices would "
                 "have to exchange all of them before every layer",
@@ -173,12 +172,12 @@ class _Towers:
             )
 
     def run(self) -> None:
-        layers = [index for index, node in enumerate(self._nodes) if node.op_type in _WEIGHTED]
+        layers = [index for index, node in enumerate(self._nodes) if node.op_type in WEIGHTED_OPS]
         devices = _BOTH
         for index, node in enumerate(self._nodes):
             if index == layers[-1]:
                 devices = _FIRST
-            if devices == _BOTH and node.op_type in _WEIGHTED:
+            if devices == _BOTH and node.op_type in WEIGHTED_OPS:
                 self._place_weighted(node)
             elif not any(name in self._halves for name in node.input):
                 self._place_whole(node, devices)
@@ -215,7 +214,7 @@ class _Towers:
 
     def _place_weighted(self, node: NodeProto) -> None:
         """A convolution or fully connected layer: half of its outputs on each device."""
-        groups, weights = _attribute(node, "group", 1), [name for name in node.input[1:] if name]
+        groups, weights = attribute(node, "group", 1), [name for name in node.input[1:] if name]
         is_own_tower = node.op_type == "Conv" and groups == 2 and node.input[0] in self._halves
         if (groups != 1 and not is_own_tower) or any(name not in self._stages.weights for name in weights):
             raise UsageError(
@@ -225,7 +224,7 @@ class _Towers:
         if not is_own_tower:
             node = _copy(node, input=[self._whole(node.input[0], _BOTH), *node.input[1:]])
         # Where a weight has its outputs; a bias has nothing else.
-        axis = 0 if node.op_type == "Conv" or _attribute(node, "transB", 0) else 1
+        axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
         halves = {name: self._halve(name, axis if place == 0 else -1) for place, name in enumerate(weights)}
         self._place_halves(node, halves)
 
@@ -250,9 +249,9 @@ class _Towers:
                 input=[halves[name][device] if name in halves else name for name in node.input],
                 output=[f"{output}/tower{device}"],
             )
-            for attribute in half.attribute:
-                if attribute.name == "group":
-                    attribute.i = 1
+            for each in half.attribute:
+                if each.name == "group":
+                    each.i = 1
             self._stages.name_half(half.output[0], output)
             self._stages.add(step, device, half)
 
@@ -331,10 +330,6 @@ def _without_constants(nodes: Iterable[NodeProto], weights: dict[str, TensorProt
 def _folds(node: NodeProto, suffix: str) -> bool:
     """Whether it is one of the Reshapes round an LRN per tower, named `norm1_split` and `norm1_merge` by the export."""
     return node.op_type == "Reshape" and node.name.endswith(suffix)
-
-
-def _attribute(node: NodeProto, name: str, default: int) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
 
 
 def _copy(node: NodeProto, *, input: list[str], output: list[str] | None = None, name: str | None = None) -> NodeProto:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from alexdeploy.export.graph_walk import prune
+from alexdeploy.export.graph_walk import attribute, prune
 
 _TOWERS = 2
 _BY_CHANNEL = ("Conv", "LRN", "MaxPool", "Cast")
@@ -80,7 +80,7 @@ class _Unrolling:
 
     def _is_by_tower(self, node: NodeProto) -> bool:
         if node.op_type == "Conv":
-            return _groups(node) == _TOWERS
+            return attribute(node, "group", 1) == _TOWERS
         others = [self._weights[name] for name in node.input if name in self._weights]
         is_scalar = all(np.prod(tensor.dims, dtype=int) == 1 for tensor in others)
         return node.op_type in _BY_CHANNEL or (node.op_type in _ELEMENTWISE and is_scalar)
@@ -104,9 +104,9 @@ class _Unrolling:
                 branch.input[index] = self._towers[name][tower]
             elif node.op_type == "Conv" and index > 0:
                 branch.input[index] = self._half(name)[tower]
-        for attribute in branch.attribute:
-            if attribute.name == "group":
-                attribute.i = 1
+        for each in branch.attribute:
+            if each.name == "group":
+                each.i = 1
         self._nodes.append(branch)
         return str(branch.output[0])
 
@@ -141,7 +141,3 @@ class _Unrolling:
                 helper.make_node("Concat", self._towers[name], [self._joined[name]], name=f"{name}/joined", axis=1)
             )
         return self._joined[name]
-
-
-def _groups(node: NodeProto) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)

@@ -10,7 +10,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper, versi
 from alexdeploy.core.errors import ModelError, first_line
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.export.deployment import PREFIX, VIEWS, deployment_graph
-from alexdeploy.export.graph_walk import producers
+from alexdeploy.export.graph_walk import attribute, opset_of, producers
 
 DERIVATION = 1
 """Counts the ways in which this module derives a graph; part of an engine's key, so raise it when that changes."""
@@ -50,7 +50,7 @@ def engine_graph(
 
 
 def _at_opset(network: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    found = next(entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx"))
+    found = opset_of(network)
     if found == opset or (found > opset >= _TYPED_OPSET):
         return network
     if found > opset:
@@ -119,7 +119,7 @@ def _widen_weights(graph: GraphProto) -> None:
     for node in graph.node:
         weight = tensors.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if weight is not None and weight.data_type == TensorProto.INT8:
-            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+            axis = attribute(node, "axis", 1)
             values, scale = numpy_helper.to_array(weight), numpy_helper.to_array(tensors[node.input[1]])
             shape = [-1 if index == axis else 1 for index in range(values.ndim)] if scale.ndim else []
             wide = values.astype(np.float32) * scale.reshape(shape)

@@ -24,6 +24,7 @@ from alexdeploy.engines.cuda_driver import cuda_ordinal
 from alexdeploy.engines.engine_files import load_engine, read_record
 from alexdeploy.export import graphs
 from alexdeploy.export.deployment import describe_value
+from alexdeploy.export.graph_walk import WEIGHTED_OPS, node_macs, opset_of
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.placement.devices import Device, survey_gpus
 
@@ -140,8 +141,7 @@ def _inspect_folder(folder: ModelFolder) -> Inspection:
 def _inspect_onnx(path: Path) -> Inspection:
     graph = graphs.read_graph(path)
     model = graph.model
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
-    facts: dict[str, Fact] = {"sha256": graph.sha256, "opset": opset, "ir_version": model.ir_version}
+    facts: dict[str, Fact] = {"sha256": graph.sha256, "opset": opset_of(model), "ir_version": model.ir_version}
     weights = {tensor.name for tensor in model.graph.initializer}
     facts |= {f"input {value.name}": describe_value(value) for value in model.graph.input if value.name not in weights}
     facts |= {f"output {value.name}": describe_value(value) for value in model.graph.output}
@@ -295,23 +295,19 @@ def _graph_layers(graph: graphs.Graph) -> tuple[LayerFacts, ...]:
     weights = dict(unseen)
     rows = []
     for node in graph.model.graph.node:
-        output = tuple(shapes.get(node.output[0], ()))[1:]
+        output = tuple(shapes.get(node.output[0], ()))
         owned = [unseen.pop(name) for name in node.input if name in unseen]
-        kernel = next((weights[name] for name in node.input if name in weights), None)
-        if node.op_type == "DequantizeLinear" and kernel is not None:
-            weights[node.output[0]] = kernel
-        macs = 0
-        if node.op_type in ("Conv", "Gemm", "MatMul") and kernel is not None:
-            grid = output[1:] if node.op_type == "Conv" else output[:-1]
-            macs = math.prod(kernel) * math.prod(size for size in grid if isinstance(size, int))
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights:
+            weights[node.output[0]] = weights[node.input[0]]
+        kernel = weights.get(node.input[1]) if node.op_type in WEIGHTED_OPS else None
         rows.append(
             LayerFacts(
                 name=node.name or node.output[0],
                 kind=node.op_type,
-                output_shape=output,
+                output_shape=output[1:],
                 detail="weight " + "x".join(map(str, owned[0])) if owned else "",
                 parameters=sum(math.prod(shape) for shape in owned),
-                macs=macs,
+                macs=0 if kernel is None else node_macs(node, kernel, output),
             )
         )
     return tuple(rows)

@@ -18,8 +18,8 @@ from alexdeploy.core.spec import Preprocessing
 from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.export.calibrate import calibrate
 from alexdeploy.export.export import ExportOptions, export_model
+from alexdeploy.export.graph_walk import WEIGHTED_OPS
 from alexdeploy.export.import_onnx import ImportOptions, import_onnx
-from alexdeploy.export.int8 import QUANTIZED_OPS
 from alexdeploy.export.quantize import Budget
 from alexdeploy.images.preprocess import network_input
 
@@ -233,7 +233,7 @@ def test_in_every_precision_both_engines_give_the_answers_of_the_file(
             errors[precision, backend] = np.abs(probabilities - expected).sum(axis=1).mean() / 2
     assert all(error <= TOLERANCES[precision] for (precision, _), error in errors.items()), errors
 
-    kept = [layer.layer for layer in fp16.half_layers if layer.op in QUANTIZED_OPS and layer.precision == "fp32"]
+    kept = [layer.layer for layer in fp16.half_layers if layer.op in WEIGHTED_OPS and layer.precision == "fp32"]
     assert kept == ([case.fp32_layer] if case.fp32_layer else [])
     assert _quantized_layers(onnx.load(int8.path)) == case.num_layers
 
@@ -271,7 +271,7 @@ def _quantized_layers(model: ModelProto) -> int:
     constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     pairs = set()
     for layer in model.graph.node:
-        if layer.op_type in QUANTIZED_OPS:
+        if layer.op_type in WEIGHTED_OPS:
             activation, weights = (makers[name] for name in layer.input[:2])
             assert (activation.op_type, weights.op_type) == ("DequantizeLinear", "DequantizeLinear"), layer.name
             assert constants[weights.input[0]] == TensorProto.INT8

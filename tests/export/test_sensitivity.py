@@ -9,6 +9,7 @@ import pytest
 from helpers import smooth_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ParityError
@@ -115,6 +116,14 @@ def test_multiply_accumulates_of_the_graph_are_those_of_the_plan(tiny_model: Mod
     assert spec.architecture is not None
     expected = {layer.name: layer.macs for layer in plan_layers(spec.architecture, spec.num_classes) if layer.macs}
     assert layer_macs(onnx.load(tiny_model.onnx_path())) == expected
+
+
+def test_a_product_of_several_rows_is_counted_for_each_of_them() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 7, 5])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 7, 3])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="rows")]
+    graph = helper.make_graph(nodes, "rows", [x], [y], [numpy_helper.from_array(np.ones((5, 3), np.float32), "w")])
+    assert layer_macs(helper.make_model(graph)) == {"rows": 7 * 5 * 3}
 
 
 @pytest.mark.parametrize("num_views", [1, 10])
