@@ -20,7 +20,8 @@ from alexdeploy.export.graphs import deploy, load_graph
 from alexdeploy.export.runner import device_error
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_MEMORY_CURE = "Use a smaller --batch-size."
+MEMORY_CURE = "Use a smaller --batch-size."
+_ON_CPU = "--devices cpu (with --placement: cpu,cpu)"
 _OUTPUTS = ("probabilities", "view_classes")
 
 
@@ -47,52 +48,27 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngin
         batch_size=options.batch_size,
         num_streams=1,
     )
-    return OnnxRuntimeEngine(content, info, options.num_threads or available_processors(), index)
+    return OnnxRuntimeEngine(content, info, options.num_threads or available_processors())
 
 
 class OnnxRuntimeEngine:
-    """One inference session; its threads work together on one batch. `gpu_index` None: on the CPU."""
+    """One inference session; its threads work together on one batch."""
 
-    def __init__(self, content: bytes, info: EngineInfo, num_threads: int, gpu_index: int | None = None) -> None:
+    def __init__(self, content: bytes, info: EngineInfo, num_threads: int) -> None:
         self.info = info
         self._content: bytes | None = content
         self._num_threads = num_threads
-        self._gpu_index = gpu_index
         self._session: onnxruntime.InferenceSession | None = None
         self._bound: BoundInput | None = None
 
     def __enter__(self) -> OnnxRuntimeEngine:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._num_threads
-        options.log_severity_level = 3
-        onnxruntime.disable_telemetry_events()
-        # Threads that spin while they wait would take the cores from the decoder.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if self._gpu_index is None:
-            self._session = self._open(options, _CPU)
-        else:
-            # Asked for = got: neither the graph nor a part of it goes to the CPU without a word.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            load_cuda_libraries()
-            # FP32 is FP32: left to itself it multiplies in TF32, which has 10 bits of mantissa.
-            self._session = self._open(options, (_CUDA, {"device_id": str(self._gpu_index), "use_tf32": "0"}))
-            self._bound = BoundInput(self._session, "cuda", self._gpu_index, self.info.batch_size)
+        assert self._content is not None, "an engine is entered once"
+        self._session = open_session(self._content, self.info.device, self._num_threads)
+        index = _gpu_index(self.info.device)
+        if index is not None:
+            self._bound = BoundInput(self._session, "cuda", index, self.info.batch_size)
         self._content = None
         return self
-
-    def _open(self, options: onnxruntime.SessionOptions, provider: str | tuple[str, dict[str, str]]) -> Any:
-        try:
-            session = onnxruntime.InferenceSession(self._content, options, providers=[provider])
-        except Exception as exc:
-            if "fallback to CPU" in str(exc):
-                raise DeviceError(
-                    f"ONNX Runtime would run a part of the graph on the CPU: {first_line(exc)}",
-                    cure="Ask for it: --devices cpu",
-                ) from exc
-            raise device_error(exc, _MEMORY_CURE) from exc
-        name = provider if isinstance(provider, str) else provider[0]
-        check_provider(session.get_providers(), name)
-        return session
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -113,7 +89,7 @@ class OnnxRuntimeEngine:
         try:
             probabilities, view_classes = run(images)
         except Exception as exc:
-            raise device_error(exc, _MEMORY_CURE) from exc
+            raise device_error(exc, MEMORY_CURE) from exc
         return Predictions(probabilities, view_classes)
 
 
@@ -148,6 +124,38 @@ class BoundInput:
         return value
 
 
+def open_session(content: bytes, device: str, num_threads: int) -> onnxruntime.InferenceSession:
+    """A session on "cpu" or "cuda:0" and so on; `num_threads` are those of the CPU.
+
+    Raises UsageError for another device, and DeviceError if ONNX Runtime cannot run all of the graph there.
+    """
+    index = _gpu_index(device)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3
+    onnxruntime.disable_telemetry_events()
+    # Threads that spin while they wait would take the cores from the decoder, and from the other of two devices.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    provider, settings = _CPU, {}
+    if index is not None:
+        # Asked for = got: neither the graph nor a part of it goes to the CPU without a word.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        load_cuda_libraries()
+        # FP32 is FP32: left to itself it multiplies in TF32, which has 10 bits of mantissa.
+        provider, settings = _CUDA, {"device_id": str(index), "use_tf32": "0"}
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=[(provider, settings)])
+    except Exception as exc:
+        if "fallback to CPU" in str(exc):
+            raise DeviceError(
+                f"ONNX Runtime would run a part of the graph on the CPU: {first_line(exc)}",
+                cure=f"Ask for the CPU: {_ON_CPU}",
+            ) from exc
+        raise device_error(exc, MEMORY_CURE) from exc
+    check_provider(session.get_providers(), provider)
+    return session
+
+
 def _gpu_index(device: str) -> int | None:
     """The number in "cuda:0", None for "cpu". Raises UsageError, and DeviceError without the CUDA provider."""
     if device == "cpu":
@@ -169,7 +177,7 @@ def check_provider(found: list[str], wanted: str) -> None:
         raise DeviceError(
             f"ONNX Runtime opened {', '.join(found) or 'nothing'} where {wanted} was asked for: "
             "its CUDA or cuDNN libraries do not load, or it sees no GPU",
-            cure="Install the CUDA and cuDNN that its version needs, or ask for the CPU: --devices cpu",
+            cure=f"Install the CUDA and cuDNN that its version needs, or ask for the CPU: {_ON_CPU}",
         )
 
 

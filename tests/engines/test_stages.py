@@ -9,6 +9,9 @@ from onnx import TensorProto, helper
 from alexdeploy.core.errors import DeviceError
 from alexdeploy.engines.stages import open_stage
 
+BARE = "AzureExecutionProvider"
+"""Comes with ONNX Runtime for CPUs, and has no kernel for any operator: like a GPU's provider with a part missing."""
+
 
 def _sum_and_product() -> bytes:
     pair = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in ("a", "b")]
@@ -32,6 +35,14 @@ def test_what_onnxruntime_raises_is_an_error_of_ours() -> None:
         open_stage(b"not a graph", "cpu", 1)
     with pytest.raises(DeviceError, match="ONNX Runtime failed"):
         open_stage(_sum_and_product(), "cpu", 1)({"a": np.zeros(2, np.float32)})
+
+
+@pytest.mark.skipif(BARE not in onnxruntime.get_available_providers(), reason=f"no {BARE} here")
+def test_a_part_that_would_run_on_the_cpu_instead_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alexdeploy.engines.onnxruntime._CUDA", BARE)
+    with pytest.raises(DeviceError, match="would run a part of the graph on the CPU") as caught:
+        open_stage(_sum_and_product(), "cuda:0", 1)
+    assert caught.value.cure == "Ask for the CPU: --devices cpu (with --placement: cpu,cpu)"
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="it has the provider")
