@@ -19,6 +19,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from alexdeploy.core.errors import UsageError
 from alexdeploy.export.graph_walk import WEIGHTED_OPS, attribute, needed_tensors, producers, reads
+from alexdeploy.export.towers import half_names, half_of, halve
 
 Placement = Literal["towers", "pipeline"]
 DeviceNumber = Literal[0, 1]
@@ -225,33 +226,18 @@ class _Towers:
             node = _copy(node, input=[self._whole(node.input[0], _BOTH), *node.input[1:]])
         # Where a weight has its outputs; a bias has nothing else.
         axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
-        halves = {name: self._halve(name, axis if place == 0 else -1) for place, name in enumerate(weights)}
+        all_weights = self._stages.weights
+        halves = {name: halve(all_weights, name, axis if place == 0 else -1) for place, name in enumerate(weights)}
         self._place_halves(node, halves)
-
-    def _halve(self, name: str, axis: int) -> tuple[str, str]:
-        names = (f"{name}/tower0", f"{name}/tower1")
-        if names[0] not in self._stages.weights:
-            parts = np.array_split(numpy_helper.to_array(self._stages.weights[name]), 2, axis=axis)
-            for part, part_name in zip(parts, names, strict=True):
-                self._stages.weights[part_name] = numpy_helper.from_array(np.ascontiguousarray(part), part_name)
-        return names
 
     def _place_halves(self, node: NodeProto, weights: dict[str, tuple[str, str]]) -> None:
         output = node.output[0]
         halves = {**{name: self._halves[name] for name in node.input if name in self._halves}, **weights}
         step = max(self._step.get(name, 0) for name in node.input)
-        self._halves[output] = (f"{output}/tower0", f"{output}/tower1")
+        self._halves[output] = half_names(output)
         self._step[output] = step
         for device in _BOTH:
-            half = _copy(
-                node,
-                name=f"{node.name or output}/tower{device}",
-                input=[halves[name][device] if name in halves else name for name in node.input],
-                output=[f"{output}/tower{device}"],
-            )
-            for each in half.attribute:
-                if each.name == "group":
-                    each.i = 1
+            half = half_of(node, device, [halves[name][device] if name in halves else name for name in node.input])
             self._stages.name_half(half.output[0], output)
             self._stages.add(step, device, half)
 
@@ -332,10 +318,8 @@ def _folds(node: NodeProto, suffix: str) -> bool:
     return node.op_type == "Reshape" and node.name.endswith(suffix)
 
 
-def _copy(node: NodeProto, *, input: list[str], output: list[str] | None = None, name: str | None = None) -> NodeProto:
+def _copy(node: NodeProto, *, input: list[str]) -> NodeProto:
     copy = NodeProto()
     copy.CopyFrom(node)
     copy.input[:] = input
-    copy.output[:] = node.output if output is None else output
-    copy.name = node.name if name is None else name
     return copy

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.export.graph_walk import attribute, prune
 
@@ -53,9 +53,9 @@ class _Unrolling:
             for node in graph.node
             if node.op_type == "DequantizeLinear" and node.input[0] in self._weights
         }
-        self._halves: dict[str, tuple[str, ...]] = {}
+        self._halved: set[str] = set()
         self._nodes: list[NodeProto] = []
-        self._towers: dict[str, tuple[str, ...]] = {}
+        self._towers: dict[str, tuple[str, str]] = {}
         self._joined: dict[str, str] = {}
 
     def run(self) -> None:
@@ -68,7 +68,9 @@ class _Unrolling:
                 self._towers[node.output[0]] = self._towers[node.input[0]]
             elif begins or (self._is_by_tower(node) and not self._joins_next(node)):
                 has_begun = True
-                self._towers[node.output[0]] = tuple(self._branch(node, tower) for tower in range(_TOWERS))
+                for tower in range(_TOWERS):
+                    self._branch(node, tower)
+                self._towers[node.output[0]] = half_names(node.output[0])
             else:
                 node.input[:] = [self._join(name) for name in node.input]
                 self._nodes.append(node)
@@ -94,43 +96,25 @@ class _Unrolling:
         readers = [other for other in self._graph.node if node.output[0] in other.input]
         return node.op_type == "DequantizeLinear" and not all(self._is_by_tower(reader) for reader in readers)
 
-    def _branch(self, node: NodeProto, tower: int) -> str:
-        branch = NodeProto()
-        branch.CopyFrom(node)
-        branch.name = f"{node.name}/tower{tower}"
-        branch.output[0] = f"{node.output[0]}/tower{tower}"
-        for index, name in enumerate(node.input):
+    def _branch(self, node: NodeProto, tower: int) -> None:
+        inputs = list(node.input)
+        for index, name in enumerate(inputs):
             if name in self._towers:
-                branch.input[index] = self._towers[name][tower]
+                inputs[index] = self._towers[name][tower]
             elif node.op_type == "Conv" and index > 0:
-                branch.input[index] = self._half(name)[tower]
-        for each in branch.attribute:
-            if each.name == "group":
-                each.i = 1
-        self._nodes.append(branch)
-        return str(branch.output[0])
+                inputs[index] = self._half(name)[tower]
+        self._nodes.append(half_of(node, tower, inputs))
 
-    def _half(self, name: str) -> tuple[str, ...]:
+    def _half(self, name: str) -> tuple[str, str]:
         """The names of a weight's or bias's share in each tower, of whatever it is dequantized from as well."""
-        if name not in self._halves:
-            names = tuple(f"{name}/tower{tower}" for tower in range(_TOWERS))
-            if name in self._dequantized:
-                self._dequantize_halves(self._dequantized[name], names)
-            else:
-                parts = np.split(numpy_helper.to_array(self._weights[name]), _TOWERS)
-                for part, part_name in zip(parts, names, strict=True):
-                    self._weights[part_name] = numpy_helper.from_array(np.ascontiguousarray(part), part_name)
-            self._halves[name] = names
-        return self._halves[name]
-
-    def _dequantize_halves(self, node: NodeProto, names: tuple[str, ...]) -> None:
-        halves = [self._half(name) for name in node.input]
-        for tower, name in enumerate(names):
-            half = NodeProto()
-            half.CopyFrom(node)
-            half.name, half.output[0] = f"{node.name}/tower{tower}", name
-            half.input[:] = [names[tower] for names in halves]
-            self._nodes.append(half)
+        if name not in self._dequantized:
+            return halve(self._weights, name)
+        if name not in self._halved:
+            self._halved.add(name)
+            node = self._dequantized[name]
+            halves = [self._half(each) for each in node.input]
+            self._nodes += [half_of(node, tower, [names[tower] for names in halves]) for tower in range(_TOWERS)]
+        return half_names(name)
 
     def _join(self, name: str) -> str:
         if name not in self._towers:
@@ -141,3 +125,30 @@ class _Unrolling:
                 helper.make_node("Concat", self._towers[name], [self._joined[name]], name=f"{name}/joined", axis=1)
             )
         return self._joined[name]
+
+
+def half_names(name: str) -> tuple[str, str]:
+    """What the halves of a tensor are called."""
+    return f"{name}/tower0", f"{name}/tower1"
+
+
+def halve(weights: dict[str, TensorProto], name: str, axis: int = 0) -> tuple[str, str]:
+    """The names of a weight's halves along an axis, which are put beside it where they are not there yet."""
+    names = half_names(name)
+    if names[0] not in weights:
+        for half, part in zip(names, np.array_split(numpy_helper.to_array(weights[name]), 2, axis), strict=True):
+            weights[half] = numpy_helper.from_array(np.ascontiguousarray(part), half)
+    return names
+
+
+def half_of(node: NodeProto, tower: int, inputs: list[str]) -> NodeProto:
+    """What one tower has of a node: a convolution in two groups has one."""
+    half = NodeProto()
+    half.CopyFrom(node)
+    half.name = half_names(node.name or node.output[0])[tower]
+    half.input[:] = inputs
+    half.output[:] = [half_names(node.output[0])[tower]]
+    for each in half.attribute:
+        if each.name == "group":
+            each.i = 1
+    return half
