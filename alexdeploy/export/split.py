@@ -19,7 +19,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from alexdeploy.core.errors import UsageError
 from alexdeploy.export.graph_walk import WEIGHTED_OPS, attribute, needed_tensors, producers, reads
-from alexdeploy.export.towers import half_names, half_of, halve
+from alexdeploy.export.towers import half_names, half_of, halve, tower_folds
 
 Placement = Literal["towers", "pipeline"]
 DeviceNumber = Literal[0, 1]
@@ -156,7 +156,7 @@ class _Towers:
         self._halves: dict[str, tuple[str, str]] = {}
         self._joined: dict[str, str] = {}
         self._step: dict[str, int] = {}
-        self._folded = {node.name.removesuffix("_split") for node in self._nodes if _folds(node, "_split")}
+        self._folds = tower_folds(self._nodes, stages.weights)
         self._check(model)
 
     def _check(self, model: onnx.ModelProto) -> None:
@@ -165,7 +165,7 @@ class _Towers:
                 "INT8 graphs are not split into towers: each tensor has one scale for both",
                 cure="Use --placement pipeline, or --precision fp32 or fp16.",
             )
-        if not self._folded and not any(attribute(node, "group", 1) == 2 for node in self._nodes):
+        if not self._folds and not any(attribute(node, "group", 1) == 2 for node in self._nodes):
             raise UsageError(
                 "this network has no two towers: each of its convolutions sees all maps, so that two devices would "
                 "have to exchange all of them before every layer",
@@ -182,7 +182,7 @@ class _Towers:
                 self._place_weighted(node)
             elif not any(name in self._halves for name in node.input):
                 self._place_whole(node, devices)
-            elif _folds(node, "_split") or _folds(node, "_merge"):
+            elif node.op_type == "Reshape" and node.output[0] in self._folds:
                 # Each device has one tower: there is nothing to fold into the batch.
                 self._halves[node.output[0]] = self._halves[node.input[0]]
                 self._step[node.output[0]] = self._step[node.input[0]]
@@ -196,7 +196,7 @@ class _Towers:
     def _check_by_tower(self, node: NodeProto) -> None:
         """Raise UsageError unless each map or unit of the output depends on that of the input alone, or its tower's."""
         if node.op_type == "LRN":
-            if node.name not in self._folded:
+            if node.output[0] not in self._folds:
                 raise UsageError(
                     f"{node.name or node.output[0]} normalizes across both towers (lrn.per_tower is false); the "
                     "devices would have to exchange maps there, which the GPUs of 2012 did not",
@@ -311,11 +311,6 @@ def _without_constants(nodes: Iterable[NodeProto], weights: dict[str, TensorProt
             value = np.asarray(value, np.float32)
         weights[node.output[0]] = numpy_helper.from_array(np.asarray(value), node.output[0])
     return kept
-
-
-def _folds(node: NodeProto, suffix: str) -> bool:
-    """Whether it is one of the Reshapes round an LRN per tower, named `norm1_split` and `norm1_merge` by the export."""
-    return node.op_type == "Reshape" and node.name.endswith(suffix)
 
 
 def _copy(node: NodeProto, *, input: list[str]) -> NodeProto:

@@ -6,6 +6,8 @@ after; two branches from conv1 to conv3 have none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -13,7 +15,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from alexdeploy.export.graph_walk import attribute, prune
 
 _TOWERS = 2
-_BY_CHANNEL = ("Conv", "LRN", "MaxPool", "Cast")
+_BY_CHANNEL = ("MaxPool", "Cast")
+_INSIDE_FOLDS = ("LRN", "Cast", "QuantizeLinear", "DequantizeLinear")
 _ELEMENTWISE = (
     "Relu",
     "LeakyRelu",
@@ -39,14 +42,45 @@ def unroll_towers(model: onnx.ModelProto) -> onnx.ModelProto:
     joined where a layer sees both. The outputs are bitwise those of the model before on one and the same kernel.
     """
     graph = model.graph
-    if any(node.name.endswith("_split") for node in graph.node if node.op_type == "Reshape"):
-        _Unrolling(graph).run()
+    folds = tower_folds(graph.node, {tensor.name: tensor for tensor in graph.initializer})
+    if folds:
+        _Unrolling(graph, folds).run()
     return model
 
 
+def tower_folds(nodes: Sequence[NodeProto], weights: Mapping[str, TensorProto]) -> set[str]:
+    """What the nodes give out that fold two towers into the batch round an LRN, from Reshape to Reshape.
+
+    They are told by what they do, [N, C, H, W] to [2N, C / 2, H, W] and back: a name may be anybody's.
+    """
+    readers: dict[str, list[NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: set[str] = set()
+    for node in nodes:
+        chain = [node]
+        while node.op_type == "Reshape" and len(after := readers.get(chain[-1].output[0], [])) == 1:
+            chain += after
+            if after[0].op_type not in _INSIDE_FOLDS:
+                break
+        if chain[-1].op_type == "Reshape" and any(each.op_type == "LRN" for each in chain):
+            inner, outer = _target(chain[0], weights), _target(chain[-1], weights)
+            if len(inner) == 4 and inner[0] == -1 and outer == [-1, _TOWERS * inner[1], *inner[2:]]:
+                found.update(each.output[0] for each in chain)
+    return found
+
+
+def _target(reshape: NodeProto, weights: Mapping[str, TensorProto]) -> list[int]:
+    """The shape that a Reshape makes, where it is known; else an empty list."""
+    shape = weights.get(reshape.input[1])
+    return [] if shape is None else [int(size) for size in numpy_helper.to_array(shape)]
+
+
 class _Unrolling:
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, folds: set[str]) -> None:
         self._graph = graph
+        self._folds = folds
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._dequantized = {
             node.output[0]: node
@@ -64,7 +98,7 @@ class _Unrolling:
             begins = not has_begun and node.op_type == "Conv"
             if not begins and not any(name in self._towers for name in node.input):
                 self._nodes.append(node)
-            elif node.op_type == "Reshape" and node.name.endswith(("_split", "_merge")):
+            elif node.op_type == "Reshape" and node.output[0] in self._folds:
                 self._towers[node.output[0]] = self._towers[node.input[0]]
             elif begins or (self._is_by_tower(node) and not self._joins_next(node)):
                 has_begun = True
@@ -83,6 +117,8 @@ class _Unrolling:
     def _is_by_tower(self, node: NodeProto) -> bool:
         if node.op_type == "Conv":
             return attribute(node, "group", 1) == _TOWERS
+        if node.op_type == "LRN":
+            return node.output[0] in self._folds
         others = [self._weights[name] for name in node.input if name in self._weights]
         is_scalar = all(np.prod(tensor.dims, dtype=int) == 1 for tensor in others)
         return node.op_type in _BY_CHANNEL or (node.op_type in _ELEMENTWISE and is_scalar)

@@ -7,10 +7,11 @@ import onnx
 import onnxruntime
 import pytest
 from helpers import smooth_images
+from onnx import helper, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.export.deployment import deployment_graph
-from alexdeploy.export.towers import unroll_towers
+from alexdeploy.export.towers import tower_folds, unroll_towers
 
 
 def _run(model: onnx.ModelProto, images: np.ndarray) -> list[np.ndarray]:
@@ -67,3 +68,35 @@ def test_a_graph_without_towers_stays_as_it_is(exported: Callable[..., ModelFold
     model = onnx.load(exported("caffenet").onnx_path())
     before = model.SerializeToString(deterministic=True)
     assert unroll_towers(model).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(
+    ("operator", "groups", "is_fold"), [("LRN", 2, True), ("LRN", 4, False), ("Softmax", 2, False)]
+)
+def test_a_fold_of_two_towers_is_told_by_what_it_does_and_not_by_its_name(
+    operator: str, groups: int, is_fold: bool
+) -> None:
+    attributes = {"size": 5} if operator == "LRN" else {"axis": 1}
+    nodes = [
+        helper.make_node("Reshape", ["maps", "half"], ["folded"], name="heads_split"),
+        helper.make_node(operator, ["folded"], ["inner"], **attributes),
+        helper.make_node("Reshape", ["inner", "whole"], ["out"], name="other"),
+    ]
+    shapes = {"half": [-1, 8 // groups, 14, 14], "whole": [-1, 8, 14, 14]}
+    weights = {name: numpy_helper.from_array(np.array(shape), name) for name, shape in shapes.items()}
+    assert tower_folds(nodes, weights) == ({"folded", "inner", "out"} if is_fold else set())
+
+
+def test_an_lrn_over_all_maps_behind_one_per_tower_sees_both_towers(tiny_model: ModelFolder) -> None:
+    def with_a_second_lrn() -> onnx.ModelProto:
+        model = _deployed(tiny_model)
+        merge = next(node for node in model.graph.node if node.name == "norm1_merge")
+        after = helper.make_node("LRN", ["once"], list(merge.output), name="again", size=5, alpha=1.0, beta=0.75)
+        merge.output[:] = ["once"]
+        model.graph.node.insert(list(model.graph.node).index(merge) + 1, after)
+        return model
+
+    expected, found = (
+        _run(model, smooth_images(2)) for model in (with_a_second_lrn(), unroll_towers(with_a_second_lrn()))
+    )
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
