@@ -94,17 +94,12 @@ class Process:
             is_late.set()
             self._process.kill()
 
-        timer = threading.Timer(seconds, give_up)
-        timer.daemon = True
-        timer.start()
-        try:
+        with self._process.time_limit(seconds, give_up):
             if frame is not None:
                 # If it has gone, what is read says why. A process that hangs does not empty the pipe either.
                 with contextlib.suppress(OSError):
                     write_frame(self._process.requests, frame)
             reply: Reply | None = read_frame(self._process.answers, Reply)
-        finally:
-            timer.cancel()
         if reply is None:
             ended = self._process.close(_END_SECONDS)
             what = f"no answer in {seconds:.0f} s" if is_late.is_set() else f"its process {ended}"

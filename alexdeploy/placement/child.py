@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import IO
 
 import msgspec
@@ -20,6 +21,9 @@ from alexdeploy.core.errors import AlexDeployError, DeviceError, by_name, first_
 
 _WORDS_SECONDS = 1.0
 """How long stderr may stay open when the process has ended: another that it started may hold it."""
+
+_SLICE_SECONDS = 1.0
+"""Time is counted in slices of this, so that those in which this process stood still can be left out."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -63,6 +67,31 @@ class Child:
 
     def kill(self) -> None:
         self._process.kill()
+
+    @contextmanager
+    def time_limit(self, seconds: float, end: Callable[[], None]) -> Iterator[None]:
+        """Call `end` unless the block ends within `seconds`, from another thread.
+
+        Time in which this process stood still, as after Ctrl-Z, does not count: the answer may lie in the pipe.
+        """
+        done = threading.Event()
+
+        def watch() -> None:
+            left = seconds
+            while left > 0:
+                step = min(left, _SLICE_SECONDS)
+                began = time.monotonic()
+                if done.wait(step):
+                    return
+                if time.monotonic() - began < step + _SLICE_SECONDS:
+                    left -= step
+            end()
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
 
     def close(self, seconds: float) -> str:
         """Wait for its end, kill it after `seconds`, and close the pipes; how it ended. May be called again."""

@@ -16,9 +16,9 @@ _SIZES = struct.Struct("<IQ")
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """First of all to a worker: what to open."""
+    """First of all to a worker: what to open. `folder` is a path as the system has it, which need not be UTF-8."""
 
-    folder: str
+    folder: bytes
     backend: str
     precision: str
     num_views: int

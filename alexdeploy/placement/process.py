@@ -6,8 +6,6 @@ import contextlib
 import itertools
 import queue
 import threading
-import time
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +21,6 @@ DOCTOR = "Look at: alexdeploy doctor"
 _END_SECONDS = 10.0
 _TAKE_SECONDS = 0.5
 """How long a process that is to end may take for the batch that is being sent to it."""
-
-_SLICE_SECONDS = 1.0
-"""Time is counted in slices of this, so that those in which this process stood still can be left out."""
 
 
 class ReplicaLostError(DeviceError):
@@ -138,31 +133,14 @@ class ReplicaProcess:
         self._ended_because = self._ended_because or reason
         self._process.kill()
 
-    @contextlib.contextmanager
-    def _time_limit(self, seconds: float, failure: str) -> Iterator[None]:
-        """End the process unless the block ends within `seconds`; `failure` is what to say of it then.
+    def _time_limit(self, seconds: float, failure: str) -> contextlib.AbstractContextManager[None]:
+        """End the process unless the block ends within `seconds`; `failure` is what to say of it then."""
 
-        Time in which this process stood still, as after Ctrl-Z, does not count: the answer may lie in the pipe.
-        """
-        done = threading.Event()
-
-        def watch() -> None:
-            left = seconds
-            while left > 0:
-                step = min(left, _SLICE_SECONDS)
-                began = time.monotonic()
-                if done.wait(step):
-                    return
-                if time.monotonic() - began < step + _SLICE_SECONDS:
-                    left -= step
+        def end() -> None:
             self.was_late = True
             self.end(f"it {failure} in {seconds:g} s")
 
-        threading.Thread(target=watch, daemon=True).start()
-        try:
-            yield
-        finally:
-            done.set()
+        return self._process.time_limit(seconds, end)
 
     def _clear_away(self) -> str:
         """Wait for its end and close the pipes; why it ended."""

@@ -77,7 +77,7 @@ class Member:
         self.replica = replica
         self._options = options
         self._job = Job(
-            folder=os.path.abspath(folder.path),
+            folder=os.fsencode(os.path.abspath(folder.path)),
             backend=replica.backend,
             precision=options.precision,
             num_views=options.num_views,

@@ -45,7 +45,7 @@ def _open(job: Job) -> Engine:
         num_threads=job.num_threads,
         device=job.device,
     )
-    return open_engine(ModelFolder(Path(job.folder)), cast("Backend", job.backend), options)
+    return open_engine(ModelFolder(Path(os.fsdecode(job.folder))), cast("Backend", job.backend), options)
 
 
 def _serve(engine: Engine, requests: IO[bytes], answers: IO[bytes]) -> None:

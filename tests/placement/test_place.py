@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def test_the_process_of_a_replica_sees_its_gpu_alone_and_a_jetsons_as_it_is(
     assert isinstance(engine, Pool)
     replica = engine._members[0].replica
     job = Job(
-        folder=str(here.folder.path),
+        folder=os.fsencode(here.folder.path),
         backend=replica.backend,
         precision="fp16",
         num_views=10,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,15 @@ def test_a_tail_batch_gives_its_own_rows(tiny_model: ModelFolder) -> None:
         assert len(pool.run(IMAGES[:3]).probabilities) == 3
         with pytest.raises(UsageError, match="expected uint8"):
             pool.run(IMAGES[:9])
+
+
+def test_a_model_whose_path_is_no_utf8_opens(
+    tiny_model: ModelFolder, expected: list[Predictions], tmp_path: Path
+) -> None:
+    folder = tmp_path / os.fsdecode(b"mod\xe8le")
+    shutil.copytree(tiny_model.path, folder)
+    with _pool(ModelFolder(folder), 1) as pool:
+        _assert_same([pool.run(BATCHES[0])], expected[:1])
 
 
 def test_no_process_is_left_when_it_is_closed(tiny_model: ModelFolder) -> None:
