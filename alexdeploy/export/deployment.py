@@ -7,6 +7,7 @@ so every backend gets the same photograph and none has preprocessing of its own 
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,7 @@ def deployment_graph(
         views = graph.node("Transpose", [views], VIEWS, perm=[0, 3, 1, 2])
     assert views == VIEWS
     for original in inside:
-        node = NodeProto()
-        node.CopyFrom(original)
+        node = deepcopy(original)
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         graph.nodes.append(node)

@@ -6,7 +6,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from alexdeploy.export.graph_walk import prune
+from alexdeploy.export.graph_walk import prune, set_nodes
 
 _FOLDED = ("Transpose", "Identity", "Reshape", "Cast")
 """Operators that exporters put between a weight and its layer."""
@@ -27,8 +27,7 @@ def fold_constants(graph: GraphProto) -> None:
         else:
             constants[tensor.name] = tensor
             folded.append(tensor)
-    del graph.node[:]
-    graph.node.extend(nodes)
+    set_nodes(graph, nodes)
     graph.initializer.extend(folded)
     prune(graph)
 

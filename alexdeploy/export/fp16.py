@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from alexdeploy.core.errors import DeviceError
-from alexdeploy.export.graph_walk import attribute, producers
+from alexdeploy.export.graph_walk import attribute, producers, rename_inputs
 
 LARGEST = float(np.finfo(np.float16).max)
 """65,504: beyond, FP16 has only infinity."""
@@ -88,13 +89,11 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
         from onnxruntime.transformers.onnx_model import OnnxModel
     except ImportError as exc:
         raise DeviceError("FP16 conversion needs onnxruntime", cure="pip install 'alexdeploy[cpu]'") from exc
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     with warnings.catch_warnings():
         # Weights under FP16's smallest number are rounded up to it; the parity check judges what that costs.
         warnings.simplefilter("ignore")
         converted = convert_float_to_float16(
-            copy,
+            deepcopy(model),
             keep_io_types=True,
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FP32_OPS],
             node_block_list=list(keep),
@@ -120,28 +119,22 @@ def _join_islands(graph: onnx.GraphProto) -> None:
             # What the graph gives keeps its name, and the layer takes it.
             maker = makers[there.input[0]]
             maker.output[:] = [back.output[0] if each == there.input[0] else each for each in maker.output]
-            _read_instead(graph, there.input[0], back.output[0])
+            rename_inputs(graph.node, {there.input[0]: back.output[0]})
             there.input[0] = back.output[0]
             if not others:
                 graph.node.remove(there)
         elif others or there.input[0] not in makers:
             # Something reads the FP16 tensor as well: it stays, and the FP32 node reads the one before it.
-            _read_instead(graph, back.output[0], there.input[0])
+            rename_inputs(graph.node, {back.output[0]: there.input[0]})
         else:
             # The FP32 tensor takes the name that the layer has everywhere.
             name = there.output[0]
             maker = makers[there.input[0]]
             maker.output[:] = [name if each == there.input[0] else each for each in maker.output]
-            for old in (back.output[0], there.input[0]):
-                _read_instead(graph, old, name)
+            rename_inputs(graph.node, {back.output[0]: name, there.input[0]: name})
             graph.node.remove(there)
         graph.node.remove(back)
 
 
 def _casts_to(node: NodeProto, kind: int) -> bool:
     return node.op_type == "Cast" and attribute(node, "to", TensorProto.UNDEFINED) == kind
-
-
-def _read_instead(graph: onnx.GraphProto, old: str, new: str) -> None:
-    for node in graph.node:
-        node.input[:] = [new if name == old else name for name in node.input]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from onnx import GraphProto, ModelProto, NodeProto
@@ -41,6 +41,18 @@ def node_macs(node: NodeProto, weights: Sequence[int], output: Sequence[int | st
     return math.prod(weights) * math.prod(size for size in places if isinstance(size, int))
 
 
+def set_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
+    """Make `nodes` those of the graph; some of them may be its own."""
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def rename_inputs(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
+    """Let nodes read other tensors: `names` are the new names by the old. Branches are left as they are."""
+    for node in nodes:
+        node.input[:] = [names.get(name, name) for name in node.input]
+
+
 def prune(graph: GraphProto) -> None:
     """Keep the nodes and weights that the outputs need."""
     needed: set[str] = set()
@@ -48,8 +60,8 @@ def prune(graph: GraphProto) -> None:
         needed |= needed_tensors(graph, value.name)
     nodes = [node for node in graph.node if needed.intersection(node.output)]
     weights = [tensor for tensor in graph.initializer if tensor.name in needed]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(nodes)
+    set_nodes(graph, nodes)
+    del graph.initializer[:], graph.value_info[:]
     graph.initializer.extend(weights)
 
 

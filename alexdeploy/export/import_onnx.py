@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +106,7 @@ def import_onnx(
 
 def _one_input(model: ModelProto, path: Path) -> tuple[ModelProto, int]:
     """A copy whose only input is the image, with the outputs that need nothing else; and its batch, 1 if dynamic."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     if copy.functions:
         copy = onnx.inliner.inline_local_functions(copy)
     graph = copy.graph
@@ -223,8 +223,7 @@ def _rewritten(model: ModelProto, batch: int, probe: Probe, spec: ModelSpec, pat
 
 def _plain_network(model: ModelProto, scores: str, takes_logarithm: bool, spec: ModelSpec) -> ModelProto:
     """From `images` to `logits`: the tensor `scores` as [N, C], or its logarithm, of which softmax is the inverse."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     graph, logits = copy.graph, _PREFIX + "logits"
     flat = _PREFIX + "flat" if takes_logarithm else logits
     graph.node.append(helper.make_node("Flatten", [scores], [flat], name=flat, axis=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +53,12 @@ def modern(model: ModelProto, path: Path) -> ModelProto:
 
 def _at_seven(model: ModelProto) -> ModelProto:
     """ONNX's own converter needs shapes that it cannot infer from Reshape and Dropout of that time."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     graph = copy.graph
     made_by = producers(model.graph)
     del graph.node[:]
     for index, original in enumerate(model.graph.node):
-        node = NodeProto()
-        node.CopyFrom(original)
+        node = deepcopy(original)
         if node.op_type == "Reshape" and len(node.input) == 1:
             name, shape = f"import/old_shape{index}", attribute(original, "shape", [])
             graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))

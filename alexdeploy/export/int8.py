@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from onnx import NodeProto, helper, numpy_helper
 from alexdeploy.core.errors import DeviceError, ModelError
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.export.deployment import PIXELS
-from alexdeploy.export.graph_walk import WEIGHTED_OPS, all_nodes, has_padding, producers
+from alexdeploy.export.graph_walk import WEIGHTED_OPS, all_nodes, has_padding, producers, set_nodes
 from alexdeploy.export.histogram import QMAX
 
 _PIXEL_OFFSET = 128
@@ -65,8 +66,7 @@ def to_int8(
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     except ImportError as exc:
         raise DeviceError("quantizing needs onnxruntime", cure="pip install 'alexdeploy[cpu]'") from exc
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     layers = [name for name in quantizable_layers(copy) if name not in keep]
     if not layers:
         raise ModelError("no layer is left to quantize")
@@ -147,11 +147,9 @@ def _feed_pixels(model: onnx.ModelProto, layers: Collection[str], steps: Preproc
             [PIXELS],
         ),
     ]
-    nodes = [*before, *graph.node]
     for node in before:
         node.name = node.output[0]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    set_nodes(graph, [*before, *graph.node])
     return True
 
 

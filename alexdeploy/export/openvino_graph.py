@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -116,8 +117,7 @@ def _fold_kernel(
     conv.input[1] = folded.name
     if dequantize is not None:
         conv.input[1] = PREFIX + "folded_kernel"
-        own = NodeProto()
-        own.CopyFrom(dequantize)
+        own = deepcopy(dequantize)
         own.name = own.output[0] = conv.input[1]
         own.input[0] = folded.name
         graph.node.insert(list(graph.node).index(dequantize), own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,7 @@ def _open_session(model: onnx.ModelProto, outputs: Iterable[str], *, optimize: b
     inner = [name for name in outputs if name not in _output_names(model)]
     probed = model
     if inner:
-        probed = onnx.ModelProto()
-        probed.CopyFrom(model)
+        probed = deepcopy(model)
         probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
     options = onnxruntime.SessionOptions()
     if not optimize:

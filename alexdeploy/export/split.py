@@ -10,6 +10,7 @@ of 1000 after both halves and does not say where it ran, and it is 7 % of the fu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,8 +100,7 @@ class _Stages:
 
     def name_half(self, half: str, whole: str) -> None:
         """`half` is of the type of `whole`, with an unknown number of maps or units."""
-        value = ValueInfoProto()
-        value.CopyFrom(self._values[whole])
+        value = deepcopy(self._values[whole])
         value.name = half
         if len(value.type.tensor_type.shape.dim) > 1:
             value.type.tensor_type.shape.dim[1].Clear()
@@ -223,7 +223,8 @@ class _Towers:
                 cure=_PIPELINE,
             )
         if not is_own_tower:
-            node = _copy(node, input=[self._whole(node.input[0], _BOTH), *node.input[1:]])
+            node = deepcopy(node)
+            node.input[0] = self._whole(node.input[0], _BOTH)
         # Where a weight has its outputs; a bias has nothing else.
         axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
         all_weights = self._stages.weights
@@ -242,7 +243,8 @@ class _Towers:
             self._stages.add(step, device, half)
 
     def _place_whole(self, node: NodeProto, devices: Iterable[DeviceNumber]) -> None:
-        node = _copy(node, input=[self._whole(name, devices) for name in node.input])
+        node = deepcopy(node)
+        node.input[:] = [self._whole(name, devices) for name in node.input]
         step = max((self._step.get(name, 0) for name in node.input), default=0)
         for name in node.output:
             self._step[name] = step
@@ -311,10 +313,3 @@ def _without_constants(nodes: Iterable[NodeProto], weights: dict[str, TensorProt
             value = np.asarray(value, np.float32)
         weights[node.output[0]] = numpy_helper.from_array(np.asarray(value), node.output[0])
     return kept
-
-
-def _copy(node: NodeProto, *, input: list[str]) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    copy.input[:] = input
-    return copy

@@ -7,12 +7,13 @@ after; two branches from conv1 to conv3 have none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from alexdeploy.export.graph_walk import attribute, prune
+from alexdeploy.export.graph_walk import attribute, prune, set_nodes
 
 _TOWERS = 2
 _BY_CHANNEL = ("MaxPool", "Cast")
@@ -108,10 +109,10 @@ class _Unrolling:
             else:
                 node.input[:] = [self._join(name) for name in node.input]
                 self._nodes.append(node)
-        nodes, weights = list(self._nodes), list(self._weights.values())
-        del self._graph.node[:], self._graph.initializer[:]
-        self._graph.node.extend(nodes)
+        weights = list(self._weights.values())
+        del self._graph.initializer[:]
         self._graph.initializer.extend(weights)
+        set_nodes(self._graph, self._nodes)
         prune(self._graph)
 
     def _is_by_tower(self, node: NodeProto) -> bool:
@@ -179,8 +180,7 @@ def halve(weights: dict[str, TensorProto], name: str, axis: int = 0) -> tuple[st
 
 def half_of(node: NodeProto, tower: int, inputs: list[str]) -> NodeProto:
     """What one tower has of a node: a convolution in two groups has one."""
-    half = NodeProto()
-    half.CopyFrom(node)
+    half = deepcopy(node)
     half.name = half_names(node.name or node.output[0])[tower]
     half.input[:] = inputs
     half.output[:] = [half_names(node.output[0])[tower]]

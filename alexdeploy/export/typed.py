@@ -10,7 +10,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper, versi
 from alexdeploy.core.errors import ModelError, first_line
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.export.deployment import PREFIX, VIEWS, deployment_graph
-from alexdeploy.export.graph_walk import attribute, opset_of, producers
+from alexdeploy.export.graph_walk import attribute, opset_of, producers, rename_inputs, set_nodes
 
 DERIVATION = 1
 """Counts the ways in which this module derives a graph; part of an engine's key, so raise it when that changes."""
@@ -75,13 +75,10 @@ def _quantize_after_cutting(graph: GraphProto) -> None:
     if quantize is None:
         return
     nodes = [node for node in graph.node if node is not quantize]
-    for node in nodes:
-        node.input[:] = [quantize.input[0] if name == quantized else name for name in node.input]
     # What read the cut INT8 planes reads them quantized after the cut.
-    for node in nodes:
-        node.input[:] = [quantized if name == VIEWS else name for name in node.input]
+    rename_inputs(nodes, {quantized: quantize.input[0], VIEWS: quantized})
     after = helper.make_node("QuantizeLinear", [VIEWS, *quantize.input[1:]], [quantized], name=quantized)
-    _replace_nodes(graph, _insert_after(nodes, VIEWS, after))
+    set_nodes(graph, _insert_after(nodes, VIEWS, after))
 
 
 def _cast_before_cutting(graph: GraphProto) -> None:
@@ -96,12 +93,10 @@ def _cast_before_cutting(graph: GraphProto) -> None:
     rounded = PREFIX + "rounded"
     before = helper.make_node("Cast", [source], [rounded], name=rounded)
     before.attribute.extend(cast.attribute)
-    for node in cutting:
-        node.input[:] = [rounded if name == source else name for name in node.input]
+    rename_inputs(cutting, {source: rounded})
     nodes = [node for node in graph.node if node is not cast]
-    for node in nodes:
-        node.input[:] = [VIEWS if name == cast.output[0] else name for name in node.input]
-    _replace_nodes(graph, _insert_after(nodes, source, before))
+    rename_inputs(nodes, {cast.output[0]: VIEWS})
+    set_nodes(graph, _insert_after(nodes, source, before))
 
 
 def _cutting_nodes(made_by: dict[str, NodeProto]) -> list[NodeProto]:
@@ -131,19 +126,9 @@ def _widen_weights(graph: GraphProto) -> None:
             nodes.append(quantize)
             node.input[0] = name
         nodes.append(node)
-    _replace_nodes(graph, nodes)
+    set_nodes(graph, nodes)
 
 
 def _insert_after(nodes: list[NodeProto], tensor: str, new: NodeProto) -> list[NodeProto]:
     index = next(index for index, node in enumerate(nodes) if tensor in node.output)
     return [*nodes[: index + 1], new, *nodes[index + 1 :]]
-
-
-def _replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
-    copies = []
-    for node in nodes:
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        copies.append(copy)
-    del graph.node[:]
-    graph.node.extend(copies)
