@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from alexdeploy.core.processors import available_processors
-from alexdeploy.images import sample
+from alexdeploy.images import shapes
 from alexdeploy.images.decode import decode
 from alexdeploy.images.sources import iter_sources
 
@@ -34,7 +34,7 @@ def render_photographs(folder: Path, num_images: int) -> list[str]:
     folder.mkdir(parents=True)
     paths = [folder / f"{index:05}.jpg" for index in range(num_images)]
     for index, path in enumerate(paths):
-        picture = sample.render_image(index % len(sample.CLASSES), np.random.default_rng(index)).convert("RGB")
+        picture = shapes.render_image(index % len(shapes.CLASSES), np.random.default_rng(index)).convert("RGB")
         picture.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
     return [str(path) for path in paths]
 

@@ -88,7 +88,7 @@ class _Format:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildOptions:
-    """What to build, for which GPU. Sizes of batches count images; `opt_batch` None: the engine is best at the largest.
+    """What to build, for which GPU. `max_batch` counts images, and is what the engine is made best for.
 
     `workspace_bytes` None leaves the builder all of the GPU's memory; `tactic_sources` None all of its sources.
     """
@@ -96,18 +96,16 @@ class BuildOptions:
     precision: Precision = "fp32"
     num_views: NumViews = 1
     max_batch: int = DEFAULT_MAX_BATCH
-    opt_batch: int | None = None
     workspace_bytes: int | None = None
     device: str = "cuda:0"
     tactic_sources: tuple[str, ...] | None = None
 
     @property
     def profile(self) -> tuple[int, int, int]:
-        """Least, best and greatest batch. Raises UsageError unless they are in that order."""
-        best = self.max_batch if self.opt_batch is None else self.opt_batch
-        if not 1 <= best <= self.max_batch:
-            raise UsageError(f"a profile of 1, {best}, {self.max_batch} images is not in order")
-        return 1, best, self.max_batch
+        """Least, best and greatest batch. Raises UsageError for a greatest of less than one image."""
+        if self.max_batch < 1:
+            raise UsageError(f"max_batch is {self.max_batch}; it must be at least 1")
+        return 1, self.max_batch, self.max_batch
 
 
 def engine_path(folder: ModelFolder, key: EngineKey, gpu: str) -> Path:

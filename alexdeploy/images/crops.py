@@ -47,15 +47,6 @@ def cut_views(image: np.ndarray[Any, Any], size: int, num_views: int) -> np.ndar
     return views
 
 
-def ten_crop(image: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """Cut the four corners and the centre, then the mirror image of each.
-
-    `image` is [H, W, C]; returns [10, size, size, C] in the order TL, TR, BL, BR, C and their mirrors in
-    the same order (Krizhevsky et al. 2012, section 4.1). Raises ImageError if a side is shorter than `size`.
-    """
-    return cut_views(image, size, 10)
-
-
 def _boxes(num_views: int, size: int, height: int, width: int) -> tuple[View, ...]:
     if num_views not in VIEW_COUNTS:
         raise UsageError(

@@ -15,8 +15,6 @@ from PIL import Image
 from alexdeploy.core.errors import OutputError, UsageError
 from alexdeploy.images.shapes import CLASSES, render_image
 
-__all__ = ["CLASSES", "MANIFEST_NAME", "render_image", "write_photographs", "write_sample"]
-
 MANIFEST_NAME = "sample.json"
 # What the folder will hold, while it does not yet: renamed to the manifest when the last image is there.
 _STARTED_NAME = "sample.json.part"

@@ -17,19 +17,8 @@ from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.images.archives import is_archive_name, iter_members
-from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, is_image_name, walk_images
+from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_FILE_BYTES",
-    "Source",
-    "is_image_name",
-    "iter_sources",
-    "printable_path",
-    "read_file",
-    "walk_images",
-]
 
 # A fifo or a device that takes the place of a file between two calls must not hang the reader.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

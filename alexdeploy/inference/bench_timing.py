@@ -16,6 +16,9 @@ PAUSE_SECONDS = 0.3
 """Between processes that take turns: threads of some runtimes spin for a while after their work, on cores that the next
 one needs."""
 
+_LEAST_ROUNDS = 5
+_LEAST_SLICE_SECONDS, _MOST_SLICE_SECONDS = 0.05, 1.0
+
 _Item = TypeVar("_Item")
 
 
@@ -135,11 +138,10 @@ def interleaved(turns: Sequence[Sequence[_Item]], seed: int) -> Iterator[tuple[i
         number += 1
 
 
-def slice_seconds(
-    left: float, num_items: int, num_turns: int, *, num_rounds: int = 5, least: float = 0.05, most: float = 1.0
-) -> float:
-    """How long one item may take in one round, so that `num_rounds`, with their pauses, fit into what is left."""
-    return min(max((left / num_rounds - PAUSE_SECONDS * num_turns) / max(num_items, 1), least), most)
+def slice_seconds(left: float, num_items: int, num_turns: int) -> float:
+    """How long one item may take in one round, so that five, with their pauses, fit into what is left."""
+    seconds = (left / _LEAST_ROUNDS - PAUSE_SECONDS * num_turns) / max(num_items, 1)
+    return min(max(seconds, _LEAST_SLICE_SECONDS), _MOST_SLICE_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -141,7 +141,7 @@ class Pool:
                     losses = "; ".join(
                         f"{member.replica.device}: {member.last_loss or 'closed'}" for member in self._members
                     )
-                    raise _NobodyLeftError(f"every replica is lost: {losses}", cure=DOCTOR)
+                    raise DeviceError(f"every replica is lost: {losses}", cure=DOCTOR)
                 others = [member for member in living if member is not avoid] or living
                 free = [member for member in others if member.num_free > 0]
                 if free:
@@ -189,7 +189,3 @@ def _identities(folder: ModelFolder, precision: Precision) -> list[tuple[int, in
         except OSError:
             found.append(None)
     return found
-
-
-class _NobodyLeftError(DeviceError):
-    """No retry helps."""

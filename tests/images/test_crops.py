@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alexdeploy.core.errors import ImageError, UsageError
-from alexdeploy.images.crops import View, cut_views, ten_crop, view_boxes
+from alexdeploy.images.crops import View, cut_views, view_boxes
 
 
 def numbered(height: int, width: int) -> np.ndarray:
@@ -26,13 +26,13 @@ def test_ten_crop_is_the_slices_written_by_hand():
         image[14:241, 14:241],
     ]
     expected = np.stack(five + [np.fliplr(view) for view in five])
-    assert np.array_equal(ten_crop(image, 227), expected)
+    assert np.array_equal(cut_views(image, 227, 10), expected)
 
 
 def test_the_mirrored_centre_is_cut_before_it_is_mirrored():
     image = numbered(256, 256)
     mirrored_first = image[:, ::-1][14:241, 14:241]
-    assert not np.array_equal(ten_crop(image, 227)[9], mirrored_first)
+    assert not np.array_equal(cut_views(image, 227, 10)[9], mirrored_first)
 
 
 def test_one_view_is_the_centre():
@@ -71,7 +71,7 @@ def test_a_flat_array_is_refused():
 
 def test_views_do_not_share_memory_with_the_image():
     image = numbered(8, 8)
-    views = ten_crop(image, 8)
+    views = cut_views(image, 8, 10)
     views[:] = 0
     assert image.any()
 
@@ -99,5 +99,5 @@ def test_every_view_is_the_slice_its_box_names(height, width, channels, num_view
 @given(height=st.integers(1, 30), width=st.integers(1, 30), data=st.data())
 def test_the_last_five_views_mirror_the_first_five(height, width, data):
     size = data.draw(st.integers(1, min(height, width)))
-    views = ten_crop(numbered(height, width), size)
+    views = cut_views(numbered(height, width), size, 10)
     assert np.array_equal(views[5:], views[:5, :, ::-1])

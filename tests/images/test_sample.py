@@ -16,7 +16,8 @@ from alexdeploy.core.errors import OutputError, UsageError
 from alexdeploy.images import sample, shapes
 from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import read_image_folder
-from alexdeploy.images.sample import CLASSES, render_image, write_photographs, write_sample
+from alexdeploy.images.sample import write_photographs, write_sample
+from alexdeploy.images.shapes import CLASSES, render_image
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from alexdeploy.core.errors import ImageError
-from alexdeploy.images import archives, sources
-from alexdeploy.images.sources import Source, iter_sources, read_file, walk_images
+from alexdeploy.images import archives
+from alexdeploy.images.listing import MAX_FILE_BYTES, walk_images
+from alexdeploy.images.sources import Source, iter_sources, read_file
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -139,7 +140,7 @@ def test_a_device_is_refused():
 
 def test_a_file_above_the_limit_is_refused_by_its_size(tmp_path):
     with open(tmp_path / "a.jpg", "wb") as file:
-        file.truncate(sources.MAX_FILE_BYTES + 1)
+        file.truncate(MAX_FILE_BYTES + 1)
     (source,) = iter_sources([str(tmp_path)])
     assert problem(source) == "holds 268,435,457 bytes; at most 268,435,456 are read"
 
