@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import alexdeploy
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, npy_bytes, sha256_bytes
 from alexdeploy.core.errors import ModelError, UsageError, first_line
 from alexdeploy.core.recipe import Recipe, load_recipe
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Preprocessing
@@ -176,9 +176,7 @@ def mean_file(image: MeanImage, scale: float) -> MeanFile:
             cure=f"Divide it by the scale, {scale:g}, and save it anew.",
         )
     scaled: MeanImage = image if scale == 1 else image * np.float32(scale)
-    file = io.BytesIO()
-    np.save(file, scaled, allow_pickle=False)
-    return MeanFile(image=scaled, content=file.getvalue())
+    return MeanFile(image=scaled, content=npy_bytes(scaled))
 
 
 def write_model(folder: ModelFolder, files: Mapping[Path, bytes], spec: ModelSpec) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from typing import Literal
 import msgspec
 import numpy as np
 import PIL
-from numpy.typing import NDArray
 
 import alexdeploy
-from alexdeploy.core.artifacts import atomic_write, remove_file, sha256_bytes
+from alexdeploy.core.artifacts import atomic_write, npy_bytes, remove_file, sha256_bytes
 from alexdeploy.core.errors import DataError, OutputError, UsageError
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import IMAGE_SIZE
@@ -264,7 +262,7 @@ def _finish_split(folder: Path, split: Split, jobs: list[Job], records: list[Rec
     kept = [
         original for job, record in mine for place, original in enumerate(job.originals) if place not in record.broken
     ]
-    labels = _npy(np.array([original.label for original in kept], np.int32))
+    labels = npy_bytes(np.array([original.label for original in kept], np.int32))
     names = msgspec.json.encode([printable_path(original.name) for original in kept])
     for path, content in (
         (packed_files.labels_path(folder, split), labels),
@@ -288,7 +286,7 @@ def _finish_statistics(folder: Path, jobs: list[Job], records: list[Record], num
         if job.split == "train":
             pixels += np.load(job.sums_path, allow_pickle=False)
             products += np.array(record.products, np.int64)
-    content = _npy(pixels)
+    content = npy_bytes(pixels)
     with atomic_write(folder / packed_files.SUMS_NAME) as file:
         file.write(content)
     statistics = PixelSums(num_images=num_images, pixels=pixels, products=products).statistics()
@@ -302,12 +300,6 @@ def _finish_statistics(folder: Path, jobs: list[Job], records: list[Record], num
         axes=tuple(map(tuple, axes.vectors.T.tolist())),
         std=tuple(axes.std.tolist()),
     )
-
-
-def _npy(array: NDArray[np.generic]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
 
 
 def size_text(num_bytes: int) -> str:

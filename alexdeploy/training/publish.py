@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import alexdeploy
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_file
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, npy_bytes, sha256_file
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Preprocessing
 from alexdeploy.training.checkpoint import Best, Identity, Progress
@@ -72,7 +71,7 @@ def _measured_preprocessing(
 ) -> tuple[Preprocessing, NDArray[np.float32] | None, bytes | None]:
     asked = recipe.preprocessing
     mean, mean_image = measured_mean(statistics, asked)
-    mean_file = None if mean_image is None else _npy(mean_image)
+    mean_file = None if mean_image is None else npy_bytes(mean_image)
     preprocessing = Preprocessing(
         resize=asked.resize,
         channels=asked.channels,
@@ -150,9 +149,3 @@ def is_published(folder: ModelFolder, best: Best) -> bool:
         folder.spec().provenance.get("weights_sha256") == best.weights_sha256
         and sha256_file(folder.weights_path) == best.weights_sha256
     )
-
-
-def _npy(array: NDArray[np.float32]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
