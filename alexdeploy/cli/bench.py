@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, get_args
 
@@ -201,13 +202,9 @@ def _document(found: Benchmark) -> dict[str, object]:
 
 
 def _print(found: Benchmark, console: Console) -> None:
-    from rich.text import Text
-
     from alexdeploy.inference.bench_results import cures_of
 
-    def line(text: str, style: str = "") -> None:
-        console.print(Text(out.printable(text), style), soft_wrap=True)
-
+    line = partial(out.line, console)
     machine = found.machine
     line(f"model {found.model}, contract {found.contract_sha256[:12]}", "bold")
     line(f"{machine.processor}, {out.count(machine.num_threads, 'thread')}; {found.images}")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption, ModelArgument
+from alexdeploy.cli.options import JsonOption, ModelArgument, view_count
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.core.artifacts import ModelFolder
-    from alexdeploy.engines.base import NumViews
     from alexdeploy.engines.engine_files import BuildOptions
     from alexdeploy.engines.tensorrt_build import BuiltEngine
     from alexdeploy.placement.devices import GpuSurvey
@@ -66,8 +65,7 @@ def build(
         return
     if fp16 and int8:
         raise UsageError("--fp16 and --int8 are two engines", cure="Build one after the other.")
-    if tencrop and views not in (None, "10"):
-        raise UsageError(f"--tencrop means ten views, --views asks for {views}", cure="Give one of them.")
+    num_views = view_count(views, tencrop=tencrop)
 
     from alexdeploy.core.artifacts import find_model
     from alexdeploy.engines.engine_files import DEFAULT_MAX_BATCH, BuildOptions
@@ -76,7 +74,7 @@ def build(
     folder = find_model(model)
     options = BuildOptions(
         precision="int8" if int8 else "fp16" if fp16 else "fp32",
-        num_views=cast("NumViews", 10 if tencrop else int(views or 1)),
+        num_views=num_views,
         max_batch=max_batch or DEFAULT_MAX_BATCH,
         workspace_bytes=None if workspace is None else workspace << 20,
         device=see_only(device, survey_gpus()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -149,13 +150,11 @@ class _Watcher:
 
 
 def _print(found: Evaluation, console: Console) -> None:
-    from rich.text import Text
+    from alexdeploy.inference.evaluate import describe_exceptions
 
-    def line(text: str, style: str = "") -> None:
-        console.print(Text(out.printable(text), style), soft_wrap=True)
-
+    line = partial(out.line, console)
     line(f"model {found.model}, contract {found.contract_sha256[:12]}", "bold")
-    line(describe_images(found))
+    line(f"{found.data}: {found.num_images:,} images{describe_exceptions(found)}")
     _print_scores(found, console)
     line(
         "Brackets: 95 % intervals (Wilson"
@@ -173,17 +172,6 @@ def _print(found: Evaluation, console: Console) -> None:
             line(f"{image.source}: {image.error}")
         if len(found.broken) > 20:
             line(f"and {len(found.broken) - 20:,} more; --output and --json name them all")
-
-
-def describe_images(found: Evaluation) -> str:
-    """How many images, from where, and which of them could not be read."""
-    text = f"{found.data}: {found.num_images:,} images"
-    if found.num_broken:
-        counts = "counts" if found.num_broken == 1 else "count"
-        text += f", {found.num_broken:,} of them could not be read and {counts} as wrong"
-    if found.num_unlabelled:
-        text += f"; {found.num_unlabelled:,} more without a label do not count"
-    return text
 
 
 def _print_scores(found: Evaluation, console: Console) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, TypeVar
+from typing import TYPE_CHECKING, Annotated, Optional, TypeVar, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.core.artifacts import ModelFolder
+    from alexdeploy.engines.base import NumViews
 
 _Value = TypeVar("_Value")
 
@@ -40,6 +41,13 @@ def model_folder(name: str) -> ModelFolder:
             f"--name {name!r} is not a name of a folder under {MODELS_FOLDER}/", cure="Give one without / in it."
         )
     return ModelFolder(MODELS_FOLDER / name)
+
+
+def view_count(views: str | None, *, tencrop: bool) -> NumViews:
+    """What --views and --tencrop ask for together; one view if neither does. Raises UsageError if they disagree."""
+    if tencrop and views not in (None, "10"):
+        raise UsageError(f"--tencrop means ten views, --views asks for {views}", cure="Give one of them.")
+    return cast("NumViews", 10 if tencrop else int(views or 1))
 
 
 def pick(option: str, text: str, known: Sequence[_Value]) -> tuple[_Value, ...]:

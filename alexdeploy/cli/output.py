@@ -40,6 +40,13 @@ def page() -> Iterator[Console]:
     write("\n".join(line.rstrip() for line in text.getvalue().split("\n")))
 
 
+def line(console: Console, text: str, style: str = "") -> None:
+    """One line of a page; it may be longer than the page is wide."""
+    from rich.text import Text
+
+    console.print(Text(printable(text), style), soft_wrap=True)
+
+
 def stderr() -> Console:
     from rich.console import Console
 

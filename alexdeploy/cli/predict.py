@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
 from alexdeploy.cli import output as out
+from alexdeploy.cli.options import view_count
 from alexdeploy.core.errors import DeviceError, ModelError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from alexdeploy.engines.base import EngineInfo, NumViews
+    from alexdeploy.engines.base import EngineInfo
     from alexdeploy.inference.predict import Predictor
     from alexdeploy.inference.results import Format, Row
 
@@ -105,7 +106,7 @@ def predict(
         model,
         backend=backend,
         precision=precision,
-        num_views=_num_views(views, tencrop),
+        num_views=view_count(views, tencrop=tencrop),
         batch_size=_batch_size(batch_size, is_single=is_single),
         top_k=top_k,
         num_threads=threads,
@@ -157,12 +158,6 @@ def _batch_size(text: str | None, *, is_single: bool) -> int | Literal["auto"]:
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--batch-size {text}: expected a number of images from 1 on, or auto")
     return int(text)
-
-
-def _num_views(views: str | None, tencrop: bool) -> NumViews:
-    if tencrop and views not in (None, "10"):
-        raise UsageError(f"--tencrop means ten views, --views asks for {views}", cure="Give one of them.")
-    return cast("NumViews", 10 if tencrop else int(views or 1))
 
 
 def _write_file(predictor: Predictor, inputs: list[str], path: Path, kind: Format, report: _Report) -> None:

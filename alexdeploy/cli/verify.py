@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, Optional, cast, get_args
 
 import typer
@@ -103,13 +104,9 @@ def verify(
 
 
 def _print(found: Verification, console: Console, *, with_layers: bool) -> None:
-    from rich.text import Text
-
     from alexdeploy.inference.agreement import FLOORS, JUMP, REFERENCE_NAMES
 
-    def line(text: str, style: str = "") -> None:
-        console.print(Text(output.printable(text), style), soft_wrap=True)
-
+    line = partial(output.line, console)
     images = f"{output.count(found.num_images, 'image')} of {found.images}"
     line(f"{images}, {output.count(found.num_views, 'view')} each")
     if found.networks:

@@ -97,6 +97,17 @@ class Evaluation:
     machine: dict[str, str | int]
 
 
+def describe_exceptions(found: Evaluation) -> str:
+    """Which images could not be read and which have no label, to follow how many there are; empty if there are none."""
+    text = ""
+    if found.num_broken:
+        counts = "counts" if found.num_broken == 1 else "count"
+        text += f", {found.num_broken:,} of them could not be read and {counts} as wrong"
+    if found.num_unlabelled:
+        text += f"; {found.num_unlabelled:,} more without a label do not count"
+    return text
+
+
 def evaluate(
     folder: ModelFolder,
     data: str | os.PathLike[str],

@@ -9,7 +9,7 @@ import numpy as np
 
 from alexdeploy.core.metrics import frequent_confusions
 from alexdeploy.inference import report
-from alexdeploy.inference.evaluate import Evaluation
+from alexdeploy.inference.evaluate import Evaluation, describe_exceptions
 from alexdeploy.inference.scoring import ErrorRate, Score, error_rate
 
 _MAX_MATRIX = 40
@@ -50,13 +50,8 @@ def write_report(found: Evaluation, path: Path) -> None:
 
 
 def _summary(found: Evaluation) -> str:
-    words = f"{found.num_images:,} images of {len(found.scores[0].classes)} classes from {found.data}"
-    if found.num_broken:
-        counts = "counts" if found.num_broken == 1 else "count"
-        words += f", {found.num_broken:,} of them could not be read and {counts} as wrong"
-    if found.num_unlabelled:
-        words += f"; {found.num_unlabelled:,} more images there have no label and do not count"
-    return words + ". Brackets and error bars are 95 % intervals."
+    images = f"{found.num_images:,} images of {len(found.scores[0].classes)} classes from {found.data}"
+    return f"{images}{describe_exceptions(found)}. Brackets and error bars are 95 % intervals."
 
 
 def _score_table(found: Evaluation) -> str:

@@ -173,7 +173,7 @@ def test_the_figures_of_the_table_are_those_of_the_evaluation(tmp_path: Path) ->
     for score in found.scores:
         assert f"{score.top1.percent:.2f} % [{score.top1.low_percent:.2f}, {score.top1.high_percent:.2f}]" in text
     assert "201 images of 6 classes from data, 1 of them could not be read and counts as wrong" in text
-    assert "3 more images there have no label" in text
+    assert "3 more without a label do not count" in text
 
 
 def test_a_large_matrix_becomes_a_list_of_confusions(tmp_path: Path) -> None:
