@@ -19,6 +19,10 @@ from alexdeploy.core.spec import IMAGE_SIZE, Precision, graph_precision
 Backend = Literal["tensorrt", "openvino", "onnxruntime", "torch"]
 NumViews = Literal[1, 5, 10]
 
+TENSORRT_STREAMS = 2
+"""Batches that TensorRT has in flight: one is copied while the other is computed. Each stream reserves memory for the
+greatest batch of its engine, whatever the batches are."""
+
 
 class Predictions(NamedTuple):
     """`probabilities` float32 [N, C], the mean over the views; `view_classes` int32 [N, V], each view's own answer.

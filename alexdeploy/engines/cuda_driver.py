@@ -25,6 +25,16 @@ class _NoSuchFunctionError(DeviceError):
     """The driver is older than the function."""
 
 
+def is_cuda_uuid(text: str) -> bool:
+    """Whether CUDA takes it for the UUID of a GPU or a beginning of one; that of a Jetson has no prefix."""
+    return text.upper().startswith(_UUID_PREFIXES)
+
+
+def cuda_version(number: int) -> tuple[int, int]:
+    """Of the one number that CUDA and NVML tell: 12040 is 12.4."""
+    return number // 1000, number % 1000 // 10
+
+
 def open_driver() -> ctypes.CDLL:
     """Raises DeviceError where there is no NVIDIA driver."""
     try:
@@ -55,7 +65,7 @@ def cuda_ordinal(uuid: str) -> int:
     names. A GPU without a prefix is a Jetson's, and alone. Raises DeviceError if CUDA does not see it.
     """
     seen = cuda_uuids()
-    has_prefix = uuid.upper().startswith(_UUID_PREFIXES)
+    has_prefix = is_cuda_uuid(uuid)
     if len(seen) == 1 and not has_prefix:
         return 0
     wanted = (uuid.partition("-")[2] if has_prefix else uuid).replace("-", "").lower()
@@ -71,8 +81,7 @@ def driver_cuda_version() -> tuple[int, int] | None:
     number = ctypes.c_int()
     with suppress(DeviceError):
         _call(open_driver(), "cuDriverGetVersion", ctypes.byref(number))
-        # 12040 is 12.4.
-        return number.value // 1000, number.value % 1000 // 10
+        return cuda_version(number.value)
     return None
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
+from alexdeploy.engines.base import TENSORRT_STREAMS, EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.engines.engine_choice import Wanted, choose_engine, differences_from, wanted_engine
 from alexdeploy.engines.engine_files import load_engine, read_record
 from alexdeploy.engines.stream_threads import StreamThreads
@@ -31,7 +31,7 @@ from alexdeploy.engines.tensorrt_gpu import (
     primary_context,
     translated,
 )
-from alexdeploy.engines.tensorrt_stream import NUM_STREAMS, Stream
+from alexdeploy.engines.tensorrt_stream import Stream
 
 import tensorrt as trt  # isort: skip
 
@@ -58,7 +58,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TensorRTEngine:
         classes=spec.classes,
         artifact=read_record(path).engine_sha256,
         batch_size=options.batch_size,
-        num_streams=NUM_STREAMS,
+        num_streams=TENSORRT_STREAMS,
     )
     return TensorRTEngine(path, info, gpu, wanted)
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError, UsageError, first_line
 from alexdeploy.engines.complaints import Complaints
+from alexdeploy.engines.cuda_driver import cuda_version
 
 try:
     import pycuda.driver as cuda
@@ -84,12 +85,11 @@ def find_gpu(device: str) -> Gpu:
             known = ", ".join(f"cuda:{each}" for each in range(num_gpus))
             raise DeviceError(f"there is no cuda:{index}; this process sees {known or 'no GPU'}")
         gpu = cuda.Device(index)
-        version = cuda.get_driver_version()
         return Gpu(
             index=index,
             name=gpu.name(),
             compute_capability=gpu.compute_capability(),
-            cuda=f"{version // 1000}.{version % 1000 // 10}",
+            cuda=".".join(map(str, cuda_version(cuda.get_driver_version()))),
         )
     except cuda.Error as exc:
         raise DeviceError(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.errors import DeviceError
 from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.engines.base import EngineInfo, Predictions
+from alexdeploy.engines.base import TENSORRT_STREAMS, EngineInfo, Predictions
 from alexdeploy.engines.cuda_driver import CudaGraph, try_graph
 
 # Before the packages themselves: it says how to get them.
@@ -17,9 +17,6 @@ from alexdeploy.engines.tensorrt_gpu import LOG, refused
 
 import pycuda.driver as cuda  # isort: skip
 import tensorrt as trt  # isort: skip
-
-NUM_STREAMS = 2
-"""Batches in flight: one is copied while the other is computed."""
 
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: it does not wait for the default stream, which other libraries of the process may use."""
@@ -40,7 +37,7 @@ def check_contexts(engine: trt.ICudaEngine) -> None:
     """Raise DeviceError unless each stream can have its context while the others have theirs."""
     stream = cuda.Stream(_NON_BLOCKING)
     cure = "Use a smaller --max-batch, or free memory on the GPU."
-    contexts = [make_context(engine, stream, cure) for _ in range(NUM_STREAMS)]
+    contexts = [make_context(engine, stream, cure) for _ in range(TENSORRT_STREAMS)]
     # Before the stream that they know.
     del contexts
 

@@ -16,12 +16,12 @@ from alexdeploy.core.artifacts import MODELS_FOLDER, cache_folder
 from alexdeploy.core.memory import host_memory
 from alexdeploy.core.packages import package_version
 from alexdeploy.core.processors import available_processors
+from alexdeploy.engines.cuda_driver import cuda_version
 from alexdeploy.inference.gpu_errors import short
 from alexdeploy.inference.gpu_findings import (
     LEAST_MEMORY_BYTES,
     Finding,
     Status,
-    cuda_version,
     gigabytes,
     judge_driver,
     judge_gpu,
@@ -47,7 +47,8 @@ def examine() -> tuple[Finding, ...]:
     with ThreadPoolExecutor(max_workers=2) as pool:
         told = pool.map(lambda name: run_probe(PROBES[name], has_gpu=has_gpu), packages)
         probes = dict(zip(packages, told, strict=True))
-    driver_cuda = survey.cuda_version or cuda_version(libcuda.facts.get("version"))
+    number = libcuda.facts.get("version")
+    driver_cuda = survey.cuda_version or (None if number is None else cuda_version(number))
     return (
         _python(),
         _processors(),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from alexdeploy.core.packages import package_version, release, tensorrt_version
+from alexdeploy.engines.cuda_driver import cuda_version
 from alexdeploy.inference.gpu_errors import (
     CUDA_ERRORS,
     LEAST_DRIVERS,
@@ -80,8 +81,8 @@ def judge_libcuda(probe: Probe, *, has_board: bool) -> Finding:
         library = missing_library(probe.error or "")
         found = f"{library} is not found" if library else short(probe.error or "")
         return Finding(name="libcuda", status=missing, found=found, cure=cure)
-    version = cuda_version(probe.facts.get("version"))
-    found = "" if version is None else f"CUDA {_dotted(version)}, "
+    version = probe.facts.get("version")
+    found = "" if version is None else f"CUDA {_dotted(cuda_version(version))}, "
     code = probe.facts["init"]
     if code != 0:
         meaning, cure = CUDA_ERRORS.get(code, ("see CUresult in CUDA's documentation", None))
@@ -212,10 +213,6 @@ def _both_onnxruntimes(probe: Probe | None, *, has_gpu: bool) -> list[Finding]:
             cure=f"pip uninstall -y {' '.join(names)}; pip install {kept}",
         )
     ]
-
-
-def cuda_version(number: int | None) -> tuple[int, int] | None:
-    return None if number is None else (number // 1000, number % 1000 // 10)
 
 
 def _cudnn_version(number: int) -> str:

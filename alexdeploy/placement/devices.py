@@ -13,10 +13,7 @@ from typing import Any, Literal
 from alexdeploy.core.errors import DeviceError, UsageError, first_line
 from alexdeploy.core.memory import host_memory
 from alexdeploy.core.processors import available_processors
-from alexdeploy.engines.cuda_driver import driver_cuda_version, only_compute_capability
-
-_UUID_PREFIXES = ("GPU-", "MIG-")
-"""CUDA_VISIBLE_DEVICES takes a UUID with one of these; that of a Jetson has none."""
+from alexdeploy.engines.cuda_driver import cuda_version, driver_cuda_version, is_cuda_uuid, only_compute_capability
 
 _HIDING_MASKS = ("", "-1", "NoDevFiles")
 """What people write in CUDA_VISIBLE_DEVICES who want no GPU."""
@@ -134,7 +131,6 @@ def _has_driver() -> bool:
 
 def _survey(nvml: Any) -> GpuSurvey:
     driver = _ask(nvml, "nvmlSystemGetDriverVersion")
-    # 12040 is 12.4.
     number = _ask(nvml, "nvmlSystemGetCudaDriverVersion_v2")
     gpus, notes = [], []
     num_gpus = nvml.nvmlDeviceGetCount()
@@ -143,7 +139,7 @@ def _survey(nvml: Any) -> GpuSurvey:
             gpu = _read_gpu(nvml, index, driver)
             if not gpu.devices:
                 notes.append(f"GPU {index} has MIG on and no instance: make one with nvidia-smi mig, or turn MIG off")
-            elif num_gpus > 1 and not _is_uuid_of_cuda(gpu.uuid):
+            elif num_gpus > 1 and not is_cuda_uuid(gpu.uuid):
                 notes.append(f"GPU {index} is left out: it is not alone, and CUDA does not take its UUID, {gpu.uuid}")
                 gpu = replace(gpu, devices=())
         except nvml.NVMLError as exc:
@@ -177,7 +173,7 @@ def _survey(nvml: Any) -> GpuSurvey:
         cure=cure,
         is_fault=problem is not None and not (gpus and num_hidden and mask in _HIDING_MASKS),
         driver=driver,
-        cuda_version=driver_cuda_version() if number is None else (number // 1000, number % 1000 // 10),
+        cuda_version=driver_cuda_version() if number is None else cuda_version(number),
         num_hidden=num_hidden,
         notes=tuple(notes),
     )
@@ -226,16 +222,12 @@ def _is_order_doubtful(gpus: Sequence[PhysicalGpu], mask: str) -> bool:
     return has_index and is_mixed and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
 
 
-def _is_uuid_of_cuda(uuid: str) -> bool:
-    return uuid.upper().startswith(_UUID_PREFIXES)
-
-
 def environment_for(device: Device) -> dict[str, str]:
     """What to set for a process that is to see no GPU but this one, before it uses CUDA.
 
     Nothing for a Jetson's, which `survey_gpus` gives only if it is alone: with its UUID there, CUDA would see none.
     """
-    return {"CUDA_VISIBLE_DEVICES": device.uuid} if _is_uuid_of_cuda(device.uuid) else {}
+    return {"CUDA_VISIBLE_DEVICES": device.uuid} if is_cuda_uuid(device.uuid) else {}
 
 
 def visible_devices(gpus: Sequence[PhysicalGpu], mask: str | None) -> tuple[Device, ...]:
@@ -260,7 +252,7 @@ def visible_devices(gpus: Sequence[PhysicalGpu], mask: str | None) -> tuple[Devi
 def _named_in_mask(gpus: Sequence[PhysicalGpu], word: str) -> tuple[Device, ...]:
     if word.isdecimal():
         return gpus[int(word)].devices if int(word) < len(gpus) else ()
-    if not _is_uuid_of_cuda(word):
+    if not is_cuda_uuid(word):
         return ()
     whole = [gpu.devices for gpu in gpus if _begins(gpu.uuid, word)]
     single = [(device,) for gpu in gpus for device in gpu.devices if _begins(device.uuid, word)]
@@ -310,7 +302,7 @@ def _find(word: str, devices: Sequence[Device]) -> list[Device]:
     number = word.lower().removeprefix("cuda:")
     if number.isdecimal():
         return [device for device in gpus if device.index == int(number)]
-    if _is_uuid_of_cuda(word):
+    if is_cuda_uuid(word):
         matches = [device for device in gpus if _begins(device.uuid, word)]
         return matches if len(matches) == 1 else []
     # A Jetson's has no prefix.

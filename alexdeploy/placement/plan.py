@@ -9,7 +9,7 @@ from typing import Literal
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import Backend, NumViews, can_run
+from alexdeploy.engines.base import TENSORRT_STREAMS, Backend, NumViews, can_run
 from alexdeploy.placement.devices import Device
 
 Kind = Literal["cpu", "cuda"]
@@ -20,9 +20,6 @@ MOST_IMAGES = 256
 
 MEMORY_SHARE = 0.8
 """Of a GPU's free memory; the rest is for what CUDA, cuBLAS and cuDNN take for themselves, and for fragments."""
-
-_TENSORRT_STREAMS = 2
-"""Each reserves memory for the greatest batch of its engine, whatever the batches are."""
 
 _PREFERENCE: dict[Kind, tuple[Backend, ...]] = {
     "cpu": ("openvino", "onnxruntime", "torch"),
@@ -183,13 +180,13 @@ def _engine_for(device: Device, num_replicas: int, demand: Demand) -> int | NoEn
     room = _room(device, num_replicas)
     if isinstance(found, NoEngine) or room is None:
         return found
-    needed = demand.fixed_bytes + _TENSORRT_STREAMS * found * demand.image_bytes
+    needed = demand.fixed_bytes + TENSORRT_STREAMS * found * demand.image_bytes
     if needed <= room:
         return found
-    why = f"its TensorRT engine is for up to {found} images, for which {_TENSORRT_STREAMS} streams reserve memory"
+    why = f"its TensorRT engine is for up to {found} images, for which {TENSORRT_STREAMS} streams reserve memory"
     cure = "End what else runs there"
     smaller = found // 2
-    while smaller and demand.fixed_bytes + _TENSORRT_STREAMS * smaller * demand.image_bytes > room:
+    while smaller and demand.fixed_bytes + TENSORRT_STREAMS * smaller * demand.image_bytes > room:
         smaller //= 2
     if smaller:
         cure += f", or build one with --max-batch {smaller} and give --batch-size {smaller}"

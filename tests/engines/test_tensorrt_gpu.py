@@ -14,7 +14,7 @@ from helpers import smooth_images
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError, OutputError
 from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import EngineOptions, NumViews, open_engine
+from alexdeploy.engines.base import TENSORRT_STREAMS, EngineOptions, NumViews, open_engine
 from alexdeploy.engines.engine_files import BuildOptions
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def test_a_plan_whose_streams_cannot_all_have_a_context_is_not_written(
     def last_fails(*given: Any) -> object:
         nonlocal contexts
         contexts += 1
-        if contexts == tensorrt_stream.NUM_STREAMS:
+        if contexts == TENSORRT_STREAMS:
             raise DeviceError("no memory is left for the last one")
         return make_context(*given)
 
