@@ -177,12 +177,16 @@ def _print(found: Evaluation, console: Console) -> None:
 def _print_scores(found: Evaluation, console: Console) -> None:
     from rich.table import Table
 
+    from alexdeploy.core.metrics import has_top5
+
     is_wide = console.width >= _WIDE
+    with_top5 = has_top5(len(found.classes))
     gap = " " if is_wide else "\n"
     table = Table(box=None, header_style="bold", padding=(0, 2 if is_wide else 1, 0, 0))
     table.add_column("backend", no_wrap=True)
     table.add_column("precision", no_wrap=True)
-    for name in ("views", "top-1 error %", "top-5 error %", "ECE", "images/s"):
+    errors = ("top-1 error %", "top-5 error %") if with_top5 else ("top-1 error %",)
+    for name in ("views", *errors, "ECE", "images/s"):
         table.add_column(name, justify="right")
     if len(found.scores) > 1:
         table.add_column("points against", justify="right")
@@ -190,8 +194,8 @@ def _print_scores(found: Evaluation, console: Console) -> None:
     for score in found.scores:
         configuration = score.configuration
         cells = [configuration.backend, configuration.precision, str(configuration.num_views)]
-        cells += [_rate(score.top1, gap), _rate(score.top5, gap), _number(score.calibration_error, ".3f")]
-        cells.append(_number(score.images_per_second, ",.1f"))
+        cells += [_rate(rate, gap) for rate in ((score.top1, score.top5) if with_top5 else (score.top1,))]
+        cells += [_number(score.calibration_error, ".3f"), _number(score.images_per_second, ",.1f")]
         if len(found.scores) > 1:
             cells += _difference(score.versus, gap)
         table.add_row(*cells)

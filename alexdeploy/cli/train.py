@@ -154,7 +154,7 @@ def train(
             compile=compile_,
         )
         try:
-            with watch(chosen, is_packed=is_packed(data)) as watcher:
+            with watch(chosen, num_classes=len(images.classes), is_packed=is_packed(data)) as watcher:
                 spec = run_training(images, chosen, folder, train_options, watcher.show, group or ALONE)
         except KeyboardInterrupt:
             if folder.checkpoint_path.is_file():

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Watcher:
     """Turns events into a moving bar on a terminal, and one plain line for each epoch everywhere."""
 
-    def __init__(self, bar: Progress, recipe: Recipe, is_packed: bool) -> None:
+    def __init__(self, bar: Progress, recipe: Recipe, num_classes: int, is_packed: bool) -> None:
         self._bar = bar
+        self._num_classes = num_classes
         self._is_packed = is_packed
         self._num_epochs = recipe.training.epochs
         self._takes_more = recipe.training.schedule != "cosine"
@@ -46,7 +47,7 @@ class Watcher:
                 detail=detail,
             )
         elif isinstance(event, events.EpochFinished):
-            self._say(_epoch_line(event.record, self._num_epochs, event.is_best))
+            self._say(_epoch_line(event.record, self._num_epochs, self._num_classes, event.is_best))
             if self._last is None and (line := _speed_line(event.record, self._is_packed)):
                 self._say(line)
             self._last = event.record
@@ -82,7 +83,7 @@ class Watcher:
 
 
 @contextlib.contextmanager
-def watch(recipe: Recipe, *, is_packed: bool = False) -> Iterator[Watcher]:
+def watch(recipe: Recipe, *, num_classes: int, is_packed: bool = False) -> Iterator[Watcher]:
     """A bar on a terminal while the block runs; `show` takes the events of training."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -94,13 +95,13 @@ def watch(recipe: Recipe, *, is_packed: bool = False) -> Iterator[Watcher]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield Watcher(bar, recipe, is_packed)
+        yield Watcher(bar, recipe, num_classes, is_packed)
 
 
-def _epoch_line(record: EpochRecord, num_epochs: int, is_best: bool) -> str:
+def _epoch_line(record: EpochRecord, num_epochs: int, num_classes: int, is_best: bool) -> str:
     return (
         f"epoch {record.epoch:>{len(str(num_epochs))}}/{num_epochs}  loss {record.loss:.4f}  "
-        f"val top-1 error {record.val_top1_error:6.2%}  top-5 {record.val_top5_error:6.2%}  "
+        f"val top-1 error {record.val_top1_error:6.2%}{_top5('  ', record.val_top5_error, num_classes)}  "
         f"lr {record.learning_rate:.3g}  {_rate(record.images_per_second)} images/s{'  best' if is_best else ''}"
     )
 
@@ -122,10 +123,17 @@ def _rate(images_per_second: float) -> str:
 def summary(path: Path, spec: ModelSpec) -> str:
     """What was written, and its errors."""
     facts: dict[str, Any] = dict(spec.provenance)
-    ten_views = f"{facts['val_top1_error_10_views']:6.2%}, top-5 {facts['val_top5_error_10_views']:6.2%}"
+    one_view = _top5(", ", facts["val_top5_error"], spec.num_classes)
+    ten_views = _top5(", ", facts["val_top5_error_10_views"], spec.num_classes)
     return (
         f"wrote {path} (epoch {facts['best_epoch']} of {facts['num_epochs']}, "
         f"{facts['num_val']:,} validation images)\n"
-        f"  one view:  top-1 error {facts['val_top1_error']:6.2%}, top-5 {facts['val_top5_error']:6.2%}\n"
-        f"  ten views: top-1 error {ten_views}"
+        f"  one view:  top-1 error {facts['val_top1_error']:6.2%}{one_view}\n"
+        f"  ten views: top-1 error {facts['val_top1_error_10_views']:6.2%}{ten_views}"
     )
+
+
+def _top5(gap: str, error: float, num_classes: int) -> str:
+    from alexdeploy.core.metrics import has_top5
+
+    return f"{gap}top-5 {error:6.2%}" if has_top5(num_classes) else ""

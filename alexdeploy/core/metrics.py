@@ -47,6 +47,11 @@ def top_k(scores: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
+def has_top5(num_classes: int) -> bool:
+    """Whether a top-5 error says anything: of five classes or fewer, the right one is always among the best five."""
+    return num_classes > 5
+
+
 def wilson_interval(count: int, total: int) -> Interval:
     """The 95 % score interval of the fraction `count` / `total` (Wilson 1927): within 0 to 1, never of width 0."""
     if not 0 <= count <= total or total == 0:

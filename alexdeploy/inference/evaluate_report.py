@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexdeploy.core.metrics import frequent_confusions
+from alexdeploy.core.metrics import frequent_confusions, has_top5
 from alexdeploy.inference import report
 from alexdeploy.inference.evaluate import Evaluation, describe_exceptions
 from alexdeploy.inference.scoring import ErrorRate, Score, error_rate
@@ -55,13 +55,16 @@ def _summary(found: Evaluation) -> str:
 
 
 def _score_table(found: Evaluation) -> str:
-    header = ["backend", "precision", "views", "top-1 error", "top-5 error", "ECE", "images/s"]
+    with_top5 = has_top5(len(found.classes))
+    errors = ["top-1 error", "top-5 error"] if with_top5 else ["top-1 error"]
+    header = ["backend", "precision", "views", *errors, "ECE", "images/s"]
     if len(found.scores) > 1:
         header += ["difference", "against", "answers changed"]
     rows = []
     for score in found.scores:
         named = score.configuration
-        row = [named.backend, named.precision, str(named.num_views), _rate(score.top1), _rate(score.top5)]
+        row = [named.backend, named.precision, str(named.num_views)]
+        row += [_rate(rate) for rate in ((score.top1, score.top5) if with_top5 else (score.top1,))]
         row.append("" if score.calibration_error is None else f"{score.calibration_error:.3f}")
         row.append("" if score.images_per_second is None else f"{score.images_per_second:,.1f}")
         if len(found.scores) > 1:
@@ -86,8 +89,10 @@ def _rate(rate: ErrorRate) -> str:
 def _error_figure(found: Evaluation) -> str:
     drawn = report.new_figure(8.5, 1.3 + 0.42 * len(found.scores))
     axes = drawn.add_subplot()
-    for offset, color, marker, name in ((-0.12, report.BLUE, "o", "top-1"), (0.12, report.ORANGE, "s", "top-5")):
-        rates = [score.top1 if name == "top-1" else score.top5 for score in found.scores]
+    series = [(-0.12, report.BLUE, "o", "top-1", [score.top1 for score in found.scores])]
+    if with_top5 := has_top5(len(found.classes)):
+        series.append((0.12, report.ORANGE, "s", "top-5", [score.top5 for score in found.scores]))
+    for offset, color, marker, name, rates in series:
         percents = [rate.percent for rate in rates]
         axes.errorbar(
             percents,
@@ -110,7 +115,7 @@ def _error_figure(found: Evaluation) -> str:
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return report.figure(
         drawn,
-        title="Top-1 and top-5 error of each configuration",
+        title=f"Top-1{' and top-5' if with_top5 else ''} error of each configuration",
         caption="Points are the errors, bars their 95 % intervals: how far another sample of as many images might be. "
         "Configurations saw the same images, so overlapping bars do not mean that they are equal; the difference "
         "against the first, in the table, is the sharper comparison.",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import make_model
 from PIL import Image
 from program import Run
 
@@ -43,7 +44,7 @@ def test_the_table_has_a_row_for_each_configuration(run: Run) -> None:
     lines = result.stdout.splitlines()
     assert lines[1] == "data: 10 images"
     assert lines[2].split() == [
-        *("backend", "precision", "views", "top-1", "error", "%", "top-5", "error", "%", "ECE", "images/s"),
+        *("backend", "precision", "views", "top-1", "error", "%", "ECE", "images/s"),
         *("points", "against", "flips"),
     ]
     assert [line.split()[:3] for line in lines[3:7]] == [
@@ -57,9 +58,21 @@ def test_the_table_has_a_row_for_each_configuration(run: Run) -> None:
     assert result.stderr == ""
 
 
-def test_intervals_stay_whole_on_a_narrow_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_classes_have_no_top_5_column_and_six_have_one(program: Run, workplace: Path) -> None:
+    make_model(workplace / "models" / "six", num_classes=6)
+    for model, has_column in (("tiny", False), ("six", True)):
+        words = ("evaluate", "data", "--model", model, "--backend", "torch", "--views", "1")
+        assert ("top-5" in program(*words).stdout) is has_column
+        (score,) = json.loads(program(*words, "--json").stdout)["scores"]
+        assert "top5" in score
+
+
+def test_intervals_stay_whole_on_a_narrow_terminal(
+    program: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(workplace / "models" / "six", num_classes=6)
     monkeypatch.setenv("COLUMNS", "100")
-    lines = run("data").stdout.splitlines()
+    lines = program("evaluate", "data", "--model", "six", "--backend", "torch").stdout.splitlines()
     assert max(map(len, lines)) <= 100
     intervals = [re.findall(r"\[[-+0-9.]+, [-+0-9.]+\]", line) for line in lines[:7]]
     assert [len(found) for found in intervals if found] == [2, 3]

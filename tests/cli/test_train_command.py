@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -60,10 +61,20 @@ def test_train_prints_one_line_an_epoch_and_the_next_command(run, halves):
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2
-    for word in ("loss", "val top-1 error", "top-5", "lr", "images/s"):
+    for word in ("loss", "val top-1 error", "lr", "images/s"):
         assert word in lines[0]
+    assert "top-5" not in result.stderr, "of two classes the right one is always among the best five"
     assert "next: alexdeploy export --fp16" in result.stderr
     assert Path("models/alexnet-quarter/spec.json").is_file()
+
+
+def test_of_six_classes_the_top_5_error_is_told_in_every_line(run, halves):
+    for index in range(4):
+        shutil.copytree(halves / "dark", halves / f"dark-{index}")
+    result = train_halves(run)
+    lines = [line for line in result.stderr.splitlines() if line.startswith(("epoch ", "  one view:", "  ten views:"))]
+    assert len(lines) == 4
+    assert all(re.search(r"top-1 error +[\d.]+%,? +top-5 +[\d.]+%", line) for line in lines), lines
 
 
 def test_json_is_one_document_and_nothing_else(run, halves):
@@ -72,6 +83,7 @@ def test_json_is_one_document_and_nothing_else(run, halves):
     assert document["model"] == "models/mine"
     assert document["classes"] == ["dark", "light"]
     assert document["num_epochs"] == 2
+    assert document["val_top5_error"] == document["val_top5_error_10_views"] == 0.0
 
 
 def test_a_folder_with_a_model_is_not_touched_without_being_told(run, halves):

@@ -8,6 +8,7 @@ import pytest
 from alexdeploy.core.metrics import (
     Calibration,
     frequent_confusions,
+    has_top5,
     paired_difference,
     softmax,
     top_k,
@@ -26,6 +27,10 @@ def test_equal_scores_go_to_the_lower_index() -> None:
 
 def test_more_choices_than_classes_gives_all_of_them() -> None:
     assert top_k(np.array([[0.2, 0.5]]), 5).tolist() == [[1, 0]]
+
+
+def test_a_top_5_error_says_something_from_six_classes_on() -> None:
+    assert [has_top5(num_classes) for num_classes in (2, 5, 6, 1000)] == [False, False, True, True]
 
 
 def test_wilsons_interval_solves_its_own_equation() -> None:

@@ -176,6 +176,14 @@ def test_the_figures_of_the_table_are_those_of_the_evaluation(tmp_path: Path) ->
     assert "3 more without a label do not count" in text
 
 
+def test_of_five_classes_a_page_has_no_top_5_error(tmp_path: Path) -> None:
+    for classes, is_told in (("abcde", False), ("abcdef", True)):
+        page = Page(write(make_evaluation(tuple(classes)), tmp_path / "r.html"))
+        assert ("top-5" in page.text) is is_told
+        titles = [value for name, value in page.attributes if name == "aria-label"]
+        assert titles[0] == f"Top-1{' and top-5' if is_told else ''} error of each configuration"
+
+
 def test_a_large_matrix_becomes_a_list_of_confusions(tmp_path: Path) -> None:
     found = make_evaluation(tuple(f"class {index}" for index in range(50)), num_images=500)
     text = write(found, tmp_path / "r.html")
