@@ -67,6 +67,18 @@ class TrainOptions:
     compile: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """What `train` was asked for, with what it found out before it looks at pixels."""
+
+    recipe: Recipe
+    folder: ModelFolder
+    options: TrainOptions
+    device: torch.device
+    identity: Identity
+    group: ProcessGroup
+
+
 def train(
     data: LabelledImages | PackedSet,
     recipe: Recipe,
@@ -112,8 +124,9 @@ def train(
                 "begins anew; if rank 0 is on another machine than before, the checkpoint is there"
             )
         )
+    job = _Job(recipe=recipe, folder=folder, options=options, device=device, identity=identity, group=group)
     if checkpoint is not None:
-        finished = group.on_main(lambda: _finished(opened, recipe, folder, options, checkpoint))
+        finished = group.on_main(lambda: _finished(opened, job, checkpoint))
         if finished is not None:
             if group.is_main:
                 on_event(AlreadyFinished(num_epochs=checkpoint.progress.schedule.num_epochs))
@@ -122,7 +135,7 @@ def train(
     with _torch_settings(threads, device):
         try:
             watch = on_event if group.is_main else _ignore
-            return _train(opened, recipe, folder, options, watch, device, identity, checkpoint, group)
+            return _train(opened, job, checkpoint, watch)
         except torch.OutOfMemoryError as exc:
             raise DeviceMemoryError(
                 f"{device} ran out of memory with batches of {recipe.training.batch_size}",
@@ -182,13 +195,11 @@ def _find_checkpoint(folder: ModelFolder, identity: Identity, options: TrainOpti
     return None
 
 
-def _finished(
-    data: TrainingData, recipe: Recipe, folder: ModelFolder, options: TrainOptions, checkpoint: Checkpoint
-) -> ModelSpec | None:
+def _finished(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> ModelSpec | None:
     """The spec of a run that has nothing left to do, else None. What a kill kept from the model folder goes there."""
-    _publish_again(data, recipe, folder, options, checkpoint)
-    is_done = checkpoint.progress.schedule.num_epochs >= recipe.training.epochs
-    return folder.spec() if is_done and _is_judged(folder) else None
+    _publish_again(data, job, checkpoint)
+    is_done = checkpoint.progress.schedule.num_epochs >= job.recipe.training.epochs
+    return job.folder.spec() if is_done and _is_judged(job.folder) else None
 
 
 def _is_judged(folder: ModelFolder) -> bool:
@@ -196,11 +207,9 @@ def _is_judged(folder: ModelFolder) -> bool:
     return folder.spec().provenance.get("val_top1_error_10_views") is not None
 
 
-def _publish_again(
-    data: TrainingData, recipe: Recipe, folder: ModelFolder, options: TrainOptions, checkpoint: Checkpoint
-) -> None:
+def _publish_again(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> None:
     """Write the best epoch to the model folder if a kill came between its checkpoint and that."""
-    progress = checkpoint.progress
+    recipe, folder, options, progress = job.recipe, job.folder, job.options, checkpoint.progress
     best = progress.best
     # The checkpoint's own weights are the best ones only right after the best epoch; that is when it can happen.
     if best is None or progress.step or best.record.epoch != progress.schedule.num_epochs:
@@ -213,19 +222,12 @@ def _publish_again(
 
 
 def _train(
-    data: TrainingData,
-    recipe: Recipe,
-    folder: ModelFolder,
-    options: TrainOptions,
-    on_event: Callable[[Event], None],
-    device: torch.device,
-    identity: Identity,
-    checkpoint: Checkpoint | None,
-    group: ProcessGroup,
+    data: TrainingData, job: _Job, checkpoint: Checkpoint | None, on_event: Callable[[Event], None]
 ) -> ModelSpec:
+    recipe, folder, options, group = job.recipe, job.folder, job.options, job.group
     scanned = scan(data, checkpoint, skip_broken=options.skip_broken, on_event=on_event, group=group)
     progress = scanned.progress
-    learner = _make_learner(options, recipe, len(data.classes), device, group)
+    learner = _make_learner(job, len(data.classes))
     if checkpoint is not None:
         learner.load_state(checkpoint.learner)
     elif options.parent is not None:
@@ -234,7 +236,7 @@ def _train(
     setting = Setting(
         recipe=recipe,
         folder=folder,
-        identity=identity,
+        identity=job.identity,
         statistics=scanned.statistics,
         contract=make_contract(folder.path.name, data.classes, recipe, scanned.statistics, options.parent),
         train=data.train,
@@ -258,7 +260,7 @@ def _train(
             log.describe_data(scanned.statistics, scanned.skipped)
         on_event(
             Started(
-                device=str(device) if group.size == 1 else f"{device.type} in {group.size} processes",
+                device=str(job.device) if group.size == 1 else f"{job.device.type} in {group.size} processes",
                 num_train=len(setting.train_indices),
                 num_val=len(setting.val_indices),
                 num_skipped=len(scanned.skipped),
@@ -273,13 +275,11 @@ def _train(
         return group.on_main(lambda: run.publish_spec(errors))
 
 
-def _make_learner(
-    options: TrainOptions, recipe: Recipe, num_classes: int, device: torch.device, group: ProcessGroup
-) -> Learner | TowerLearner:
-    if options.parallel == "towers":
-        return TowerLearner(recipe, num_classes, device, group)
-    learner = Learner(recipe, num_classes, device, group=group)
-    if options.compile:
+def _make_learner(job: _Job, num_classes: int) -> Learner | TowerLearner:
+    if job.options.parallel == "towers":
+        return TowerLearner(job.recipe, num_classes, job.device, job.group)
+    learner = Learner(job.recipe, num_classes, job.device, group=job.group)
+    if job.options.compile:
         learner.compile()
     return learner
 
