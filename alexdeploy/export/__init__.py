@@ -1,1 +1,1 @@
-"""From trained weights to ONNX graphs: plain, FP16, and the deployment graph derived in memory."""
+"""ONNX graphs, made and checked: trained or imported, in FP32, FP16 and INT8, and in the form an engine wants."""

@@ -1,1 +1,1 @@
-"""What is done with engines: predict, and the rows that come out."""
+"""What is done with models and engines: predict, evaluate, verify, bench; and what inspect and doctor find out."""

@@ -61,7 +61,7 @@ def examine() -> tuple[Finding, ...]:
         *(Finding(name="gpu", status="warning", found=note) for note in survey.notes),
         judge_libcuda(libcuda, has_board=has_board),
         *judge_gpu_backends(probes, survey, driver_cuda, has_gpu=has_gpu),
-        _extra("matplotlib", "report", "charts of evaluate"),
+        _extra("matplotlib", "report", "evaluate --html, bench --report"),
         _extra("pyarrow", "parquet", "--format parquet"),
     )
 

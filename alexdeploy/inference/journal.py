@@ -81,7 +81,8 @@ def has_finished(output: Path, kind: Format, *, resume: bool) -> bool:
 def check_finished(predictor: Predictor, sources: Iterable[Source], output: Path, kind: Format) -> Summary:
     """Compare a finished file, row by row, with the inputs, the model and the options of now.
 
-    Nothing runs; the predictor need not be entered. Raises UsageError saying what differs.
+    Nothing runs; the predictor is open, since replicas tell only then what they are. Raises UsageError saying what
+    differs.
     """
     waiting = iter(sources)
     num_rows = num_errors = 0

@@ -1,1 +1,1 @@
-"""The network: its layers as a plan, its PyTorch module, its LRN, and a NumPy reference."""
+"""The network: its layers as a plan, its PyTorch module, a NumPy reference, and weights from here, Caffe and others."""
