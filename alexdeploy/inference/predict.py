@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -24,6 +25,28 @@ from alexdeploy.placement.place import Request, place
 if TYPE_CHECKING:
     from alexdeploy.export.split import Placement
     from alexdeploy.placement.replica import ReplicaReport
+
+
+class Rows(Iterator[Row]):
+    """The rows of one `predict()`; `close()` ends the work on those that nobody takes."""
+
+    def __init__(self, rows: Generator[Row, None, None]) -> None:
+        self._rows = rows
+        self._error: UsageError | None = None
+
+    def __next__(self) -> Row:
+        if self._error is not None:
+            raise self._error
+        return next(self._rows)
+
+    def close(self) -> None:
+        self._rows.close()
+
+    def end(self, error: UsageError) -> None:
+        """Close; whoever asks for a row that is now missing gets `error`, not an end that looks like the last row."""
+        if inspect.getgeneratorstate(self._rows) != inspect.GEN_CLOSED:
+            self._error = error
+        self._rows.close()
 
 
 class Predictor:
@@ -86,7 +109,7 @@ class Predictor:
         self._top_k = top_k
         self._num_decoders = num_threads or available_processors()
         self._is_open = False
-        self._running: Generator[Row, None, None] | None = None
+        self._running: Rows | None = None
 
     def __enter__(self) -> Predictor:
         self._engine.__enter__()
@@ -100,7 +123,9 @@ class Predictor:
         try:
             # Rows that nobody took to the end leave threads behind that still use the engine.
             if self._running is not None:
-                self._running.close()
+                self._running.end(
+                    UsageError("the predictor is not open any more", cure="Take the rows inside of the with block.")
+                )
         finally:
             self._engine.__exit__(kind, error, trace)
 
@@ -119,26 +144,32 @@ class Predictor:
         """Choices in a row: as many as asked, or all classes where there are fewer."""
         return min(self._top_k, len(self.info.classes))
 
-    def predict(self, inputs: Iterable[str | os.PathLike[str]]) -> Generator[Row, None, None]:
+    def predict(self, inputs: Iterable[str | os.PathLike[str]]) -> Rows:
         """Classify files, folders, archives, lists and globs: one row per image, in order, as they are ready.
 
         An image that cannot be read gives a row with its error. Raises DeviceError and ModelError from the
-        engine, after the rows before it.
+        engine, after the rows before it. The engine serves one at a time: a later `predict()`, and the end of the
+        `with` block, ends one that was left unfinished, which then raises UsageError when it is asked for a row.
         """
         if isinstance(inputs, (str, os.PathLike)):
             raise UsageError(f"inputs is {os.fspath(inputs)!r}; expected a list of paths")
         return self.predict_sources(iter_sources(inputs))
 
-    def predict_sources(self, sources: Iterable[Source], *, first_index: int = 0) -> Generator[Row, None, None]:
+    def predict_sources(self, sources: Iterable[Source], *, first_index: int = 0) -> Rows:
         """Classify sources; `first_index` is the index of the first of them.
 
-        Ends a generator of this predictor that was left unfinished: the engine serves one at a time.
+        Ends one that was left unfinished, as `predict` does.
         """
         if not self._is_open:
             raise UsageError("the predictor is not open", cure="Use it so: with Predictor(...) as predictor:")
         if self._running is not None:
-            self._running.close()
-        self._running = self._rows(sources, first_index)
+            self._running.end(
+                UsageError(
+                    "a later predict() ended this one: a predictor serves one at a time",
+                    cure="Take all rows first, rows = list(predictor.predict(...)), or open a second Predictor.",
+                )
+            )
+        self._running = Rows(self._rows(sources, first_index))
         return self._running
 
     def _rows(self, sources: Iterable[Source], first_index: int) -> Generator[Row, None, None]:

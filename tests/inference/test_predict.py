@@ -169,7 +169,8 @@ def test_leaving_the_predictor_ends_a_run_that_nobody_finished(
         next(rows)
         assert threading.active_count() > before
     assert threading.active_count() == before
-    assert list(rows) == []
+    with pytest.raises(UsageError, match="not open any more"):
+        list(rows)
 
 
 def test_a_new_run_ends_the_one_before(make_predictor: MakePredictor, make_sources: MakeSources) -> None:
@@ -182,4 +183,30 @@ def test_a_new_run_ends_the_one_before(make_predictor: MakePredictor, make_sourc
         first = predictor.predict_sources(make_sources(1_000_000))
         next(first)
         assert len(list(predictor.predict_sources(make_sources(6)))) == 6
-        assert list(first) == []
+        with pytest.raises(UsageError, match="a later predict"):
+            next(first)
+
+
+def test_two_runs_side_by_side_are_refused_and_not_cut_short(
+    make_predictor: MakePredictor, make_sources: MakeSources
+) -> None:
+    with make_predictor() as predictor:
+        pairs = zip(
+            predictor.predict_sources(make_sources(3)), predictor.predict_sources(make_sources(3)), strict=False
+        )
+        with pytest.raises(UsageError, match="a later predict") as caught:
+            list(pairs)
+    assert "open a second Predictor" in (caught.value.cure or "")
+
+
+def test_rows_that_were_all_taken_or_closed_by_their_user_end_in_the_usual_way(
+    make_predictor: MakePredictor, make_sources: MakeSources
+) -> None:
+    with make_predictor() as predictor:
+        taken = predictor.predict_sources(make_sources(3))
+        assert len(list(taken)) == 3
+        closed = predictor.predict_sources(make_sources(3))
+        next(closed)
+        closed.close()
+        list(predictor.predict_sources(make_sources(1)))
+        assert (list(taken), list(closed)) == ([], [])
