@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Any, NamedTuple, cast
 
-from alexdeploy.images.listing import MAX_FILE_BYTES, is_hidden, is_image_name
+from alexdeploy.images.listing import MAX_FILE_BYTES, is_hidden, is_image_name, raw_problem
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -80,6 +80,8 @@ def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
         problem = _too_large(info.file_size)
     elif info.compress_type not in _ZIP_METHODS:
         problem = f"is compressed with method {info.compress_type}; stored and deflated members are read"
+    else:
+        problem = raw_problem(info.filename)
     if problem is not None:
         return Member(info.filename, None, problem)
     try:
@@ -126,6 +128,8 @@ def _read_tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[M
         return Member(info.name, None, "is not a regular file"), True
     if info.size > MAX_FILE_BYTES:
         return Member(info.name, None, _too_large(info.size)), True
+    if (problem := raw_problem(info.name)) is not None:
+        return Member(info.name, None, problem), True
     try:
         file = archive.extractfile(info)
         return Member(info.name, b"" if file is None else file.read(), None), True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from PIL import (
 
 from alexdeploy.core.errors import ImageError, UsageError
 from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.images.listing import CONVERT_IT
 
 ResizePolicy = Literal["crop", "warp"]
 Box = tuple[float, float, float, float]
@@ -50,6 +52,19 @@ _PLUGINS = (
     PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+)
+
+# Kinds that are not read, by how their files begin: their decoders are in some builds of Pillow and not in others, or
+# in none. The dots stand for the length of the first box of an ISO media file.
+_OTHER_KINDS = (
+    (rb"....ftyp(avif|avis)", "an AVIF image"),
+    (rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", "a HEIC image"),
+    (rb"....ftypcrx ", "a camera raw file (CR3)"),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (rb"\x00\x00\x00\x0cJXL |\xff\x0a", "a JPEG XL image"),
+    (rb"II\xbc", "a JPEG XR image"),
+    (rb"8BPS", "a Photoshop document"),
+    (rb"qoif", "a QOI image"),
 )
 
 # EXIF 2.3, tag 0x0112: what puts an image stored with that orientation upright.
@@ -87,6 +102,9 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
     except Image.DecompressionBombError as exc:
         raise ImageError(f"has more than {MAX_PIXELS:,} pixels, the most that is decoded") from exc
     except UnidentifiedImageError as exc:
+        for beginning, other in _OTHER_KINDS:
+            if re.match(beginning, data, re.DOTALL):
+                raise ImageError(f"is {other}, {CONVERT_IT}") from exc
         raise ImageError(
             f"not an image of a kind that is read here ({', '.join(FORMATS)}), or its header is damaged; "
             f"it begins with {data[:12]!r}"

@@ -23,6 +23,38 @@ IMAGE_SUFFIXES = (
     ".tiff",
     ".webp",
 )
+"""Of what is read; what a file really is, its bytes tell."""
+
+_OTHER_SUFFIXES = (".avif", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jpx", ".jxl", ".jxr", ".psd", ".tga")
+_RAW_SUFFIXES = (
+    ".3fr",
+    ".arw",
+    ".cr2",
+    ".cr3",
+    ".crw",
+    ".dcr",
+    ".dng",
+    ".erf",
+    ".iiq",
+    ".kdc",
+    ".mef",
+    ".mrw",
+    ".nef",
+    ".nrw",
+    ".orf",
+    ".pef",
+    ".raf",
+    ".rw2",
+    ".rwl",
+    ".sr2",
+    ".srf",
+    ".srw",
+    ".x3f",
+)
+_LISTED_SUFFIXES = IMAGE_SUFFIXES + _OTHER_SUFFIXES + _RAW_SUFFIXES
+
+CONVERT_IT = "not read here; convert it to JPEG"
+
 MAX_FILE_BYTES = 256 << 20
 
 
@@ -40,8 +72,21 @@ class _Entry(NamedTuple):
 
 
 def is_image_name(name: str) -> bool:
-    """Tell by its suffix whether a file found in a folder or an archive counts as an image."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
+    """Tell by its suffix whether a file found in a folder or an archive counts as an image.
+
+    A photograph of a kind that is not read counts: it is told when it is read, and is not left out in silence.
+    """
+    return name.lower().endswith(_LISTED_SUFFIXES)
+
+
+def raw_problem(name: str) -> str | None:
+    """What is wrong with a camera's raw file, told by its suffix; None for any other.
+
+    By its bytes many a raw file is a TIFF, the first image of which is a thumbnail.
+    """
+    if not name.lower().endswith(_RAW_SUFFIXES):
+        return None
+    return f"is a camera raw file ({os.path.splitext(name)[1]}), {CONVERT_IT}"
 
 
 def is_hidden(name: str) -> bool:

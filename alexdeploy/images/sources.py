@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.images.archives import is_archive_name, iter_members
-from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, walk_images
+from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, raw_problem, walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 
 # A fifo or a device that takes the place of a file between two calls must not hang the reader.
@@ -193,6 +193,8 @@ def read_file(path: str, was_listed: bool = False) -> bytes:
             raise ImageError("is a directory")
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("is not a regular file")
+        if (problem := raw_problem(path)) is not None:
+            raise ImageError(problem)
         if status.st_size > MAX_FILE_BYTES:
             raise ImageError(f"holds {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
         with open(os.open(path, _OPEN_FLAGS), "rb") as file:

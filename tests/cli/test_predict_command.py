@@ -143,6 +143,15 @@ def make_bomb(path: Path) -> None:
     path.write_bytes(data)
 
 
+def test_a_photograph_of_a_kind_that_is_not_read_has_a_row_with_the_cure(run: Run, workplace: Path) -> None:
+    (workplace / "images" / "9.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    result = run("images")
+    assert (result.exit_code, len(result.rows)) == (3, 6)
+    assert result.rows[5]["source"] == "images/9.HEIC"
+    assert "convert it to JPEG" in result.rows[5]["error"]
+    assert "6 images, 1 error" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("make", "error"),
     [

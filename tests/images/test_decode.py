@@ -258,10 +258,40 @@ def test_every_format_of_the_list_is_read(image_format):
     assert decode(encode(Image.new("RGB", (300, 280), "white"), image_format)).min() >= 250
 
 
-@pytest.mark.parametrize("image_format", ["ICO", "DIB", "PCX", "TGA", "EPS", "ICNS", "SGI", "JPEG2000"])
+@pytest.mark.parametrize("image_format", ["ICO", "DIB", "PCX", "TGA", "EPS", "ICNS", "SGI"])
 def test_formats_off_the_list_are_refused(image_format):
     data = encode(Image.new("RGB", (64, 64), "white"), image_format)
     with pytest.raises(ImageError, match="not an image of a kind that is read here"):
+        decode(data)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "kind"),
+    [
+        (b"\0\0\0\x20ftypavif\0\0\0\0avifmif1miaf", "an AVIF image"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC image"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera raw file (CR3)"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 ", "a JPEG 2000 image"),
+        (b"\xff\x4f\xff\x51\0\x2f\0\0", "a JPEG 2000 image"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl ", "a JPEG XL image"),
+        (b"\xff\x0a\xfa\x1f\x4c", "a JPEG XL image"),
+        (b"8BPS\0\1\0\0", "a Photoshop document"),
+    ],
+)
+def test_a_known_kind_that_is_not_read_is_named_with_the_cure(beginning, kind):
+    with pytest.raises(ImageError) as caught:
+        decode(beginning + bytes(100))
+    assert caught.value.message == f"is {kind}, not read here; convert it to JPEG"
+
+
+@pytest.mark.parametrize(("image_format", "kind"), [("AVIF", "an AVIF image"), ("JPEG2000", "a JPEG 2000 image")])
+def test_what_only_some_builds_of_pillow_decode_is_not_decoded_anywhere(image_format, kind):
+    try:
+        data = encode(Image.fromarray(smooth(64, 64)), image_format)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {image_format}")
+    with pytest.raises(ImageError, match=kind):
         decode(data)
 
 

@@ -61,6 +61,28 @@ def test_a_named_file_counts_whatever_its_suffix(tmp_path):
     assert names_in(tmp_path, f"{tmp_path}/picture.dat", f"{tmp_path}/.hidden") == ["picture.dat", ".hidden"]
 
 
+@pytest.mark.parametrize("name", ["a.heic", "b.HEIF", "c.avif", "d.jp2", "e.jxl", "f.dng", "g.CR2", "h.nef", "i.arw"])
+def test_photographs_of_a_kind_that_is_not_read_are_listed_all_the_same(tmp_path, name):
+    fill(tmp_path / "photographs", name, "j.jpg", "notes.txt", "video.mp4")
+    with zipfile.ZipFile(tmp_path / "photographs.zip", "w") as archive:
+        for listed in (name, "notes.txt"):
+            archive.writestr(listed, b"x")
+    assert names_in(tmp_path / "photographs") == [name, "j.jpg"]
+    assert names_in(tmp_path, f"{tmp_path}/photographs.zip") == [f"photographs.zip!{name}"]
+
+
+def test_a_raw_file_is_refused_by_its_name_since_many_are_tiff_files_with_a_thumbnail(tmp_path):
+    fill(tmp_path, "in/a.NEF")
+    with zipfile.ZipFile(tmp_path / "in" / "b.zip", "w") as archive:
+        archive.writestr("b.NEF", b"II*\0")
+    with tarfile.open(tmp_path / "in" / "c.tar", "w") as tar:
+        tar.add(tmp_path / "in" / "a.NEF", "c.NEF")
+        tar.add(tmp_path / "in" / "a.NEF", "after.jpg")
+    found = iter_sources([tmp_path / "in" / name for name in ("a.NEF", "b.zip", "c.tar")])
+    message = "is a camera raw file (.NEF), not read here; convert it to JPEG"
+    assert [outcome(source) for source in found] == [message, message, message, b"in/a.NEF"]
+
+
 def test_inputs_come_in_the_order_they_were_given_and_as_often(tmp_path):
     fill(tmp_path, "a.jpg", "b.jpg")
     given = [f"{tmp_path}/b.jpg", f"{tmp_path}/missing.jpg", f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"]
