@@ -5,6 +5,7 @@ Nothing named is ever left out: what cannot be read becomes a source that says s
 
 from __future__ import annotations
 
+import codecs
 import errno
 import glob
 import os
@@ -174,7 +175,9 @@ def _from_list(data: bytes, name: str, base: str) -> Iterator[Source]:
     if b"\0" in data:
         lines = [line for line in data.split(b"\0") if line]
     else:
-        lines = [line for line in data.splitlines() if line.strip() and not line.startswith(b"#")]
+        # Editors on Windows begin UTF-8 files with a mark.
+        lines = data.removeprefix(codecs.BOM_UTF8).splitlines()
+        lines = [line for line in lines if line.strip() and not line.startswith(b"#")]
     if not lines:
         yield Source(name=printable_path(name), problem="the list names no images")
     for line in lines:

@@ -353,6 +353,16 @@ def test_a_list_names_files_relative_to_itself(tmp_path):
     assert found[1].name == f"{tmp_path}/lists/../b.jpg"
 
 
+def test_the_mark_that_editors_on_windows_begin_a_list_with_is_not_of_the_first_name(tmp_path, monkeypatch):
+    fill(tmp_path, "a.jpg", "b.jpg")
+    text = b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n"
+    (tmp_path / "list").write_bytes(text)
+    assert [outcome(source) for source in iter_sources([f"@{tmp_path}/list"])] == [b"a.jpg", b"b.jpg"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(text)))
+    assert [outcome(source) for source in iter_sources(["-"])] == [b"a.jpg", b"b.jpg"]
+
+
 def test_a_list_with_nul_bytes_holds_names_of_any_kind(tmp_path):
     fill(tmp_path, "two\nlines.jpg", "#1.jpg", " ")
     (tmp_path / "list").write_bytes(b"two\nlines.jpg\0#1.jpg\0 \0")
