@@ -207,10 +207,16 @@ def _split(folder: ModelFolder, request: Request, named: tuple[Device, ...] | No
     assert request.placement is not None
     if request.backend not in (None, "onnxruntime"):
         raise UsageError(f"--placement runs in ONNX Runtime, not in {request.backend}", cure="Leave out --backend.")
-    devices, notes = (named, ()) if named is not None else _two_devices(request.placement, survey)
-    if len(devices) != 2 or request.replicas_per_device != 1:
+    if request.replicas_per_device != 1:
         raise UsageError(
-            f"--placement {request.placement} takes two devices, found {len(devices) * request.replicas_per_device}",
+            f"--placement {request.placement} is one network on two devices, and --replicas "
+            f"{request.replicas_per_device} asks for several on each",
+            cure="Leave out one of them.",
+        )
+    devices, notes = (named, ()) if named is not None else _two_devices(request.placement, survey)
+    if len(devices) != 2:
+        raise UsageError(
+            f"--placement {request.placement} takes two devices, found {len(devices)}",
             cure="Name them: --devices 0,1 or --devices cpu,cpu",
         )
     batch_size = CPU_BATCH_SIZE if request.batch_size == "auto" else request.batch_size

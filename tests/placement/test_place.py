@@ -294,6 +294,8 @@ def test_a_placement_on_devices_that_were_named_says_nothing(here: Here) -> None
     assert (split_devices(placed), placed.notes) == ("cuda:0,cpu", ())
 
 
-def test_replicas_of_a_placement_are_counted_as_devices(here: Here) -> None:
-    with pytest.raises(UsageError, match="takes two devices, found 4"):
-        here.place(LAPTOP, placement="towers", devices="cpu,cpu", replicas_per_device=2)
+@pytest.mark.parametrize("devices", [None, "cpu", "cpu,cpu"])
+def test_a_placement_has_no_replicas(here: Here, devices: str | None) -> None:
+    with pytest.raises(UsageError, match=r"--placement towers is one network .* --replicas 2") as caught:
+        here.place(LAPTOP, placement="towers", devices=devices, replicas_per_device=2)
+    assert caught.value.cure == "Leave out one of them."
