@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -110,7 +111,9 @@ def train(
         "seed": seed,
         "precision": precision,
     }
-    given = [*(overrides or ()), *(f"training.{key}={value}" for key, value in options.items() if value is not None)]
+    named = [f"training.{key}={value}" for key, value in options.items() if value is not None]
+    _refuse_said_twice(overrides or (), named, _frozen(freeze))
+    given = [*(overrides or ()), *named]
     with one_voice(device) as group:
         chosen, folder, parent = _choose(recipe, given, pretrained, freeze, name, is_sample=data is None)
         begins = group is None or (group.is_main and not group.has_begun)
@@ -236,6 +239,21 @@ def _frozen(layers: str | None) -> list[str]:
         return []
     names = [name.strip() for name in layers.split(",")]
     return [f"training.freeze={names}", "training.freeze_epoch=1"]
+
+
+def _refuse_said_twice(overrides: Iterable[str], named: Iterable[str], frozen: Iterable[str]) -> None:
+    """Raise UsageError where --set has a key that an option of its own has set, or --freeze."""
+    from alexdeploy.core.errors import UsageError
+
+    options = {key: f"--{key.rpartition('.')[2].replace('_', '-')}" for key in map(_key, named)}
+    options |= dict.fromkeys(map(_key, frozen), "--freeze")
+    for key in map(_key, overrides):
+        if key in options:
+            raise UsageError(f"--set {key} and {options[key]} are for the same thing", cure="Give one of them.")
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
 def _render_what_is_missing() -> None:

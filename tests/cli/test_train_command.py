@@ -116,6 +116,15 @@ def test_broken_images_give_exit_code_3_and_their_names(run, halves):
     ("arguments", "said"),
     [
         (("--resume", "--overwrite"), "Give one of them"),
+        (
+            ("--set", "training.epochs=7"),
+            "--set training.epochs and --epochs are for the same thing\nGive one of them.",
+        ),
+        (("--set", "training.batch_size = 4", "--batch-size", "8"), "--set training.batch_size and --batch-size are"),
+        (
+            ("--pretrained", "x", "--freeze", "conv1", "--set", "training.freeze_epoch=3"),
+            "--set training.freeze_epoch and --freeze are for the same thing",
+        ),
         (("--precision", "int8"), "precision"),
         (("--device", "toaster"), "Devices: cpu, cuda"),
         (("--learning-rate", "0"), "learning_rate"),
