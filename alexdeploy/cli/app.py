@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -35,6 +37,9 @@ _COMMANDS = {
     "doctor": "doctor",
 }
 """Command -> what its module in this package and the function in there are called."""
+
+
+_CANNOT_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO)
 
 
 def command_line(commands: Iterable[str] = _COMMANDS) -> typer.Typer:
@@ -89,26 +94,64 @@ def main() -> None:
         terminated = True
         raise KeyboardInterrupt
 
+    _open_closed_streams()
     signal.signal(signal.SIGTERM, terminate)
     hush()
     try:
         words = _debug_first(sys.argv[1:])
         asked = set(words[: 2 if words[:1] == ["--debug"] else 1]) & _COMMANDS.keys()
-        # Without one that there is: for the help, the completion, and the names that are like a misspelt one.
-        command_line(asked or _COMMANDS)(words, prog_name="alexdeploy")
+        with _output_errors():
+            # Without one that there is: for the help, the completion, and the names that are like a misspelt one.
+            command_line(asked or _COMMANDS)(words, prog_name="alexdeploy")
     except AlexDeployError as error:
         if "ALEXDEPLOY_DEBUG" in os.environ:
             traceback.print_exception(error)
         output.fail(error)
-        if isinstance(error, OutputError):
-            # What still waits in stdout's buffer has nowhere to go; flushing it at exit would only fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     except SystemExit as stop:
-        sys.exit(143 if terminated else stop.code)
+        _leave(143 if terminated else stop.code)
     except KeyboardInterrupt:
         # Outside of Typer, which would have made an exit of it: while the command was imported.
-        sys.exit(143 if terminated else 130)
+        _leave(143 if terminated else 130)
+
+
+def _open_closed_streams() -> None:
+    """Open what a shell has closed (`2>&-`), and Python has None for.
+
+    The descriptor is the lowest that is free, its own: else the next file, one of results perhaps, would have it, and
+    in it what libraries write there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+
+
+@contextmanager
+def _output_errors() -> Iterator[None]:
+    """Make OutputError of it where help, the version or a completion script cannot be written: click prints those."""
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+    except OSError as exc:
+        # An error with a file is about that file.
+        if exc.filename is not None or exc.errno not in _CANNOT_BE_WRITTEN:
+            raise
+        raise OutputError(f"the output could not be written: {exc.strerror}") from exc
+
+
+def _leave(code: str | int | None) -> NoReturn:
+    """Exit. What still waits in a stream that cannot be written has nowhere to go: at exit it would only fail again."""
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    sys.exit(code)
 
 
 def _debug_first(arguments: list[str]) -> list[str]:

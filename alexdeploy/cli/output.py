@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from alexdeploy.core.errors import AlexDeployError, OutputError
@@ -54,21 +54,24 @@ def stderr() -> Console:
 
 
 def note(message: str) -> None:
-    """One line of information on stderr."""
-    # rich would take twenty times as long to load as the line to write.
-    print(printable(message), file=sys.stderr)
+    """One line of information on stderr. A disk that has no room for it is no reason to stop, here and below."""
+    with suppress(OSError):
+        # rich would take twenty times as long to load as the line to write.
+        print(printable(message), file=sys.stderr)
 
 
 def warn(message: str) -> None:
-    stderr().print(f"warning: {printable(message)}", style="yellow", markup=False, soft_wrap=True)
+    with suppress(OSError):
+        stderr().print(f"warning: {printable(message)}", style="yellow", markup=False, soft_wrap=True)
 
 
 def fail(error: AlexDeployError) -> None:
     """Print an error and its cure on stderr."""
-    console = stderr()
-    console.print(f"error: {printable(error.message)}", style="bold red", markup=False, soft_wrap=True)
-    if error.cure:
-        console.print(printable(error.cure), markup=False, soft_wrap=True)
+    with suppress(OSError):
+        console = stderr()
+        console.print(f"error: {printable(error.message)}", style="bold red", markup=False, soft_wrap=True)
+        if error.cure:
+            console.print(printable(error.cure), markup=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:

@@ -329,6 +329,36 @@ def test_a_full_disk_under_stdout_is_exit_code_6(options: tuple[str, ...]) -> No
     assert (done.returncode, done.stderr) == (6, "error: stdout could not be written: No space left on device\n")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("options", [("--help",), ("--version",), ("predict", "--help")])
+def test_help_that_a_full_disk_does_not_take_is_exit_code_6_with_one_line(options: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*MODULE, *options], stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=plain_environment()
+        )
+    assert done.returncode == 6
+    assert done.stderr == "error: the output could not be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_messages_that_a_full_disk_does_not_take_leave_the_exit_code_as_it_is() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*MODULE, "evaluate", "nosuch"], stderr=full, check=False, env=plain_environment())
+    assert done.returncode == program("evaluate", "nosuch").returncode == 4
+
+
+@posix_only
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_shell_has_closed_are_as_good_as_dev_null(closed: str) -> None:
+    def run_in_shell(redirections: str) -> subprocess.CompletedProcess[str]:
+        words = ["sh", "-c", f'exec "$@" {redirections}', "sh", *MODULE, "inspect", "alexnet"]
+        return subprocess.run(words, capture_output=True, text=True, check=False, env=plain_environment())
+
+    whole, done = run_in_shell(""), run_in_shell(closed)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == ("" if " >" in f" {closed}" else whole.stdout)
+
+
 @posix_only
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_a_reader_that_went_away_is_exit_code_6(options: tuple[str, ...]) -> None:

@@ -262,6 +262,14 @@ def test_a_full_disk_ends_with_code_6(workplace: Path, where: str) -> None:
 
 
 @posix_only
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_reason_to_lose_rows(workplace: Path, closed: str) -> None:
+    words = ["sh", "-c", f'exec "$@" {closed}', "sh", *command("images", "--output", "out.csv")]
+    assert subprocess.run(words, check=False).returncode == 0
+    assert len((workplace / "out.csv").read_text().splitlines()) == 6
+
+
+@posix_only
 def test_a_named_pipe_is_written_to_and_not_replaced(workplace: Path) -> None:
     os.mkfifo(workplace / "pipe")
     with subprocess.Popen(command("images", "--output", "pipe"), stderr=subprocess.DEVNULL) as process:
