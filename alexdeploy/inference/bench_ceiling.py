@@ -1,12 +1,14 @@
 """What the machine can do at most: a network of nothing but large matrix products, run as any other model is.
 
 Convolutions of 1x1 are matrix products of [positions, channels] and [channels, channels]. As a model folder of its own
-they go through the same engines, in each precision, as the network that is measured against them.
+they go through the same engines, in each precision, as the network that is measured against them. What is no such
+product, as pixels, the first layer and the last ones, has its time in there as well: it is little beside so many.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +25,35 @@ from alexdeploy.export.graphs import Source, serialize, write_graph
 from alexdeploy.export.int8 import to_int8
 from alexdeploy.network.layers import Layer, plan_layers
 
-CEILING_BATCH = 2
-_SIDE = 64
-_CHANNELS = 512
-_NUM_PRODUCTS = 4
-"""4,096 positions and 512 channels: 2.1 GFLOP each, 6.4 a view in all that are square; a weight is 1 MB in float32."""
+_CHANNELS = 1024
+_NUM_PRODUCTS = 11
+_POOL = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CeilingSize:
+    """How much one call of an engine has to do: `batch_size` images, each with `side` x `side` positions."""
+
+    side: int
+    batch_size: int
+
+
+CPU_SIZE = CeilingSize(side=32, batch_size=2)
+"""2.1 GFLOP for each product of an image, 47 a call. What is no product takes 1 % of it in FP32 and 1.5 % in INT8."""
+
+GPU_SIZE = CeilingSize(side=128, batch_size=4)
+"""1.5 TFLOP a call, milliseconds of the fastest GPUs: beside less, launches and the copies of pixels would count."""
 
 _LARGEST = 16.0
-"""|x| that becomes 127: activations are sums of 512 random products, scaled to a deviation of about 1."""
+"""|x| that becomes 127: activations are sums of 1,024 random products, scaled to a deviation of about 1."""
 
 
-def make_ceiling(path: Path, precisions: tuple[Precision, ...]) -> ModelFolder:
+def make_ceiling(path: Path, precisions: tuple[Precision, ...], size: CeilingSize = CPU_SIZE) -> ModelFolder:
     """Write the model folder, with a graph for each precision that has one.
 
     FP16 and INT8 need onnxruntime to be made from FP32; without it they are not there.
     """
-    spec = _spec()
+    spec = _spec(size)
     assert spec.architecture is not None
     plan = plan_layers(spec.architecture, spec.num_classes)
     rng = np.random.default_rng(0)
@@ -46,15 +61,15 @@ def make_ceiling(path: Path, precisions: tuple[Precision, ...]) -> ModelFolder:
     for layer in plan:
         if layer.weight_shape is not None:
             # Relu halves the mean square: 2 / inputs keeps it (He et al. 2015).
-            deviation = (2 / np.prod(layer.weight_shape[1:])) ** 0.5
-            weights[f"{layer.name}.weight"] = rng.normal(0, deviation, layer.weight_shape).astype(np.float32)
+            deviation = np.float32((2 / np.prod(layer.weight_shape[1:])) ** 0.5)
+            weights[f"{layer.name}.weight"] = deviation * rng.standard_normal(layer.weight_shape, np.float32)
             weights[f"{layer.name}.bias"] = np.zeros(layer.outputs, np.float32)
     folder = ModelFolder(path)
     path.mkdir(parents=True)
     save_file(weights, folder.weights_path)
     folder.write_spec(spec)
     weights_sha256 = sha256_file(folder.weights_path)
-    network = _graph(plan, weights)
+    network = _graph(plan, weights, size.side)
     content = serialize(
         network, spec, Source(name=folder.weights_path.name, sha256=weights_sha256, weights_sha256=weights_sha256)
     )
@@ -80,31 +95,36 @@ def num_flops(spec: ModelSpec, num_views: int) -> int | None:
     return 2 * num_views * sum(layer.macs for layer in plan_layers(spec.architecture, spec.num_classes))
 
 
-def ceiling_flops() -> int:
+def ceiling_flops(size: CeilingSize) -> int:
     """`num_flops` of an image of this network, which is one view of it."""
-    flops = num_flops(_spec(), 1)
+    flops = num_flops(_spec(size), 1)
     assert flops is not None
     return flops
 
 
-def _spec() -> ModelSpec:
+def ceiling_size(device: str) -> CeilingSize:
+    """The one that is large enough for an engine on `device`, by its name in EngineInfo."""
+    return GPU_SIZE if "cuda" in device else CPU_SIZE
+
+
+def _spec(size: CeilingSize) -> ModelSpec:
+    convs = [Conv(channels=_CHANNELS, kernel=1) for _ in range(_NUM_PRODUCTS)]
     architecture = Architecture(
-        input=_SIDE,
-        pooling=Pooling(kernel=16, stride=16),
-        convs=tuple(
-            Conv(channels=_CHANNELS, kernel=1, pool=index == _NUM_PRODUCTS - 1) for index in range(_NUM_PRODUCTS)
-        ),
+        input=size.side,
+        pooling=Pooling(kernel=_POOL, stride=_POOL),
+        # The first makes channels of colours; what is pooled has few features left, and so a small last layer.
+        convs=(*convs, Conv(channels=_CHANNELS, kernel=1, pool=True)),
         hidden=(),
     )
     return ModelSpec(
         name="ceiling",
         classes=("a", "b"),
-        preprocessing=Preprocessing(mean=(128.0,) * 3, std=(64.0,) * 3, crop=_SIDE),
+        preprocessing=Preprocessing(mean=(128.0,) * 3, std=(64.0,) * 3, crop=size.side),
         architecture=architecture,
     )
 
 
-def _graph(plan: tuple[Layer, ...], weights: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
+def _graph(plan: tuple[Layer, ...], weights: dict[str, NDArray[np.float32]], side: int) -> onnx.ModelProto:
     nodes, name = [], "images"
     for layer in plan:
         parameters = [f"{layer.name}.weight", f"{layer.name}.bias"]
@@ -128,7 +148,7 @@ def _graph(plan: tuple[Layer, ...], weights: dict[str, NDArray[np.float32]]) -> 
     graph = helper.make_graph(
         nodes,
         "ceiling",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, _SIDE, _SIDE])],
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, side, side])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2])],
         [numpy_helper.from_array(value, key) for key, value in weights.items()],
     )

@@ -216,6 +216,17 @@ def make_row(
     )
 
 
+def measured_ceiling(backend: Backend, precision: Precision, seen: Measured, flops: int) -> Ceiling:
+    """From the rates at which matrix products of `flops` an image were run."""
+    rate = median_rate([each.images_per_second for each in seen.slices])
+    return Ceiling(
+        backend=backend,
+        precision=precision,
+        gflops=None if rate is None else rate * flops / 1e9,
+        error=seen.error,
+    )
+
+
 def candidates(rows: Sequence[Row]) -> list[Candidate]:
     """The configurations that can be picked: those whose speed from files is known, as it is by it that they are."""
     return [

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ModelError
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend
-from alexdeploy.inference.bench_ceiling import CEILING_BATCH
+from alexdeploy.inference.bench_ceiling import CPU_SIZE, ceiling_size
 from alexdeploy.inference.bench_process import Processes
 from alexdeploy.inference.bench_timing import PAUSE_SECONDS, Configuration, Group, Slice, interleaved, slice_seconds
 from alexdeploy.inference.bench_worker import Job, Task
@@ -107,7 +107,7 @@ class Rounds:
         for number, (backend, precision) in enumerate(ceilings, start=1 + len(groups)):
             name = ceiling_name(backend, precision)
             self._on_step(f"opening: {name}", number, total)
-            self._warm(_Item(process=name, key=name, kind="engine", batch_size=CEILING_BATCH))
+            self._open_ceiling(name, ceiling_name(backend, precision, on_gpu=True))
 
     def run(self, deadline: float, seed: int) -> None:
         """One whole round, and then as many as `deadline`, a time of the monotonic clock, leaves."""
@@ -155,6 +155,18 @@ class Rounds:
                 self._warm(files, num_images=self._wave(files))
         if own and self.measured[own[0]].failure is None:
             self.answer(group, self._process_of(own[0], is_largest=len(own) == 1), own[0].batch_size)
+
+    def _open_ceiling(self, name: str, name_on_gpu: str) -> None:
+        """Open the matrix products, and where they turn out to run on a GPU the larger ones in their place."""
+        try:
+            device = self.processes.open(name).info.device
+        except AlexDeployError as exc:
+            self.measured.setdefault(name, Measured()).failure = exc
+            return
+        size = ceiling_size(device)
+        if size != CPU_SIZE and name_on_gpu in self._jobs:
+            self.processes.set_job(name, self._jobs[name_on_gpu])
+        self._warm(_Item(process=name, key=name, kind="engine", batch_size=size.batch_size))
 
     def _process_of(self, configuration: Configuration, *, is_largest: bool) -> str:
         """The group's, open for the largest batch; its own where that decides on shapes, kernels and memory."""
@@ -223,5 +235,5 @@ class Rounds:
         return wave * max(_LEAST_WAVES, round(rate * seconds / wave))
 
 
-def ceiling_name(backend: Backend, precision: Precision) -> str:
-    return f"matrix products, {backend} {precision}"
+def ceiling_name(backend: Backend, precision: Precision, *, on_gpu: bool = False) -> str:
+    return f"matrix products, {backend} {precision}" + (" on a GPU" if on_gpu else "")

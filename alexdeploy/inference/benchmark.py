@@ -24,7 +24,7 @@ from alexdeploy.images.decode import decode
 from alexdeploy.images.pick import pick_sources
 from alexdeploy.inference import bench_results as results
 from alexdeploy.inference.agreement import compare
-from alexdeploy.inference.bench_ceiling import CEILING_BATCH, ceiling_flops, make_ceiling, num_flops
+from alexdeploy.inference.bench_ceiling import CPU_SIZE, GPU_SIZE, ceiling_flops, ceiling_size, make_ceiling, num_flops
 from alexdeploy.inference.bench_plan import (
     BenchOptions,
     agreement_notes,
@@ -39,6 +39,7 @@ from alexdeploy.inference.bench_plan import (
 from alexdeploy.inference.bench_rounds import DECODE, DECODE_BATCH, Measured, OnStep, Rounds, ceiling_name
 from alexdeploy.inference.bench_timing import Candidate, Configuration, Group, Limits, median_rate, pick
 from alexdeploy.inference.bench_worker import Job
+from alexdeploy.placement.devices import survey_gpus
 
 _MEMORY_SHARE = 0.6
 """Of the memory that is free at the start: what all processes may hold together."""
@@ -241,9 +242,13 @@ def _jobs(
     jobs = {DECODE: job(folder.path, None, "fp32", 1, DECODE_BATCH)}
     for group in groups:
         jobs[str(group)] = job(folder.path, group.backend, group.precision, group.num_views, largest)
-    ceiling = make_ceiling(prepared.workspace / "ceiling", tuple(precision for _, precision in choices))
-    for backend, precision in choices:
-        jobs[ceiling_name(backend, precision)] = job(ceiling.path, backend, precision, 1, CEILING_BATCH)
+    # Which of them it is to be is known when one is open.
+    for size in (CPU_SIZE, GPU_SIZE) if survey_gpus().devices else (CPU_SIZE,):
+        path = prepared.workspace / f"ceiling-{size.side}"
+        ceiling = make_ceiling(path, tuple(precision for _, precision in choices), size)
+        for backend, precision in choices:
+            name = ceiling_name(backend, precision, on_gpu=size == GPU_SIZE)
+            jobs[name] = job(ceiling.path, backend, precision, 1, size.batch_size)
     return jobs
 
 
@@ -260,14 +265,10 @@ def _ask_references(rounds: Rounds, hidden: Mapping[NumViews, Group], on_step: O
 
 def _ceilings(rounds: Rounds, choices: Sequence[tuple[Backend, Precision]]) -> Iterator[results.Ceiling]:
     for backend, precision in choices:
-        seen = rounds.measured.get(ceiling_name(backend, precision), Measured())
-        rate = median_rate([each.images_per_second for each in seen.slices])
-        yield results.Ceiling(
-            backend=backend,
-            precision=precision,
-            gflops=None if rate is None else rate * ceiling_flops() / 1e9,
-            error=seen.error,
-        )
+        name = ceiling_name(backend, precision)
+        info = rounds.processes.infos.get(name)
+        flops = ceiling_flops(ceiling_size("" if info is None else info.device))
+        yield results.measured_ceiling(backend, precision, rounds.measured.get(name, Measured()), flops)
 
 
 def _rows(

@@ -21,9 +21,9 @@ from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, EngineOptions, open_engine
 from alexdeploy.engines.profile import profile
 from alexdeploy.images.sources import Source
-from alexdeploy.inference.bench_ceiling import ceiling_flops, make_ceiling, num_flops
+from alexdeploy.inference.bench_ceiling import CPU_SIZE, GPU_SIZE, ceiling_flops, ceiling_size, make_ceiling
 from alexdeploy.inference.bench_plan import BenchOptions, busy_note, plan
-from alexdeploy.inference.bench_results import Row, make_row, parts, predict_command
+from alexdeploy.inference.bench_results import Row, make_row, measured_ceiling, parts, predict_command
 from alexdeploy.inference.bench_rounds import Measured
 from alexdeploy.inference.bench_timing import (
     Candidate,
@@ -210,11 +210,25 @@ def test_files_are_taken_round_and_round_and_a_broken_one_is_an_error(pictures: 
         run_files(AnswersAtOnce(2), [Source(name="broken", path=str(broken))], 2, PipelineOptions())
 
 
+def test_the_operations_of_the_matrix_products_are_counted() -> None:
+    # Eleven products of 1,024 positions with 1,024 x 1,024, one with 3 x 1,024, and 1,024 features for 2 classes.
+    assert ceiling_flops(CPU_SIZE) == 2 * (11 * 1_073_741_824 + 3_145_728 + 2_048) == 23_628_615_680
+    # On a GPU 16,384 positions, of which 16 are left at the end.
+    assert ceiling_flops(GPU_SIZE) == 2 * (11 * 17_179_869_184 + 50_331_648 + 32_768)
+    assert (ceiling_size("cpu"), ceiling_size("cuda:0")) == (CPU_SIZE, GPU_SIZE)
+
+
+def test_a_ceiling_is_operations_over_seconds() -> None:
+    # 2 images of 50 billion operations in half a second, and once in a whole one.
+    slices = [Slice(batch_seconds=(each,), images_per_second=2 / each) for each in (0.5, 1.0, 0.5)]
+    found = measured_ceiling("openvino", "fp32", Measured(slices=slices), 50_000_000_000)
+    assert (found.gflops, found.error) == (200.0, None)
+    failed = measured_ceiling("openvino", "fp32", Measured(failure=DeviceError("no more")), 50_000_000_000)
+    assert (failed.gflops, failed.error) == (None, "no more")
+
+
 def test_a_graph_of_matrix_products_runs_in_every_precision(tmp_path: Path) -> None:
     folder = make_ceiling(tmp_path / "ceiling", ("fp32", "fp16", "int8"))
-    # Three products of 4,096 positions with 512 x 512, one with 3 x 512, and 8,192 features for 2 classes.
-    expected = 2 * (3 * 4096 * 512 * 512 + 4096 * 3 * 512 + 512 * 4 * 4 * 2)
-    assert ceiling_flops() == num_flops(folder.spec(), 1) == expected
     images, answers = smooth_images(1), []
     cases: tuple[tuple[Backend, Precision], ...] = (
         *(("onnxruntime", precision) for precision in ("fp32", "fp16", "int8")),  # type: ignore[misc]
