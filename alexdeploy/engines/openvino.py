@@ -113,7 +113,8 @@ class OpenVINOEngine:
     are fixed. A batch runs part by part, and what is missing to the last part is run as black images: whoever has one
     image at a time wants a `batch_size` of 1.
 
-    `load` gives the deployment graph, serialized; it is not called when the compiled model is in the cache.
+    `load` gives the deployment graph, serialized; it is not called when the compiled model is in the cache: then
+    `was_compiled` stays False.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class OpenVINOEngine:
         self.info = info
         self._num_threads = num_threads
         self._allow_bfloat16 = allow_bfloat16
+        self.was_compiled = False
         self._load: Callable[[], bytes] | None = load
         self._shape = (images_at_once(info.batch_size, info.num_views), IMAGE_SIZE, IMAGE_SIZE, 3)
         # Everything that the compiled model depends on, by content.
@@ -191,6 +193,7 @@ class OpenVINOEngine:
     def _compile(self, core: ov.Core, config: dict[str, str]) -> ov.CompiledModel:
         assert self._load is not None, "an engine is entered once"
         content = self._load()
+        self.was_compiled = True
         # It holds the graph as read from disk, which is as large as all that follows.
         self._load = None
         model = core.read_model(content)

@@ -301,8 +301,8 @@ def _starts(found: Benchmark) -> str:
             rows.append((str(group), *(f"{seconds:.2f}" for seconds in times)))
     header = ["process", "load s", "engine open after s", "first row after s"]
     return report.table(header, rows, numbers=(1, 2, 3)) + report.paragraph(
-        "From the start of a process. Load is importing the backend and opening the engine, with files and compiled "
-        "models from this machine's caches, as they were found."
+        "From the start of a process. Load is importing the backend and opening the engine, with its compiled model "
+        "from the cache: what had to be compiled was compiled in a process before this one."
     )
 
 

@@ -49,8 +49,7 @@ class Row:
     much of it is reached: the median of what each round gives, whose three figures were taken nearest to each other.
     `gflops` are GFLOP/s of the engine alone in convolutions and fully connected layers; `fraction_of_ceiling` is that
     over the GFLOP/s of large matrix products in the same backend and precision.
-    `peak_bytes` is of the process, which had run no larger batch; where a compiled model was in no cache yet, compiling
-    it is in there.
+    `peak_bytes` is of the process, which had run no larger batch, and whose compiled model came from the cache.
     """
 
     configuration: Configuration

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ModelError
+from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend
 from alexdeploy.inference.bench_ceiling import CPU_SIZE, ceiling_size
 from alexdeploy.inference.bench_process import Processes
 from alexdeploy.inference.bench_timing import PAUSE_SECONDS, Configuration, Group, Slice, interleaved, slice_seconds
 from alexdeploy.inference.bench_worker import Job, Task
+from alexdeploy.inference.pipeline import window_size
 
 DECODE = "decoding"
 DECODE_BATCH = 8
@@ -56,6 +58,8 @@ class _Item:
     key: Configuration | str
     kind: Literal["engine", "files"]
     batch_size: int
+    is_largest: bool = True
+    """No larger batch runs in its process, whose memory is then that of this one."""
 
 
 class Rounds:
@@ -94,10 +98,18 @@ class Rounds:
                 f"memory was short: {count} time{'s' if count > 1 else ''} a process was started again that had made "
                 "room for another. Each was warmed up, and took from the time for rounds. Fewer configurations fit"
             )
+        if self.processes.was_compiled:
+            notes.append(
+                "compiled models cannot be kept, as no cache can be written: memory and the first row have compiling "
+                "in them. ALEXDEPLOY_CACHE names a folder for it"
+            )
         return tuple(notes)
 
     def open(self, groups: Sequence[Group], ceilings: Sequence[tuple[Backend, Precision]]) -> None:
-        """Start every process once and warm it up, smallest batch first: its memory is then that of this batch."""
+        """Start every process once and warm it up, smallest batch first: its memory is then that of this batch.
+
+        From files as many images are taken as the pipeline holds at once: its memory is then that of a long run.
+        """
         total = len(groups) + len(ceilings) + 1
         self._on_step("opening: decoding", 0, total)
         self._warm(_Item(process=DECODE, key=DECODE, kind="files", batch_size=DECODE_BATCH), num_images=DECODE_BATCH)
@@ -150,9 +162,16 @@ class Rounds:
                 self.processes.set_job(str(group), job)
         for each in own:
             process = self._process_of(each, is_largest=each is own[-1])
-            if self._warm(_Item(process=process, key=each, kind="engine", batch_size=each.batch_size)):
-                files = _Item(process=process, key=each, kind="files", batch_size=each.batch_size)
-                self._warm(files, num_images=self._wave(files))
+            engine = _Item(
+                process=process,
+                key=each,
+                kind="engine",
+                batch_size=each.batch_size,
+                is_largest=each is own[-1] or process != str(group),
+            )
+            if self._warm(engine):
+                files = replace(engine, kind="files")
+                self._warm(files, num_images=self._window(files))
         if own and self.measured[own[0]].failure is None:
             self.answer(group, self._process_of(own[0], is_largest=len(own) == 1), own[0].batch_size)
 
@@ -184,6 +203,13 @@ class Rounds:
         """Images that keep every stream busy for one batch."""
         return item.batch_size * self.processes.infos[item.process].num_streams
 
+    def _window(self, item: _Item) -> int:
+        """Images that the pipeline of `predict` holds at once."""
+        num_decoders = self._jobs[str(item.key.group)].num_threads if isinstance(item.key, Configuration) else None
+        return window_size(
+            item.batch_size, self.processes.infos[item.process].num_streams, num_decoders or available_processors()
+        )
+
     def _warm(self, item: _Item, num_images: int = 0) -> bool:
         """Run it once and forget how long it took; whether it runs."""
         seen = self._of(item)
@@ -193,7 +219,7 @@ class Rounds:
         except AlexDeployError as exc:
             seen.failure = exc
             return False
-        seen.peak_bytes = done.peak_bytes
+        seen.peak_bytes = _most(seen.peak_bytes, done.peak_bytes)
         seen.warm_rate = done.images_per_second
         self._items.append(item)
         return True
@@ -222,6 +248,8 @@ class Rounds:
         except AlexDeployError as exc:
             seen.failure = exc
             return
+        if item.is_largest:
+            seen.peak_bytes = _most(seen.peak_bytes, done.peak_bytes)
         if item.kind == "files":
             seen.file_rates.append(done.images_per_second)
         else:
@@ -233,6 +261,10 @@ class Rounds:
         rate = seen.file_rates[-1] if seen.file_rates else seen.warm_rate
         wave = self._wave(item)
         return wave * max(_LEAST_WAVES, round(rate * seconds / wave))
+
+
+def _most(*amounts: int | None) -> int | None:
+    return max((each for each in amounts if each is not None), default=None)
 
 
 def ceiling_name(backend: Backend, precision: Precision, *, on_gpu: bool = False) -> str:

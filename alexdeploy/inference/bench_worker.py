@@ -58,10 +58,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The engine is open; `load_seconds` is how much of the time since the process began that took."""
+    """The engine is open; `load_seconds` is how much of the time since the process began that took.
+
+    `was_compiled`: its model was in no cache, and was compiled in here.
+    """
 
     info: EngineInfo
     load_seconds: float
+    was_compiled: bool
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -260,13 +264,14 @@ def _serve(job: Job, asked: IO[bytes], replies: IO[bytes]) -> None:
     )
     sources = [Source(name=name, path=name) for name in job.files]
     with _open(job, folder) as engine:
-        write_frame(replies, Opened(info=engine.info, load_seconds=time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        # Only OpenVINO's engines compile: TensorRT's are built before.
+        was_compiled = getattr(engine, "was_compiled", False)
+        write_frame(replies, Opened(info=engine.info, load_seconds=seconds, was_compiled=was_compiled))
         run_files(Sized(engine, 1), sources, 1, options)
         write_frame(replies, Done())
-        # Every process has these: it is their pages that are in memory, once for all.
-        images = np.load(job.images, mmap_mode="r", allow_pickle=False)
         while (task := read_frame(asked, Asked)) is not None:
-            write_frame(replies, _do(task, Sized(engine, task.batch_size), images, sources, options))
+            write_frame(replies, _do(task, Sized(engine, task.batch_size), job.images, sources, options))
 
 
 def _open(job: Job, folder: ModelFolder) -> Engine:
@@ -283,19 +288,25 @@ def _open(job: Job, folder: ModelFolder) -> Engine:
     return place(folder, request).engine
 
 
-def _do(task: Task, engine: Engine, images: NDArray[np.uint8], sources: list[Source], options: PipelineOptions) -> Done:
+def _mapped(path: str) -> NDArray[np.uint8]:
+    """Anew each time that some are taken: pages that were read count as this process's memory while they are mapped."""
+    images: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return images
+
+
+def _do(task: Task, engine: Engine, images: str, sources: list[Source], options: PipelineOptions) -> Done:
     if task.kind != "answers":
         is_engine = task.kind == "engine"
         done = (
-            run_engine(engine, images, task.seconds)
+            run_engine(engine, _mapped(images), task.seconds)
             if is_engine
             else run_files(engine, sources, task.num_images, options)
         )
         return msgspec.structs.replace(done, peak_bytes=peak_bytes())
     parts = [
         # A copy: backends take no memory that they may not write to.
-        np.array(engine.run(np.array(images[start : start + task.batch_size])).probabilities)
-        for start in range(0, len(images), task.batch_size)
+        np.array(engine.run(np.array(_mapped(images)[start : start + task.batch_size])).probabilities)
+        for start in range(0, len(_mapped(images)), task.batch_size)
     ]
     np.save(task.path, np.concatenate(parts))
     return Done()

@@ -60,26 +60,33 @@ def rounds_of(job: Job, folder: Path, *batches: int, limit_bytes: int | None = N
 
 
 class OnGpu:
-    """Stands in for a process on a GPU, whose memory ends with the batches of all that are alive at `capacity`."""
+    """Stands in for a process on a GPU, whose memory ends with the batches of all that are alive at `capacity`.
+
+    Its own memory grows by a byte with each task of any.
+    """
 
     alive: list[OnGpu]
     events: list[str]
+    tasks: list[Task]
     capacity: float
+    device: str
 
     def __init__(self, job: Job) -> None:
         if sum(each.job.batch_size for each in self.alive) + job.batch_size > self.capacity:
             raise DeviceMemoryError("CUDA out of memory")
         self.job = job
         self.peak_bytes = 1
-        self.info = dataclasses.replace(AnswersAtOnce(job.batch_size).info, device="cuda:0")
+        self.was_compiled = False
+        self.info = dataclasses.replace(AnswersAtOnce(job.batch_size).info, device=self.device)
         self.start = Start(open_seconds=1.0, load_seconds=1.0, first_row_seconds=1.0)
         self.alive.append(self)
 
     def ask(self, task: Task) -> Done:
         self.events.append(f"{self.job.batch_size}: {task.kind}")
+        self.tasks.append(task)
         if task.kind == "answers":
             np.save(task.path, np.ones((1, 2), np.float32))
-        return Done(images_per_second=100.0, batch_seconds=(0.01,))
+        return Done(images_per_second=100.0, batch_seconds=(0.01,), peak_bytes=len(self.tasks))
 
     def end(self) -> None:
         self.alive.remove(self)
@@ -87,7 +94,7 @@ class OnGpu:
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> type[OnGpu]:
-    OnGpu.alive, OnGpu.events, OnGpu.capacity = [], [], float("inf")
+    OnGpu.alive, OnGpu.events, OnGpu.tasks, OnGpu.capacity, OnGpu.device = [], [], [], float("inf"), "cuda:0"
     monkeypatch.setattr(bench_process, "Process", OnGpu)
     return OnGpu
 
@@ -127,6 +134,31 @@ def test_what_a_bench_compiles_does_not_fill_the_cache_that_predict_has(
     monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
     Process(msgspec.structs.replace(job, backend="openvino")).end()
     assert [path.parent for path in tmp_path.rglob("*.blob")] == [tmp_path / "cache" / "bench" / "openvino"]
+
+
+def test_what_is_measured_did_not_compile_its_model_itself(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
+    job = msgspec.structs.replace(job, backend="openvino")
+    with Processes({"a": job}, limit_bytes=None) as processes:
+        assert not processes.open("a").was_compiled
+        assert len(list(tmp_path.rglob("*.blob"))) == 1
+    process = Process(job)
+    process.end()
+    assert not process.was_compiled
+
+
+def test_where_nothing_compiled_can_be_kept_that_is_told(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "file"))
+    rounds, group = rounds_of(msgspec.structs.replace(job, backend="openvino"), tmp_path, 2)
+    with rounds.processes:
+        rounds.open([group], [])
+        assert rounds.processes.open(str(group)).was_compiled
+    assert [note.partition(",")[0] for note in rounds.notes] == ["compiled models cannot be kept"]
 
 
 def test_a_process_that_cannot_open_raises_the_error_of_there(job: Job) -> None:
@@ -209,6 +241,33 @@ def test_in_openvino_whose_shapes_are_fixed_every_batch_has_an_engine_of_its_own
         starts = rounds.processes.starts
         assert set(starts) == {DECODE, str(group), f"{group}, batch 1"}
         assert rounds.processes.infos[f"{group}, batch 1"].batch_size == 1
+
+
+def test_from_files_the_first_run_takes_as_many_images_as_the_pipeline_holds(
+    job: Job, tmp_path: Path, on_gpu: type[OnGpu]
+) -> None:
+    rounds, group = rounds_of(msgspec.structs.replace(job, num_threads=3), tmp_path, 2)
+    with rounds.processes:
+        rounds.open([group], [])
+    # A batch that runs, one that is ready and one that fills, of 2 images each, and one image in each of 3 threads.
+    (files,) = (task for task in on_gpu.tasks if task.kind == "files" and task.batch_size == 2)
+    assert files.num_images == 9
+
+
+@pytest.mark.parametrize(("device", "rises"), [("cuda:0", [True, True]), ("cpu", [False, True])])
+def test_memory_rises_in_the_rounds_except_where_a_larger_batch_may_have_taken_it(
+    job: Job, tmp_path: Path, on_gpu: type[OnGpu], device: str, rises: list[bool]
+) -> None:
+    on_gpu.device = device
+    rounds, group = rounds_of(job, tmp_path, 1, 2)
+    with rounds.processes:
+        rounds.open([group], [])
+        keys = [key for key in rounds.measured if key != DECODE]
+        before = [rounds.measured[key].peak_bytes or 0 for key in keys]
+        # Decoding came first, and then engine and files of each.
+        assert before == [3, 5]
+        rounds.run(time.monotonic(), seed=0)
+    assert [(rounds.measured[key].peak_bytes or 0) > peak for key, peak in zip(keys, before, strict=True)] == rises
 
 
 def test_where_a_gpu_is_full_the_other_processes_end_and_it_is_tried_once_more(
