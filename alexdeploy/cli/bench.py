@@ -135,7 +135,8 @@ def bench(
     if _all_failed(found):
         first = found.rows[0]
         kind = by_name(first.error_kind or "")
-        raise kind(f"nothing could be measured: {first.configuration}: {first.error}", cure=first.cure)
+        what = "nothing could be measured" if first.latency is None else "all configurations failed"
+        raise kind(f"{what}: {first.configuration}: {first.error}", cure=first.cure)
     if found.failure is not None:
         raise DeviceError(
             f"no configuration keeps {found.limits}: {found.failure}",
@@ -258,11 +259,10 @@ def _print_rows(console: Console, rows: list[Row]) -> None:
     for row in rows:
         named = row.configuration
         cells = [named.backend, named.precision, str(named.batch_size)]
-        if row.error is not None:
+        latency = row.latency
+        if latency is None:
             table.add_row(*cells, "error", style="red")
             continue
-        latency = row.latency
-        assert latency is not None
         cells += [number(row.images_per_second, ",.1f"), number(row.files_per_second, ",.1f")]
         cells += [percent(row.fraction_of_bound), f"{latency.p50_ms:,.1f}", f"{latency.p95_ms:,.1f}"]
         cells.append("" if row.agreed is None else f"{row.agreed.num_same}/{row.agreed.num_images}")
@@ -270,7 +270,7 @@ def _print_rows(console: Console, rows: list[Row]) -> None:
             cells.append(percent(row.fraction_of_ceiling))
             cells.append(number(None if row.peak_bytes is None else row.peak_bytes / 1e6, ",.0f"))
             cells.append(number(None if row.start is None else row.start.first_row_seconds, ".2f"))
-        table.add_row(*cells)
+        table.add_row(*cells, style="" if row.error is None else "red")
     console.print(table)
     for error in errors_of(rows):
         console.print(Text(out.printable(error), "red"), soft_wrap=True)

@@ -16,6 +16,7 @@ from alexdeploy.inference.bench_results import (
     Row,
     best_of,
     cures_of,
+    errors_of,
     number,
     parts,
     percent,
@@ -40,6 +41,7 @@ def write_report(found: Benchmark, path: Path) -> None:
             *_picked(found),
             report.heading("All configurations"),
             _rows(found),
+            *map(report.paragraph, errors_of([row for row in found.rows if row.latency is not None])),
             *map(report.paragraph, cures_of(found.rows)),
             report.paragraph(
                 "Engine: images/s on decoded images with every stream busy. Files: images/s as predict does it, from "
@@ -236,6 +238,8 @@ def _time_of_an_image(found: Benchmark) -> list[str]:
         if any(widths):
             axes.barh(places, widths, left=left, height=0.65, color=color, label=name)
         left = [a + b for a, b in zip(left, widths, strict=True)]
+    whole = [told.whole for _, told in bars]
+    axes.plot(whole, places, color="black", linestyle="", marker="|", markersize=14, markeredgewidth=1.6, label="whole")
     axes.set_yticks(places, [name for name, _ in bars])
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds of all cores for one image")
@@ -244,8 +248,9 @@ def _time_of_an_image(found: Benchmark) -> list[str]:
     caption = (
         "One image from file to row, at the fastest batch of each. Decode and engine are what they take alone; "
         "preprocessing, from pixels to views, is told apart where the layers were timed, and is in engine elsewhere. "
-        "Rest is what these do not explain; a bar without one is at its bound, or above it, where decoding fills cores "
-        "that the engine leaves idle while it is alone."
+        "The black mark is the whole time of an image, as measured from files to rows. Rest is what the parts do not "
+        "explain of it. A mark inside its bar says that together they take less than one after the other: decoding "
+        "fills cores that the engine leaves idle while it is alone."
     )
     return [
         report.heading("Where the time of one image goes"),

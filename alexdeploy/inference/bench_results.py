@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, NumViews
@@ -40,9 +40,10 @@ class Agreed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One configuration. Rates are medians over rounds; what is not known is None, and everything is with an `error`.
+    """One configuration. Rates are medians over rounds; what is not known is None.
 
-    `error_kind` is the name of its class in core/errors.py, `cure` what may mend it.
+    With an `error` only what had been measured before it is known; such a row is never picked. `error_kind` is the name
+    of its class in core/errors.py, `cure` what may mend it.
     `images_per_second` and `views_per_second` are of the engine alone, on decoded images, all streams busy.
     `files_per_second` is what `predict` does: files to rows, reading and decoding included. `bound_per_second` is the
     most that decoding alone and the engine alone allow together (`bench_timing.bound`). `fraction_of_bound` is how
@@ -165,6 +166,10 @@ class Parts:
     engine: float
     rest: float
 
+    @property
+    def whole(self) -> float:
+        return self.decode + (self.preprocessing or 0.0) + self.engine + self.rest
+
 
 def make_row(
     configuration: Configuration,
@@ -178,17 +183,20 @@ def make_row(
     agreed: Agreed | None,
 ) -> Row:
     """The figures of one configuration. `flops` are those of an image with its views."""
-    if (failure := seen.failure) is not None:
-        return Row(
-            configuration=configuration,
-            device=device,
-            error=failure.message,
-            error_kind=type(failure).__name__,
-            cure=failure.cure,
-            start=start,
-        )
+    failure = seen.failure
+    error = seen.error
+    if failure is None and not seen.slices:
+        error = "not measured before the end"
+    row = Row(
+        configuration=configuration,
+        device=device,
+        error=error,
+        error_kind=None if failure is None else type(failure).__name__,
+        cure=None if failure is None else failure.cure,
+        start=start,
+    )
     if not seen.slices:
-        return Row(configuration=configuration, device=device, error="not measured before the end", start=start)
+        return row
     rate = median_rate([each.images_per_second for each in seen.slices]) or 0.0
     decode, shares = median_rate(decode_rates), _is_cpu(device)
     fractions = [
@@ -197,9 +205,8 @@ def make_row(
         for decode_rate, each, file_rate in zip(decode_rates, seen.slices, seen.file_rates, strict=False)
     ]
     gflops = None if flops is None else rate * flops / 1e9
-    return Row(
-        configuration=configuration,
-        device=device,
+    return replace(
+        row,
         num_rounds=len(seen.slices),
         latency=latency(seen.slices),
         images_per_second=rate,
@@ -210,7 +217,6 @@ def make_row(
         gflops=gflops,
         fraction_of_ceiling=gflops / ceiling_gflops if gflops and ceiling_gflops else None,
         peak_bytes=seen.peak_bytes,
-        start=start,
         agreed=agreed,
     )
 
@@ -227,7 +233,7 @@ def measured_ceiling(backend: Backend, precision: Precision, seen: Measured, flo
 
 
 def candidates(rows: Sequence[Row]) -> list[Candidate]:
-    """The configurations that can be picked: those whose speed from files is known, as it is by it that they are."""
+    """The configurations that can be picked: those that never failed and whose speed from files is known."""
     return [
         Candidate(
             configuration=row.configuration,
@@ -236,7 +242,7 @@ def candidates(rows: Sequence[Row]) -> list[Candidate]:
             agreement=None if row.agreed is None else row.agreed.share,
         )
         for row in rows
-        if row.latency is not None and row.files_per_second is not None
+        if row.error is None and row.latency is not None and row.files_per_second is not None
     ]
 
 
@@ -263,10 +269,18 @@ def errors_of(rows: Sequence[Row]) -> list[str]:
         by_group.setdefault(row.configuration.group, []).append(row)
     lines = []
     for group, own in by_group.items():
-        is_one = len({row.error for row in own}) == 1
-        named = [(group, own[0].error)] if is_one else [(row.configuration, row.error) for row in own]
+        told = [_told(row) for row in own]
+        is_one = len(set(told)) == 1
+        named = [(group, told[0])] if is_one else list(zip([row.configuration for row in own], told, strict=True))
         lines += [f"{name}: {error}" for name, error in named if error is not None]
     return lines
+
+
+def _told(row: Row) -> str | None:
+    if row.error is None or row.latency is None:
+        return row.error
+    rounds = f"{row.num_rounds} round{'' if row.num_rounds == 1 else 's'}"
+    return f"failed after {rounds}, whose figures are shown, and is not picked: {row.error}"
 
 
 def cures_of(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -325,8 +339,8 @@ def ceiling_of(ceilings: Sequence[Ceiling], backend: Backend, precision: Precisi
 
 
 def best_of(rows: Sequence[Row], group: Group) -> Row | None:
-    """The batch of a group that is fastest from files."""
-    own = [row for row in rows if row.configuration.group == group and row.files_per_second]
+    """The batch of a group that is fastest from files, of those that never failed."""
+    own = [row for row in rows if row.configuration.group == group and row.files_per_second and row.error is None]
     return max(own, key=lambda row: row.files_per_second or 0.0, default=None)
 
 

@@ -77,7 +77,9 @@ def benchmark(
         prepared = _prepare(options, spec, Path(temporary), on_note)
         tell(*agreement_notes(options, len(prepared.images)))
         rounds, interrupted = _measure(folder, options, configurations, prepared, began + options.seconds, on_step)
-        lacking = unable(options, {each: rounds.measured[each].failure for each in configurations})
+        # What failed later than at once did run here.
+        seen = {each: rounds.measured[each] for each in configurations}
+        lacking = unable(options, {each: None if one.slices else one.failure for each, one in seen.items()})
         tell(*(f"{backend} {precision} is left out: {why}" for (backend, precision), why in lacking.items()))
         kept = [each for each in configurations if (each.backend, each.precision) not in lacking]
         decode_rates = rounds.measured.get(DECODE, Measured()).file_rates
@@ -319,7 +321,8 @@ def _profiles(
         own = [
             row
             for row in rows
-            if (row.configuration.backend, row.configuration.num_views) == (backend, views) and row.device == "cpu"
+            if (row.configuration.backend, row.configuration.num_views, row.device) == (backend, views, "cpu")
+            and row.error is None
         ]
         best = max(own, key=lambda row: row.images_per_second or 0.0, default=None)
         if best is None or best.images_per_second is None:

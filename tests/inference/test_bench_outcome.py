@@ -14,7 +14,16 @@ from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, U
 from alexdeploy.inference import bench_plan
 from alexdeploy.inference.bench_plan import BenchOptions, agreement_notes, hidden_references, plan, references, unable
 from alexdeploy.inference.bench_report import write_report
-from alexdeploy.inference.bench_results import Benchmark, Machine, Row, candidates, errors_of, make_row, why_not
+from alexdeploy.inference.bench_results import (
+    Benchmark,
+    Machine,
+    Row,
+    best_of,
+    candidates,
+    errors_of,
+    make_row,
+    why_not,
+)
 from alexdeploy.inference.bench_rounds import Measured
 from alexdeploy.inference.bench_timing import Candidate, Configuration, Group, Limits, Slice
 from alexdeploy.inference.benchmark import benchmark
@@ -213,6 +222,20 @@ def test_what_has_no_speed_from_files_is_no_candidate() -> None:
     whole = row_of(Measured(slices=[BATCH], file_rates=[60.0]))
     assert [(each.configuration, each.images_per_second) for each in candidates([engine_only, whole])] == [
         (whole.configuration, 60.0)
+    ]
+
+
+def test_what_fails_late_keeps_its_figures_beside_the_error_and_is_no_candidate() -> None:
+    seen = Measured(slices=[BATCH] * 40, file_rates=[60.0] * 39, failure=DeviceError("no answer", cure="Look."))
+    late = row_of(seen, batch_size=8)
+    whole = row_of(Measured(slices=[BATCH], file_rates=[50.0]))
+    assert (late.error, late.error_kind, late.cure) == ("no answer", "DeviceError", "Look.")
+    assert (late.num_rounds, late.images_per_second, late.files_per_second) == (40, 80.0, 60.0)
+    assert late.latency is not None
+    assert [each.configuration for each in candidates([late, whole])] == [whole.configuration]
+    assert best_of([late, whole], late.configuration.group) is whole
+    assert errors_of([late, whole]) == [
+        "openvino fp32 1 view, batch 8: failed after 40 rounds, whose figures are shown, and is not picked: no answer"
     ]
 
 

@@ -139,6 +139,14 @@ def test_the_parts_of_an_image_are_its_whole_time() -> None:
     assert found.preprocessing is not None
     assert (found.decode, found.preprocessing, found.engine) == pytest.approx((1e3 / 300, 0.2 * 12.5, 0.8 * 12.5))
     assert found.decode + found.preprocessing + found.engine + found.rest == pytest.approx(20.0)
+    assert found.whole == pytest.approx(20.0)
+
+
+def test_the_whole_time_of_an_image_is_that_of_its_file_where_its_parts_take_longer() -> None:
+    found = parts(row_of(Slice(batch_seconds=(0.1,), images_per_second=80), files=100.0), 300.0, None)
+    assert found is not None
+    assert found.decode + found.engine > found.whole == pytest.approx(10.0)
+    assert found.rest < 0
 
 
 def test_a_configuration_without_a_slice_says_that_it_was_not_measured() -> None:
