@@ -283,6 +283,18 @@ def test_the_page_shows_names_paths_errors_and_cures_as_text(tmp_path: Path) -> 
         assert raw not in text
 
 
+def test_the_page_tells_what_failed_late_beside_its_figures_and_marks_the_whole_time_of_an_image(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("matplotlib")
+    late = row_of(Measured(slices=[BATCH], file_rates=[70.0], failure=DeviceError("no answer")), batch_size=8)
+    write_report(found_of(row_of(Measured(slices=[BATCH], file_rates=[60.0])), late), tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "batch 8: failed after 1 round, whose figures are shown, and is not picked: no answer" in text
+    assert ">70.0<" in text
+    assert ">whole</text>" in text
+
+
 def test_latencies_within_one_decade_have_an_axis_that_can_be_read(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     slices = [Slice(batch_seconds=(0.115, 0.15, 0.19, 0.29), images_per_second=50.0)]
