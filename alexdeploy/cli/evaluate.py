@@ -141,7 +141,7 @@ class _Watcher:
         for note in plan.notes:
             out.note(note)
         bar = self._stack.enter_context(out.progress("images"))
-        task = bar.add_task("evaluate", total=plan.num_images)
+        task = bar.add_task("evaluate", total=plan.num_images, kept=0)
         self._advance = lambda: bar.advance(task)
 
     def count(self, image: ImageResult) -> None:

@@ -9,13 +9,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from alexdeploy.core.errors import AlexDeployError, OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, Task
 
 _WIDE = 1000
 
@@ -110,30 +111,37 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def progress(unit: str) -> Iterator[Progress]:
-    """A progress bar with rate and time left on stderr; draws nothing when stderr is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    """A progress bar on stderr with the rate and, where there is a total, the time left; nothing but on a terminal.
+
+    Of a task with the field `kept`, what was done before it began, the rate is that since its start; of others, that of
+    the last seconds, for what has phases.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:,.0f} {unit}/s")
+            speed = _speed(task)
+            return Text("" if speed is None else f"{speed:,.{0 if speed >= 10 else 1}f} {unit}/s")
+
+    class TimeLeft(ProgressColumn):
+        # As rich's own: more often it would only flicker.
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            speed = _speed(task)
+            if task.remaining is None:
+                return Text("")
+            return Text(str(timedelta(seconds=math.ceil(task.remaining / speed))) if speed else "-:--:--")
 
     console = stderr()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), Rate(), TimeLeft())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         yield bar
+
+
+def _speed(task: Task) -> float | None:
+    if "kept" not in task.fields:
+        return task.finished_speed or task.speed
+    done = task.completed - task.fields["kept"]
+    return done / task.elapsed if done and task.elapsed else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -17,7 +18,10 @@ from alexdeploy.cli.options import view_count
 from alexdeploy.core.errors import DeviceError, ModelError, OutputError, UsageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from alexdeploy.engines.base import EngineInfo
+    from alexdeploy.images.sources import Inputs
     from alexdeploy.inference.predict import Predictor
     from alexdeploy.inference.results import Format, Row
 
@@ -87,7 +91,7 @@ def predict(
 
     Ends with exit code 3 if some of the rows are errors.
     """
-    from alexdeploy.images.sources import iter_sources
+    from alexdeploy.images.sources import read_inputs
     from alexdeploy.inference import journal, results
     from alexdeploy.inference.predict import Predictor
 
@@ -120,15 +124,17 @@ def predict(
             out.note(note)
     if path is not None and has_finished:
         with predictor:
-            summary = journal.check_finished(predictor, iter_sources(inputs), path, chosen)
+            summary = journal.check_finished(predictor, read_inputs(inputs), path, chosen)
         out.note(f"{output} is complete, nothing to resume. Without --resume it is made again.")
         raise typer.Exit(3 if summary.num_errors else 0)
     report = _Report(quiet=quiet, shows_progress=path is not None or not sys.stdout.isatty())
     with report, predictor:
+        given = read_inputs(inputs)
+        report.begin(given)
         if path is None:
-            _stream(predictor, inputs, output, chosen, report)
+            _stream(predictor, given, output, chosen, report)
         else:
-            _write_file(predictor, inputs, path, chosen, report)
+            _write_file(predictor, given, path, chosen, report)
     report.summarize(predictor)
     if report.num_errors:
         raise typer.Exit(3)
@@ -160,12 +166,11 @@ def _batch_size(text: str | None, *, is_single: bool) -> int | Literal["auto"]:
     return int(text)
 
 
-def _write_file(predictor: Predictor, inputs: list[str], path: Path, kind: Format, report: _Report) -> None:
-    from alexdeploy.images.sources import iter_sources
+def _write_file(predictor: Predictor, inputs: Inputs, path: Path, kind: Format, report: _Report) -> None:
     from alexdeploy.inference.journal import journal_path, predict_to_file
 
     try:
-        summary = predict_to_file(predictor, iter_sources(inputs), path, kind, on_row=report.count)
+        summary = predict_to_file(predictor, inputs, path, kind, on_row=report.count)
     except (KeyboardInterrupt, DeviceError, ModelError, OutputError):
         if journal_path(path).exists():
             out.note(f"Stopped; the rows so far are in {journal_path(path)}. To go on, add --resume.")
@@ -174,7 +179,7 @@ def _write_file(predictor: Predictor, inputs: list[str], path: Path, kind: Forma
     report.num_errors = summary.num_errors
 
 
-def _stream(predictor: Predictor, inputs: list[str], output: Path | None, kind: Format, report: _Report) -> None:
+def _stream(predictor: Predictor, inputs: Inputs, output: Path | None, kind: Format, report: _Report) -> None:
     """Write rows to stdout, or to a pipe or device, each as it comes."""
     import shutil
 
@@ -190,7 +195,7 @@ def _stream(predictor: Predictor, inputs: list[str], output: Path | None, kind: 
     encoding = (sys.stdout.encoding or "utf-8") if kind == "table" and output is None else "utf-8"
     with (
         _open_sink(output, report.stdout) as write,
-        closing(predictor.predict(inputs)) as rows,
+        closing(predictor.predict_sources(inputs)) as rows,
     ):
         write(form.header.encode(encoding, "backslashreplace"))
         for row in rows:
@@ -241,23 +246,40 @@ class _Report:
         self.stdout = sys.stdout.buffer
         self._shows_progress = shows_progress and not quiet and sys.stderr.isatty()
         self._stack = ExitStack()
-        self._advance: Callable[[], None] = lambda: None
+        self._is_over = False
 
     def __enter__(self) -> _Report:
         self._began = time.monotonic()
+        self._bar: Progress | None = None
         if self._shows_progress:
-            bar = self._stack.enter_context(out.progress("images"))
-            task = bar.add_task("predict", total=None)
-            self._advance = lambda: bar.advance(task)
+            self._bar = self._stack.enter_context(out.progress("images"))
+            # While the model is opened nothing can be said of the rate.
+            self._task = self._bar.add_task("predict", start=False, total=None, kept=0)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over = True
         self._stack.close()
 
+    def begin(self, inputs: Inputs) -> None:
+        """Start the clock of the progress bar, and count the inputs beside the work, which walks them as it goes."""
+        if self._bar is not None:
+            self._bar.start_task(self._task)
+            threading.Thread(target=self._count_inputs, args=(self._bar, inputs), daemon=True).start()
+
+    def _count_inputs(self, bar: Progress, inputs: Inputs) -> None:
+        total = inputs.count(lambda: not self._is_over)
+        if total is not None:
+            bar.update(self._task, total=total)
+
     def count(self, row: Row) -> None:
+        if self._bar is not None:
+            if self.num_rows == 0:
+                # The rows before it are those of the run that this one goes on with.
+                self._bar.update(self._task, kept=row.index)
+            self._bar.update(self._task, completed=row.index + 1)
         self.num_rows += 1
         self.num_errors += row.error is not None
-        self._advance()
 
     def summarize(self, predictor: Predictor) -> None:
         """How many images, how fast, and what gave the answers; of replicas, what each of them did."""

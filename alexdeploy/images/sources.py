@@ -11,7 +11,7 @@ import glob
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -70,6 +70,36 @@ class Source:
         return data
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the user named, and what stood on standard input; it can be walked more than once."""
+
+    texts: tuple[str, ...]
+    standard_input: bytes = b""
+
+    def __iter__(self) -> Iterator[Source]:
+        return _iter_sources(self.texts, self.standard_input)
+
+    def count(self, is_wanted: Callable[[], bool] = lambda: True) -> int | None:
+        """How many sources there are; None with images in archives, which would have to be read for it.
+
+        It takes as long as to list the folders, and gives up where it `is_wanted` no more.
+        """
+        number = 0
+        with closing(_iter_sources(self.texts, self.standard_input)) as found:
+            for source in found:
+                if source.data is not None or not is_wanted():
+                    return None
+                number += 1
+        return number
+
+
+def read_inputs(inputs: Iterable[str | os.PathLike[str]]) -> Inputs:
+    """Take what `iter_sources` takes. Standard input is read here and now."""
+    texts = tuple(os.fspath(given) for given in inputs)
+    return Inputs(texts=texts, standard_input=sys.stdin.buffer.read() if "-" in texts else b"")
+
+
 def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
     """Name the images behind `inputs`, in their order, each when the caller asks for it.
 
@@ -81,11 +111,10 @@ def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
     Members of archives are in memory when they come; nothing else is read, but standard input, which is read
     here and now: in the thread of the caller, a Ctrl-C ends the wait for it.
     """
-    texts = [os.fspath(given) for given in inputs]
-    return _iter_sources(texts, sys.stdin.buffer.read() if "-" in texts else b"")
+    return iter(read_inputs(inputs))
 
 
-def _iter_sources(inputs: list[str], standard_input: bytes) -> Iterator[Source]:
+def _iter_sources(inputs: Iterable[str], standard_input: bytes) -> Generator[Source, None, None]:
     for text in inputs:
         if text == "-":
             yield from _from_list(standard_input, "standard input", "")

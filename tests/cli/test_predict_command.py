@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -267,6 +268,28 @@ def test_closed_streams_are_no_reason_to_lose_rows(workplace: Path, closed: str)
     words = ["sh", "-c", f'exec "$@" {closed}', "sh", *command("images", "--output", "out.csv")]
     assert subprocess.run(words, check=False).returncode == 0
     assert len((workplace / "out.csv").read_text().splitlines()) == 6
+
+
+@posix_only
+def test_progress_on_a_terminal_has_a_total_and_a_rate_that_can_be_true(workplace: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    with subprocess.Popen(
+        command("images", "--output", "out.csv"), stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    ):
+        os.close(theirs)
+        shown = b""
+        # Linux says EIO where others say end of file.
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 65536):
+                shown += part
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    *_, (rate, left) = re.findall(r" 5/5 ([\d.,]+) images/s (\d+:\d\d:\d\d)", text)
+    assert float(rate.replace(",", "")) < 2000
+    assert left == "0:00:00"
 
 
 @posix_only

@@ -17,7 +17,7 @@ import pytest
 from alexdeploy.core.errors import ImageError
 from alexdeploy.images import archives
 from alexdeploy.images.listing import MAX_FILE_BYTES, walk_images
-from alexdeploy.images.sources import Source, iter_sources, read_file
+from alexdeploy.images.sources import Source, iter_sources, read_file, read_inputs
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -692,3 +692,23 @@ def test_a_tar_member_of_a_negative_size_ends_the_archive_and_not_the_time(tmp_p
     (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(10240))
     (source,) = iter_sources([str(tmp_path / "a.tar")])
     assert "a member of -512 bytes" in problem(source)
+
+
+def test_inputs_are_counted_without_being_used_up(tmp_path, monkeypatch):
+    fill(tmp_path, "a/1.jpg", "a/2.heic", "a/no.txt", "b.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"a\nb.jpg\n")))
+    inputs = read_inputs(["a", "-", "*.jpg", "missing.jpg"])
+    assert inputs.count() == inputs.count() == len(list(inputs)) == 2 + 3 + 1 + 1
+
+
+def test_images_in_archives_are_not_counted_since_they_would_have_to_be_read(tmp_path):
+    fill(tmp_path, "a.jpg")
+    write_zip(tmp_path / "b.zip", "c.jpg")
+    assert read_inputs([str(tmp_path / "a.jpg"), str(tmp_path / "b.zip")]).count() is None
+
+
+def test_counting_ends_where_nobody_wants_to_know_any_more(tmp_path):
+    fill(tmp_path, *(f"{index}.jpg" for index in range(9)))
+    answers = iter([True, True, False])
+    assert read_inputs([str(tmp_path)]).count(lambda: next(answers)) is None

@@ -1,0 +1,27 @@
+"""The bar that commands show on a terminal."""
+
+from __future__ import annotations
+
+import pytest
+from rich.progress import Progress
+
+from alexdeploy.cli.output import _speed
+
+
+@pytest.mark.parametrize(("kept", "speed"), [(0, 16.0), (4, 8.0)])
+def test_the_rate_is_what_was_done_by_the_time_it_took_however_the_counts_came(kept: int, speed: float) -> None:
+    now = 0.0
+    bar = Progress(get_time=lambda: now, disable=True)
+    task = bar.add_task("predict", total=100, kept=kept)
+    # A batch of eight comes all at once, half a second after the start.
+    now = 0.5
+    for number in range(8):
+        now += 1e-6
+        bar.update(task, completed=number + 1)
+    assert _speed(bar.tasks[0]) == pytest.approx(speed, rel=1e-3)
+
+
+def test_there_is_no_rate_before_anything_is_done() -> None:
+    bar = Progress(disable=True)
+    bar.add_task("predict", start=False, total=None, kept=0)
+    assert _speed(bar.tasks[0]) is None
