@@ -102,6 +102,12 @@ def _features(architecture: Architecture) -> Iterator[Layer]:
         for step in steps:
             if step == "lrn" and conv.lrn and architecture.lrn is not None:
                 towers = architecture.towers if architecture.lrn.per_tower else 1
+                if channels % towers:
+                    # The shape that halves the maps would take what is left over from the next image of the batch.
+                    raise RecipeError(
+                        f"norm{index}: {channels} maps do not divide into {towers} towers",
+                        cure=f"Give {name} another number of channels, or set architecture.lrn.per_tower=false.",
+                    )
                 yield Layer(
                     kind="lrn",
                     name=f"norm{index}",

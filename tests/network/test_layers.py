@@ -78,3 +78,14 @@ def test_a_kernel_that_does_not_fit_is_named() -> None:
     architecture = load_recipe("alexnet", ["architecture.input=31"]).architecture
     with pytest.raises(RecipeError, match=r"pool2.*does not fit"):
         plan_layers(architecture, 10)
+
+
+@pytest.mark.parametrize("order", ["lrn-pool", "pool-lrn"])
+def test_maps_that_two_towers_cannot_share_out_are_refused_where_lrn_is_per_tower(order: str) -> None:
+    conv = "{channels=5, kernel=11, stride=4, padding=0, crossing=false, lrn=true, pool=true}"
+    small = (f"architecture.convs=[{conv}]", "architecture.hidden=[33]", f"architecture.order='{order}'")
+    with pytest.raises(RecipeError, match="norm1: 5 maps do not divide into 2 towers") as caught:
+        plan_layers(load_recipe("alexnet", small).architecture, 7)
+    assert "conv1" in str(caught.value.cure)
+    across = load_recipe("alexnet", [*small, "architecture.lrn.per_tower=false"]).architecture
+    assert [layer.groups for layer in plan_layers(across, 7) if layer.kind == "lrn"] == [1]
