@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from alexdeploy.core.artifacts import atomic_write, output_error, sync_folder
 from alexdeploy.core.errors import InputError, UsageError
+from alexdeploy.core.locks import take_lock
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
 from alexdeploy.inference.results import Format, Record, Row, Shape, read_records, short_artifact, write_rows
@@ -147,11 +148,9 @@ class Journal:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as exc:
             raise output_error(self.path, exc) from exc
-        try:
-            self._lock()
-        except BaseException:
+        if not take_lock(self._descriptor, self.path):
             os.close(self._descriptor)
-            raise
+            raise UsageError(f"another process is writing {self.path}", cure="Wait for it, or choose another --output.")
         return self
 
     def __exit__(
@@ -191,22 +190,6 @@ class Journal:
         except OSError as exc:
             raise output_error(self.path, exc) from exc
         self._synced_at = time.monotonic()
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:
-            return
-        busy = UsageError(f"another process is writing {self.path}", cure="Wait for it, or choose another --output.")
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise busy from None
-        except OSError:
-            return
-        # The other process may have completed, and so renamed, the file between the opening and the lock.
-        if not self.path.exists() or not os.path.samestat(os.fstat(self._descriptor), self.path.stat()):
-            raise busy
 
 
 def read_rows(path: Path) -> Iterator[tuple[Row, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import torch
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DataError, DeviceMemoryError, UsageError
+from alexdeploy.core.locks import hold_folder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
@@ -91,8 +92,8 @@ def train(
 
     With `options.resume` a run goes on from its checkpoint; on the CPU with one thread it ends with the same bits
     as one that was never stopped, since every random draw comes from (seed, epoch, step). KeyboardInterrupt
-    writes a checkpoint and goes up. Raises UsageError for a folder in use or a resumed run that has changed,
-    DataError for images that cannot be decoded, DivergedError, DeviceError, OutputError.
+    writes a checkpoint and goes up. Raises UsageError for a folder in use, by another process too, or a resumed run
+    that has changed, DataError for images that cannot be decoded, DivergedError, DeviceError, OutputError.
 
     Every process of a `group` is to call it with the same arguments; `folder` is read and written, and events are
     told, by rank 0 alone. Processes that replace others go on from the checkpoint of those. Raises UsageError for
@@ -116,31 +117,32 @@ def train(
     _check_same_everywhere(group, _shared_facts(identity, recipe, options, device))
     if group.has_begun:
         options = dataclasses.replace(options, resume=True, overwrite=False)
-    checkpoint = group.on_main(lambda: _find_checkpoint(folder, identity, options))
-    if group.has_begun and group.is_main and checkpoint is None and not log_path(folder).is_file():
-        on_event(
-            Notice(
-                message=f"the processes were started again, and {folder.path} has nothing to go on from: training "
-                "begins anew; if rank 0 is on another machine than before, the checkpoint is there"
+    with _held(folder) if group.is_main else nullcontext():
+        checkpoint = group.on_main(lambda: _find_checkpoint(folder, identity, options))
+        if group.has_begun and group.is_main and checkpoint is None and not log_path(folder).is_file():
+            on_event(
+                Notice(
+                    message=f"the processes were started again, and {folder.path} has nothing to go on from: training "
+                    "begins anew; if rank 0 is on another machine than before, the checkpoint is there"
+                )
             )
-        )
-    job = _Job(recipe=recipe, folder=folder, options=options, device=device, identity=identity, group=group)
-    if checkpoint is not None:
-        finished = group.on_main(lambda: _finished(opened, job, checkpoint))
-        if finished is not None:
-            if group.is_main:
-                on_event(AlreadyFinished(num_epochs=checkpoint.progress.schedule.num_epochs))
-            return finished
-    threads = options.threads if group.size == 1 else num_threads
-    with _torch_settings(threads, device):
-        try:
-            watch = on_event if group.is_main else _ignore
-            return _train(opened, job, checkpoint, watch)
-        except torch.OutOfMemoryError as exc:
-            raise DeviceMemoryError(
-                f"{device} ran out of memory with batches of {recipe.training.batch_size}",
-                cure="Use smaller ones: --batch-size",
-            ) from exc
+        job = _Job(recipe=recipe, folder=folder, options=options, device=device, identity=identity, group=group)
+        if checkpoint is not None:
+            finished = group.on_main(lambda: _finished(opened, job, checkpoint))
+            if finished is not None:
+                if group.is_main:
+                    on_event(AlreadyFinished(num_epochs=checkpoint.progress.schedule.num_epochs))
+                return finished
+        threads = options.threads if group.size == 1 else num_threads
+        with _torch_settings(threads, device):
+            try:
+                watch = on_event if group.is_main else _ignore
+                return _train(opened, job, checkpoint, watch)
+            except torch.OutOfMemoryError as exc:
+                raise DeviceMemoryError(
+                    f"{device} ran out of memory with batches of {recipe.training.batch_size}",
+                    cure="Use smaller ones: --batch-size",
+                ) from exc
 
 
 def _ignore(_event: Event) -> None:
@@ -176,6 +178,14 @@ def _check_same_everywhere(group: ProcessGroup, facts: dict[str, Any]) -> None:
                 "not all processes are asked for the same: " + "; ".join(changes),
                 cure="Give every machine the same options and the same images.",
             )
+
+
+def _held(folder: ModelFolder) -> AbstractContextManager[None]:
+    """To be taken before anything is read: with two at work, each would go on from what the other writes."""
+    return hold_folder(
+        folder.path,
+        UsageError(f"another process is writing {folder.path}", cure="Wait for it, or choose another --name."),
+    )
 
 
 def _find_checkpoint(folder: ModelFolder, identity: Identity, options: TrainOptions) -> Checkpoint | None:

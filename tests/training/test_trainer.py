@@ -217,6 +217,23 @@ def test_ctrl_c_saves_and_exits_130(folder, tiny_folder):
     assert read_checkpoint(folder.checkpoint_path).progress.step > 0
 
 
+@pytest.mark.parametrize("changes", [{"resume": True}, {"overwrite": True}, {}])
+def test_a_folder_that_is_being_trained_into_is_refused_and_the_run_ends_as_alone(
+    folder, tiny_data, uninterrupted, changes
+):
+    pytest.importorskip("fcntl")
+
+    def begin_another(event: Event) -> None:
+        # The first step: there is no checkpoint yet.
+        if isinstance(event, Step) and (event.epoch, event.step) == (1, 1):
+            with pytest.raises(UsageError, match=f"another process is writing {folder.path}"):
+                train(tiny_data, tiny_recipe(), folder, dataclasses.replace(ONE_THREAD, **changes), ignore)
+
+    train(tiny_data, tiny_recipe(), folder, ONE_THREAD, begin_another)
+    assert final_state(folder) == final_state(uninterrupted)
+    assert not list(folder.path.glob(".*"))
+
+
 def test_a_changed_recipe_is_not_resumed(folder, tiny_data):
     with pytest.raises(KeyboardInterrupt):
         train(tiny_data, tiny_recipe(), folder, ONE_THREAD, interrupt_at(1, 2))
