@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, Task
 
 _WIDE = 1000
+_NUM_NAMED = 5
 
 
 @contextmanager
@@ -78,6 +79,12 @@ def fail(error: AlexDeployError) -> None:
 def printable(text: str) -> str:
     """Names come from files: what would steer the terminal, like an escape code, becomes a question mark."""
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+
+
+def first_few(items: Sequence[str]) -> list[str]:
+    """What is enough to print of many: the first of them, and how many more there are."""
+    rest = len(items) - _NUM_NAMED
+    return [*items[:_NUM_NAMED], *([f"and {rest:,} more"] if rest > 0 else [])]
 
 
 def count(number: int, noun: str) -> str:

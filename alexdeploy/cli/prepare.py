@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from alexdeploy.images.originals import Originals
     from alexdeploy.training.prepare import Prepared
 
-_NUM_NAMED = 5
-
 
 def prepare(
     data: Annotated[
@@ -177,10 +175,8 @@ def _tell(out: Path, prepared: Prepared) -> None:
         f"{size_text(prepared.num_bytes)} in {output.count(prepared.num_shards, 'shard')}"
     )
     if prepared.broken:
-        for item in prepared.broken[:_NUM_NAMED]:
-            output.warn(f"{item.name} was left out: {item.reason}")
-        if len(prepared.broken) > _NUM_NAMED:
-            output.warn(f"and {len(prepared.broken) - _NUM_NAMED:,} more")
+        for line in output.first_few([f"{item.name} was left out: {item.reason}" for item in prepared.broken]):
+            output.warn(line)
         output.warn(f"{output.count(len(prepared.broken), 'image')} left out in all: {out / 'broken.json'}")
     output.note(f"next: alexdeploy train {out}")
 

@@ -165,7 +165,13 @@ def train(
             raise
         if json:
             output.print_json(
-                {"model": folder.path.as_posix(), "classes": spec.classes, **spec.provenance, **watcher.speeds()}
+                {
+                    "model": folder.path.as_posix(),
+                    "classes": spec.classes,
+                    **spec.provenance,
+                    "skipped": watcher.skipped,
+                    **watcher.speeds(),
+                }
             )
         output.note(summary(folder.path, spec))
         output.note(f"next: alexdeploy export --fp16{'' if name is None else f' {folder.path.as_posix()}'}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from alexdeploy.core.recipe import Recipe
     from alexdeploy.core.spec import ModelSpec
-    from alexdeploy.training.events import EpochRecord, Event
+    from alexdeploy.training.events import EpochRecord, Event, Started
 
 
 class Watcher:
@@ -28,6 +28,8 @@ class Watcher:
         self._takes_more = recipe.training.schedule != "cosine"
         self._task = bar.add_task("decoding", total=None, detail="")
         self._last: EpochRecord | None = None
+        self.skipped: tuple[str, ...] = ()
+        """Names of the images that are left out."""
 
     def show(self, event: Event) -> None:
         from alexdeploy.training import events
@@ -35,7 +37,7 @@ class Watcher:
         if isinstance(event, events.Decoded):
             self._bar.update(self._task, completed=event.num_done, total=event.num_total)
         elif isinstance(event, events.Started):
-            self._start(event.device, event.num_skipped, event.num_epochs, event.num_steps)
+            self._start(event)
         elif isinstance(event, events.Step):
             detail = f"{_rate(event.images_per_second)} images/s, loss {event.loss:.3f}"
             done = (event.epoch - 1) * event.num_steps + event.step
@@ -52,6 +54,7 @@ class Watcher:
                 self._say(line)
             self._last = event.record
         elif isinstance(event, events.AlreadyFinished):
+            self.skipped = event.skipped
             more = f"; more: --resume --epochs {event.num_epochs + 10}" if self._takes_more else ""
             self._say(f"all {event.num_epochs} epochs are done{more}")
         elif isinstance(event, events.Notice):
@@ -67,19 +70,26 @@ class Watcher:
             "loader_images_per_second": self._last.loader_images_per_second,
         }
 
-    def _start(self, device: str, num_skipped: int, num_epochs: int, num_steps: int) -> None:
+    def _start(self, event: Started) -> None:
         # A new task: the rate at which images are decoded says nothing about the time that training takes.
         self._bar.remove_task(self._task)
         self._task = self._bar.add_task("training", total=None, detail="")
-        self._say(f"training on {device}")
-        if num_skipped:
-            self._say(f"warning: {num_skipped} images cannot be decoded and are left out")
-        if num_epochs or num_steps:
-            self._say(f"going on after {num_epochs} epochs and {num_steps} steps")
+        self._say(f"training on {event.device}")
+        self.skipped = event.skipped
+        if event.skipped:
+            for line in output.first_few([f"{name} cannot be decoded and is left out" for name in event.skipped]):
+                self._warn(line)
+            self._warn(f"{output.count(len(event.skipped), 'image')} left out in all")
+        if event.num_epochs or event.num_steps:
+            done = f"{output.count(event.num_epochs, 'epoch')} and {output.count(event.num_steps, 'step')}"
+            self._say(f"going on after {done}")
 
-    def _say(self, line: str) -> None:
+    def _warn(self, line: str) -> None:
+        self._say(f"warning: {line}", style="yellow")
+
+    def _say(self, line: str, style: str | None = None) -> None:
         # Through the bar: another console would write into the middle of it.
-        self._bar.console.print(line, markup=False, soft_wrap=True)
+        self._bar.console.print(output.printable(line), style=style, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

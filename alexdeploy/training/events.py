@@ -16,12 +16,12 @@ class Decoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """Steps begin. `num_epochs` are finished already, and `num_steps` of the next one."""
+    """Steps begin. `num_epochs` are finished already, `num_steps` of the next one; `skipped` are names."""
 
     device: str
     num_train: int
     num_val: int
-    num_skipped: int
+    skipped: tuple[str, ...]
     in_memory: bool
     num_epochs: int
     num_steps: int
@@ -81,6 +81,7 @@ class AlreadyFinished:
     """A resumed run had all its epochs."""
 
     num_epochs: int
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

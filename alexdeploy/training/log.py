@@ -77,7 +77,7 @@ class TrainingLog:
             f"axes, one in each row: {'; '.join(_numbers(axis) for axis in axes.vectors.T)}"
         )
         if skipped:
-            text += f"\n\n{len(skipped):,} images left out:\n\n" + "\n".join(f"- {path}" for path in skipped)
+            text += f"\n\nimages left out, {len(skipped):,}:\n\n" + "\n".join(f"- {path}" for path in skipped)
         with _translated(self._curves_path):
             self._writer.add_text("data", text, 0)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import DataError
+from alexdeploy.images.sources import printable_path
 from alexdeploy.training.checkpoint import Checkpoint, Progress
 from alexdeploy.training.data import TrainingData
 from alexdeploy.training.events import Decoded, Event
@@ -44,7 +45,7 @@ def scan(
         return Scanned(statistics=data.statistics, progress=known, skipped=())
     # In several processes each would keep its share in memory, and then need the others' as well.
     if checkpoint is not None and not (data.in_memory and group.size == 1):
-        return Scanned(statistics=checkpoint.statistics, progress=known, skipped=_names(data, known))
+        return Scanned(statistics=checkpoint.statistics, progress=known, skipped=names_left_out(data, known))
     shares = [range(num)[group.rows(num)] for num in (data.num_train, data.num_val)]
     sums = StatisticsSum()
     watch = _watch(on_event, len(shares[0]) + len(shares[1]), group.interrupts)
@@ -58,14 +59,14 @@ def scan(
         fresh = [item for index, item in broken_train.items() if index not in known.broken_train]
         fresh += [item for index, item in broken_val.items() if index not in known.broken_val]
         refuse_broken(tuple(fresh), total)
-        return Scanned(statistics=checkpoint.statistics, progress=known, skipped=_names(data, known))
+        return Scanned(statistics=checkpoint.statistics, progress=known, skipped=names_left_out(data, known))
     if not skip_broken:
         refuse_broken((*broken_train.values(), *broken_val.values()), total)
     if len(broken_train) == data.num_train or len(broken_val) == data.num_val:
         raise DataError("no training image, or no validation image, can be decoded")
     progress = Progress(broken_train=tuple(broken_train), broken_val=tuple(broken_val))
     statistics = _added(sums.result(), group).statistics()
-    return Scanned(statistics=statistics, progress=progress, skipped=_names(data, progress))
+    return Scanned(statistics=statistics, progress=progress, skipped=names_left_out(data, progress))
 
 
 def _watch(on_event: Callable[[Event], None], total: int, interrupts: HeldInterrupts) -> Callable[[int], None]:
@@ -89,12 +90,13 @@ def _added(own: PixelSums, group: ProcessGroup) -> PixelSums:
     )
 
 
-def _names(data: TrainingData, progress: Progress) -> tuple[str, ...]:
+def names_left_out(data: TrainingData, progress: Progress) -> tuple[str, ...]:
+    """The names of the images that could not be decoded, as they can be printed."""
     splits: tuple[tuple[Pixels, tuple[int, ...]], ...] = (
         (data.train, progress.broken_train),
         (data.val, progress.broken_val),
     )
-    return tuple(pixels.name(index) for pixels, indices in splits for index in indices)
+    return tuple(printable_path(pixels.name(index)) for pixels, indices in splits for index in indices)
 
 
 def without(num: int, left_out: tuple[int, ...]) -> NDArray[np.int64]:

@@ -40,7 +40,7 @@ from alexdeploy.training.publish import (
     publish_weights,
 )
 from alexdeploy.training.run import Run, Setting
-from alexdeploy.training.scan import scan, without
+from alexdeploy.training.scan import names_left_out, scan, without
 from alexdeploy.training.towers import TowerLearner, check_towers
 
 
@@ -131,7 +131,9 @@ def train(
             finished = group.on_main(lambda: _finished(opened, job, checkpoint))
             if finished is not None:
                 if group.is_main:
-                    on_event(AlreadyFinished(num_epochs=checkpoint.progress.schedule.num_epochs))
+                    progress = checkpoint.progress
+                    skipped = names_left_out(opened, progress)
+                    on_event(AlreadyFinished(num_epochs=progress.schedule.num_epochs, skipped=skipped))
                 return finished
         threads = options.threads if group.size == 1 else num_threads
         with _torch_settings(threads, device):
@@ -273,7 +275,7 @@ def _train(
                 device=str(job.device) if group.size == 1 else f"{job.device.type} in {group.size} processes",
                 num_train=len(setting.train_indices),
                 num_val=len(setting.val_indices),
-                num_skipped=len(scanned.skipped),
+                skipped=scanned.skipped,
                 in_memory=data.in_memory,
                 num_epochs=progress.schedule.num_epochs,
                 num_steps=progress.step,

@@ -112,6 +112,32 @@ def test_broken_images_give_exit_code_3_and_their_names(run, halves):
     assert "--skip-broken" in result.stderr
 
 
+def test_images_left_out_are_named_the_first_few_and_in_the_json_all(run, halves):
+    for index in range(7):
+        (halves / "dark" / f"bad{index}.png").write_bytes(b"nothing")
+    result = train_halves(run, "--skip-broken", "--json")
+    assert result.exit_code == 0, result.stderr
+    named = [line for line in result.stderr.splitlines() if line.startswith("warning: halves/dark/bad")]
+    assert len(named) == 5
+    assert all(line.endswith(".png cannot be decoded and is left out") for line in named)
+    assert "\nwarning: and 2 more\nwarning: 7 images left out in all\n" in result.stderr
+    document = json.loads(result.stdout)
+    expected = [f"halves/dark/bad{index}.png" for index in range(7)]
+    assert (document["num_skipped"], sorted(document["skipped"])) == (7, expected)
+    finished = json.loads(train_halves(run, "--resume", "--json").stdout)
+    assert sorted(finished["skipped"]) == expected
+
+
+def test_one_image_left_out_is_one_image_whatever_its_name(run, halves):
+    (halves / "dark" / os.fsdecode(b"caf\xe9\x1b.png")).write_bytes(b"nothing")
+    result = train_halves(run, "--skip-broken", "--json")
+    assert result.exit_code == 0, result.stderr
+    name = r"halves/dark/caf\xe9"
+    assert f"warning: {name}?.png cannot be decoded" in result.stderr
+    assert "\nwarning: 1 image left out in all\n" in result.stderr
+    assert json.loads(result.stdout)["skipped"] == [f"{name}\x1b.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
