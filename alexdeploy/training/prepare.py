@@ -134,11 +134,7 @@ def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
             _sweep(folder)
             return found
         if not overwrite:
-            raise UsageError(
-                f"{folder} holds another packed set: {'; '.join(changes)}",
-                cure=f"Go on with that: {packed_files.prepare_command(folder, found.arguments)}\n"
-                "or replace it: --overwrite, or name another folder.",
-            )
+            raise _another_set(folder, found, plan, changes)
     if found is None and not is_ours and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there and is no packed set", cure="Name a new or an empty folder.")
     # Before what is there is removed, which makes room.
@@ -148,6 +144,16 @@ def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
     with atomic_write(folder / packed_files.PLAN_NAME) as file:
         file.write(to_json(plan))
     return plan
+
+
+def _another_set(folder: Path, found: Plan, asked: Plan, changes: list[str]) -> UsageError:
+    message, cure = f"{folder} holds another packed set", "Replace it: --overwrite, or name another folder."
+    if found.arguments != asked.arguments:
+        cure = f"Go on with that: {packed_files.prepare_command(folder, found.arguments)}\n{cure}"
+    elif found.sources_sha256 != asked.sources_sha256:
+        # The same command: what there is to go on with is no more.
+        message = f"the images have changed since {folder} was packed"
+    return UsageError(f"{message}: {'; '.join(changes)}", cure=cure)
 
 
 def _sweep(folder: Path) -> None:

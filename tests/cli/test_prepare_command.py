@@ -82,6 +82,27 @@ def test_lists_are_packed_as_the_folders_are(run: Run) -> None:
     assert open_packed("listed").index == by_list
 
 
+def test_images_that_have_changed_are_told_and_the_command_that_failed_is_no_cure(run: Run) -> None:
+    assert run("prepare", "photos", "set").exit_code == 0
+    shutil.copy("photos/train/cat/000.png", "photos/train/cat/more.png")
+    changed = run("prepare", "photos", "set")
+    assert changed.exit_code == 2
+    assert changed.stderr.endswith(
+        "error: the images have changed since set was packed: "
+        "12 training and 4 validation images, not 13 training and 4 validation images\n"
+        "Replace it: --overwrite, or name another folder.\n"
+    )
+    assert run("prepare", "photos", "set", "--overwrite").exit_code == 0
+    assert len(open_packed("set").train) == 13
+    other = run("prepare", "photos", "set", "--jpeg", "90")
+    assert other.exit_code == 2
+    assert other.stderr.endswith(
+        "error: set holds another packed set: of raw pixels, not --jpeg 90\n"
+        "Go on with that: alexdeploy prepare photos set\n"
+        "Replace it: --overwrite, or name another folder.\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -273,8 +273,9 @@ def test_another_set_is_not_overwritten_unless_asked(tmp_path, tiny_data):
     fewer = dataclasses.replace(tiny_data, train=tiny_data.train[1:])
     with pytest.raises(UsageError, match="40 training and 16 validation images, not 39 training and 16"):
         pack(fewer, folder)
-    with pytest.raises(UsageError, match="of raw pixels, not --jpeg 95"):
+    with pytest.raises(UsageError, match="holds another packed set: of raw pixels, not --jpeg 95") as caught:
         pack(tiny_data, folder, dataclasses.replace(SMALL, jpeg_quality=95))
+    assert "Go on" not in str(caught.value.cure)
     pack(fewer, folder, dataclasses.replace(SMALL, overwrite=True))
     assert len(open_packed(folder).train) == 39
 
