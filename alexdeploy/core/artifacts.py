@@ -114,8 +114,9 @@ class ModelFolder:
         """Raise UsageError if it is in use; with `can_resume` training may go on with what is there."""
         if self.is_used:
             resume = "Go on with it: --resume\n" if can_resume else ""
+            is_model = self.spec_path.exists() or not self.checkpoint_path.exists()
             raise UsageError(
-                f"{self.path} already holds a model",
+                f"{self.path} already holds {'a model' if is_model else 'an unfinished run'}",
                 cure=f"{resume}Put the new one beside it: --name NAME\nReplace it: --overwrite",
             )
 

@@ -119,6 +119,9 @@ def train(
         options = dataclasses.replace(options, resume=True, overwrite=False)
     with _held(folder) if group.is_main else nullcontext():
         checkpoint = group.on_main(lambda: _find_checkpoint(folder, identity, options))
+        if options.resume and not group.has_begun and group.is_main and checkpoint is None:
+            # No error: a loop that starts a run again after each kill starts it for the first time too.
+            on_event(Notice(message=f"no checkpoint in {folder.path}: starting from the beginning"))
         if group.has_begun and group.is_main and checkpoint is None and not log_path(folder).is_file():
             on_event(
                 Notice(

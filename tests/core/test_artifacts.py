@@ -50,7 +50,7 @@ DERIVED = ("checkpoints/last.pt", "checkpoints/log.jsonl", "engines/gpu.engine",
 OTHERS = ("notes.txt", "model.mine.onnx", "pictures/model.onnx")
 
 
-@pytest.mark.parametrize("name", [*MODEL, "checkpoints/last.pt", "checkpoints/mine.pt", "engines/gpu.engine"])
+@pytest.mark.parametrize("name", [*MODEL, "checkpoints/mine.pt", "engines/gpu.engine"])
 def test_a_folder_with_any_part_of_a_model_is_in_use(tmp_path: Path, name: str) -> None:
     folder = ModelFolder(tmp_path)
     assert not folder.is_used
@@ -58,6 +58,17 @@ def test_a_folder_with_any_part_of_a_model_is_in_use(tmp_path: Path, name: str) 
     with pytest.raises(UsageError, match="already holds a model") as caught:
         folder.check_unused()
     assert "--overwrite" in str(caught.value.cure)
+    assert "--resume" not in str(caught.value.cure)
+
+
+def test_a_checkpoint_without_a_model_is_an_unfinished_run(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path)
+    fill(folder, "checkpoints/last.pt", "mean.npy", "weights.safetensors")
+    with pytest.raises(UsageError, match="already holds an unfinished run") as caught:
+        folder.check_unused(can_resume=True)
+    assert str(caught.value.cure).startswith("Go on with it: --resume\n")
+    with pytest.raises(UsageError, match="already holds an unfinished run") as caught:
+        folder.check_unused()
     assert "--resume" not in str(caught.value.cure)
 
 

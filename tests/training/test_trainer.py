@@ -32,7 +32,7 @@ from alexdeploy.network.weights import load_weights
 from alexdeploy.training import run
 from alexdeploy.training.checkpoint import check_same_run, describe_run, read_checkpoint
 from alexdeploy.training.data import open_data
-from alexdeploy.training.events import AlreadyFinished, EpochFinished, EpochRecord, Event, Started, Step
+from alexdeploy.training.events import AlreadyFinished, EpochFinished, EpochRecord, Event, Notice, Started, Step
 from alexdeploy.training.log import TrainingLog, log_path, read_log
 from alexdeploy.training.pixels import FilePixels
 from alexdeploy.training.trainer import TrainOptions, train
@@ -243,8 +243,26 @@ def test_a_changed_recipe_is_not_resumed(folder, tiny_data):
     fewer = dataclasses.replace(tiny_data, train=tiny_data.train[1:])
     with pytest.raises(UsageError, match="training images: 40 then, 39 now"):
         train(fewer, tiny_recipe(), folder, resume, ignore)
-    with pytest.raises(UsageError, match="already holds a model"):
+    with pytest.raises(UsageError, match="already holds an unfinished run"):
         train(tiny_data, tiny_recipe(), folder, ONE_THREAD, ignore)
+
+
+def test_resuming_where_nothing_is_says_so_and_begins(folder, tiny_data):
+    resume = dataclasses.replace(ONE_THREAD, resume=True)
+    notes: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Notice):
+            notes.append(event.message)
+        interrupt_at(1, 2)(event)
+
+    note = f"no checkpoint in {folder.path}: starting from the beginning"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_data, tiny_recipe(), folder, resume, watch)
+    assert note in notes
+    notes.clear()
+    train(tiny_data, tiny_recipe(), folder, resume, watch)
+    assert note not in notes
 
 
 def test_a_checkpoint_from_before_an_option_goes_on_where_that_is_off():
