@@ -48,7 +48,7 @@ class Row:
     `files_per_second` is what `predict` does: files to rows, reading and decoding included. `bound_per_second` is the
     most that decoding alone and the engine alone allow together (`bench_timing.bound`). `fraction_of_bound` is how
     much of it is reached: the median of what each round gives, whose three figures were taken nearest to each other.
-    `gflops` are GFLOP/s of the engine alone in convolutions and fully connected layers; `fraction_of_ceiling` is that
+    `gflops` are GFLOP/s of the engine alone (`bench_ceiling.num_flops`); `fraction_of_ceiling` is that
     over the GFLOP/s of large matrix products in the same backend and precision.
     `peak_bytes` is of the process, which had run no larger batch, and whose compiled model came from the cache.
     """

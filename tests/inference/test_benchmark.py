@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ImageError, UsageError
-from alexdeploy.core.spec import Precision
+from alexdeploy.core.spec import Architecture, Conv, ModelSpec, Pooling, Precision, Preprocessing
 from alexdeploy.engines.base import Backend, EngineOptions, open_engine
 from alexdeploy.engines.profile import profile
 from alexdeploy.images.sources import Source
-from alexdeploy.inference.bench_ceiling import CPU_SIZE, GPU_SIZE, ceiling_flops, ceiling_size, make_ceiling
+from alexdeploy.inference.bench_ceiling import CPU_SIZE, GPU_SIZE, ceiling_flops, ceiling_size, make_ceiling, num_flops
 from alexdeploy.inference.bench_plan import BenchOptions, busy_note, plan
 from alexdeploy.inference.bench_results import Row, make_row, measured_ceiling, parts, predict_command
 from alexdeploy.inference.bench_rounds import Measured
@@ -224,6 +224,15 @@ def test_the_operations_of_the_matrix_products_are_counted() -> None:
     # On a GPU 16,384 positions, of which 16 are left at the end.
     assert ceiling_flops(GPU_SIZE) == 2 * (11 * 17_179_869_184 + 50_331_648 + 32_768)
     assert (ceiling_size("cpu"), ceiling_size("cuda:0")) == (CPU_SIZE, GPU_SIZE)
+
+
+def test_products_with_padding_are_not_counted() -> None:
+    # Along a side of 4, a kernel of 3 with padding 1 sees 2, 3, 3 and 2 positions; after pooling 2 x 2 x 8 are left.
+    convs = (Conv(channels=8, kernel=3, padding=1, pool=True),)
+    architecture = Architecture(input=4, pooling=Pooling(kernel=2, stride=2), convs=convs, hidden=())
+    preprocessing = Preprocessing(mean=(128.0,) * 3, std=(64.0,) * 3, crop=4)
+    spec = ModelSpec(name="small", classes=("a", "b"), preprocessing=preprocessing, architecture=architecture)
+    assert num_flops(spec, 10) == 10 * 2 * (8 * 3 * 10 * 10 + 8 * 2 * 2 * 2)
 
 
 def test_a_ceiling_is_operations_over_seconds() -> None:
