@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +295,28 @@ def test_the_page_tells_what_failed_late_beside_its_figures_and_marks_the_whole_
     assert "batch 8: failed after 1 round, whose figures are shown, and is not picked: no answer" in text
     assert ">70.0<" in text
     assert ">whole</text>" in text
+
+
+def cells_of(page: str, title: str) -> list[list[str]]:
+    """The text of the first table after a heading, line by line."""
+    table = page.partition(f"{title}</h2>")[2].partition("</table>")[0]
+    lines = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in table.split("<tr>")[1:]]
+    return [[html.unescape(cell) for cell in line] for line in lines]
+
+
+def test_on_the_page_every_figure_stands_under_its_name(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    # With 80 images/s in the engine and 300 decoded, at most 63.2 come from files.
+    row = row_of(Measured(slices=[BATCH], file_rates=[60.0], peak_bytes=123_000_000), num_views=10)
+    write_report(found_of(row), tmp_path / "page.html")
+    header, line = cells_of((tmp_path / "page.html").read_text(encoding="utf-8"), "All configurations")
+    found = dict(zip(header, line, strict=True))
+    assert found == {
+        **{"backend": "openvino", "precision": "fp32", "views": "10", "batch": "1"},
+        **{"engine": "80.0", "views/s": "800", "files": "60.0", "bound": "95 %"},
+        **{"p50 ms": "100.0", "p95 ms": "100.0", "p99 ms": "100.0", "batches": "1"},
+        **{"GFLOP/s": "", "ceiling": "", "MB": "123", "same": ""},
+    }
 
 
 def test_latencies_within_one_decade_have_an_axis_that_can_be_read(tmp_path: Path) -> None:
