@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 _WIDE = 100
 """Columns of a terminal from which all figures stand in one line."""
+
+_WIDER = 120
+"""Columns from which two blanks are between them."""
 
 
 def bench(
@@ -168,9 +171,10 @@ def _watching(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[
         told: set[str] = set()
 
         def line(step: str, done: int, total: int) -> None:
-            phase = step.partition(":")[0]
+            phase, _, name = step.partition(":")
             lines = {
                 "opening": f"opening {total} processes, one after the other",
+                "comparing": f"opening{name} as well, for answers to compare with",
                 "round 1": "measuring, round after round",
                 "round 2": "each is measured once; from here on Ctrl-C shows figures of all",
                 "profiling": step,
@@ -203,7 +207,7 @@ def _document(found: Benchmark) -> dict[str, object]:
 
 
 def _print(found: Benchmark, console: Console) -> None:
-    from alexdeploy.inference.bench_results import cures_of
+    from alexdeploy.inference.bench_words import cures_of, doubt, rate, spread
 
     line = partial(out.line, console)
     machine = found.machine
@@ -218,6 +222,8 @@ def _print(found: Benchmark, console: Console) -> None:
             line(cure)
     line("")
     line("engine: images/s on decoded images; files: images/s as predict does it, reading and decoding included")
+    if _has_spread(found.rows):
+        line("least-most: images/s from files in the slowest and the fastest round; engine and files are medians")
     if found.decode_per_second is not None:
         line(f"bound: share of what decoding alone ({found.decode_per_second:,.0f} images/s) and the engine allow")
     line("p50, p95: milliseconds of a batch in the engine alone, all its streams busy and nothing decoding beside it;")
@@ -232,28 +238,37 @@ def _print(found: Benchmark, console: Console) -> None:
     if found.picked:
         line("")
     for each in found.picked:
+        rounds = f" ({spread(each.file_rates)})" if spread(each.file_rates) else ""
+        against = doubt(each)
         line(
             f"fastest with {out.count(each.configuration.num_views, 'view')}: {each.configuration}: "
-            f"{each.files_per_second:,.1f} images/s from files, p95 {each.p95_ms:,.1f} ms",
-            "bold",
+            f"{rate(each.files_per_second)} images/s from files{rounds}, p95 {each.p95_ms:,.1f} ms",
+            "bold" if against is None else "",
         )
+        if against is not None:
+            line(f"  {against}")
         line(f"  {each.command}")
     if found.machine.load_end is not None:
         rounds = out.count(found.num_rounds, "round")
         line(f"\n{rounds} in {found.seconds:.0f} s; load {machine.load_start:.1f} before, {machine.load_end:.1f} after")
 
 
+def _has_spread(rows: Sequence[Row]) -> bool:
+    """Whether anything ran in more than one round."""
+    return any(len(row.file_rates) > 1 for row in rows)
+
+
 def _print_rows(console: Console, rows: list[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from alexdeploy.inference.bench_results import errors_of, number, percent
+    from alexdeploy.inference.bench_words import errors_of, number, percent, rate, spread
 
-    table = Table(box=None, header_style="bold", padding=(0, 2 if console.width >= _WIDE else 1, 0, 0))
+    table = Table(box=None, header_style="bold", padding=(0, 2 if console.width >= _WIDER else 1, 0, 0))
     for name in ("backend", "precision"):
         table.add_column(name, no_wrap=True)
-    names = ["batch", "engine", "files", "bound", "p50", "p95", "same"]
-    is_wide = console.width >= _WIDE
+    is_wide, has_spread = console.width >= _WIDE, _has_spread(rows)
+    names = ["batch", "engine", "files", *["least-most"] * has_spread, "bound", "p50", "p95", "same"]
     for name in [*names, "ceiling", "MB", "first"] if is_wide else names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -261,9 +276,10 @@ def _print_rows(console: Console, rows: list[Row]) -> None:
         cells = [named.backend, named.precision, str(named.batch_size)]
         latency = row.latency
         if latency is None:
-            table.add_row(*cells, "error", style="red")
+            what, style = ("not measured", "") if row.error is None else ("error", "red")
+            table.add_row(*cells, what, style=style)
             continue
-        cells += [number(row.images_per_second, ",.1f"), number(row.files_per_second, ",.1f")]
+        cells += [rate(row.images_per_second), rate(row.files_per_second), *[spread(row.file_rates)] * has_spread]
         cells += [percent(row.fraction_of_bound), f"{latency.p50_ms:,.1f}", f"{latency.p95_ms:,.1f}"]
         cells.append("" if row.agreed is None else f"{row.agreed.num_same}/{row.agreed.num_images}")
         if is_wide:

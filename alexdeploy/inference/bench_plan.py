@@ -26,6 +26,8 @@ from alexdeploy.placement.devices import cpu_device, survey_gpus
 _BUSY_SHARE = 0.25
 """A machine is busy whose load, before anything runs here, is more than this of its processors."""
 
+_LEAST_ROUNDS = 3
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchOptions:
@@ -167,6 +169,26 @@ def agreement_notes(options: BenchOptions, num_images: int) -> Iterator[str]:
             f"an agreement of {least:g} on {num_images} image{'' if num_images == 1 else 's'} allows no answer that "
             f"differs. At least {math.ceil(1 / (1 - least) - 1e-6):,} images tell more: --images, --num-images"
         )
+
+
+def length_note(options: BenchOptions, left: float, one_round: float) -> tuple[str, ...]:
+    """That the one round which there always is takes longer than the seconds that opening has `left`."""
+    if one_round <= left:
+        return ()
+    return (
+        f"a round takes about {math.ceil(one_round)} s, and to open everything took {options.seconds - left:.0f} s: "
+        f"together more than --seconds {options.seconds:g}. Name fewer --backend, --precision, --views or --batch-size "
+        "for a shorter run",
+    )
+
+
+def few_rounds_note(options: BenchOptions, num_rounds: int, *, interrupted: bool) -> tuple[str, ...]:
+    """A warning where medians are of hardly any rounds; `num_rounds` counts whole ones."""
+    if num_rounds >= _LEAST_ROUNDS:
+        return ()
+    before = "stopped after" if interrupted else f"{options.seconds:g} s were enough for"
+    rounds = f"{num_rounds} whole round{'' if num_rounds == 1 else 's'}"
+    return (f"{before} {rounds}: a median of so few is doubtful. More --seconds, or fewer configurations, give more.",)
 
 
 def load_average() -> float | None:

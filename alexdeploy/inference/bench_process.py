@@ -140,6 +140,9 @@ class Processes:
             process.end()
         self._open.clear()
 
+    def is_open(self, name: str) -> bool:
+        return name in self._open
+
     def knows(self, name: str) -> bool:
         return name in self._jobs
 

@@ -15,13 +15,10 @@ from alexdeploy.inference.bench_results import (
     Profile,
     Row,
     best_of,
-    cures_of,
-    errors_of,
-    number,
     parts,
-    percent,
     views_of,
 )
+from alexdeploy.inference.bench_words import cures_of, doubt, errors_of, number, percent, rate, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,6 +48,7 @@ def write_report(found: Benchmark, path: Path) -> None:
                 "over those of large matrix products in the same backend and precision. Same: answers that are those "
                 "of FP32 with as many views."
             ),
+            *_rounds(found),
         ]
         measured = [row for row in found.rows if row.latency is not None]
         if measured:
@@ -84,13 +82,15 @@ def _picked(found: Benchmark) -> list[str]:
     if not found.picked:
         return []
     rows = [
-        (str(each.configuration), f"{each.files_per_second:,.1f}", f"{each.p95_ms:,.1f}", each.command)
+        (str(each.configuration), rate(each.files_per_second), f"{each.p95_ms:,.1f}", each.command)
         for each in found.picked
     ]
+    doubts = [f"{each.configuration}: {words}." for each in found.picked if (words := doubt(each)) is not None]
     title = f"Fastest with {found.limits}" if str(found.limits) != "no limits" else "Fastest"
     return [
         report.heading(title),
         report.table(["configuration", "images/s from files", "p95 ms", "command"], rows, numbers=(1, 2)),
+        *map(report.paragraph, doubts),
     ]
 
 
@@ -102,16 +102,41 @@ def _rows(found: Benchmark) -> str:
         named = row.configuration
         cells: list[object] = [named.backend, named.precision, named.num_views, named.batch_size]
         if row.latency is None:
-            lines.append([*cells, f"error: {row.error}", *[""] * (len(header) - 5)])
+            words = "not measured" if row.error is None else f"error: {row.error}"
+            lines.append([*cells, words, *[""] * (len(header) - 5)])
             continue
-        cells += [number(row.images_per_second, ",.1f"), number(row.views_per_second, ",.0f")]
-        cells += [number(row.files_per_second, ",.1f"), percent(row.fraction_of_bound)]
+        cells += [rate(row.images_per_second), number(row.views_per_second, ",.0f")]
+        cells += [rate(row.files_per_second), percent(row.fraction_of_bound)]
         cells += [f"{value:,.1f}" for value in (row.latency.p50_ms, row.latency.p95_ms, row.latency.p99_ms)]
         cells += [f"{row.latency.num_batches:,}", number(row.gflops, ",.0f"), percent(row.fraction_of_ceiling)]
         cells.append(number(None if row.peak_bytes is None else row.peak_bytes / 1e6, ",.0f"))
         cells.append("" if row.agreed is None else f"{row.agreed.num_same}/{row.agreed.num_images}")
         lines.append(cells)
     return report.table(header, lines, numbers=range(2, len(header)))
+
+
+def _rounds(found: Benchmark) -> list[str]:
+    """How far the rounds are apart; nothing of one round."""
+    lines = [
+        (
+            str(row.configuration),
+            *(rate(row.images_per_second), spread(row.engine_rates)),
+            *(rate(row.files_per_second), spread(row.file_rates)),
+        )
+        for row in found.rows
+        if len(row.file_rates) > 1
+    ]
+    if not lines:
+        return []
+    header = ["configuration", "engine", "least-most", "files", "least-most"]
+    words = (
+        "Images/s: the median, and the slowest and the fastest round. Where they overlap, the order may be by chance."
+    )
+    return [
+        report.heading("How far the rounds are apart"),
+        report.table(header, lines, numbers=(1, 2, 3, 4)),
+        report.paragraph(words),
+    ]
 
 
 def _throughput(found: Benchmark, rows: Sequence[Row]) -> str:

@@ -43,8 +43,10 @@ class Row:
     """One configuration. Rates are medians over rounds; what is not known is None.
 
     With an `error` only what had been measured before it is known; such a row is never picked. `error_kind` is the name
-    of its class in core/errors.py, `cure` what may mend it.
+    of its class in core/errors.py, `cure` what may mend it. Without one, no `num_rounds` are a configuration that was
+    not measured before the end.
     `images_per_second` and `views_per_second` are of the engine alone, on decoded images, all streams busy.
+    `engine_rates` and `file_rates` are those of each round, in images/s; a round that was cut short may have one alone.
     `files_per_second` is what `predict` does: files to rows, reading and decoding included. `bound_per_second` is the
     most that decoding alone and the engine alone allow together (`bench_timing.bound`). `fraction_of_bound` is how
     much of it is reached: the median of what each round gives, whose three figures were taken nearest to each other.
@@ -63,6 +65,8 @@ class Row:
     images_per_second: float | None = None
     views_per_second: float | None = None
     files_per_second: float | None = None
+    engine_rates: tuple[float, ...] = ()
+    file_rates: tuple[float, ...] = ()
     bound_per_second: float | None = None
     fraction_of_bound: float | None = None
     gflops: float | None = None
@@ -98,13 +102,26 @@ class Profile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picked:
-    """The fastest configuration of its number of views that keeps the limits, and the command that runs it."""
+class Rival:
+    """A configuration that is slower than the pick by its median, and in some round was not."""
 
     configuration: Configuration
     files_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picked:
+    """The fastest configuration of its number of views that keeps the limits, and the command that runs it.
+
+    `rivals` keep them too, fastest first; of one round none are known.
+    """
+
+    configuration: Configuration
+    files_per_second: float
+    file_rates: tuple[float, ...]
     p95_ms: float
     command: str
+    rivals: tuple[Rival, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +160,7 @@ class Benchmark:
     interrupted: bool
     limits: Limits
     decode_per_second: float | None
+    decode_rates: tuple[float, ...]
     ceilings: tuple[Ceiling, ...]
     rows: tuple[Row, ...]
     profiles: tuple[Profile, ...]
@@ -184,13 +202,10 @@ def make_row(
 ) -> Row:
     """The figures of one configuration. `flops` are those of an image with its views."""
     failure = seen.failure
-    error = seen.error
-    if failure is None and not seen.slices:
-        error = "not measured before the end"
     row = Row(
         configuration=configuration,
         device=device,
-        error=error,
+        error=seen.error,
         error_kind=None if failure is None else type(failure).__name__,
         cure=None if failure is None else failure.cure,
         start=start,
@@ -212,6 +227,8 @@ def make_row(
         images_per_second=rate,
         views_per_second=rate * configuration.num_views,
         files_per_second=median_rate(seen.file_rates),
+        engine_rates=tuple(each.images_per_second for each in seen.slices),
+        file_rates=tuple(seen.file_rates),
         bound_per_second=None if decode is None else bound(decode, rate, share_cores=shares),
         fraction_of_bound=median_rate(fractions),
         gflops=gflops,
@@ -240,6 +257,7 @@ def candidates(rows: Sequence[Row]) -> list[Candidate]:
             images_per_second=row.files_per_second,
             p95_ms=row.latency.p95_ms,
             agreement=None if row.agreed is None else row.agreed.share,
+            rates=row.file_rates,
         )
         for row in rows
         if row.error is None and row.latency is not None and row.files_per_second is not None
@@ -260,41 +278,6 @@ def why_not(candidates: Sequence[Candidate], limits: Limits) -> str:
         prefix = among if able and other != Limits() else ""
         words.append(prefix + why_none(able or candidates, limit))
     return "; ".join(dict.fromkeys(words))
-
-
-def errors_of(rows: Sequence[Row]) -> list[str]:
-    """One line for each error: of a group where it is that of all its batches, else of a configuration."""
-    by_group: dict[Group, list[Row]] = {}
-    for row in rows:
-        by_group.setdefault(row.configuration.group, []).append(row)
-    lines = []
-    for group, own in by_group.items():
-        told = [_told(row) for row in own]
-        is_one = len(set(told)) == 1
-        named = [(group, told[0])] if is_one else list(zip([row.configuration for row in own], told, strict=True))
-        lines += [f"{name}: {error}" for name, error in named if error is not None]
-    return lines
-
-
-def _told(row: Row) -> str | None:
-    if row.error is None or row.latency is None:
-        return row.error
-    rounds = f"{row.num_rounds} round{'' if row.num_rounds == 1 else 's'}"
-    return f"failed after {rounds}, whose figures are shown, and is not picked: {row.error}"
-
-
-def cures_of(rows: Sequence[Row]) -> tuple[str, ...]:
-    """What may mend the errors, each once."""
-    return tuple(dict.fromkeys(row.cure for row in rows if row.cure is not None))
-
-
-def number(value: float | None, form: str) -> str:
-    """As in a table: nothing where it is not known."""
-    return "" if value is None else f"{value:{form}}"
-
-
-def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.0f} %"
 
 
 def parts(row: Row, decode_per_second: float | None, preprocessing_share: float | None) -> Parts | None:
@@ -323,8 +306,10 @@ def predict_command(
     num_threads: int | None,
     devices: str | None,
 ) -> str:
-    """The command line that runs `predict` so."""
-    words = ["alexdeploy", "predict", *(images or ["images/"]), "--model", model]
+    """The command line that runs `predict` so; without `images`, IMAGES stands in their place."""
+    # What begins with a dash would be an option; a dash alone is a list on standard input.
+    named = [f"./{name}" if name.startswith("-") and name != "-" else name for name in images or ["IMAGES"]]
+    words = ["alexdeploy", "predict", *named, "--model", model]
     words += ["--backend", configuration.backend, "--precision", configuration.precision]
     words += ["--views", str(configuration.num_views), "--batch-size", str(configuration.batch_size)]
     if num_threads is not None:

@@ -121,12 +121,24 @@ class Rounds:
             self._on_step(f"opening: {name}", number, total)
             self._open_ceiling(name, ceiling_name(backend, precision, on_gpu=True))
 
+    def round_seconds(self, deadline: float) -> float:
+        """About how long a round will take if `run` begins now, by the first run of each."""
+        turns = self._turns()
+        seconds = slice_seconds(deadline - time.monotonic(), len(self._items), len(turns))
+        total = PAUSE_SECONDS * len(turns)
+        for item in self._items:
+            seen = self._of(item)
+            if seen.failure is None:
+                is_files = item.kind == "files"
+                num_images = self._num_images(item, seen, seconds) if is_files else self._wave(item)
+                total += max(num_images / seen.warm_rate, 0.0 if is_files else seconds)
+        # What made room is started again.
+        closed = [name for name in turns if not self.processes.is_open(name)]
+        return total + sum(self.processes.starts[name].first_row_seconds for name in closed)
+
     def run(self, deadline: float, seed: int) -> None:
         """One whole round, and then as many as `deadline`, a time of the monotonic clock, leaves."""
-        items = tuple(self._items)
-        turns: dict[str, list[_Item]] = {}
-        for item in items:
-            turns.setdefault(item.process, []).append(item)
+        items, turns = tuple(self._items), self._turns()
         seconds = slice_seconds(deadline - time.monotonic(), len(items), len(turns))
         process = ""
         for done, (number, item) in enumerate(interleaved(tuple(turns.values()), seed)):
@@ -140,6 +152,12 @@ class Rounds:
                     time.sleep(PAUSE_SECONDS)
                     process = item.process
                 self._measure(item, seconds)
+
+    def _turns(self) -> dict[str, list[_Item]]:
+        turns: dict[str, list[_Item]] = {}
+        for item in self._items:
+            turns.setdefault(item.process, []).append(item)
+        return turns
 
     def _of(self, item: _Item) -> Measured:
         return self.measured.setdefault(item.key, Measured())

@@ -165,12 +165,16 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """What is known of a configuration when one is picked. `agreement` None: not known."""
+    """What is known of a configuration when one is picked. `rates` are of each round, `images_per_second` their median.
+
+    `agreement` None: not known.
+    """
 
     configuration: Configuration
     images_per_second: float
     p95_ms: float
     agreement: float | None
+    rates: tuple[float, ...] = ()
 
 
 def pick(candidates: Sequence[Candidate], limits: Limits) -> tuple[Candidate, ...]:
@@ -184,6 +188,21 @@ def pick(candidates: Sequence[Candidate], limits: Limits) -> tuple[Candidate, ..
         if fits(each, limits) and (views not in best or each.images_per_second > best[views].images_per_second):
             best[views] = each
     return tuple(best[views] for views in sorted(best))
+
+
+def rivals(best: Candidate, candidates: Sequence[Candidate], limits: Limits) -> list[Candidate]:
+    """What could have been picked for `best` in another run, fastest first: its rounds overlap those of `best`."""
+    least = min(best.rates, default=math.inf)
+    found = [
+        each
+        for each in candidates
+        # Its median is no higher than that of `best`, and so its slowest round no faster than the fastest of that.
+        if max(each.rates, default=0.0) >= least
+        and each.configuration != best.configuration
+        and each.configuration.num_views == best.configuration.num_views
+        and fits(each, limits)
+    ]
+    return sorted(found, key=lambda each: -each.images_per_second)
 
 
 def fits(candidate: Candidate, limits: Limits) -> bool:

@@ -29,7 +29,9 @@ from alexdeploy.inference.bench_plan import (
     BenchOptions,
     agreement_notes,
     busy_note,
+    few_rounds_note,
     hidden_references,
+    length_note,
     load_average,
     machine_facts,
     plan,
@@ -37,14 +39,13 @@ from alexdeploy.inference.bench_plan import (
     unable,
 )
 from alexdeploy.inference.bench_rounds import DECODE, DECODE_BATCH, Measured, OnStep, Rounds, ceiling_name
-from alexdeploy.inference.bench_timing import Candidate, Configuration, Group, Limits, median_rate, pick
+from alexdeploy.inference.bench_timing import Candidate, Configuration, Group, Limits, median_rate, pick, rivals
 from alexdeploy.inference.bench_worker import Job
 from alexdeploy.placement.devices import survey_gpus
 
 _MEMORY_SHARE = 0.6
 """Of the memory that is free at the start: what all processes may hold together."""
 
-_LEAST_ROUNDS = 3
 _PROFILED_IMAGES = 4
 
 
@@ -76,7 +77,9 @@ def benchmark(
     with tempfile.TemporaryDirectory(prefix="alexdeploy-bench-") as temporary:
         prepared = _prepare(options, spec, Path(temporary), on_note)
         tell(*agreement_notes(options, len(prepared.images)))
-        rounds, interrupted = _measure(folder, options, configurations, prepared, began + options.seconds, on_step)
+        rounds, interrupted = _measure(
+            folder, options, configurations, prepared, began + options.seconds, on_note, on_step
+        )
         # What failed later than at once did run here.
         seen = {each: rounds.measured[each] for each in configurations}
         lacking = unable(options, {each: None if one.slices else one.failure for each, one in seen.items()})
@@ -94,13 +97,10 @@ def benchmark(
             except KeyboardInterrupt:
                 interrupted = True
     tell(*rounds.notes)
-    if 0 < rounds.num_rounds < _LEAST_ROUNDS and not interrupted:
-        tell(
-            f"{options.seconds:g} s were enough for {rounds.num_rounds} round{'s' if rounds.num_rounds > 1 else ''}: "
-            "a median of so few is doubtful. More --seconds, or fewer configurations, give more."
-        )
+    if any(row.num_rounds for row in rows):
+        tell(*few_rounds_note(options, rounds.num_rounds, interrupted=interrupted))
     found = results.candidates(rows)
-    picked = tuple(_picked(folder, each, options) for each in pick(found, options.limits))
+    picked = tuple(_picked(folder, each, found, options) for each in pick(found, options.limits))
     has_limits = options.limits != Limits()
     return results.Benchmark(
         model=str(folder.path),
@@ -115,6 +115,7 @@ def benchmark(
         interrupted=interrupted,
         limits=options.limits,
         decode_per_second=median_rate(decode_rates),
+        decode_rates=tuple(decode_rates),
         ceilings=ceilings,
         rows=rows,
         profiles=tuple(profiles),
@@ -165,13 +166,14 @@ def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_note: C
         on_note(f"no --images: {len(picked.sources)} rendered JPEGs are decoded, which are simpler than photographs")
     else:
         picked = pick_sources(named, spec, options.num_images)
-    images, files, num_bytes = [], [], 0
+    images, files, problems, num_bytes = [], [], [], 0
     for number, source in enumerate(picked.sources):
         try:
             data = source.read()
             images.append(decode(data, spec.preprocessing.resize))
         except ImageError as exc:
-            on_note(f"left out: {source.name}: {exc.message}")
+            problems.append(f"{source.name}: {exc.message}")
+            on_note(f"left out: {problems[-1]}")
             continue
         path = source.path
         if path is None:
@@ -180,12 +182,15 @@ def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_note: C
             Path(path).write_bytes(data)
         files.append(os.path.abspath(path))
         num_bytes += len(data)
+    if not images:
+        others = f", and {len(problems) - 1:,} more" if len(problems) > 1 else ""
+        raise ImageError(f"no image can be read: {problems[0]}{others}", cure="Name photographs: --images DIR")
     if named is None:
         origin = f"{len(images)} rendered JPEGs"
     else:
-        origin = f"{', '.join(named)}: {len(images)} of {picked.num_found:,} images"
-    if not images:
-        raise ImageError(f"none of the images can be read: {origin}", cure="Name photographs: --images DIR")
+        # What is known without its bytes to be no image, as an empty folder, is none of them.
+        num_found = picked.num_found - sum(source.problem is not None for source in picked.sources)
+        origin = f"{', '.join(named)}: {len(images)} of {num_found:,} images"
     stacked = np.stack(images)
     np.save(workspace / "images.npy", stacked)
     return _Prepared(workspace, stacked, files, num_bytes, origin)
@@ -197,6 +202,7 @@ def _measure(
     configurations: Sequence[Configuration],
     prepared: _Prepared,
     deadline: float,
+    on_note: Callable[[str], None],
     on_step: OnStep,
 ) -> tuple[Rounds, bool]:
     """What was seen, and whether a KeyboardInterrupt ended it before `deadline`, a time of the monotonic clock."""
@@ -210,6 +216,8 @@ def _measure(
         try:
             rounds.open(groups, choices)
             _ask_references(rounds, hidden, on_step)
+            for note in length_note(options, deadline - time.monotonic(), rounds.round_seconds(deadline)):
+                on_note(note)
             rounds.run(deadline, options.seed)
         except KeyboardInterrupt:
             return rounds, True
@@ -260,7 +268,7 @@ def _ask_references(rounds: Rounds, hidden: Mapping[NumViews, Group], on_step: O
         # Nor where there is nothing to compare.
         if num_views in references(rounds.answers) or all(group.num_views != num_views for group in rounds.answers):
             continue
-        on_step(f"opening: {reference}", 0, 1)
+        on_step(f"comparing: {reference}", 0, 1)
         rounds.answer(reference, str(reference), batch_size=1)
         rounds.processes.end(str(reference))
 
@@ -337,11 +345,16 @@ def _profiles(
         yield results.Profile(group=group, num_images=len(batch), layers=layers)
 
 
-def _picked(folder: ModelFolder, candidate: Candidate, options: BenchOptions) -> results.Picked:
-    named = candidate.configuration
+def _picked(folder: ModelFolder, best: Candidate, found: Sequence[Candidate], options: BenchOptions) -> results.Picked:
+    named = best.configuration
     return results.Picked(
         configuration=named,
-        files_per_second=candidate.images_per_second,
-        p95_ms=candidate.p95_ms,
+        files_per_second=best.images_per_second,
+        file_rates=best.rates,
+        p95_ms=best.p95_ms,
         command=results.predict_command(str(folder.path), named, options.images, options.num_threads, options.devices),
+        rivals=tuple(
+            results.Rival(configuration=each.configuration, files_per_second=each.images_per_second)
+            for each in rivals(best, found, options.limits)
+        ),
     )

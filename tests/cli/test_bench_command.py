@@ -57,6 +57,24 @@ def test_a_table_for_each_number_of_views_and_the_command_of_the_fastest(run: Ru
     assert (ran.exit_code, len(ran.rows)) == (0, 4)
 
 
+def test_a_folder_whose_name_begins_with_a_dash_is_one_in_the_command_as_well(
+    run: Run, program: Run, workplace: Path
+) -> None:
+    (workplace / "pictures").rename(workplace / "-p")
+    result = run("tiny", *ONE[:4], "--images=-p", "--seconds", "0", "--views", "1", "--batch-size", "1")
+    (command,) = [line.strip() for line in result.stdout.splitlines() if line.startswith("  alexdeploy predict ")]
+    ran = program(*shlex.split(command)[1:], "--format", "jsonl")
+    assert (ran.exit_code, len(ran.rows)) == (0, 4)
+
+
+def test_what_is_opened_for_its_answers_alone_is_told_as_that(run: Run) -> None:
+    lines = run("tiny", *ONE, "--precision", "fp16").stderr.splitlines()
+    opened = [line for line in lines if line.startswith("opening ")]
+    assert len(opened) == 2
+    assert opened[0] == "opening 3 processes, one after the other"
+    assert re.fullmatch(r"opening \w+ fp32 1 view as well, for answers to compare with", opened[1])
+
+
 def test_no_figure_is_cut_on_a_narrow_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     result = run("tiny", *ONE)
@@ -66,10 +84,16 @@ def test_no_figure_is_cut_on_a_narrow_terminal(run: Run, monkeypatch: pytest.Mon
     assert "p99, views/s and load time: in --json and --report" in result.stdout
 
 
-def test_a_few_rounds_are_told_to_be_few_on_stderr(run: Run) -> None:
-    result = run("tiny", *ONE)
-    assert "opening 3 processes, one after the other\nmeasuring, round after round\n" in result.stderr
-    assert "0 s were enough for 1 round: a median of so few is doubtful." in result.stderr
+def test_few_rounds_and_a_run_that_is_longer_than_asked_for_are_told_on_stderr(run: Run) -> None:
+    lines = run("tiny", *ONE).stderr.splitlines()
+    opening = lines.index("opening 3 processes, one after the other")
+    assert re.fullmatch(
+        r"a round takes about \d+ s, and to open everything took \d+ s: together more than --seconds 0\. Name fewer "
+        r"--backend, --precision, --views or --batch-size for a shorter run",
+        lines[opening + 1],
+    )
+    assert lines[opening + 2] == "measuring, round after round"
+    assert lines[-1].startswith("0 s were enough for 1 whole round: a median of so few is doubtful.")
 
 
 def test_json_is_one_document_whose_figures_fit_together(run: Run) -> None:

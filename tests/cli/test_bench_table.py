@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from alexdeploy.cli.bench import _print_rows
@@ -48,3 +49,26 @@ def test_every_figure_stands_under_its_name() -> None:
     assert line.replace(" %", "%").split() == [
         *("onnxruntime", "fp32", "8", "100.0", "60.0", "80%", "10.0", "20.0", "63/64", "25%", "123", "1.25")
     ]
+
+
+def test_rates_of_more_than_one_round_are_shown_from_least_to_most() -> None:
+    head, first, second = table(row_of((100.0, 60.0), (120.0, 70.5), (90.0, 50.0)), row_of((100.0, 60.0), batch_size=2))
+    assert head.split()[3:6] == ["engine", "files", "least-most"]
+    assert first.split()[3:6] == ["100.0", "60.0", "50.0-70.5"]
+    # A round that was cut short has not all of them.
+    assert second.replace(" %", "%").split()[3:6] == ["100.0", "60.0", "80%"]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_widest_figures_fit(width: int) -> None:
+    row = row_of((12_345.6, 1_021.0), (23_456.7, 1_433.0), batch_size=128)
+    lines = table(row, width=width)
+    assert len(lines) == 2
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert "1021-1433" in lines[1]
+    assert "…" not in lines[0] + lines[1]
+
+
+def test_what_was_not_measured_before_the_end_is_no_error() -> None:
+    _, line = table(row_of())
+    assert line.split() == ["onnxruntime", "fp32", "8", "not", "measured"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from alexdeploy.images.sources import Source
 from alexdeploy.inference.bench_plan import BenchOptions
 from alexdeploy.inference.bench_results import Profile, make_row
 from alexdeploy.inference.bench_rounds import Measured
-from alexdeploy.inference.bench_timing import Configuration, Group, Limits, Slice
+from alexdeploy.inference.bench_timing import Candidate, Configuration, Group, Limits, Slice, rivals
 from alexdeploy.inference.bench_worker import run_files
 from alexdeploy.inference.benchmark import benchmark
 from alexdeploy.inference.pipeline import PipelineOptions
@@ -49,7 +50,7 @@ def test_answers_that_are_not_fp32s_are_counted_and_a_limit_on_them_is_kept(
         seconds=0.0,
         limits=Limits(min_agreement=0.999),
     )
-    found = benchmark(tiny_model.path, options)
+    found = benchmark(tiny_model, options)
     (row,) = found.rows
     assert row.agreed is not None
     assert (row.agreed.num_same, row.agreed.num_images, row.agreed.share) == (num_same, 8, num_same / 8)
@@ -85,6 +86,45 @@ def test_the_share_of_the_bound_is_that_of_each_round_whose_figures_were_taken_t
     )
     assert row.fraction_of_bound == pytest.approx((0.8 + 0.9) / 2)
     assert row.bound_per_second == pytest.approx(125)
+
+
+def test_rates_of_each_round_are_kept_as_they_were_taken() -> None:
+    seen = Measured(
+        slices=[Slice(batch_seconds=(1 / rate,), images_per_second=rate) for rate in (90.0, 70.0, 80.0)],
+        file_rates=[60.0, 65.0],
+    )
+    row = make_row(
+        Configuration(backend="onnxruntime", precision="fp32", num_views=1, batch_size=1),
+        seen,
+        device="cpu",
+        decode_rates=[300.0] * 3,
+        flops=None,
+        ceiling_gflops=None,
+        start=None,
+        agreed=None,
+    )
+    assert (row.engine_rates, row.images_per_second) == ((90.0, 70.0, 80.0), 80.0)
+    assert (row.file_rates, row.files_per_second) == ((60.0, 65.0), 62.5)
+
+
+def test_rivals_of_a_pick_overlap_it_and_keep_the_limits_with_as_many_views() -> None:
+    def candidate(*rates: float, p95: float = 5.0, **changes: Any) -> Candidate:
+        named: dict[str, Any] = {"backend": "openvino", "precision": "fp32", "num_views": 1, "batch_size": 1}
+        return Candidate(
+            configuration=Configuration(**(named | changes)),
+            images_per_second=statistics.median(rates),
+            p95_ms=p95,
+            agreement=None,
+            rates=rates,
+        )
+
+    best = candidate(100.0, 200.0, 210.0)
+    below, above = candidate(80.0, 90.0, 99.0, batch_size=2), candidate(80.0, 90.0, 100.0, batch_size=3)
+    nearer, late = candidate(150.0, 190.0, batch_size=4), candidate(150.0, 190.0, batch_size=5, p95=50.0)
+    found = [above, below, best, late, nearer, candidate(150.0, 190.0, num_views=10)]
+    assert rivals(best, found, Limits(budget_ms=10)) == [nearer, above]
+    once = candidate(169.0, precision="int8")
+    assert rivals(once, [once, candidate(94.0)], Limits()) == []
 
 
 def test_preprocessing_has_the_share_of_the_time_that_its_layers_take() -> None:

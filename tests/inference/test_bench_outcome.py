@@ -12,22 +12,14 @@ import pytest
 from helpers import write_pictures
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ImageError, ModelError, UsageError
 from alexdeploy.inference import bench_plan
 from alexdeploy.inference.bench_plan import BenchOptions, agreement_notes, hidden_references, plan, references, unable
 from alexdeploy.inference.bench_report import write_report
-from alexdeploy.inference.bench_results import (
-    Benchmark,
-    Machine,
-    Row,
-    best_of,
-    candidates,
-    errors_of,
-    make_row,
-    why_not,
-)
+from alexdeploy.inference.bench_results import Benchmark, Machine, Row, best_of, candidates, make_row, why_not
 from alexdeploy.inference.bench_rounds import Measured
 from alexdeploy.inference.bench_timing import Candidate, Configuration, Group, Limits, Slice
+from alexdeploy.inference.bench_words import errors_of
 from alexdeploy.inference.benchmark import benchmark
 
 BATCH = Slice(batch_seconds=(0.1,), images_per_second=80)
@@ -76,6 +68,7 @@ def found_of(*rows: Row, name: str = "tiny", model: str = "models/tiny") -> Benc
         interrupted=False,
         limits=Limits(),
         decode_per_second=300.0,
+        decode_rates=(300.0,),
         ceilings=(),
         rows=rows,
         profiles=(),
@@ -160,6 +153,19 @@ def test_an_interrupt_while_layers_are_timed_keeps_what_is_done(tiny_model: Mode
 def test_what_is_no_number_is_a_usage_error(options: BenchOptions, name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is (nan|inf); expected a finite number from 0 on"):
         benchmark(ModelFolder(Path("nowhere")), options)
+
+
+def test_an_empty_folder_is_no_image_among_others_and_an_error_alone(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    def stop(step: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    pictures = write_pictures(tmp_path / "pictures", 2)
+    (tmp_path / "empty").mkdir()
+    options = BenchOptions(backends=("onnxruntime",), images=(str(pictures), str(tmp_path / "empty")))
+    found = benchmark(tiny_model, options, on_step=stop)
+    assert found.images == f"{pictures}, {tmp_path / 'empty'}: 2 of 2 images"
+    with pytest.raises(ImageError, match=r"^no image can be read: .*empty: no images in folder; looked for "):
+        benchmark(tiny_model, dataclasses.replace(options, images=(str(tmp_path / "empty"),)))
 
 
 def test_images_that_cannot_be_read_are_not_counted(tiny_model: ModelFolder, tmp_path: Path) -> None:
@@ -261,18 +267,6 @@ def test_the_nearest_are_named_among_those_that_keep_the_other_limit() -> None:
     assert why_not([], Limits(budget_ms=1, min_agreement=0.9)) == "nothing was measured"
 
 
-def test_errors_of_a_group_are_one_line_where_they_are_one() -> None:
-    same = [row_of(Measured(failure=ModelError("no graph")), batch_size=size) for size in (1, 2)]
-    other = [
-        row_of(Measured(slices=[BATCH]), precision="fp16", batch_size=1),
-        row_of(Measured(failure=DeviceMemoryError("no memory")), precision="fp16", batch_size=2),
-    ]
-    assert errors_of([*same, *other]) == [
-        "openvino fp32 1 view: no graph",
-        "openvino fp16 1 view, batch 2: no memory",
-    ]
-
-
 def test_the_page_shows_names_paths_errors_and_cures_as_text(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     broken = row_of(Measured(failure=ModelError("<img src=x> & <error>", cure="<cure>")), precision="fp16")
@@ -317,6 +311,19 @@ def test_on_the_page_every_figure_stands_under_its_name(tmp_path: Path) -> None:
         **{"p50 ms": "100.0", "p95 ms": "100.0", "p99 ms": "100.0", "batches": "1"},
         **{"GFLOP/s": "", "ceiling": "", "MB": "123", "same": ""},
     }
+
+
+def test_the_page_shows_how_far_rounds_are_apart_and_what_was_not_measured(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    slices = [Slice(batch_seconds=(0.1,), images_per_second=rate) for rate in (80.0, 120.0, 100.0)]
+    rows = row_of(Measured(slices=slices, file_rates=[50.0, 60.0, 40.0])), row_of(Measured(), precision="fp16")
+    write_report(found_of(*rows), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert cells_of(page, "How far the rounds are apart") == [
+        ["configuration", "engine", "least-most", "files", "least-most"],
+        ["openvino fp32 1 view, batch 1", "100.0", "80.0-120", "50.0", "40.0-60.0"],
+    ]
+    assert cells_of(page, "All configurations")[2][:6] == ["openvino", "fp16", "1", "1", "not measured", ""]
 
 
 def test_latencies_within_one_decade_have_an_axis_that_can_be_read(tmp_path: Path) -> None:

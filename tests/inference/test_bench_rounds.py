@@ -286,6 +286,21 @@ def test_where_a_gpu_is_full_the_other_processes_end_and_it_is_tried_once_more(
     assert all(isinstance(seen.failure, DeviceMemoryError) for seen in rounds.measured.values())
 
 
+def test_how_long_a_round_takes_is_told_from_the_first_run_of_each(
+    job: Job, tmp_path: Path, on_gpu: type[OnGpu]
+) -> None:
+    rounds, group = rounds_of(job, tmp_path, 2)
+    with rounds.processes:
+        rounds.open([group], [])
+        # At 100 images/s, with slices of 0.05 s: 16 and 4 images from files, the engine for a slice, and two pauses.
+        assert rounds.round_seconds(time.monotonic()) == pytest.approx(0.16 + 0.04 + 0.05 + 2 * 0.3)
+        # One that made room for others takes its start as well, which is 1 s.
+        rounds.processes.end(DECODE)
+        assert rounds.round_seconds(time.monotonic()) == pytest.approx(1.85)
+        # With time, slices of 1 s: 96 and 100 images.
+        assert rounds.round_seconds(time.monotonic() + 600) == pytest.approx(0.96 + 1.0 + 1.0 + 2 * 0.3 + 1.0)
+
+
 def test_answers_that_fail_leave_agreement_unknown_and_nothing_else(job: Job, tmp_path: Path) -> None:
     rounds, group = rounds_of(job, tmp_path / "missing", 2)
     with rounds.processes:
