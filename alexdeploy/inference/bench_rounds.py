@@ -123,18 +123,20 @@ class Rounds:
 
     def round_seconds(self, deadline: float) -> float:
         """About how long a round will take if `run` begins now, by the first run of each."""
-        turns = self._turns()
-        seconds = slice_seconds(deadline - time.monotonic(), len(self._items), len(turns))
-        total = PAUSE_SECONDS * len(turns)
-        for item in self._items:
+        seconds = slice_seconds(deadline - time.monotonic(), len(self._items), len(self._turns()))
+        items = [item for item in self._items if self._of(item).failure is None]
+        total = 0.0
+        for item in items:
             seen = self._of(item)
-            if seen.failure is None:
-                is_files = item.kind == "files"
-                num_images = self._num_images(item, seen, seconds) if is_files else self._wave(item)
-                total += max(num_images / seen.warm_rate, 0.0 if is_files else seconds)
-        # What made room is started again.
-        closed = [name for name in turns if not self.processes.is_open(name)]
-        return total + sum(self.processes.starts[name].first_row_seconds for name in closed)
+            is_files = item.kind == "files"
+            num_images = self._num_images(item, seen, seconds) if is_files else self._wave(item)
+            total += max(num_images / seen.warm_rate, 0.0 if is_files else seconds)
+        for name in {item.process for item in items}:
+            total += PAUSE_SECONDS
+            # What made room is started again.
+            if not self.processes.is_open(name):
+                total += self.processes.starts[name].first_row_seconds
+        return total
 
     def run(self, deadline: float, seed: int) -> None:
         """One whole round, and then as many as `deadline`, a time of the monotonic clock, leaves."""
