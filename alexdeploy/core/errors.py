@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AlexDeployError(Exception):
     """Base of every error that alexdeploy raises on purpose.
@@ -82,6 +85,16 @@ def by_name(name: str) -> type[AlexDeployError]:
     """The class of this module with that name; DeviceError for one from elsewhere."""
     kind = globals().get(name)
     return kind if isinstance(kind, type) and issubclass(kind, AlexDeployError) else DeviceError
+
+
+@contextmanager
+def cured_by(cure: str) -> Iterator[None]:
+    """Give an error that has no cure of its own this one: whoever calls may know more than who raises."""
+    try:
+        yield
+    except AlexDeployError as exc:
+        exc.cure = exc.cure or cure
+        raise
 
 
 def first_line(exc: BaseException) -> str:

@@ -137,6 +137,12 @@ class ModelSpec:
         return len(self.classes)
 
     @property
+    def recorded_weights(self) -> str | None:
+        """The SHA-256 that `weights.safetensors` had when training or an import wrote this spec; None if unknown."""
+        found = self.provenance.get("weights_sha256")
+        return found if isinstance(found, str) else None
+
+    @property
     def contract_sha256(self) -> str:
         """Hash of all that a derived file depends on beside the weights: not the name, not the provenance."""
         # Through plain values and back: a mean of 110 and one of 110.0 are the same preprocessing.

@@ -9,13 +9,13 @@ from typing import get_args
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError
-from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.packages import release
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import NumViews
 from alexdeploy.engines.engine_files import EngineRecord, find_engines
 from alexdeploy.engines.signing import name_of, read_secret
 from alexdeploy.export.facts import load_facts, read_facts
+from alexdeploy.network.weights import check_origin
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ def _hashes(folder: ModelFolder, precision: Precision, spec: ModelSpec) -> tuple
         facts = load_facts(folder, precision, spec)
         return facts.sha256, facts.network_sha256
     if folder.weights_path.is_file():
-        return None, remembered_sha256(folder.weights_path)
+        return None, check_origin(folder, spec)
     for each in get_args(Precision):
         if folder.onnx_path(each).is_file():
             return None, read_facts(folder.onnx_path(each)).network_sha256

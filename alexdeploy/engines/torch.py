@@ -12,13 +12,12 @@ from torch import Tensor
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
-from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.images.crops import view_boxes
 from alexdeploy.network.alexnet import AlexNet
-from alexdeploy.network.weights import load_weights
+from alexdeploy.network.weights import load_model_weights
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -31,14 +30,14 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
             f"{options.precision} is an ONNX graph, which PyTorch does not run",
             cure="Use --backend openvino or onnxruntime.",
         )
-    network = _load_network(folder, spec)
+    network, sha256 = _load_network(folder, spec)
     info = EngineInfo(
         backend="torch",
         device="cpu",
         precision=options.precision,
         num_views=options.num_views,
         classes=spec.classes,
-        artifact=remembered_sha256(folder.weights_path),
+        artifact=sha256,
         batch_size=options.batch_size,
         num_streams=1,
     )
@@ -51,7 +50,7 @@ def open_layers(folder: ModelFolder) -> Callable[[NDArray[np.float32]], dict[str
 
     Raises ModelError if the folder has no PyTorch weights.
     """
-    network = _load_network(folder, folder.spec()).eval()
+    network = _load_network(folder, folder.spec())[0].eval()
 
     def run(images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         torch.set_num_threads(available_processors())
@@ -60,13 +59,14 @@ def open_layers(folder: ModelFolder) -> Callable[[NDArray[np.float32]], dict[str
     return run
 
 
-def _load_network(folder: ModelFolder, spec: ModelSpec) -> AlexNet:
+def _load_network(folder: ModelFolder, spec: ModelSpec) -> tuple[AlexNet, str]:
+    """The network, and the hash of its weights."""
     if spec.architecture is None or not folder.weights_path.is_file():
         raise ModelError(f"{folder.path} has no PyTorch weights", cure="Use --backend openvino or onnxruntime.")
     network = AlexNet(spec.architecture, spec.num_classes)
-    weights = load_weights(folder.weights_path, network.plan)
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    return network
+    weights = load_model_weights(folder, spec)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.tensors.items()})
+    return network, weights.sha256
 
 
 class TorchEngine:

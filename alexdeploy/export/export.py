@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
-from alexdeploy.core.errors import DeviceError, ModelError
+from alexdeploy.core.errors import DeviceError
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.export import graphs
 from alexdeploy.export.calibrate import measured_tensors
@@ -22,7 +22,7 @@ from alexdeploy.export.quantize import Budget, Quantization, quantize
 from alexdeploy.export.ranges import Ranges, read_ranges, write_ranges
 from alexdeploy.export.runner import GraphRunner
 from alexdeploy.network.layers import plan_layers
-from alexdeploy.network.weights import Weights, load_weights
+from alexdeploy.network.weights import Weights, load_model_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,15 +117,12 @@ def _checked_fp32(
     if not folder.weights_path.is_file():
         graph = graphs.load_graph(folder, "fp32", spec)
         return _Checked(path=path, precision="fp32", graph=graph, content=None, weights=None, parity=None)
-    if spec.architecture is None:
-        raise ModelError(f"{folder.spec_path} has no architecture to build the weights into")
     try:
         from alexdeploy.export.onnx_export import export_network
     except ImportError as exc:
         raise DeviceError("exporting weights needs PyTorch", cure="pip install 'alexdeploy[train]'") from exc
-    # Before they are read: if they change in between, the graph is refused as stale and not taken for the new one.
-    digest = sha256_file(folder.weights_path)
-    weights = load_weights(folder.weights_path, plan_layers(spec.architecture, spec.num_classes))
+    weights, digest = load_model_weights(folder, spec, sha256_file)
+    assert spec.architecture is not None
     on_step("exporting with torch.onnx")
     model, plan, torch_activations = export_network(spec.architecture, spec.num_classes, weights, images)
     check_network(model, spec)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import ModelError, StaleArtifactError
+from alexdeploy.core.errors import ModelError, StaleArtifactError, cured_by
 from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
+from alexdeploy.network.weights import check_origin
 from alexdeploy.network.wire import Message, WireError
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def read_facts(path: Path) -> Facts:
 
 def load_facts(folder: ModelFolder, precision: str, spec: ModelSpec) -> Facts:
     """`load_graph` without the graph: raises the same ModelError and StaleArtifactError, but for damage inside it."""
-    facts = read_facts(graph_path(folder, precision))
+    path = graph_path(folder, precision)
+    with cured_by(renewal(folder, precision)):
+        facts = read_facts(path)
     check_fresh(facts, folder, precision, spec)
     return facts
 
@@ -94,7 +97,7 @@ def graph_path(folder: ModelFolder, precision: str) -> Path:
     """The file of the graph. Raises ModelError if there is none."""
     path = folder.onnx_path(precision)
     if not path.is_file():
-        raise ModelError(f"{folder.path} has no {path.name}", cure=f"Make it: {_export_command(folder, precision)}")
+        raise ModelError(f"{folder.path} has no {path.name}", cure=renewal(folder, precision, "Make it"))
     return path
 
 
@@ -103,11 +106,20 @@ def check_fresh(facts: Facts, folder: ModelFolder, precision: str, spec: ModelSp
 
     The weights are compared for every graph: an FP16 graph may still match a `model.onnx` that they have left behind.
     """
-    path, cure = folder.onnx_path(precision), f"Renew it: {_export_command(folder, precision)}"
+    path, cure = folder.onnx_path(precision), renewal(folder, precision)
+    has_weights = folder.weights_path.is_file()
+    if has_weights:
+        # First of all: from weights that are at fault, no graph can be renewed.
+        _check_weights(facts, folder, path, spec)
     if facts.metadata.get(CONTRACT_KEY) != spec.contract_sha256:
         raise StaleArtifactError(
             f"{path} was made for another architecture, preprocessing or classes than {folder.spec_path} has now",
             cure=cure,
+        )
+    weights, recorded = facts.weights_sha256, spec.recorded_weights
+    if not has_weights and weights is not None and recorded is not None and weights != recorded:
+        raise StaleArtifactError(
+            f"{path} was made from weights {weights[:12]}, {folder.spec_path.name} is of {recorded[:12]}", cure=cure
         )
     made_from = {
         folder.weights_path.name: facts.weights_sha256 or "(unknown)",
@@ -128,6 +140,26 @@ def check_fresh(facts: Facts, folder: ModelFolder, precision: str, spec: ModelSp
             f"{path} was made from {folder.ranges_path.name} {measured[:12]}, which is now {ranges.sha256[:12]}",
             cure=cure,
         )
+
+
+def _check_weights(facts: Facts, folder: ModelFolder, path: Path, spec: ModelSpec) -> None:
+    """Raise as `check_origin` does, and say so if the graph is of the weights that the spec was written with."""
+    try:
+        check_origin(folder, spec)
+    except ModelError as exc:
+        recorded = spec.recorded_weights
+        is_right = recorded is not None and facts.weights_sha256 == recorded
+        if is_right and facts.metadata.get(CONTRACT_KEY) == spec.contract_sha256:
+            exc.cure = f"{exc.cure}\n{path.name} is of the right weights: with the damaged file moved away, it runs."
+        raise
+
+
+def renewal(folder: ModelFolder, precision: str, words: str = "Renew it") -> str:
+    """What to do about a graph: the command, where what it is made from is there."""
+    source = folder.weights_path if folder.weights_path.is_file() or precision == "fp32" else folder.onnx_path()
+    if source.is_file():
+        return f"{words}: {_export_command(folder, precision)}"
+    return f"Copy it again, with {folder.spec_path.name}, from where it was made, or import the model again."
 
 
 def _export_command(folder: ModelFolder, precision: str) -> str:

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes
-from alexdeploy.core.errors import ModelError, first_line
+from alexdeploy.core.errors import ModelError, cured_by, first_line
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
 from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.facts import (
@@ -26,6 +26,7 @@ from alexdeploy.export.facts import (
     Facts,
     check_fresh,
     graph_path,
+    renewal,
 )
 from alexdeploy.export.int8 import float_layers
 
@@ -110,7 +111,9 @@ def write_graph(path: Path, content: bytes) -> None:
 
 def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
     """The model's graph of a precision. Raises StaleArtifactError if its weights or its spec have changed since."""
-    graph = read_graph(graph_path(folder, precision))
+    path = graph_path(folder, precision)
+    with cured_by(renewal(folder, precision)):
+        graph = read_graph(path)
     check_fresh(graph, folder, precision, spec)
     return graph
 

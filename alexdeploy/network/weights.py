@@ -1,19 +1,85 @@
-"""Weights on disk: read them from safetensors and check every name and shape against the plan."""
+"""Weights on disk: read them from safetensors, check that they are the model's, and every name and shape."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from alexdeploy.core.errors import ModelError
-from alexdeploy.network.layers import Layer
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import ModelError, StaleArtifactError, cured_by, first_line
+from alexdeploy.core.hashes import remembered_sha256
+from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
+from alexdeploy.network.layers import Layer, plan_layers
 
 Weights = Mapping[str, NDArray[np.float32]]
+
+
+class ModelWeights(NamedTuple):
+    """A model's weights, and the hash of their file."""
+
+    tensors: Weights
+    sha256: str
+
+
+def load_model_weights(
+    folder: ModelFolder, spec: ModelSpec, hash_file: Callable[[Path], str] = remembered_sha256
+) -> ModelWeights:
+    """The weights of a folder that has some, for use: those that `spec` was written with, as its architecture wants.
+
+    What is written into other files is to be hashed anew: `hash_file=sha256_file`. Raises ModelError and
+    StaleArtifactError.
+    """
+    # Before they are read: if they change in between, what is made of them is refused and not taken for the new ones.
+    digest = check_origin(folder, spec, hash_file)
+    if spec.architecture is None:
+        raise ModelError(
+            f"{folder.spec_path} has no architecture to build {folder.weights_path.name} into",
+            cure=f"Restore {folder.spec_path.name}, or import the weights: alexdeploy import FILE --recipe NAME",
+        )
+    with cured_by(_restore(folder)):
+        return ModelWeights(load_weights(folder.weights_path, plan_layers(spec.architecture, spec.num_classes)), digest)
+
+
+def check_origin(folder: ModelFolder, spec: ModelSpec, hash_file: Callable[[Path], str] = remembered_sha256) -> str:
+    """The hash of the folder's weights, if they are whole and those that `spec` was written with.
+
+    What the spec has no record of, in weights without a stamp, passes. Raises ModelError for a damaged file,
+    StaleArtifactError for one of another training.
+    """
+    path = folder.weights_path
+    try:
+        # The header, and whether it and the tensors fill the file: nothing else is read.
+        with safetensors.safe_open(path, framework="numpy") as file:
+            contract = (file.metadata() or {}).get(CONTRACT_KEY)
+    except (OSError, safetensors.SafetensorError) as exc:
+        raise ModelError(f"{path} is damaged: {first_line(exc)}", cure=_restore(folder)) from exc
+    found, recorded = hash_file(path), spec.recorded_weights
+    if recorded is not None and found != recorded:
+        raise StaleArtifactError(
+            f"{path} is {found[:12]}, {folder.spec_path.name} was written with {recorded[:12]}: "
+            "one of them is damaged, or of another training",
+            cure=_restore(folder),
+        )
+    if contract is not None and contract != spec.contract_sha256:
+        raise StaleArtifactError(
+            f"{path} was written for another architecture, preprocessing or classes than {folder.spec_path} has now",
+            cure=_restore(folder),
+        )
+    return found
+
+
+def _restore(folder: ModelFolder) -> str:
+    both = f"{folder.weights_path.name} and {folder.spec_path.name}"
+    cures = [f"Restore {both} from one copy, or train or import the model again."]
+    if folder.checkpoint_path.is_file():
+        cures.append("If its training was stopped, go on with that first: the same alexdeploy train, with --resume")
+    return "\n".join(cures)
 
 
 def load_weights(path: Path, plan: tuple[Layer, ...]) -> Weights:

@@ -16,8 +16,7 @@ from alexdeploy.core.errors import ModelError, RecipeError
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.labelled import class_key
-from alexdeploy.network.layers import plan_layers
-from alexdeploy.network.weights import Weights, load_weights
+from alexdeploy.network.weights import Weights, load_model_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +38,12 @@ def read_parent(folder: ModelFolder) -> Parent:
             f"{folder.path} has no {folder.weights_path.name}: a graph that was imported cannot be trained",
             cure="Import the weights themselves, e.g. alexdeploy import FILE.caffemodel, or train: alexdeploy train",
         )
-    weights = load_weights(folder.weights_path, plan_layers(spec.architecture, spec.num_classes))
+    weights = load_model_weights(folder, spec, sha256_file)
     mean_image = folder.mean_image(spec)
     return Parent(
         spec=spec,
-        weights=weights,
-        weights_sha256=sha256_file(folder.weights_path),
+        weights=weights.tensors,
+        weights_sha256=weights.sha256,
         mean_image=mean_image,
         mean_file=None if mean_image is None else folder.mean_path.read_bytes(),
     )
