@@ -40,7 +40,7 @@ def make_random_model(
     _spread_answers(model, architecture.input)
     folder = ModelFolder(path)
     folder.write_spec(spec)
-    write_graph(folder.onnx_path(), serialize(model, spec, Source(name="random", sha256="0" * 64)))
+    write_graph(folder, "fp32", serialize(model, spec, Source(name="random", sha256="0" * 64)))
     photographs = write_photographs(path / "photographs", num=64)
     before = Path.cwd()
     # Ranges are written to the working folder.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import ModelSpec, Preprocessing
+from alexdeploy.export.graphs import write_graph
 from alexdeploy.images.preprocess import network_input
 from alexdeploy.network.alexnet import AlexNet
 
@@ -92,6 +94,11 @@ def change_weights(folder: ModelFolder, **changes: Callable[[np.ndarray], np.nda
         key = name.replace("__", ".")
         weights[key] = np.ascontiguousarray(change(weights[key]), np.float32)
     save_file(weights, folder.weights_path)
+
+
+def replace_graph(folder: ModelFolder, precision: str, model: onnx.ModelProto) -> None:
+    """Write another graph as an export would, with whatever metadata it has."""
+    write_graph(folder, precision, model.SerializeToString(deterministic=True))
 
 
 def _spread_answers(network: AlexNet, steps: Preprocessing, folder: ModelFolder) -> None:

@@ -61,6 +61,11 @@ class ModelFolder:
     def onnx_path(self, precision: str = "fp32") -> Path:
         return self.path / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
 
+    def sum_path(self, precision: str = "fp32") -> Path:
+        """The hash of a graph as it was written, in the format of `sha256sum`."""
+        path = self.onnx_path(precision)
+        return path.with_name(f"{path.name}.sha256")
+
     @property
     def ranges_path(self) -> Path:
         """The ranges measured for it: of the working folder, like `models/`, since images do not travel with it."""
@@ -132,7 +137,8 @@ class ModelFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _files(self) -> tuple[Path, ...]:
-        graphs = (self.onnx_path(precision) for precision in get_args(Precision))
+        of_graphs = (self.onnx_path, self.sum_path)
+        graphs = (path(precision) for precision in get_args(Precision) for path in of_graphs)
         return (self.spec_path, self.weights_path, self.mean_path, *graphs, self.checkpoint_path)
 
 

@@ -80,7 +80,7 @@ def export_model(
         if each.ranges is not None:
             write_ranges(folder.ranges_path, each.ranges)
         if each.content is not None:
-            graphs.write_graph(each.path, each.content)
+            graphs.write_graph(folder, each.precision, each.content)
     return tuple(
         Exported(
             path=each.path,
@@ -129,7 +129,7 @@ def _checked_fp32(
     on_step("checking ONNX Runtime and PyTorch against NumPy float64")
     parity = check_parity(model, plan, weights, images, "fp32", {"PyTorch": torch_activations})
     source = graphs.Source(name=folder.weights_path.name, sha256=digest, weights_sha256=digest)
-    content = graphs.serialize(model, spec, source)
+    content = graphs.serialize(model, spec, source, "fp32")
     graph = graphs.graph_of(model, content)
     return _Checked(path=path, precision="fp32", graph=graph, content=content, weights=weights, parity=parity)
 
@@ -153,7 +153,7 @@ def _checked_fp16(
     else:
         parity = compare_outputs(model, fp32.graph.model, images, "fp16")
     source = graphs.Source(name=fp32.path.name, sha256=fp32.graph.sha256, weights_sha256=fp32.graph.weights_sha256)
-    content = graphs.serialize(model, spec, source)
+    content = graphs.serialize(model, spec, source, "fp16")
     return _Checked(
         path=folder.onnx_path("fp16"),
         precision="fp16",
@@ -203,7 +203,7 @@ def _checked_int8(
         weights_sha256=fp32.graph.weights_sha256,
         ranges_sha256=quantized.ranges.sha256,
     )
-    content = graphs.serialize(quantized.model, spec, source)
+    content = graphs.serialize(quantized.model, spec, source, "int8")
     return _Checked(
         path=folder.onnx_path("int8"),
         precision="int8",

@@ -25,6 +25,7 @@ SOURCE_KEY = "alexdeploy.source_sha256"
 SOURCE_NAME_KEY = "alexdeploy.source"
 WEIGHTS_KEY = "alexdeploy.weights_sha256"
 RANGES_KEY = "alexdeploy.ranges_sha256"
+PRECISION_KEY = "alexdeploy.precision"
 FLOAT_LAYERS_KEY = "alexdeploy.float_layers"
 """In a graph with INT8 layers: the layers with weights that stay in float, joined by commas; "" for none."""
 
@@ -102,7 +103,7 @@ def graph_path(folder: ModelFolder, precision: str) -> Path:
 
 
 def check_fresh(facts: Facts, folder: ModelFolder, precision: str, spec: ModelSpec) -> None:
-    """Raise StaleArtifactError if weights, spec or ranges have changed since the graph was made.
+    """Raise StaleArtifactError if weights, spec or ranges have changed since the graph was made, or it has itself.
 
     The weights are compared for every graph: an FP16 graph may still match a `model.onnx` that they have left behind.
     """
@@ -111,6 +112,10 @@ def check_fresh(facts: Facts, folder: ModelFolder, precision: str, spec: ModelSp
     if has_weights:
         # First of all: from weights that are at fault, no graph can be renewed.
         _check_weights(facts, folder, path, spec)
+    _check_sum(facts, folder, precision, cure)
+    made_as = facts.metadata.get(PRECISION_KEY, precision)
+    if made_as != precision:
+        raise StaleArtifactError(f"{path} is the {made_as} graph under another name", cure=cure)
     if facts.metadata.get(CONTRACT_KEY) != spec.contract_sha256:
         raise StaleArtifactError(
             f"{path} was made for another architecture, preprocessing or classes than {folder.spec_path} has now",
@@ -152,6 +157,24 @@ def _check_weights(facts: Facts, folder: ModelFolder, path: Path, spec: ModelSpe
         if is_right and facts.metadata.get(CONTRACT_KEY) == spec.contract_sha256:
             exc.cure = f"{exc.cure}\n{path.name} is of the right weights: with the damaged file moved away, it runs."
         raise
+
+
+def _check_sum(facts: Facts, folder: ModelFolder, precision: str, cure: str) -> None:
+    """Raise StaleArtifactError unless the graph has the hash that was written beside it, if there is one."""
+    path, sum_path = folder.onnx_path(precision), folder.sum_path(precision)
+    try:
+        recorded = sum_path.read_bytes().split(maxsplit=1)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise ModelError(f"{sum_path} cannot be read: {exc.strerror}", cure=cure) from exc
+    if recorded[:1] != [facts.sha256.encode()]:
+        expected = recorded[0][:12].decode(errors="replace") if recorded else "nothing"
+        raise StaleArtifactError(
+            f"{path} is {facts.sha256[:12]}, {sum_path.name} was written with {expected}: "
+            "one of them is damaged, or of another export",
+            cure=cure,
+        )
 
 
 def renewal(folder: ModelFolder, precision: str, words: str = "Renew it") -> str:

@@ -12,12 +12,13 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, remove_file, sha256_bytes
 from alexdeploy.core.errors import ModelError, cured_by, first_line
-from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
+from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Precision
 from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.facts import (
     FLOAT_LAYERS_KEY,
+    PRECISION_KEY,
     RANGES_KEY,
     SOURCE_KEY,
     SOURCE_NAME_KEY,
@@ -82,14 +83,19 @@ def read_graph(path: Path) -> Graph:
     return graph_of(model, content)
 
 
-def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source) -> bytes:
-    """The bytes of a file that holds `model`, the spec, and what it was made from. Replaces the model's metadata."""
+def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source, precision: Precision | None = None) -> bytes:
+    """The bytes of a file that holds `model`, the spec, and what it was made from. Replaces the model's metadata.
+
+    `precision` is what the graph was made as; None for somebody else's, which may hold anything.
+    """
     facts = {
         SPEC_KEY: msgspec.json.encode(spec).decode(),
         CONTRACT_KEY: spec.contract_sha256,
         SOURCE_NAME_KEY: source.name,
         SOURCE_KEY: source.sha256,
     }
+    if precision is not None:
+        facts[PRECISION_KEY] = precision
     if source.weights_sha256 is not None:
         facts[WEIGHTS_KEY] = source.weights_sha256
     if source.ranges_sha256 is not None:
@@ -103,10 +109,20 @@ def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source) -> bytes:
     return content
 
 
-def write_graph(path: Path, content: bytes) -> None:
-    """Write what `serialize` gave. Raises OutputError."""
+def write_graph(folder: ModelFolder, precision: str, content: bytes) -> None:
+    """Write what `serialize` gave, and its hash beside it. Raises OutputError."""
+    # A graph without a hash is not compared: one that is killed in between leaves no hash of another.
+    remove_file(folder.sum_path(precision))
+    path = folder.onnx_path(precision)
     with atomic_write(path) as file:
         file.write(content)
+    with atomic_write(folder.sum_path(precision)) as file:
+        file.write(sum_line(path, content))
+
+
+def sum_line(path: Path, content: bytes) -> bytes:
+    """What the file of a graph's hash holds, as `sha256sum` writes it: `sha256sum -c model.onnx.sha256`."""
+    return f"{sha256_bytes(content)}  {path.name}\n".encode()
 
 
 def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:

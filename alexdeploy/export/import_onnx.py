@@ -100,7 +100,8 @@ def import_onnx(
     # A graph's source is looked for in its own folder, by its name: this name must be none of those in there.
     content = graphs.serialize(network, spec, graphs.Source(name="original.onnx", sha256=original.sha256))
     files = {} if mean is None else {folder.mean_path: mean.content}
-    write_model(folder, {**files, folder.onnx_path(): content}, spec)
+    graph_path = folder.onnx_path()
+    write_model(folder, {**files, graph_path: content, folder.sum_path(): graphs.sum_line(graph_path, content)}, spec)
     return spec
 
 

@@ -73,15 +73,15 @@ def make_ceiling(path: Path, precisions: tuple[Precision, ...], size: CeilingSiz
     content = serialize(
         network, spec, Source(name=folder.weights_path.name, sha256=weights_sha256, weights_sha256=weights_sha256)
     )
-    write_graph(folder.onnx_path(), content)
+    write_graph(folder, "fp32", content)
     source = Source(name=folder.onnx_path().name, sha256=sha256_bytes(content), weights_sha256=weights_sha256)
     with suppress(DeviceError):
         if "fp16" in precisions:
-            write_graph(folder.onnx_path("fp16"), serialize(to_fp16(network), spec, source))
+            write_graph(folder, "fp16", serialize(to_fp16(network), spec, source))
         if "int8" in precisions:
             thresholds = {name: _LARGEST for node in network.graph.node for name in node.input[:1]}
             quantized = to_int8(network, thresholds, spec.preprocessing)
-            write_graph(folder.onnx_path("int8"), serialize(quantized, spec, source))
+            write_graph(folder, "int8", serialize(quantized, spec, source))
     return folder
 
 

@@ -45,7 +45,15 @@ def contents(folder: ModelFolder) -> set[str]:
     return {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
 
 
-MODEL = ("spec.json", "weights.safetensors", "mean.npy", "model.onnx", "model.fp16.onnx", "model.int8.onnx")
+MODEL = (
+    "spec.json",
+    "weights.safetensors",
+    "mean.npy",
+    "model.onnx",
+    "model.fp16.onnx",
+    "model.int8.onnx",
+    "model.onnx.sha256",
+)
 DERIVED = ("checkpoints/last.pt", "checkpoints/log.jsonl", "engines/gpu.engine", "engines/gpu.json")
 OTHERS = ("notes.txt", "model.mine.onnx", "pictures/model.onnx")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import make_model, smooth_images
+from helpers import make_model, replace_graph, smooth_images
 from safetensors.numpy import load_file, save_file
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
@@ -169,7 +169,7 @@ def test_a_graph_that_does_not_say_which_weights_it_comes_from_is_stale_beside_a
     assert len(kept) == len(model.metadata_props) - 1
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
-    onnx.save(model, path)
+    replace_graph(tiny_model, "fp16", model)
     with pytest.raises(StaleArtifactError, match=r"weights\.safetensors \(unknown\)"):
         open_engine(tiny_model, "onnxruntime", EngineOptions(precision="fp16"))
     tiny_model.weights_path.unlink()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import smooth_images
+from helpers import replace_graph, smooth_images
 from safetensors.numpy import load_file, save_file
 
 from alexdeploy.core import hashes
@@ -221,7 +221,7 @@ def test_a_graph_that_is_replaced_before_it_is_compiled_is_refused(tiny_model: M
     engine = _open(tiny_model)
     model = onnx.load(tiny_model.onnx_path())
     model.doc_string = "changed"
-    onnx.save(model, tiny_model.onnx_path())
+    replace_graph(tiny_model, "fp32", model)
     with pytest.raises(StaleArtifactError, match="has changed meanwhile"), engine:
         pass
     assert not list((cache / "openvino").iterdir())

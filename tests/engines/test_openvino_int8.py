@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import TINY, make_model, smooth_images, write_pictures
+from helpers import TINY, make_model, replace_graph, smooth_images, write_pictures
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.recipe import load_recipe
@@ -100,11 +100,10 @@ def test_layers_that_are_kept_out_of_int8_are_computed_in_float32(without_lrn: M
 
 
 def test_an_int8_graph_that_does_not_say_what_stays_in_float_runs_in_float32(without_lrn: ModelFolder) -> None:
-    path = without_lrn.onnx_path("int8")
-    model = onnx.load(path)
+    model = onnx.load(without_lrn.onnx_path("int8"))
     (entry,) = (entry for entry in model.metadata_props if entry.key == FLOAT_LAYERS_KEY)
     model.metadata_props.remove(entry)
-    onnx.save(model, path)
+    replace_graph(without_lrn, "int8", model)
     assert "float32" in _arithmetic(without_lrn)
     expected, found = _answers(without_lrn, 1)
     np.testing.assert_allclose(found, expected, atol=0.01)

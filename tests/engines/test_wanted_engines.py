@@ -14,7 +14,7 @@ from alexdeploy.core.errors import ModelError, StaleArtifactError
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.engine_choice import Wanted, choose_engine, fitting_engines, wanted_engine
 from alexdeploy.export.export import ExportOptions, export_model
-from alexdeploy.export.graphs import Source, read_graph, serialize
+from alexdeploy.export.graphs import Source, read_graph, serialize, write_graph
 
 
 def wanted_of(folder: ModelFolder, precision: Precision = "fp16") -> Wanted:
@@ -97,7 +97,8 @@ def test_a_graph_that_its_weights_left_behind_is_not_wanted(tiny_model: ModelFol
 
 def test_an_imported_model_is_told_by_its_fp32_graph_whatever_the_precision(tiny_model: ModelFolder) -> None:
     path, spec = tiny_model.onnx_path(), tiny_model.spec()
-    path.write_bytes(serialize(read_graph(path).model, spec, Source(name="original.onnx", sha256="0" * 64)))
+    content = serialize(read_graph(path).model, spec, Source(name="original.onnx", sha256="0" * 64))
+    write_graph(tiny_model, "fp32", content)
     tiny_model.weights_path.unlink()
     export_model(tiny_model, ExportOptions(fp16=True))
     found = {precision: wanted_of(tiny_model, precision).weights_sha256 for precision in ("fp32", "fp16", "int8")}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import change_weights, make_model, write_pictures
+from helpers import change_weights, make_model, replace_graph, write_pictures
 from PIL import Image
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
@@ -178,7 +178,7 @@ def test_a_graph_that_overflows_is_named(work: ModelFolder) -> None:
     for entry in model.metadata_props:
         if entry.key == "alexdeploy.weights_sha256" or entry.key == "alexdeploy.source_sha256":
             entry.value = sha256_file(work.weights_path)
-    onnx.save(model, work.onnx_path())
+    replace_graph(work, "fp32", model)
     with pytest.raises(ModelError, match="conv2: a value is not finite"):
         _measured(work)
 

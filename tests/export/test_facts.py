@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from helpers import replace_graph
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from alexdeploy.core import hashes
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError, StaleArtifactError
+from alexdeploy.export import graphs
 from alexdeploy.export.facts import load_facts, read_facts
 from alexdeploy.export.graphs import load_graph, read_graph
 
@@ -106,12 +108,11 @@ def test_an_fp16_graph_is_stale_when_another_model_onnx_took_its_place(tiny_mode
 
 @pytest.mark.usefixtures("remembering")
 def test_a_graph_that_changed_within_is_another(tiny_model: ModelFolder) -> None:
-    path = tiny_model.onnx_path()
     before = load_facts(tiny_model, "fp32", tiny_model.spec())
-    model = onnx.load(path)
+    model = onnx.load(tiny_model.onnx_path())
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "fc8.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, "fc8.bias"))
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    replace_graph(tiny_model, "fp32", model)
     after = load_facts(tiny_model, "fp32", tiny_model.spec())
     assert after.sha256 != before.sha256
     assert after.sha256 == load_graph(tiny_model, "fp32", tiny_model.spec()).sha256
@@ -127,3 +128,68 @@ def test_facts_are_read_without_onnx(tiny_model: ModelFolder) -> None:
         [sys.executable, "-c", code, str(tiny_model.path)], capture_output=True, text=True, check=True
     )
     assert done.stdout == "False\n"
+
+
+def _read_all(folder: ModelFolder, precision: str) -> None:
+    for read in (load_facts, load_graph):
+        read(folder, precision, folder.spec())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_graph_that_was_damaged_in_place_is_refused(int8_model: ModelFolder, precision: str) -> None:
+    path = int8_model.onnx_path(precision)
+    _read_all(int8_model, precision)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = b"\x3c" * 3000
+    path.write_bytes(content)
+    for read in (load_facts, load_graph):
+        with pytest.raises(StaleArtifactError, match=rf"{path.name} is .*, {path.name}\.sha256 was written") as caught:
+            read(int8_model, precision, int8_model.spec())
+        assert "alexdeploy export" in str(caught.value.cure)
+
+
+def test_a_damaged_graph_without_its_weights_is_to_be_copied_again(tiny_model: ModelFolder) -> None:
+    tiny_model.weights_path.unlink()
+    tiny_model.sum_path().write_text("no hash at all\n")
+    with pytest.raises(StaleArtifactError, match=r"model\.onnx\.sha256 was written with no:") as caught:
+        load_facts(tiny_model, "fp32", tiny_model.spec())
+    assert "Copy it again" in str(caught.value.cure)
+
+
+def test_a_graph_without_a_hash_beside_it_is_taken_as_it_is(tiny_model: ModelFolder) -> None:
+    tiny_model.sum_path().unlink()
+    tiny_model.weights_path.unlink()
+    _read_all(tiny_model, "fp32")
+
+
+def test_the_hash_beside_a_graph_is_one_that_sha256sum_checks(tiny_model: ModelFolder) -> None:
+    subprocess.run(["sha256sum", "--check", "--strict", "model.fp16.onnx.sha256"], cwd=tiny_model.path, check=True)
+
+
+def test_a_graph_of_another_precision_under_a_new_name_is_refused(int8_model: ModelFolder) -> None:
+    int8_model.sum_path("fp16").unlink()
+    int8_model.onnx_path("fp16").write_bytes(int8_model.onnx_path("int8").read_bytes())
+    with pytest.raises(StaleArtifactError, match=r"model\.fp16\.onnx is the int8 graph under another name"):
+        load_facts(int8_model, "fp16", int8_model.spec())
+
+
+def test_an_export_that_is_killed_between_graph_and_hash_leaves_a_graph_that_runs(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(path: Path, content: bytes) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(graphs, "sum_line", kill)
+    with pytest.raises(KeyboardInterrupt):
+        graphs.write_graph(tiny_model, "fp32", tiny_model.onnx_path().read_bytes())
+    _read_all(tiny_model, "fp32")
+
+
+def test_what_is_missing_to_a_graph_is_told_with_what_makes_it(tiny_model: ModelFolder) -> None:
+    path = tiny_model.onnx_path()
+    path.write_bytes(path.read_bytes()[:-100_000])
+    for read in (load_facts, load_graph):
+        with pytest.raises(ModelError, match="truncated") as caught:
+            read(tiny_model, "fp32", tiny_model.spec())
+        assert caught.value.cure == f"Renew it: alexdeploy export {tiny_model.path}"

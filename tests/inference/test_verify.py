@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import smooth_images, write_pictures
+from helpers import replace_graph, smooth_images, write_pictures
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -20,6 +20,7 @@ from alexdeploy.core.errors import ImageError, ModelError, ParityError, StaleArt
 from alexdeploy.core.spec import Precision, Preprocessing
 from alexdeploy.engines.base import Backend, EngineOptions, open_engine
 from alexdeploy.export.export import ExportOptions, export_model
+from alexdeploy.export.facts import PRECISION_KEY
 from alexdeploy.export.import_onnx import ImportOptions, import_onnx
 from alexdeploy.images.preprocess import network_input
 from alexdeploy.inference.verify import VerifyOptions, verify
@@ -46,7 +47,7 @@ def change_weights(folder: ModelFolder, precision: str, change: Change) -> None:
         values = numpy_helper.to_array(tensor)
         changed = change(tensor.name, values).astype(values.dtype)
         tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
-    folder.onnx_path(precision).write_bytes(model.SerializeToString())
+    replace_graph(folder, precision, model)
 
 
 def scaled(layer: str, factor: float) -> Change:
@@ -55,7 +56,10 @@ def scaled(layer: str, factor: float) -> Change:
 
 def as_fp16(folder: ModelFolder, change: Change) -> None:
     """Put the FP32 graph, changed, in the place of the FP16 one: only the change is then an error."""
-    folder.onnx_path("fp16").write_bytes(folder.onnx_path().read_bytes())
+    model = onnx.load(folder.onnx_path())
+    (precision,) = (entry for entry in model.metadata_props if entry.key == PRECISION_KEY)
+    precision.value = "fp16"
+    replace_graph(folder, "fp16", model)
     change_weights(folder, "fp16", change)
 
 
@@ -176,7 +180,7 @@ def test_a_layer_that_a_graph_lacks_is_left_out(tiny_model: ModelFolder, picture
     for node in model.graph.node:
         node.input[:] = ["other" if name == "relu3" else name for name in node.input]
         node.output[:] = ["other" if name == "relu3" else name for name in node.output]
-    tiny_model.onnx_path("fp16").write_bytes(model.SerializeToString())
+    replace_graph(tiny_model, "fp16", model)
     (network,) = verify(tiny_model, [str(pictures)], GRAPH_ONLY).networks
     names = [layer.name for layer in network.layers]
     assert "relu3" not in names
