@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError, UsageError
+from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError, UsageError, cured_by
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 
 MODELS_FOLDER = Path("models")
@@ -89,19 +89,24 @@ class ModelFolder:
         """The mean image, float32 [3, 256, 256] in the network's channel order, checked against its hash."""
         if spec.preprocessing.mean_image is None:
             return None
-        found = sha256_file(self.mean_path)
+        cure = f"Restore {self.mean_path.name} from a copy, or train or import the model again."
+        if not self.mean_path.is_file():
+            raise ModelError(f"{self.path} has no {self.mean_path.name}, which its spec names", cure=cure)
+        with cured_by(cure):
+            found = sha256_file(self.mean_path)
         if found != spec.preprocessing.mean_image:
             raise StaleArtifactError(
                 f"{self.mean_path} has hash {found[:12]}, the spec expects {spec.preprocessing.mean_image[:12]}",
-                cure="Restore the file, or train the model again.",
+                cure=cure,
             )
         try:
             mean: NDArray[np.float32] = np.load(self.mean_path, allow_pickle=False)
         except (ValueError, OSError) as exc:
-            raise ModelError(f"{self.mean_path} is damaged: {exc}") from exc
+            raise ModelError(f"{self.mean_path} is damaged: {exc}", cure=cure) from exc
         if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype != np.float32:
             raise ModelError(
-                f"{self.mean_path} is {mean.dtype} {mean.shape}, expected float32 (3, {IMAGE_SIZE}, {IMAGE_SIZE})"
+                f"{self.mean_path} is {mean.dtype} {mean.shape}, expected float32 (3, {IMAGE_SIZE}, {IMAGE_SIZE})",
+                cure=cure,
             )
         return mean
 
@@ -148,13 +153,32 @@ def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
         for path in (Path(name), MODELS_FOLDER / name):
             if (path / "spec.json").is_file():
                 return ModelFolder(path)
+        for path in (Path(name), MODELS_FOLDER / name):
+            _refuse_part(ModelFolder(path))
         known = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
         cure = f"Models here: {', '.join(known)}" if known else _NO_MODEL_CURE
         raise ModelError(f"no model at {os.fspath(name)} nor at {MODELS_FOLDER / name}", cure=cure)
     specs = sorted(MODELS_FOLDER.glob("*/spec.json"), key=lambda path: path.stat().st_mtime_ns)
     if not specs:
+        for path in sorted(MODELS_FOLDER.glob("*/")):
+            _refuse_part(ModelFolder(path))
         raise ModelError(f"no model in {MODELS_FOLDER.resolve()}", cure=_NO_MODEL_CURE)
     return ModelFolder(specs[-1].parent)
+
+
+def _refuse_part(folder: ModelFolder) -> None:
+    """Raise ModelError if there is a part of a model, without the spec that makes it one."""
+    if not folder.is_used:
+        return
+    cures = [f"Restore {folder.spec_path.name} from a copy, or train or import the model again."]
+    problem = f"has no {folder.spec_path.name}, which says what the files in it are"
+    if folder.checkpoint_path.is_file():
+        resume = f"alexdeploy train --name {folder.path.name} --resume, with the options that it was begun with"
+        if folder.weights_path.is_file():
+            cures.append(f"If its training was stopped, go on with it: {resume}")
+        else:
+            problem, cures = "is not trained to the end", [f"Go on with it: {resume}"]
+    raise ModelError(f"{folder.path} {problem}", cure="\n".join(cures))
 
 
 def sha256_file(path: Path) -> str:

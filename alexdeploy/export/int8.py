@@ -69,7 +69,7 @@ def to_int8(
     copy = deepcopy(model)
     layers = [name for name in quantizable_layers(copy) if name not in keep]
     if not layers:
-        raise ModelError("no layer is left to quantize")
+        raise ModelError("no layer is left to quantize", cure="Keep fewer of them, or leave --int8 out.")
     thresholds = dict(thresholds)
     if _feed_pixels(copy, layers, preprocessing):
         thresholds[PIXELS] = float(QMAX)

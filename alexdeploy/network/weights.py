@@ -64,7 +64,7 @@ def check_origin(folder: ModelFolder, spec: ModelSpec, hash_file: Callable[[Path
         raise StaleArtifactError(
             f"{path} is {found[:12]}, {folder.spec_path.name} was written with {recorded[:12]}: "
             "one of them is damaged, or of another training",
-            cure=_restore(folder),
+            cure=_restore(folder) + _resume(folder),
         )
     if contract is not None and contract != spec.contract_sha256:
         raise StaleArtifactError(
@@ -76,10 +76,14 @@ def check_origin(folder: ModelFolder, spec: ModelSpec, hash_file: Callable[[Path
 
 def _restore(folder: ModelFolder) -> str:
     both = f"{folder.weights_path.name} and {folder.spec_path.name}"
-    cures = [f"Restore {both} from one copy, or train or import the model again."]
-    if folder.checkpoint_path.is_file():
-        cures.append("If its training was stopped, go on with that first: the same alexdeploy train, with --resume")
-    return "\n".join(cures)
+    return f"Restore {both} from one copy, or train or import the model again."
+
+
+def _resume(folder: ModelFolder) -> str:
+    """Training writes the weights first: one that was stopped there goes on with the spec."""
+    if not folder.checkpoint_path.is_file():
+        return ""
+    return "\nIf its training was stopped, go on with that first: the same alexdeploy train, with --resume"
 
 
 def load_weights(path: Path, plan: tuple[Layer, ...]) -> Weights:

@@ -197,3 +197,42 @@ def test_a_file_that_cannot_grow_is_an_output_error(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text() == "old"
+
+
+@pytest.fixture
+def working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [None, "begun", "models/begun"])
+def test_a_model_whose_first_training_was_stopped_is_to_be_gone_on_with(working: Path, name: str | None) -> None:
+    fill(ModelFolder(MODELS_FOLDER / "begun"), "checkpoints/last.pt")
+    with pytest.raises(ModelError, match="models/begun is not trained to the end") as caught:
+        find_model(name)
+    assert "alexdeploy train --name begun --resume" in str(caught.value.cure)
+
+
+@pytest.mark.parametrize("name", [None, "bad"])
+def test_a_folder_without_its_spec_is_told_what_it_lacks(working: Path, name: str | None) -> None:
+    fill(ModelFolder(MODELS_FOLDER / "bad"), "weights.safetensors", "model.onnx")
+    with pytest.raises(ModelError, match=r"models/bad has no spec\.json") as caught:
+        find_model(name)
+    assert "Restore spec.json" in str(caught.value.cure)
+    assert "--resume" not in str(caught.value.cure)
+    fill(ModelFolder(MODELS_FOLDER / "bad"), "checkpoints/last.pt")
+    with pytest.raises(ModelError, match=r"models/bad has no spec\.json") as caught:
+        find_model(name)
+    assert "alexdeploy train --name bad --resume" in str(caught.value.cure)
+
+
+def test_a_model_that_is_whole_is_found_beside_one_that_was_only_begun(working: Path) -> None:
+    fill(ModelFolder(MODELS_FOLDER / "begun"), "checkpoints/last.pt")
+    ModelFolder(MODELS_FOLDER / "whole").write_spec(_spec())
+    assert find_model().path.name == "whole"
+
+
+def test_a_mean_image_that_is_missing_is_told_with_a_cure(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no mean\.npy") as caught:
+        ModelFolder(tmp_path).mean_image(_spec(mean_image="0" * 64))
+    assert "Restore mean.npy" in str(caught.value.cure)
