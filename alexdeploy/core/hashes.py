@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from os import stat_result
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import msgspec
@@ -36,7 +37,9 @@ def remembered_sha256(path: Path) -> str:
 
     It tells whether a file of one's own has changed since, as fast as asking for its size. Nobody but the user, the
     clock or the disk can deceive it: what must not be believed, like a file from elsewhere, is hashed by `sha256_file`.
-    On Windows it is `sha256_file`.
+    A write through a shared mapping changes the times when a page becomes dirty, and not again before that page was
+    written back, some 30 seconds later: what is written in between is not seen until then. On Windows, and where the
+    file system has no time of change of its own, it is `sha256_file`.
     """
     if not _HAS_CHANGE_TIME:
         return sha256_file(path)
@@ -58,9 +61,32 @@ def remembered_sha256(path: Path) -> str:
     with suppress(OSError, OutputError):
         now = path.stat()
         is_same = (now.st_dev, now.st_ino, *_state(now)) == (found.st_dev, found.st_ino, *state)
-        if is_same and max(found.st_mtime_ns, found.st_ctime_ns) < settled:
+        is_settled = max(found.st_mtime_ns, found.st_ctime_ns) < settled
+        if is_same and is_settled and _keeps_change_time(found, folder, path.parent):
             _remember(file, key, (*state, digest))
     return digest
+
+
+def _keeps_change_time(found: stat_result, *folders: Path) -> bool:
+    """Whether the file system of a file has a ctime of its own; `folders` are where that may be tried.
+
+    squashfs, vfat and many of FUSE give the mtime for it, which whoever writes a file can set back: there an image of
+    fixed times may take the place of another, file by file with the same inodes. Elsewhere the two are equal as well,
+    in a file that nobody renamed or touched since it was written.
+    """
+    if found.st_ctime_ns > found.st_mtime_ns:
+        return True
+    for folder in folders:
+        with suppress(OSError):
+            if folder.stat().st_dev != found.st_dev:
+                continue
+            # On Linux it has no name, and leaves no trace.
+            with TemporaryFile(dir=folder) as file:
+                os.utime(file.fileno(), ns=(0, 0))
+                tried = os.fstat(file.fileno())
+            if tried.st_dev == found.st_dev:
+                return tried.st_ctime_ns > tried.st_mtime_ns
+    return False
 
 
 def _state(found: stat_result) -> tuple[int, int, int]:

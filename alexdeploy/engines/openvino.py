@@ -6,7 +6,7 @@ import hashlib
 import platform
 import queue
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -73,7 +73,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
         content: bytes = model.SerializeToString()
         return content
 
-    return OpenVINOEngine(load, info, spec.contract_sha256, num_threads, may_be_bfloat16(facts, spec))
+    return OpenVINOEngine(load, info, facts.metadata, num_threads, may_be_bfloat16(facts, spec))
 
 
 def may_be_bfloat16(facts: Facts, spec: ModelSpec) -> bool:
@@ -114,14 +114,14 @@ class OpenVINOEngine:
     image at a time wants a `batch_size` of 1.
 
     `load` gives the deployment graph, serialized; it is not called when the compiled model is in the cache: then
-    `was_compiled` stays False.
+    `was_compiled` stays False. `metadata` is that of the network's file, the contract among it.
     """
 
     def __init__(
         self,
         load: Callable[[], bytes],
         info: EngineInfo,
-        contract_sha256: str,
+        metadata: Mapping[str, str],
         num_threads: int,
         allow_bfloat16: bool,
     ) -> None:
@@ -131,9 +131,11 @@ class OpenVINOEngine:
         self.was_compiled = False
         self._load: Callable[[], bytes] | None = load
         self._shape = (images_at_once(info.batch_size, info.num_views), IMAGE_SIZE, IMAGE_SIZE, 3)
-        # Everything that the compiled model depends on, by content.
+        # Everything that the compiled model depends on, by content. The metadata is read each time: a graph of other
+        # weights is another one also where its hash is remembered of the one before.
         versions = (alexdeploy.__version__, _DERIVATION, ov.__version__)
-        self._key = (*versions, info.artifact, contract_sha256, info.precision, info.num_views, self._shape)
+        of_graph = (info.artifact, sorted(metadata.items()))
+        self._key = (*versions, *of_graph, info.precision, info.num_views, self._shape)
         self._cache_key = ""
         self._requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         self._compiled: ov.CompiledModel | None = None

@@ -106,6 +106,33 @@ def test_where_ctime_is_not_that_of_the_last_change_every_file_is_read(
     assert remembered_sha256(file) == sha256_file(file)
 
 
+def test_a_file_of_a_file_system_without_a_change_time_is_always_read(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "_keeps_change_time", lambda *_: False)
+    assert remembered_sha256(file) == sha256_file(file)
+    assert not (cache / "hashes" / "sha256.json").exists()
+
+
+def test_where_both_times_are_equal_a_nameless_file_on_the_same_device_tells_what_they_are_worth(
+    tmp_path: Path,
+) -> None:
+    device = tmp_path.stat().st_dev
+    before = tmp_path.stat().st_mtime_ns
+    assert hashes._keeps_change_time(_times(device), tmp_path / "gone", tmp_path)
+    assert not hashes._keeps_change_time(_times(device + 1), tmp_path)
+    assert not hashes._keeps_change_time(_times(device))
+    assert hashes._keeps_change_time(_times(device + 1, changed=2))
+    assert list(tmp_path.iterdir()) == []
+    assert tmp_path.stat().st_mtime_ns == before
+
+
+def _times(device: int, changed: int = 1) -> os.stat_result:
+    """Of a file that was written at 1 s: two of the three times in whole seconds, then in nanoseconds."""
+    times = {"st_atime_ns": 10**9, "st_mtime_ns": 10**9, "st_ctime_ns": changed * 10**9}
+    return os.stat_result((0o100644, 1, device, 1, 0, 0, 1, 1, 1, changed), times)
+
+
 def test_a_small_file_is_always_read(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "small"
     path.write_bytes(b"small")

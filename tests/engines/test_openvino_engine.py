@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from alexdeploy.engines import openvino as openvino_engine
 from alexdeploy.engines.base import EngineOptions, Predictions, open_engine
 from alexdeploy.engines.openvino import OpenVINOEngine, images_at_once
 from alexdeploy.export.export import export_model
+from alexdeploy.export.facts import WEIGHTS_KEY, load_facts
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="ctime is the time of the last change on POSIX only")
 
@@ -215,6 +217,18 @@ def test_a_model_compiled_on_another_processor_is_not_taken_from_a_shared_cache(
     monkeypatch.setattr(openvino_engine.platform, "machine", lambda: "another")
     _run(tiny_model, smooth_images(1))
     assert len(list((cache / "openvino").iterdir())) == 2
+
+
+def test_a_compiled_model_is_that_of_its_graph_s_metadata_as_well_as_of_its_hash(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hash may be remembered of the graph before; what it says of itself is read each time."""
+    _run(tiny_model, smooth_images(1))
+    stale = load_facts(tiny_model, "fp32", tiny_model.spec())
+    facts = dataclasses.replace(stale, metadata={**stale.metadata, WEIGHTS_KEY: "0" * 64})
+    monkeypatch.setattr(openvino_engine, "load_facts", lambda *_: facts)
+    with pytest.raises(StaleArtifactError, match="has changed meanwhile"):
+        _run(tiny_model, smooth_images(1))
 
 
 def test_a_graph_that_is_replaced_before_it_is_compiled_is_refused(tiny_model: ModelFolder, cache: Path) -> None:
