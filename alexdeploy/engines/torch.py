@@ -106,7 +106,7 @@ class TorchEngine:
         if not self._is_open:
             raise DeviceError("the engine is not open", cure="Use it in a with statement.")
         with torch.inference_mode():
-            views = self._views(torch.from_numpy(images))
+            views = self._views(torch.from_numpy(np.ascontiguousarray(images)))
             logits = self._network(views.to(_DTYPES[self.info.precision])).float()
             by_image = logits.softmax(dim=1).reshape(len(images), self.info.num_views, -1)
             return Predictions(by_image.mean(dim=1).numpy(), by_image.argmax(dim=2).to(torch.int32).numpy())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
-from alexdeploy.core.spec import IMAGE_SIZE, Precision
+from alexdeploy.core.spec import IMAGE_SIZE, Precision, graph_precision
 from alexdeploy.engines.base import EngineInfo, Predictions, check_images, join_predictions
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
@@ -182,7 +182,7 @@ def join_infos(devices: Sequence[Device], infos: Sequence[EngineInfo]) -> Engine
 def _identities(folder: ModelFolder, precision: Precision) -> list[tuple[int, int, int] | None]:
     """What tells whether a file that engines are made from, or compared with, was replaced."""
     found: list[tuple[int, int, int] | None] = []
-    for path in (folder.spec_path, folder.weights_path, folder.mean_path, folder.onnx_path(precision)):
+    for path in (folder.spec_path, folder.weights_path, folder.mean_path, folder.onnx_path(graph_precision(precision))):
         try:
             facts = path.stat()
             found.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))

@@ -123,6 +123,13 @@ def test_a_closed_engine_says_so(tiny_model: ModelFolder, backend: Backend) -> N
         engine.run(smooth_images(1))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_may_lie_backwards_in_memory(tiny_model: ModelFolder, backend: Backend) -> None:
+    images = smooth_images(3)
+    expected = _run(tiny_model, backend, images[::-1].copy()).probabilities
+    np.testing.assert_array_equal(_run(tiny_model, backend, images[::-1]).probabilities, expected)
+
+
 def test_changed_weights_make_the_graph_stale(tiny_model: ModelFolder) -> None:
     content = bytearray(tiny_model.weights_path.read_bytes())
     content[-1] ^= 1

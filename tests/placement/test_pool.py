@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import psutil
 import pytest
 from faults import POISON, inject
-from helpers import change_weights, smooth_images
+from helpers import change_weights, replace_graph, smooth_images
 from PIL import Image
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
@@ -28,7 +29,7 @@ from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
-from alexdeploy.placement.pool import Pool, join_infos
+from alexdeploy.placement.pool import Pool, _identities, join_infos
 from alexdeploy.placement.replica import PoolOptions
 
 CPU = Device(kind="cpu", index=0)
@@ -368,6 +369,12 @@ def test_a_model_that_changes_while_its_replicas_are_opened_is_refused(tiny_mode
         with pytest.raises(ModelError, match="changed while its replicas were opened"):
             opening.result()
     assert not _workers()
+
+
+def test_in_bfloat16_it_is_the_fp32_graph_that_may_not_change_meanwhile(tiny_model: ModelFolder) -> None:
+    before = _identities(tiny_model, "bf16")
+    replace_graph(tiny_model, "fp32", onnx.load(tiny_model.onnx_path()))
+    assert _identities(tiny_model, "bf16") != before
 
 
 def test_replicas_of_other_weights_files_of_one_network_are_one_engine(tiny_model: ModelFolder) -> None:
