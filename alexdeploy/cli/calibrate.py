@@ -38,8 +38,8 @@ def calibrate(
 ) -> None:
     """Measure what the network's tensors hold on real images, for INT8 and FP16.
 
-    Writes calibration/<model>.ranges.json. No labels are needed. What is not given here is taken from
-    calibration/default.toml.
+    Writes calibration/<model>.ranges.json, and before it model.onnx where that is missing. No labels are needed. What
+    is not given here is taken from calibration/default.toml.
     """
     from alexdeploy.core.artifacts import find_model
     from alexdeploy.core.recipe import load_calibration
@@ -56,6 +56,11 @@ def calibrate(
     }
     recipe = load_calibration().replace(**{name: value for name, value in given.items() if value is not None})
     folder = find_model(model)
+    if folder.weights_path.is_file() and not folder.onnx_path().is_file():
+        from alexdeploy.export.export import export_model
+
+        output.note(f"{folder.path.as_posix()} has no {folder.onnx_path().name} yet, which is what is measured")
+        export_model(folder, on_step=lambda step: output.note(f"  {step}"), on_warning=output.warn)
     output.note(f"model {folder.path.as_posix()}, {recipe.num_views} view{'s' * (recipe.num_views > 1)} an image")
     with output.progress("images") as bar:
         task = bar.add_task("calibrate", total=None)

@@ -69,6 +69,9 @@ def export_model(
     budget: nothing is written before all that was asked for has been checked.
     """
     spec = folder.spec()
+    if options.int8 and options.calibrate is None:
+        # That there are some is seen now, and not after the export.
+        read_ranges(folder.ranges_path, folder.path.as_posix())
     images = check_images(folder, spec, options.images, on_step)
     fp32 = _checked_fp32(folder, spec, images, on_step)
     # First of the two: ranges that are measured for it say where FP16 would overflow as well.
@@ -142,7 +145,7 @@ def _checked_fp16(
     ranges: Ranges | None,
     on_step: Callable[[str], None],
 ) -> _Checked:
-    layers = plan_fp16(fp32.graph.model, _largest(fp32, folder, images, ranges, on_step))
+    layers = plan_fp16(fp32.graph.model, _largest(fp32, folder, spec, images, ranges, on_step))
     islands = [layer.layer for layer in layers if layer.precision == "fp32"]
     on_step(f"converting to FP16, {', '.join(islands) or 'nothing'} in FP32")
     model = to_fp16(fp32.graph.model, islands)
@@ -168,6 +171,7 @@ def _checked_fp16(
 def _largest(
     fp32: _Checked,
     folder: ModelFolder,
+    spec: ModelSpec,
     images: NDArray[np.float32],
     ranges: Ranges | None,
     on_step: Callable[[str], None],
@@ -177,10 +181,10 @@ def _largest(
         return {name: tensor.largest for name, tensor in ranges.tensors.items()}
     if folder.ranges_path.is_file():
         ranges = read_ranges(folder.ranges_path)
-        if ranges.network_sha256 == fp32.graph.network_sha256:
+        if (ranges.network_sha256, ranges.contract_sha256) == (fp32.graph.network_sha256, spec.contract_sha256):
             on_step(f"ranges of {folder.ranges_path}: {ranges.num_images} images of {ranges.images_from}")
             return {name: tensor.largest for name, tensor in ranges.tensors.items()}
-        on_step(f"{folder.ranges_path} was measured on another graph and is not used")
+        on_step(f"{folder.ranges_path} was measured on another graph or preprocessing and is not used")
     runner = GraphRunner(fp32.graph.model, measured_tensors(fp32.graph.model))
     on_step(f"ranges of the {len(images)} inputs of the check; alexdeploy calibrate measures them on more")
     return {name: float(np.abs(values).max()) for name, values in runner.run(images).items()}

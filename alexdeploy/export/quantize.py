@@ -146,7 +146,7 @@ def _ranges(
 ) -> Ranges:
     path = folder.ranges_path
     if images is None:
-        ranges = read_ranges(path)
+        ranges = read_ranges(path, folder.path.as_posix())
         check_ranges(path, ranges, graph.network_sha256, spec.contract_sha256)
         on_step(f"ranges of {path}: {ranges.num_images} images of {ranges.images_from}, method {ranges.method}")
         return ranges

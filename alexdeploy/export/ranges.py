@@ -117,20 +117,22 @@ def write_ranges(path: Path, ranges: Ranges) -> None:
         file.write(ranges.to_json())
 
 
-def read_ranges(path: Path) -> Ranges:
-    """Raises ModelError if the file is missing or damaged."""
+def read_ranges(path: Path, model: str = "MODEL") -> Ranges:
+    """Raises ModelError if the file is missing or damaged, with what measures ranges of `model`."""
     try:
         content = path.read_bytes()
     except OSError as exc:
         raise ModelError(
             f"no measured ranges at {path}: {exc.strerror}",
-            cure="Measure them on real images: alexdeploy calibrate MODEL IMAGES\n"
-            "or in one go: alexdeploy export MODEL --int8 --calibrate IMAGES",
+            cure=f"Measure them on real images: alexdeploy calibrate {model} IMAGES\n"
+            f"or in one go: alexdeploy export {model} --int8 --calibrate IMAGES",
         ) from exc
     try:
         ranges = msgspec.json.decode(content, type=Ranges)
     except msgspec.DecodeError as exc:
-        raise ModelError(f"{path} is damaged: {exc}", cure="Measure again: alexdeploy calibrate MODEL IMAGES") from exc
+        raise ModelError(
+            f"{path} is damaged: {exc}", cure=f"Measure again: alexdeploy calibrate {model} IMAGES"
+        ) from exc
     for name, tensor in ranges.tensors.items():
         if not (tensor.threshold > 0 and tensor.scale > 0):
             raise ModelError(f"{path}: the scale of {name} is {tensor.scale}; it must be above 0")

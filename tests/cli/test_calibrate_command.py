@@ -32,6 +32,16 @@ def test_ranges_are_written_and_printed_and_the_next_command_is_named(run: Run) 
     assert "warning" not in result.stderr
 
 
+def test_a_model_that_was_only_trained_is_exported_and_then_measured(run: Run) -> None:
+    for graph in Path("models/tiny").glob("model*.onnx*"):
+        graph.unlink()
+    result = run("calibrate", "tiny", "pictures")
+    assert result.exit_code == 0
+    assert "models/tiny has no model.onnx yet" in result.stderr
+    assert Path("calibration/tiny.ranges.json").is_file()
+    assert run("export", "tiny", "--int8", "--max-drop", "100").exit_code == 0
+
+
 def test_options_overrule_the_defaults_and_json_is_the_file(run: Run) -> None:
     options = ("--num-images", "3", "--method", "percentile", "--percentile", "99", "--views", "10", "--seed", "7")
     result = run("calibrate", "tiny", "pictures", *options, "--json")
@@ -133,6 +143,8 @@ def test_layers_that_are_named_stay_fp32_and_unknown_ones_are_refused(run: Run) 
     refused = run(*given, "--keep", "conv9")
     assert refused.exit_code == 2
     assert "no layer with weights is called 'conv9'" in refused.stderr
+    refused = run(*given, "--keep", "conv1,conv2,conv3,conv4,conv5,fc6,fc7,fc8")
+    assert "no layer is left to quantize\nKeep fewer of them, or leave --int8 out." in refused.stderr
 
 
 def test_a_percentile_means_that_method_and_another_is_refused(run: Run) -> None:
@@ -146,7 +158,8 @@ def test_int8_before_calibration_names_the_command(run: Run) -> None:
     result = run("export", "tiny", "--int8")
     assert result.exit_code == 4
     assert "no measured ranges at calibration/tiny.ranges.json" in result.stderr
-    assert "alexdeploy export MODEL --int8 --calibrate IMAGES" in result.stderr
+    assert "alexdeploy export models/tiny --int8 --calibrate IMAGES" in result.stderr
+    assert "exporting" not in result.stderr
     result = run("predict", "pictures", "--precision", "int8")
     assert result.exit_code == 4
     assert "Make it: alexdeploy export models/tiny --int8" in result.stderr

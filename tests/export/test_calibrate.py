@@ -254,6 +254,18 @@ def test_one_changed_preprocessing_constant_makes_ranges_and_int8_stale(int8_mod
         load_graph(int8_model, "int8", int8_model.spec())
 
 
+def test_fp16_does_not_take_ranges_of_another_preprocessing(int8_model: ModelFolder) -> None:
+    steps: list[str] = []
+    export_model(int8_model, ExportOptions(fp16=True), steps.append)
+    assert any(step.startswith("ranges of calibration/tiny.ranges.json: 40 images") for step in steps)
+    spec = int8_model.spec()
+    scaled = dataclasses.replace(spec.preprocessing, scale=0.5)
+    int8_model.write_spec(dataclasses.replace(spec, preprocessing=scaled))
+    steps.clear()
+    export_model(int8_model, ExportOptions(fp16=True), steps.append)
+    assert "calibration/tiny.ranges.json was measured on another graph or preprocessing and is not used" in steps
+
+
 def test_new_ranges_make_the_int8_graph_stale(int8_model: ModelFolder) -> None:
     calibrate(int8_model, "pictures", CalibrationRecipe(method="minmax"))
     with pytest.raises(StaleArtifactError, match=r"model\.int8\.onnx was made from tiny\.ranges\.json") as error:
@@ -317,4 +329,4 @@ def test_a_name_that_is_not_utf8_is_refused_before_anything_is_measured(work: Mo
 def test_where_nothing_was_calibrated_the_command_is_named(work: ModelFolder) -> None:
     with pytest.raises(ModelError, match=r"no measured ranges at calibration/tiny\.ranges\.json") as error:
         _export_int8(work)
-    assert "alexdeploy calibrate MODEL IMAGES" in str(error.value)
+    assert f"alexdeploy calibrate {work.path.as_posix()} IMAGES" in str(error.value)
