@@ -670,7 +670,8 @@ def test_overwriting_removes_what_belonged_to_the_old_model_and_nothing_else(
     assert tiny_model.weights_path.is_file()
     path = save(classifier(), tmp_path / "theirs.onnx")
     import_onnx(path, tiny_model, ImportOptions(preprocessing=STEPS, overwrite=True))
-    assert {file.name for file in tiny_model.path.iterdir()} == {"model.onnx", "spec.json", "notes.txt"}
+    left = {file.name for file in tiny_model.path.iterdir()}
+    assert left == {"model.onnx", "model.onnx.sha256", "spec.json", "notes.txt"}
     images = smooth_images(1)
     expected = softmax(original_scores(path, images, "scores", STEPS))
     np.testing.assert_allclose(probabilities(tiny_model, images, "onnxruntime"), expected, rtol=0, atol=TOLERANCE)
