@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import make_model, write_pictures
+from helpers import make_model, replace_graph, write_pictures
 from onnx import numpy_helper
 from program import Run
 
@@ -35,7 +35,7 @@ def break_fp16(folder: ModelFolder) -> None:
     for tensor in model.graph.initializer:
         if tensor.name == "conv3.weight":
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float16(1.5), tensor.name))
-    folder.onnx_path("fp16").write_bytes(model.SerializeToString())
+    replace_graph(folder, "fp16", model)
 
 
 def rows(text: str) -> dict[str, list[str]]:
