@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import make_model, replace_graph, write_pictures
+from helpers import change_weights, make_model, replace_graph, write_pictures
 from onnx import numpy_helper
 from program import Run
 
@@ -149,7 +149,7 @@ def test_nothing_named_is_the_newest_model_on_rendered_pictures(run: Run) -> Non
 
 
 def test_a_stale_graph_is_a_model_error_with_the_command_that_renews_it(run: Run, tiny_model: ModelFolder) -> None:
-    tiny_model.weights_path.write_bytes(tiny_model.weights_path.read_bytes() + b" ")
+    change_weights(tiny_model, fc8__bias=lambda bias: bias + 1)
     result = run("tiny", "pictures")
     assert (result.exit_code, result.stdout) == (4, "")
     assert "model.onnx was made from weights.safetensors" in result.stderr
