@@ -21,6 +21,17 @@ from alexdeploy.network.alexnet import AlexNet
 TINY = ("architecture.width=0.0625", "architecture.hidden=[512, 512]")
 """A sixteenth of the width: 8 to 24 maps a layer, 32 hidden units (512 / 16); the shapes of the real thing."""
 
+STRIDE_2 = "architecture.convs=[{channels=64, kernel=7, stride=2, pool=true}, {channels=64, kernel=3, pool=true}]"
+
+FIRST_LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("alexnet", ()),
+    ("caffenet", ()),
+    ("torchvision", ()),
+    ("torchvision", (STRIDE_2,)),
+    ("alexnet", ("preprocessing.channels=bgr",)),
+)
+"""Recipes, overrides: every kind of preprocessing before a first layer, with padding and without, of other strides."""
+
 
 def make_model(
     path: Path,

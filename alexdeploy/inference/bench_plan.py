@@ -54,6 +54,29 @@ class BenchOptions:
     with_profile: bool = False
 
 
+def check_options(options: BenchOptions) -> None:
+    """Raise UsageError for an amount that cannot be meant."""
+    if not options.batch_sizes or not options.views:
+        raise UsageError("no batch size or no number of views is named")
+    numbers = (
+        ("num_images", options.num_images),
+        ("num_threads", options.num_threads),
+        ("batch_size", min(options.batch_sizes)),
+    )
+    for name, value in numbers:
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}; it must be at least 1")
+    limits = options.limits
+    amounts = (
+        ("seconds", options.seconds),
+        ("budget_ms", limits.budget_ms),
+        ("min_agreement", limits.min_agreement),
+    )
+    for name, amount in amounts:
+        if amount is not None and not 0 <= amount < math.inf:
+            raise UsageError(f"{name} is {amount}; expected a finite number from 0 on")
+
+
 def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[Configuration, ...], tuple[str, ...]]:
     """All that can run here, and notes on what was asked for and cannot. Raises UsageError if nothing can."""
     has_gpu = bool(survey_gpus().devices)

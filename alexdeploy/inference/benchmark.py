@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import AlexDeployError, ImageError, UsageError
+from alexdeploy.core.errors import AlexDeployError, ImageError
 from alexdeploy.core.memory import host_memory
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import Backend, NumViews
@@ -29,6 +28,7 @@ from alexdeploy.inference.bench_plan import (
     BenchOptions,
     agreement_notes,
     busy_note,
+    check_options,
     few_rounds_note,
     hidden_references,
     length_note,
@@ -63,7 +63,7 @@ def benchmark(
     """
     began, load = time.monotonic(), load_average()
     options = options or BenchOptions()
-    _check(options)
+    check_options(options)
     spec = folder.spec()
     configurations, planned = plan(folder, options)
     notes: list[str] = []
@@ -124,28 +124,6 @@ def benchmark(
         notes=tuple(notes),
         machine=machine_facts([each.backend for each in configurations], load, options.num_threads),
     )
-
-
-def _check(options: BenchOptions) -> None:
-    if not options.batch_sizes or not options.views:
-        raise UsageError("no batch size or no number of views is named")
-    numbers = (
-        ("num_images", options.num_images),
-        ("num_threads", options.num_threads),
-        ("batch_size", min(options.batch_sizes)),
-    )
-    for name, value in numbers:
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}; it must be at least 1")
-    limits = options.limits
-    amounts = (
-        ("seconds", options.seconds),
-        ("budget_ms", limits.budget_ms),
-        ("min_agreement", limits.min_agreement),
-    )
-    for name, amount in amounts:
-        if amount is not None and not 0 <= amount < math.inf:
-            raise UsageError(f"{name} is {amount}; expected a finite number from 0 on")
 
 
 class _Prepared(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import TINY, make_model, replace_graph, smooth_images, write_pictures
+from helpers import FIRST_LAYERS, TINY, make_model, replace_graph, smooth_images, write_pictures
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.recipe import load_recipe
@@ -129,20 +129,8 @@ def test_bfloat16_is_for_lrns_of_maps_by_the_sixteen(recipe: str, float_layers: 
     assert not may_be_bfloat16(facts, dataclasses.replace(spec, architecture=None))
 
 
-STRIDE_2 = "architecture.convs=[{channels=64, kernel=7, stride=2, pool=true}, {channels=64, kernel=3, pool=true}]"
-
-
 @pytest.mark.parametrize("num_views", [1, 5, 10])
-@pytest.mark.parametrize(
-    ("recipe", "overrides"),
-    [
-        ("alexnet", ()),
-        ("caffenet", ()),
-        ("torchvision", ()),
-        ("torchvision", (STRIDE_2,)),
-        ("alexnet", ("preprocessing.channels=bgr",)),
-    ],
-)
+@pytest.mark.parametrize(("recipe", "overrides"), FIRST_LAYERS)
 def test_int8_answers_as_in_onnx_runtime(
     quantized: Callable[..., ModelFolder], recipe: str, overrides: tuple[str, ...], num_views: NumViews
 ) -> None:

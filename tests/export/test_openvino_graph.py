@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import TINY, make_model, smooth_images
+from helpers import FIRST_LAYERS, STRIDE_2, TINY, make_model, smooth_images
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
@@ -17,7 +17,6 @@ from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.openvino_graph import openvino_graph
 from alexdeploy.images.preprocess import network_input
 
-STRIDE_2 = "architecture.convs=[{channels=64, kernel=7, stride=2, pool=true}, {channels=64, kernel=3, pool=true}]"
 STRIDE_1 = "architecture.convs=[{channels=64, kernel=5, stride=1, pool=true}, {channels=64, kernel=3, pool=true}]"
 
 
@@ -62,14 +61,7 @@ def test_it_gives_the_answers_of_the_deployment_graph(
 
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
-    [
-        ("alexnet", ()),
-        ("caffenet", ()),
-        ("torchvision", ()),
-        ("torchvision", (STRIDE_2,)),
-        ("torchvision", (STRIDE_1,)),
-        ("alexnet", ("preprocessing.channels=bgr",)),
-    ],
+    [*FIRST_LAYERS, ("torchvision", (STRIDE_1,))],
 )
 def test_every_kind_of_preprocessing_and_first_layer_keeps_its_answers(
     tmp_path: Path, recipe: str, overrides: tuple[str, ...]
