@@ -1,7 +1,8 @@
 """Results on disk that survive a kill: rows go to a journal beside the output until the run is complete.
 
-The journal of `OUT` is `OUT.partial`, JSON lines whatever the format of OUT. A complete journal becomes OUT
-in one rename, so that OUT is the old file or the new one; an interrupted run goes on from its journal.
+The journal of `OUT` is `OUT.partial`: a header line, then rows as JSON lines whatever the format of OUT. OUT is written
+from a complete journal and renamed, so that OUT is the old file or the new one; an interrupted run goes on from its
+journal.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from alexdeploy.core.artifacts import atomic_write, output_error, sync_folder
+import msgspec
+
+from alexdeploy.core.artifacts import atomic_write, output_error
 from alexdeploy.core.errors import InputError, UsageError
 from alexdeploy.core.locks import take_lock
 from alexdeploy.images.sources import Source
@@ -28,7 +31,21 @@ if TYPE_CHECKING:
 SYNC_SECONDS = 2.0
 """Longest time that rows stay in the system's memory, where a power cut loses them."""
 
-_FIRST_BYTES = b'{"index":0,'
+_MAX_HEADER_BYTES = 1 << 12
+
+_BEGINNINGS = (b'{"journal":', b'{"index":0,')
+"""Of a journal: with its header, and without one, as earlier versions wrote it and as a finished .jsonl is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Header:
+    """What fixes the answers and is in no row. `journal` is the version of this format."""
+
+    journal: int = 1
+    batch_size: int
+
+    def to_line(self) -> bytes:
+        return msgspec.json.encode(self) + b"\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +134,7 @@ def predict_to_file(
     rows in the journal, when they cannot be written.
     """
     info = predictor.info
-    with Journal(journal_path(output)) as journal:
+    with Journal(journal_path(output), _Header(batch_size=info.batch_size).to_line()) as journal:
         kept = _walk_kept_rows(journal.path, iter(sources), predictor)
         journal.cut(kept.num_bytes)
         num_rows, num_errors = kept.num_rows, kept.num_errors
@@ -135,10 +152,15 @@ def predict_to_file(
 
 
 class Journal:
-    """A file of rows that only grows. Held by one process at a time, where the system has locks for it."""
+    """A file of rows that only grows. Held by one process at a time, where the system has locks for it.
 
-    def __init__(self, path: Path) -> None:
+    `header` is written together with the first row, so that a run without rows leaves no journal.
+    """
+
+    def __init__(self, path: Path, header: bytes = b"") -> None:
         self.path = path
+        self._header = header
+        self._pending = b""
         self._descriptor = -1
         self._synced_at = 0.0
 
@@ -170,11 +192,13 @@ class Journal:
             os.lseek(self._descriptor, num_bytes, os.SEEK_SET)
         except OSError as exc:
             raise output_error(self.path, exc) from exc
+        self._pending = b"" if num_bytes else self._header
         self._synced_at = time.monotonic()
 
     def write(self, row: Row) -> None:
         """Hand a row to the system, so that a kill of this process does not lose it."""
-        rest = memoryview(row.to_json() + b"\n")
+        rest = memoryview(self._pending + row.to_json() + b"\n")
+        self._pending = b""
         try:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
@@ -193,19 +217,14 @@ class Journal:
 
 
 def read_rows(path: Path) -> Iterator[tuple[Row, int]]:
-    """The rows of a journal, each with the bytes it takes, up to the first line that is not whole.
+    """The rows of a journal, each with the offset of its end in the file, up to the first line that is not whole.
 
     Raises UsageError if the file is something else, which must not be cut or removed.
     """
     try:
         with path.open("rb") as file:
-            start = file.read(len(_FIRST_BYTES))
-            if not _FIRST_BYTES.startswith(start):
-                raise UsageError(
-                    f"{path} is in the way: it is not the journal of an interrupted predict",
-                    cure="Move it, or choose another --output.",
-                )
-            file.seek(0)
+            _read_header(path, file)
+            end = file.tell()
             for line in file:
                 try:
                     row = Row.from_json(line)
@@ -213,9 +232,30 @@ def read_rows(path: Path) -> Iterator[tuple[Row, int]]:
                     return
                 if not line.endswith(b"\n"):
                     return
-                yield row, len(line)
+                end += len(line)
+                yield row, end
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def _read_header(path: Path, file: BinaryIO) -> _Header | None:
+    """Read up to the first row. None without a header, and with one that was cut off, after which there are no rows."""
+    start = file.read(max(map(len, _BEGINNINGS)))
+    begins = [beginning for beginning in _BEGINNINGS if start.startswith(beginning[: len(start)])]
+    file.seek(0)
+    if begins == [_BEGINNINGS[0]]:
+        line = file.readline(_MAX_HEADER_BYTES)
+        if not line.endswith(b"\n") and len(line) < _MAX_HEADER_BYTES:
+            return None
+        with contextlib.suppress(ValueError):
+            return msgspec.json.decode(line, type=_Header)
+        begins = []
+    if not begins:
+        raise UsageError(
+            f"{path} is in the way: it is not the journal of an interrupted predict",
+            cure="Move it, or choose another --output.",
+        )
+    return None
 
 
 def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor) -> _Kept:
@@ -225,22 +265,25 @@ def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor)
     can get an answer that differs in the last bit.
     """
     rule = BatchRule(predictor.info.batch_size)
-    num_bytes = num_errors = 0
+    num_errors = 0
     kept = (0, 0, 0)
     again: list[Source] = []
     anew = f"delete {path} to begin anew"
-    for index, (row, size) in enumerate(read_rows(path)):
+    with path.open("rb") as file:
+        header = _read_header(path, file)
+    if header is not None:
+        _check_setting(path, "batch size", header.batch_size, predictor.info.batch_size, anew)
+    for index, (row, end) in enumerate(read_rows(path)):
         source = next(sources, None)
         _check_settings(path, row.record, predictor, anew)
         _check_source(path, row.record, index, source, anew)
         if source is not None:
             again.append(source)
-        num_bytes += size
         num_errors += row.error is not None
         rule.ends_after(good=row.error is None or row.error.startswith(NO_ANSWER))
         if rule.num_images == 0:
             again.clear()
-            kept = (num_bytes, index + 1, num_errors)
+            kept = (end, index + 1, num_errors)
     num_bytes, num_rows, num_errors = kept
     return _Kept(num_bytes=num_bytes, num_rows=num_rows, num_errors=num_errors, sources=_chain(again, sources))
 
@@ -261,11 +304,15 @@ def _check_settings(path: Path, record: Record, predictor: Predictor, anew: str)
         ("artifact", record.artifact, short_artifact(info.artifact)),
         ("top-k", record.num_choices, top_k),
     ):
-        if found != expected:
-            raise UsageError(
-                f"{path} was written with {name} {found}; this run has {expected}",
-                cure=f"Run it with the options it was begun with, or {anew}.",
-            )
+        _check_setting(path, name, found, expected, anew)
+
+
+def _check_setting(path: Path, name: str, found: object, expected: object, anew: str) -> None:
+    if found != expected:
+        raise UsageError(
+            f"{path} was written with {name} {found}; this run has {expected}",
+            cure=f"Run it with the options it was begun with, or {anew}.",
+        )
 
 
 def _check_source(path: Path, record: Record, index: int, source: Source | None, anew: str) -> None:
@@ -280,13 +327,6 @@ def _check_source(path: Path, record: Record, index: int, source: Source | None,
 
 def _complete(journal: Path, output: Path, kind: Format, shape: Shape) -> None:
     """Make the output of a complete journal."""
-    if kind == "jsonl":
-        try:
-            os.replace(journal, output)
-            sync_folder(output.parent)
-        except OSError as exc:
-            raise output_error(output, exc) from exc
-        return
     with atomic_write(output) as file:
         write_rows((row for row, _ in read_rows(journal)), file, kind, shape)
     with contextlib.suppress(OSError):

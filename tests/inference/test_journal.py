@@ -127,6 +127,36 @@ def test_going_on_puts_the_same_images_into_the_same_batches(
     assert output.read_bytes() == expected
 
 
+def test_the_batch_size_is_in_the_journal_and_not_in_the_output(write: Callable[..., Summary], output: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(stop_after=2)
+    assert journal_path(output).read_bytes().startswith(b'{"journal":1,"batch_size":4}\n{"index":0,')
+    write()
+    assert output.read_bytes().startswith(b'{"index":0,')
+
+
+@pytest.mark.parametrize("length", [0, 5, 11, 28])
+def test_a_journal_cut_off_in_its_header_begins_again(write: Callable[..., Summary], output: Path, length: int) -> None:
+    output.parent.mkdir()
+    journal_path(output).write_bytes(b'{"journal":1,"batch_size":4}\n'[:length])
+    assert write() == Summary(num_rows=30, num_errors=4, num_kept=0)
+
+
+@pytest.mark.parametrize(
+    "header", [b'{"journal":1,"batch_size":"four"}\n', b'{"journal":1,\n', b'{"journal":' + b"1" * 5000]
+)
+def test_a_journal_with_a_damaged_header_is_left_alone(
+    write: Callable[..., Summary], output: Path, header: bytes
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(stop_after=9)
+    rows = journal_path(output).read_bytes().split(b"\n", 1)[1]
+    journal_path(output).write_bytes(header + rows)
+    with pytest.raises(UsageError, match="not the journal"):
+        write()
+    assert journal_path(output).read_bytes() == header + rows
+
+
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_an_incomplete_last_line_is_cut_off(write: Callable[..., Summary], output: Path, cut: int) -> None:
     write()
@@ -152,6 +182,7 @@ def test_zeros_that_a_power_cut_left_are_cut_off(write: Callable[..., Summary], 
         ({"precision": "fp16"}, "precision fp32; this run has fp16"),
         ({"top_k": 2}, "top-k 3; this run has 2"),
         ({"engine": {"artifact": "f" * 64}}, "artifact c0ffeec0ffee; this run has ffffffffffff"),
+        ({"batch_size": 5}, "batch size 4; this run has 5"),
     ],
 )
 def test_a_journal_of_other_options_is_refused_by_name(
@@ -307,7 +338,8 @@ def test_a_full_disk_keeps_what_was_written(write: Callable[..., Summary], outpu
             write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert journal_path(output).read_bytes() == expected[:3000]
+    header = b'{"journal":1,"batch_size":4}\n'
+    assert journal_path(output).read_bytes() == (header + expected)[:3000]
     assert write().num_kept > 0
     assert output.read_bytes() == expected
 
