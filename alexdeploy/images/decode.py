@@ -12,7 +12,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -31,6 +31,7 @@ from PIL import (
 
 from alexdeploy.core.errors import ImageError, UsageError
 from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.images.libtiff import errors_raised
 from alexdeploy.images.listing import CONVERT_IT
 
 ResizePolicy = Literal["crop", "warp"]
@@ -96,7 +97,8 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
     try:
         with _without_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             kind = f"{image.format} image"
-            return _to_square(image, resize)
+            with errors_raised() if image.format == "TIFF" else nullcontext():
+                return _to_square(image, resize)
     except ImageError:
         raise
     except Image.DecompressionBombError as exc:
