@@ -10,7 +10,7 @@ import typer
 
 from alexdeploy.cli import output
 from alexdeploy.cli.options import model_folder
-from alexdeploy.core.errors import UsageError
+from alexdeploy.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.core.artifacts import ModelFolder
@@ -139,12 +139,19 @@ def _three(key: str, text: str) -> tuple[float, ...]:
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:
+    from alexdeploy.images.folder import check_class_name
+    from alexdeploy.images.text_lists import text_lines
+
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"{path} cannot be read as labels: {exc}") from exc
-    lines = [line.strip() for line in text.rstrip().split("\n")]
-    if "" in lines:
+        lines = [line for _, line in text_lines(path)]
+        for line in lines:
+            check_class_name(line, str(path))
+    except DataError as exc:
+        raise UsageError(exc.message, cure=exc.cure) from exc
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines or "" in lines:
         # Leaving it out would shift every class after it.
-        raise UsageError(f"{path}: line {lines.index('') + 1} is empty", cure="Give one label per line.")
+        number = lines.index("") + 1 if lines else 1
+        raise UsageError(f"{path}: line {number} is empty", cure="Give one label per line.")
     return tuple(lines)

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 
 from alexdeploy.core.errors import DataError
 from alexdeploy.images.folder import VAL_NAMES, Example, find_splits, list_class_folders, list_examples
-from alexdeploy.images.listing import describe, is_hidden, is_image_name, walk_images
+from alexdeploy.images.listing import is_hidden, is_image_name, walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 from alexdeploy.images.sources import Source, packed_sources, printable_path
+from alexdeploy.images.text_lists import list_lines
 
 _WNID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
 """The name of an ImageNet class in WordNet, alone or before a description: "n01440764 tench, Tinca tinca"."""
-
-_MAX_LINE = 8192
-"""Characters in a line of a list: twice the longest path. A line of blanks alone would take their square in memory."""
 
 _LIST_FORM = "Lines are `name index`, the first class being 0, or `name class`."
 
@@ -214,30 +212,6 @@ def read_label_list(path: str | os.PathLike[str], classes: Sequence[str]) -> Ite
             )
         first_lines[normal] = number
         yield normal, label
-
-
-def list_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """The lines that say something, with their numbers from 1; bytes that are not UTF-8 as in Python's file names.
-
-    Raises DataError for a file that cannot be read, a NUL, and a line of more than 8,192 characters.
-    """
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-            for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), ""), start=1):
-                if "\0" in line:
-                    raise DataError(
-                        f"{os.fspath(path)}:{number}: found a NUL; the list is not UTF-8 text. Is it UTF-16?",
-                        cure="Save it as UTF-8.",
-                    )
-                if len(line) > _MAX_LINE:
-                    raise DataError(
-                        f"{os.fspath(path)}:{number}: a line of more than {_MAX_LINE:,} characters",
-                        cure="Give each image a line of its own.",
-                    )
-                if line.strip() and not line.startswith("#"):
-                    yield number, line.strip()
-    except OSError as exc:
-        raise DataError(f"{os.fspath(path)} cannot be read: {describe(exc)}.", cure="Name a list of labels.") from exc
 
 
 def _parse_line(line: str, known: _Classes, place: str) -> tuple[str, int]:

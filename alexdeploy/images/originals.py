@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.images.folder import Example, LabelledImages, check_class_name, check_fraction, split_examples
-from alexdeploy.images.labelled import list_lines, read_label_list
+from alexdeploy.images.labelled import read_label_list
 from alexdeploy.images.listing import MAX_FILE_BYTES, describe
 from alexdeploy.images.sources import printable_path, read_file
+from alexdeploy.images.text_lists import list_lines
 
 
 class Original(NamedTuple):

@@ -5,7 +5,6 @@ Nothing named is ever left out: what cannot be read becomes a source that says s
 
 from __future__ import annotations
 
-import codecs
 import errno
 import glob
 import os
@@ -20,6 +19,9 @@ from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.images.archives import is_archive_name, iter_members
 from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, raw_problem, walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
+from alexdeploy.images.text_lists import split_names
+
+_NO_NAME = "is the root folder or a folder above the list; name such a folder on the command line, not in a list"
 
 # A fifo or a device that takes the place of a file between two calls must not hang the reader.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -200,17 +202,24 @@ def _from_list_file(path: str) -> Iterator[Source]:
 
 
 def _from_list(data: bytes, name: str, base: str) -> Iterator[Source]:
-    # Between NULs a name stands as it is: `find -print0` is for names with newlines, or with a # in front.
-    if b"\0" in data:
-        lines = [line for line in data.split(b"\0") if line]
-    else:
-        # Editors on Windows begin UTF-8 files with a mark.
-        lines = data.removeprefix(codecs.BOM_UTF8).splitlines()
-        lines = [line for line in lines if line.strip() and not line.startswith(b"#")]
-    if not lines:
+    try:
+        entries = split_names(data, name)
+    except DataError as exc:
+        yield Source(name=printable_path(name), problem=f"{exc.message} {exc.cure}")
+        return
+    if not entries:
         yield Source(name=printable_path(name), problem="the list names no images")
-    for line in lines:
-        yield from _from_path(os.path.join(base, os.fsdecode(line)))
+    for entry in entries:
+        if _has_no_name(entry):
+            yield Source(name=printable_path(entry), problem=_NO_NAME)
+        else:
+            yield from _from_path(os.path.join(base, entry))
+
+
+def _has_no_name(entry: str) -> bool:
+    """Whether an entry of a list is the root, the folder of the list or one above it: no image, but all there are."""
+    _, tail = os.path.splitdrive(os.path.normpath(entry))
+    return set(tail.replace(os.sep, "/").split("/")) <= {"", os.curdir, os.pardir}
 
 
 def read_file(path: str, was_listed: bool = False) -> bytes:

@@ -129,7 +129,7 @@ def test_single_options_override_the_recipe(run: Run) -> None:
         (("--recipe", "torchvison"), "did you mean 'torchvision'"),
         (("--name", "a/b"), "--name 'a/b' is not a name"),
         (("--name", ".."), "--name '..' is not a name"),
-        (("--labels", "nowhere.txt"), "nowhere.txt cannot be read as labels"),
+        (("--labels", "nowhere.txt"), "nowhere.txt cannot be read: no such file"),
     ],
 )
 def test_a_wrong_option_is_a_usage_error_that_names_it(run: Run, options: tuple[str, ...], message: str) -> None:
@@ -155,8 +155,9 @@ def test_labels_that_do_not_fit_are_refused(run: Run, content: str, exit_code: i
     assert not Path("models").exists()
 
 
-def test_labels_written_on_windows_are_read(run: Run) -> None:
-    Path("labels.txt").write_bytes("\ufeffeins\r\nzwei\r\ndrei\r\nfünf\r\n\r\n".encode())
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_labels_written_on_windows_are_read(run: Run, encoding: str) -> None:
+    Path("labels.txt").write_bytes("eins\r\nzwei\r\ndrei\r\nfünf\r\n\r\n".encode(encoding))
     assert run("theirs.onnx", *MEASURED, "--labels", "labels.txt").exit_code == 0
     assert find_model("theirs").spec().classes == ("eins", "zwei", "drei", "fünf")
 

@@ -373,6 +373,30 @@ def test_a_list_with_nul_bytes_holds_names_of_any_kind(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_a_list_in_utf_16_never_becomes_single_characters(tmp_path, encoding):
+    fill(tmp_path, "000.jpg", "0/a.jpg")
+    (tmp_path / "list").write_bytes("000.jpg\r\n".encode(encoding))
+    (source,) = iter_sources([f"@{tmp_path}/list"])
+    if encoding == "utf-16":
+        assert (source.name, source.read()) == (f"{tmp_path}/000.jpg", b"000.jpg")
+    else:
+        assert source.name == f"@{tmp_path}/list"
+        assert "without a byte-order mark. Save it as UTF-8." in problem(source)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("entry", ["/", "//", "/.", "/tmp/..", ".", "./", "..", "../../", "a/.."])
+@pytest.mark.parametrize("end", ["\n", "\0"])
+def test_an_entry_of_a_list_that_is_a_folder_without_a_name_is_an_error_and_not_a_walk(tmp_path, entry, end):
+    fill(tmp_path, "a/b.jpg", "c.jpg")
+    (tmp_path / "list").write_text(f"a/b.jpg{end}{entry}{end}c.jpg{end}")
+    first, bad, last = iter_sources([f"@{tmp_path}/list"])
+    assert (first.read(), last.read()) == (b"a/b.jpg", b"c.jpg")
+    assert bad.name == entry
+    assert problem(bad).startswith("is the root folder or a folder above the list")
+
+
 def test_names_in_a_list_are_bytes_and_not_patterns(tmp_path):
     with open(os.path.join(os.fsencode(tmp_path), b"\xff*.jpg"), "wb") as file:
         file.write(b"pixels")

@@ -1,0 +1,108 @@
+"""Text files with one entry a line: inputs, labels and class names, in the encodings that editors and shells write."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from alexdeploy.core.errors import DataError
+from alexdeploy.images.listing import describe
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    # Before UTF-16, whose little-endian mark UTF-32's begins with.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_UTF8 = ("utf-8", "utf-8-sig")
+_MAX_LINE = 8192
+"""Characters in a line: twice the longest path. A line of blanks alone would take their square in memory."""
+
+_SAMPLE_BYTES = 1 << 16
+_SAVE_AS_UTF8 = "Save it as UTF-8."
+
+
+def split_names(data: bytes, name: str) -> list[str]:
+    """The entries of a list of paths: what stands between NULs if the text has any, else its lines.
+
+    Between NULs every character counts, as `find -print0` writes names. Of lines, those that are blank or begin with #
+    are left out. Without a mark, names are decoded as Python decodes file names. Raises DataError for text that cannot
+    be decoded.
+    """
+    encoding = _encoding(data[:_SAMPLE_BYTES], name)
+    try:
+        text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8)) if encoding in _UTF8 else data.decode(encoding)
+    except UnicodeDecodeError as exc:
+        raise _not_decodable(name, exc) from exc
+    if "\0" in text:
+        return [entry for entry in text.split("\0") if entry]
+    lines = (line.rstrip("\n") for line in io.StringIO(text, newline=None))
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """All lines of a file, stripped, with their numbers from 1; bytes that are not UTF-8 as in Python's file names.
+
+    Raises DataError for a file that cannot be read or decoded, a NUL, and a line of more than 8,192 characters.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file, _decoded(file, name) as text:
+            for number, line in enumerate(iter(lambda: text.readline(_MAX_LINE + 1), ""), start=1):
+                if "\0" in line:
+                    raise DataError(f"{name}:{number}: found a NUL; the file is not text.", cure=_SAVE_AS_UTF8)
+                if len(line) > _MAX_LINE:
+                    raise DataError(
+                        f"{name}:{number}: a line of more than {_MAX_LINE:,} characters",
+                        cure="Write one entry per line.",
+                    )
+                yield number, line.strip()
+    except OSError as exc:
+        raise DataError(f"{name} cannot be read: {describe(exc)}.", cure="Name a text file.") from exc
+    except UnicodeDecodeError as exc:
+        raise _not_decodable(name, exc) from exc
+
+
+def list_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """What `text_lines` gives, without blank lines and those that begin with #."""
+    return ((number, line) for number, line in text_lines(path) if line and not line.startswith("#"))
+
+
+def _decoded(file: BinaryIO, name: str) -> io.TextIOWrapper:
+    """`file` as text with \\n between lines."""
+    encoding = _encoding(file.read(_SAMPLE_BYTES), name)
+    file.seek(0)
+    return io.TextIOWrapper(file, encoding, "surrogateescape" if encoding in _UTF8 else "strict")
+
+
+def _encoding(beginning: bytes, name: str) -> str:
+    """The encoding that the byte-order mark names, else UTF-8. Raises DataError for what is UTF-16 without a mark."""
+    encoding = next((encoding for mark, encoding in _MARKS if beginning.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and _looks_wide(beginning):
+        raise DataError(f"{name} looks like UTF-16 or UTF-32 without a byte-order mark.", cure=_SAVE_AS_UTF8)
+    return encoding
+
+
+def _looks_wide(sample: bytes) -> bool:
+    """Whether NULs are halves of characters, and not marks between names.
+
+    In text of Latin letters every second byte is NUL. In other text the line ends and dots are such pairs, all at odd
+    or all at even places; between names a NUL next to a line end would be a name with a line end at its edge.
+    """
+    sample = sample[: len(sample) // 2 * 2]
+    if sample.count(0) * 3 >= len(sample) > 0:
+        return True
+    low, high = sample[::2], sample[1::2]
+    for characters, zeros in ((low, high), (high, low)):
+        if 0 in zeros and 0 not in characters:
+            return any(char == 0x0A and zero == 0 for char, zero in zip(characters, zeros, strict=True))
+    return False
+
+
+def _not_decodable(name: str, exc: UnicodeDecodeError) -> DataError:
+    return DataError(f"{name} is not valid {exc.encoding.upper()}: {exc.reason}.", cure=_SAVE_AS_UTF8)
