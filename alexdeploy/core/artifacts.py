@@ -18,7 +18,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError, UsageError, cured_by
+from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError, UsageError
+from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, open_regular, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 
 MODELS_FOLDER = Path("models")
@@ -74,14 +75,14 @@ class ModelFolder:
     def spec(self) -> ModelSpec:
         """Read and check `spec.json`. Raises ModelError."""
         try:
-            data = self.spec_path.read_bytes()
+            data = read_regular(self.spec_path, MAX_TEXT_BYTES)
         except OSError as exc:
             raise ModelError(
                 f"{self.path} is not a model folder: {self.spec_path.name}: {exc.strerror}",
                 cure=_NO_MODEL_CURE,
             ) from exc
         try:
-            return msgspec.json.decode(data, type=ModelSpec)
+            return decode_json(data, ModelSpec)
         except msgspec.DecodeError as exc:
             raise ModelError(f"{self.spec_path} is damaged: {exc}", cure="Train or import the model again.") from exc
 
@@ -90,18 +91,22 @@ class ModelFolder:
         if spec.preprocessing.mean_image is None:
             return None
         cure = f"Restore {self.mean_path.name} from a copy, or train or import the model again."
-        if not self.mean_path.is_file():
-            raise ModelError(f"{self.path} has no {self.mean_path.name}, which its spec names", cure=cure)
-        with cured_by(cure):
-            found = sha256_file(self.mean_path)
+        try:
+            content = read_regular(self.mean_path, MAX_TEXT_BYTES)
+        except FileNotFoundError as exc:
+            raise ModelError(f"{self.path} has no {self.mean_path.name}, which its spec names", cure=cure) from exc
+        except OSError as exc:
+            raise ModelError(f"{self.mean_path} cannot be read: {exc.strerror}", cure=cure) from exc
+        found = sha256_bytes(content)
         if found != spec.preprocessing.mean_image:
             raise StaleArtifactError(
                 f"{self.mean_path} has hash {found[:12]}, the spec expects {spec.preprocessing.mean_image[:12]}",
                 cure=cure,
             )
         try:
-            mean: NDArray[np.float32] = np.load(self.mean_path, allow_pickle=False)
-        except (ValueError, OSError) as exc:
+            mean: NDArray[np.float32] = np.load(io.BytesIO(content), allow_pickle=False)
+        # np.load raises whatever the readers of its header do: ValueError, EOFError, OverflowError, TokenError ...
+        except Exception as exc:
             raise ModelError(f"{self.mean_path} is damaged: {exc}", cure=cure) from exc
         if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype != np.float32:
             raise ModelError(
@@ -181,13 +186,18 @@ def _refuse_part(folder: ModelFolder) -> None:
     raise ModelError(f"{folder.path} {problem}", cure="\n".join(cures))
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits. Raises ModelError if it cannot be read."""
+def sha256_file(path: Path, max_bytes: int = MAX_DATA_BYTES) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits. Raises ModelError if it cannot be read, or holds more."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
+        with open_regular(path) as file:
+            left = os.fstat(file.fileno()).st_size
+            if left > max_bytes:
+                raise ModelError(f"{path} holds {left:,} bytes; at most {max_bytes:,} are read")
+            # What is added meanwhile is none of it, and a file of the kernel's may have no end.
+            while chunk := file.read(min(left, 1 << 20)):
                 digest.update(chunk)
+                left -= len(chunk)
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
     return digest.hexdigest()

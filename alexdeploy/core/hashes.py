@@ -14,6 +14,7 @@ import msgspec
 
 from alexdeploy.core.artifacts import atomic_write, cache_folder, sha256_file
 from alexdeploy.core.errors import OutputError
+from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 
 _MIN_BYTES = 1 << 20
 """Smaller files are hashed sooner than looked up."""
@@ -96,7 +97,7 @@ def _state(found: stat_result) -> tuple[int, int, int]:
 def _read(file: Path) -> _Memory:
     # Not there, damaged or of another version: then everything is hashed once more.
     with suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(file.read_bytes(), type=_Memory)
+        return decode_json(read_regular(file, MAX_TEXT_BYTES), _Memory)
     return {}
 
 

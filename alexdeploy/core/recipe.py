@@ -14,6 +14,7 @@ import msgspec
 from alexdeploy.core.artifacts import CALIBRATION_FOLDER
 from alexdeploy.core.errors import RecipeError
 from alexdeploy.core.overrides import apply_override, check_keys, suggest
+from alexdeploy.core.reading import read_text
 from alexdeploy.core.spec import Architecture, ModelSpec
 
 if sys.version_info >= (3, 11):
@@ -238,8 +239,11 @@ def _convert(data: dict[str, Any], name: str, overrides: tuple[str, ...], parent
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        return tomllib.loads(read_text(path))
+    except OSError as exc:
+        raise RecipeError(f"{path} cannot be read as a recipe: {exc.strerror}") from exc
+    # Nested without end, it is a RecursionError.
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise RecipeError(f"{path} cannot be read as a recipe: {exc}") from exc
 
 

@@ -21,6 +21,7 @@ import msgspec
 
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, output_error, sha256_bytes
 from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews
 from alexdeploy.engines.signing import is_own, name_of, own_secret, read_secret, signature_of
@@ -166,17 +167,17 @@ def read_record(path: Path) -> EngineRecord:
     """The sidecar of an engine, not yet trusted. Raises ModelError if it is missing or damaged."""
     sidecar = sidecar_path(path)
     try:
-        content = sidecar.read_bytes()
+        content = read_regular(sidecar, MAX_TEXT_BYTES)
     except OSError as exc:
         raise ModelError(
             f"{path} has no readable {sidecar.name}, which says what it was built from: {exc.strerror}",
             cure="Copy the .json that belongs to it, or build it here: alexdeploy build",
         ) from exc
     try:
-        number = msgspec.json.decode(content, type=_Format).format
+        number = decode_json(content, _Format).format
         if number not in (None, FORMAT):
             raise ModelError(f"{sidecar} has format {number}, this version reads {FORMAT}", cure=_BUILD_CURE)
-        return msgspec.json.decode(content, type=EngineRecord)
+        return decode_json(content, EngineRecord)
     except msgspec.DecodeError as exc:
         raise ModelError(f"{sidecar} is damaged: {exc}", cure=_BUILD_CURE) from exc
 
@@ -236,7 +237,7 @@ _BUILD_CURE = "Build it again: alexdeploy build"
 
 def _read_plan(path: Path, record: EngineRecord) -> bytes:
     try:
-        plan = path.read_bytes()
+        plan = read_regular(path, MAX_DATA_BYTES)
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}", cure=_BUILD_CURE) from exc
     if len(plan) != record.engine_bytes:

@@ -19,6 +19,7 @@ from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, l
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, OutputError, StaleArtifactError
 from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.processors import available_processors
+from alexdeploy.core.reading import MAX_DATA_BYTES, open_regular, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, graph_precision
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, join_predictions
 from alexdeploy.engines.openvino_library import ov
@@ -180,12 +181,13 @@ class OpenVINOEngine:
     def _import(self, core: ov.Core, path: Path, config: dict[str, str]) -> ov.CompiledModel:
         # Mapped and not read: the weights stay where they are, in the page cache, for all processes. Copied on write,
         # since OpenVINO takes no memory that it may not write to.
-        self._blob = np.memmap(path, np.uint8, "c")
+        with open_regular(path) as file:
+            self._blob = np.memmap(file, np.uint8, "c")
         try:
             compiled = core.import_model(ov.Tensor(self._blob, shared_memory=True), "CPU", config)
         except TypeError:
             # OpenVINO 2025.1 takes no tensors.
-            compiled = core.import_model(path.read_bytes(), "CPU", config)
+            compiled = core.import_model(read_regular(path, MAX_DATA_BYTES), "CPU", config)
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _TOUCH_SECONDS:
                 # The cache forgets what was used longest ago.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from alexdeploy.core.artifacts import output_error
 from alexdeploy.core.errors import ModelError
+from alexdeploy.core.reading import open_regular
 
 _SECRET_BYTES = 32
 
@@ -45,7 +46,7 @@ def read_secret() -> bytes | None:
     path = state_folder() / "engine.key"
     anew = f"Delete it, and build the engines again: rm {shlex.quote(str(path))}"
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             folder, status = path.parent.stat(), os.fstat(file.fileno())
             content = file.read(_SECRET_BYTES + 1)
     except FileNotFoundError:

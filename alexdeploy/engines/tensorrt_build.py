@@ -14,6 +14,7 @@ from pathlib import Path
 import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder, atomic_write
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, OutputError, UsageError, first_line
+from alexdeploy.core.reading import MAX_DATA_BYTES, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.engine_files import (
     BuildOptions,
@@ -255,7 +256,7 @@ def _use_timing_cache(config: trt.IBuilderConfig, gpu: Gpu) -> Path | None:
         return None
     content = b""
     with suppress(OSError):
-        content = path.read_bytes()
+        content = read_regular(path, MAX_DATA_BYTES)
     cache: trt.ITimingCache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         # Damaged, or of another GPU after all: begin anew.

@@ -13,6 +13,7 @@ import msgspec
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError, StaleArtifactError, cured_by
 from alexdeploy.core.hashes import remembered_sha256
+from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, open_regular, read_regular
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
 from alexdeploy.network.weights import check_origin
 from alexdeploy.network.wire import Message, WireError
@@ -60,7 +61,7 @@ class Facts:
         """The spec that the file carries, None if alexdeploy did not write it."""
         text = self.metadata.get(SPEC_KEY)
         try:
-            return None if text is None else msgspec.json.decode(text, type=ModelSpec)
+            return None if text is None else decode_json(text, ModelSpec)
         except msgspec.DecodeError:
             return None
 
@@ -72,7 +73,7 @@ def read_facts(path: Path) -> Facts:
     """
     metadata = {}
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             # Passing over 240 MB touches none of them.
             message = Message(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
         for entry in message.messages(_METADATA_PROPS):
@@ -163,7 +164,7 @@ def _check_sum(facts: Facts, folder: ModelFolder, precision: str, cure: str) -> 
     """Raise StaleArtifactError unless the graph has the hash that was written beside it, if there is one."""
     path, sum_path = folder.onnx_path(precision), folder.sum_path(precision)
     try:
-        recorded = sum_path.read_bytes().split(maxsplit=1)
+        recorded = read_regular(sum_path, MAX_TEXT_BYTES).split(maxsplit=1)
     except FileNotFoundError:
         return
     except OSError as exc:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, remove_file, sha256_bytes
 from alexdeploy.core.errors import ModelError, cured_by, first_line
+from alexdeploy.core.reading import MAX_DATA_BYTES, read_regular
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Precision
 from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.facts import (
@@ -61,7 +62,7 @@ def graph_of(model: onnx.ModelProto, content: bytes) -> Graph:
 def read_graph(path: Path) -> Graph:
     """Read one self-contained ONNX file. Raises ModelError if it is damaged or keeps its weights elsewhere."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path, MAX_DATA_BYTES)
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
     try:

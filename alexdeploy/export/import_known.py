@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alexdeploy.core.errors import ModelError
+from alexdeploy.core.reading import MAX_DATA_BYTES, read_regular
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +85,7 @@ def recognise(path: Path, content: bytes, on_warning: Callable[[str], None]) -> 
 def read_foreign(path: Path) -> bytes:
     """The bytes of somebody's model. Raises ModelError for what was downloaded in its place."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path, MAX_DATA_BYTES)
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
     if content.startswith(b"version https://git-lfs.github.com/"):

@@ -14,6 +14,7 @@ import msgspec
 
 from alexdeploy.core.artifacts import atomic_write, sha256_bytes
 from alexdeploy.core.errors import ImageError, ModelError, StaleArtifactError, UsageError
+from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.core.recipe import CalibrationMethod
 from alexdeploy.export.histogram import QMAX
 from alexdeploy.images.sources import Source, iter_sources
@@ -120,7 +121,7 @@ def write_ranges(path: Path, ranges: Ranges) -> None:
 def read_ranges(path: Path, model: str = "MODEL") -> Ranges:
     """Raises ModelError if the file is missing or damaged, with what measures ranges of `model`."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path, MAX_TEXT_BYTES)
     except OSError as exc:
         raise ModelError(
             f"no measured ranges at {path}: {exc.strerror}",
@@ -128,7 +129,7 @@ def read_ranges(path: Path, model: str = "MODEL") -> Ranges:
             f"or in one go: alexdeploy export {model} --int8 --calibrate IMAGES",
         ) from exc
     try:
-        ranges = msgspec.json.decode(content, type=Ranges)
+        ranges = decode_json(content, Ranges)
     except msgspec.DecodeError as exc:
         raise ModelError(
             f"{path} is damaged: {exc}", cure=f"Measure again: alexdeploy calibrate {model} IMAGES"

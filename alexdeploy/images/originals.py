@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.core.reading import open_regular
 from alexdeploy.images.folder import Example, LabelledImages, check_class_name, check_fraction, split_examples
 from alexdeploy.images.labelled import read_label_list
 from alexdeploy.images.listing import MAX_FILE_BYTES, describe
@@ -36,7 +37,7 @@ class Original(NamedTuple):
         if self.num_bytes > MAX_FILE_BYTES:
             raise ImageError(f"holds {self.num_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are read")
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(self.offset)
                 data = file.read(self.num_bytes)
         except OSError as exc:

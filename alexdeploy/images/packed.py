@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import sha256_bytes
 from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.core.reading import MAX_DATA_BYTES, decode_json, open_regular, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.decode import decode
 from alexdeploy.images.listing import describe
@@ -69,10 +69,10 @@ class PackedImages:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """What the images were called, relative to the data that they are from. Raises DataError."""
-        data = names_path(self.folder, self._split).read_bytes()
+        data = read_regular(names_path(self.folder, self._split), MAX_DATA_BYTES)
         if sha256_bytes(data) != self._names_sha256:
             raise damaged(self.folder, f"{names_path(self.folder, self._split)} is not the file that was written")
-        return msgspec.json.decode(data, type=tuple[str, ...])
+        return decode_json(data, tuple[str, ...])
 
     def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """uint8 [N, 256, 256, 3]. Raises DataError for a JPEG that is damaged."""
@@ -187,7 +187,8 @@ def _allow_open_files(num_files: int) -> None:
 
 def _map(path: Path) -> NDArray[np.uint8]:
     try:
-        return np.memmap(path, np.uint8, mode="r")
+        with open_regular(path) as file:
+            return np.memmap(file, np.uint8, mode="r")
     except OSError as exc:
         cure = "Allow more open files: ulimit -n 10240" if exc.errno in (errno.EMFILE, errno.ENFILE) else None
         raise DataError(f"{path} cannot be opened: {describe(exc)}", cure=cure) from exc
@@ -236,7 +237,7 @@ def _check_fit(folder: Path, shard: Shard, *, is_jpeg: bool) -> None:
 
 def _read_array(folder: Path, path: Path, sha256: str) -> NDArray[np.int64]:
     try:
-        content = path.read_bytes()
+        content = read_regular(path, MAX_DATA_BYTES)
     except OSError as exc:
         raise damaged(folder, f"{path} is missing") from exc
     if sha256_bytes(content) != sha256:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from alexdeploy.core.errors import DataError
+from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE
 
 FORMAT = "alexdeploy-packed-1"
@@ -102,7 +103,7 @@ def read_plan(folder: Path) -> Plan | None:
     """The plan of a packed set; None if `folder` is none. Raises DataError for one that cannot be read here."""
     path = folder / PLAN_NAME
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MAX_TEXT_BYTES)
     except OSError:
         return None
     if b'"alexdeploy-packed-' not in data[:100]:
@@ -151,7 +152,7 @@ def to_json(value: object) -> bytes:
 
 def read_json(path: Path, kind: Any) -> Any:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return decode_json(read_regular(path, MAX_TEXT_BYTES), kind)
     except (OSError, msgspec.DecodeError) as exc:
         raise DataError(
             f"{path} is damaged: {exc}", cure="Pack the set anew: alexdeploy prepare ... --overwrite"

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from alexdeploy.core.errors import OutputError, UsageError
+from alexdeploy.core.reading import MAX_TEXT_BYTES, read_regular
 from alexdeploy.images.shapes import CLASSES, render_image
 
 MANIFEST_NAME = "sample.json"
@@ -104,10 +105,10 @@ def _is_finished(root: Path, manifest: _Manifest) -> bool:
     """Tell whether the sample is there; if not, leave a folder that says what is being written to it."""
     text = json.dumps(asdict(manifest), indent=2) + "\n"
     if (root / MANIFEST_NAME).is_file():
-        _check_same(root, (root / MANIFEST_NAME).read_text(encoding="utf-8", errors="replace"), text)
+        _check_same(root, _read(root / MANIFEST_NAME), text)
         return True
     if (root / _STARTED_NAME).is_file():
-        _check_same(root, (root / _STARTED_NAME).read_text(encoding="utf-8", errors="replace"), text)
+        _check_same(root, _read(root / _STARTED_NAME), text)
         return False
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(
@@ -117,6 +118,10 @@ def _is_finished(root: Path, manifest: _Manifest) -> bool:
     root.mkdir(parents=True, exist_ok=True)
     _write_bytes(root / _STARTED_NAME, text.encode())
     return False
+
+
+def _read(path: Path) -> str:
+    return read_regular(path, MAX_TEXT_BYTES).decode(errors="replace")
 
 
 def _check_same(root: Path, found: str, expected: str) -> None:

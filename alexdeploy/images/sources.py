@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.core.reading import UnsuitableFileError, check_regular, read_regular
 from alexdeploy.images.archives import is_archive_name, iter_members
 from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, raw_problem, walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 from alexdeploy.images.text_lists import split_names
 
 _NO_NAME = "is the root folder or a folder above the list; name such a folder on the command line, not in a list"
-
-# A fifo or a device that takes the place of a file between two calls must not hang the reader.
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class PackedImage(NamedTuple):
@@ -229,28 +227,17 @@ def read_file(path: str, was_listed: bool = False) -> bytes:
     without the path.
     """
     try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError("is a directory")
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("is not a regular file")
         if (problem := raw_problem(path)) is not None:
+            check_regular(path)
             raise ImageError(problem)
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"holds {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-        with open(os.open(path, _OPEN_FLAGS), "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        return read_regular(path, MAX_FILE_BYTES)
     except OSError as exc:
         raise ImageError(_explain(exc, path, was_listed)) from exc
-    # A path with a NUL in it.
-    except ValueError as exc:
-        raise ImageError(f"not a path: {exc}") from exc
-    if len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"holds more than {MAX_FILE_BYTES:,} bytes")
-    return data
 
 
 def _explain(exc: OSError, path: str, was_listed: bool) -> str:
+    if isinstance(exc, UnsuitableFileError):
+        return exc.strerror or "cannot be read"
     if exc.errno == errno.ENOENT and os.path.islink(path):
         return f"broken symbolic link to {printable_path(os.readlink(path))}"
     if exc.errno == errno.ENOENT and was_listed:

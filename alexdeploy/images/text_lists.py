@@ -6,9 +6,9 @@ import codecs
 import io
 import os
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from alexdeploy.core.errors import DataError
+from alexdeploy.core.reading import open_regular
 from alexdeploy.images.listing import describe
 
 _MARKS = (
@@ -52,7 +52,7 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     """
     name = os.fspath(path)
     try:
-        with open(path, "rb") as file, _decoded(file, name) as text:
+        with open_regular(path, own_pipe=True) as file, _decoded(file, name) as text:
             for number, line in enumerate(iter(lambda: text.readline(_MAX_LINE + 1), ""), start=1):
                 if "\0" in line:
                     raise DataError(f"{name}:{number}: found a NUL; the file is not text.", cure=_SAVE_AS_UTF8)
@@ -73,10 +73,9 @@ def list_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in text_lines(path) if line and not line.startswith("#"))
 
 
-def _decoded(file: BinaryIO, name: str) -> io.TextIOWrapper:
-    """`file` as text with \\n between lines."""
-    encoding = _encoding(file.read(_SAMPLE_BYTES), name)
-    file.seek(0)
+def _decoded(file: io.BufferedReader, name: str) -> io.TextIOWrapper:
+    """`file`, which may be a pipe, as text with \\n between lines."""
+    encoding = _encoding(file.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES], name)
     return io.TextIOWrapper(file, encoding, "surrogateescape" if encoding in _UTF8 else "strict")
 
 

@@ -18,6 +18,7 @@ import safetensors
 
 from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, find_model, sha256_file
 from alexdeploy.core.errors import DeviceError, ModelError, RecipeError, UsageError
+from alexdeploy.core.reading import check_regular
 from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.core.spec import LRN, Architecture
 from alexdeploy.engines.cuda_driver import cuda_ordinal
@@ -161,6 +162,7 @@ def _inspect_onnx(path: Path) -> Inspection:
 
 def _inspect_safetensors(path: Path) -> Inspection:
     try:
+        check_regular(path)
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

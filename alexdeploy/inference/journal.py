@@ -21,6 +21,7 @@ import msgspec
 from alexdeploy.core.artifacts import atomic_write, output_error
 from alexdeploy.core.errors import InputError, UsageError
 from alexdeploy.core.locks import take_lock
+from alexdeploy.core.reading import open_regular
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
 from alexdeploy.inference.results import Format, Record, Row, Shape, read_records, short_artifact, write_rows
@@ -222,7 +223,7 @@ def read_rows(path: Path) -> Iterator[tuple[Row, int]]:
     Raises UsageError if the file is something else, which must not be cut or removed.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             _read_header(path, file)
             end = file.tell()
             for line in file:
@@ -269,7 +270,7 @@ def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor)
     kept = (0, 0, 0)
     again: list[Source] = []
     anew = f"delete {path} to begin anew"
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         header = _read_header(path, file)
     if header is not None:
         _check_setting(path, "batch size", header.batch_size, predictor.info.batch_size, anew)

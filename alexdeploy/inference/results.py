@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 import msgspec
 
 from alexdeploy.core.errors import UsageError
+from alexdeploy.core.reading import open_regular
 from alexdeploy.inference.table import table_header, table_layout, table_line
 
 Format = Literal["table", "jsonl", "csv", "parquet"]
@@ -212,13 +213,13 @@ def read_records(path: Path, kind: Format) -> Iterator[Record]:
 
 
 def _jsonl_records(path: Path) -> Iterator[Record]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for line in file:
             yield Row.from_json(line).record
 
 
 def _csv_records(path: Path) -> Iterator[Record]:
-    with path.open(newline="", encoding="utf-8") as text:
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as text:
         reader = csv.DictReader(text)
         choices = [name for name in reader.fieldnames or () if name.startswith("probability_")]
         for fields in reader:
@@ -238,7 +239,7 @@ def _parquet_records(path: Path) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     columns = [field.name for field in dataclasses.fields(Record) if field.name != "num_choices"]
-    with pq.ParquetFile(path) as parquet:
+    with open_regular(path) as file, pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(batch_size=_ROWS_PER_GROUP, columns=[*columns, "top"]):
             for fields in batch.to_pylist():
                 yield Record(num_choices=len(fields["top"]), **{name: fields[name] for name in columns})

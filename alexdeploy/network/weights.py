@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError, StaleArtifactError, cured_by, first_line
 from alexdeploy.core.hashes import remembered_sha256
+from alexdeploy.core.reading import check_regular
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
 from alexdeploy.network.layers import Layer, plan_layers
 
@@ -55,6 +56,7 @@ def check_origin(folder: ModelFolder, spec: ModelSpec, hash_file: Callable[[Path
     path = folder.weights_path
     try:
         # The header, and whether it and the tensors fill the file: nothing else is read.
+        check_regular(path)
         with safetensors.safe_open(path, framework="numpy") as file:
             contract = (file.metadata() or {}).get(CONTRACT_KEY)
     except (OSError, safetensors.SafetensorError) as exc:
@@ -89,6 +91,7 @@ def _resume(folder: ModelFolder) -> str:
 def load_weights(path: Path, plan: tuple[Layer, ...]) -> Weights:
     """Read `<layer>.weight` and `<layer>.bias`, float32. Raises ModelError that names the first mismatch."""
     try:
+        check_regular(path)
         weights = load_file(path)
     except (OSError, safetensors.SafetensorError) as exc:
         raise ModelError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from alexdeploy.core.artifacts import atomic_write
 from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.reading import decode_json, open_regular
 from alexdeploy.core.recipe import Recipe, Training
 from alexdeploy.training.data import TrainingData
 from alexdeploy.training.events import EpochRecord
@@ -104,10 +104,11 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read it with tensors and plain values allowed, nothing else. Raises ModelError."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
         return Checkpoint(
-            identity=msgspec.json.decode(content["identity"], type=Identity),
-            progress=msgspec.json.decode(content["progress"], type=Progress),
+            identity=decode_json(content["identity"], Identity),
+            progress=decode_json(content["progress"], Progress),
             statistics=Statistics(
                 num_images=content["num_images"],
                 mean_image=content["mean_image"].numpy(),
@@ -115,7 +116,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             ),
             learner=content["learner"],
         )
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, TypeError, pickle.UnpicklingError) as exc:
+    # torch.load raises whatever its readers do.
+    except Exception as exc:
         reason = str(exc).partition("\n")[0]
         raise ModelError(f"{path} is no checkpoint: {reason}", cure="Start again: --overwrite") from exc
 

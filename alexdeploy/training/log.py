@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, output_error
+from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.training.events import EpochRecord
 from alexdeploy.training.statistics import Statistics, color_axes
 
@@ -29,9 +30,9 @@ def read_log(path: Path) -> tuple[EpochRecord, ...]:
     if not path.is_file():
         return ()
     records = []
-    for line in path.read_bytes().splitlines():
+    for line in read_regular(path, MAX_TEXT_BYTES).splitlines():
         try:
-            records.append(msgspec.json.decode(line, type=EpochRecord))
+            records.append(decode_json(line, EpochRecord))
         except msgspec.DecodeError:
             continue
     return tuple(records)

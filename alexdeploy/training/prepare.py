@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import alexdeploy
 from alexdeploy.core.artifacts import atomic_write, npy_bytes, remove_file, sha256_bytes
 from alexdeploy.core.errors import DataError, OutputError, UsageError
 from alexdeploy.core.processors import available_processors
+from alexdeploy.core.reading import MAX_TEXT_BYTES, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images import packed_files
 from alexdeploy.images.originals import Original, Originals
@@ -290,7 +292,7 @@ def _finish_statistics(folder: Path, jobs: list[Job], records: list[Record], num
     products = np.zeros((3, 3), np.int64)
     for job, record in zip(jobs, records, strict=True):
         if job.split == "train":
-            pixels += np.load(job.sums_path, allow_pickle=False)
+            pixels += np.load(io.BytesIO(read_regular(job.sums_path, MAX_TEXT_BYTES)), allow_pickle=False)
             products += np.array(record.products, np.int64)
     content = npy_bytes(pixels)
     with atomic_write(folder / packed_files.SUMS_NAME) as file:

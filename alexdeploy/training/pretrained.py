@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import ModelError, RecipeError
+from alexdeploy.core.reading import MAX_TEXT_BYTES, read_regular
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.labelled import class_key
@@ -45,7 +46,7 @@ def read_parent(folder: ModelFolder) -> Parent:
         weights=weights.tensors,
         weights_sha256=weights.sha256,
         mean_image=mean_image,
-        mean_file=None if mean_image is None else folder.mean_path.read_bytes(),
+        mean_file=None if mean_image is None else read_regular(folder.mean_path, MAX_TEXT_BYTES),
     )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from alexdeploy.core.artifacts import atomic_write, remove_file, sha256_bytes, sha256_file
 from alexdeploy.core.errors import ImageError
+from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.images.decode import decode
 from alexdeploy.images.originals import Original
 from alexdeploy.images.packed_files import Plan, Shard, Split, to_json
@@ -63,17 +64,17 @@ class _Part(NamedTuple):
 def find_record(job: Job, *, check: bool) -> Record | None:
     """The record of a shard that is whole, by its size or with `check` by its hash; None if it has to be made."""
     try:
-        record = msgspec.json.decode(job.record_path.read_bytes(), type=Record)
+        record = decode_json(read_regular(job.record_path, MAX_DATA_BYTES), Record)
         if job.path.stat().st_size != record.shard.num_bytes:
             return None
         # Small beside the shard, and about to be added up: its hash is always looked at.
         if job.split == "train":
-            found = sha256_bytes(job.sums_path.read_bytes())
+            found = sha256_bytes(read_regular(job.sums_path, MAX_TEXT_BYTES))
             if record.sums_sha256 not in (None, found):
                 return None
     except (OSError, msgspec.DecodeError):
         return None
-    if check and sha256_file(job.path) != record.shard.sha256:
+    if check and sha256_file(job.path, record.shard.num_bytes) != record.shard.sha256:
         return None
     return record
 

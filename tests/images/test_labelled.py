@@ -213,6 +213,24 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(root: Path) ->
     assert peak < 1 << 20
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="pipes have no names here")
+def test_a_list_may_be_a_pipe_that_the_shell_made(root: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"a.jpg daisy\n")
+    os.close(writing)
+    try:
+        ((path, label),) = read_labelled(root, FLOWERS, f"/dev/fd/{reading}").examples
+    finally:
+        os.close(reading)
+    assert (path, label) == (str(root / "a.jpg"), 0)
+
+
+def test_a_list_that_is_a_fifo_is_refused_and_not_waited_for(root: Path) -> None:
+    os.mkfifo(root.parent / "labels.txt")
+    with pytest.raises(DataError, match="cannot be read: is not a regular file"):
+        read_labelled(root, FLOWERS, root.parent / "labels.txt")
+
+
 def test_the_longest_line_that_is_read_takes_little_memory(root: Path) -> None:
     line = "b " * 4090 + "a.jpg daisy"
     ((path, label),) = read_labelled(root, FLOWERS, write_list(root, line)).examples

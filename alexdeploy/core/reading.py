@@ -1,0 +1,136 @@
+"""How files are opened for reading: regular ones alone, never waited for, and never more than a limit of bytes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import stat
+from typing import Any, TypeVar
+
+import msgspec
+
+from alexdeploy.core.errors import first_line
+
+MAX_TEXT_BYTES = 64 << 20
+"""Specs, recipes, ranges, sidecars, labels: a thousand times what the largest of them has."""
+
+MAX_DATA_BYTES = 4 << 30
+"""Graphs, weights, engines, arrays: ONNX files end at 2 GiB, and an optimizer's state adds twice the weights."""
+
+_MAX_SIZELESS_BYTES = 16 << 20
+"""A file that says it is empty and is not, as those in /proc, some of which have no end."""
+
+_CHUNK_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 16
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+
+# What a shell makes of <(command), and standard input: the other end is there, and opening it does not wait.
+_OWN_DESCRIPTOR = re.compile(r"/dev/stdin|/(dev|proc/self)/fd/[0-9]+")
+
+_T = TypeVar("_T")
+
+
+class UnsuitableFileError(OSError):
+    """A file that is there, and is not read; `strerror` says why."""
+
+
+def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
+    """For a library that opens files itself, by their names. Raises OSError as `open_regular`."""
+    try:
+        status = os.stat(path)
+    # A NUL in the path.
+    except ValueError as exc:
+        raise _unsuitable(errno.EINVAL, f"not a path: {exc}", path) from exc
+    _refuse_others(status, path)
+    return status
+
+
+def open_regular(path: str | os.PathLike[str], *, own_pipe: bool = False) -> io.BufferedReader:
+    """Open a regular file, or a link to one, to read its bytes. Returns at once, whatever the path leads to.
+
+    With `own_pipe` also a pipe that this process was started with, by its name in /dev/fd. Raises OSError, whose
+    `strerror` says why, for a folder, a fifo, a socket and a device as for a file that cannot be opened.
+    """
+    if own_pipe and _OWN_DESCRIPTOR.fullmatch(os.fspath(path)) and stat.S_ISFIFO(os.stat(path).st_mode):
+        return io.BufferedReader(io.FileIO(path), _BUFFER_BYTES)
+    # Before it is opened, which alone starts some devices and the writer of a fifo.
+    check_regular(path)
+    descriptor = os.open(path, _FLAGS | getattr(os, "O_NONBLOCK", 0))
+    try:
+        # And after it: another may have taken its place.
+        _refuse_others(os.fstat(descriptor), path)
+        return io.BufferedReader(io.FileIO(descriptor), _BUFFER_BYTES)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str], max_bytes: int, *, own_pipe: bool = False) -> bytes:
+    """The bytes of a file, opened by `open_regular`. Takes memory for what is there, and not for `max_bytes`.
+
+    Raises OSError for a file with more than `max_bytes`, and where there is not enough memory for it.
+    """
+    with open_regular(path, own_pipe=own_pipe) as file:
+        status = os.fstat(file.fileno())
+        size = status.st_size
+        if size > max_bytes:
+            raise _unsuitable(errno.EFBIG, f"holds {size:,} bytes; at most {max_bytes:,} are read", path)
+        if size == 0 and stat.S_ISREG(status.st_mode):
+            max_bytes = min(max_bytes, _MAX_SIZELESS_BYTES)
+        parts: list[bytes] = []
+        wanted = size + 1
+        try:
+            while chunk := _read(file, wanted, path):
+                parts.append(chunk)
+                if sum(map(len, parts)) > max_bytes:
+                    raise _unsuitable(errno.EFBIG, f"holds more than {max_bytes:,} bytes", path)
+                if len(chunk) < wanted:
+                    break
+                # It grew, or never said how large it is.
+                wanted = _CHUNK_BYTES
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        except MemoryError as exc:
+            raise _unsuitable(errno.ENOMEM, f"not enough memory to read its {size:,} bytes", path) from exc
+
+
+def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
+    """A file of at most MAX_TEXT_BYTES, UTF-8, its lines ending in newlines; or a pipe as for `open_regular`.
+
+    Raises OSError as `read_regular`, and for what is not UTF-8.
+    """
+    content = read_regular(path, MAX_TEXT_BYTES, own_pipe=True)
+    try:
+        return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as exc:
+        text = f"not UTF-8: byte {content[exc.start]:#04x} at offset {exc.start:,}"
+        raise _unsuitable(errno.EILSEQ, text, path) from exc
+
+
+def decode_json(content: bytes | str, kind: type[_T]) -> _T:
+    """Like msgspec's, but whatever is wrong with `content` is a msgspec.DecodeError."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    # Not UTF-8, and nested without end.
+    except (UnicodeError, RecursionError) as exc:
+        raise msgspec.DecodeError(first_line(exc)) from exc
+
+
+def _refuse_others(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise _unsuitable(errno.EISDIR, "is a directory", path)
+    if not stat.S_ISREG(status.st_mode):
+        raise _unsuitable(errno.ENXIO, "is not a regular file", path)
+
+
+def _unsuitable(code: int, why: str, path: str | os.PathLike[str]) -> UnsuitableFileError:
+    return UnsuitableFileError(code, why, os.fspath(path))
+
+
+def _read(file: io.BufferedReader, num_bytes: int, path: str | os.PathLike[str]) -> bytes:
+    data: Any = file.read(num_bytes)
+    # Not opened to wait: a file of the kernel's that has nothing to say now, such as /proc/kmsg.
+    if data is None:
+        raise _unsuitable(errno.EAGAIN, "has nothing to be read now", path)
+    return bytes(data)
