@@ -69,6 +69,7 @@ class _Entry(NamedTuple):
     order: bytes
     path: str
     is_folder: bool
+    is_link: bool = False
 
 
 def is_image_name(name: str) -> bool:
@@ -97,11 +98,13 @@ def is_hidden(name: str) -> bool:
 def walk_images(folder: str) -> Iterator[Found]:
     """Find the image files below `folder`, depth first, each folder in the order of its names' bytes.
 
-    Linked folders are followed, except back into a folder that the walk is inside of. Only the names in the
-    folders on the way down are in memory. A folder that cannot be listed is told, not raised.
+    Links to folders are followed, except back into a folder that the walk is inside of, and one link to each folder:
+    folders that link to each other have as many paths as there are orders of them. Only the names in the folders on the
+    way down are in memory. A folder that cannot be listed is told, not raised.
     """
     # A stack and not recursion: a tree may be deeper than Python's frames.
     ancestors: list[tuple[int, int]] = []
+    linked: set[tuple[int, int]] = set()
     pending: list[Iterator[_Entry]] = [iter((_Entry(b"", folder, True),))]
     while pending:
         entry = next(pending[-1], None)
@@ -115,8 +118,10 @@ def walk_images(folder: str) -> Iterator[Found]:
             try:
                 status = os.stat(entry.path)
                 identity = (status.st_dev, status.st_ino)
-                if identity in ancestors:
+                if identity in ancestors or (entry.is_link and identity in linked):
                     continue
+                if entry.is_link:
+                    linked.add(identity)
                 entries = _list_folder(entry.path)
             except OSError as exc:
                 yield Found(entry.path, f"cannot list the folder: {describe(exc)}")
@@ -136,14 +141,15 @@ def _list_folder(folder: str) -> list[_Entry]:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            is_folder = _is_folder(entry)
-            if is_folder or is_image_name(entry.name):
-                found.append(_Entry(os.fsencode(entry.name), entry.path, is_folder))
+            is_inner = is_folder(entry)
+            if is_inner or is_image_name(entry.name):
+                found.append(_Entry(os.fsencode(entry.name), entry.path, is_inner, is_inner and entry.is_symlink()))
     found.sort()
     return found
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether `entry` is a folder, or a link to one."""
     try:
         return entry.is_dir()
     # A link that leads to itself. Whoever reads it will be told.

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.core.reading import UnsuitableFileError, check_regular, read_regular
 from alexdeploy.images.archives import is_archive_name, iter_members
+from alexdeploy.images.globbing import expand
 from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, raw_problem, walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 from alexdeploy.images.text_lists import split_names
@@ -177,17 +178,23 @@ def _from_archive(path: str) -> Iterator[Source]:
 
 def _from_glob(pattern: str) -> Iterator[Source]:
     try:
-        matches = sorted(glob.iglob(pattern, recursive=True), key=os.fsencode)
-    except (OSError, ValueError) as exc:
+        found = sorted(set(expand(pattern)), key=lambda match: os.fsencode(match.path))
+    # A NUL, or half of a character in UTF-16.
+    except ValueError as exc:
         yield Source(name=printable_path(pattern), problem=f"the pattern cannot be used: {exc}")
         return
     if "**" in pattern:
         # ** has been inside every folder already; walking those it matched would give their images twice.
-        matches = [match for match in matches if not os.path.isdir(match)] or matches
-    if not matches:
+        folders = {match for match in found if match.problem is None and os.path.isdir(match.path)}
+        if any(match.problem is None and match not in folders for match in found):
+            found = [match for match in found if match not in folders]
+    if not found:
         yield Source(name=printable_path(pattern), problem="no such file, and no file matches the pattern")
-    for match in matches:
-        yield from _from_path(match, was_listed=True)
+    for path, problem in found:
+        if problem is None:
+            yield from _from_path(path, was_listed=True)
+        else:
+            yield Source(name=printable_path(path), problem=problem)
 
 
 def _from_list_file(path: str) -> Iterator[Source]:
