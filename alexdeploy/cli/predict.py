@@ -92,7 +92,7 @@ def predict(
     Ends with exit code 3 if some of the rows are errors.
     """
     from alexdeploy.images.sources import read_inputs
-    from alexdeploy.inference import journal, results
+    from alexdeploy.inference import predict_file, results
     from alexdeploy.inference.predict import Predictor
 
     is_special = output is not None and output.exists() and not output.is_file() and not output.is_dir()
@@ -104,7 +104,7 @@ def predict(
         raise UsageError("--resume goes on with a file", cure="Name it: --output FILE")
     if chosen == "parquet" and path is None:
         raise UsageError("Parquet cannot be streamed", cure="Write it to a file: --output FILE.parquet")
-    has_finished = path is not None and journal.has_finished(path, chosen, resume=resume)
+    has_finished = path is not None and predict_file.has_finished(path, chosen, resume=resume)
     is_single = _is_single_image(inputs)
     predictor = Predictor(
         model,
@@ -124,7 +124,7 @@ def predict(
             out.note(note)
     if path is not None and has_finished:
         with predictor:
-            summary = journal.check_finished(predictor, read_inputs(inputs), path, chosen)
+            summary = predict_file.check_finished(predictor, read_inputs(inputs), path, chosen)
         out.note(f"{output} is complete, nothing to resume. Without --resume it is made again.")
         raise typer.Exit(3 if summary.num_errors else 0)
     report = _Report(quiet=quiet, shows_progress=path is not None or not sys.stdout.isatty())
@@ -167,7 +167,8 @@ def _batch_size(text: str | None, *, is_single: bool) -> int | Literal["auto"]:
 
 
 def _write_file(predictor: Predictor, inputs: Inputs, path: Path, kind: Format, report: _Report) -> None:
-    from alexdeploy.inference.journal import journal_path, predict_to_file
+    from alexdeploy.inference.journal import journal_path
+    from alexdeploy.inference.predict_file import predict_to_file
 
     try:
         summary = predict_to_file(predictor, inputs, path, kind, on_row=report.count)

@@ -1,370 +1,129 @@
-"""Output that survives a kill: the journal, going on from it, and the file it becomes."""
+"""The journal by itself: what it holds, what it recognises as damaged, who may write it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from alexdeploy.core.errors import DeviceError, OutputError, UsageError
-from alexdeploy.images.sources import Source
+from alexdeploy.core.errors import OutputError, UsageError
 from alexdeploy.inference import journal
-from alexdeploy.inference.journal import (
-    Journal,
-    Summary,
-    check_finished,
-    has_finished,
-    journal_path,
-    predict_to_file,
-    read_rows,
-)
-from alexdeploy.inference.predict import Predictor
-from alexdeploy.inference.results import Format, Row
+from alexdeploy.inference.journal import Header, Journal, read_header, read_journal
 
-MakePredictor = Callable[..., Predictor]
-MakeSources = Callable[..., Iterator[Source]]
-COUNT = 30
-
-
-def is_broken(index: int) -> bool:
-    return index % 7 == 3
+HEADER = Header(command="predict", settings={"batch_size": 4})
+RECORDS = [b'{"index":%d,"name":"r\xc3\xb8d"}' % number for number in range(20)]
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "out" / "rows.jsonl"
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "rows.csv.partial"
 
 
-@pytest.fixture
-def write(make_predictor: MakePredictor, make_sources: MakeSources, output: Path) -> Callable[..., Summary]:
-    """Predict COUNT sources to `output`; `stop_after` interrupts it after so many rows."""
-
-    def run(*, kind: Format = "jsonl", stop_after: int = -1, count: int = COUNT, **options: object) -> Summary:
-        seen = 0
-
-        def interrupt(row: Row) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == stop_after:
-                raise KeyboardInterrupt
-
-        with make_predictor(**({"batch_size": 4} | options)) as predictor:
-            sources = make_sources(count, broken=is_broken)
-            return predict_to_file(predictor, sources, output, kind, on_row=interrupt)
-
-    return run
+def write_all(opened: Journal) -> None:
+    opened.cut(0, 0)
+    for record in RECORDS:
+        opened.write(record)
 
 
-def test_a_run_leaves_the_output_and_no_journal(write: Callable[..., Summary], output: Path) -> None:
-    assert write() == Summary(num_rows=30, num_errors=4, num_kept=0)
-    assert [row.index for row, _ in read_rows(output)] == list(range(30))
-    assert os.listdir(output.parent) == [output.name]
+def test_records_are_read_back_as_they_were_written(path: Path) -> None:
+    with Journal(path, HEADER) as opened:
+        write_all(opened)
+        assert list(opened.records()) == RECORDS
+    assert read_header(path, "predict") == HEADER
+    assert [record for record, _ in read_journal(path, "predict")] == RECORDS
 
 
-def test_an_interrupted_run_leaves_its_rows_and_the_old_output(write: Callable[..., Summary], output: Path) -> None:
-    output.parent.mkdir()
-    output.write_text("the old one")
-    with pytest.raises(KeyboardInterrupt):
-        write(stop_after=11)
-    assert output.read_text() == "the old one"
-    assert [row.index for row, _ in read_rows(journal_path(output))] == list(range(11))
+def test_each_offset_is_where_a_journal_can_be_cut(path: Path) -> None:
+    with Journal(path, HEADER) as opened:
+        write_all(opened)
+    for number, (_, end) in enumerate(read_journal(path, "predict"), start=1):
+        content = path.read_bytes()[:end]
+        assert content.endswith(b"}\n")
+        assert content.count(b"\n") == number + 1
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "table"])
-@pytest.mark.parametrize("stop_after", [1, 4, 5, 11, 29, 30])
-def test_going_on_gives_the_bytes_of_a_run_that_was_not_interrupted(
-    write: Callable[..., Summary], output: Path, kind: Format, stop_after: int
-) -> None:
-    write(kind=kind)
-    expected = output.read_bytes()
-    output.unlink()
-    with pytest.raises(KeyboardInterrupt):
-        write(kind=kind, stop_after=stop_after)
-    summary = write(kind=kind)
-    assert output.read_bytes() == expected
-    assert (summary.num_rows, summary.num_errors) == (30, 4)
-    assert stop_after - 6 < summary.num_kept <= stop_after
+def test_any_byte_of_any_record_that_changes_ends_what_can_be_read(path: Path) -> None:
+    with Journal(path, HEADER) as opened:
+        write_all(opened)
+    content = path.read_bytes()
+    ends = [end for _, end in read_journal(path, "predict")]
+    first = len(HEADER.to_line())
+    for offset in range(first, ends[2]):
+        damaged = bytearray(content)
+        damaged[offset] ^= 0x01
+        path.write_bytes(damaged)
+        intact = sum(end <= offset for end in ends)
+        assert [record for record, _ in read_journal(path, "predict")] == RECORDS[:intact], offset
 
 
-@pytest.mark.parametrize(("refused", "num_errors"), [("none", 4), ("blue", 13)])
-def test_going_on_puts_the_same_images_into_the_same_batches(
-    make_predictor: MakePredictor, make_sources: MakeSources, output: Path, refused: str, num_errors: int
-) -> None:
-    def is_refused(image: NDArray[np.uint8]) -> bool:
-        """An engine of replicas answers all images of a batch but the one that each of them fails on."""
-        return refused == "blue" and int(image.mean(axis=(0, 1)).argmax()) == 2
-
-    def batches(stop_after: int) -> list[list[int]]:
-        runs: list[list[int]] = []
-        engine = {
-            "before_run": lambda images: runs.append([int(image.mean() * 1000) for image in images]),
-            "refuses": is_refused,
-        }
-
-        def interrupt(row: Row) -> None:
-            if row.index == stop_after:
-                raise KeyboardInterrupt
-
-        with make_predictor(batch_size=4, engine=engine) as predictor:
-            try:
-                sources = make_sources(COUNT, broken=is_broken)
-                predict_to_file(predictor, sources, output, "jsonl", on_row=interrupt)
-            except KeyboardInterrupt:
-                pass
-        return runs
-
-    whole = batches(-1)
-    expected = output.read_bytes()
-    assert sum(row.error is not None for row, _ in read_rows(output)) == num_errors
-    batches(17)
-    resumed = batches(-1)
-    assert 0 < len(resumed) < len(whole)
-    assert resumed == whole[-len(resumed) :]
-    assert output.read_bytes() == expected
-
-
-def test_the_batch_size_is_in_the_journal_and_not_in_the_output(write: Callable[..., Summary], output: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        write(stop_after=2)
-    assert journal_path(output).read_bytes().startswith(b'{"journal":1,"batch_size":4}\n{"index":0,')
-    write()
-    assert output.read_bytes().startswith(b'{"index":0,')
-
-
-@pytest.mark.parametrize("length", [0, 5, 11, 28])
-def test_a_journal_cut_off_in_its_header_begins_again(write: Callable[..., Summary], output: Path, length: int) -> None:
-    output.parent.mkdir()
-    journal_path(output).write_bytes(b'{"journal":1,"batch_size":4}\n'[:length])
-    assert write() == Summary(num_rows=30, num_errors=4, num_kept=0)
+def damage(path: Path, offset: int) -> None:
+    """Change one byte where it is, as something that writes into the file would."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x01]))
 
 
 @pytest.mark.parametrize(
-    "header", [b'{"journal":1,"batch_size":"four"}\n', b'{"journal":1,\n', b'{"journal":' + b"1" * 5000]
+    ("offset", "said"), [(len(HEADER.to_line()) + 40, "0 of 20 records can be read"), (3, "header is damaged")]
 )
-def test_a_journal_with_a_damaged_header_is_left_alone(
-    write: Callable[..., Summary], output: Path, header: bytes
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        write(stop_after=9)
-    rows = journal_path(output).read_bytes().split(b"\n", 1)[1]
-    journal_path(output).write_bytes(header + rows)
-    with pytest.raises(UsageError, match="not the journal"):
-        write()
-    assert journal_path(output).read_bytes() == header + rows
+def test_a_byte_that_changes_during_the_run_is_an_output_error(path: Path, offset: int, said: str) -> None:
+    with Journal(path, HEADER) as opened:
+        write_all(opened)
+        damage(path, offset)
+        with pytest.raises(OutputError, match=said):
+            list(opened.records())
+    assert path.exists()
 
 
-@pytest.mark.parametrize("cut", [1, 20, 200])
-def test_an_incomplete_last_line_is_cut_off(write: Callable[..., Summary], output: Path, cut: int) -> None:
-    write()
-    expected = output.read_bytes()
-    path = journal_path(output)
-    path.write_bytes(expected[:-cut])
-    write()
-    assert output.read_bytes() == expected
+@pytest.mark.parametrize("size", [0, 100, 100_000])
+def test_a_size_that_changes_during_the_run_is_an_output_error(path: Path, size: int) -> None:
+    with Journal(path, HEADER) as opened:
+        write_all(opened)
+        expected = path.stat().st_size
+        os.truncate(path, size)
+        with pytest.raises(OutputError, match=f"it has {size:,} bytes, expected {expected:,}"):
+            opened.sync()
+        os.truncate(path, 0)
+        opened.write(RECORDS[0])
+    # Appended, not written behind a hole of zeros.
+    assert b"\0" not in path.read_bytes()
 
 
-def test_zeros_that_a_power_cut_left_are_cut_off(write: Callable[..., Summary], output: Path) -> None:
-    write()
-    expected = output.read_bytes()
-    journal_path(output).write_bytes(expected[:2000] + bytes(500))
-    write()
-    assert output.read_bytes() == expected
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_journal_that_is_removed_during_the_run_is_an_output_error(path: Path, replaced: bool) -> None:
+    with Journal(path, HEADER) as opened:
+        write_all(opened)
+        path.rename(path.with_name("moved"))
+        if replaced:
+            path.write_bytes(b"")
+        with pytest.raises(OutputError, match="removed or replaced"):
+            list(opened.records())
+    # It is somebody else's file now, and stays.
+    assert path.exists() == replaced
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"num_views": 10}, "number of views 1; this run has 10"),
-        ({"precision": "fp16"}, "precision fp32; this run has fp16"),
-        ({"top_k": 2}, "top-k 3; this run has 2"),
-        ({"engine": {"artifact": "f" * 64}}, "artifact c0ffeec0ffee; this run has ffffffffffff"),
-        ({"batch_size": 5}, "batch size 4; this run has 5"),
-    ],
-)
-def test_a_journal_of_other_options_is_refused_by_name(
-    write: Callable[..., Summary], output: Path, options: dict[str, object], named: str
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        write(stop_after=2)
-    before = journal_path(output).read_bytes()
-    with pytest.raises(UsageError, match=named):
-        write(**options)
-    assert journal_path(output).read_bytes() == before
+def test_the_journal_of_another_command_is_not_touched(path: Path) -> None:
+    with Journal(path, HEADER) as opened:
+        write_all(opened)
+    with pytest.raises(UsageError, match="not the journal of an interrupted evaluate"):
+        read_header(path, "evaluate")
 
 
-def test_a_journal_of_other_inputs_is_refused_by_name(
-    write: Callable[..., Summary], make_predictor: MakePredictor, make_sources: MakeSources, output: Path
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        write(stop_after=9)
-    others = (Source(name=f"new-{source.name}", data=source.data) for source in make_sources(COUNT))
-    with (
-        make_predictor(batch_size=4) as predictor,
-        pytest.raises(UsageError, match=r"row 0 there is '0\.jpg' \(index 0\), now it is 'new-0\.jpg'"),
-    ):
-        predict_to_file(predictor, others, output, "jsonl")
-
-
-def test_a_journal_with_more_rows_than_inputs_is_refused(write: Callable[..., Summary]) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        write(stop_after=9)
-    with pytest.raises(UsageError, match="now it is nothing"):
-        write(count=5)
-
-
-def test_a_run_that_would_begin_anew_over_a_journal_is_refused(write: Callable[..., Summary], output: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        write(stop_after=9)
-    with pytest.raises(UsageError, match="first 9 rows of an interrupted run") as caught:
-        has_finished(output, "jsonl", resume=False)
-    assert caught.value.cure is not None
-    assert "--resume" in caught.value.cure
-    assert not has_finished(output, "jsonl", resume=True)
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_an_output_without_a_journal_is_finished_if_it_is_what_is_asked_for(
-    write: Callable[..., Summary],
-    make_predictor: MakePredictor,
-    make_sources: MakeSources,
-    output: Path,
-    kind: Format,
-) -> None:
-    assert not has_finished(output, kind, resume=True)
-    write(kind=kind)
-    assert has_finished(output, kind, resume=True)
-    assert not has_finished(output, kind, resume=False)
-    found = check_finished(make_predictor(batch_size=4), make_sources(COUNT, broken=is_broken), output, kind)
-    assert found == Summary(num_rows=30, num_errors=4, num_kept=30)
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-@pytest.mark.parametrize(
-    ("options", "count", "named"),
-    [
-        ({"num_views": 10}, COUNT, "number of views 1; this run has 10"),
-        ({"precision": "fp16"}, COUNT, "precision fp32; this run has fp16"),
-        ({"top_k": 2}, COUNT, "top-k 3; this run has 2"),
-        ({"engine": {"artifact": "f" * 64}}, COUNT, "artifact c0ffeec0ffee; this run has ffffffffffff"),
-        ({}, COUNT - 1, r"row 29 there is '29\.jpg' \(index 29\), now it is nothing"),
-        ({}, COUNT + 1, r"finished with 30 rows; the inputs of now go on with '30\.jpg'"),
-    ],
-)
-def test_a_finished_file_of_another_run_is_refused_by_name(
-    write: Callable[..., Summary],
-    make_predictor: MakePredictor,
-    make_sources: MakeSources,
-    output: Path,
-    kind: Format,
-    options: dict[str, object],
-    count: int,
-    named: str,
-) -> None:
-    write(kind=kind)
-    predictor = make_predictor(**({"batch_size": 4} | options))
-    with pytest.raises(UsageError, match=named) as caught:
-        check_finished(predictor, make_sources(count, broken=is_broken), output, kind)
-    assert caught.value.cure is not None
-    assert "leave out --resume to make it again" in caught.value.cure
-
-
-def test_inputs_are_compared_one_at_a_time(
-    write: Callable[..., Summary], make_predictor: MakePredictor, make_sources: MakeSources, output: Path
-) -> None:
-    write()
-    asked = 0
-
-    def others() -> Iterator[Source]:
-        nonlocal asked
-        for source in make_sources(COUNT, broken=is_broken):
-            asked += 1
-            yield Source(name="other.jpg") if asked == 3 else source
-
-    with pytest.raises(UsageError, match=r"row 2 there is '2\.jpg' \(index 2\), now it is 'other\.jpg'"):
-        check_finished(make_predictor(batch_size=4), others(), output, "jsonl")
-    assert asked == 3
-
-
-@pytest.mark.parametrize(("kind", "content"), [("jsonl", ""), ("csv", ""), ("csv", "index,source,error\n")])
-def test_a_file_without_rows_is_not_finished(output: Path, kind: Format, content: str) -> None:
-    output.parent.mkdir()
-    output.write_text(content)
-    with pytest.raises(UsageError, match="holds no rows"):
-        has_finished(output, kind, resume=True)
-
-
-def test_a_table_cannot_be_resumed_once_it_is_there(write: Callable[..., Summary], output: Path) -> None:
-    write(kind="table")
-    with pytest.raises(UsageError, match="is a table"):
-        has_finished(output, "table", resume=True)
-
-
-def test_a_file_of_the_users_own_is_not_taken_for_a_journal(write: Callable[..., Summary], output: Path) -> None:
-    output.parent.mkdir()
-    journal_path(output).write_text("my diary\n")
-    with pytest.raises(UsageError, match="not the journal"):
-        write()
-    assert journal_path(output).read_text() == "my diary\n"
-
-
-def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:
+def test_two_processes_do_not_write_one_journal(path: Path) -> None:
     pytest.importorskip("fcntl")
-    with Journal(tmp_path / "a.partial"), pytest.raises(UsageError, match="another process"):
-        Journal(tmp_path / "a.partial").__enter__()
+    with Journal(path, HEADER), pytest.raises(UsageError, match="another process"):
+        Journal(path, HEADER).__enter__()
 
 
-def test_a_run_that_fails_before_its_first_row_leaves_nothing(write: Callable[..., Summary], output: Path) -> None:
-    def fail(images: object) -> None:
-        raise DeviceError("the device fell over")
-
-    with pytest.raises(DeviceError):
-        write(engine={"before_run": fail})
-    assert os.listdir(output.parent) == []
-
-
-def test_a_full_disk_keeps_what_was_written(write: Callable[..., Summary], output: Path) -> None:
-    resource = pytest.importorskip("resource")
-    write()
-    expected = output.read_bytes()
-    output.unlink()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
-    try:
-        with pytest.raises(OutputError, match=r"rows\.jsonl\.partial could not be written"):
-            write()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    header = b'{"journal":1,"batch_size":4}\n'
-    assert journal_path(output).read_bytes() == (header + expected)[:3000]
-    assert write().num_kept > 0
-    assert output.read_bytes() == expected
-
-
-def test_a_full_disk_at_the_conversion_keeps_the_journal(
-    write: Callable[..., Summary], output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(journal, "write_rows", full)
-        with pytest.raises(OutputError, match="No space left"):
-            write(kind="csv")
-    assert os.listdir(output.parent) == [journal_path(output).name]
-    assert write(kind="csv").num_rows == COUNT
-
-
-def test_rows_are_synced_every_few_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Row(index=0, source="a", num_views=1, backend="b", precision="fp32", artifact="c", error="d")
+def test_records_are_synced_every_few_seconds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, synced = [0.0], []
     monkeypatch.setattr(journal.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(journal.os, "fsync", lambda descriptor: synced.append(clock[0]))
-    with Journal(tmp_path / "a.partial") as opened:
-        opened.cut(0)
+    with Journal(path, HEADER) as opened:
+        opened.cut(0, 0)
         for clock[0] in (0.5, 1.0, 1.9, 2.1, 3.0, 4.0, 4.2):
-            opened.write(row)
+            opened.write(RECORDS[0])
         assert synced == [2.1, 4.2]

@@ -1,0 +1,200 @@
+"""Rows of predict in a file: written from a journal that is complete, resumed, and compared where they are finished."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from alexdeploy.core.artifacts import atomic_write
+from alexdeploy.core.errors import UsageError
+from alexdeploy.images.sources import Source
+from alexdeploy.inference.journal import Header, Journal, check_setting, journal_path, read_header, read_journal
+from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
+from alexdeploy.inference.results import Format, Record, Row, Shape, read_records, short_artifact, write_rows
+
+if TYPE_CHECKING:
+    from alexdeploy.inference.predict import Predictor
+
+_COMMAND: Final = "predict"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What a run wrote. `num_kept` of the rows came from the journal of the run before."""
+
+    num_rows: int = 0
+    num_errors: int = 0
+    num_kept: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept:
+    """What stays of a journal: `num_rows` rows in its first `num_bytes`; `sources` are still to be done."""
+
+    num_bytes: int
+    num_rows: int
+    num_errors: int
+    sources: Iterator[Source]
+
+
+def has_finished(output: Path, kind: Format, *, resume: bool) -> bool:
+    """Whether a run that would `resume` finds a finished file, to be compared with what it is asked for.
+
+    To be asked before anything costly is begun. Raises UsageError if `output` cannot be written to, if a run that
+    would begin anew would lose rows, or if the finished file cannot be read back.
+    """
+    journal = journal_path(output)
+    if output.is_dir():
+        raise UsageError(f"--output {output} is a folder; expected a file")
+    num_rows = sum(1 for _ in read_rows(journal)) if journal.exists() else 0
+    if num_rows and not resume:
+        raise UsageError(
+            f"{journal} holds the first {num_rows} rows of an interrupted run",
+            cure=f"Go on with them: add --resume. Or delete {journal} to begin anew.",
+        )
+    if not resume or not output.exists() or journal.exists():
+        return False
+    if next(read_records(output, kind), None) is None:
+        raise UsageError(
+            f"{output} exists and holds no rows, so it is not the end of an interrupted run",
+            cure="Leave out --resume to make it.",
+        )
+    return True
+
+
+def check_finished(predictor: Predictor, sources: Iterable[Source], output: Path, kind: Format) -> Summary:
+    """Compare a finished file, row by row, with the inputs, the model and the options of now.
+
+    Nothing runs; the predictor is open, since replicas tell only then what they are. Raises UsageError saying what
+    differs.
+    """
+    waiting = iter(sources)
+    num_rows = num_errors = 0
+    anew = "leave out --resume to make it again"
+    for record in read_records(output, kind):
+        _check_settings(output, record, predictor, anew)
+        _check_source(output, record, num_rows, next(waiting, None), anew)
+        num_rows += 1
+        num_errors += record.error is not None
+    more = next(waiting, None)
+    if more is not None:
+        raise UsageError(
+            f"{output} is finished with {num_rows} rows; the inputs of now go on with {more.name!r}",
+            cure=f"Give the same inputs, or {anew}.",
+        )
+    return Summary(num_rows=num_rows, num_errors=num_errors, num_kept=num_rows)
+
+
+def predict_to_file(
+    predictor: Predictor,
+    sources: Iterable[Source],
+    output: Path,
+    kind: Format,
+    *,
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> Summary:
+    """Write one row per source to `output`, going on after the rows of its journal if there is one.
+
+    The journal must belong to the same inputs, model and options, else UsageError says what differs. A run
+    that was cut off and went on gives the same bytes as one that was not. Raises OutputError, and keeps the
+    rows in the journal, when they cannot be written.
+    """
+    info = predictor.info
+    header = Header(command=_COMMAND, settings={"batch_size": info.batch_size})
+    with Journal(journal_path(output), header) as journal:
+        kept = _walk_kept_rows(journal.path, iter(sources), predictor)
+        journal.cut(kept.num_bytes, kept.num_rows)
+        num_rows, num_errors = kept.num_rows, kept.num_errors
+        rows = predictor.predict_sources(kept.sources, first_index=kept.num_rows)
+        with contextlib.closing(rows):
+            for row in rows:
+                journal.write(row.to_json())
+                num_rows += 1
+                num_errors += row.error is not None
+                on_row(row)
+        shape = Shape(classes=info.classes, top_k=predictor.top_k, num_views=info.num_views)
+        _complete(journal, output, kind, shape)
+    return Summary(num_rows=num_rows, num_errors=num_errors, num_kept=kept.num_rows)
+
+
+def read_rows(path: Path) -> Iterator[tuple[Row, int]]:
+    """The rows of a journal, each with the offset of its end in the file, up to the first line that is damaged.
+
+    Raises UsageError if the file is something else, which must not be cut or removed.
+    """
+    for record, end in read_journal(path, _COMMAND):
+        try:
+            row = Row.from_json(record)
+        # Without a checksum, in the journal of an earlier version.
+        except ValueError:
+            return
+        yield row, end
+
+
+def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor) -> _Kept:
+    """Compare the journal with the inputs of now, row by row, up to the last batch that is there whole.
+
+    A batch that was cut off is done again, with the images it had: run in a batch of another size, an image
+    can get an answer that differs in the last bit.
+    """
+    rule = BatchRule(predictor.info.batch_size)
+    num_errors = 0
+    kept = (0, 0, 0)
+    again: list[Source] = []
+    anew = f"delete {path} to begin anew"
+    header = read_header(path, _COMMAND)
+    if header is not None:
+        check_setting(path, "batch size", header.settings.get("batch_size"), predictor.info.batch_size, anew)
+    for index, (row, end) in enumerate(read_rows(path)):
+        source = next(sources, None)
+        _check_settings(path, row.record, predictor, anew)
+        _check_source(path, row.record, index, source, anew)
+        if source is not None:
+            again.append(source)
+        num_errors += row.error is not None
+        rule.ends_after(good=row.error is None or row.error.startswith(NO_ANSWER))
+        if rule.num_images == 0:
+            again.clear()
+            kept = (end, index + 1, num_errors)
+    num_bytes, num_rows, num_errors = kept
+    return _Kept(num_bytes=num_bytes, num_rows=num_rows, num_errors=num_errors, sources=_chain(again, sources))
+
+
+def _chain(first: list[Source], then: Iterator[Source]) -> Iterator[Source]:
+    # Unlike itertools.chain it passes on close(), and an archive that is being read is closed at once.
+    yield from first
+    yield from then
+
+
+def _check_settings(path: Path, record: Record, predictor: Predictor, anew: str) -> None:
+    info = predictor.info
+    top_k = predictor.top_k if record.error is None else 0
+    for name, found, expected in (
+        ("backend", record.backend, info.backend),
+        ("precision", record.precision, info.precision),
+        ("number of views", record.num_views, info.num_views),
+        ("artifact", record.artifact, short_artifact(info.artifact)),
+        ("top-k", record.num_choices, top_k),
+    ):
+        check_setting(path, name, found, expected, anew)
+
+
+def _check_source(path: Path, record: Record, index: int, source: Source | None, anew: str) -> None:
+    now = "nothing" if source is None else repr(source.name)
+    if record.index != index or source is None or record.source != source.name:
+        raise UsageError(
+            f"the inputs are not those that {path} was begun with: "
+            f"row {index} there is {record.source!r} (index {record.index}), now it is {now}",
+            cure=f"Give the same inputs, or {anew}.",
+        )
+
+
+def _complete(journal: Journal, output: Path, kind: Format, shape: Shape) -> None:
+    """Make the output of a complete journal. Raises OutputError if the journal lost rows; then both files stay."""
+    with atomic_write(output) as file:
+        write_rows(map(Row.from_json, journal.records()), file, kind, shape)
+    with contextlib.suppress(OSError):
+        journal.path.unlink()
