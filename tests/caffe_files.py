@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -203,3 +204,14 @@ def alexnet(values: dict[str, np.ndarray], *, pool_first: bool = False, data: En
             add(f"drop{index}", "Dropout", in_place=True, dropout_ratio=0.5)
     entries.append(Entry(name="loss", type="SoftmaxWithLoss", bottom=(current, "label"), top=("loss",)))
     return entries
+
+
+def narrow(folder: Path, name: str = "caffe-alexnet", change: tuple[str, str] = ("", "")) -> str:
+    """A recipe at the width of `weights`, as a file."""
+    text = (Path(__file__).parents[1] / "models" / f"{name}.toml").read_text(encoding="utf-8")
+    for wide, thin in zip((96, 256, 384, 384, 256), MAPS, strict=True):
+        text = text.replace(f"channels = {wide},", f"channels = {thin},", 1)
+    text = text.replace("hidden = [4096, 4096]", f"hidden = [{HIDDEN}, {HIDDEN}]").replace(*change)
+    path = folder / f"narrow-{name}.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)

@@ -6,7 +6,9 @@ import io
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -18,14 +20,20 @@ from alexdeploy.network.layers import Layer
 from alexdeploy.network.weights import Weights, check_weights, expected_shapes
 
 StateDict = Mapping[str, NDArray[np.generic]]
+_Tensor = TypeVar("_Tensor")
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts put the weights in a checkpoint."""
+_MAX_DEPTH = 8
+_MAX_DICTS = 10_000
+"""Dictionaries of a checkpoint that are looked into: an optimizer's state has one for each parameter."""
 
 _TORCHVISION = (
     *(f"features.{index}" for index in (0, 3, 6, 8, 10)),
     *(f"classifier.{index}" for index in (1, 4, 6)),
 )
+_WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:module\.|_orig_mod\.)+")
+_LAYER = re.compile(r"features|classifier|(?:conv|fc)\d+")
+"""What names of layers begin with, in torchvision's network and in ours."""
+
 _SEQUENTIAL = re.compile(r"(features|classifier)\.(\d+)\.weight")
 
 
@@ -41,9 +49,9 @@ def read_safetensors(content: bytes, source: str) -> StateDict:
 
 
 def read_torch(content: bytes, source: str) -> StateDict:
-    """The tensors of a .pth or .pt with a state dict, or with one under "state_dict"; nothing in it is run.
+    """The tensors of a state dict that torch.save wrote, alone or anywhere within a checkpoint; nothing in it is run.
 
-    Raises DeviceError without PyTorch, ModelError for what holds anything but weights.
+    Raises DeviceError without PyTorch, ModelError for what holds no weights, or several networks'.
     """
     try:
         import torch
@@ -60,17 +68,7 @@ def read_torch(content: bytes, source: str) -> StateDict:
     # torch.load raises whatever its readers do: UnpicklingError, RuntimeError, EOFError, KeyError ...
     except Exception as exc:
         raise _refused(source, exc) from exc
-    for key in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-            break
-    if not isinstance(found, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
-    ):
-        raise ModelError(
-            f"{source} holds {type(found).__name__}, expected a state dict: tensors by name",
-            cure="Save one: torch.save(model.state_dict(), FILE)",
-        )
+    found = _choose(_state_dicts(found, torch.Tensor), found, source)
     # NumPy has no bfloat16; float32 holds its values, and those of float16, exactly.
     small = (torch.bfloat16, torch.float16)
     arrays: dict[str, NDArray[np.generic]] = {}
@@ -87,6 +85,45 @@ def read_torch(content: bytes, source: str) -> StateDict:
                 cure="Save the weights as float32: torch.save(model.float().state_dict(), FILE)",
             ) from exc
     return arrays
+
+
+def _state_dicts(checkpoint: object, tensor: type) -> dict[str, Mapping[str, Any]]:
+    """The dictionaries in `checkpoint` that hold tensors by name and nothing else, each by its place: ['ema']['model'].
+
+    An optimizer's state holds other things beside tensors, or numbers its parameters.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    seen: set[int] = set()
+    waiting = deque([("", checkpoint, 0)])
+    while waiting and len(seen) < _MAX_DICTS:
+        place, value, depth = waiting.popleft()
+        if not isinstance(value, Mapping) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if all(isinstance(name, str) and isinstance(each, tensor) for name, each in value.items()):
+            found[place] = value
+        elif depth < _MAX_DEPTH:
+            waiting.extend(
+                (f"{place}[{key!r}]", each, depth + 1) for key, each in value.items() if isinstance(each, Mapping)
+            )
+    return found
+
+
+def _choose(candidates: Mapping[str, Mapping[str, Any]], checkpoint: object, source: str) -> Mapping[str, Any]:
+    """The state dict that names the layers of an AlexNet; where none does, one whose names an error can show."""
+    fitting = {place: state for place, state in candidates.items() if _layer_names(plain_names(state))}
+    if len(fitting) > 1:
+        raise ModelError(
+            f"{source} holds the weights of {len(fitting)} networks: {', '.join(fitting)}",
+            cure="Save the one you want: torch.save(torch.load(FILE, map_location='cpu', weights_only=True)"
+            f"{list(fitting)[-1]}, 'weights.pth')",
+        )
+    if not candidates:
+        raise ModelError(
+            f"{source} holds {type(checkpoint).__name__}, expected a state dict: tensors by name",
+            cure="Save one: torch.save(model.state_dict(), FILE)",
+        )
+    return max((fitting or candidates).values(), key=len)
 
 
 def _refuse_inflated(content: bytes, source: str) -> None:
@@ -124,13 +161,21 @@ def has_torchvision_names(tensors: StateDict) -> bool:
     return {f"{name}.{kind}" for name in _TORCHVISION for kind in ("weight", "bias")} == set(plain_names(tensors))
 
 
-def plain_names(tensors: StateDict) -> StateDict:
-    """Without the "module." of nn.DataParallel and DDP, and torch.compile's "_orig_mod.", wherever a part was wrapped.
+def plain_names(tensors: Mapping[str, _Tensor]) -> Mapping[str, _Tensor]:
+    """Without what wrappers put before the names of layers.
 
-    PyTorch's ImageNet example wraps an AlexNet's `features` alone: features.module.0.weight.
+    That is the "module." of nn.DataParallel and DDP and torch.compile's "_orig_mod.", wherever a part was wrapped
+    (PyTorch's ImageNet example wraps an AlexNet's `features` alone: features.module.0.weight), and whatever else all
+    names begin with: the "model." of a LightningModule, "net.", "backbone.".
     """
-    prefix = re.compile(r"(?:(?<=\.)|^)(?:module\.|_orig_mod\.)+")
-    return {prefix.sub("", name): value for name, value in tensors.items()}
+    plain = {_WRAPPED.sub("", name): value for name, value in tensors.items()}
+    inner = plain
+    while len(beginnings := {name.partition(".")[0] for name in inner}) == 1:
+        beginning = beginnings.pop()
+        if _LAYER.fullmatch(beginning) or not all("." in name for name in inner):
+            return plain
+        inner = {name[len(beginning) + 1 :]: value for name, value in inner.items()}
+    return inner if _layer_names(inner) else plain
 
 
 def count_classes(tensors: StateDict, source: str) -> int:
@@ -181,7 +226,7 @@ def take_weights(tensors: StateDict, plan: tuple[Layer, ...], source: str) -> We
     return weights
 
 
-def _layer_names(tensors: StateDict) -> list[str]:
+def _layer_names(tensors: Iterable[str]) -> list[str]:
     """The layers with weights, in the order of the network, by the names of the file."""
     sequential = [match for name in tensors if (match := _SEQUENTIAL.fullmatch(name))]
     if sequential:

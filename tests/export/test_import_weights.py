@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from caffe_files import Entry
+from caffe_files import Entry, narrow
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -187,17 +187,6 @@ def test_a_mean_that_the_file_only_names_is_asked_for(tmp_path: Path, folder: Mo
     source.write_bytes(files.net(files.alexnet(WEIGHTS, data=data_layer())))
     assert "does not say which mean was subtracted" in refused(source, folder, UsageError)
     assert "does not say which mean" in refused(source, folder, UsageError, recipe=narrow(tmp_path))
-
-
-def narrow(tmp_path: Path, name: str = "caffe-alexnet", change: tuple[str, str] = ("", "")) -> str:
-    """The recipe at the width of the tests, as a file."""
-    text = (Path(__file__).parents[2] / "models" / f"{name}.toml").read_text(encoding="utf-8")
-    for wide, thin in zip((96, 256, 384, 384, 256), files.MAPS, strict=True):
-        text = text.replace(f"channels = {wide},", f"channels = {thin},", 1)
-    text = text.replace("hidden = [4096, 4096]", f"hidden = [{files.HIDDEN}, {files.HIDDEN}]").replace(*change)
-    path = tmp_path / f"narrow-{name}.toml"
-    path.write_text(text, encoding="utf-8")
-    return str(path)
 
 
 def test_a_recipe_of_another_network_than_the_files_is_refused(tmp_path: Path, folder: ModelFolder) -> None:
