@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
+from alexdeploy.core.cgroups import PROC, ControlGroup, group_limits
 
-def host_memory(
-    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
-) -> tuple[int | None, int | None]:
-    """Bytes of memory (available, in all), bounded by a container's limit; (None, None) where Linux's files are not."""
+# The files of a control group, by its version: limit and use in bytes, and what in memory.stat counts cached files.
+_NAMES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+
+
+def host_memory(proc: Path = PROC) -> tuple[int | None, int | None]:
+    """Bytes of memory (available, in all), bounded by a container's limits; (None, None) on other systems than Linux."""
     try:
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines() if ":" in line)
         free, total = (int(lines[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
     except (OSError, ValueError, KeyError):
         return None, None
-    # Version 2 of control groups, then version 1.
-    names = (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-    )
-    for limit_name, usage_name, stat_name, cached_name in names:
-        with suppress(OSError, ValueError, KeyError):
-            limit = int((cgroup / limit_name).read_text())
-            usage = int((cgroup / usage_name).read_text())
-            stat = dict(line.split() for line in (cgroup / stat_name).read_text().splitlines())
-            # Pages of files count as used, and are given up when memory is asked for.
-            left = limit - (usage - int(stat.get(cached_name, 0)))
-            return max(0, min(free, left)), min(total, limit)
+    for left, limit in group_limits("memory", _left_and_limit, proc):
+        free, total = min(free, left), min(total, limit)
     return free, total
+
+
+def _left_and_limit(group: ControlGroup) -> tuple[int, int]:
+    """Raises ValueError for "max", the limit of a group that has none."""
+    limit_name, usage_name, cached_name = _NAMES[group.version]
+    limit, usage = int(group.read(limit_name)), int(group.read(usage_name))
+    stat = dict(line.split() for line in group.read("memory.stat").splitlines())
+    # Pages of files count as used, and are given up when memory is asked for.
+    return max(0, limit - (usage - int(stat.get(cached_name, 0)))), limit

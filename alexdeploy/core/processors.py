@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+from alexdeploy.core.cgroups import PROC, ControlGroup, group_limits
 
 
-def available_processors(cpu_max: Path = _CPU_MAX) -> int:
-    """The affinity mask's processors, or fewer where a container's quota is less; at least 1.
+def available_processors(proc: Path = PROC) -> int:
+    """The affinity mask's processors, or fewer where a container's quota is less; at group_limits 1.
 
-    `cpu_max` is the control group's file (Linux, cgroup v2): quota and period in microseconds, or "max" for no quota.
-    A quota of 2.5 processors counts as 3.
+    A quota of 2.5 processors counts as 3. `proc` is where Linux's files are.
     """
     mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(cpu_max)
-    return mask if quota is None else max(1, min(mask, quota))
+    return max(1, min((mask, *group_limits("cpu", _quota, proc))))
 
 
-def _quota(cpu_max: Path) -> int | None:
-    try:
-        quota, period = (int(word) for word in cpu_max.read_text().split())
-    except (OSError, ValueError):
-        return None
-    return -(-quota // period) if period > 0 else None
+def _quota(group: ControlGroup) -> int:
+    """Processors, rounded up. Raises ValueError for a group that has no quota."""
+    if group.version == 2:
+        # Microseconds of each period.
+        quota, period = (int(word) for word in group.read("cpu.max").split())
+    else:
+        quota, period = int(group.read("cpu.cfs_quota_us")), int(group.read("cpu.cfs_period_us"))
+    if quota < 0 or period <= 0:
+        raise ValueError(f"a quota of {quota} in {period}")
+    return -(-quota // period)

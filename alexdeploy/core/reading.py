@@ -35,6 +35,9 @@ _T = TypeVar("_T")
 class UnsuitableFileError(OSError):
     """A file that is there, and is not read; `strerror` says why."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
     """For a library that opens files itself, by their names. Raises OSError as `open_regular`."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from alexdeploy.core.errors import DataError
+from alexdeploy.core.reading import open_regular
 from alexdeploy.images.archives import StrictTarInfo
 from alexdeploy.images.labelled import read_label_list
 from alexdeploy.images.listing import describe, is_image_name
@@ -127,7 +128,7 @@ def _members(path: Path, offset: int, num_bytes: int) -> Iterator[_Member]:
     """The regular files of the archive that lies there in `path`. Raises DataError if it is cut off or damaged."""
     end = offset + num_bytes
     try:
-        with path.open("rb") as file, _open_tar(_Window(file, offset, end)) as archive:
+        with open_regular(path) as file, _open_tar(_Window(file, offset, end)) as archive:
             while (info := archive.next()) is not None:
                 # TarFile keeps every header it has met.
                 cast("Any", archive).members.clear()
@@ -184,7 +185,7 @@ def _read_devkit(path: Path) -> _Devkit:
 def _devkit_files(path: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:gz", tarinfo=StrictTarInfo) as archive:
+        with open_regular(path) as opened, tarfile.open(fileobj=opened, mode="r:gz", tarinfo=StrictTarInfo) as archive:
             for info in archive:
                 for name in (_TRUTH_NAME, _META_NAME):
                     if info.isfile() and info.name.endswith(name) and info.size <= _MAX_DEVKIT_FILE_BYTES:

@@ -1,23 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cgroup_files import write_cgroups
 
 from alexdeploy.core.memory import host_memory
 
 MEMINFO = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    800 kB\nHugePages_Total:       0\n"
 
 
-@pytest.fixture
-def meminfo(tmp_path: Path) -> Path:
-    path = tmp_path / "meminfo"
-    path.write_text(MEMINFO)
-    return path
+def write_memory(root: Path, files: Mapping[str, object], paths: str = "0::/\n", **mounts: Any) -> Path:
+    return write_cgroups(root, files={"proc/meminfo": MEMINFO, **files}, paths=paths, **mounts)
 
 
-def test_memory_is_what_linux_says_is_available(meminfo: Path, tmp_path: Path) -> None:
-    assert host_memory(meminfo, tmp_path / "none") == (800 * 1024, 1000 * 1024)
+def test_memory_is_what_linux_says_is_available(tmp_path: Path) -> None:
+    assert host_memory(write_memory(tmp_path, {})) == (800 * 1024, 1000 * 1024)
 
 
 @pytest.mark.parametrize(
@@ -29,25 +29,31 @@ def test_memory_is_what_linux_says_is_available(meminfo: Path, tmp_path: Path) -
         ({"memory.max": "max", "memory.current": 1, "memory.stat": "inactive_file 0"}, (819_200, 1_024_000)),
         ({"memory.max": 10**18, "memory.current": 1, "memory.stat": ""}, (819_200, 1_024_000)),
         ({"memory.max": 500_000}, (819_200, 1_024_000)),
-        (
-            {
-                "memory/memory.limit_in_bytes": 400_000,
-                "memory/memory.usage_in_bytes": 250_000,
-                "memory/memory.stat": "inactive_file 7\ntotal_inactive_file 50000",
-            },
-            (200_000, 400_000),
-        ),
     ],
 )
 def test_a_containers_limit_bounds_the_memory(
-    meminfo: Path, tmp_path: Path, files: dict[str, object], expected: tuple[int, int]
+    tmp_path: Path, files: dict[str, object], expected: tuple[int, int]
 ) -> None:
-    for name, content in files.items():
-        path = tmp_path / "cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{content}\n")
-    assert host_memory(meminfo, tmp_path / "cgroup") == expected
+    proc = write_memory(tmp_path, {f"mount-0/{name}": content for name, content in files.items()})
+    assert host_memory(proc) == expected
+
+
+def test_the_least_limit_of_the_groups_around_it_binds_a_process(tmp_path: Path) -> None:
+    # Of version 1: 200,000 are left in the inner group, 120,000 in the outer one, which has the larger limit.
+    files = {
+        "mount-0/a/b/memory.limit_in_bytes": 400_000,
+        "mount-0/a/b/memory.usage_in_bytes": 250_000,
+        "mount-0/a/b/memory.stat": "inactive_file 7\ntotal_inactive_file 50000",
+        "mount-0/a/memory.limit_in_bytes": 600_000,
+        "mount-0/a/memory.usage_in_bytes": 480_000,
+        "mount-0/a/memory.stat": "total_inactive_file 0",
+        "mount-0/memory.limit_in_bytes": 9223372036854771712,
+        "mount-0/memory.usage_in_bytes": 700_000,
+        "mount-0/memory.stat": "total_inactive_file 0",
+    }
+    proc = write_memory(tmp_path, files, "8:memory:/a/b\n0::/\n", mounts=(("cgroup", "/", "rw,memory"),))
+    assert host_memory(proc) == (120_000, 400_000)
 
 
 def test_memory_is_unknown_where_the_files_of_linux_are_not(tmp_path: Path) -> None:
-    assert host_memory(tmp_path / "none", tmp_path) == (None, None)
+    assert host_memory(tmp_path) == (None, None)
