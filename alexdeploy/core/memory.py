@@ -14,7 +14,7 @@ _NAMES = {
 
 
 def host_memory(proc: Path = PROC) -> tuple[int | None, int | None]:
-    """Bytes of memory (available, in all), bounded by a container's limits; (None, None) on other systems than Linux."""
+    """Bytes of memory (available, in all), bounded by a container's limits; (None, None) where there is no Linux."""
     try:
         lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines() if ":" in line)
         free, total = (int(lines[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))

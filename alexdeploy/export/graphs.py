@@ -79,7 +79,8 @@ def read_graph(path: Path) -> Graph:
     try:
         # Of the bytes, not of the parsed model, which it would serialize again: 0.1 s instead of 0.5 for 244 MB.
         onnx.checker.check_model(content)
-    except onnx.checker.ValidationError as exc:
+    # ValueError: its own words hold a name of the file's, which may not be UTF-8.
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as exc:
         raise ModelError(f"{path} is not a valid ONNX graph: {first_line(exc)}") from exc
     return graph_of(model, content)
 
