@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from alexdeploy.cli import output as out
-from alexdeploy.cli.options import JsonOption, pick
+from alexdeploy.cli.options import ExcludeOption, JsonOption, pick
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +42,7 @@ def evaluate(
             metavar="FILE", help="Labels, a line for each image: its name in DATA, then its class or its index."
         ),
     ] = None,
+    exclude: ExcludeOption = None,
     precision: Annotated[
         str, typer.Option(metavar="LIST", help="One or more of fp32,fp16,bf16,int8, with commas between.")
     ] = "fp32",
@@ -82,6 +83,7 @@ def evaluate(
         views=pick("--views", views, get_args(NumViews)),
         backends=None if backend is None else pick("--backend", backend, get_args(Backend)),
         labels=labels,
+        exclude=tuple(exclude or ()),
         batch_size=batch_size,
         num_threads=threads,
     )

@@ -29,6 +29,10 @@ SetOption = Annotated[
         help="Override a recipe key, e.g. --set architecture.towers=1. Repeatable.",
     ),
 ]
+ExcludeOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--exclude", metavar="NAME", help="A folder in DATA that is no class. Repeatable."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

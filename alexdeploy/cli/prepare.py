@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption
+from alexdeploy.cli.options import ExcludeOption, JsonOption
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def prepare(
     val_fraction: Annotated[
         float, typer.Option(help="Share of each class to validate on, where there are no validation images.")
     ] = 0.1,
+    exclude: ExcludeOption = None,
     seed: Annotated[int, typer.Option(min=0, help="For that choice; `train` makes it by its own --seed.")] = 0,
     train_list: Annotated[
         Path | None,
@@ -79,7 +81,7 @@ def prepare(
 
     if train_list is None:
         _refuse_inside(out, data, val)
-    found = _find(data, val, val_fraction, seed, train_list, val_list, classes)
+    found = _find(data, val, val_fraction, seed, train_list, val_list, classes, exclude or ())
     total = len(found.train) + len(found.val)
     output.note(
         f"{len(found.classes):,} classes, {len(found.train):,} training and {len(found.val):,} validation images "
@@ -95,9 +97,9 @@ def prepare(
         "--resize": None if resize == "crop" else resize,
         "--jpeg": jpeg,
     }
-    words = [
-        printable_path(str(word)) for option, value in given.items() if value is not None for word in (option, value)
-    ]
+    pairs = [(option, str(value)) for option, value in given.items() if value is not None]
+    pairs += [("--exclude", name) for name in exclude or ()]
+    words = [printable_path(word) for pair in pairs for word in pair]
     options = PrepareOptions(
         resize=resize,
         jpeg_quality=jpeg,
@@ -142,11 +144,14 @@ def _find(
     train_list: Path | None,
     val_list: Path | None,
     classes: Path | None,
+    exclude: Sequence[str],
 ) -> Originals:
     from alexdeploy.images import ilsvrc
     from alexdeploy.images.folder import read_image_folder
     from alexdeploy.images.originals import from_labelled, from_lists
 
+    if exclude and (train_list is not None or ilsvrc.is_ilsvrc(data)):
+        raise UsageError("--exclude is for class folders", cure="Leave it out.")
     if train_list is not None:
         if val is not None:
             raise UsageError("--val is a folder of classes; with --train-list it is a list", cure="Give --val-list.")
@@ -160,7 +165,10 @@ def _find(
             return ilsvrc.read_ilsvrc(data, val_list, lambda done: bar.update(task, completed=done))
     if val_list is not None or classes is not None:
         raise UsageError("--val-list and --classes belong to a --train-list", cure="Give --train-list FILE as well.")
-    return from_labelled(read_image_folder(data, val_fraction=val_fraction, seed=seed, val_folder=val))
+    found = read_image_folder(data, val_fraction=val_fraction, seed=seed, val_folder=val, exclude=exclude)
+    for note in found.notes:
+        output.note(note)
+    return from_labelled(found)
 
 
 def _tell(out: Path, prepared: Prepared) -> None:

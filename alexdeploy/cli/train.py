@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +12,7 @@ import typer
 
 from alexdeploy.cli import output
 from alexdeploy.cli.one_voice import one_voice
-from alexdeploy.cli.options import JsonOption, SetOption, model_folder
+from alexdeploy.cli.options import ExcludeOption, JsonOption, SetOption, model_folder
 from alexdeploy.cli.sample import render
 from alexdeploy.cli.train_progress import summary, watch
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _SAMPLE_FOLDER = Path("data/sample")
 _PHOTOGRAPHS_FOLDER = Path("images")
 _NUM_PHOTOGRAPHS = 24
+_NUM_CLASSES_SHOWN = 10
 
 
 def train(
@@ -67,6 +68,7 @@ def train(
         float | None,
         typer.Option(help="Share of each class to validate on, where there are no validation images. Default: 0.1."),
     ] = None,
+    exclude: ExcludeOption = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate of the first epoch.")] = None,
@@ -131,7 +133,8 @@ def train(
         if group is not None:
             # By all: another machine may have been given images, or none. What differs is found out later.
             group.once_here(lambda: _render_what_is_missing() if is_sample else None)
-        images = _open_images(data, val, val_fraction, chosen.training.seed)
+        images = _open_images(data, val, val_fraction, chosen.training.seed, exclude or ())
+        output.note(_describe_classes(images.classes))
         output.note(
             f"recipe {chosen.name}, {len(images.classes)} classes, {len(images.train):,} training and "
             f"{len(images.val):,} validation images from {data}"
@@ -214,20 +217,32 @@ def _choose(
     )
 
 
-def _open_images(data: Path, val: Path | None, val_fraction: float | None, seed: int) -> LabelledImages | PackedSet:
-    """The images of a packed set, or of folders."""
+def _describe_classes(classes: Sequence[str]) -> str:
+    from alexdeploy.images.sources import printable_path
+
+    shown = ", ".join(map(printable_path, classes[:_NUM_CLASSES_SHOWN]))
+    rest = len(classes) - _NUM_CLASSES_SHOWN
+    return f"classes: {shown}" + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _open_images(
+    data: Path, val: Path | None, val_fraction: float | None, seed: int, exclude: Sequence[str]
+) -> LabelledImages | PackedSet:
+    """The images of a packed set, or of folders; tells what of the folders is ignored."""
     from alexdeploy.core.errors import UsageError
     from alexdeploy.images.folder import read_image_folder
     from alexdeploy.images.packed import is_packed, open_packed
 
     if not is_packed(data):
-        return read_image_folder(
-            data, val_fraction=0.1 if val_fraction is None else val_fraction, seed=seed, val_folder=val
-        )
-    if val is not None or val_fraction is not None:
+        fraction = 0.1 if val_fraction is None else val_fraction
+        found = read_image_folder(data, val_fraction=fraction, seed=seed, val_folder=val, exclude=exclude)
+        for note in found.notes:
+            output.note(note)
+        return found
+    if val is not None or val_fraction is not None or exclude:
         raise UsageError(
             f"{data} is a packed set: its validation images were chosen when it was packed",
-            cure="Leave out --val and --val-fraction, or give them to alexdeploy prepare.",
+            cure="Leave out --val, --val-fraction and --exclude, or give them to alexdeploy prepare.",
         )
     return open_packed(data)
 

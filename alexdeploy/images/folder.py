@@ -5,15 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, UsageError
-from alexdeploy.images.listing import IMAGE_SUFFIXES, describe, is_hidden, walk_images
+from alexdeploy.images.listing import (
+    IMAGE_SUFFIXES,
+    Skipped,
+    describe,
+    is_folder,
+    is_hidden,
+    is_image_name,
+    walk_images,
+)
 from alexdeploy.images.sources import printable_path
+from alexdeploy.images.written import is_written
 
-TRAIN_NAME = "train"
-VAL_NAMES = ("val", "valid", "validation", "test")
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "valid", "validation", "test", "testing")
+"""In any case; of several the first counts."""
+
 _LAYOUT = "Give a folder that has one folder of images for each class: DATA/<class>/*.jpg"
 
 
@@ -26,11 +37,53 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """A data set; a label is an index into `classes`, which are in the order of their names' bytes."""
+    """A data set; a label is an index into `classes`, which are in the order of their names' bytes.
+
+    `notes` say what of the folders is not in it.
+    """
 
     classes: tuple[str, ...]
     train: tuple[Example, ...]
     val: tuple[Example, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassFolders:
+    """The class folders in `root`, in the order of their names' bytes; what else there is, and is no class.
+
+    `excluded` were to be left out; `hidden` are system folders too; `written` by alexdeploy; `num_loose` images have no
+    label.
+    """
+
+    root: str
+    names: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    num_loose: int = 0
+
+    def notes(self) -> tuple[str, ...]:
+        """What is ignored, in words."""
+        found = [
+            f"{self.root}: {what} ignored: {_shown(names)}"
+            for what, names in (("hidden and system folders", self.hidden), ("alexdeploy's own folders", self.written))
+            if names
+        ]
+        if self.num_loose:
+            text = "images beside the class folders, which have no label and do not count"
+            found.append(f"{self.root}: {text}: {self.num_loose:,}")
+        return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Splits:
+    """Where the training and the validation images are; `val` is None where they are not apart, both in `top`."""
+
+    top: ClassFolders
+    train: ClassFolders
+    val: ClassFolders | None
+    notes: tuple[str, ...]
 
 
 def read_image_folder(
@@ -39,61 +92,140 @@ def read_image_folder(
     val_fraction: float = 0.1,
     seed: int = 0,
     val_folder: str | os.PathLike[str] | None = None,
+    exclude: Sequence[str] = (),
 ) -> LabelledImages:
     """Find the classes and the images of `folder`; nothing is decoded.
 
-    Validation images are those of `val_folder`, else of val, valid, validation or test beside train, else a
+    Validation images are those of `val_folder`, else of the validation folder that `find_splits` finds, else a
     share `val_fraction` of each class: at least one image of a class that has two, and the same ones
-    wherever the folder lies and however its file system lists it. Raises DataError for a folder that is
-    missing or cannot be listed, fewer than two classes, a class without images, and validation classes
-    that are not the training classes; UsageError for a fraction outside 0 to 1.
+    wherever the folder lies and however its file system lists it. Folders named in `exclude` are no classes. Raises
+    DataError for a folder that is missing or cannot be listed, fewer than two classes, a class without images or with
+    folders alone, and validation classes that are not the training classes; UsageError for a fraction outside 0 to 1
+    and an excluded folder that is not there.
     """
     check_fraction(val_fraction)
-    train_root, val_root = find_splits(os.fspath(folder))
+    splits = find_splits(os.fspath(folder), exclude)
+    root, val = splits.train.root, splits.val
     if val_folder is not None:
-        val_root = os.fspath(val_folder)
-    classes = list_class_folders(train_root)
+        val = _checked(list_class_folders(os.fspath(val_folder), exclude))
+    check_excluded(exclude, splits, *(() if val is None else (val,)))
+    classes = splits.train.names
     if len(classes) < 2:
         raise DataError(
-            f"{train_root} holds {len(classes)} folders of images; a classifier takes two classes at least.",
+            f"{root} holds {len(classes)} folders of images; a classifier takes two classes at least.",
             cure=_LAYOUT,
         )
-    examples = [list_examples(train_root, name, label) for label, name in enumerate(classes)]
-    if val_root is None:
-        train, val = split_examples(examples, train_root, val_fraction, seed)
-        return LabelledImages(classes=classes, train=train, val=val)
-    _check_same_classes(train_root, classes, val_root, list_class_folders(val_root))
-    return LabelledImages(
-        classes=classes,
-        train=_chain(examples),
-        val=_chain(list_examples(val_root, name, label) for label, name in enumerate(classes)),
+    if val is not None:
+        _check_same_classes(root, classes, val.root, val.names)
+    skipped = Skipped()
+    examples = [list_examples(root, name, label, skipped) for label, name in enumerate(classes)]
+    _refuse_nested(root, classes, examples)
+    if val is None:
+        train, held_back = split_examples(examples, root, val_fraction, seed)
+    else:
+        train = _chain(examples)
+        held_back = _chain(list_examples(val.root, name, label, skipped) for label, name in enumerate(classes))
+    notes = splits.notes if val is None or val is splits.val else (*splits.notes, *val.notes())
+    if text := str(skipped):
+        notes = (*notes, f"skipped {text} in the class folders")
+    return LabelledImages(classes=classes, train=train, val=held_back, notes=notes)
+
+
+def find_splits(folder: str, exclude: Sequence[str] = ()) -> Splits:
+    """Where the training and the validation images are: DATA/train and DATA/val, else DATA and nowhere.
+
+    A folder that is called as a split is one if it has folders, and beside other folders only if training and
+    validation have some of them in common: one that holds bus, car and train has three classes. Raises DataError where
+    something cannot be listed.
+    """
+    top = list_class_folders(folder, exclude)
+    train_names, val_names = (_named(top.names, split) for split in (TRAIN_NAMES, VAL_NAMES))
+    inner = {name: list_class_folders(os.path.join(folder, name), exclude) for name in (*train_names, *val_names)}
+    is_alone = set(top.names) == set(inner) and bool(train_names)
+    train_name = next((name for name in train_names if inner[name].names), train_names[0] if is_alone else None)
+    if train_name is None:
+        return Splits(top=top, train=_checked(top), val=None, notes=top.notes())
+    train = inner[train_name]
+    val_name = next(
+        (name for name in val_names if (inner[name].names if is_alone else {*inner[name].names} & {*train.names})), None
+    )
+    if val_name is None and not is_alone:
+        return Splits(top=top, train=_checked(top), val=None, notes=top.notes())
+    val = None if val_name is None else _checked(inner[val_name])
+    notes = [*top.notes(), *train.notes(), *(() if val is None else val.notes())]
+    unused = tuple(name for name in top.names if name not in (train_name, val_name))
+    flat = tuple(name for name in unused if name in val_names and not inner[name].names)
+    if flat:
+        notes.append(f"{folder}: no split, as there are no class folders in it: {_shown(flat)}")
+    if others := tuple(name for name in unused if name not in flat):
+        used = train_name if val_name is None else f"{train_name} and {val_name}"
+        notes.append(f"{folder}: folders beside {used} ignored: {_shown(others)}")
+    return Splits(top=top, train=_checked(train), val=val, notes=tuple(notes))
+
+
+def list_class_folders(folder: str, exclude: Sequence[str] = ()) -> ClassFolders:
+    """The folders in `folder`, but for hidden ones, those that alexdeploy wrote and those to `exclude`.
+
+    Raises DataError if it cannot be listed.
+    """
+    names: list[str] = []
+    hidden: list[str] = []
+    num_loose = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_folder(entry):
+                    (hidden if is_hidden(entry.name) else names).append(entry.name)
+                else:
+                    num_loose += is_image_name(entry.name) and not is_hidden(entry.name)
+    except OSError as exc:
+        raise DataError(f"{folder} cannot be listed: {describe(exc)}.", cure=_LAYOUT) from exc
+    shown = sorted(set(names) - set(exclude), key=os.fsencode)
+    written = tuple(name for name in shown if is_written(os.path.join(folder, name)))
+    return ClassFolders(
+        root=folder,
+        names=tuple(name for name in shown if name not in written),
+        excluded=tuple(name for name in exclude if name in names),
+        hidden=tuple(sorted(hidden, key=os.fsencode)),
+        written=written,
+        num_loose=num_loose,
     )
 
 
-def find_splits(folder: str) -> tuple[str, str | None]:
-    """Where the training and the validation images are: DATA/train and DATA/val, else DATA and None."""
-    names = list_class_folders(folder)
-    # A folder that holds bus, car and train has three classes; one that holds train and val has two splits.
-    if TRAIN_NAME not in names or not set(names) <= {TRAIN_NAME, *VAL_NAMES}:
-        return folder, None
-    val_name = next((name for name in VAL_NAMES if name in names), None)
-    return os.path.join(folder, TRAIN_NAME), None if val_name is None else os.path.join(folder, val_name)
+def check_excluded(exclude: Sequence[str], splits: Splits, *others: ClassFolders) -> None:
+    """Raise UsageError for a folder to exclude that is nowhere: it may be misspelt."""
+    places = (splits.top, splits.train, *(() if splits.val is None else (splits.val,)), *others)
+    found = {name for place in places for name in place.excluded}
+    for name in exclude:
+        if name not in found:
+            raise UsageError(f"--exclude {name}: no such folder in {splits.top.root}", cure="Leave the option out.")
 
 
-def list_class_folders(folder: str) -> tuple[str, ...]:
-    """Names of the folders in `folder`, in the order of their bytes.
+def _checked(folders: ClassFolders) -> ClassFolders:
+    for name in folders.names:
+        check_class_name(name, folders.root)
+    return folders
 
-    Raises DataError if it cannot be listed, and for a name that is not UTF-8, which no model can keep.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not is_hidden(entry.name)]
-    except OSError as exc:
-        raise DataError(f"{folder} cannot be listed: {describe(exc)}.", cure=_LAYOUT) from exc
-    names = tuple(sorted((entry.name for entry in shown if os.path.isdir(entry.path)), key=os.fsencode))
-    for name in names:
-        check_class_name(name, folder)
-    return names
+
+def _named(names: Sequence[str], split: Sequence[str]) -> list[str]:
+    """Those of `names` that are called as a split, in the order of `split`."""
+    return sorted((name for name in names if name.casefold() in split), key=lambda name: split.index(name.casefold()))
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return ", ".join(map(printable_path, names[:5])) + more
+
+
+def _refuse_nested(root: str, classes: Sequence[str], examples: Sequence[Sequence[Example]]) -> None:
+    """Raise DataError for a class whose images all lie in folders: those may be the classes, or a copy of the data."""
+    for name, members in zip(classes, examples, strict=True):
+        folder = os.path.join(root, name)
+        if not any(os.path.dirname(example.path) == folder for example in members):
+            raise DataError(
+                f"the class folder {folder} holds no images, only folders of them.",
+                cure=f"Name the folder in which each folder is one class, or leave this one out: --exclude {name}",
+            )
 
 
 def check_class_name(name: str, place: str) -> None:
@@ -107,18 +239,18 @@ def check_class_name(name: str, place: str) -> None:
         ) from None
 
 
-def list_examples(root: str, name: str, label: int) -> tuple[Example, ...]:
+def list_examples(root: str, name: str, label: int, skipped: Skipped | None = None) -> tuple[Example, ...]:
     """The images below the class folder `name`. Raises DataError if there are none, or not all can be listed."""
     folder = os.path.join(root, name)
     examples = []
-    for path, problem in walk_images(folder):
+    for path, problem in walk_images(folder, skipped):
         if problem is not None:
             raise DataError(f"{path}: {problem}.", cure="Make it readable, or move it out of the data set.")
         examples.append(Example(path, label))
     if not examples:
         raise DataError(
             f"the class {name!r} has no images: {folder} holds no file ending in {' '.join(IMAGE_SUFFIXES)}.",
-            cure="Put images there, or remove the folder.",
+            cure=f"Put images there, or leave the folder out: --exclude {name}",
         )
     return tuple(examples)
 

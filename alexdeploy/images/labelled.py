@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from alexdeploy.core.errors import DataError
-from alexdeploy.images.folder import VAL_NAMES, Example, find_splits, list_class_folders, list_examples
-from alexdeploy.images.listing import is_hidden, is_image_name, walk_images
+from alexdeploy.core.errors import DataError, UsageError
+from alexdeploy.images.folder import VAL_NAMES, Example, check_excluded, find_splits, list_examples
+from alexdeploy.images.listing import is_image_name, walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 from alexdeploy.images.sources import Source, packed_sources, printable_path
 from alexdeploy.images.text_lists import list_lines
@@ -52,19 +52,27 @@ class LabelledSources:
 
 
 def read_labelled(
-    folder: str | os.PathLike[str], classes: Sequence[str], labels: str | os.PathLike[str] | None = None
+    folder: str | os.PathLike[str],
+    classes: Sequence[str],
+    labels: str | os.PathLike[str] | None = None,
+    *,
+    exclude: Sequence[str] = (),
 ) -> LabelledSources:
     """Find the images of `folder` and their labels, indices into `classes`.
 
-    Without `labels`, each folder in it is one of the classes, a subset of them perhaps; where it holds train/ and val/
-    of such, val/ counts. A folder is called as its class, or by the WordNet id that one of both begins with. With the
-    file `labels`, each line of it names an image, relative to `folder`, and after a blank its class or the index of
-    it. An image of the list that is not there stays among the examples. Of a packed set the validation images count.
-    Raises DataError where a class is unknown or none is labelled, and for a bad line.
+    Without `labels`, each folder in it but those to `exclude` is one of the classes, a subset of them perhaps; where it
+    holds train/ and val/ of such, val/ counts. A folder is called as its class, or by the WordNet id that one of both
+    begins with. With the file `labels`, each line of it names an image, relative to `folder`, and after a blank its
+    class or the index of it. An image of the list that is not there stays among the examples. Of a packed set the
+    validation images count. Raises DataError where a class is unknown or none is labelled, and for a bad line.
     """
+    if exclude and (labels is not None or is_packed(folder)):
+        raise UsageError("--exclude is for class folders, not for a list or a packed set", cure="Leave it out.")
     if labels is None and is_packed(folder):
         return _read_packed(os.fspath(folder), classes)
-    found = _read_folders(os.fspath(folder), classes) if labels is None else _read_list(folder, classes, labels)
+    found = (
+        _read_folders(os.fspath(folder), classes, exclude) if labels is None else _read_list(folder, classes, labels)
+    )
     if not found.examples:
         what = "holds no labelled images" if labels is None else f"has no labelled images: {os.fspath(labels)} is empty"
         raise DataError(f"{os.fspath(folder)} {what}.", cure=_LAYOUT if labels is None else _LIST_FORM)
@@ -108,27 +116,27 @@ class _Classes:
         return f"The model's classes: {shown}" + (f" and {len(self.names) - 10} more" if len(self.names) > 10 else "")
 
 
-def _read_folders(folder: str, classes: Sequence[str]) -> LabelledSources:
-    train_root, val_root = find_splits(folder)
-    notes = []
-    if val_root is not None:
-        notes.append(f"{folder} holds training and validation images: these are the ones in {val_root}")
-    elif train_root != folder:
+def _read_folders(folder: str, classes: Sequence[str], exclude: Sequence[str]) -> LabelledSources:
+    splits = find_splits(folder, exclude)
+    check_excluded(exclude, splits)
+    if splits.val is None and splits.train is not splits.top:
         raise DataError(
             f"{folder} holds training images and none of {', '.join(f'{name}/' for name in VAL_NAMES)}",
-            cure=f"For the error on the images that were trained on: alexdeploy evaluate {train_root}",
+            cure=f"For the error on the images that were trained on: alexdeploy evaluate {splits.train.root}",
         )
-    root = val_root or folder
+    chosen = splits.val or splits.top
+    notes = splits.notes
+    if splits.val is not None:
+        notes = (f"{folder} holds training and validation images: these are the ones in {chosen.root}", *notes)
     known = _Classes(classes)
-    labels = {name: known.find(name) for name in list_class_folders(root)}
+    labels = {name: known.find(name) for name in chosen.names}
     if not labels:
-        raise DataError(f"{root} holds no folders; the images in it have no labels.", cure=_LAYOUT)
-    _refuse_unknown(root, labels, known)
-    examples = [e for name, label in labels.items() if label is not None for e in list_examples(root, name, label)]
-    num_loose = _count_loose(root)
-    if num_loose:
-        notes.append(f"{root}: images beside the class folders, which have no label and do not count: {num_loose:,}")
-    return LabelledSources(root=root, examples=tuple(examples), num_unlabelled=num_loose, notes=tuple(notes))
+        raise DataError(f"{chosen.root} holds no folders; the images in it have no labels.", cure=_LAYOUT)
+    _refuse_unknown(chosen.root, labels, known)
+    examples = [
+        e for name, label in labels.items() if label is not None for e in list_examples(chosen.root, name, label)
+    ]
+    return LabelledSources(root=chosen.root, examples=tuple(examples), num_unlabelled=chosen.num_loose, notes=notes)
 
 
 def _refuse_unknown(root: str, labels: Mapping[str, int | None], known: _Classes) -> None:
@@ -138,7 +146,7 @@ def _refuse_unknown(root: str, labels: Mapping[str, int | None], known: _Classes
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise DataError(
             f"{root} holds folders that are no class of the model: {shown}{more}.",
-            cure=f"{known.describe()}\nRename the folders, or name a list of labels: --labels FILE",
+            cure=f"{known.describe()}\nRename the folders, leave them out: --exclude NAME, or give a list: --labels",
         )
 
 
@@ -155,13 +163,6 @@ def _read_packed(folder: str, classes: Sequence[str]) -> LabelledSources:
         notes=(f"{folder} holds training and validation images: these are the {len(names):,} for validation",),
         packed=opened.val,
     )
-
-
-def _count_loose(root: str) -> int:
-    with os.scandir(root) as entries:
-        return sum(
-            1 for entry in entries if is_image_name(entry.name) and not is_hidden(entry.name) and not entry.is_dir()
-        )
 
 
 def _read_list(

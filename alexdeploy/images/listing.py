@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 IMAGE_SUFFIXES = (
+    ".apng",
     ".bmp",
+    ".dib",
     ".gif",
     ".jfif",
     ".jpe",
@@ -25,7 +29,27 @@ IMAGE_SUFFIXES = (
 )
 """Of what is read; what a file really is, its bytes tell."""
 
-_OTHER_SUFFIXES = (".avif", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jpx", ".jxl", ".jxr", ".psd", ".tga")
+_OTHER_SUFFIXES = (
+    ".avif",
+    ".exr",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".j2c",
+    ".j2k",
+    ".jp2",
+    ".jpc",
+    ".jpf",
+    ".jpx",
+    ".jxl",
+    ".jxr",
+    ".pam",
+    ".pcx",
+    ".pfm",
+    ".psd",
+    ".qoi",
+    ".tga",
+)
 _RAW_SUFFIXES = (
     ".3fr",
     ".arw",
@@ -56,6 +80,38 @@ _LISTED_SUFFIXES = IMAGE_SUFFIXES + _OTHER_SUFFIXES + _RAW_SUFFIXES
 CONVERT_IT = "not read here; convert it to JPEG"
 
 MAX_FILE_BYTES = 256 << 20
+
+_HIDDEN_NAMES = frozenset(
+    ("__MACOSX", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db")
+)
+"""What operating systems and network drives put beside people's files: @eaDir holds a thumbnail of each photograph."""
+
+_MOST_SUFFIXES = 100
+
+
+@dataclass(slots=True, kw_only=True)
+class Skipped:
+    """What walks of folders have passed over: files that are no images, by their suffix, and hidden names."""
+
+    suffixes: Counter[str] = field(default_factory=Counter)
+    num_hidden: int = 0
+
+    def add_file(self, name: str) -> None:
+        suffix = os.path.splitext(name)[1].lower() or "no suffix"
+        is_kept = suffix in self.suffixes or len(self.suffixes) < _MOST_SUFFIXES
+        self.suffixes[suffix if is_kept else "others"] += 1
+
+    def __str__(self) -> str:
+        """In words; empty if there was nothing."""
+        parts = []
+        if num_files := self.suffixes.total():
+            common = ", ".join(f"{suffix} {number:,}" for suffix, number in self.suffixes.most_common(5))
+            more = ", ..." if len(self.suffixes) > 5 else ""
+            what = "file that is no image" if num_files == 1 else "files that are no images"
+            parts.append(f"{num_files:,} {what} ({common}{more})")
+        if self.num_hidden:
+            parts.append(f"{self.num_hidden:,} hidden or system name{'s' * (self.num_hidden != 1)}")
+        return " and ".join(parts)
 
 
 class Found(NamedTuple):
@@ -91,16 +147,16 @@ def raw_problem(name: str) -> str | None:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder is one that people do not see: .DS_Store, ._cat.jpg, __MACOSX."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Tell whether a file or folder is one that people do not see: .DS_Store, ._cat.jpg, __MACOSX, @eaDir."""
+    return name.startswith(".") or name in _HIDDEN_NAMES
 
 
-def walk_images(folder: str) -> Iterator[Found]:
+def walk_images(folder: str, skipped: Skipped | None = None) -> Iterator[Found]:
     """Find the image files below `folder`, depth first, each folder in the order of its names' bytes.
 
     Links to folders are followed, except back into a folder that the walk is inside of, and one link to each folder:
     folders that link to each other have as many paths as there are orders of them. Only the names in the folders on the
-    way down are in memory. A folder that cannot be listed is told, not raised.
+    way down are in memory. A folder that cannot be listed is told, not raised. `skipped` counts what is passed over.
     """
     # A stack and not recursion: a tree may be deeper than Python's frames.
     ancestors: list[tuple[int, int]] = []
@@ -122,7 +178,7 @@ def walk_images(folder: str) -> Iterator[Found]:
                     continue
                 if entry.is_link:
                     linked.add(identity)
-                entries = _list_folder(entry.path)
+                entries = _list_folder(entry.path, skipped)
             except OSError as exc:
                 yield Found(entry.path, f"cannot list the folder: {describe(exc)}")
                 continue
@@ -135,15 +191,19 @@ def describe(exc: OSError) -> str:
     return (exc.strerror or type(exc).__name__).lower()
 
 
-def _list_folder(folder: str) -> list[_Entry]:
+def _list_folder(folder: str, skipped: Skipped | None) -> list[_Entry]:
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_hidden(entry.name):
+                if skipped is not None:
+                    skipped.num_hidden += 1
                 continue
             is_inner = is_folder(entry)
             if is_inner or is_image_name(entry.name):
                 found.append(_Entry(os.fsencode(entry.name), entry.path, is_inner, is_inner and entry.is_symlink()))
+            elif skipped is not None:
+                skipped.add_file(entry.name)
     found.sort()
     return found
 

@@ -18,7 +18,7 @@ from alexdeploy.images.shapes import CLASSES, render_image
 
 MANIFEST_NAME = "sample.json"
 # What the folder will hold, while it does not yet: renamed to the manifest when the last image is there.
-_STARTED_NAME = "sample.json.part"
+STARTED_NAME = "sample.json.part"
 _VERSION = 1
 
 # Part of the random seed of every image, so that no split shares one with another.
@@ -75,7 +75,7 @@ def write_sample(
             _write_if_missing(path, key)
         if progress is not None:
             progress(*((num_train + num_val) * len(CLASSES),) * 2)
-        os.replace(root / _STARTED_NAME, root / MANIFEST_NAME)
+        os.replace(root / STARTED_NAME, root / MANIFEST_NAME)
     except OSError as exc:
         raise _not_written(root, exc) from exc
     return root
@@ -107,8 +107,8 @@ def _is_finished(root: Path, manifest: _Manifest) -> bool:
     if (root / MANIFEST_NAME).is_file():
         _check_same(root, _read(root / MANIFEST_NAME), text)
         return True
-    if (root / _STARTED_NAME).is_file():
-        _check_same(root, _read(root / _STARTED_NAME), text)
+    if (root / STARTED_NAME).is_file():
+        _check_same(root, _read(root / STARTED_NAME), text)
         return False
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(
@@ -116,7 +116,7 @@ def _is_finished(root: Path, manifest: _Manifest) -> bool:
             cure="Name an empty or a new folder for the sample.",
         )
     root.mkdir(parents=True, exist_ok=True)
-    _write_bytes(root / _STARTED_NAME, text.encode())
+    _write_bytes(root / STARTED_NAME, text.encode())
     return False
 
 

@@ -28,13 +28,15 @@ class EvaluateOptions:
     """Every precision runs with every number of views on every backend.
 
     `backends` None: for each precision the best that is installed. `labels` is a list of names and labels in place of
-    class folders. `batch_size` counts images, not views. `num_threads` None: all that the process may use.
+    class folders, of which those in `exclude` are left out. `batch_size` counts images, not views. `num_threads` None:
+    all that the process may use.
     """
 
     precisions: tuple[Precision, ...] = ("fp32",)
     views: tuple[NumViews, ...] = (1, 10)
     backends: tuple[Backend, ...] | None = None
     labels: str | os.PathLike[str] | None = None
+    exclude: tuple[str, ...] = ()
     batch_size: int = 8
     num_threads: int | None = None
 
@@ -127,7 +129,7 @@ def evaluate(
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; it must be at least 1")
     spec = folder.spec()
-    labelled = read_labelled(data, spec.classes, options.labels)
+    labelled = read_labelled(data, spec.classes, options.labels, exclude=options.exclude)
     with ExitStack() as stack:
         engines, skipped = _open_engines(folder, options, stack)
         notes = (*_notes_on_training(spec, labelled), *labelled.notes, *skipped)

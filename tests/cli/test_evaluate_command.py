@@ -143,6 +143,13 @@ def test_a_list_of_labels_is_taken_in_place_of_folders(run: Run, workplace: Path
     assert "do not count: 8" in result.stderr
 
 
+def test_folders_that_are_no_classes_can_be_excluded(run: Run, workplace: Path) -> None:
+    (workplace / "data" / "extra").mkdir()
+    refused = run("data", "--views", "1")
+    assert (refused.exit_code, "--exclude NAME" in refused.stderr) == (3, True)
+    assert run("data", "--views", "1", "--exclude", "extra").exit_code == 0
+
+
 def test_quiet_says_nothing_on_stderr_and_json_one_document_on_stdout(run: Run) -> None:
     result = run("data", "--precision", "bf16,fp32", "--views", "1", "--quiet", "--json", "-o", "rows.csv")
     assert (result.exit_code, result.stderr) == (0, "")

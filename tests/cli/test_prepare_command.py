@@ -82,6 +82,18 @@ def test_lists_are_packed_as_the_folders_are(run: Run) -> None:
     assert open_packed("listed").index == by_list
 
 
+def test_what_is_excluded_stays_so_where_the_command_is_named(run: Run) -> None:
+    write_pictures(Path("photos/train/extra"), 2)
+    refused = run("prepare", "photos", "set")
+    assert (refused.exit_code, "Missing in the second: extra" in refused.stderr) == (3, True)
+    assert run("prepare", "photos", "set", "--exclude", "extra").exit_code == 0
+    assert open_packed("set").classes == ("cat", "dog")
+    Path("set/index.json").unlink()
+    unfinished = run("train", "set", *QUICK)
+    assert "Go on: alexdeploy prepare photos set --exclude extra\n" in unfinished.stderr
+    assert run("prepare", "photos", "set", "--exclude", "extra").exit_code == 0
+
+
 def test_images_that_have_changed_are_told_and_the_command_that_failed_is_no_cure(run: Run) -> None:
     assert run("prepare", "photos", "set").exit_code == 0
     shutil.copy("photos/train/cat/000.png", "photos/train/cat/more.png")

@@ -268,6 +268,41 @@ def test_a_fifo_among_the_images_is_a_broken_image(run, halves):
     assert "fifo.png: is not a regular file" in result.stderr
 
 
+def test_the_classes_are_named_at_the_start(run, halves):
+    result = train_halves(run)
+    assert "classes: dark, light\n" in result.stderr
+    for index in range(10):
+        shutil.copytree(halves / "dark", halves / f"dark-{index}")
+    result = train_halves(run, "--overwrite")
+    assert "classes: dark, dark-0, dark-1, dark-2, dark-3, dark-4, dark-5, dark-6, dark-7, dark-8 and 2 more\n" in (
+        result.stderr
+    )
+
+
+def test_a_model_trained_among_the_classes_is_none_of_them_the_next_time(run, halves, monkeypatch):
+    monkeypatch.chdir(halves)
+    words = ("train", ".", "--recipe", "alexnet-quarter", *TINY, "--epochs", "1", "--threads", "1")
+    assert run(*words, "--name", "first").exit_code == 0
+    again = run(*words, "--name", "second", "--json")
+    assert again.exit_code == 0, again.stderr
+    assert json.loads(again.stdout)["classes"] == ["dark", "light"]
+    assert ".: alexdeploy's own folders ignored: models\n" in again.stderr
+    resumed = run(*words, "--name", "first", "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+
+
+def test_a_folder_that_is_no_class_can_be_excluded(run, halves):
+    (halves / "empty").mkdir()
+    refused = train_halves(run)
+    assert refused.exit_code == 3
+    assert "or leave the folder out: --exclude empty" in refused.stderr
+    result = train_halves(run, "--exclude", "empty", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["classes"] == ["dark", "light"]
+    misspelt = train_halves(run, "--exclude", "emtpy", "--overwrite")
+    assert (misspelt.exit_code, "--exclude emtpy: no such folder in halves" in misspelt.stderr) == (2, True)
+
+
 def test_sample_writes_what_it_is_asked_for(run):
     result = run("sample", "shapes", "--num-train", "2", "--num-val", "1")
     assert result.exit_code == 0

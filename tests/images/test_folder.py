@@ -10,6 +10,7 @@ import pytest
 
 from alexdeploy.core.errors import DataError, UsageError
 from alexdeploy.images.folder import Example, LabelledImages, read_image_folder
+from alexdeploy.images.sample import write_photographs, write_sample
 
 
 def fill(root: Path, **num_images: int) -> None:
@@ -45,7 +46,8 @@ def test_images_may_lie_deeper_in_their_class(tmp_path):
 
 
 def test_hidden_folders_and_loose_files_are_no_classes(tmp_path):
-    fill(tmp_path, cat=2, dog=2, __MACOSX=2)
+    fill(tmp_path, cat=2, dog=2)
+    write(tmp_path / "__MACOSX" / "000.jpg")
     fill(tmp_path / ".git", objects=1)
     (tmp_path / "README.txt").touch()
     assert read_image_folder(tmp_path).classes == ("cat", "dog")
@@ -207,3 +209,121 @@ def test_a_class_whose_name_is_not_utf8_is_refused_before_anything_is_read(tmp_p
     with pytest.raises(DataError, match=r"the class 'caf\\\\xe9' has a name that is not UTF-8") as caught:
         read_image_folder(tmp_path)
     assert caught.value.cure == "Rename it."
+
+
+def write(path: Path, content: bytes = b"{}") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("train", "val"), [("train", "val"), ("Training", "Testing"), ("TRAIN", "Valid"), ("training", "validation")]
+)
+def test_split_folders_of_the_same_classes_are_splits_whatever_is_beside_them(tmp_path, train, val):
+    fill(tmp_path, **{f"{train}__a": 3, f"{train}__b": 3, f"{val}__a": 1, f"{val}__b": 1}, extra=2, runs__one=1)
+    data = read_image_folder(tmp_path)
+    assert (data.classes, len(data.train), len(data.val)) == (("a", "b"), 6, 2)
+    assert relative(data.val, tmp_path / val) == [("a/000.jpg", 0), ("b/000.jpg", 1)]
+    assert data.notes == (f"{tmp_path}: folders beside {train} and {val} ignored: extra, runs",)
+
+
+def test_a_flat_test_folder_is_no_split_and_that_is_said(tmp_path):
+    fill(tmp_path, train__a=10, train__b=10, test=5)
+    data = read_image_folder(tmp_path)
+    assert (data.classes, len(data.train), len(data.val)) == (("a", "b"), 18, 2)
+    assert data.notes == (f"{tmp_path}: no split, as there are no class folders in it: test",)
+
+
+def test_a_flat_test_folder_beside_both_splits_is_said_to_be_none(tmp_path):
+    fill(tmp_path, train__a=2, train__b=2, val__a=1, val__b=1, test=5)
+    data = read_image_folder(tmp_path)
+    assert len(data.val) == 2
+    assert data.notes == (f"{tmp_path}: no split, as there are no class folders in it: test",)
+
+
+def test_hidden_and_system_folders_are_ignored_and_named(tmp_path):
+    fill(tmp_path, cat=2, dog=2, **{"@eaDir": 2, "lost+found": 0, ".git": 1})
+    write(tmp_path / "__MACOSX" / "000.jpg")
+    fill(tmp_path, **{"cat__@eaDir": 3})
+    write(tmp_path / "cat" / "notes.txt")
+    data = read_image_folder(tmp_path)
+    assert (data.classes, len(data.train) + len(data.val)) == (("cat", "dog"), 4)
+    assert data.notes == (
+        f"{tmp_path}: hidden and system folders ignored: .git, @eaDir, __MACOSX, lost+found",
+        "skipped 1 file that is no image (.txt 1) and 1 hidden or system name in the class folders",
+    )
+
+
+@pytest.mark.parametrize("nested", ["data__cat", "data__deep__cat"])
+def test_a_class_that_holds_folders_alone_is_refused_and_can_be_excluded(tmp_path, nested):
+    fill(tmp_path, cat=2, dog=2, **{nested: 2})
+    with pytest.raises(DataError, match=r"the class folder .*/data holds no images, only folders of them") as caught:
+        read_image_folder(tmp_path)
+    assert str(caught.value.cure).endswith("or leave this one out: --exclude data")
+    assert read_image_folder(tmp_path, exclude=["data"]).classes == ("cat", "dog")
+
+
+def test_splits_that_have_no_class_in_common_are_no_classes_beside_others(tmp_path):
+    fill(tmp_path, train__a=2, train__b=2, val__c=2, extra=2)
+    assert "train holds no images, only folders" in message(tmp_path)
+
+
+def test_an_empty_class_folder_can_be_excluded_in_every_split(tmp_path):
+    fill(tmp_path, train__a=1, train__b=1, train__new=0, val__a=1, val__b=1)
+    assert "the second: new" in message(tmp_path)
+    assert read_image_folder(tmp_path, exclude=["new"]).classes == ("a", "b")
+
+
+def test_a_folder_to_exclude_that_is_nowhere_is_a_usage_error(tmp_path):
+    fill(tmp_path, a=1, b=1)
+    with pytest.raises(UsageError, match=f"--exclude c: no such folder in {tmp_path}"):
+        read_image_folder(tmp_path, exclude=["c"])
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("models/mine/spec.json", "models/mine/checkpoints/last.pt", "models/alexnet.toml"),
+        ("models/mine/checkpoints/log.jsonl",),
+        ("calibration/mine.ranges.json", "calibration/default.toml"),
+        ("data/sample/sample.json", "data/sample/train/disc/0.jpg", "data/sample/val/disc/0.jpg"),
+        ("sample/sample.json.part", "sample/train/disc/0.jpg"),
+        ("packed/plan.json", "packed/train-00000.bin", "packed/records/train-00000.json"),
+    ],
+)
+@pytest.mark.parametrize("place", ["", "train", "val"])
+def test_folders_that_alexdeploy_writes_are_never_classes(tmp_path, files, place):
+    splits = ("train", "val") if place else ("",)
+    for split in splits:
+        fill(tmp_path / split, a=2, b=2)
+    for name in files:
+        write(tmp_path / place / name, b'{"format":"alexdeploy-packed-9"' if name.endswith("plan.json") else b"{}")
+    data = read_image_folder(tmp_path)
+    assert data.classes == ("a", "b")
+    top = files[0].split("/")[0]
+    assert data.notes == (f"{tmp_path / place}: alexdeploy's own folders ignored: {top}",)
+
+
+def test_what_alexdeploy_really_writes_is_no_class(tmp_path, monkeypatch, tiny_model):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, a=2, b=2)
+    write_sample(Path("data/sample"), num_train=1, num_val=1)
+    write_photographs(Path("images"), num=24)
+    assert tiny_model.spec_path == tmp_path / "models" / "tiny" / "spec.json"
+    data = read_image_folder(Path("."))
+    assert (data.classes, data.notes) == (("a", "b"), (".: alexdeploy's own folders ignored: data, images, models",))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("models/spec.json", "models/a.jpg"),
+        ("disc/disc-01.jpg", "disc/disc-02.jpg"),
+        ("calibration/a.jpg",),
+    ],
+)
+def test_a_class_is_one_whatever_it_is_called_and_whatever_lies_beside_its_images(tmp_path, files):
+    fill(tmp_path, a=2, b=2)
+    for name in files:
+        write(tmp_path / name)
+    assert files[0].split("/")[0] in read_image_folder(tmp_path).classes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.core.errors import DataError, ImageError, UsageError
 from alexdeploy.images.labelled import LabelledSources, read_labelled
 
 FLOWERS = ("daisy", "roses", "tulips")
@@ -235,3 +235,22 @@ def test_the_longest_line_that_is_read_takes_little_memory(root: Path) -> None:
     line = "b " * 4090 + "a.jpg daisy"
     ((path, label),) = read_labelled(root, FLOWERS, write_list(root, line)).examples
     assert (path, label) == (str(root / line.removesuffix(" daisy")), 0)
+
+
+def test_folders_that_are_no_classes_can_be_excluded(root: Path) -> None:
+    fill(root, "daisy/a.jpg", "extra/a.jpg")
+    assert found(read_labelled(root, FLOWERS, exclude=["extra"])) == [("daisy/a.jpg", 0)]
+    with pytest.raises(UsageError, match="--exclude etxra: no such folder in"):
+        read_labelled(root, FLOWERS, exclude=["etxra"])
+    with pytest.raises(UsageError, match="--exclude is for class folders"):
+        read_labelled(root, FLOWERS, write_list(root, "daisy/a.jpg 0"), exclude=["extra"])
+
+
+def test_what_alexdeploy_writes_and_system_folders_are_no_classes(root: Path) -> None:
+    fill(root, "daisy/a.jpg", "models/mine/spec.json", "@eaDir/a.jpg", "calibration/mine.ranges.json")
+    data = read_labelled(root, FLOWERS)
+    assert found(data) == [("daisy/a.jpg", 0)]
+    assert data.notes == (
+        f"{root}: hidden and system folders ignored: @eaDir",
+        f"{root}: alexdeploy's own folders ignored: calibration, models",
+    )
