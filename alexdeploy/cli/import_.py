@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,9 +33,11 @@ def import_(
         ),
     ] = None,
     labels: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE", help="One class per line, in the order of the output, e.g. ILSVRC's synset_words.txt."
+            metavar="FILE|A,B,...",
+            help="File with one class per line, in the order of the output, e.g. ILSVRC's synset_words.txt; "
+            "or the classes themselves.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name under models/; the file's own if left out.")] = None,
@@ -55,7 +58,7 @@ def import_(
     ] = None,
     output_name: Annotated[
         str | None,
-        typer.Option("--output", metavar="NAME", help="Output with the scores; the first that can be, if left out."),
+        typer.Option(metavar="NAME", help="Output with the class scores, where a graph has more than one."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name.")] = False,
 ) -> None:
@@ -66,15 +69,15 @@ def import_(
     tells its layers, and what it does not tell is asked for. torchvision's alexnet is known by its names.
     """
     from alexdeploy.export.import_folder import read_mean_image
+    from alexdeploy.export.import_known import refuse_other_format
     from alexdeploy.export.import_weights import SUFFIXES
 
     suffix = file.suffix.lower()
-    if suffix not in (".onnx", *SUFFIXES):
-        raise UsageError(f"{file} is of no kind that is known here", cure=f"Known are: .onnx, {', '.join(SUFFIXES)}")
+    refuse_other_format(file, (".onnx", *SUFFIXES))
     if mean is not None and mean_image is not None:
         raise UsageError("--mean and --mean-image are both given", cure="Leave one of them out.")
     if output_name is not None and suffix != ".onnx":
-        raise UsageError(f"--output is for graphs; {file} has weights only", cure="Leave it out.")
+        raise UsageError(f"--output-name is for graphs; {file} has weights only", cure="Leave it out.")
     given: dict[str, object] = {
         key: value for key, value in (("channels", channels), ("scale", scale), ("resize", resize)) if value is not None
     }
@@ -91,7 +94,7 @@ def import_(
             preprocessing=graph_preprocessing(recipe, given, has_mean_image=image is not None, on_warning=output.warn),
             mean_image=image,
             classes=classes,
-            output=output_name,
+            output_name=output_name,
             recipe=recipe,
             overwrite=overwrite,
         )
@@ -138,20 +141,24 @@ def _three(key: str, text: str) -> tuple[float, ...]:
     return values
 
 
-def _read_labels(path: Path) -> tuple[str, ...]:
+def _read_labels(text: str) -> tuple[str, ...]:
+    """The classes in the file of that name; where there is none, those between the commas."""
     from alexdeploy.images.folder import check_class_name
     from alexdeploy.images.text_lists import text_lines
 
+    is_list = "," in text and not os.path.exists(text)
     try:
-        lines = [line for _, line in text_lines(path)]
+        lines = [name.strip() for name in text.split(",")] if is_list else [line for _, line in text_lines(Path(text))]
         for line in lines:
-            check_class_name(line, str(path))
+            check_class_name(line, "--labels" if is_list else text)
     except DataError as exc:
         raise UsageError(exc.message, cure=exc.cure) from exc
+    if is_list and "" in lines:
+        raise UsageError(f"--labels {text!r} has an empty name", cure="Write it as --labels negative,positive")
     while lines and not lines[-1]:
         lines.pop()
     if not lines or "" in lines:
         # Leaving it out would shift every class after it.
         number = lines.index("") + 1 if lines else 1
-        raise UsageError(f"{path}: line {number} is empty", cure="Give one label per line.")
+        raise UsageError(f"{text}: line {number} is empty", cure="Give one label per line.")
     return tuple(lines)

@@ -12,7 +12,7 @@ import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from alexdeploy.core.errors import DeviceError
-from alexdeploy.export.graph_walk import attribute, producers, rename_inputs
+from alexdeploy.export.graph_walk import attribute, inner_graphs, producers, rename_inputs
 
 LARGEST = float(np.finfo(np.float16).max)
 """65,504: beyond, FP16 has only infinity."""
@@ -104,6 +104,27 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
     _join_islands(converted.graph)
     onnx.checker.check_model(sorted_model.model, full_check=True)
     return sorted_model.model  # type: ignore[no-any-return]
+
+
+def to_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a network in float16 that holds the same weights, and computes, in float32."""
+    copy = deepcopy(model)
+    del copy.graph.value_info[:]
+    for graph in (copy.graph, *inner_graphs(copy.graph.node)):
+        for value in (*graph.input, *graph.output):
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        tensors = list(graph.initializer)
+        for node in graph.node:
+            tensors += [each.t for each in node.attribute if each.HasField("t")]
+            for each in node.attribute:
+                if _casts_to(node, TensorProto.FLOAT16) and each.name == "to":
+                    each.i = TensorProto.FLOAT
+        for tensor in tensors:
+            if tensor.data_type == TensorProto.FLOAT16:
+                values = numpy_helper.to_array(tensor).astype(np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return copy
 
 
 def _join_islands(graph: onnx.GraphProto) -> None:

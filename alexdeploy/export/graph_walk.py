@@ -79,6 +79,15 @@ def needed_tensors(graph: GraphProto, output: str) -> set[str]:
     return needed
 
 
+def computed_from(graph: GraphProto, source: str) -> set[str]:
+    """Names of the tensors that depend on `source`, itself among them."""
+    depends = {source}
+    for node in graph.node:
+        if depends.intersection(reads(node)):
+            depends.update(node.output)
+    return depends
+
+
 def producers(graph: GraphProto) -> dict[str, NodeProto]:
     return {name: node for node in graph.node for name in node.output if name}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,6 @@ from alexdeploy.network import caffe_forward, reference
 from alexdeploy.network.caffe_convert import Converted
 from alexdeploy.network.layers import plan_layers
 
-_PROBABILITY_TOLERANCE = 1e-4
-
 _CAFFE_TOLERANCE = 1e-5
 """Of the largest score. Both sides compute in float64; what differs is the rounding of the input to float32."""
 
@@ -34,12 +33,16 @@ def probe_images() -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """Two images, uint8 [2, 256, 256, 3], the original's input for them, and its scores [2, C]."""
+    """Two images, uint8 [2, 256, 256, 3], the original's input for them, and its scores [2, C].
+
+    `precision` is what the original computes in: its answers are rounded to that.
+    """
 
     images: NDArray[np.uint8]
     inputs: NDArray[np.float32]
     scores: NDArray[np.float32]
     mean_image: NDArray[np.float32] | None = None
+    precision: Literal["fp32", "fp16"] = "fp32"
 
     @property
     def holds_probabilities(self) -> bool:
@@ -57,11 +60,11 @@ def check_same_answers(network: ModelProto, probe: Probe, spec: ModelSpec, batch
     network cannot be run.
     """
     deployed = deployment_graph(network, spec, 1, probe.mean_image)
+    tolerance = TOLERANCES[probe.precision]
     for num in (1, 2):
         try:
             logits = run_graph(network, probe.inputs[:num])[0]
-            # The deployment graph takes uint8.
-            probabilities = run_graph(deployed, probe.images[:num])[0]  # type: ignore[arg-type]
+            probabilities = run_graph(deployed, probe.images[:num])[0]
         except AlexDeployError:
             raise
         except Exception as exc:
@@ -73,12 +76,12 @@ def check_same_answers(network: ModelProto, probe: Probe, spec: ModelSpec, batch
         errors = [_largest(probabilities, expected), _largest(softmax(logits), expected)]
         if not probe.holds_probabilities:
             scale = max(float(np.abs(probe.scores).max()), 1e-30)
-            errors.append(_largest(logits, probe.scores[:num]) / scale * _PROBABILITY_TOLERANCE / TOLERANCES["fp32"])
+            errors.append(_largest(logits, probe.scores[:num]) / scale)
         # Not "error > tolerance": a NaN must fail as well.
-        if not all(error <= _PROBABILITY_TOLERANCE for error in errors):
+        if not all(error <= tolerance for error in errors):
             raise ParityError(
                 f"{path}: rewritten, it does not give its own answers: off by {max(errors):.2e} for a batch of {num}, "
-                f"allowed are {_PROBABILITY_TOLERANCE:.0e}",
+                f"allowed are {tolerance:.0e}",
                 cure="Nothing was written. Export it with a dynamic batch and logits as its output.",
             )
 

@@ -1,14 +1,15 @@
-"""Published files by name and hash: what is what it says, and what only bears a well-known name."""
+"""Published files by name and hash, and files of other formats with the command that converts each to ONNX."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alexdeploy.core.errors import ModelError
+from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.reading import MAX_DATA_BYTES, read_regular
+from alexdeploy.network.state_dict import TORCHSCRIPT_CURE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +66,44 @@ KNOWN = (
         digest="a249fe5683aa6b517dfb198e4b3bd40a1b7611d4995fde0b0b9ced5f4143bc5c",
     ),
 )
+
+_KERAS = """python -c "import keras; keras.models.load_model('{file}').export('{stem}.onnx', format='onnx')\""""
+_COREML = """python -c "import coremltools, onnxmltools as o; o.utils.save_model(\\
+o.convert_coreml(coremltools.utils.load_spec('{file}')), '{stem}.onnx')\""""
+
+_CONVERSIONS = {
+    ".h5": ("a Keras model", _KERAS),
+    ".hdf5": ("a Keras model", _KERAS),
+    ".keras": ("a Keras model", _KERAS),
+    ".pb": (
+        "a TensorFlow graph",
+        "python -m tf2onnx.convert --graphdef {file} --inputs INPUT:0 --outputs OUTPUT:0 --output {stem}.onnx\n"
+        "or, for the saved_model.pb of a SavedModel: "
+        "python -m tf2onnx.convert --saved-model {folder} --output model.onnx",
+    ),
+    ".tflite": ("a TensorFlow Lite model", "python -m tf2onnx.convert --tflite {file} --output {stem}.onnx"),
+    ".mlmodel": ("a Core ML model", _COREML),
+    ".mlpackage": (
+        "a Core ML package",
+        "No tool converts Core ML packages to ONNX: export the model to ONNX from the framework that it was made in.",
+    ),
+    ".torchscript": ("a TorchScript archive", TORCHSCRIPT_CURE),
+}
+"""Formats that are not read here: what a file of that suffix is, and how to convert it."""
+
+
+def refuse_other_format(path: Path, supported: Sequence[str]) -> None:
+    """Raise UsageError for a file whose suffix is none of `supported`, with the command that converts it, if known."""
+    suffix = path.suffix.lower()
+    if suffix in supported:
+        return
+    if suffix not in _CONVERSIONS:
+        raise UsageError(f"unsupported file type: {path}", cure=f"Supported are {', '.join(supported)}.")
+    kind, command = _CONVERSIONS[suffix]
+    raise UsageError(
+        f"{path} is {kind}, which is not supported; convert it to ONNX",
+        cure=command.format(file=path, stem=path.stem, folder=path.parent),
+    )
 
 
 def recognise(path: Path, content: bytes, on_warning: Callable[[str], None]) -> KnownFile | None:

@@ -36,14 +36,14 @@ class GraphRunner:
 
 
 def run_graph(
-    model: onnx.ModelProto, images: NDArray[np.float32], outputs: Iterable[str] | None = None
-) -> list[NDArray[np.floating]]:
+    model: onnx.ModelProto, images: NDArray[np.generic], outputs: Iterable[str] | None = None
+) -> list[NDArray[Any]]:
     """Run a network once; `outputs` may name any tensors inside it, default its outputs.
 
     Raises whatever ONNX Runtime raises: of a graph just imported, the caller knows better what that means.
     """
     names = list(_output_names(model) if outputs is None else outputs)
-    values: list[NDArray[np.floating]] = _open_session(model, names).run(names, {model.graph.input[0].name: images})
+    values: list[NDArray[Any]] = _open_session(model, names).run(names, {model.graph.input[0].name: images})
     return values
 
 

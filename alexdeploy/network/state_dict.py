@@ -26,6 +26,12 @@ _MAX_DEPTH = 8
 _MAX_DICTS = 10_000
 """Dictionaries of a checkpoint that are looked into: an optimizer's state has one for each parameter."""
 
+TORCHSCRIPT_CURE = (
+    "Export it to ONNX: "
+    "torch.onnx.export(torch.jit.load(FILE), torch.zeros(1, 3, 224, 224), 'model.onnx', dynamo=False)\n"
+    "or save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+)
+
 _TORCHVISION = (
     *(f"features.{index}" for index in (0, 3, 6, 8, 10)),
     *(f"classifier.{index}" for index in (1, 4, 6)),
@@ -135,6 +141,12 @@ def _refuse_inflated(content: bytes, source: str) -> None:
         members = zipfile.ZipFile(io.BytesIO(content)).infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as exc:
         raise _refused(source, exc) from exc
+    names = [member.filename for member in members]
+    if any("/code/" in name for name in names) and any(name.endswith("/constants.pkl") for name in names):
+        raise ModelError(
+            f"{source} is a TorchScript archive, which is not supported; convert it to ONNX, or save its weights",
+            cure=TORCHSCRIPT_CURE,
+        )
     packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
     if packed or sum(member.file_size for member in members) > len(content):
         raise ModelError(

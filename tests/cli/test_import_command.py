@@ -63,6 +63,29 @@ def test_a_model_folder_is_made_and_what_comes_next_is_said(run: Run) -> None:
     )
 
 
+def test_labels_may_be_written_out(run: Run) -> None:
+    assert run("theirs.onnx", *MEASURED, "--labels", "cat, dog,crane,crane").exit_code == 0
+    assert find_model("theirs").spec().classes == ("cat", "dog", "crane", "crane")
+    many = ",".join(f"a class with a long name {index}" for index in range(1000))
+    assert "has 4 classes, the labels are 1000" in run("theirs.onnx", *MEASURED, "--labels", many, "--name", "b").stderr
+    Path("a,b").write_text("eins\nzwei\ndrei\nvier\n")
+    assert run("theirs.onnx", *MEASURED, "--labels", "a,b", "--name", "c").exit_code == 0
+    assert find_model("c").spec().classes[0] == "eins"
+
+
+def test_the_output_that_is_taken_is_said_and_can_be_chosen(run: Run) -> None:
+    model = classifier()
+    model.graph.output.insert(0, helper.make_tensor_value_info("conv", TensorProto.FLOAT, [1, CLASSES, 1, 1]))
+    Path("two.onnx").write_bytes(model.SerializeToString())
+    result = run("two.onnx", *MEASURED)
+    assert result.exit_code == 0
+    assert "warning: output prob [1, 4] is taken as the class scores; the others are conv [1, 4, 1, 1]" in result.stderr
+    assert "(--output-name NAME)" in result.stderr
+    chosen = run("two.onnx", *MEASURED, "--output-name", "conv", "--overwrite")
+    assert "is taken as" not in chosen.stderr
+    assert find_model("two").spec().provenance["imported_output"] == "conv"
+
+
 def test_without_labels_the_classes_get_names_and_a_warning(run: Run) -> None:
     result = run("theirs.onnx", *MEASURED, "--name", "mine")
     assert "warning: no --labels: the classes are called class-0 to class-3" in result.stderr
@@ -129,6 +152,7 @@ def test_single_options_override_the_recipe(run: Run) -> None:
         (("--recipe", "torchvison"), "did you mean 'torchvision'"),
         (("--name", "a/b"), "--name 'a/b' is not a name"),
         (("--name", ".."), "--name '..' is not a name"),
+        (("--labels", "a,,c,d"), "--labels 'a,,c,d' has an empty name"),
         (("--labels", "nowhere.txt"), "nowhere.txt cannot be read: no such file"),
     ],
 )
@@ -174,12 +198,33 @@ def test_an_existing_model_needs_overwrite(run: Run) -> None:
     assert find_model("theirs").spec().preprocessing.scale == 1.0
 
 
-def test_another_format_is_a_usage_error(run: Run) -> None:
-    Path("weights.h5").write_bytes(b"")
-    result = run("weights.h5", *MEASURED)
+def test_an_unknown_suffix_is_a_usage_error_that_lists_the_known_ones(run: Run) -> None:
+    Path("weights.xyz").write_bytes(b"")
+    result = run("weights.xyz", *MEASURED)
     assert result.exit_code == 2
-    assert "weights.h5 is of no kind that is known here" in result.stderr
-    assert "Known are: .onnx, .caffemodel, .pth, .pt, .safetensors" in result.stderr
+    assert "error: unsupported file type: weights.xyz" in result.stderr
+    assert "Supported are .onnx, .caffemodel, .pth, .pt, .safetensors" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "command"),
+    [
+        ("net.h5", "a Keras model", "keras.models.load_model('net.h5').export('net.onnx', format='onnx')"),
+        ("net.hdf5", "a Keras model", "keras.models.load_model('net.hdf5').export('net.onnx', format='onnx')"),
+        ("net.KERAS", "a Keras model", "keras.models.load_model('net.KERAS').export('net.onnx', format='onnx')"),
+        ("net.pb", "a TensorFlow graph", "python -m tf2onnx.convert --graphdef net.pb --inputs INPUT:0"),
+        ("saved/saved_model.pb", "a TensorFlow graph", "python -m tf2onnx.convert --saved-model saved --output"),
+        ("net.tflite", "a TensorFlow Lite model", "python -m tf2onnx.convert --tflite net.tflite --output net.onnx"),
+        ("net.mlmodel", "a Core ML model", "o.convert_coreml(coremltools.utils.load_spec('net.mlmodel')), 'net.onnx')"),
+        ("net.mlpackage", "a Core ML package", "export the model to ONNX from the framework"),
+        ("net.torchscript", "a TorchScript archive", "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"),
+    ],
+)
+def test_a_format_that_is_not_read_is_named_with_its_conversion(run: Run, name: str, kind: str, command: str) -> None:
+    result = run(name, *MEASURED)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"error: {name} is {kind}, which is not supported; convert it to ONNX" in result.stderr
+    assert command in result.stderr
 
 
 @pytest.mark.parametrize("content", [pickle.dumps(os.getcwd), b"", classifier().SerializeToString()[:-100], None])
@@ -278,7 +323,7 @@ def test_what_is_taken_of_the_preprocessing_of_a_graph_is_said(run: Run) -> None
     ("arguments", "message"),
     [
         (("caffe.caffemodel", "--mean", "1,2,3", "--mean-image", "mean.binaryproto"), "are both given"),
-        (("caffe.caffemodel", "--output", "prob", "--mean", "1,2,3"), "--output is for graphs"),
+        (("caffe.caffemodel", "--output-name", "prob", "--mean", "1,2,3"), "--output-name is for graphs"),
         (("caffe.caffemodel", "--std", "0,1,1", "--mean", "1,2,3"), "expected numbers above 0"),
     ],
 )

@@ -372,6 +372,28 @@ def test_an_archive_that_unpacks_to_more_than_itself_is_refused_before_it_is_unp
     assert "is a compressed archive" in refused(source, folder, ModelError, recipe="torchvision")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused_and_the_weights_that_its_cure_saves_are_imported(
+    tmp_path: Path, folder: ModelFolder
+) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 4, 11)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.conv1(images)
+
+    script = tmp_path / "theirs.pt"
+    torch.jit.trace(Network(), torch.zeros(1, 3, 32, 32)).save(str(script))
+    message = refused(script, folder, ModelError, recipe="torchvision")
+    assert "theirs.pt is a TorchScript archive, which is not supported; convert it to ONNX, or save its" in message
+    assert "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')" in message
+    torch.save(torch.jit.load(script).state_dict(), tmp_path / "weights.pth")
+    saved = refused(tmp_path / "weights.pth", folder, ModelError, recipe="torchvision")
+    assert "weights.pth holds conv1.weight, conv1.bias;" in saved, "read, and no AlexNet"
+
+
 def test_members_of_an_archive_that_share_their_bytes_are_refused(tmp_path: Path, folder: ModelFolder) -> None:
     content = saved({"features.0.weight": torch.zeros(1_000)})
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
