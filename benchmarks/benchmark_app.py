@@ -39,7 +39,7 @@ def command_line(graph: Path, precision: str, batch: Path, num_threads: int, sec
     import numpy as np
 
     from alexdeploy.engines.openvino import precision_hint
-    from alexdeploy.engines.openvino_library import ov
+    from alexdeploy.engines.openvino_library import cpu_capabilities, ov
 
     command = [sys.executable, "-c", "from openvino.tools.benchmark.main import main; main()"]
     command += [
@@ -57,7 +57,6 @@ def command_line(graph: Path, precision: str, batch: Path, num_threads: int, sec
     else:
         command += ["-hint", "none", "-nstreams", str(num_threads), "-nthreads", str(num_threads)]
     # Left to itself it takes bfloat16 for FP32 where the CPU has it.
-    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    command += ["-infer_precision", precision_hint(capabilities, precision)]
+    command += ["-infer_precision", precision_hint(cpu_capabilities(ov.Core()), precision)]
     shape = np.load(batch, mmap_mode="r").shape
     return [*command, "-i", str(batch), "-shape", f"[{','.join(map(str, shape))}]", "-layout", "[NHWC]"]

@@ -55,9 +55,9 @@ def has_bfloat16() -> bool:
     """Whether OpenVINO is here and computes in bfloat16."""
     if not is_installed("openvino"):
         return False
-    from alexdeploy.engines.openvino_library import ov
+    from alexdeploy.engines.openvino_library import cpu_capabilities, ov
 
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in cpu_capabilities(ov.Core())
 
 
 def check_memory(num_bytes: int, free_bytes: int | None) -> None:

@@ -22,7 +22,7 @@ from alexdeploy.core.processors import available_processors
 from alexdeploy.core.reading import MAX_DATA_BYTES, open_regular, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, graph_precision
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, join_predictions
-from alexdeploy.engines.openvino_library import ov
+from alexdeploy.engines.openvino_library import cpu_capabilities, max_cpu_isa, ov
 from alexdeploy.export.facts import Facts, load_facts
 from alexdeploy.network.layers import plan_layers
 
@@ -92,7 +92,7 @@ def precision_hint(capabilities: Collection[str], precision: str, allow_bfloat16
     """The arithmetic of what is not INT8. Left to itself, OpenVINO takes bfloat16 where the CPU has it.
 
     Between INT8 layers bfloat16 is enough: see docs/decisions.md and the function `may_be_bfloat16`. Raises DeviceError
-    if `capabilities`, OpenVINO's OPTIMIZATION_CAPABILITIES of the CPU, have no bfloat16 and the precision is that.
+    if `capabilities`, of the function `cpu_capabilities`, have no bfloat16 and the precision is that.
     """
     has_bfloat16 = "BF16" in capabilities
     if precision == "bf16" and not has_bfloat16:
@@ -145,7 +145,7 @@ class OpenVINOEngine:
 
     def __enter__(self) -> OpenVINOEngine:
         core = ov.Core()
-        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        capabilities = cpu_capabilities(core)
         hint = precision_hint(capabilities, self.info.precision, self._allow_bfloat16)
         config = {
             "INFERENCE_PRECISION_HINT": hint,
@@ -154,7 +154,8 @@ class OpenVINOEngine:
             "ENABLE_CPU_PINNING": "NO",
         }
         # A home folder may be that of many machines. Streams and threads are set anew when a model is imported.
-        processor = (platform.machine(), core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(capabilities))
+        device_name = core.get_property("CPU", "FULL_DEVICE_NAME")
+        processor = (platform.machine(), device_name, max_cpu_isa(), sorted(capabilities))
         self._cache_key = sha256_bytes(repr((self._key, hint, processor)).encode())[:32]
         try:
             self._compiled = self._cached(core, config) or self._compile(core, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -33,4 +34,26 @@ if not hasattr(ov, "convert_model"):
 # at the same time would wait for each other for ever.
 ov.Type.u8.to_dtype()
 
-__all__ = ["ov"]
+_LACKS_BF16 = frozenset({"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"})
+_LACKING_ISAS = {"BF16": _LACKS_BF16, "FP16": _LACKS_BF16 | {"avx512_core_bf16"}}
+"""Values of ONEDNN_MAX_CPU_ISA without the instructions of a type. `avx2_vnni_2` has both, but on few processors:
+where AVX-512 is all there is, it means `avx2_vnni`."""
+
+
+def max_cpu_isa() -> str:
+    """The instruction set that the user limits oneDNN to, in lower case; empty without a limit."""
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").lower()
+
+
+def cpu_capabilities(core: ov.Core) -> list[str]:
+    """OpenVINO's OPTIMIZATION_CAPABILITIES of the CPU, without what ONEDNN_MAX_CPU_ISA rules out.
+
+    OpenVINO 2026.4 reads the capabilities from the processor, and its kernels are oneDNN's, which obeys the variable:
+    below AVX-512 there is no bfloat16 LRN, and below AVX512_CORE_BF16 bfloat16 is emulated.
+    """
+    isa = max_cpu_isa()
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return [each for each in capabilities if isa not in _LACKING_ISAS.get(each, ())]
+
+
+__all__ = ["cpu_capabilities", "max_cpu_isa", "ov"]

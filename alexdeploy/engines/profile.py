@@ -73,12 +73,11 @@ def _openvino(
     content: bytes, precision: Precision, allow_bfloat16: bool, images: NDArray[np.uint8]
 ) -> Iterable[tuple[str, str, float]]:
     from alexdeploy.engines.openvino import precision_hint
-    from alexdeploy.engines.openvino_library import ov
+    from alexdeploy.engines.openvino_library import cpu_capabilities, ov
 
     core = ov.Core()
-    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     settings = {
-        "INFERENCE_PRECISION_HINT": precision_hint(capabilities, precision, allow_bfloat16),
+        "INFERENCE_PRECISION_HINT": precision_hint(cpu_capabilities(core), precision, allow_bfloat16),
         "INFERENCE_NUM_THREADS": "1",
         "NUM_STREAMS": "1",
         "PERF_COUNT": "YES",

@@ -77,11 +77,9 @@ PROBES = {
             facts["used"] = session.get_providers()
         """,
     "openvino": """
-        # As in engines/openvino_library: no converter, no telemetry.
-        sys.modules["openvino.tools.ovc"] = None
-        import openvino
-        facts["version"] = openvino.__version__
-        facts["capabilities"] = list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        from alexdeploy.engines.openvino_library import cpu_capabilities, ov
+        facts["version"] = ov.__version__
+        facts["capabilities"] = cpu_capabilities(ov.Core())
         """,
     "torch": """
         import torch

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.engines.base import EngineOptions, NumViews, open_engine
 from alexdeploy.engines.openvino import OpenVINOEngine, may_be_bfloat16, precision_hint
-from alexdeploy.engines.openvino_library import ov
+from alexdeploy.engines.openvino_library import cpu_capabilities, ov
 from alexdeploy.export.deployment import PREFIX
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.facts import FLOAT_LAYERS_KEY, Facts
@@ -64,6 +67,82 @@ def test_between_int8_layers_bfloat16_is_used_where_the_cpu_has_it(
     assert precision_hint(capabilities, precision, allow_bfloat16) == expected
 
 
+class _Core:
+    """A Core of an Intel processor with AMX and AVX-512 FP16, whatever oneDNN is limited to."""
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return ["BF16", "WINOGRAD", "FP32", "FP16", "INT8"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "isa", "types"),
+    [
+        ("ONEDNN_MAX_CPU_ISA", "", {"BF16", "FP16"}),
+        ("ONEDNN_MAX_CPU_ISA", "ALL", {"BF16", "FP16"}),
+        # oneDNN ignores what it does not know.
+        ("ONEDNN_MAX_CPU_ISA", "AVX3", {"BF16", "FP16"}),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX", {"BF16", "FP16"}),
+        ("ONEDNN_MAX_CPU_ISA", "AVX10_1_512", {"BF16", "FP16"}),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16", {"BF16", "FP16"}),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", {"BF16"}),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI", set()),
+        ("ONEDNN_MAX_CPU_ISA", "avx512_core_vnni", set()),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE", set()),
+        ("ONEDNN_MAX_CPU_ISA", "AVX2_VNNI", set()),
+        ("ONEDNN_MAX_CPU_ISA", "AVX2", set()),
+        ("DNNL_MAX_CPU_ISA", "SSE41", set()),
+    ],
+)
+def test_types_that_onednn_may_not_use_are_no_capabilities(
+    variable: str, isa: str, types: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, isa)
+    assert set(cpu_capabilities(_Core())) == {"WINOGRAD", "FP32", "INT8"} | types
+
+
+_LIMITED = """
+import sys
+import numpy as np
+from pathlib import Path
+from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.errors import DeviceError
+from alexdeploy.engines.base import EngineOptions, open_engine
+
+folder, images = ModelFolder(Path(sys.argv[1])), np.load(sys.argv[2])
+with open_engine(folder, "openvino", EngineOptions()) as engine:
+    np.save(sys.argv[3], engine.run(images).probabilities)
+with open_engine(folder, "openvino", EngineOptions(precision="int8")) as engine:
+    engine.run(images)
+    print(engine._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+try:
+    open_engine(folder, "openvino", EngineOptions(precision="bf16")).__enter__()
+except DeviceError as error:
+    print(error.message)
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE_VNNI"])
+def test_openvino_runs_without_bfloat16_where_onednn_is_limited(
+    quantized: Callable[..., ModelFolder], tmp_path: Path, isa: str
+) -> None:
+    """OpenVINO 2026.4 offers bfloat16 even then, and with AVX2 finds no kernel for its LRN."""
+    folder, images = quantized("alexnet"), smooth_images(5)
+    np.save(tmp_path / "images.npy", images)
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, folder.path, tmp_path / "images.npy", tmp_path / "found.npy"],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "f32\nthis CPU has no bfloat16 arithmetic\n"), done.stderr
+    with open_engine(folder, "onnxruntime", EngineOptions()) as engine:
+        expected = engine.run(images).probabilities
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, rtol=0, atol=1e-5)
+
+
 def _answers(folder: ModelFolder, num_views: NumViews) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of the INT8 graph in ONNX Runtime and in OpenVINO."""
     found = []
@@ -92,7 +171,7 @@ def without_lrn(quantized: Callable[..., ModelFolder], tmp_path: Path, monkeypat
 
 
 def test_layers_that_are_kept_out_of_int8_are_computed_in_float32(without_lrn: ModelFolder) -> None:
-    has_bfloat16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    has_bfloat16 = "BF16" in cpu_capabilities(ov.Core())
     assert ("bfloat16" in _arithmetic(without_lrn)) == has_bfloat16
     budget = Budget(max_drop=100.0, keep=("fc8",))
     export_model(without_lrn, ExportOptions(int8=True, calibrate="pictures", budget=budget))
@@ -157,7 +236,7 @@ def test_bfloat16_between_int8_layers_does_not_reach_the_pixels_before_the_first
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     expected = session.run([name], {"images": images})[0].astype(int)
     core = ov.Core()
-    has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    has_bfloat16 = "BF16" in cpu_capabilities(core)
     for hint in ("f32", "bf16") if has_bfloat16 else ("f32",):
         read = core.read_model(content)
         read.reshape([2, 256, 256, 3])
