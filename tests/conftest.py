@@ -16,6 +16,9 @@ from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.quantize import Budget
 
+# Some tests import ONNX Runtime themselves.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # A shell that puts a job into the background has it ignore Ctrl-C, and what it starts as well; tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

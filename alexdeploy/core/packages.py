@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 import alexdeploy
+from alexdeploy.core.errors import UsageError
 
 
 def package_version(*names: str) -> str | None:
@@ -17,6 +18,14 @@ def package_version(*names: str) -> str | None:
         with suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
     return None
+
+
+def missing_package(package: str, purpose: str, extra: str) -> UsageError:
+    """The error of what needs a package that is not installed; `extra` of alexdeploy installs it."""
+    return UsageError(
+        f"{purpose} needs the package {package}, which is not installed",
+        cure=f"Install it: pip install 'alexdeploy[{extra}]'",
+    )
 
 
 def tensorrt_version() -> str | None:

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
@@ -17,7 +16,10 @@ from alexdeploy.core.errors import DeviceError, UsageError, first_line
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.export.graphs import deploy, load_graph
+from alexdeploy.export.onnxruntime_library import load_onnxruntime
 from alexdeploy.export.runner import device_error
+
+onnxruntime = load_onnxruntime()
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MEMORY_CURE = "Use a smaller --batch-size."
@@ -58,7 +60,7 @@ class OnnxRuntimeEngine:
         self.info = info
         self._content: bytes | None = content
         self._num_threads = num_threads
-        self._session: onnxruntime.InferenceSession | None = None
+        self._session: Any = None
         self._bound: BoundInput | None = None
 
     def __enter__(self) -> OnnxRuntimeEngine:
@@ -124,7 +126,7 @@ class BoundInput:
         return value
 
 
-def open_session(content: bytes, device: str, num_threads: int) -> onnxruntime.InferenceSession:
+def open_session(content: bytes, device: str, num_threads: int) -> Any:
     """A session on "cpu" or "cuda:0" and so on; `num_threads` are those of the CPU.
 
     Raises UsageError for another device, and DeviceError if ONNX Runtime cannot run all of the graph there.
@@ -133,7 +135,6 @@ def open_session(content: bytes, device: str, num_threads: int) -> onnxruntime.I
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
-    onnxruntime.disable_telemetry_events()
     # Threads that spin while they wait would take the cores from the decoder, and from the other of two devices.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider, settings = _CPU, {}

@@ -18,6 +18,7 @@ from alexdeploy.core.spec import Precision, graph_precision
 from alexdeploy.engines.base import Backend, NumViews
 from alexdeploy.export.deployment import PREFIX, deployment_graph
 from alexdeploy.export.graphs import load_graph
+from alexdeploy.export.onnxruntime_library import load_onnxruntime
 from alexdeploy.export.openvino_graph import openvino_graph
 
 PROFILED: tuple[Backend, ...] = ("openvino", "onnxruntime")
@@ -94,15 +95,13 @@ def _openvino(
 
 
 def _onnxruntime(content: bytes, images: NDArray[np.uint8]) -> Iterable[tuple[str, str, float]]:
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        onnxruntime.disable_telemetry_events()
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         for _ in range(1 + _NUM_RUNS):
             session.run(None, {"images": images})

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from alexdeploy.core.errors import DeviceError
 from alexdeploy.export.graph_walk import attribute, inner_graphs, producers, rename_inputs
+from alexdeploy.export.onnxruntime_library import load_onnxruntime
 
 LARGEST = float(np.finfo(np.float16).max)
 """65,504: beyond, FP16 has only infinity."""
@@ -84,22 +84,18 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
 
     Every tensor keeps its name. Needs onnxruntime.
     """
-    try:
-        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-        from onnxruntime.transformers.onnx_model import OnnxModel
-    except ImportError as exc:
-        raise DeviceError("FP16 conversion needs onnxruntime", cure="pip install 'alexdeploy[cpu]'") from exc
+    float16, onnx_model = (load_onnxruntime(f"transformers.{name}") for name in ("float16", "onnx_model"))
     with warnings.catch_warnings():
         # Weights under FP16's smallest number are rounded up to it; the parity check judges what that costs.
         warnings.simplefilter("ignore")
-        converted = convert_float_to_float16(
+        converted = float16.convert_float_to_float16(
             deepcopy(model),
             keep_io_types=True,
-            op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FP32_OPS],
+            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_FP32_OPS],
             node_block_list=list(keep),
         )
     # The converter appends its casts at the end, where the format wants every node after those it reads.
-    sorted_model = OnnxModel(converted)
+    sorted_model = onnx_model.OnnxModel(converted)
     sorted_model.topological_sort()
     _join_islands(converted.graph)
     onnx.checker.check_model(sorted_model.model, full_check=True)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.recipe import CalibrationMethod
+from alexdeploy.export.onnxruntime_library import load_onnxruntime
 
 QMAX = 127
 """Largest magnitude of symmetric INT8; -128 is not used, so that the range is the same on both sides."""
@@ -86,15 +87,14 @@ class Histogram:
 
     def _entropy_threshold(self) -> float:
         """The threshold that loses the least information (Kullback-Leibler), as TensorRT's old calibrator chose it."""
-        from onnxruntime.quantization.calibrate import HistogramCollector
-
         coarse = self.counts.reshape(_ENTROPY_BINS, -1).sum(axis=1)
         # The zeros of a ReLU lose nothing at any scale; with them, almost any clipping would seem cheap.
         coarse[0] = coarse[1]
         # Its histogram goes from -limit to limit.
         both_sides = np.concatenate([coarse[::-1], coarse])
         edges = np.linspace(-self.limit, self.limit, 2 * _ENTROPY_BINS + 1, dtype=np.float32)
-        collector = HistogramCollector("entropy", True, 2 * _ENTROPY_BINS, _ENTROPY_LEVELS, 100, "same")
+        calibrate = load_onnxruntime("quantization.calibrate")
+        collector = calibrate.HistogramCollector("entropy", True, 2 * _ENTROPY_BINS, _ENTROPY_LEVELS, 100, "same")
         largest = np.float32(self.largest)
         _, threshold = collector.get_entropy_threshold((both_sides, edges, -largest, largest, largest), _ENTROPY_LEVELS)
         return min(float(threshold), self.largest)

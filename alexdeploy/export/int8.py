@@ -15,11 +15,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
-from alexdeploy.core.errors import DeviceError, ModelError
+from alexdeploy.core.errors import ModelError
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.export.deployment import PIXELS
 from alexdeploy.export.graph_walk import WEIGHTED_OPS, all_nodes, has_padding, producers, set_nodes
 from alexdeploy.export.histogram import QMAX
+from alexdeploy.export.onnxruntime_library import load_onnxruntime
 
 _PIXEL_OFFSET = 128
 """From pixels 0..255 to INT8 -128..127, exactly, at scale 1."""
@@ -60,12 +61,7 @@ def to_int8(
     `thresholds` are the |x| that become 127, by tensor. Where `preprocessing` has no mean image and the first layer
     no padding, that layer sees the pixels themselves: no error of its input at all.
     """
-    try:
-        from onnxruntime.quantization import CalibrationMethod, QuantType
-        from onnxruntime.quantization.calibrate import TensorsData
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    except ImportError as exc:
-        raise DeviceError("quantizing needs onnxruntime", cure="pip install 'alexdeploy[cpu]'") from exc
+    quantization = load_onnxruntime("quantization")
     copy = deepcopy(model)
     layers = [name for name in quantizable_layers(copy) if name not in keep]
     if not layers:
@@ -78,13 +74,13 @@ def to_int8(
     if missing:
         raise ModelError(f"the measured ranges lack {', '.join(missing)}", cure="Calibrate again.")
     ranges = {name: (np.float32(-thresholds[name]), np.float32(thresholds[name])) for name in read}
-    quantizer = QDQQuantizer(
+    quantizer = quantization.QDQQuantizer(
         copy,
         per_channel=True,
         reduce_range=False,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QInt8,
-        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+        weight_qType=quantization.QuantType.QInt8,
+        activation_qType=quantization.QuantType.QInt8,
+        tensors_range=quantization.calibrate.TensorsData(quantization.CalibrationMethod.MinMax, ranges),
         nodes_to_quantize=layers,
         nodes_to_exclude=[],
         op_types_to_quantize=list(WEIGHTED_OPS),

@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, first_line
+from alexdeploy.export.onnxruntime_library import load_onnxruntime
 
 
 class GraphRunner:
@@ -67,10 +68,7 @@ def _translated() -> Iterator[None]:
 
 
 def _open_session(model: onnx.ModelProto, outputs: Iterable[str], *, optimize: bool = False) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        raise DeviceError("running a graph needs onnxruntime", cure="pip install 'alexdeploy[cpu]'") from exc
+    onnxruntime = load_onnxruntime()
     inner = [name for name in outputs if name not in _output_names(model)]
     probed = model
     if inner:
@@ -81,7 +79,6 @@ def _open_session(model: onnx.ModelProto, outputs: Iterable[str], *, optimize: b
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Only what is fatal: errors are raised, and need not be printed as well.
     options.log_severity_level = 4
-    onnxruntime.disable_telemetry_events()
     return onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

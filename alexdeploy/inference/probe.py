@@ -52,6 +52,9 @@ PROBES = {
         facts["count"] = pycuda.driver.Device.count()
         """,
     "onnxruntime": """
+        # As in export/onnxruntime_library: no telemetry.
+        import os
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import ctypes, onnxruntime
         facts["version"] = onnxruntime.__version__
         facts["cuda"] = getattr(onnxruntime, "cuda_version", "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import importlib.util
 import io
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexdeploy.core.artifacts import atomic_write
+from alexdeploy.core.artifacts import atomic_write, cache_folder
 from alexdeploy.core.errors import UsageError
 from alexdeploy.inference.table import escape
 
@@ -124,6 +125,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: S
 @contextmanager
 def drawing() -> Iterator[None]:
     """Figures that are made and rendered inside this block look alike. Not for several threads at once."""
+    # matplotlib reads it once, when it is imported, and would make folders of its own for its list of fonts.
+    folder = cache_folder("matplotlib")
+    if folder is not None:
+        os.environ.setdefault("MPLCONFIGDIR", str(folder))
     import matplotlib
 
     # The names of a thousand fonts are not needed, nor is one warning for each letter that ours lacks.
