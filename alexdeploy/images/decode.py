@@ -20,6 +20,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageChops,
     JpegImagePlugin,
     MpoImagePlugin,
     PngImagePlugin,
@@ -31,6 +32,7 @@ from PIL import (
 
 from alexdeploy.core.errors import ImageError, UsageError
 from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.images.headers import looks_like_tga, read_jpeg_frame, read_png_bits
 from alexdeploy.images.libtiff import errors_raised
 from alexdeploy.images.listing import CONVERT_IT
 
@@ -98,15 +100,14 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
         with _without_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             kind = f"{image.format} image"
             with errors_raised() if image.format == "TIFF" else nullcontext():
-                return _to_square(image, resize)
+                return _to_square(image, data, resize)
     except ImageError:
         raise
     except Image.DecompressionBombError as exc:
         raise ImageError(f"has more than {MAX_PIXELS:,} pixels, the most that is decoded") from exc
     except UnidentifiedImageError as exc:
-        for beginning, other in _OTHER_KINDS:
-            if re.match(beginning, data, re.DOTALL):
-                raise ImageError(f"is {other}, {CONVERT_IT}") from exc
+        if (other := _other_kind(data)) is not None:
+            raise ImageError(f"is {other}, {CONVERT_IT}") from exc
         raise ImageError(
             f"not an image of a kind that is read here ({', '.join(FORMATS)}), or its header is damaged; "
             f"it begins with {data[:12]!r}"
@@ -119,18 +120,35 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
         raise ImageError(f"damaged {kind}: {exc or type(exc).__name__}") from exc
 
 
-def _to_square(image: Image.Image, resize: ResizePolicy) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _other_kind(data: bytes) -> str | None:
+    """The kind of an image that Pillow does not know, or is not asked for; None if it is not known here either."""
+    for beginning, kind in _OTHER_KINDS:
+        if re.match(beginning, data, re.DOTALL):
+            return kind
+    frame = read_jpeg_frame(data)
+    if frame is not None and frame.bits_per_sample != 8:
+        return f"a JPEG image with {frame.bits_per_sample} bits per sample"
+    return "a TGA image" if looks_like_tga(data) else None
+
+
+def _to_square(image: Image.Image, data: bytes, resize: ResizePolicy) -> np.ndarray[Any, np.dtype[np.uint8]]:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"is {width}x{height}; at most {MAX_PIXELS:,} pixels are decoded")
     # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the work; the sides stay at 256 and more. The size
     # that comes back is rounded up to whole pixels, the box is the exact one.
-    drafted = image.draft(None, (IMAGE_SIZE, IMAGE_SIZE))
+    frame = read_jpeg_frame(data)
+    # Lossless JPEG has no fractions: asked for one, libjpeg fails.
+    is_lossless = frame is not None and frame.is_lossless
+    drafted = None if is_lossless else image.draft(None, (IMAGE_SIZE, IMAGE_SIZE))
     image.load()
     # PNG and TIFF tell their orientation only now, and TIFF has applied it, sides and all.
     size = (float(image.width), float(image.height)) if drafted is None else drafted[1][2:]
     orientation = _orientation(image)
-    square = _to_eight_bit(image).resize(
+    pixels = _to_eight_bit(image, data)
+    if _is_negative(image):
+        pixels = ImageChops.invert(pixels)
+    square = pixels.resize(
         (IMAGE_SIZE, IMAGE_SIZE),
         Image.Resampling.BILINEAR,
         box=_centre_square(*size) if resize == "crop" else (0.0, 0.0, *size),
@@ -157,12 +175,19 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_eight_bit(image: Image.Image) -> Image.Image:
-    """Bring any of Pillow's modes to RGB or L, opaque, with 8 bits a channel."""
+def _is_negative(image: Image.Image) -> bool:
+    """Whether white is 0 in the pixels of a TIFF, as Pillow gives them: it turns them round up to 8 bits."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode in ("1", "L"):
+        return False
+    return image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def _to_eight_bit(image: Image.Image, data: bytes) -> Image.Image:
+    """Bring any of Pillow's modes to RGB or L, opaque, with 8 bits a channel. `data` is the whole file."""
     if image.mode in ("RGB", "L", "1", "P") and "transparency" not in image.info:
         return image if image.mode in ("RGB", "L") else image.convert("RGB")
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return Image.fromarray(_words_to_bytes(np.asarray(image), read_png_bits(data)))
     if image.mode == "I":
         return Image.fromarray(_integers_to_bytes(np.asarray(image)))
     if image.mode == "F":
@@ -173,6 +198,15 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
         opaque.paste(colours, mask=colours.getchannel("A"))
         return opaque
     return image.convert("RGB")
+
+
+def _words_to_bytes(pixels: np.ndarray[Any, Any], significant_bits: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    # PNG wants samples of 12 bits brought to the range of 16 first. Programs for microscopes and cameras leave that
+    # out; where the file says how many bits there are, and no sample has more, the others do not count.
+    bits = significant_bits or 16
+    if not 8 <= bits < 16 or pixels.max(initial=0) >> bits:
+        bits = 16
+    return np.asarray(pixels >> (bits - 8), dtype=np.uint8)
 
 
 def _integers_to_bytes(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -162,6 +162,105 @@ def test_sixteen_bit_big_endian_tiff_keeps_its_high_byte():
     assert np.array_equal(decode(tiff)[..., 0], ramp >> 8)
 
 
+@pytest.mark.parametrize("dtype", ["<u2", "<f4"])
+def test_a_tiff_with_white_as_zero_is_no_negative(dtype):
+    # 8 bits is what Pillow turns round by itself, and the others have to agree with it.
+    ramp = np.arange(256 * 256).reshape(256, 256)
+    samples = (ramp if dtype == "<u2" else ramp / 65535).astype(dtype)
+    for pixels in (samples, (ramp >> 8).astype(np.uint8)):
+        decoded = decode(tiff_white_is_zero(pixels))
+        assert_close(decoded, np.repeat(255 - ramp[..., None] / 257, 3, axis=2), 1.0)
+
+
+def tiff_white_is_zero(pixels: np.ndarray) -> bytes:
+    """After TIFF 6.0: one strip, uncompressed, PhotometricInterpretation 0."""
+    height, width = pixels.shape
+    is_float = pixels.dtype.kind == "f"
+    tags = {
+        256: width,
+        257: height,
+        258: 8 * pixels.itemsize,
+        259: 1,
+        262: 0,
+        273: 8,
+        277: 1,
+        278: height,
+        279: pixels.nbytes,
+        339: 3 if is_float else 1,
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return (
+        struct.pack("<2sHI", b"II", 42, 8 + pixels.nbytes)
+        + pixels.tobytes()
+        + struct.pack("<H", len(tags))
+        + entries
+        + bytes(4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "top", "shift"),
+    [
+        # As programs for cameras write them: the samples are at the low end.
+        (12, 0xFFF, 4),
+        (10, 0x3FF, 2),
+        (8, 0xFF, 0),
+        # As PNG wants them: scaled to 16 bits, and the significant ones are the upper ones.
+        (12, 0xFFFF, 8),
+        # Without the chunk the file says 16 bits.
+        (None, 0xFFF, 8),
+        (16, 0xFFF, 8),
+        (3, 0x7, 8),
+    ],
+)
+def test_significant_bits_of_a_png_say_how_far_its_samples_reach(bits, top, shift):
+    ramp = np.linspace(0, top, 256 * 256).astype(np.uint16).reshape(256, 256)
+    data = png(ramp)
+    if bits is not None:
+        # Before the image data, and after the header of 25 bytes.
+        data = data[:33] + chunk(b"sBIT", bytes([bits])) + data[33:]
+    assert np.array_equal(decode(data)[..., 0], ramp >> shift)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [256, 600])
+def test_a_lossless_jpeg_is_read(channels, size):
+    pixels = smooth(size, size)[..., :channels]
+    decoded = decode(lossless_jpeg(pixels))
+    expected = decode(png(pixels if channels == 3 else pixels[..., 0]))
+    assert np.array_equal(decoded, expected)
+
+
+def lossless_jpeg(pixels: np.ndarray) -> bytes:
+    """After ITU-T T.81, annex H: each sample less its left neighbour, and in the first column less the upper one."""
+    height, width, channels = pixels.shape
+    values = pixels.astype(int)
+    predicted = np.empty_like(values)
+    predicted[:, 1:] = values[:, :-1]
+    predicted[1:, 0] = values[:-1, 0]
+    predicted[0, 0] = 128
+    bits = []
+    for difference in (values - predicted).reshape(-1).tolist():
+        size = abs(difference).bit_length()
+        # Every size has a code of five bits, itself.
+        bits.append(f"{size:05b}")
+        if size:
+            bits.append(f"{difference if difference > 0 else difference + (1 << size) - 1:0{size}b}")
+    text = "".join(bits)
+    text += "1" * (-len(text) % 8)
+    coded = int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
+    ids = b"RGB"[:channels]
+    sizes = bytes(range(10))
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+    frame = struct.pack(">BHHB", 8, height, width, channels) + b"".join(bytes([each, 0x11, 0]) for each in ids)
+    scan = bytes([channels]) + b"".join(bytes([each, 0]) for each in ids) + bytes([1, 0, 0])
+    tables = bytes([0, 0, 0, 0, 0, len(sizes), *[0] * 11]) + sizes
+    return b"\xff\xd8" + segment(0xC3, frame) + segment(0xC4, tables) + segment(0xDA, scan) + coded + b"\xff\xd9"
+
+
 def test_sixteen_bit_pgm_keeps_its_high_byte():
     ramp = np.arange(256 * 256, dtype=">u2").reshape(256, 256)
     pgm = b"P5 256 256 65535\n" + ramp.tobytes()
@@ -258,7 +357,7 @@ def test_every_format_of_the_list_is_read(image_format):
     assert decode(encode(Image.new("RGB", (300, 280), "white"), image_format)).min() >= 250
 
 
-@pytest.mark.parametrize("image_format", ["ICO", "DIB", "PCX", "TGA", "EPS", "ICNS", "SGI"])
+@pytest.mark.parametrize("image_format", ["ICO", "DIB", "PCX", "EPS", "ICNS", "SGI"])
 def test_formats_off_the_list_are_refused(image_format):
     data = encode(Image.new("RGB", (64, 64), "white"), image_format)
     with pytest.raises(ImageError, match="not an image of a kind that is read here"):
@@ -283,6 +382,26 @@ def test_a_known_kind_that_is_not_read_is_named_with_the_cure(beginning, kind):
     with pytest.raises(ImageError) as caught:
         decode(beginning + bytes(100))
     assert caught.value.message == f"is {kind}, not read here; convert it to JPEG"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+@pytest.mark.parametrize("options", [{}, {"compression": "tga_rle"}])
+def test_a_tga_is_called_one_with_its_mark_at_the_end_and_without(mode, options):
+    data = encode(Image.fromarray(smooth(64, 64)).convert(mode), "TGA", **options)
+    # Older files end where the footer of 26 bytes begins.
+    for file in (data, data[:-26]):
+        with pytest.raises(ImageError) as caught:
+            decode(file)
+        assert caught.value.message == "is a TGA image, not read here; convert it to JPEG"
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_a_jpeg_of_more_bits_is_called_one(bits):
+    data = bytearray(encode(Image.fromarray(smooth(64, 64)), "JPEG"))
+    data[data.index(b"\xff\xc0") + 4] = bits
+    with pytest.raises(ImageError) as caught:
+        decode(bytes(data))
+    assert caught.value.message == f"is a JPEG image with {bits} bits per sample, not read here; convert it to JPEG"
 
 
 @pytest.mark.parametrize(("image_format", "kind"), [("AVIF", "an AVIF image"), ("JPEG2000", "a JPEG 2000 image")])
