@@ -39,7 +39,7 @@ def evaluate(
     labels: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Labels, a line for each image: its name in DATA, then its class or its index."
+            metavar="FILE", help="Labels, a line for each image: its name in DATA, then its class or index; or CSV."
         ),
     ] = None,
     exclude: ExcludeOption = None,

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from alexdeploy.core.errors import DataError
+from alexdeploy.core.errors import DataError, UsageError
 from alexdeploy.core.reading import open_regular
 from alexdeploy.images.archives import StrictTarInfo
-from alexdeploy.images.labelled import read_label_list
+from alexdeploy.images.label_list import read_label_list
 from alexdeploy.images.listing import describe, is_image_name
 from alexdeploy.images.matfile import MatError, read_struct
 from alexdeploy.images.originals import Original, Originals
+from alexdeploy.images.sources import printable_path
 
 TRAIN_NAME = "ILSVRC2012_img_train.tar"
 VAL_NAME = "ILSVRC2012_img_val.tar"
@@ -217,12 +218,22 @@ def _labels_by_devkit(root: Path, wnids: list[str], num_val: int, devkit: _Devki
 
 
 def _labels_by_list(root: Path, wnids: list[str], val: list[_Member], path: str | os.PathLike[str]) -> list[int]:
-    # Lists have the names of the archive, or those with the folders that people make of it.
-    labels = {name.rpartition("/")[2]: label for name, label in read_label_list(path, wnids)}
-    missing = [member.name for member in val if member.name not in labels]
+    # Lists have the names of the archive, those with the folders that people make of it, or those without a suffix.
+    labels = {_stem(name.rpartition("/")[2]): label for name, label in read_label_list(path, wnids)}
+    missing = [member.name for member in val if _stem(member.name) not in labels]
+    if labels and val and len(missing) == len(val):
+        raise UsageError(
+            f"{root / VAL_NAME} holds none of the {len(labels):,} images that {os.fspath(path)} names: the list has "
+            f"{printable_path(next(iter(labels)))!r}, the archive {val[0].name!r}.",
+            cure="Name the list of the validation images.",
+        )
     if missing or len(labels) != len(val):
         example = f"; {missing[0]} has none" if missing else ""
         raise DataError(
             f"{os.fspath(path)} labels {len(labels):,} images of {len(val):,} in {root / VAL_NAME}{example}"
         )
-    return [labels[member.name] for member in val]
+    return [labels[_stem(member.name)] for member in val]
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0] if is_image_name(name) else name

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from alexdeploy.core.errors import DataError, UsageError
 from alexdeploy.images.folder import VAL_NAMES, Example, check_excluded, find_splits, list_examples
-from alexdeploy.images.listing import is_image_name, walk_images
+from alexdeploy.images.known_classes import KnownClasses
+from alexdeploy.images.label_list import LIST_FORM, find_listed, read_label_list
+from alexdeploy.images.listing import walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 from alexdeploy.images.sources import Source, packed_sources, printable_path
-from alexdeploy.images.text_lists import list_lines
-
-_WNID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
-"""The name of an ImageNet class in WordNet, alone or before a description: "n01440764 tench, Tinca tinca"."""
-
-_LIST_FORM = "Lines are `name index`, the first class being 0, or `name class`."
-
-
-def class_key(name: str) -> str:
-    """What tells a class: the WordNet id that its name begins with, else the name."""
-    match = _WNID.match(name)
-    return match[1] if match else name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,45 +63,11 @@ def read_labelled(
     )
     if not found.examples:
         what = "holds no labelled images" if labels is None else f"has no labelled images: {os.fspath(labels)} is empty"
-        raise DataError(f"{os.fspath(folder)} {what}.", cure=_LAYOUT if labels is None else _LIST_FORM)
+        raise DataError(f"{os.fspath(folder)} {what}.", cure=_LAYOUT if labels is None else LIST_FORM)
     return found
 
 
 _LAYOUT = "Give a folder that has one folder of images for each class, or name a list of labels: --labels FILE"
-
-
-class _Classes:
-    """Finds classes by what folders and lists call them."""
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.names = classes
-        self._by_name: dict[str, list[int]] = {}
-        self._by_wnid: dict[str, list[int]] = {}
-        for index, name in enumerate(classes):
-            self._by_name.setdefault(name, []).append(index)
-            if match := _WNID.match(name):
-                self._by_wnid.setdefault(match[1], []).append(index)
-
-    def find(self, text: str) -> int | None:
-        """The index of a class, None if there is none. Raises DataError if there are several."""
-        found = self._by_name.get(text)
-        if found is None and (match := _WNID.match(text)):
-            found = self._by_wnid.get(match[1])
-        if found is not None and len(found) > 1:
-            indices = " and ".join(map(str, found))
-            raise DataError(
-                f"{printable_path(text)!r} is the name of the model's classes {indices}",
-                cure="Give the labels as indices, in a list: --labels FILE",
-            )
-        return None if found is None else found[0]
-
-    def nearest(self, text: str) -> str:
-        close = difflib.get_close_matches(text, self.names, n=1)
-        return f" (nearest: {close[0]!r})" if close else ""
-
-    def describe(self) -> str:
-        shown = ", ".join(map(repr, self.names[:10]))
-        return f"The model's classes: {shown}" + (f" and {len(self.names) - 10} more" if len(self.names) > 10 else "")
 
 
 def _read_folders(folder: str, classes: Sequence[str], exclude: Sequence[str]) -> LabelledSources:
@@ -128,7 +82,7 @@ def _read_folders(folder: str, classes: Sequence[str], exclude: Sequence[str]) -
     notes = splits.notes
     if splits.val is not None:
         notes = (f"{folder} holds training and validation images: these are the ones in {chosen.root}", *notes)
-    known = _Classes(classes)
+    known = KnownClasses(classes)
     labels = {name: known.find(name) for name in chosen.names}
     if not labels:
         raise DataError(f"{chosen.root} holds no folders; the images in it have no labels.", cure=_LAYOUT)
@@ -139,7 +93,7 @@ def _read_folders(folder: str, classes: Sequence[str], exclude: Sequence[str]) -
     return LabelledSources(root=chosen.root, examples=tuple(examples), num_unlabelled=chosen.num_loose, notes=notes)
 
 
-def _refuse_unknown(root: str, labels: Mapping[str, int | None], known: _Classes) -> None:
+def _refuse_unknown(root: str, labels: Mapping[str, int | None], known: KnownClasses) -> None:
     unknown = [name for name, label in labels.items() if label is None]
     if unknown:
         shown = ", ".join(f"{printable_path(name)!r}{known.nearest(name)}" for name in unknown[:5])
@@ -152,7 +106,7 @@ def _refuse_unknown(root: str, labels: Mapping[str, int | None], known: _Classes
 
 def _read_packed(folder: str, classes: Sequence[str]) -> LabelledSources:
     opened = open_packed(folder)
-    known = _Classes(classes)
+    known = KnownClasses(classes)
     labels = {name: known.find(name) for name in opened.classes}
     _refuse_unknown(folder, labels, known)
     indices = [label for label in labels.values() if label is not None]
@@ -171,9 +125,7 @@ def _read_list(
     root, name = os.fspath(folder), os.fspath(labels)
     if not os.path.isdir(root):
         raise DataError(f"{root} is not a folder; the names in {name} are relative to it.", cure="Name their folder.")
-    examples = [
-        Example(os.path.normpath(os.path.join(root, image)), label) for image, label in read_label_list(name, classes)
-    ]
+    examples = find_listed(root, name, read_label_list(name, classes))
     listed = {example.path for example in examples}
     num_unlabelled, notes = 0, []
     for path, problem in walk_images(root):
@@ -192,58 +144,3 @@ def _read_list(
         notes=tuple(notes),
         was_listed=False,
     )
-
-
-def read_label_list(path: str | os.PathLike[str], classes: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """The images that a list names, as normal paths, with the index of the class that it gives each.
-
-    Raises DataError for a bad line, an unknown class, and an image that has two lines.
-    """
-    known = _Classes(classes)
-    first_lines: dict[str, int] = {}
-    for number, line in list_lines(path):
-        place = f"{os.fspath(path)}:{number}"
-        image, label = _parse_line(line, known, place)
-        normal = os.path.normpath(image)
-        if normal in first_lines:
-            raise DataError(
-                f"{place}: {printable_path(image)!r} is in line {first_lines[normal]} already; expected each "
-                "image once.",
-                cure="Remove one of the lines.",
-            )
-        first_lines[normal] = number
-        yield normal, label
-
-
-def _parse_line(line: str, known: _Classes, place: str) -> tuple[str, int]:
-    """The name of an image and the index of its class.
-
-    Both may hold blanks, so every blank may be the one between them. What stands before it should look like an image,
-    what follows must be a class; of several, the longest class counts.
-    """
-    splits = [(line[: blank.start()], line[blank.end() :]) for blank in re.finditer(r"\s+", line)]
-    if not splits:
-        raise DataError(f"{place}: found only {printable_path(line)!r}; expected a label after it.", cure=_LIST_FORM)
-    by_class = [(name, index) for name, text in splits if (index := known.find(text)) is not None]
-    by_class = [choice for choice in by_class if is_image_name(choice[0])] or by_class
-    name, text = splits[-1]
-    if not re.fullmatch(r"[0-9]{1,9}", text) or (by_class and by_class[0][0] != name):
-        if by_class:
-            return by_class[0]
-        raise DataError(
-            f"{place}: found the label {printable_path(text)!r}, which is no class of the model{known.nearest(text)}.",
-            cure=f"{_LIST_FORM}\n{known.describe()}",
-        )
-    index = int(text)
-    if by_class and by_class[0][1] != index:
-        raise DataError(
-            f"{place}: {text!r} is the name of class {by_class[0][1]}, and class {index} has another name.",
-            cure="Where classes are called by numbers, put the images into class folders.",
-        )
-    if index >= len(known.names):
-        raise DataError(
-            f"{place}: found the index {index}; expected 0 to {len(known.names) - 1}, as the model has "
-            f"{len(known.names)} classes.",
-            cure=_LIST_FORM,
-        )
-    return name, index

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.core.reading import open_regular
 from alexdeploy.images.folder import Example, LabelledImages, check_class_name, check_fraction, split_examples
-from alexdeploy.images.labelled import read_label_list
+from alexdeploy.images.label_list import LIST_FORM, find_listed, label_texts, read_label_list
 from alexdeploy.images.listing import MAX_FILE_BYTES, describe
 from alexdeploy.images.sources import printable_path, read_file
 from alexdeploy.images.text_lists import list_lines
@@ -83,9 +83,10 @@ def from_lists(
 ) -> LabelledImages:
     """Read lists of `name label`, names relative to `folder`, labels a class or its index, the first being 0.
 
-    Classes are the lines of `classes_file`, else the last words of the lines of the training list: in the order of
-    their bytes, or as numbers where all are. Without `val_list` a share of each class is taken as `read_image_folder`
-    does. An image that is not there is among them. Raises DataError, also for an image that is in both lists.
+    Lists are what `read_label_list` reads. Classes are the lines of `classes_file`, else the labels in the training
+    list, which are single words unless it is CSV: in the order of their bytes, or as numbers where all are. Without
+    `val_list` a share of each class is taken as `read_image_folder` does. An image that is not there is among them.
+    Raises DataError, also for an image that is in both lists, and UsageError for a list of which no image is there.
     """
     root = os.fspath(folder)
     if not os.path.isdir(root):
@@ -126,11 +127,9 @@ def _from_file(example: Example, root: str) -> Original:
 
 
 def _read_list(root: str, path: str | os.PathLike[str], classes: tuple[str, ...]) -> tuple[Example, ...]:
-    examples = tuple(
-        Example(os.path.normpath(os.path.join(root, name)), label) for name, label in read_label_list(path, classes)
-    )
+    examples = find_listed(root, path, read_label_list(path, classes))
     if not examples:
-        raise DataError(f"{os.fspath(path)} names no images.", cure="Lines are `name label`.")
+        raise DataError(f"{os.fspath(path)} names no images.", cure=LIST_FORM)
     return examples
 
 
@@ -146,7 +145,7 @@ def _refuse_shared(train: tuple[Example, ...], val: tuple[Example, ...], train_l
 
 
 def _last_words(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    words = {line.split()[-1] for _, line in list_lines(path)}
+    words = set(label_texts(path))
     for word in words:
         check_class_name(word, os.fspath(path))
     if all(word.isascii() and word.isdigit() for word in words):

@@ -16,7 +16,7 @@ from alexdeploy.core.errors import ModelError, RecipeError
 from alexdeploy.core.reading import MAX_TEXT_BYTES, read_regular
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
-from alexdeploy.images.labelled import class_key
+from alexdeploy.images.known_classes import class_key
 from alexdeploy.network.weights import Weights, load_model_weights
 
 

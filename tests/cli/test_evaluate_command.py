@@ -143,6 +143,26 @@ def test_a_list_of_labels_is_taken_in_place_of_folders(run: Run, workplace: Path
     assert "do not count: 8" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "text", ["class-0/0.jpg, 0\nclass-1/1.jpg, 1\n", "ImageId,Class\nclass-0/0,0\nclass-1/1,class-1\n"]
+)
+def test_a_list_of_labels_may_be_csv(run: Run, workplace: Path, text: str) -> None:
+    (workplace / "val.csv").write_text(text, encoding="utf-16")
+    result = run("data", "--labels", "val.csv", "--views", "1", "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert (found["num_images"], found["num_broken"], found["num_unlabelled"]) == (2, 0, 8)
+
+
+def test_a_list_of_other_images_is_refused_before_anything_is_written(run: Run, workplace: Path) -> None:
+    (workplace / "val.txt").write_text("".join(f"ILSVRC2012_val_{index:08}.JPEG, {index % 5}\n" for index in range(50)))
+    result = run("data", "--labels", "val.txt", "--html", "r.html", "-o", "rows.csv")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "the list has 'ILSVRC2012_val_00000000.JPEG', the folder 'class-0/0.jpg'" in result.stderr
+    assert not (workplace / "r.html").exists()
+    assert not (workplace / "rows.csv").exists()
+
+
 def test_folders_that_are_no_classes_can_be_excluded(run: Run, workplace: Path) -> None:
     (workplace / "data" / "extra").mkdir()
     refused = run("data", "--views", "1")

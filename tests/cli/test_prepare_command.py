@@ -82,6 +82,14 @@ def test_lists_are_packed_as_the_folders_are(run: Run) -> None:
     assert open_packed("listed").index == by_list
 
 
+def test_a_list_of_other_images_is_a_usage_error(run: Run) -> None:
+    Path("train.txt").write_text("x.JPEG, 0\ny.JPEG, 1\n")
+    result = run("prepare", "photos", "set", "--train-list", "train.txt")
+    assert result.exit_code == 2
+    assert "the list has 'x.JPEG', the folder 'train/cat/000.png'" in result.stderr
+    assert not Path("set").exists()
+
+
 def test_what_is_excluded_stays_so_where_the_command_is_named(run: Run) -> None:
     write_pictures(Path("photos/train/extra"), 2)
     refused = run("prepare", "photos", "set")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.core.errors import DataError, ImageError, UsageError
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.ilsvrc import DEVKIT_NAME, TRAIN_NAME, VAL_NAME, is_ilsvrc, read_ilsvrc
 from alexdeploy.images.matfile import MatError, read_struct
@@ -142,13 +142,16 @@ def test_images_and_labels_are_those_of_the_folders_that_people_make_of_it(downl
     assert found.val[0].name == "val/n07753592/ILSVRC2012_val_00000001.JPEG"
 
 
-@pytest.mark.parametrize("form", ["{name} {wnid}", "val/{wnid}/{name} {index}"])
+@pytest.mark.parametrize(
+    "form", ["{name} {wnid}", "val/{wnid}/{name} {index}", "{name}, {index}", '"{stem}","{wnid} 85 1 499 272"']
+)
 def test_a_list_takes_the_place_of_the_devkit(downloads, tmp_path, form: str):
     with_devkit = read_ilsvrc(downloads)
     (downloads / DEVKIT_NAME).unlink()
     ids = list(SYNSETS)
     lines = [
-        form.format(name=Path(image.name).name, wnid=ids[image.label], index=image.label) for image in with_devkit.val
+        form.format(name=Path(image.name).name, stem=Path(image.name).stem, wnid=ids[image.label], index=image.label)
+        for image in with_devkit.val
     ]
     random.Random(1).shuffle(lines)
     (tmp_path / "val.txt").write_text("\n".join(lines))
@@ -157,6 +160,9 @@ def test_a_list_takes_the_place_of_the_devkit(downloads, tmp_path, form: str):
     assert found.val == with_devkit.val
     (tmp_path / "val.txt").write_text("\n".join(lines[1:]))
     with pytest.raises(DataError, match=r"labels 4 images of 5 in .*; ILSVRC2012_val_\d+\.JPEG has none"):
+        read_ilsvrc(downloads, tmp_path / "val.txt")
+    (tmp_path / "val.txt").write_text("other.JPEG 0")
+    with pytest.raises(UsageError, match=r"the list has 'other', the archive 'ILSVRC2012_val_00000001\.JPEG'"):
         read_ilsvrc(downloads, tmp_path / "val.txt")
 
 

@@ -110,6 +110,7 @@ def test_a_list_gives_indices_or_classes_and_may_have_comments(root: Path) -> No
 
 
 def test_a_list_with_wordnet_ids_as_of_ilsvrc(root: Path) -> None:
+    fill(root, "ILSVRC2012_val_00000001.JPEG")
     labels = write_list(root, "ILSVRC2012_val_00000001.JPEG n01484850", "ILSVRC2012_val_00000002.JPEG n01440764")
     assert [label for _, label in read_labelled(root, WORDNET, labels).examples] == [2, 0]
 
@@ -129,6 +130,7 @@ def test_a_list_with_wordnet_ids_as_of_ilsvrc(root: Path) -> None:
 )
 def test_names_and_classes_may_hold_blanks(root: Path, line: str, name: str, label: int) -> None:
     classes = ("dog", "hot dog", "type 3", "n01440764 tench")
+    fill(root, name)
     assert found(read_labelled(root, classes, write_list(root, line))) == [(name, label)]
 
 
@@ -153,14 +155,16 @@ def test_a_bad_line_is_an_error_with_its_number(root: Path, lines: tuple[str, ..
 
 def test_a_number_that_is_also_the_name_of_another_class_is_not_guessed(root: Path) -> None:
     classes = ("0", "1", "10", "2")
+    fill(root, "a.jpg")
     with pytest.raises(DataError, match="'2' is the name of class 3"):
         read_labelled(root, classes, write_list(root, "a.jpg 2"))
     assert found(read_labelled(root, classes, write_list(root, "a.jpg 1"))) == [("a.jpg", 1)]
 
 
 def test_an_image_of_the_list_that_is_missing_stays_and_says_so_when_read(root: Path) -> None:
-    data = read_labelled(root, FLOWERS, write_list(root, "gone.jpg 0"))
-    (source,) = data.sources()
+    fill(root, "a.jpg")
+    data = read_labelled(root, FLOWERS, write_list(root, "a.jpg 0", "gone.jpg 0"))
+    _, source = data.sources()
     with pytest.raises(ImageError, match="not found"):
         source.read()
 
@@ -215,6 +219,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(root: Path) ->
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="pipes have no names here")
 def test_a_list_may_be_a_pipe_that_the_shell_made(root: Path) -> None:
+    fill(root, "a.jpg")
     reading, writing = os.pipe()
     os.write(writing, b"a.jpg daisy\n")
     os.close(writing)
@@ -233,7 +238,8 @@ def test_a_list_that_is_a_fifo_is_refused_and_not_waited_for(root: Path) -> None
 
 def test_the_longest_line_that_is_read_takes_little_memory(root: Path) -> None:
     line = "b " * 4090 + "a.jpg daisy"
-    ((path, label),) = read_labelled(root, FLOWERS, write_list(root, line)).examples
+    fill(root, "a.jpg")
+    _, (path, label) = read_labelled(root, FLOWERS, write_list(root, "a.jpg 1", line)).examples
     assert (path, label) == (str(root / line.removesuffix(" daisy")), 0)
 
 
@@ -253,4 +259,114 @@ def test_what_alexdeploy_writes_and_system_folders_are_no_classes(root: Path) ->
     assert data.notes == (
         f"{root}: hidden and system folders ignored: @eaDir",
         f"{root}: alexdeploy's own folders ignored: calibration, models",
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (("a.JPEG, 2", "b.JPEG, 1"), [("a.JPEG", 2), ("b.JPEG", 1)]),
+        (("a.JPEG,2", "b.JPEG,roses"), [("a.JPEG", 2), ("b.JPEG", 1)]),
+        (("a.JPEG , 2", "b.JPEG , 1"), [("a.JPEG", 2), ("b.JPEG", 1)]),
+        (("a.JPEG;2", "b.JPEG;1"), [("a.JPEG", 2), ("b.JPEG", 1)]),
+        (("a.JPEG\ttulips", "b.JPEG\troses"), [("a.JPEG", 2), ("b.JPEG", 1)]),
+        (("ImageId,Class", "a,2", "b,1"), [("a.JPEG", 2), ("b.JPEG", 1)]),
+        (("ImageId,Class", "a.JPEG,tulips", "b.JPEG,1"), [("a.JPEG", 2), ("b.JPEG", 1)]),
+        (("image_id;class_id;width", "a;2;640", "b;1;480"), [("a.JPEG", 2), ("b.JPEG", 1)]),
+        (("id,file_name,label", "7,a.JPEG,2", "8,b.JPEG,1"), [("a.JPEG", 2), ("b.JPEG", 1)]),
+        (("label,filename", "2,a.JPEG"), [("a.JPEG", 2)]),
+        (("2,a.JPEG", "1,b.JPEG"), [("a.JPEG", 2), ("b.JPEG", 1)]),
+        (("filename\tlabel", "my photo.JPEG\t1"), [("my photo.JPEG", 1)]),
+        (("filename label", "a.JPEG 1"), [("a.JPEG", 1)]),
+        (('"a.JPEG","tulips"', '"my, ""own"" photo.JPEG","1"'), [("a.JPEG", 2), ('my, "own" photo.JPEG', 1)]),
+        (('"my photo.JPEG" 1',), [("my photo.JPEG", 1)]),
+        (('"my photo.JPEG", 1',), [("my photo.JPEG", 1)]),
+        (("my photo.JPEG,1",), [("my photo.JPEG", 1)]),
+        (("a,b.jpg 1", "a.JPEG 2"), [("a,b.jpg", 1), ("a.JPEG", 2)]),
+        (("a 1", "b 2"), [("a.JPEG", 1), ("b.JPEG", 2)]),
+        (("a, 1", "b, 2"), [("a.JPEG", 1), ("b.JPEG", 2)]),
+    ],
+)
+def test_csv_with_any_separator_with_a_header_or_without_is_read(
+    root: Path, lines: tuple[str, ...], expected: list[tuple[str, int]]
+) -> None:
+    fill(root, "a.JPEG", "b.JPEG", "my photo.JPEG", 'my, "own" photo.JPEG', "a,b.jpg")
+    assert found(read_labelled(root, FLOWERS, write_list(root, *lines))) == expected
+
+
+@pytest.mark.parametrize("form", ["{} {}", "{},{}", '{},"{}"', "{}\t{}", '"{}";"{}"'])
+def test_classes_with_commas_need_no_quotes(root: Path, form: str) -> None:
+    fill(root, "a.jpg", "b.jpg")
+    labels = write_list(root, form.format("a.jpg", WORDNET[0]), form.format("b.jpg", WORDNET[2]))
+    assert found(read_labelled(root, WORDNET, labels)) == [("a.jpg", 0), ("b.jpg", 2)]
+    by_name = tuple(text.partition(" ")[2] for text in WORDNET)
+    labels = write_list(root, form.format("a.jpg", by_name[0]), form.format("b.jpg", by_name[2]))
+    assert found(read_labelled(root, by_name, labels)) == [("a.jpg", 0), ("b.jpg", 2)]
+
+
+def test_the_list_of_validation_labels_of_the_localization_challenge_is_read(root: Path) -> None:
+    fill(root, "ILSVRC2012_val_00048981.JPEG", "ILSVRC2012_val_00037956.JPEG")
+    labels = write_list(
+        root,
+        "ImageId,PredictionString",
+        "ILSVRC2012_val_00048981,n01484850 85 1 499 272 ",
+        "ILSVRC2012_val_00037956,n01440764 131 0 499 254 n01440764 1 2 3 4 ",
+    )
+    assert found(read_labelled(root, WORDNET, labels)) == [
+        ("ILSVRC2012_val_00048981.JPEG", 2),
+        ("ILSVRC2012_val_00037956.JPEG", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (("ImageId,Class", "a.jpg,0", "b.jpg,0,7"), ":3: found 3 columns; expected 2"),
+        (("ImageId,Class", 'a.jpg,"0'), ":2: a quote is not closed"),
+        (("ImageId,Class", ",0"), ":2: found no name of an image"),
+        (("ImageId,Class", "a.jpg,3"), ":2: found the index 3; expected 0 to 2"),
+        (("a.jpg,3,daisy", "b.jpg,3,daisy"), ":1: found the label '3,daisy', which is no class"),
+        (("a.jpg,0", "a.jpg,1"), ":2: 'a.jpg' is in line 1 already"),
+        (("a,0", "a.jpg,1"), "twice: 'a' and 'a.jpg'"),
+    ],
+)
+def test_a_bad_line_of_csv_is_an_error_with_its_number(root: Path, lines: tuple[str, ...], said: str) -> None:
+    fill(root, "a.jpg", "b.jpg")
+    with pytest.raises(DataError) as caught:
+        read_labelled(root, FLOWERS, write_list(root, *lines))
+    assert said in caught.value.message
+
+
+def test_a_name_without_a_suffix_that_two_files_have_is_not_guessed(root: Path) -> None:
+    fill(root, "a.jpg", "a.png")
+    with pytest.raises(DataError, match=r"'a' may be a\.jpg or a\.png"):
+        read_labelled(root, FLOWERS, write_list(root, "a 0"))
+
+
+def test_names_may_be_relative_to_the_list(root: Path) -> None:
+    fill(root, "deep/a.jpg", "deep/b.jpg")
+    labels = write_list(root, "data/deep/a.jpg 0", "data/deep/b 1", "data/deep/gone.jpg 1")
+    data = read_labelled(root / "deep", FLOWERS, labels)
+    assert found(data) == [("a.jpg", 0), ("b.jpg", 1), ("gone.jpg", 1)]
+    assert data.num_unlabelled == 0
+
+
+def test_where_one_name_is_in_the_data_the_others_are_not_looked_for_elsewhere(root: Path) -> None:
+    fill(root, "a.jpg", "../b.jpg")
+    data = read_labelled(root, FLOWERS, write_list(root, "a.jpg 0", "b.jpg 1"))
+    assert found(data) == [("a.jpg", 0), ("b.jpg", 1)]
+    assert not os.path.exists(data.examples[1].path)
+
+
+@pytest.mark.parametrize("names", [("x/other.jpg",), ()])
+def test_a_list_of_which_no_image_is_there_is_a_usage_error_that_names_both_sides(
+    root: Path, names: tuple[str, ...]
+) -> None:
+    fill(root, *names)
+    with pytest.raises(UsageError) as caught:
+        read_labelled(root, FLOWERS, write_list(root, "val/a.JPEG 0", "val/b.JPEG 1"))
+    folder = "'x/other.jpg'" if names else "no images"
+    assert caught.value.message == (
+        f"{root} holds none of the 2 images that {root.parent}/labels.txt names: "
+        f"the list has 'val/a.JPEG', the folder {folder}."
     )

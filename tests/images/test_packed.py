@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import write_pictures
 
-from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.core.errors import DataError, ImageError, UsageError
 from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.labelled import read_labelled
@@ -152,12 +152,29 @@ def write_lists(folder: Path, **lists: list[str]) -> dict[str, Path]:
     return paths
 
 
+def test_csv_lists_are_read_as_the_folders_are(tmp_path, data):
+    root = tmp_path / "data"
+    for split, examples in (("train", data.train), ("val", data.val)):
+        rows = [f'"{Path(path).relative_to(root).with_suffix("")}","{data.classes[label]}"' for path, label in examples]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["ImageId,Class", *rows]), encoding="utf-16")
+    assert from_lists(root, tmp_path / "train.csv", tmp_path / "val.csv") == data
+
+
+def test_a_list_of_which_no_image_is_there_is_a_usage_error(tmp_path, data):
+    lists = write_lists(tmp_path, train=["x/a.jpg cat", "x/b.jpg dog"])
+    with pytest.raises(
+        UsageError, match=r"data holds none of the 2 images .* the list has 'x/a.jpg', the folder 'train/cat/"
+    ):
+        from_lists(tmp_path / "data", lists["train"])
+
+
 def test_an_image_that_is_in_both_lists_is_refused(tmp_path):
     lists = write_lists(
         tmp_path,
         train=["a.jpg cat", "b.jpg dog", "c.jpg cat"],
         val=["./b.jpg dog", "d.jpg cat", "c.jpg cat"],
     )
+    (tmp_path / "b.jpg").touch()
     with pytest.raises(DataError, match=r"b\.jpg and 1 more images are in both .*train\.txt and .*val\.txt") as caught:
         from_lists(tmp_path, lists["train"], lists["val"])
     assert caught.value.cure == "Name each image in one of the lists."
@@ -172,8 +189,9 @@ def test_classes_that_are_not_utf8_are_refused_wherever_they_are_read(tmp_path):
 
 
 def test_a_listed_image_that_never_was_there_is_not_found_and_one_that_was_has_vanished(tmp_path):
-    (tmp_path / "b.jpg").write_bytes(b"x")
-    lists = write_lists(tmp_path, train=["a.jpg cat", "b.jpg dog"], val=["c.jpg cat"])
+    for name in ("b.jpg", "d.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    lists = write_lists(tmp_path, train=["a.jpg cat", "b.jpg dog"], val=["c.jpg cat", "d.jpg dog"])
     originals = from_labelled(from_lists(tmp_path, lists["train"], lists["val"]))
     (tmp_path / "b.jpg").unlink()
     for original, message in zip(originals.train, ("not found: no such file", "vanished: it was there"), strict=True):

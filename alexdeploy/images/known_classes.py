@@ -1,0 +1,53 @@
+"""The classes of a model, found by what folders and lists call them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from alexdeploy.core.errors import DataError
+from alexdeploy.images.sources import printable_path
+
+_WNID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
+"""The name of an ImageNet class in WordNet, alone or before a description: "n01440764 tench, Tinca tinca"."""
+
+
+def class_key(name: str) -> str:
+    """What tells a class: the WordNet id that its name begins with, else the name."""
+    match = _WNID.match(name)
+    return match[1] if match else name
+
+
+class KnownClasses:
+    """Finds classes by what folders and lists call them."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.names = classes
+        self._by_name: dict[str, list[int]] = {}
+        self._by_wnid: dict[str, list[int]] = {}
+        for index, name in enumerate(classes):
+            self._by_name.setdefault(name, []).append(index)
+            if match := _WNID.match(name):
+                self._by_wnid.setdefault(match[1], []).append(index)
+
+    def find(self, text: str) -> int | None:
+        """The index of a class, None if there is none. Raises DataError if there are several."""
+        found = self._by_name.get(text)
+        if found is None and (match := _WNID.match(text)):
+            found = self._by_wnid.get(match[1])
+        if found is not None and len(found) > 1:
+            indices = " and ".join(map(str, found))
+            raise DataError(
+                f"{printable_path(text)!r} is the name of the model's classes {indices}",
+                cure="Give the labels as indices, in a list: --labels FILE",
+            )
+        return None if found is None else found[0]
+
+    def nearest(self, text: str) -> str:
+        close = difflib.get_close_matches(text, self.names, n=1)
+        return f" (nearest: {close[0]!r})" if close else ""
+
+    def describe(self) -> str:
+        shown = ", ".join(map(repr, self.names[:10]))
+        return f"The model's classes: {shown}" + (f" and {len(self.names) - 10} more" if len(self.names) > 10 else "")

@@ -1,0 +1,288 @@
+"""Lists of images and labels: `name label`, or CSV with commas, semicolons or tabs, with a header or without."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from alexdeploy.core.errors import DataError, UsageError
+from alexdeploy.images.folder import Example
+from alexdeploy.images.known_classes import KnownClasses
+from alexdeploy.images.listing import is_image_name, walk_images
+from alexdeploy.images.sources import printable_path
+from alexdeploy.images.text_lists import list_lines
+
+LIST_FORM = "Lines are `name index`, the first class being 0, or `name class`; or CSV with a name and a label."
+
+_NAME_HEADERS = (
+    *("filename", "filepath", "file", "imagename", "imagepath", "imagefile", "image", "img", "path", "name"),
+    *("imageid", "photo", "picture", "id"),
+)
+_LABEL_HEADERS = (
+    *("label", "class", "target", "category", "classname", "labelname", "classid", "labelid", "categoryid"),
+    *("classindex", "wnid", "synset", "groundtruth", "predictionstring", "y"),
+)
+"""What headers call the two columns, without case, blanks and underscores; of several the first here counts."""
+
+_SAMPLE_LINES = 100
+
+
+class _Form(NamedTuple):
+    """How a list is written. Without a `separator` every blank may be the one between name and label."""
+
+    separator: str | None
+    name: int = 0
+    label: int = 1
+    has_header: bool = False
+    num_columns: int | None = None
+    """None where all that follows the name is the label: classes of ImageNet hold commas, and are often not quoted."""
+
+
+def read_label_list(path: str | os.PathLike[str], classes: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """The images that a list names, as normal paths, with the index of the class that it gives each.
+
+    Raises DataError for a bad line, an unknown class, and an image that has two lines.
+    """
+    known = KnownClasses(classes)
+    first_lines: dict[str, int] = {}
+    form, lines = _open_list(path)
+    for number, line in lines:
+        place = f"{os.fspath(path)}:{number}"
+        if form.separator is None:
+            image, label = _parse_line(line, known, place)
+        else:
+            image, text = _cells(line, form, place)
+            label = _index(text, known, place)
+        normal = os.path.normpath(image)
+        if normal in first_lines:
+            raise DataError(
+                f"{place}: {printable_path(image)!r} is in line {first_lines[normal]} already; expected each "
+                "image once.",
+                cure="Remove one of the lines.",
+            )
+        first_lines[normal] = number
+        yield normal, label
+
+
+def label_texts(path: str | os.PathLike[str]) -> Iterator[str]:
+    """What a list calls the class of each image: the column of labels, or the last word of each line."""
+    form, lines = _open_list(path)
+    for number, line in lines:
+        yield line.split()[-1] if form.separator is None else _cells(line, form, f"{os.fspath(path)}:{number}")[1]
+
+
+def find_listed(root: str, path: str | os.PathLike[str], rows: Iterable[tuple[str, int]]) -> tuple[Example, ...]:
+    """The images of the list `path`, below `root` or, if none of them is there, below the folder of the list.
+
+    A name without the suffix of an image is also that of a file with one. An image that is not there stays among them.
+    Raises UsageError if none is there, and DataError for two names of one image.
+    """
+    named = tuple(rows)
+    if not named:
+        return ()
+    for base in (root, os.path.dirname(os.fspath(path))):
+        finder = _Finder(base)
+        found = [finder.find(name) for name, _ in named]
+        if any(file is not None for file in found):
+            break
+    else:
+        first = next((at for at, problem in walk_images(root) if problem is None), None)
+        example = "no images" if first is None else repr(printable_path(os.path.relpath(first, root)))
+        raise UsageError(
+            f"{root} holds none of the {len(named):,} images that {os.fspath(path)} names: "
+            f"the list has {printable_path(named[0][0])!r}, the folder {example}.",
+            cure="Names are relative to the data folder, or to the folder of the list.",
+        )
+    paths = [file or finder.path(name) for file, (name, _) in zip(found, named, strict=True)]
+    _refuse_twice(paths, [name for name, _ in named], os.fspath(path))
+    return tuple(Example(file, label) for file, (_, label) in zip(paths, named, strict=True))
+
+
+class _Finder:
+    """Finds files by the names that a list gives them, which may lack the suffix. Each folder is listed once."""
+
+    def __init__(self, base: str) -> None:
+        self._base = base
+        self._by_stem: dict[str, dict[str, list[str]]] = {}
+
+    def path(self, name: str) -> str:
+        return os.path.normpath(os.path.join(self._base, name))
+
+    def find(self, name: str) -> str | None:
+        path = self.path(name)
+        with suppress(ValueError):
+            if os.path.lexists(path):
+                return path
+        if is_image_name(name):
+            return None
+        folder, stem = os.path.split(path)
+        found = self._stems(folder).get(stem, [])
+        if len(found) > 1:
+            raise DataError(
+                f"{printable_path(name)!r} may be {' or '.join(map(printable_path, sorted(found)))}",
+                cure="Give the name in the list its suffix.",
+            )
+        return os.path.join(folder, found[0]) if found else None
+
+    def _stems(self, folder: str) -> dict[str, list[str]]:
+        if folder not in self._by_stem:
+            stems = self._by_stem[folder] = {}
+            with suppress(OSError, ValueError):
+                for name in os.listdir(folder or os.curdir):
+                    if is_image_name(name):
+                        stems.setdefault(os.path.splitext(name)[0], []).append(name)
+        return self._by_stem[folder]
+
+
+def _refuse_twice(paths: Sequence[str], names: Sequence[str], place: str) -> None:
+    first: dict[str, str] = {}
+    for path, name in zip(paths, names, strict=True):
+        if path in first:
+            raise DataError(
+                f"{place} names {printable_path(path)} twice: {printable_path(first[path])!r} and "
+                f"{printable_path(name)!r}; expected each image once.",
+                cure="Remove one of the lines.",
+            )
+        first[path] = name
+
+
+def _open_list(path: str | os.PathLike[str]) -> tuple[_Form, Iterator[tuple[int, str]]]:
+    """How the list is written, and its lines but for the header."""
+    lines = list_lines(path)
+    head = list(itertools.islice(lines, _SAMPLE_LINES))
+    form = _find_form([line for _, line in head])
+    return form, itertools.chain(head[form.has_header :], lines)
+
+
+def _find_form(lines: Sequence[str]) -> _Form:
+    if not lines:
+        return _Form(None)
+    for separator in ("\t", ",", ";"):
+        header = _split(lines[0], separator)
+        if header is not None and (columns := _columns(header)):
+            return _Form(separator, *columns, has_header=True, num_columns=len(header))
+    if len(words := lines[0].split()) == 2 and _columns(words):
+        return _Form(None, has_header=True)
+    if all(map(_has_image_before_blank, lines)):
+        return _Form(None)
+    for separator in ("\t", ",", ";"):
+        if (form := _try(lines, separator)) is not None:
+            return form
+    quoted = all(line.startswith('"') for line in lines)
+    return (_try(lines, " ") if quoted else None) or _Form(None)
+
+
+def _try(lines: Sequence[str], separator: str) -> _Form | None:
+    """The form of a list without a header if `separator` is what separates, told by the names."""
+    rows = [_split(line, separator) for line in lines]
+    cells = [row for row in rows if row is not None and len(row) > 1]
+    if len(cells) < len(rows):
+        return None
+    counts = {len(row) for row in cells}
+    num_columns = 2 if counts == {2} else None
+    if all(is_image_name(row[0]) for row in cells):
+        return _Form(separator, num_columns=num_columns)
+    if num_columns is None:
+        return None
+    if all(is_image_name(row[1]) for row in cells):
+        return _Form(separator, 1, 0, num_columns=2)
+    # A blank in a name without a suffix is more likely that before the label, in which there is the separator.
+    return (
+        None
+        if any(re.search(r"\s", row[0]) and '"' not in line for row, line in zip(cells, lines, strict=True))
+        else _Form(separator, num_columns=2)
+    )
+
+
+def _columns(header: Sequence[str]) -> tuple[int, int] | None:
+    """Which column has the names and which the labels; None if `header` is none."""
+    words = [re.sub(r"[\W_]", "", cell.casefold()) for cell in header]
+    names, labels = (
+        sorted((known.index(word), column) for column, word in enumerate(words) if word in known)
+        for known in (_NAME_HEADERS, _LABEL_HEADERS)
+    )
+    return (names[0][1], labels[0][1]) if names and labels else None
+
+
+def _split(line: str, separator: str) -> list[str] | None:
+    """The cells of a line, stripped; None where quotes are not as in CSV."""
+    try:
+        (row,) = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError):
+        return None
+    return [cell.strip() for cell in row]
+
+
+def _cells(line: str, form: _Form, place: str) -> tuple[str, str]:
+    assert form.separator is not None
+    cells = _split(line, form.separator)
+    if cells is None:
+        raise DataError(f"{place}: a quote is not closed, or there is text beside it.", cure='A " in a name is "".')
+    if form.num_columns is None and len(cells) > 1:
+        rest = line.split(form.separator, 1)[1].strip() if '"' not in line else f"{form.separator} ".join(cells[1:])
+        return cells[0], rest
+    if form.num_columns != len(cells):
+        raise DataError(
+            f"{place}: found {len(cells)} columns; expected {form.num_columns or 2}, as in the lines before.",
+            cure=f'Quote what holds a separator: "a{form.separator}b"',
+        )
+    if not cells[form.name]:
+        raise DataError(f"{place}: found no name of an image.", cure=LIST_FORM)
+    return cells[form.name], cells[form.label]
+
+
+def _has_image_before_blank(line: str) -> bool:
+    return '"' not in line and any(
+        line[blank.end()] not in ",;" and is_image_name(line[: blank.start()]) for blank in re.finditer(r"\s+", line)
+    )
+
+
+def _parse_line(line: str, known: KnownClasses, place: str) -> tuple[str, int]:
+    """The name of an image and the index of its class.
+
+    Both may hold blanks, so every blank may be the one between them. What stands before it should look like an image,
+    what follows must be a class; of several, the longest class counts.
+    """
+    splits = [(line[: blank.start()], line[blank.end() :]) for blank in re.finditer(r"\s+", line)]
+    if not splits:
+        raise DataError(f"{place}: found only {printable_path(line)!r}; expected a label after it.", cure=LIST_FORM)
+    by_class = [(name, index) for name, text in splits if (index := known.find(text)) is not None]
+    by_class = [choice for choice in by_class if is_image_name(choice[0])] or by_class
+    name, text = splits[-1]
+    if by_class and (not _is_number(text) or by_class[0][0] != name):
+        return by_class[0]
+    return name, _index(text, known, place)
+
+
+def _index(text: str, known: KnownClasses, place: str) -> int:
+    """The index of the class that a list calls `text`, which may be the index itself."""
+    found = known.find(text)
+    if not _is_number(text):
+        if found is not None:
+            return found
+        raise DataError(
+            f"{place}: found the label {printable_path(text)!r}, which is no class of the model{known.nearest(text)}.",
+            cure=f"{LIST_FORM}\n{known.describe()}",
+        )
+    index = int(text)
+    if found is not None and found != index:
+        raise DataError(
+            f"{place}: {text!r} is the name of class {found}, and class {index} has another name.",
+            cure="Where classes are called by numbers, put the images into class folders.",
+        )
+    if index >= len(known.names):
+        raise DataError(
+            f"{place}: found the index {index}; expected 0 to {len(known.names) - 1}, as the model has "
+            f"{len(known.names)} classes.",
+            cure=LIST_FORM,
+        )
+    return index
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None
