@@ -38,7 +38,9 @@ def prepare(
     seed: Annotated[int, typer.Option(min=0, help="For that choice; `train` makes it by its own --seed.")] = 0,
     train_list: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Lines of `name label`, or CSV, in place of folders; names are relative to DATA."),
+        typer.Option(
+            metavar="FILE", help="Lines of `name label`, or CSV, in place of folders; names relative to DATA."
+        ),
     ] = None,
     val_list: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The same for validation, also for ILSVRC without its devkit.")
