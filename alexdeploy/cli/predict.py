@@ -135,7 +135,7 @@ def predict(
             _stream(predictor, given, output, chosen, report)
         else:
             _write_file(predictor, given, path, chosen, report)
-    report.summarize(predictor)
+    report.summarize(predictor, given)
     if report.num_errors:
         raise typer.Exit(3)
 
@@ -282,8 +282,8 @@ class _Report:
         self.num_rows += 1
         self.num_errors += row.error is not None
 
-    def summarize(self, predictor: Predictor) -> None:
-        """How many images, how fast, and what gave the answers; of replicas, what each of them did."""
+    def summarize(self, predictor: Predictor, inputs: Inputs) -> None:
+        """How many images, how fast, and what gave the answers; of replicas, what each did; what was no image."""
         if self.quiet:
             return
         info, seconds = predictor.info, max(time.monotonic() - self._began, 1e-9)
@@ -303,3 +303,5 @@ class _Report:
             f"{out.count(self.num_rows + self.num_kept, 'image')}{kept}, {out.count(self.num_errors, 'error')}, "
             f"{rate:,.1f} images/s, {_describe(info)}"
         )
+        if skipped := str(inputs.skipped):
+            out.note(f"skipped {skipped}")

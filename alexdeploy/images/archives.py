@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Any, NamedTuple, cast
 
-from alexdeploy.images.listing import MAX_FILE_BYTES, is_hidden, is_image_name, raw_problem
+from alexdeploy.images.listing import MAX_FILE_BYTES, Skipped, is_hidden, is_image_name, raw_problem
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -41,13 +41,16 @@ def is_archive_name(path: str) -> bool:
     return path.lower().endswith(ZIP_SUFFIXES + TAR_SUFFIXES)
 
 
-def iter_members(path: str) -> Generator[Member, None, None]:
+def iter_members(path: str, skipped: Skipped | None = None) -> Generator[Member, None, None]:
     """Read the image members of the archive at `path`, a regular file, one whenever the caller asks.
+
+    `skipped` counts the other files.
 
     Links, encrypted members and members above MAX_FILE_BYTES come with a problem in place of bytes. Damage
     to the archive as a whole ends it, after what could be read, with one problem.
     """
-    members = _zip_members(path) if path.lower().endswith(ZIP_SUFFIXES) else _tar_members(path)
+    read = _zip_members if path.lower().endswith(ZIP_SUFFIXES) else _tar_members
+    members = read(path, Skipped() if skipped is None else skipped)
     found = False
     with closing(members):
         for member in members:
@@ -57,7 +60,7 @@ def iter_members(path: str) -> Generator[Member, None, None]:
         yield Member(None, None, "no images in archive")
 
 
-def _zip_members(path: str) -> Generator[Member, None, None]:
+def _zip_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
     # zipfile raises BadZipFile, ValueError, OSError, NotImplementedError, UnicodeDecodeError and more.
     try:
         archive = zipfile.ZipFile(path)
@@ -66,11 +69,13 @@ def _zip_members(path: str) -> Generator[Member, None, None]:
         return
     with archive:
         for info in archive.infolist():
-            if not info.is_dir() and _is_wanted(info.filename):
-                yield _read_zip_member(archive, info)
+            # Some programs on Windows write backslashes; zipfile replaces them on Windows alone.
+            name = info.filename.replace("\\", "/")
+            if not name.endswith("/") and _is_wanted(name, skipped):
+                yield _read_zip_member(archive, info, name)
 
 
-def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Member:
     problem = None
     if stat.S_ISLNK(info.external_attr >> 16):
         problem = "is a symbolic link; links in archives are not followed"
@@ -81,21 +86,21 @@ def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     elif info.compress_type not in _ZIP_METHODS:
         problem = f"is compressed with method {info.compress_type}; stored and deflated members are read"
     else:
-        problem = raw_problem(info.filename)
+        problem = raw_problem(name)
     if problem is not None:
-        return Member(info.filename, None, problem)
+        return Member(name, None, problem)
     try:
         # With a length zipfile inflates no more than that, even where the directory lies about the size.
         with archive.open(info) as file:
             data = file.read(info.file_size)
         if len(data) != info.file_size:
-            return Member(info.filename, None, f"{_TRUNCATED}: {len(data):,} of {info.file_size:,} bytes")
-        return Member(info.filename, data, None)
+            return Member(name, None, f"{_TRUNCATED}: {len(data):,} of {info.file_size:,} bytes")
+        return Member(name, data, None)
     except Exception as exc:
-        return Member(info.filename, None, f"cannot be read from the archive: {_reason(exc)}")
+        return Member(name, None, f"cannot be read from the archive: {_reason(exc)}")
 
 
-def _tar_members(path: str) -> Generator[Member, None, None]:
+def _tar_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
     try:
         archive = tarfile.open(path, "r|*", tarinfo=StrictTarInfo)  # noqa: SIM115
     except Exception as exc:
@@ -112,7 +117,7 @@ def _tar_members(path: str) -> Generator[Member, None, None]:
                 return
             # TarFile keeps every header it has met, for a lookup by name that a stream never makes.
             cast("Any", archive).members.clear()
-            if info.isdir() or not _is_wanted(info.name):
+            if info.isdir() or not _is_wanted(info.name, skipped):
                 continue
             member, is_intact = _read_tar_member(archive, info)
             yield member
@@ -156,9 +161,14 @@ class StrictTarInfo(tarfile.TarInfo):
         return info
 
 
-def _is_wanted(name: str) -> bool:
-    folders = name.split("/")
-    return is_image_name(name) and not any(is_hidden(part) for part in folders if part not in (".", ".."))
+def _is_wanted(name: str, skipped: Skipped) -> bool:
+    if any(is_hidden(part) for part in name.split("/") if part not in (".", "..")):
+        skipped.num_hidden += 1
+        return False
+    if not is_image_name(name):
+        skipped.add_file(name)
+        return False
+    return True
 
 
 def _too_large(num_bytes: int) -> str:

@@ -101,6 +101,10 @@ class Skipped:
         is_kept = suffix in self.suffixes or len(self.suffixes) < _MOST_SUFFIXES
         self.suffixes[suffix if is_kept else "others"] += 1
 
+    def clear(self) -> None:
+        self.suffixes.clear()
+        self.num_hidden = 0
+
     def __str__(self) -> str:
         """In words; empty if there was nothing."""
         parts = []

@@ -12,14 +12,14 @@ import stat
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.core.reading import UnsuitableFileError, check_regular, read_regular
 from alexdeploy.images.archives import is_archive_name, iter_members
 from alexdeploy.images.globbing import expand
-from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, describe, raw_problem, walk_images
+from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, Skipped, describe, raw_problem, walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 from alexdeploy.images.text_lists import split_names
 
@@ -73,13 +73,18 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What the user named, and what stood on standard input; it can be walked more than once."""
+    """What the user named, and what stood on standard input; it can be walked more than once.
+
+    `skipped` counts what folders and archives held besides, as far as the last walk has come.
+    """
 
     texts: tuple[str, ...]
     standard_input: bytes = b""
+    skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     def __iter__(self) -> Iterator[Source]:
-        return _iter_sources(self.texts, self.standard_input)
+        self.skipped.clear()
+        return _iter_sources(self.texts, self.standard_input, self.skipped)
 
     def count(self, is_wanted: Callable[[], bool] = lambda: True) -> int | None:
         """How many sources there are; None with images in archives, which would have to be read for it.
@@ -87,7 +92,7 @@ class Inputs:
         It takes as long as to list the folders, and gives up where it `is_wanted` no more.
         """
         number = 0
-        with closing(_iter_sources(self.texts, self.standard_input)) as found:
+        with closing(_iter_sources(self.texts, self.standard_input, Skipped())) as found:
             for source in found:
                 if source.data is not None or not is_wanted():
                     return None
@@ -115,33 +120,33 @@ def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
     return iter(read_inputs(inputs))
 
 
-def _iter_sources(inputs: Iterable[str], standard_input: bytes) -> Generator[Source, None, None]:
+def _iter_sources(inputs: Iterable[str], standard_input: bytes, skipped: Skipped) -> Generator[Source, None, None]:
     for text in inputs:
         if text == "-":
-            yield from _from_list(standard_input, "standard input", "")
+            yield from _from_list(standard_input, "standard input", "", skipped)
         elif text.startswith("@"):
-            yield from _from_list_file(text[1:])
+            yield from _from_list_file(text[1:], skipped)
         elif glob.has_magic(text) and not os.path.lexists(text):
-            yield from _from_glob(text)
+            yield from _from_glob(text, skipped)
         else:
-            yield from _from_path(text)
+            yield from _from_path(text, skipped)
 
 
-def _from_path(path: str, *, was_listed: bool = False) -> Iterator[Source]:
+def _from_path(path: str, skipped: Skipped, *, was_listed: bool = False) -> Iterator[Source]:
     if not _is_kind(path, stat.S_IFDIR) and is_archive_name(path) and _is_kind(path, stat.S_IFREG):
-        yield from _from_archive(path)
+        yield from _from_archive(path, skipped)
     elif _is_kind(path, stat.S_IFDIR):
-        yield from _from_folder(path)
+        yield from _from_folder(path, skipped)
     else:
         yield Source(name=printable_path(path), path=path, was_listed=was_listed)
 
 
-def _from_folder(folder: str) -> Iterator[Source]:
+def _from_folder(folder: str, skipped: Skipped) -> Iterator[Source]:
     if is_packed(folder):
         yield from _from_packed(folder)
         return
     is_empty = True
-    for path, problem in walk_images(folder):
+    for path, problem in walk_images(folder, skipped):
         is_empty = False
         if problem is None:
             yield Source(name=printable_path(path), path=path, was_listed=True)
@@ -167,16 +172,16 @@ def packed_sources(folder: str, images: PackedImages) -> Iterator[Source]:
         yield Source(name=f"{printable_path(folder)}!{name}", packed=PackedImage(images, number))
 
 
-def _from_archive(path: str) -> Iterator[Source]:
+def _from_archive(path: str, skipped: Skipped) -> Iterator[Source]:
     archive = printable_path(path)
     # A caller that stops early closes this generator, and the archive with it.
-    with closing(iter_members(path)) as members:
+    with closing(iter_members(path, skipped)) as members:
         for name, data, problem in members:
             shown = archive if name is None else f"{archive}!{printable_path(name)}"
             yield Source(name=shown, data=data, problem=problem)
 
 
-def _from_glob(pattern: str) -> Iterator[Source]:
+def _from_glob(pattern: str, skipped: Skipped) -> Iterator[Source]:
     try:
         found = sorted(set(expand(pattern)), key=lambda match: os.fsencode(match.path))
     # A NUL, or half of a character in UTF-16.
@@ -192,21 +197,21 @@ def _from_glob(pattern: str) -> Iterator[Source]:
         yield Source(name=printable_path(pattern), problem="no such file, and no file matches the pattern")
     for path, problem in found:
         if problem is None:
-            yield from _from_path(path, was_listed=True)
+            yield from _from_path(path, skipped, was_listed=True)
         else:
             yield Source(name=printable_path(path), problem=problem)
 
 
-def _from_list_file(path: str) -> Iterator[Source]:
+def _from_list_file(path: str, skipped: Skipped) -> Iterator[Source]:
     try:
         data = read_file(path)
     except ImageError as exc:
         yield Source(name=printable_path(f"@{path}"), problem=f"the list cannot be read: {exc.message}")
         return
-    yield from _from_list(data, f"@{path}", os.path.dirname(path))
+    yield from _from_list(data, f"@{path}", os.path.dirname(path), skipped)
 
 
-def _from_list(data: bytes, name: str, base: str) -> Iterator[Source]:
+def _from_list(data: bytes, name: str, base: str, skipped: Skipped) -> Iterator[Source]:
     try:
         entries = split_names(data, name)
     except DataError as exc:
@@ -218,7 +223,7 @@ def _from_list(data: bytes, name: str, base: str) -> Iterator[Source]:
         if _has_no_name(entry):
             yield Source(name=printable_path(entry), problem=_NO_NAME)
         else:
-            yield from _from_path(os.path.join(base, entry))
+            yield from _from_path(os.path.join(base, entry), skipped)
 
 
 def _has_no_name(entry: str) -> bool:

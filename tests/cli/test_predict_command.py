@@ -179,6 +179,77 @@ def test_every_input_has_its_row_whatever_it_is(
     assert "Traceback" not in result.stderr
 
 
+def make_circle(path: Path) -> None:
+    path.mkdir()
+    (path / "l1").symlink_to(".")
+    (path / "l2").symlink_to(".")
+    make_png(path / "a.png")
+
+
+def make_zip_of_windows(path: Path) -> None:
+    make_png(path.with_suffix(".png"))
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("x")
+        info.filename = ".\\a.png"
+        archive.writestr(info, path.with_suffix(".png").read_bytes())
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("make", "text", "expected"),
+    [
+        (lambda path: path.write_text("images/1.jpg\r\n", "utf-16"), "@x", {"images/1.jpg": None}),
+        (lambda path: path.write_text("images/1.jpg\r\n", "utf-16-le"), "@x", {"@x": "without a byte-order mark"}),
+        (lambda path: path.write_bytes(b"\xff\xfe\0"), "@x", {"@x": "not valid UTF-16"}),
+        (
+            lambda path: path.write_text("images/1.jpg\n/\n.\n..\n"),
+            "@x",
+            {"images/1.jpg": None, "/": "root folder", ".": "above the list", "..": "above the list"},
+        ),
+        (lambda path: path.write_bytes(b"images/1.jpg\0\0/\0"), "@x", {"images/1.jpg": None, "/": "root folder"}),
+        (make_circle, "x/**/*.png", {"x/a.png": None}),
+        (make_circle, "x", {"x/a.png": None}),
+        (make_circle, "x/**/l1/**", {"x/l1/a.png": None}),
+        (make_zip_of_windows, "x.zip", {"x.zip!./a.png": None}),
+        (lambda path: path.write_bytes(b"qoif"), "x.qoi", {"x.qoi": "QOI"}),
+    ],
+    ids=[
+        "utf-16",
+        "no-mark",
+        "cut-off",
+        "folders",
+        "nul",
+        "circle",
+        "circle-folder",
+        "circle-link",
+        "backslash",
+        "qoi",
+    ],
+)
+def test_lists_and_trees_of_every_kind_have_a_row_for_each_input(
+    workplace: Path, make: Callable[[Path], object], text: str, expected: dict[str, str | None]
+) -> None:
+    make(workplace / (text if "." in text and "/" not in text else "x"))
+    inputs = ("images/0.jpg", text, "images/2.jpg")
+    done = subprocess.run(command(*inputs), capture_output=True, text=True, timeout=120, check=False)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "Traceback" not in done.stderr
+    assert [row["source"] for row in rows] == ["images/0.jpg", *expected, "images/2.jpg"]
+    for row, error in zip(rows[1:-1], expected.values(), strict=True):
+        assert row["error"] is None if error is None else error in row["error"]
+    assert done.returncode == (3 if any(expected.values()) else 0)
+
+
+def test_files_that_are_no_images_are_counted_in_the_summary(run: Run, workplace: Path) -> None:
+    for name in ("notes.txt", "more.txt", "labels.xml", ".DS_Store"):
+        (workplace / "images" / name).touch()
+    result = run("images")
+    assert (result.exit_code, len(result.rows)) == (0, 5)
+    last = result.stderr.splitlines()[-1]
+    assert last == "skipped 3 files that are no images (.txt 2, .xml 1) and 1 hidden or system name"
+    assert run("images", "--quiet").stderr == ""
+
+
 @posix_only
 @pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_has_its_row(run: Run, workplace: Path) -> None:

@@ -61,7 +61,24 @@ def test_a_named_file_counts_whatever_its_suffix(tmp_path):
     assert names_in(tmp_path, f"{tmp_path}/picture.dat", f"{tmp_path}/.hidden") == ["picture.dat", ".hidden"]
 
 
-@pytest.mark.parametrize("name", ["a.heic", "b.HEIF", "c.avif", "d.jp2", "e.jxl", "f.dng", "g.CR2", "h.nef", "i.arw"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.heic",
+        "b.HEIF",
+        "c.avif",
+        "d.jp2",
+        "e.jxl",
+        "f.dng",
+        "g.CR2",
+        "h.nef",
+        "i.arw",
+        "a.qoi",
+        "b.tga",
+        "c.dib",
+        "d.apng",
+    ],
+)
 def test_photographs_of_a_kind_that_is_not_read_are_listed_all_the_same(tmp_path, name):
     fill(tmp_path / "photographs", name, "j.jpg", "notes.txt", "video.mp4")
     with zipfile.ZipFile(tmp_path / "photographs.zip", "w") as archive:
@@ -736,3 +753,45 @@ def test_counting_ends_where_nobody_wants_to_know_any_more(tmp_path):
     fill(tmp_path, *(f"{index}.jpg" for index in range(9)))
     answers = iter([True, True, False])
     assert read_inputs([str(tmp_path)]).count(lambda: next(answers)) is None
+
+
+def test_members_of_a_zip_archive_with_backslashes_are_found(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in (".\\a.jpg", "cats\\b.jpg", "cats\\.hidden\\c.jpg", "cats\\d.txt", "cats\\", "__MACOSX\\._b.jpg"):
+            info = zipfile.ZipInfo("x")
+            # Past the constructor, which replaces them on Windows.
+            info.filename = name
+            archive.writestr(info, name.encode())
+    inputs = read_inputs([str(tmp_path / "a.zip")])
+    assert [(source.name.partition("!")[2], source.read()) for source in inputs] == [
+        ("./a.jpg", b".\\a.jpg"),
+        ("cats/b.jpg", b"cats\\b.jpg"),
+    ]
+    assert str(inputs.skipped) == "1 file that is no image (.txt 1) and 2 hidden or system names"
+
+
+def test_what_a_walk_passes_over_is_counted_by_suffix(tmp_path):
+    fill(
+        tmp_path,
+        "a.jpg",
+        "x/b.txt",
+        "x/c.TXT",
+        "x/README",
+        "d.xml",
+        ".hidden.jpg",
+        ".git/e.jpg",
+        "@eaDir/a.jpg",
+        "f.zip",
+    )
+    write_tar(tmp_path / "g.tar", "a.jpg", "notes.txt", "._a.jpg")
+    inputs = read_inputs([str(tmp_path), str(tmp_path / "g.tar")])
+    assert inputs.count() is None
+    assert str(inputs.skipped) == ""
+    for _ in range(2):
+        assert sum(1 for _ in inputs) == 2
+        assert inputs.skipped.suffixes == {".txt": 3, "no suffix": 1, ".xml": 1, ".zip": 1, ".tar": 1}
+        assert inputs.skipped.num_hidden == 4
+    fill(tmp_path, *(f"many/{number}.{number}" for number in range(300)))
+    assert sum(1 for _ in inputs) == 2
+    assert len(inputs.skipped.suffixes) == 101
+    assert str(inputs.skipped).startswith("307 files that are no images (others ")
