@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from alexdeploy.core.errors import AlexDeployError, ModelError, ParityError, first_line
+from alexdeploy.core.errors import AlexDeployError, ModelError, ParityError
 from alexdeploy.core.metrics import softmax
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
 from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.parity import TOLERANCES
-from alexdeploy.export.runner import run_graph
+from alexdeploy.export.runner import run_graph, runtime_message
 from alexdeploy.images.preprocess import network_input
 from alexdeploy.network import caffe_forward, reference
 from alexdeploy.network.caffe_convert import Converted
@@ -69,7 +69,8 @@ def check_same_answers(network: ModelProto, probe: Probe, spec: ModelSpec, batch
             raise
         except Exception as exc:
             raise ModelError(
-                f"{path}, built for a batch of {batch}, cannot be rewritten to run one of {num}: {first_line(exc)}",
+                f"{path}, built for a batch of {batch}, cannot be rewritten to run one of {num}: "
+                + runtime_message(exc),
                 cure="Export it with a dynamic batch.",
             ) from exc
         expected = probe.probabilities[:num]

@@ -181,8 +181,8 @@ def _cure(value: onnx.ValueInfoProto) -> str:
 def _check_lrn(graph: GraphProto, path: Path) -> None:
     for node in all_nodes(graph.node):
         size = attribute(node, "size", 1) if node.op_type == "LRN" else 1
-        if size % 2 == 0:
+        if size % 2 == 0 or size < 1:
             raise ModelError(
-                f"{path}: LRN {node.name or node.output[0]} has size {size}; it must be odd "
-                "(TensorRT and ONNX Runtime refuse even windows)"
+                f"{path}: LRN {node.name or node.output[0]} has size {size}; it must be odd and at least 1 "
+                "(TensorRT and ONNX Runtime refuse other windows)"
             )

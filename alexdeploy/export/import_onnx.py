@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import AlexDeployError, ModelError, first_line
+from alexdeploy.core.errors import AlexDeployError, ModelError
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.export import graphs
 from alexdeploy.export.deployment import PREFIX as DEPLOY_PREFIX
@@ -34,7 +34,7 @@ from alexdeploy.export.import_input import PREFIX, ImageInput, one_input, take_f
 from alexdeploy.export.import_known import read_foreign, recognise
 from alexdeploy.export.import_opset import modern, runnable
 from alexdeploy.export.import_output import LOGITS, Scores, append_logits, before_activation, choose_output
-from alexdeploy.export.runner import run_graph
+from alexdeploy.export.runner import run_graph, runtime_message
 from alexdeploy.images.preprocess import network_input
 
 _TAKEN = ("images", "logits", "probabilities", "view_classes")
@@ -92,6 +92,7 @@ def import_onnx(
     )
     model = modern(model, path)
     if probe.precision == "fp16":
+        on_warning(f"{path.name} computes in float16; the imported network computes in float32")
         model = to_fp32(model)
     take_float_planes(model.graph, image)
     fold_constants(model.graph)
@@ -244,4 +245,4 @@ def _run(model: ModelProto, inputs: NDArray[np.generic], names: Sequence[str], p
         raise
     except Exception as exc:
         # ONNX Runtime's own exceptions have no common base short of Exception.
-        raise ModelError(f"{path} cannot be run by ONNX Runtime: {first_line(exc)}") from exc
+        raise ModelError(f"{path} cannot be run by ONNX Runtime: {runtime_message(exc)}") from exc

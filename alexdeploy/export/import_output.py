@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -118,7 +118,8 @@ def choose_output(
     others = [str(output) for output in outputs if output is not chosen]
     if others and wanted is None:
         on_warning(
-            f"output {chosen} is taken as the class scores; the others are {', '.join(others)} (--output-name NAME)"
+            f"class scores are taken from output {chosen}; other outputs: {', '.join(others)} "
+            "(choose with --output-name)"
         )
     return _scores(chosen, labels, path, on_warning)
 
@@ -184,7 +185,7 @@ def _outputs(
             answers = [part[tensors.index(value.name)] for part in parts]
             shape, why_not = str(list(answers[0].shape)), ""
             if answers[0].dtype.kind != "f":
-                why_not = str(answers[0].dtype)
+                why_not = "strings" if answers[0].dtype.kind in "OSU" else str(answers[0].dtype)
             elif _holds_scores(answers[0].shape, batch):
                 values = np.concatenate(answers)[:2].reshape(2, -1).astype(np.float32)
                 why_not = _why_no_scores(values, chain)
@@ -260,7 +261,7 @@ def _narrowed(found: list[_Output], outputs: list[_Output], graph: GraphProto, n
     return [each for each in found if _SCORE_NAME.search(each.name)] or found
 
 
-def _refuse(outputs: Sequence[_Output], batch: int, path: Path) -> None:
+def _refuse(outputs: Sequence[_Output], batch: int, path: Path) -> NoReturn:
     found = ", ".join(map(str, outputs))
     is_map = any(node.op_type == "ZipMap" for output in outputs for node in output.chain)
     raise ModelError(

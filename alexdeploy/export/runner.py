@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, first_line
 from alexdeploy.export.onnxruntime_library import load_onnxruntime
+
+_NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |/\S+\.(?:h|cc|cpp):\d+ .*?\) (?:\[with .*?\] )?")
 
 
 class GraphRunner:
@@ -48,9 +51,14 @@ def run_graph(
     return values
 
 
+def runtime_message(exc: BaseException) -> str:
+    """What ONNX Runtime's exception says, without its code and the place in its source."""
+    return _NOISE.sub("", first_line(exc))
+
+
 def device_error(exc: Exception, memory_cure: str) -> DeviceError:
     """What ONNX Runtime raised, as an error of ours. `memory_cure` is for want of memory."""
-    text = first_line(exc)
+    text = runtime_message(exc)
     if "allocate" in text.lower() or "bad_alloc" in text:
         return DeviceMemoryError(f"ONNX Runtime ran out of memory: {text}", cure=memory_cure)
     return DeviceError(f"ONNX Runtime failed: {text}")

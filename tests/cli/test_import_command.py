@@ -79,10 +79,10 @@ def test_the_output_that_is_taken_is_said_and_can_be_chosen(run: Run) -> None:
     Path("two.onnx").write_bytes(model.SerializeToString())
     result = run("two.onnx", *MEASURED)
     assert result.exit_code == 0
-    assert "warning: output prob [1, 4] is taken as the class scores; the others are conv [1, 4, 1, 1]" in result.stderr
-    assert "(--output-name NAME)" in result.stderr
+    assert "warning: class scores are taken from output prob [1, 4]; other outputs: conv [1, 4, 1, 1]" in result.stderr
+    assert "(choose with --output-name)" in result.stderr
     chosen = run("two.onnx", *MEASURED, "--output-name", "conv", "--overwrite")
-    assert "is taken as" not in chosen.stderr
+    assert "are taken from" not in chosen.stderr
     assert find_model("two").spec().provenance["imported_output"] == "conv"
 
 

@@ -133,7 +133,8 @@ def half(channels_last: bool = False, *, softmax: bool = False) -> ModelProto:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_network_in_float16_becomes_one_in_float32(imported: Import, channels_last: bool) -> None:
-    folder = imported(half(channels_last), tolerance=HALF_TOLERANCE)
+    told = ["theirs.onnx computes in float16; the imported network computes in float32"]
+    folder = imported(half(channels_last), tolerance=HALF_TOLERANCE, warnings=told)
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(folder.onnx_path()).graph.initializer}
     for tensor in weights():
         expected = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
@@ -185,10 +186,20 @@ def test_an_input_of_another_type_is_refused(tmp_path: Path, kind: int) -> None:
     assert "Export it with a float32 input." in message
 
 
-@pytest.mark.parametrize("size", [2, 4, 6])
-def test_an_lrn_with_an_even_window_is_refused_by_name(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("size", [-3, 0, 2, 4, 6])
+def test_an_lrn_with_a_window_that_is_not_odd_is_refused_by_name(tmp_path: Path, size: int) -> None:
     conv, relu, pool = head()
     pool.input[0] = "normed"
     norm = helper.make_node("LRN", ["relu"], ["normed"], name="norm1", size=size)
     message = refused(classifier([conv, relu, norm, pool, *tail()]), tmp_path, ModelError)
-    assert f"theirs.onnx: LRN norm1 has size {size}; it must be odd (TensorRT and ONNX Runtime refuse even" in message
+    assert f"theirs.onnx: LRN norm1 has size {size}; it must be odd and at least 1 (TensorRT" in message
+
+
+def test_what_onnx_runtime_refuses_is_said_without_the_place_in_its_source(tmp_path: Path) -> None:
+    conv, relu, pool = head()
+    pool.input[0] = "padded"
+    wide = helper.make_node("MaxPool", ["relu"], ["padded"], kernel_shape=[3, 3], pads=[3, 3, 3, 3])
+    message = refused(classifier([conv, relu, wide, pool, *tail()]), tmp_path, ModelError)
+    assert "cannot be run by ONNX Runtime: Exception during initialization: pads" in message
+    assert "Pad should be smaller than kernel." in message
+    assert "/" not in message.partition("cannot be run")[2]

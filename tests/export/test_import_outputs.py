@@ -12,8 +12,6 @@ from their_graphs import CLASSES, FEATURES, Import, classifier, head, ints, node
 
 from alexdeploy.core.errors import ModelError, UsageError
 
-TAKEN = "is taken as the class scores; the others are"
-
 
 def node(op: str, inputs: str, outputs: str, **attributes: object) -> NodeProto:
     return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
@@ -52,7 +50,7 @@ GEMM = helper.make_node("Gemm", ["flat", "fc.w", "fc.b"], ["scores"], transB=1)
 
 
 def test_features_before_scores_are_not_taken(imported: Import) -> None:
-    told: list[str] = [f"output scores [1, 5] {TAKEN} flat [1, 6] (--output-name NAME)"]
+    told = ["class scores are taken from output scores [1, 5]; other outputs: flat [1, 6] (choose with --output-name)"]
     folder = imported(several([*flat_features(), GEMM], "flat", "scores"), warnings=told)
     assert folder.spec().provenance["imported_output"] == "scores"
 
@@ -143,9 +141,23 @@ def zip_map(*outputs: str) -> ModelProto:
 
 def test_a_zip_map_is_passed_over_where_there_are_probabilities_as_well(imported: Import) -> None:
     told = [
-        f"output prob [1, 5] {TAKEN} probabilities (not a tensor: sequence), label [1] (int64) (--output-name NAME)"
+        "class scores are taken from output prob [1, 5]; other outputs: probabilities (not a tensor: sequence), "
+        "label [1] (int64) (choose with --output-name)"
     ]
     imported(zip_map("probabilities", "label:label", "prob"), "prob", gives_probabilities=True, warnings=told)
+
+
+def test_labels_in_words_are_passed_over(imported: Import) -> None:
+    model = several([*flat_features(), GEMM, node("ArgMax", "scores", "index", axis=1, keepdims=0)], "scores")
+    words = node("LabelEncoder", "index", "word", keys_int64s=[0], values_strings=["cat"], domain="ai.onnx.ml")
+    model.graph.node.append(words)
+    model.graph.output.insert(0, helper.make_tensor_value_info("word", TensorProto.STRING, ["N"]))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    told = [
+        "class scores are taken from output scores [1, 5]; other outputs: word [1] (strings) "
+        "(choose with --output-name)"
+    ]
+    imported(model, warnings=told)
 
 
 @pytest.mark.parametrize("options", [{}, {"output_name": "probabilities"}])
