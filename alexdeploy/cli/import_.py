@@ -23,7 +23,8 @@ def import_(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="An image classifier as .onnx; weights as .caffemodel, .pth (PyTorch) or .safetensors.",
+            help="An image classifier as .onnx; weights as .caffemodel, .pth or .ckpt (PyTorch), .safetensors, .npy "
+            "(caffe-tensorflow) or .mat (MatConvNet).",
         ),
     ],
     recipe: Annotated[
@@ -62,31 +63,35 @@ def import_(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name.")] = False,
 ) -> None:
-    """Make a model folder of an ONNX classifier, or of an AlexNet's weights from Caffe, PyTorch or safetensors.
+    """Make a model folder of an ONNX classifier, or of an AlexNet's weights from Caffe, PyTorch, MatConvNet and others.
 
     A graph may call its input and output as it likes, have a fixed or dynamic batch, and end in a softmax or not. It
     says nothing of how its images were prepared: give --recipe, or --channels, --scale, --mean and --std. A caffemodel
-    tells its layers, and what it does not tell is asked for. torchvision's alexnet is known by its names.
+    and a .mat tell their layers, and what they do not tell is asked for. torchvision's alexnet is known by its names.
+    The format of weights is recognized by the file's first bytes, whatever it is called.
     """
     from alexdeploy.export.import_folder import read_mean_image
     from alexdeploy.export.import_known import refuse_other_format
-    from alexdeploy.export.import_weights import SUFFIXES
+    from alexdeploy.export.weight_format import SUFFIXES, file_format
 
-    suffix = file.suffix.lower()
-    refuse_other_format(file, (".onnx", *SUFFIXES))
+    kind = file_format(file)
+    if kind is None:
+        refuse_other_format(file, (".onnx", *SUFFIXES))
     if mean is not None and mean_image is not None:
         raise UsageError("--mean and --mean-image are both given", cure="Leave one of them out.")
-    if output_name is not None and suffix != ".onnx":
+    if output_name is not None and kind != "onnx":
         raise UsageError(f"--output-name is for graphs; {file} has weights only", cure="Leave it out.")
     given: dict[str, object] = {
         key: value for key, value in (("channels", channels), ("scale", scale), ("resize", resize)) if value is not None
     }
     given |= {key: _three(key, value) for key, value in (("mean", mean), ("std", std)) if value is not None}
     _check_numbers(given)
-    folder = model_folder(file.stem if name is None else name)
+    # weights.pth.tar is called weights.
+    stem = Path(file.stem).stem if file.suffix.lower() == ".tar" else file.stem
+    folder = model_folder(stem if name is None else name)
     image = None if mean_image is None else read_mean_image(mean_image)
     classes = None if labels is None else _read_labels(labels)
-    if suffix == ".onnx":
+    if kind == "onnx":
         from alexdeploy.export.import_folder import graph_preprocessing
         from alexdeploy.export.import_onnx import ImportOptions, import_onnx
 
@@ -104,7 +109,7 @@ def import_(
 
         weights = WeightsOptions(steps=given, mean_image=image, classes=classes, recipe=recipe, overwrite=overwrite)
         spec = import_weights(file, folder, weights, output.warn)
-    if classes is None:
+    if classes is None and spec.classes[0] == "class-0":
         output.warn(f"no --labels: the classes are called {spec.classes[0]} to {spec.classes[-1]}")
     _report(spec, file, folder)
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.reading import MAX_DATA_BYTES, read_regular
@@ -92,11 +93,9 @@ _CONVERSIONS = {
 """Formats that are not read here: what a file of that suffix is, and how to convert it."""
 
 
-def refuse_other_format(path: Path, supported: Sequence[str]) -> None:
-    """Raise UsageError for a file whose suffix is none of `supported`, with the command that converts it, if known."""
+def refuse_other_format(path: Path, supported: Sequence[str]) -> NoReturn:
+    """Raise UsageError for a file of another format than `supported`, with the command that converts it, if known."""
     suffix = path.suffix.lower()
-    if suffix in supported:
-        return
     if suffix not in _CONVERSIONS:
         raise UsageError(f"unsupported file type: {path}", cure=f"Supported are {', '.join(supported)}.")
     kind, command = _CONVERSIONS[suffix]

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from alexdeploy.core.errors import DataError, UsageError
+from alexdeploy.core.matfile import MatError, read_struct
 from alexdeploy.core.reading import open_regular
 from alexdeploy.images.archives import StrictTarInfo
 from alexdeploy.images.label_list import read_label_list
 from alexdeploy.images.listing import describe, is_image_name
-from alexdeploy.images.matfile import MatError, read_struct
 from alexdeploy.images.originals import Original, Originals
 from alexdeploy.images.sources import printable_path
 

@@ -7,9 +7,11 @@ import pickle
 from pathlib import Path
 
 import caffe_files as files
+import matlab_files
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from program import Result, Run
 
@@ -203,7 +205,9 @@ def test_an_unknown_suffix_is_a_usage_error_that_lists_the_known_ones(run: Run) 
     result = run("weights.xyz", *MEASURED)
     assert result.exit_code == 2
     assert "error: unsupported file type: weights.xyz" in result.stderr
-    assert "Supported are .onnx, .caffemodel, .pth, .pt, .safetensors" in result.stderr
+    assert (
+        "Supported are .onnx, .caffemodel, .pth, .pt, .pth.tar, .ckpt, .bin, .safetensors, .npy, .mat" in result.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -350,3 +354,17 @@ def test_weights_that_are_not_there_are_a_model_error(run: Run, name: str) -> No
     result = run(name, *MEASURED)
     assert result.exit_code == 4
     assert f"error: {name} cannot be read: No such file" in result.stderr
+
+
+def test_checkpoints_and_matconvnets_files_are_imported_under_their_names(run: Run, tmp_path: Path) -> None:
+    weights = files.weights()
+    torch.save({"weights": {f"net.{key}": torch.from_numpy(each) for key, each in weights.items()}}, "best.pth.tar")
+    result = run("best.pth.tar", "--recipe", files.narrow(tmp_path), "--mean", "104,117,123")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "wrote models/best: 7 classes, views of 227 pixels" in result.stderr
+    Path("alex.mat").write_bytes(matlab_files.version_7_3(matlab_files.network(weights)))
+    result = run("alex.mat")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "checked: off by" in result.stderr
+    assert "no --labels" not in result.stderr
+    assert find_model("alex").spec().classes[1] == "n01440764 goldfish"

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError
 from alexdeploy.export.import_weights import WeightsOptions, import_weights
+from alexdeploy.export.weight_format import file_format
 
 WEIGHTS = files.weights()
 STATE = {name: torch.from_numpy(value) for name, value in WEIGHTS.items()}
@@ -116,3 +117,44 @@ def test_a_checkpoint_that_holds_itself_comes_to_an_end(
     (tmp_path / "theirs.pth").write_bytes(file.getvalue())
     import_weights(tmp_path / "theirs.pth", folder, options)
     assert_imported(folder)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "name", ["a.pth", "a.pt", "a.pth.tar", "A.CKPT", "pytorch_model.bin", "a.weights", "a", "a.safetensors", "a.onnx"]
+)
+def test_a_checkpoint_is_told_by_its_bytes(
+    tmp_path: Path, folder: ModelFolder, options: WeightsOptions, name: str, zipped: bool
+) -> None:
+    torch.save({"state_dict": STATE}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    assert file_format(tmp_path / name) == "torch"
+    import_weights(tmp_path / name, folder, options)
+    assert_imported(folder)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.bin", "a.pth", "a"])
+def test_safetensors_are_told_by_their_bytes(
+    tmp_path: Path, folder: ModelFolder, options: WeightsOptions, name: str
+) -> None:
+    save_file(WEIGHTS, tmp_path / name)
+    assert file_format(tmp_path / name) == "safetensors"
+    import_weights(tmp_path / name, folder, options)
+    assert_imported(folder)
+
+
+def test_what_bytes_do_not_tell_the_name_does(tmp_path: Path) -> None:
+    for name, kind in [
+        ("a.caffemodel", "caffe"),
+        ("a.CaffeModel", "caffe"),
+        ("a.pth.tar", "torch"),
+        ("a.ckpt", "torch"),
+        ("a.npy", "numpy"),
+        ("a.mat", "matlab"),
+        ("a.onnx", "onnx"),
+        ("a.tar", None),
+        ("a.zip", None),
+        ("missing/a.h5", None),
+    ]:
+        if "/" not in name:
+            (tmp_path / name).write_bytes(b"PK\x03\x04 another archive" if name.endswith("zip") else b"damaged")
+        assert file_format(tmp_path / name) == kind, name

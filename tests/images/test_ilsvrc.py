@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from alexdeploy.core.errors import DataError, ImageError, UsageError
+from alexdeploy.core.matfile import MatError, read_struct
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.ilsvrc import DEVKIT_NAME, TRAIN_NAME, VAL_NAME, is_ilsvrc, read_ilsvrc
-from alexdeploy.images.matfile import MatError, read_struct
 
 SYNSETS = {"n01440764": (2, "tench, Tinca tinca"), "n02124075": (1, "Egyptian cat"), "n07753592": (3, "bañana")}
 TRUTH = (3, 1, 2, 3, 3)
