@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from alexdeploy.core.errors import UsageError
 from alexdeploy.core.spec import ModelSpec
+from alexdeploy.images.listing import is_image_name
 from alexdeploy.images.shapes import CLASSES, render_image
-from alexdeploy.images.sources import Source, iter_sources
+from alexdeploy.images.sources import Source, iter_sources, printable_path
 
 MOST_SOURCES = 100_000
 """Of what lies behind a name, so many are looked at: in a larger folder, the first ones."""
@@ -44,6 +47,22 @@ def pick_sources(named: Sequence[str] | None, spec: ModelSpec, count: int, *, nu
         if any(source.problem is None for source in picked.sources):
             return picked
     return Picked("rendered pictures", count, [_rendered(index) for index in range(count)])
+
+
+def refuse_absent(sources: Sequence[Source], origin: str) -> None:
+    """Raise UsageError if none of `sources`, from the list `origin`, is there: the list is that of other images."""
+    paths = [source.path for source in sources]
+    if not paths or any(path is None or os.path.lexists(path) for path in paths):
+        return
+    folder = os.path.dirname(paths[0] or "")
+    there: list[str] = []
+    with suppress(OSError):
+        there = sorted(filter(is_image_name, os.listdir(folder or os.curdir)), key=os.fsencode)
+    raise UsageError(
+        f"none of the {len(paths):,} images looked for in {origin} is there: the list has "
+        f"{sources[0].name!r}, the folder {repr(printable_path(there[0])) if there else 'no images'}.",
+        cure="Names are relative to the folder of the list.",
+    )
 
 
 def _spread(sources: Iterable[Source], count: int) -> tuple[int, list[Source]]:

@@ -23,6 +23,7 @@ from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, Skipped, d
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 from alexdeploy.images.text_lists import split_names
 
+_STANDARD_INPUT = "-"
 _NO_NAME = "is the root folder or a folder above the list; name such a folder on the command line, not in a list"
 
 
@@ -103,7 +104,12 @@ class Inputs:
 def read_inputs(inputs: Iterable[str | os.PathLike[str]]) -> Inputs:
     """Take what `iter_sources` takes. Standard input is read here and now."""
     texts = tuple(os.fspath(given) for given in inputs)
-    return Inputs(texts=texts, standard_input=sys.stdin.buffer.read() if "-" in texts else b"")
+    return Inputs(texts=texts, standard_input=sys.stdin.buffer.read() if _STANDARD_INPUT in texts else b"")
+
+
+def is_list(text: str) -> bool:
+    """Whether an input is a list of images: @FILE, or standard input."""
+    return text == _STANDARD_INPUT or text.startswith("@")
 
 
 def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
@@ -122,7 +128,7 @@ def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
 
 def _iter_sources(inputs: Iterable[str], standard_input: bytes, skipped: Skipped) -> Generator[Source, None, None]:
     for text in inputs:
-        if text == "-":
+        if text == _STANDARD_INPUT:
             yield from _from_list(standard_input, "standard input", "", skipped)
         elif text.startswith("@"):
             yield from _from_list_file(text[1:], skipped)

@@ -24,8 +24,9 @@ from alexdeploy.export.graphs import load_graph
 from alexdeploy.export.parity import layer_tensors
 from alexdeploy.export.runner import GraphRunner
 from alexdeploy.images.decode import decode
-from alexdeploy.images.pick import Picked, pick_sources
+from alexdeploy.images.pick import Picked, pick_sources, refuse_absent
 from alexdeploy.images.preprocess import network_input
+from alexdeploy.images.sources import is_list
 from alexdeploy.inference.agreement import (
     FLOORS,
     REFERENCE_NAMES,
@@ -80,7 +81,7 @@ def verify(
     than `options.num_images` those are taken that lie evenly over all. An image that cannot be read is in `broken`.
     `on_progress` gets the images that are done, and of how many, within a step. Answers that differ are reported, not
     raised: see `Verification.check`. Raises StaleArtifactError, ModelError, ImageError if no image can be read, and
-    UsageError if there is nothing to compare.
+    UsageError if there is nothing to compare or a list names images of which none is there.
     """
     if options.num_images < 1:
         raise UsageError(f"num_images is {options.num_images}; it must be at least 1")
@@ -92,6 +93,8 @@ def verify(
     picked = pick_sources(images, spec, options.num_images)
     spread = ", evenly spread" if len(picked.sources) < picked.num_found else ""
     on_step(f"reading {len(picked.sources)} of {picked.num_found} images of {picked.origin}{spread}")
+    if images and all(is_list(text) for text in images):
+        refuse_absent(picked.sources, picked.origin)
     photographs, broken = _read(picked, spec)
     max_flips = max(DEFAULT_MAX_FLIPS, 100 / len(photographs)) if options.max_flips is None else options.max_flips
     run = _Run(folder, spec, plan.reference, photographs, options.num_views, max_flips, on_progress)

@@ -280,6 +280,17 @@ def test_no_image_that_can_be_read_is_an_error_that_says_why(tiny_model: ModelFo
         verify(tiny_model, [str(tmp_path / "missing.png")], GRAPH_ONLY)
 
 
+def test_a_list_of_which_no_image_is_there_is_a_usage_error_that_names_both_sides(
+    tiny_model: ModelFolder, pictures: Path
+) -> None:
+    names = pictures / "list.txt"
+    names.write_text("x.JPEG\ny.JPEG\n")
+    with pytest.raises(UsageError, match=r"the list has '.*/x\.JPEG', the folder '000\.png'"):
+        verify(tiny_model, [f"@{names}"], GRAPH_ONLY)
+    names.write_text("x.JPEG\n000.png\n")
+    assert verify(tiny_model, [f"@{names}"], GRAPH_ONLY).num_images == 1
+
+
 def test_the_images_lie_evenly_over_all_that_were_named(tiny_model: ModelFolder, pictures: Path) -> None:
     # Images that cannot be read are told by name: those that were taken, but the first.
     for path in sorted(pictures.iterdir())[1:]:
