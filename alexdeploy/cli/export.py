@@ -181,6 +181,10 @@ def _report(item: Exported) -> None:
     output.note(f"{verb} {item.path.as_posix()} ({size:.1f} MB, sha256 {item.sha256[:12]})")
     if item.parity is not None:
         _report_parity(item.parity)
+    for check in item.backends:
+        if check.problem is None:
+            answers = f"same answers with 1 view and with 10, logits off by {check.error:.1e}"
+            output.note(f"  {check.backend} {check.version}: {answers}")
     if item.half_layers:
         _print_half_layers(item.half_layers)
     if item.quantization is not None:

@@ -68,6 +68,11 @@ class ModelFolder:
         return path.with_name(f"{path.name}.sha256")
 
     @property
+    def backends_path(self) -> Path:
+        """Which backends were found to give the model's answers."""
+        return self.path / "backends.json"
+
+    @property
     def ranges_path(self) -> Path:
         """The ranges measured for it: of the working folder, like `models/`, since images do not travel with it."""
         return CALIBRATION_FOLDER / f"{self.path.resolve().name}.ranges.json"
@@ -149,7 +154,7 @@ class ModelFolder:
     def _files(self) -> tuple[Path, ...]:
         of_graphs = (self.onnx_path, self.sum_path)
         graphs = (path(precision) for precision in get_args(Precision) for path in of_graphs)
-        return (self.spec_path, self.weights_path, self.mean_path, *graphs, self.checkpoint_path)
+        return (self.spec_path, self.weights_path, self.mean_path, self.backends_path, *graphs, self.checkpoint_path)
 
 
 def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:

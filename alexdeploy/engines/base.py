@@ -6,15 +6,20 @@ import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
-from typing import Literal, NamedTuple, Protocol
+from pathlib import Path
+from types import MappingProxyType, ModuleType, TracebackType
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import DeviceError, UsageError
-from alexdeploy.core.spec import IMAGE_SIZE, Precision, graph_precision
+from alexdeploy.core.backend_checks import backend_problem
+from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision, graph_precision
+
+if TYPE_CHECKING:
+    from alexdeploy.export.graphs import Graph
 
 Backend = Literal["tensorrt", "openvino", "onnxruntime", "torch"]
 NumViews = Literal[1, 5, 10]
@@ -135,15 +140,26 @@ def can_run(backend: Backend, precision: Precision) -> bool:
 def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
     """The first installed backend that can run the model on the CPU: one that reads its ONNX graph, or PyTorch.
 
-    If none can, the first that reads graphs, whose own error says what is missing. Raises DeviceError if none of
-    those is installed.
+    A backend that was found not to give the model's answers is passed over. If none can, the first that reads graphs,
+    whose own error says what is missing. Raises ModelError if all that can were found unfit, DeviceError if none that
+    reads graphs is installed.
     """
-    has_graph = folder.onnx_path(graph_precision(precision)).is_file()
     installed = [backend for backend in _PRECISIONS if backend != "tensorrt" and is_installed(backend)]
-    for backend in installed:
-        has_artifact = folder.weights_path.is_file() if backend == "torch" else has_graph
-        if has_artifact and can_run(backend, precision):
+    able = [
+        backend
+        for backend in installed
+        if can_run(backend, precision) and _artifact(folder, backend, precision).is_file()
+    ]
+    unfit = unfit_backends(folder, precision)
+    for backend in able:
+        if backend not in unfit:
             return backend
+    if able:
+        raise ModelError(
+            f"no installed backend gives the answers of {folder.path}: "
+            + "; ".join(f"{backend} {unfit[backend]}" for backend in able),
+            cure=f"Check them again: alexdeploy export {folder.path}\nUse one all the same: --backend {able[0]}",
+        )
     for backend in installed:
         if backend != "torch":
             return backend
@@ -152,8 +168,43 @@ def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
     )
 
 
+def unfit_backends(folder: ModelFolder, precision: Precision) -> dict[Backend, str]:
+    """The installed backends that were found not to give the answers of what the folder holds now, and why."""
+    graph = graph_precision(precision)
+    return {
+        backend: problem
+        for backend in _PRECISIONS
+        if is_installed(backend)
+        and (problem := backend_problem(folder, backend, graph, _artifact(folder, backend, precision))) is not None
+    }
+
+
+def _artifact(folder: ModelFolder, backend: Backend, precision: Precision) -> Path:
+    return folder.weights_path if backend == "torch" else folder.onnx_path(graph_precision(precision))
+
+
 def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -> Engine:
     """An engine for the model, not yet entered. Raises DeviceError when the backend's package is missing."""
+    engine: Engine = _module(backend).open_engine(folder, options)
+    return engine
+
+
+def open_graph(
+    backend: Backend,
+    graph: Graph,
+    spec: ModelSpec,
+    mean_image: NDArray[np.float32] | None,
+    options: EngineOptions,
+) -> Engine:
+    """An engine for a network that need not be on disk yet, not yet entered: one of OpenVINO or ONNX Runtime.
+
+    `mean_image` is float32 [3, 256, 256] where the spec has one.
+    """
+    engine: Engine = _module(backend).open_graph(graph, spec, mean_image, options)
+    return engine
+
+
+def _module(backend: Backend) -> ModuleType:
     if backend not in _PACKAGES:
         raise UsageError(f"no backend is called {backend!r}", cure=f"Backends: {', '.join(_PACKAGES)}")
     if not is_installed(backend):
@@ -161,9 +212,7 @@ def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -
         raise DeviceError(
             f"the {backend} backend needs the package {package}", cure=f"pip install 'alexdeploy[{extra}]'"
         )
-    module = importlib.import_module(f"alexdeploy.engines.{backend}")
-    engine: Engine = module.open_engine(folder, options)
-    return engine
+    return importlib.import_module(f"alexdeploy.engines.{backend}")
 
 
 def check_images(images: NDArray[np.uint8], batch_size: int) -> None:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError, first_line
 from alexdeploy.core.processors import available_processors
+from alexdeploy.core.spec import ModelSpec
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
-from alexdeploy.export.graphs import deploy, load_graph
+from alexdeploy.export.graphs import Graph, deploy, load_graph
 from alexdeploy.export.onnxruntime_library import load_onnxruntime
 from alexdeploy.export.runner import device_error
 
@@ -32,14 +33,16 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngin
 
     Raises UsageError for bf16, which it cannot run, and DeviceError where this ONNX Runtime has no CUDA provider.
     """
-    if options.precision == "bf16":
-        raise UsageError(
-            "ONNX Runtime's CPU provider has no bfloat16", cure="Use --backend openvino or --precision fp32."
-        )
-    index = _gpu_index(options.device)
+    _check(options)
     spec = folder.spec()
-    graph = load_graph(folder, options.precision, spec)
-    content = deploy(graph, spec, options.num_views, folder.mean_image(spec))
+    return open_graph(load_graph(folder, options.precision, spec), spec, folder.mean_image(spec), options)
+
+
+def open_graph(
+    graph: Graph, spec: ModelSpec, mean_image: NDArray[np.float32] | None, options: EngineOptions
+) -> OnnxRuntimeEngine:
+    """An engine for a graph that need not be on disk yet. Raises as `open_engine` does."""
+    index = _check(options)
     info = EngineInfo(
         backend="onnxruntime",
         device="cpu" if index is None else f"cuda:{index}",
@@ -50,7 +53,17 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngin
         batch_size=options.batch_size,
         num_streams=1,
     )
+    content = deploy(graph, spec, options.num_views, mean_image)
     return OnnxRuntimeEngine(content, info, options.num_threads or available_processors())
+
+
+def _check(options: EngineOptions) -> int | None:
+    """The number of the GPU, None for the CPU."""
+    if options.precision == "bf16":
+        raise UsageError(
+            "ONNX Runtime's CPU provider has no bfloat16", cure="Use --backend openvino or --precision fp32."
+        )
+    return _gpu_index(options.device)
 
 
 class OnnxRuntimeEngine:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,12 @@ from alexdeploy.engines.openvino_library import cpu_capabilities, max_cpu_isa, o
 from alexdeploy.export.facts import Facts, load_facts
 from alexdeploy.network.layers import plan_layers
 
-_DERIVATION = 3
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from alexdeploy.export.graphs import Graph
+
+_DERIVATION = 4
 """Counts the ways in which a deployment graph was derived for this engine: raise it when that changes."""
 
 _VIEWS_AT_ONCE = 40
@@ -47,8 +53,35 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
     """An engine for the model's graph of `options.precision`; bf16 runs the fp32 graph in bfloat16 arithmetic."""
     spec = folder.spec()
     precision = graph_precision(options.precision)
-    num_threads = options.num_threads or available_processors()
     facts = load_facts(folder, precision, spec)
+
+    def read() -> ModelProto:
+        # Not above: what is in the cache runs without ONNX.
+        from alexdeploy.export.graphs import load_graph
+
+        graph = load_graph(folder, precision, spec)
+        if (graph.sha256, graph.metadata) != (facts.sha256, facts.metadata):
+            raise StaleArtifactError(f"{folder.onnx_path(precision)} has changed meanwhile", cure="Run it again.")
+        return graph.model
+
+    return _engine(facts, read, spec, folder.mean_image(spec), options)
+
+
+def open_graph(
+    graph: Graph, spec: ModelSpec, mean_image: NDArray[np.float32] | None, options: EngineOptions
+) -> OpenVINOEngine:
+    """An engine for a graph that need not be on disk yet."""
+    return _engine(graph, lambda: graph.model, spec, mean_image, options)
+
+
+def _engine(
+    facts: Facts,
+    read: Callable[[], ModelProto],
+    spec: ModelSpec,
+    mean_image: NDArray[np.float32] | None,
+    options: EngineOptions,
+) -> OpenVINOEngine:
+    num_threads = options.num_threads or available_processors()
     info = EngineInfo(
         backend="openvino",
         device="cpu",
@@ -60,17 +93,11 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
         # One thread a stream: no thread waits for another inside a batch, and decoding fits in between.
         num_streams=min(options.num_streams or num_threads, num_threads),
     )
-    mean_image = folder.mean_image(spec)
 
     def load() -> bytes:
-        # Not above: what is in the cache runs without ONNX.
-        from alexdeploy.export.graphs import load_graph
         from alexdeploy.export.openvino_graph import openvino_graph
 
-        graph = load_graph(folder, precision, spec)
-        if (graph.sha256, graph.metadata) != (facts.sha256, facts.metadata):
-            raise StaleArtifactError(f"{folder.onnx_path(precision)} has changed meanwhile", cure="Run it again.")
-        model = openvino_graph(graph.model, spec, options.precision, options.num_views, mean_image)
+        model = openvino_graph(read(), spec, options.precision, options.num_views, mean_image)
         content: bytes = model.SerializeToString()
         return content
 

@@ -1,13 +1,13 @@
-"""A few network inputs to check a conversion on, where no calibration images are named."""
+"""A few images to check a conversion on, where no calibration images are named."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ImageError
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.decode import decode
@@ -19,24 +19,30 @@ _NUM_REAL = 4
 _NUM_SPARE = 60
 
 
+class CheckImages(NamedTuple):
+    """`photographs` uint8 [M, 256, 256, 3]; `inputs` float32 [N, 3, crop, crop]: some random, then the former's."""
+
+    photographs: NDArray[np.uint8]
+    inputs: NDArray[np.float32]
+
+
 def check_images(
-    folder: ModelFolder,
     spec: ModelSpec,
+    mean_image: NDArray[np.float32] | None,
     named: str | None,
     on_step: Callable[[str], None] = lambda message: None,
-) -> NDArray[np.float32]:
-    """Network inputs to check on, float32 [N, 3, crop, crop]: some random, some from real photographs.
+) -> CheckImages:
+    """The images to check a model on: they lie evenly over `named`, which is anything that `iter_sources` takes.
 
-    `named` is anything that `iter_sources` takes; the photographs lie evenly over it. Raises ImageError if one of them
-    cannot be read; in the training data, which nobody named, only if that is true of all that were tried.
+    `mean_image` is float32 [3, 256, 256] where the spec has one. Raises ImageError if one of the photographs cannot be
+    read; in the training data, which nobody named, only if that is true of all that were tried.
     """
     origin, photographs = _photographs(spec, named)
     on_step(f"checking on {_NUM_RANDOM} random inputs and {len(photographs)} images of {origin}")
-    mean = folder.mean_image(spec)
-    real = np.concatenate([network_input(photograph, spec.preprocessing, 1, mean) for photograph in photographs])
+    real = np.concatenate([network_input(photograph, spec.preprocessing, 1, mean_image) for photograph in photographs])
     rng = np.random.default_rng(0)
     random = rng.normal(float(real.mean()), float(real.std()), (_NUM_RANDOM, *real.shape[1:])).astype(np.float32)
-    return np.concatenate([random, real])
+    return CheckImages(np.stack(photographs), np.concatenate([random, real]))
 
 
 def _photographs(spec: ModelSpec, named: str | None) -> tuple[str, list[NDArray[np.uint8]]]:

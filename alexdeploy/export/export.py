@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.core.backend_checks import BackendCheck, record_backend_checks
 from alexdeploy.core.errors import DeviceError
-from alexdeploy.core.spec import ModelSpec
+from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.export import graphs
 from alexdeploy.export.calibrate import measured_tensors
 from alexdeploy.export.check_images import check_images
 from alexdeploy.export.deployment import check_network
+from alexdeploy.export.engine_check import check_engines
 from alexdeploy.export.fp16 import HalfLayer, plan_fp16, to_fp16
 from alexdeploy.export.parity import Parity, check_parity, compare_outputs
 from alexdeploy.export.quantize import Budget, Quantization, quantize
@@ -29,7 +31,8 @@ from alexdeploy.network.weights import Weights, load_model_weights
 class Exported:
     """One file that an export wrote, or found up to date, and how it was checked.
 
-    `parity` compares layers or outputs with FP32's; `half_layers` is FP16's plan; `quantization` how INT8 was chosen.
+    `parity` compares layers or outputs with FP32's; `half_layers` is FP16's plan; `quantization` how INT8 was chosen;
+    `backends` are those installed, and whether they give the graph's answers.
     """
 
     path: Path
@@ -39,6 +42,7 @@ class Exported:
     parity: Parity | None
     half_layers: tuple[HalfLayer, ...] = ()
     quantization: Quantization | None = None
+    backends: tuple[BackendCheck, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,20 +69,29 @@ def export_model(
     """Write `model.onnx`, and `model.fp16.onnx` and `model.int8.onnx` if asked, after each has been checked.
 
     An imported model has no weights of its own: its `model.onnx` stays, and the others are checked against it. Raises
-    ParityError, with every graph left as it was, if one does not give the answers of the weights or does not hold the
-    budget: nothing is written before all that was asked for has been checked.
+    ParityError, with every graph left as it was, if one does not give the answers of the weights, does not hold the
+    budget, or has its answers from no installed backend: nothing is written before all that was asked for is checked.
     """
     spec = folder.spec()
     if options.int8 and options.calibrate is None:
         # That there are some is seen now, and not after the export.
         read_ranges(folder.ranges_path, folder.path.as_posix())
-    images = check_images(folder, spec, options.images, on_step)
-    fp32 = _checked_fp32(folder, spec, images, on_step)
+    mean_image = folder.mean_image(spec)
+    images = check_images(spec, mean_image, options.images, on_step)
+    fp32 = _checked_fp32(folder, spec, images.inputs, on_step)
     # First of the two: ranges that are measured for it say where FP16 would overflow as well.
     int8 = _checked_int8(fp32, folder, spec, options, on_step, on_warning) if options.int8 else None
     ranges = None if int8 is None else int8.ranges
-    fp16 = _checked_fp16(fp32, folder, spec, images, ranges, on_step) if options.fp16 else None
+    fp16 = _checked_fp16(fp32, folder, spec, images.inputs, ranges, on_step) if options.fp16 else None
     checked = [each for each in (fp32, fp16, int8) if each is not None]
+    backends: dict[str, tuple[BackendCheck, ...]] = {}
+    for each in checked:
+        on_step(f"checking every backend on the {each.precision} graph, with one view and ten")
+        backends[each.precision] = check_engines(
+            each.graph, spec, each.precision, mean_image, images.photographs, on_warning
+        )
+    # First, since a record of another graph than the one in the folder says nothing.
+    record_backend_checks(folder, tuple(check for found in backends.values() for check in found))
     for each in checked:
         if each.ranges is not None:
             write_ranges(folder.ranges_path, each.ranges)
@@ -93,6 +106,7 @@ def export_model(
             parity=each.parity,
             half_layers=each.half_layers,
             quantization=each.quantization,
+            backends=backends[each.precision],
         )
         for each in checked
     )
@@ -103,7 +117,7 @@ class _Checked:
     """A graph that may be written. `content` is None where the file is it already; `weights` where there are none."""
 
     path: Path
-    precision: str
+    precision: Precision
     graph: graphs.Graph
     content: bytes | None
     weights: Weights | None

@@ -11,9 +11,9 @@ from onnx import GraphProto, ModelProto, NodeProto
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 """The operators that layers with weights are made of: those are quantized."""
 
-_Value = TypeVar("_Value", int, bytes, list[int])
+_Value = TypeVar("_Value", int, float, bytes, list[int])
 
-_FIELDS = {int: "i", bytes: "s", list: "ints"}
+_FIELDS = {int: "i", float: "f", bytes: "s", list: "ints"}
 
 
 def opset_of(model: ModelProto) -> int:

@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.backend_checks import backend_checks_json
 from alexdeploy.core.errors import AlexDeployError, ModelError
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.export import graphs
+from alexdeploy.export.check_images import check_images
 from alexdeploy.export.deployment import PREFIX as DEPLOY_PREFIX
+from alexdeploy.export.engine_check import check_engines
 from alexdeploy.export.fold import fold_constants
 from alexdeploy.export.fp16 import to_fp32
 from alexdeploy.export.graph_walk import all_nodes, attribute, computed_from, inner_graphs, prune, reads
@@ -99,7 +102,11 @@ def import_onnx(
     network = _rewritten(model, image.batch, probe, scores, spec, path)
     # A graph's source is looked for in its own folder, by its name: this name must be none of those in there.
     content = graphs.serialize(network, spec, graphs.Source(name="original.onnx", sha256=original.sha256))
+    photographs = np.concatenate([probe.images, check_images(spec, probe.mean_image, None).photographs])
+    graph = graphs.graph_of(network, content)
+    checks = check_engines(graph, spec, "fp32", probe.mean_image, photographs, on_warning)
     files = {} if mean is None else {folder.mean_path: mean.content}
+    files[folder.backends_path] = backend_checks_json(checks)
     graph_path = folder.onnx_path()
     write_model(folder, {**files, graph_path: content, folder.sum_path(): graphs.sum_line(graph_path, content)}, spec)
     return spec

@@ -20,6 +20,7 @@ from alexdeploy.engines.base import (
     choose_backend,
     is_installed,
     open_engine,
+    unfit_backends,
 )
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.placement.devices import Device, GpuSurvey, cpu_device, find_devices, survey_gpus
@@ -81,7 +82,7 @@ def place(folder: ModelFolder, request: Request) -> Placed:
     if request.backend == "tensorrt" and not survey.devices and named is None:
         raise DeviceError(f"TensorRT runs on NVIDIA GPUs, and there is none: {survey.problem}", cure=survey.cure)
     plan = plan_replicas(devices, _demand(folder, request, named, survey))
-    notes = _notes(request, survey, plan)
+    notes = (*_notes(request, survey, plan), *_unfit(folder, request))
     if len(plan.replicas) == 1 and plan.replicas[0].device.kind == "cpu":
         return Placed(engine=_in_this_process(folder, request, plan.replicas[0]), notes=notes)
     # Not above: most of the time there is one engine, in this process.
@@ -104,6 +105,19 @@ def _notes(request: Request, survey: GpuSurvey, plan: Plan) -> tuple[str, ...]:
         for replica in [replica for replica in plan.replicas if replica.device == each.device][:1]
     ]
     return (*_fault(survey), *survey.notes, *left_out, *slower)
+
+
+def _unfit(folder: ModelFolder, request: Request) -> tuple[str, ...]:
+    """Backends that do not give this model's answers: why another runs, or what the one that was asked for is."""
+    unfit = unfit_backends(folder, request.precision)
+    if request.backend is not None:
+        problem = unfit.get(request.backend)
+        return (
+            ()
+            if problem is None
+            else (f"{request.backend} was asked for, but was found unfit for this model: it {problem}",)
+        )
+    return tuple(f"{backend} is not used for this model: it {problem}" for backend, problem in unfit.items())
 
 
 def _may_use_gpu(request: Request, used: Sequence[Device]) -> bool:

@@ -27,7 +27,7 @@ def test_photographs_come_from_all_over_what_is_named(tiny_model: ModelFolder, p
     spec = tiny_model.spec()
     mean = tiny_model.mean_image(spec)
     assert mean is not None
-    images = check_images(tiny_model, spec, str(pictures))
+    images = check_images(spec, tiny_model.mean_image(spec), str(pictures)).inputs
     assert (images.shape, images.dtype) == ((6, 3, 227, 227), np.float32)
     reds = [float((image[0] + mean[0, 14:241, 14:241]).mean()) for image in images[2:]]
     assert reds == pytest.approx([0, 40, 60, 100], abs=1e-3)
@@ -36,7 +36,7 @@ def test_photographs_come_from_all_over_what_is_named(tiny_model: ModelFolder, p
 def test_a_named_photograph_that_cannot_be_read_is_an_error(tiny_model: ModelFolder, pictures: Path) -> None:
     (pictures / "04.png").write_bytes(b"")
     with pytest.raises(ImageError, match=r"04\.png: the file is empty"):
-        check_images(tiny_model, tiny_model.spec(), str(pictures))
+        check_images(tiny_model.spec(), tiny_model.mean_image(tiny_model.spec()), str(pictures))
 
 
 def test_training_data_of_which_nothing_can_be_read_is_an_error(tiny_model: ModelFolder, pictures: Path) -> None:
@@ -44,5 +44,5 @@ def test_training_data_of_which_nothing_can_be_read_is_an_error(tiny_model: Mode
         path.write_bytes(b"no picture")
     spec = tiny_model.spec().replace_provenance(data=str(pictures))
     with pytest.raises(ImageError, match="none of 12 images of the training data") as caught:
-        check_images(tiny_model, spec, None)
+        check_images(spec, tiny_model.mean_image(spec), None)
     assert "--images" in str(caught.value.cure)

@@ -30,7 +30,7 @@ def checked(tiny_model: ModelFolder):
     spec = tiny_model.spec()
     assert spec.architecture is not None
     plan = plan_layers(spec.architecture, spec.num_classes)
-    images = check_images(tiny_model, spec, None)
+    images = check_images(spec, tiny_model.mean_image(spec), None).inputs
     return onnx.load(tiny_model.onnx_path()), plan, load_weights(tiny_model.weights_path, plan), images
 
 
@@ -133,7 +133,9 @@ def test_fp16_survives_activations_whose_squares_leave_its_range(checked) -> Non
 def test_the_check_uses_the_photographs_that_are_named(tiny_model: ModelFolder, tmp_path: Path) -> None:
     Image.new("RGB", (300, 300), (10, 20, 30)).save(tmp_path / "flat.png")
     messages: list[str] = []
-    images = check_images(tiny_model, tiny_model.spec(), str(tmp_path / "flat.png"), messages.append)
+    images = check_images(
+        tiny_model.spec(), tiny_model.mean_image(tiny_model.spec()), str(tmp_path / "flat.png"), messages.append
+    ).inputs
     mean = tiny_model.mean_image(tiny_model.spec())
     assert mean is not None
     expected = np.array([10, 20, 30], np.float32)[:, None, None] - mean[:, 14:241, 14:241]
@@ -152,7 +154,7 @@ def _classes_of_one_colour(folder: Path) -> None:
 def _check_images_of(folder: ModelFolder, data: str) -> tuple[np.ndarray, str]:
     spec = folder.spec().replace_provenance(data=data)
     messages: list[str] = []
-    return check_images(folder, spec, None, messages.append), messages[0]
+    return check_images(spec, folder.mean_image(spec), None, messages.append).inputs, messages[0]
 
 
 def _reds(folder: ModelFolder, images: np.ndarray) -> list[int]:
@@ -203,5 +205,7 @@ def test_the_images_that_the_user_names_may_be_a_list(tiny_model: ModelFolder, t
     Image.new("RGB", (256, 256)).save(tmp_path / "one.png")
     (tmp_path / "list.txt").write_text("one.png\n")
     messages: list[str] = []
-    check_images(tiny_model, tiny_model.spec(), f"@{tmp_path / 'list.txt'}", messages.append)
+    check_images(
+        tiny_model.spec(), tiny_model.mean_image(tiny_model.spec()), f"@{tmp_path / 'list.txt'}", messages.append
+    )
     assert messages == [f"checking on 2 random inputs and 1 images of @{tmp_path / 'list.txt'}"]

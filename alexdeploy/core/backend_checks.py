@@ -1,0 +1,76 @@
+"""Which backends give a model's answers: `backends.json` of the model folder, written when its graphs are checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from alexdeploy.core.artifacts import ModelFolder, atomic_write
+from alexdeploy.core.errors import ModelError
+from alexdeploy.core.hashes import remembered_sha256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackendCheck:
+    """How one backend ran one graph or one file of weights, `artifact` by its SHA-256, on `num_images` images.
+
+    `error` is the largest error of a logit, as a fraction of the largest logit; None where nothing could be run.
+    `problem` says why the backend is not fit for this model; None: it is fit. `version` is the backend's.
+    """
+
+    backend: str
+    version: str
+    precision: str
+    artifact: str
+    num_images: int
+    error: float | None = None
+    problem: str | None = None
+
+
+def read_backend_checks(folder: ModelFolder) -> tuple[BackendCheck, ...]:
+    """What is recorded; nothing for a model that was made before there were checks. Raises ModelError if damaged."""
+    path = folder.backends_path
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=tuple[BackendCheck, ...])
+    except FileNotFoundError:
+        return ()
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise ModelError(
+            f"{path} is damaged: {exc}", cure=f"Check the backends again: alexdeploy export {folder.path}"
+        ) from exc
+
+
+def backend_checks_json(checks: tuple[BackendCheck, ...]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(checks), indent=2) + b"\n"
+
+
+def record_backend_checks(folder: ModelFolder, checks: tuple[BackendCheck, ...]) -> None:
+    """Write `checks`, and keep what is recorded of other precisions. Raises OutputError."""
+    renewed = {each.precision for each in checks}
+    kept = tuple(each for each in _readable(folder) if each.precision not in renewed)
+    with atomic_write(folder.backends_path) as file:
+        file.write(backend_checks_json(kept + checks))
+
+
+def backend_problem(folder: ModelFolder, backend: str, precision: str, artifact: Path) -> str | None:
+    """Why the backend is not fit to run `artifact` in this precision; None if nothing is recorded against it.
+
+    A record of another file than `artifact` is now, by its hash, says nothing.
+    """
+    for each in read_backend_checks(folder):
+        if each.problem is not None and (each.backend, each.precision) == (backend, precision):
+            is_same = artifact.is_file() and remembered_sha256(artifact) == each.artifact
+            return each.problem if is_same else None
+    return None
+
+
+def _readable(folder: ModelFolder) -> tuple[BackendCheck, ...]:
+    try:
+        return read_backend_checks(folder)
+    except ModelError:
+        # The checks of other precisions are lost with it; they are made again when those are exported.
+        return ()

@@ -1,0 +1,185 @@
+"""Does each backend give the answers of the very graph that it is to run? Asked before the graph is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
+
+from alexdeploy.core.backend_checks import BackendCheck
+from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ParityError, first_line
+from alexdeploy.core.packages import versions_for_report
+from alexdeploy.core.spec import ModelSpec, Precision
+from alexdeploy.engines.base import (
+    Backend,
+    EngineOptions,
+    NumViews,
+    Predictions,
+    can_run,
+    is_installed,
+    join_predictions,
+    open_graph,
+)
+from alexdeploy.export.graph_walk import all_nodes, attribute
+from alexdeploy.export.graphs import Graph
+from alexdeploy.export.parity import TOLERANCES
+from alexdeploy.export.runner import GraphRunner
+from alexdeploy.images.preprocess import network_input
+
+_NUM_VIEWS: tuple[NumViews, ...] = (1, 10)
+
+_TOLERANCES = {**TOLERANCES, "int8": 0.1}
+"""Largest error of a logit allowed, as a fraction of the largest logit, by `arithmetic`.
+
+INT8: engines round sums of products at other places than the graph does, and without VNNI OpenVINO saturates some.
+"""
+
+_SMALLEST_PROBABILITY = 1e-7
+"""Classes that the reference gives less are not compared: float32 has few digits left for them."""
+
+_ROUNDING = 1e-5
+"""Relative error of a probability that is rounding alone: of a softmax over 1,000 classes in float32."""
+
+
+def check_engines(
+    graph: Graph,
+    spec: ModelSpec,
+    precision: Precision,
+    mean_image: NDArray[np.float32] | None,
+    photographs: NDArray[np.uint8],
+    on_warning: Callable[[str], None] = lambda message: None,
+) -> tuple[BackendCheck, ...]:
+    """Run `photographs` uint8 [N, 256, 256, 3] through the deployment graph in every installed backend for the CPU.
+
+    The probabilities of one view and of ten are compared with those of the plain network, which ONNX Runtime computes
+    node by node after the reference preprocessing in NumPy. PyTorch runs no graph and is left out. Warns of each
+    backend that gives other answers or cannot load the graph; raises ParityError if all do.
+    """
+    backends = [
+        backend
+        for backend in get_args(Backend)
+        if backend not in ("tensorrt", "torch") and is_installed(backend) and can_run(backend, precision)
+    ]
+    tolerance = _TOLERANCES[arithmetic(graph.model)]
+    expected = _expected(graph.model, spec, mean_image, photographs)
+    versions = versions_for_report(backends)
+    checks = []
+    for backend in backends:
+        error, problem = None, None
+        try:
+            error = max(
+                _error(_run(backend, graph, spec, mean_image, photographs, precision, each.num_views), each)
+                for each in expected
+            )
+        except DeviceMemoryError:
+            # No property of the model.
+            raise
+        except AlexDeployError as exc:
+            problem = f"cannot run the graph: {first_line(exc)}"
+        # Not "error > tolerance": a NaN must fail as well.
+        if error is not None and not error <= tolerance:
+            problem = f"gives other answers: off by {error:.2g} of the largest logit, {tolerance:g} is allowed"
+        checks.append(
+            BackendCheck(
+                backend=backend,
+                version=versions[backend],
+                precision=precision,
+                artifact=graph.sha256,
+                num_images=len(photographs),
+                error=error if error is not None and np.isfinite(error) else None,
+                problem=problem,
+            )
+        )
+    problems = [f"{each.backend} {each.version} {each.problem}" for each in checks if each.problem is not None]
+    if len(problems) == len(checks):
+        raise ParityError(
+            f"no installed backend runs the {precision} graph: {'; '.join(problems)}", cure="Nothing was written."
+        )
+    for problem in problems:
+        on_warning(f"{precision}: {problem}; it will not be chosen for this model unless --backend names it")
+    return tuple(checks)
+
+
+def arithmetic(model: ModelProto) -> Literal["fp32", "fp16", "int8"]:
+    """The coarsest arithmetic in a graph: somebody else's may hold any, whatever file it is in."""
+    nodes = list(all_nodes(model.graph.node))
+    operators = {node.op_type for node in nodes}
+    if any(each.startswith("Q") or "QuantizeLinear" in each or each.endswith("Integer") for each in operators):
+        return "int8"
+    casts = [attribute(node, "to", 0) for node in nodes if node.op_type == "Cast"]
+    types = {*casts, *(tensor.data_type for tensor in model.graph.initializer)}
+    return "fp16" if types & {TensorProto.FLOAT16, TensorProto.BFLOAT16} else "fp32"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Expected:
+    """What the network answers. Logarithms: `by_image` [N, C] of the mean over the views, `by_view` [N, V, C].
+
+    `largest` is the largest logit, counted from the mean of its row: softmax knows no other zero.
+    """
+
+    num_views: NumViews
+    by_image: NDArray[np.float64]
+    by_view: NDArray[np.float64]
+    largest: float
+
+
+def _expected(
+    network: ModelProto, spec: ModelSpec, mean_image: NDArray[np.float32] | None, photographs: NDArray[np.uint8]
+) -> list[_Expected]:
+    runner = GraphRunner(network)
+    (output,) = runner.outputs
+    found = []
+    for num_views in _NUM_VIEWS:
+        # Image by image: a graph that computes all activations of 60 views at once takes a gigabyte for them.
+        inputs = (network_input(each, spec.preprocessing, num_views, mean_image) for each in photographs)
+        logits = np.stack([runner.run(views)[output] for views in inputs]).astype(np.float64)
+        shifted = logits - logits.max(axis=2, keepdims=True)
+        by_view = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
+        found.append(
+            _Expected(
+                num_views=num_views,
+                by_image=np.log(np.exp(by_view).mean(axis=1)),
+                by_view=by_view,
+                largest=max(float(np.abs(logits - logits.mean(axis=2, keepdims=True)).max()), 1e-30),
+            )
+        )
+    return found
+
+
+def _run(
+    backend: Backend,
+    graph: Graph,
+    spec: ModelSpec,
+    mean_image: NDArray[np.float32] | None,
+    photographs: NDArray[np.uint8],
+    precision: Precision,
+    num_views: NumViews,
+) -> Predictions:
+    # As `predict` opens it: what is compiled here is in the cache of compiled models then.
+    options = EngineOptions(precision=precision, num_views=num_views)
+    with open_graph(backend, graph, spec, mean_image, options) as engine:
+        return join_predictions(
+            [
+                engine.run(photographs[start : start + options.batch_size])
+                for start in range(0, len(photographs), options.batch_size)
+            ]
+        )
+
+
+def _error(found: Predictions, expected: _Expected) -> float:
+    """The largest error of a logit that the answers show, as a fraction of the largest logit.
+
+    Where logits are off by e, the logarithms of probabilities are off by 2 e at most, those of a mean over views as
+    well, and the answer of a view may be a class whose logit is 2 e less than the best.
+    """
+    compared = expected.by_image > np.log(_SMALLEST_PROBABILITY)
+    with np.errstate(divide="ignore"):
+        off = np.abs(np.log(found.probabilities.astype(np.float64)) - expected.by_image)[compared].max()
+    answers = np.take_along_axis(expected.by_view, found.view_classes[..., None].astype(np.int64), axis=2)[..., 0]
+    behind = (expected.by_view.max(axis=2) - answers).max()
+    return float(max(off - _ROUNDING, behind - 2 * _ROUNDING, 0.0) / (2 * expected.largest))
