@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -19,6 +17,7 @@ import alexdeploy
 from alexdeploy.cli import output
 from alexdeploy.cli.one_voice import hush
 from alexdeploy.core.errors import AlexDeployError, OutputError
+from alexdeploy.core.interrupts import InterruptGuard
 
 _COMMANDS = {
     "prepare": "prepare",
@@ -86,17 +85,15 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit: 0 well, 1 bug, 2 usage, 3 inputs, 4 model, 5 device, 6 output, 130/143 stopped."""
-    terminated = False
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        # Stop as on Ctrl-C, so that whatever saves on the one saves on the other.
-        nonlocal terminated
-        terminated = True
-        raise KeyboardInterrupt
-
     _open_closed_streams()
-    signal.signal(signal.SIGTERM, terminate)
     hush()
+    with InterruptGuard() as guard:
+        code = _run(guard)
+    _leave(code)
+
+
+def _run(guard: InterruptGuard) -> str | int | None:
+    """The exit code of the command that was asked for."""
     try:
         words = _debug_first(sys.argv[1:])
         asked = set(words[: 2 if words[:1] == ["--debug"] else 1]) & _COMMANDS.keys()
@@ -107,12 +104,13 @@ def main() -> None:
         if "ALEXDEPLOY_DEBUG" in os.environ:
             traceback.print_exception(error)
         output.fail(error)
-        _leave(error.exit_code)
+        return error.exit_code
     except SystemExit as stop:
-        _leave(143 if terminated else stop.code)
+        return guard.exit_code or stop.code
     except KeyboardInterrupt:
         # Outside of Typer, which would have made an exit of it: while the command was imported.
-        _leave(143 if terminated else 130)
+        return guard.exit_code or 130
+    return 0
 
 
 def _open_closed_streams() -> None:

@@ -167,14 +167,20 @@ def _batch_size(text: str | None, *, is_single: bool) -> int | Literal["auto"]:
 
 
 def _write_file(predictor: Predictor, inputs: Inputs, path: Path, kind: Format, report: _Report) -> None:
+    from alexdeploy.core.interrupts import set_last_words
     from alexdeploy.inference.journal import journal_path
     from alexdeploy.inference.predict_file import predict_to_file
 
+    def tell_of_rows() -> None:
+        if journal_path(path).exists():
+            out.note(f"Stopped; the rows so far are in {journal_path(path)}. To go on, add --resume.")
+
+    set_last_words(tell_of_rows)
     try:
         summary = predict_to_file(predictor, inputs, path, kind, on_row=report.count)
     except (KeyboardInterrupt, DeviceError, ModelError, OutputError):
-        if journal_path(path).exists():
-            out.note(f"Stopped; the rows so far are in {journal_path(path)}. To go on, add --resume.")
+        set_last_words(lambda: None)
+        tell_of_rows()
         raise
     report.num_kept = summary.num_kept
     report.num_errors = summary.num_errors

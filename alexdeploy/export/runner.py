@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryErr
 from alexdeploy.export.onnxruntime_library import load_onnxruntime
 
 _NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |/\S+\.(?:h|cc|cpp):\d+ .*?\) (?:\[with .*?\] )?")
+
+_SECONDS_TO_TERMINATE = 0.5
+"""ONNX Runtime stops between two nodes."""
 
 
 class GraphRunner:
@@ -35,7 +40,7 @@ class GraphRunner:
     def run(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
         """float32 [N, 3, H, W], or what else the graph takes -> the tensors by name."""
         with _translated():
-            values = self._session.run(list(self.outputs), {self._input: images})
+            values = _run(self._session, self.outputs, {self._input: images})
         return dict(zip(self.outputs, values, strict=True))
 
 
@@ -47,8 +52,7 @@ def run_graph(
     Raises whatever ONNX Runtime raises: of a graph just imported, the caller knows better what that means.
     """
     names = list(_output_names(model) if outputs is None else outputs)
-    values: list[NDArray[Any]] = _open_session(model, names).run(names, {model.graph.input[0].name: images})
-    return values
+    return _run(_open_session(model, names), names, {model.graph.input[0].name: images})
 
 
 def runtime_message(exc: BaseException) -> str:
@@ -62,6 +66,30 @@ def device_error(exc: Exception, memory_cure: str) -> DeviceError:
     if "allocate" in text.lower() or "bad_alloc" in text:
         return DeviceMemoryError(f"ONNX Runtime ran out of memory: {text}", cure=memory_cure)
     return DeviceError(f"ONNX Runtime failed: {text}")
+
+
+def _run(session: Any, outputs: Iterable[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[np.floating]]:
+    """Run in a thread of its own, which ends early if the caller is interrupted: some graphs would run for years."""
+    options = load_onnxruntime().RunOptions()
+    answers: SimpleQueue[list[NDArray[np.floating]] | Exception] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put(session.run(list(outputs), inputs, options))
+        except Exception as exc:
+            answers.put(exc)
+
+    threading.Thread(target=work, name="alexdeploy-check", daemon=True).start()
+    try:
+        answer = answers.get()
+    except BaseException:
+        options.terminate = True
+        with suppress(Empty):
+            answers.get(timeout=_SECONDS_TO_TERMINATE)
+        raise
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 @contextmanager

@@ -6,9 +6,11 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from io import BufferedReader
 from typing import Any, NamedTuple, cast
 
+from alexdeploy.core.reading import open_regular
 from alexdeploy.images.listing import MAX_FILE_BYTES, Skipped, is_hidden, is_image_name, raw_problem
 
 ZIP_SUFFIXES = (".zip",)
@@ -23,6 +25,8 @@ _TAR_HEADER_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+_TAR_MODES = ((b"\x1f\x8b", "r:gz"), (b"BZh", "r:bz2"), (b"\xfd7zXZ\x00", "r:xz"))
+_LONGEST_MAGIC = 6
 # zipfile can bound what these two inflate to; a few bytes of the others may fill the memory.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _TRUNCATED = "the archive is truncated or damaged here"
@@ -101,12 +105,13 @@ def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str)
 
 
 def _tar_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
-    try:
-        archive = tarfile.open(path, "r|*", tarinfo=StrictTarInfo)  # noqa: SIM115
-    except Exception as exc:
-        yield Member(None, None, f"not a tar archive that can be read, or truncated: {_reason(exc)}")
-        return
-    with archive:
+    with ExitStack() as stack:
+        try:
+            archive = _open_tar(stack.enter_context(open_regular(path)))
+            stack.enter_context(archive)
+        except Exception as exc:
+            yield Member(None, None, f"not a tar archive that can be read, or truncated: {_reason(exc)}")
+            return
         while True:
             try:
                 info = archive.next()
@@ -123,6 +128,17 @@ def _tar_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
             yield member
             if not is_intact:
                 return
+
+
+def _open_tar(file: BufferedReader) -> tarfile.TarFile:
+    """Open an archive in the compression that its bytes tell, with `seek` and not as a stream of tarfile's ("r|*").
+
+    A stream copies all that a block inflates to for each 10 KB that it skips, and knows one member of a gzip file.
+    """
+    start = file.peek(_LONGEST_MAGIC)
+    mode = next((mode for magic, mode in _TAR_MODES if start.startswith(magic)), "r:")
+    opened: tarfile.TarFile = cast("Any", tarfile).open(fileobj=file, mode=mode, tarinfo=StrictTarInfo)
+    return opened
 
 
 def _read_tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[Member, bool]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, ImageError
+from alexdeploy.core.interrupts import be_patient
 from alexdeploy.core.memory import host_memory
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import Backend, NumViews
@@ -95,6 +96,7 @@ def benchmark(
                 for each_profile in _profiles(folder, rows, prepared.images, on_step, tell):
                     profiles.append(each_profile)
             except KeyboardInterrupt:
+                be_patient()
                 interrupted = True
     tell(*rounds.notes)
     if any(row.num_rounds for row in rows):
@@ -198,6 +200,7 @@ def _measure(
                 on_note(note)
             rounds.run(deadline, options.seed)
         except KeyboardInterrupt:
+            be_patient()
             return rounds, True
     return rounds, False
 

@@ -6,6 +6,7 @@ Nothing here waits for its turn: decoding goes on while the engine runs, until i
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ MAX_BROKEN = 1024
 
 _PATIENCE_SECONDS = 1.0
 """How long batches may run on that nobody waits for."""
+
+_DECODE_PATIENCE_SECONDS = 0.25
+"""How long images may be decoded, or inputs listed, that nobody waits for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +98,7 @@ def run_pipeline(engine: Engine, sources: Iterable[Source], options: PipelineOpt
     Sources are advanced by one thread at a time, at most `window_size` images (and MAX_BROKEN broken ones)
     ahead of the outcomes handed out. What the engine or the iterator raises is raised here, after the
     outcomes that were ready. Closing the generator waits for the images and batches that are in work, and
-    for no more; after a second it cancels those batches.
+    for no more; after a second it cancels those batches, and threads that then still decode or list it leaves behind.
     """
     pipeline = _Pipeline(engine, iter(sources), options)
     try:
@@ -128,13 +132,14 @@ class _Pipeline:
         self._batch_size = info.batch_size
         self._window = window_size(info.batch_size, info.num_streams, options.num_decoders)
         self._outbox: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._guard, args=(work,), name=f"alexdeploy-{name}-{number}")
-            for work, name, count in (
-                (self._decode_next, "decode", options.num_decoders),
-                (self._run_batches, "engine", info.num_streams),
-            )
-            for number in range(count)
+        # Daemons: one that is left behind in a huge image or folder must not keep the process from ending.
+        self._decoders = [
+            threading.Thread(target=self._guard, args=(self._decode_next,), name=f"alexdeploy-decode-{n}", daemon=True)
+            for n in range(options.num_decoders)
+        ]
+        self._runners = [
+            threading.Thread(target=self._guard, args=(self._run_batches,), name=f"alexdeploy-engine-{n}")
+            for n in range(info.num_streams)
         ]
         # Whoever advances the iterator may be reading an archive: the others must be able to go on meanwhile.
         self._source_lock = threading.Lock()
@@ -157,7 +162,7 @@ class _Pipeline:
         self._stopped = False
 
     def start(self) -> None:
-        for thread in self._threads:
+        for thread in (*self._decoders, *self._runners):
             thread.start()
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -172,17 +177,24 @@ class _Pipeline:
             yield item
 
     def stop(self) -> None:
-        """End all threads; returns when they have ended. May be called again."""
+        """End all threads; returns when those have ended that use the engine. May be called again."""
         with self._lock:
             self._stop()
-        seconds = _PATIENCE_SECONDS
-        for thread in self._threads:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for thread in self._runners:
             while thread.is_alive():
-                thread.join(seconds)
+                # After the deadline again soon: a thread that was about to run its batch has only then begun.
+                thread.join(max(deadline - time.monotonic(), 0.1))
                 if thread.is_alive():
                     self._cancel()
-                    # And again soon: a thread that was about to run its batch has only now begun.
-                    seconds = 0.1
+        deadline = time.monotonic() + _DECODE_PATIENCE_SECONDS
+        for thread in self._decoders:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+        if self._source_lock.acquire(blocking=False):
+            self._close_sources()
+            self._source_lock.release()
+
+    def _close_sources(self) -> None:
         if isinstance(self._sources, Generator):
             self._sources.close()
 
@@ -233,6 +245,10 @@ class _Pipeline:
             error: BaseException | None = None
             try:
                 source = next(self._sources)
+                if self._stopped:
+                    # It took so long that nobody waited to close them.
+                    self._close_sources()
+                    return None
                 index = self._num_taken
                 self._num_taken += 1
                 return index, source

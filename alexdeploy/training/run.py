@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DivergedError
+from alexdeploy.core.interrupts import be_patient, deferred_interrupts
 from alexdeploy.core.metrics import top_k
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
@@ -38,7 +39,6 @@ from alexdeploy.training.checkpoint import (
     write_checkpoint,
 )
 from alexdeploy.training.events import CheckpointSaved, EpochFinished, EpochRecord, Event, Step
-from alexdeploy.training.interrupts import deferred_interrupts
 from alexdeploy.training.learner import Learner
 from alexdeploy.training.log import TrainingLog
 from alexdeploy.training.parallel import ALONE, ProcessGroup
@@ -118,6 +118,7 @@ class Run:
 
     def finish(self) -> None:
         """Do all epochs that remain. On KeyboardInterrupt, write a checkpoint and raise it again."""
+        be_patient()
         try:
             while self._progress.schedule.num_epochs < self._training.epochs:
                 rate = learning_rate(self._progress.schedule, self._training)

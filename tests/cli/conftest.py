@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 
@@ -15,8 +14,7 @@ from alexdeploy.cli import app
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """`alexdeploy` with the given words; what it prints is the caller's, and its signal handler is taken back."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """`alexdeploy` with the given words; what it prints is the caller's."""
     # Tables are as wide as it says, and whoever runs the tests may have it.
     monkeypatch.delenv("COLUMNS", raising=False)
 
@@ -29,5 +27,4 @@ def program(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         return Result(exit_code=int(stop.value.code or 0), stdout=captured.out, stderr=captured.err)
 
     yield call
-    signal.signal(signal.SIGTERM, handler)
     os.environ.pop("ALEXDEPLOY_DEBUG", None)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+
 import numpy as np
 import onnx
 import pytest
@@ -72,3 +76,32 @@ def test_want_of_memory_has_an_error_of_its_own(capfd: pytest.CaptureFixture[str
         runner.run(INPUTS)
     assert "more memory" in str(caught.value.cure)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_ends_a_graph_that_would_run_for_ever() -> None:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["goes"]), helper.make_node("Neg", ["value"], ["negated"])],
+        "body",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("goes", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("negated", TensorProto.FLOAT, None),
+        ],
+    )
+    endless = graph_of(
+        helper.make_node("Loop", ["times", "yes", "x"], ["y"], body=body),
+        times=np.array(1 << 60),
+        yes=np.array(True),
+    )
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_graph(endless, INPUTS)
+    for thread in threading.enumerate():
+        if thread.name == "alexdeploy-check":
+            thread.join(20)
+            assert not thread.is_alive()

@@ -243,3 +243,26 @@ def test_decoding_and_a_sleeping_engine_overlap(colour_engine, make_sources, mon
     # By turns it would take 1.6 s; side by side 0.8 s, and what the first batch and the last cost.
     assert count == 80
     assert seconds < 1.3
+
+
+def test_closing_does_not_wait_for_sources_that_are_being_looked_for(colour_engine, make_sources) -> None:
+    release, closed = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[Source]:
+        try:
+            yield from make_sources(1)
+            release.wait(60)
+            yield from make_sources(1)
+        finally:
+            closed.set()
+
+    began = time.monotonic()
+    with colour_engine(options=EngineOptions(batch_size=1)) as engine:
+        outcomes = run_pipeline(engine, slow(), PipelineOptions(num_decoders=NUM_DECODERS))
+        next(outcomes)
+        outcomes.close()
+    assert time.monotonic() - began < 30
+    assert not closed.is_set()
+    # Whoever was left behind closes them when it comes back.
+    release.set()
+    assert closed.wait(30)
