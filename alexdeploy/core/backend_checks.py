@@ -10,6 +10,7 @@ import msgspec
 from alexdeploy.core.artifacts import ModelFolder, atomic_write
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.hashes import remembered_sha256
+from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +34,12 @@ def read_backend_checks(folder: ModelFolder) -> tuple[BackendCheck, ...]:
     """What is recorded; nothing for a model that was made before there were checks. Raises ModelError if damaged."""
     path = folder.backends_path
     try:
-        return msgspec.json.decode(path.read_bytes(), type=tuple[BackendCheck, ...])
+        return decode_json(read_regular(path, MAX_TEXT_BYTES), tuple[BackendCheck, ...])
     except FileNotFoundError:
         return ()
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except msgspec.DecodeError as exc:
         raise ModelError(
             f"{path} is damaged: {exc}", cure=f"Check the backends again: alexdeploy export {folder.path}"
         ) from exc

@@ -17,6 +17,7 @@ import onnx
 import safetensors
 
 from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, find_model, sha256_file
+from alexdeploy.core.backend_checks import read_backend_checks
 from alexdeploy.core.errors import DeviceError, ModelError, RecipeError, UsageError
 from alexdeploy.core.reading import check_regular
 from alexdeploy.core.recipe import list_recipes, load_recipe
@@ -127,6 +128,8 @@ def _inspect_folder(folder: ModelFolder) -> Inspection:
     else:
         graph = graphs.read_graph(folder.onnx_path())
         layers, lrn = _graph_layers(graph), _graph_lrn(graph)
+    for check in read_backend_checks(folder):
+        facts[f"{check.backend} {check.version}, {check.precision}"] = check.problem or "gives the graph's answers"
     return Inspection(
         target=str(folder.path),
         kind="model",
