@@ -42,8 +42,8 @@ _SMALLEST_PROBABILITY = 1e-7
 """Classes that the reference gives less are not compared: float32 has few digits left for them."""
 
 _SMALLEST_LARGEST = 0.05
-"""Logits count as reaching this far: where all are smaller, float32's rounding of a softmax over 1,000 classes, 1e-5 of a
-probability, would count as their error."""
+"""Logits count as reaching this far: where all are smaller, float32's rounding of a softmax over 1,000 classes, 1e-5 of
+a probability, would count as their error."""
 
 
 def check_engines(
