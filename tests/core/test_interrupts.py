@@ -58,10 +58,13 @@ LIMIT_SECONDS = 20
 def guarded(work: str) -> Iterator[subprocess.Popen[str]]:
     """A process that does `work` under a guard, and ends with what the guard says, or with 99."""
     code = textwrap.dedent("""
-        import hashlib, sys, time
+        import hashlib, sys, threading, time
         from alexdeploy.core.interrupts import InterruptGuard, be_patient, deferred_interrupts, set_last_words
         def ready():
             print("ready", flush=True)
+        def soon_ready():
+            # From another thread, when the main thread is well inside of what comes next.
+            threading.Timer(0.5, ready).start()
         with InterruptGuard() as guard:
             try:
         %s
@@ -89,9 +92,9 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "work",
     [
-        "ready(); time.sleep(60)",
-        f"ready(); {DEAF}",
-        f"try:\n    ready(); time.sleep(60)\nfinally:\n    {DEAF}",
+        "soon_ready(); time.sleep(60)",
+        f"soon_ready(); {DEAF}",
+        f"try:\n    soon_ready(); time.sleep(60)\nfinally:\n    {DEAF}",
     ],
     ids=["hears", "deaf", "deaf while it cleans up"],
 )
@@ -103,7 +106,10 @@ def test_a_signal_ends_the_process_in_time(number: int, exit_code: int, work: st
 
 @pytest.mark.parametrize(
     "work",
-    [f"be_patient(); ready(); {DEAF}", "be_patient()\ntry:\n    ready(); time.sleep(60)\nfinally:\n    time.sleep(60)"],
+    [
+        f"be_patient(); soon_ready(); {DEAF}",
+        "be_patient()\ntry:\n    soon_ready(); time.sleep(60)\nfinally:\n    time.sleep(60)",
+    ],
 )
 def test_who_has_something_to_save_is_ended_by_a_second_signal_alone(work: str) -> None:
     with guarded(work) as process:
@@ -117,7 +123,7 @@ def test_who_has_something_to_save_is_ended_by_a_second_signal_alone(work: str) 
 
 def test_two_signals_at_once_are_one() -> None:
     # The second would end the process before anything is said.
-    with guarded("be_patient(); ready(); time.sleep(60)") as process:
+    with guarded("be_patient(); soon_ready(); time.sleep(60)") as process:
         process.send_signal(signal.SIGSTOP)
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
@@ -144,7 +150,7 @@ def test_a_signal_that_another_thread_gets_is_heard_by_the_main_thread() -> None
 
 def test_the_last_words_are_said_where_the_process_is_ended() -> None:
     with guarded(
-        f"set_last_words(lambda: print('rows are in rows.partial', file=sys.stderr)); ready(); {DEAF}"
+        f"set_last_words(lambda: print('rows are in rows.partial', file=sys.stderr)); soon_ready(); {DEAF}"
     ) as process:
         process.send_signal(signal.SIGTERM)
         assert ended(process) == (143, "rows are in rows.partial\n")
@@ -155,7 +161,7 @@ def test_an_interrupt_that_a_finalizer_swallowed_is_raised_again() -> None:
     with guarded("""
         class Thing:
             def __del__(self):
-                ready()
+                soon_ready()
                 time.sleep(60)
         thing = Thing()
         del thing
@@ -168,7 +174,7 @@ def test_an_interrupt_that_a_finalizer_swallowed_is_raised_again() -> None:
 def test_deferred_signals_are_heard_at_the_end_of_the_block_however_long_it_takes() -> None:
     with guarded("""
         with deferred_interrupts():
-            ready()
+            soon_ready()
             time.sleep(3)
             print("all of it", file=sys.stderr)
         time.sleep(60)
