@@ -38,13 +38,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def model_folder(name: str) -> ModelFolder:
     """The folder models/NAME. Raises UsageError if it would be any other, where no command would look for it."""
-    from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder
+    from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, is_name_too_long
 
     if name in ("", ".", "..") or Path(name).name != name:
         raise UsageError(
             f"--name {name!r} is not a name of a folder under {MODELS_FOLDER}/", cure="Give one without / in it."
         )
-    return ModelFolder(MODELS_FOLDER / name)
+    folder = ModelFolder(MODELS_FOLDER / name)
+    if is_name_too_long(folder.ranges_path):
+        raise UsageError(
+            f"--name {name!r} is too long: {folder.ranges_path.name} is a file that the model may have",
+            cure="Give a shorter one.",
+        )
+    return folder
 
 
 def view_count(views: str | None, *, tencrop: bool) -> NumViews:

@@ -95,7 +95,7 @@ def predict(
     from alexdeploy.inference import predict_file, results
     from alexdeploy.inference.predict import Predictor
 
-    is_special = output is not None and output.exists() and not output.is_file() and not output.is_dir()
+    is_special = output is not None and os.path.exists(output) and not (output.is_file() or output.is_dir())
     chosen = kind or _default_format(output, is_special)
     results.check_format(chosen)
     # The link stays and the file it names is replaced.

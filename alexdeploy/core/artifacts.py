@@ -24,6 +24,7 @@ from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 
 MODELS_FOLDER = Path("models")
 CALIBRATION_FOLDER = Path("calibration")
+_TEMPORARY_BYTES = 128
 _NO_MODEL_CURE = "Train one: alexdeploy train\nor bring one: alexdeploy import FILE.onnx"
 
 
@@ -128,7 +129,7 @@ class ModelFolder:
     def is_used(self) -> bool:
         """Whether it holds a model or a part of one: anything that `clear` removes, but for the log of a run."""
         parts = (*self._files(), *self.checkpoints.glob("*.pt"), *self.engines.glob("*"))
-        return any(path.exists() for path in parts)
+        return any(os.path.exists(path) for path in parts)
 
     def check_unused(self, *, can_resume: bool = False) -> None:
         """Raise UsageError if it is in use; with `can_resume` training may go on with what is there."""
@@ -161,8 +162,10 @@ def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
     """A model folder by path, by name under `models/`, or the newest there when `name` is None."""
     if name is not None:
         for path in (Path(name), MODELS_FOLDER / name):
-            if (path / "spec.json").is_file():
+            if os.path.isfile(path / "spec.json"):
                 return ModelFolder(path)
+        if any(is_name_too_long(folder / name / "spec.json") for folder in (Path(), MODELS_FOLDER)):
+            raise UsageError(f"no model can be called {os.fspath(name)!r}: the file name is too long")
         for path in (Path(name), MODELS_FOLDER / name):
             _refuse_part(ModelFolder(path))
         known = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
@@ -227,7 +230,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        # A name of 255 bytes leaves no room for another beside it.
+        beginning = os.fsdecode(os.fsencode(path.name)[:_TEMPORARY_BYTES])
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{beginning}.", suffix=".tmp")
     except OSError as exc:
         raise output_error(path, exc) from exc
     try:
@@ -243,6 +248,21 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def is_name_too_long(path: Path) -> bool:
+    """Whether the file system refuses `path` for its length, or that of a name in it: most take 255 bytes."""
+    try:
+        os.lstat(path)
+    except OSError as exc:
+        return exc.errno == errno.ENAMETOOLONG
+    return False
+
+
+def check_output(path: Path) -> None:
+    """Raise OutputError if no file can have this path. To be asked before anything costly is begun."""
+    if is_name_too_long(path):
+        raise OutputError(f"{path} could not be written: the file name is too long")
 
 
 def remove_file(path: Path) -> None:

@@ -54,20 +54,16 @@ def open_regular(path: str | os.PathLike[str], *, own_pipe: bool = False) -> io.
     """Open a regular file, or a link to one, to read its bytes. Returns at once, whatever the path leads to.
 
     With `own_pipe` also a pipe that this process was started with, by its name in /dev/fd. Raises OSError, whose
-    `strerror` says why, for a folder, a fifo, a socket and a device as for a file that cannot be opened.
+    `strerror` says why, for a folder, a fifo, a socket, a device and a file of /proc that has more bytes than it says,
+    as for a file that cannot be opened.
     """
-    if own_pipe and _OWN_DESCRIPTOR.fullmatch(os.fspath(path)) and stat.S_ISFIFO(os.stat(path).st_mode):
-        return io.BufferedReader(io.FileIO(path), _BUFFER_BYTES)
-    # Before it is opened, which alone starts some devices and the writer of a fifo.
-    check_regular(path)
-    descriptor = os.open(path, _FLAGS | getattr(os, "O_NONBLOCK", 0))
-    try:
-        # And after it: another may have taken its place.
-        _refuse_others(os.fstat(descriptor), path)
-        return io.BufferedReader(io.FileIO(descriptor), _BUFFER_BYTES)
-    except BaseException:
-        os.close(descriptor)
-        raise
+    file = _open(path, own_pipe)
+    status = os.fstat(file.fileno())
+    # Some of those have no end.
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0 and file.peek(1):
+        file.close()
+        raise _unsuitable(errno.EINVAL, "is a file of the kernel", path)
+    return file
 
 
 def read_regular(path: str | os.PathLike[str], max_bytes: int, *, own_pipe: bool = False) -> bytes:
@@ -75,7 +71,7 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int, *, own_pipe: bool
 
     Raises OSError for a file with more than `max_bytes`, and where there is not enough memory for it.
     """
-    with open_regular(path, own_pipe=own_pipe) as file:
+    with _open(path, own_pipe) as file:
         status = os.fstat(file.fileno())
         size = status.st_size
         if size > max_bytes:
@@ -118,6 +114,21 @@ def decode_json(content: bytes | str, kind: type[_T]) -> _T:
     # Not UTF-8, and nested without end.
     except (UnicodeError, RecursionError) as exc:
         raise msgspec.DecodeError(first_line(exc)) from exc
+
+
+def _open(path: str | os.PathLike[str], own_pipe: bool) -> io.BufferedReader:
+    if own_pipe and _OWN_DESCRIPTOR.fullmatch(os.fspath(path)) and stat.S_ISFIFO(os.stat(path).st_mode):
+        return io.BufferedReader(io.FileIO(path), _BUFFER_BYTES)
+    # Before it is opened, which alone starts some devices and the writer of a fifo.
+    check_regular(path)
+    descriptor = os.open(path, _FLAGS | getattr(os, "O_NONBLOCK", 0))
+    try:
+        # And after it: another may have taken its place.
+        _refuse_others(os.fstat(descriptor), path)
+        return io.BufferedReader(io.FileIO(descriptor), _BUFFER_BYTES)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _refuse_others(status: os.stat_result, path: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -256,12 +257,12 @@ def _shipped(folder: Literal["models", "calibration"]) -> Path:
 
 def _recipe_path(name: str) -> Path:
     if name.endswith(".toml"):
-        if not Path(name).is_file():
+        if not os.path.isfile(name):
             raise RecipeError(f"no recipe file at {name}")
         return Path(name)
     for folder in (Path("models"), _shipped("models")):
         path = folder / f"{name}.toml"
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     known = list_recipes()
     raise RecipeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,7 +194,7 @@ def _largest(
     """The largest |x| of each tensor: as calibrated if that was on this network, else on the images of the check."""
     if ranges is not None:
         return {name: tensor.largest for name, tensor in ranges.tensors.items()}
-    if folder.ranges_path.is_file():
+    if os.path.isfile(folder.ranges_path):
         ranges = read_ranges(folder.ranges_path)
         if (ranges.network_sha256, ranges.contract_sha256) == (fp32.graph.network_sha256, spec.contract_sha256):
             on_step(f"ranges of {folder.ranges_path}: {ranges.num_images} images of {ranges.images_from}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,7 @@ def _export_command(folder: ModelFolder, precision: str) -> str:
 
 def _ranges_of(folder: ModelFolder) -> Ranges | None:
     """The measured ranges on disk; None where there are none to compare with."""
-    if folder.ranges_path.is_file():
+    if os.path.isfile(folder.ranges_path):
         from alexdeploy.export.ranges import read_ranges
 
         with suppress(ModelError):

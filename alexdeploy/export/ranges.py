@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def check_owner(path: Path, model: Path) -> None:
     """Raise UsageError if the file holds ranges of another model folder that is still there."""
     with contextlib.suppress(ModelError):
         owner = Path(read_ranges(path).model)
-        if owner.is_dir() and not (model.is_dir() and owner.samefile(model)):
+        if os.path.isdir(owner) and not (model.is_dir() and owner.samefile(model)):
             raise UsageError(
                 f"{path} holds the ranges of {owner}, which this would replace with those of {model}",
                 cure="Give one of the folders another name, or remove the file.",

@@ -51,7 +51,7 @@ class _Devkit(NamedTuple):
 
 def is_ilsvrc(folder: str | os.PathLike[str]) -> bool:
     """Whether `folder` holds the archive of the training images."""
-    return (Path(folder) / TRAIN_NAME).is_file()
+    return os.path.isfile(Path(folder) / TRAIN_NAME)
 
 
 def read_ilsvrc(

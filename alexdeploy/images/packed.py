@@ -69,9 +69,13 @@ class PackedImages:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """What the images were called, relative to the data that they are from. Raises DataError."""
-        data = read_regular(names_path(self.folder, self._split), MAX_DATA_BYTES)
+        path = names_path(self.folder, self._split)
+        try:
+            data = read_regular(path, MAX_DATA_BYTES)
+        except OSError as exc:
+            raise damaged(self.folder, f"{path} cannot be read: {describe(exc)}") from exc
         if sha256_bytes(data) != self._names_sha256:
-            raise damaged(self.folder, f"{names_path(self.folder, self._split)} is not the file that was written")
+            raise damaged(self.folder, f"{path} is not the file that was written")
         return decode_json(data, tuple[str, ...])
 
     def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -143,7 +147,7 @@ def open_packed(folder: str | os.PathLike[str]) -> PackedSet:
     plan = read_plan(path)
     if plan is None:
         raise DataError(f"{path} is no packed set: it has no {PLAN_NAME}", cure="Make one: alexdeploy prepare DATA OUT")
-    if not (path / INDEX_NAME).is_file():
+    if not os.path.isfile(path / INDEX_NAME):
         raise damaged(path, f"{path} is not finished: {_how_far(path, plan)}", verb="Go on")
     index: Index = read_json(path / INDEX_NAME, Index)
     if index.plan != plan:
@@ -239,7 +243,7 @@ def _read_array(folder: Path, path: Path, sha256: str) -> NDArray[np.int64]:
     try:
         content = read_regular(path, MAX_DATA_BYTES)
     except OSError as exc:
-        raise damaged(folder, f"{path} is missing") from exc
+        raise damaged(folder, f"{path} cannot be read: {describe(exc)}") from exc
     if sha256_bytes(content) != sha256:
         raise damaged(folder, f"{path} is not the file that was written: its hash differs")
     try:

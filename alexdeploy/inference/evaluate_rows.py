@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from alexdeploy.core.artifacts import atomic_write
+from alexdeploy.core.artifacts import atomic_write, check_output
 from alexdeploy.core.errors import UsageError
 from alexdeploy.inference.evaluate import ImageResult
 from alexdeploy.inference.scoring import Configuration
@@ -25,6 +25,7 @@ def check_rows_path(path: Path) -> None:
             f"the suffix of {path.name!r} names no format of rows; known are {', '.join(_SUFFIXES)}",
             cure="Call it so: --output rows.jsonl",
         )
+    check_output(path)
     if path.is_dir():
         raise UsageError(f"--output {path} is a folder; expected a file")
 

@@ -74,8 +74,8 @@ def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | 
     that a model and a recipe have is the recipe's. Raises ModelError, RecipeError, and UsageError where they are
     given for something else.
     """
-    is_recipe = target.endswith(".toml") or target in list_recipes() or (MODELS_FOLDER / f"{target}.toml").is_file()
-    is_model = (Path(target) / "spec.json").is_file() or (MODELS_FOLDER / target / "spec.json").is_file()
+    is_recipe = target.endswith(".toml") or target in list_recipes() or os.path.isfile(MODELS_FOLDER / f"{target}.toml")
+    is_model = any(os.path.isfile(folder / target / "spec.json") for folder in (Path(), MODELS_FOLDER))
     changes_recipe = bool(overrides) or num_classes is not None
     if is_recipe and (changes_recipe or not is_model):
         return _inspect_recipe(target, overrides, 1000 if num_classes is None else num_classes)
@@ -90,7 +90,7 @@ def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | 
         if target.endswith(".engine"):
             return _inspect_engine(Path(target))
         return _inspect_onnx(Path(target)) if target.endswith(".onnx") else _inspect_safetensors(Path(target))
-    if os.sep in target or Path(target).exists():
+    if os.sep in target or os.path.exists(target):
         raise ModelError(
             f"{target} is not something that can be inspected",
             cure="Give a recipe, a model folder, an .onnx, a .safetensors or an .engine.",

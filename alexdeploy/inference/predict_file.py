@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from alexdeploy.core.artifacts import atomic_write
+from alexdeploy.core.artifacts import atomic_write, check_output
 from alexdeploy.core.errors import UsageError
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.journal import Header, Journal, check_setting, journal_path, read_header, read_journal
@@ -47,6 +47,7 @@ def has_finished(output: Path, kind: Format, *, resume: bool) -> bool:
     would begin anew would lose rows, or if the finished file cannot be read back.
     """
     journal = journal_path(output)
+    check_output(journal)
     if output.is_dir():
         raise UsageError(f"--output {output} is a folder; expected a file")
     num_rows = sum(1 for _ in read_rows(journal)) if journal.exists() else 0

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexdeploy.core.artifacts import atomic_write, cache_folder
+from alexdeploy.core.artifacts import atomic_write, cache_folder, check_output
 from alexdeploy.core.errors import UsageError
 from alexdeploy.inference.table import escape
 
@@ -79,6 +79,7 @@ def check_page_path(path: Path, option: str = "--html") -> None:
         raise UsageError(
             "the plots of an HTML report need the package matplotlib", cure="pip install 'alexdeploy[report]'"
         )
+    check_output(path)
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder; expected a file")
 

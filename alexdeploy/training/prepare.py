@@ -14,7 +14,7 @@ import numpy as np
 import PIL
 
 import alexdeploy
-from alexdeploy.core.artifacts import atomic_write, npy_bytes, remove_file, sha256_bytes
+from alexdeploy.core.artifacts import atomic_write, check_output, npy_bytes, remove_file, sha256_bytes
 from alexdeploy.core.errors import DataError, OutputError, UsageError
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.reading import MAX_TEXT_BYTES, read_regular
@@ -125,6 +125,7 @@ def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
     """Make `folder` the place of this set. Returns the plan that is there, with the words it was made with."""
     found, is_ours = None, False
     try:
+        check_output(folder / packed_files.INDEX_NAME)
         found = packed_files.read_plan(folder)
     except DataError:
         if not overwrite:
