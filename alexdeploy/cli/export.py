@@ -58,6 +58,16 @@ def export(
         str | None,
         typer.Option(metavar="LAYERS", help="For --int8: layers that stay FP32 anyhow, such as conv1,fc8."),
     ] = None,
+    int8_weights: Annotated[
+        int | None,
+        typer.Option(
+            min=7,
+            max=8,
+            metavar="BITS",
+            help="For --int8: 8, or 7 where OpenVINO runs on an x86 processor without VNNI, whose sums of 8-bit "
+            "products saturate (elsewhere called reduce_range). Default: 8.",
+        ),
+    ] = None,
     images: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Photographs to check on; the training data if left out."),
@@ -77,6 +87,7 @@ def export(
         ("--max-drop", max_drop),
         ("--labelled", labelled),
         ("--keep", keep),
+        ("--int8-weights", int8_weights),
     ):
         if value is not None and not int8:
             raise UsageError(f"{name} is for --int8", cure="Add --int8, or leave it out.")
@@ -85,6 +96,7 @@ def export(
     options = ExportOptions(
         fp16=fp16,
         int8=int8,
+        int8_weights=7 if int8_weights == 7 else 8,
         images=images,
         calibrate=calibrate,
         budget=Budget(max_drop=max_drop, labelled=labelled, keep=_names(keep)),
@@ -222,12 +234,14 @@ def _print_half_layers(layers: tuple[HalfLayer, ...]) -> None:
 def _print_quantization(found: Quantization) -> None:
     from rich.table import Table
 
+    from alexdeploy.export.sensitivity import describe
+
     drop = found.choice.drop
     kept = ", ".join([*found.choice.keep, *found.keep_asked])
     kept = f"in FP32: {kept}" if kept else "every layer in INT8"
-    measured = "points of top-1 error" if found.has_labels else "% of the answers change"
     output.note(
-        f"  {kept}; {drop.points:.2f} {measured} on {output.count(drop.num_images, 'image')} of {found.measured_on} "
+        f"  {kept}; {describe(drop)} on images of {found.measured_on}, "
+        f"{found.num_calibrated} of them also used to measure the ranges "
         f"(allowed {found.budget:.4g}; logits off by {drop.logit_error:.1%}; "
         f"{output.count(found.choice.num_trials, 'graph')} measured)"
     )

@@ -18,7 +18,7 @@ from alexdeploy.core.spec import ModelSpec
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.export.graphs import Graph, deploy, load_graph
 from alexdeploy.export.onnxruntime_library import load_onnxruntime
-from alexdeploy.export.runner import device_error
+from alexdeploy.export.runner import EXACT_INT8, device_error
 
 onnxruntime = load_onnxruntime()
 
@@ -148,6 +148,7 @@ def open_session(content: bytes, device: str, num_threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT_INT8)
     # Threads that spin while they wait would take the cores from the decoder, and from the other of two devices.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider, settings = _CPU, {}

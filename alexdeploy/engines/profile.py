@@ -20,6 +20,7 @@ from alexdeploy.export.deployment import PREFIX, deployment_graph
 from alexdeploy.export.graphs import load_graph
 from alexdeploy.export.onnxruntime_library import load_onnxruntime
 from alexdeploy.export.openvino_graph import openvino_graph
+from alexdeploy.export.runner import EXACT_INT8
 
 PROFILED: tuple[Backend, ...] = ("openvino", "onnxruntime")
 """Backends whose runtimes tell the time of each layer."""
@@ -101,6 +102,7 @@ def _onnxruntime(content: bytes, images: NDArray[np.uint8]) -> Iterable[tuple[st
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         options.enable_profiling = True
+        options.add_session_config_entry(*EXACT_INT8)
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         for _ in range(1 + _NUM_RUNS):

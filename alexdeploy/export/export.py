@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.backend_checks import BackendCheck, record_backend_checks
-from alexdeploy.core.errors import DeviceError
+from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.export import graphs
 from alexdeploy.export.calibrate import measured_tensors
@@ -20,6 +21,7 @@ from alexdeploy.export.check_images import check_images
 from alexdeploy.export.deployment import check_network
 from alexdeploy.export.engine_check import check_engines
 from alexdeploy.export.fp16 import HalfLayer, plan_fp16, to_fp16
+from alexdeploy.export.int8 import WeightBits
 from alexdeploy.export.parity import Parity, check_parity, compare_outputs
 from alexdeploy.export.quantize import Budget, Quantization, quantize
 from alexdeploy.export.ranges import Ranges, read_ranges, write_ranges
@@ -51,14 +53,19 @@ class ExportOptions:
     """`images`: a photograph, folder or archive to check on; None takes the training data, or rendered pictures.
 
     `calibrate` are images to measure INT8's ranges on; None takes those measured before. `budget` is what INT8 may
-    cost.
+    cost. `int8_weights` is how many bits its weights have: 7 are for processors without VNNI, see docs/precision.md.
     """
 
     fp16: bool = False
     int8: bool = False
+    int8_weights: WeightBits = 8
     images: str | None = None
     calibrate: str | None = None
     budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        if self.int8_weights not in get_args(WeightBits):
+            raise UsageError(f"INT8 weights of {self.int8_weights!r} bits", cure="int8_weights is 7 or 8.")
 
 
 def export_model(
@@ -214,7 +221,14 @@ def _checked_int8(
     on_warning: Callable[[str], None],
 ) -> _Checked:
     quantized = quantize(
-        folder, spec, fp32.graph, options.calibrate, options.budget, on_step=on_step, on_warning=on_warning
+        folder,
+        spec,
+        fp32.graph,
+        options.calibrate,
+        options.budget,
+        weight_bits=options.int8_weights,
+        on_step=on_step,
+        on_warning=on_warning,
     )
     source = graphs.Source(
         name=fp32.path.name,

@@ -30,6 +30,8 @@ RANGES_KEY = "alexdeploy.ranges_sha256"
 PRECISION_KEY = "alexdeploy.precision"
 FLOAT_LAYERS_KEY = "alexdeploy.float_layers"
 """In a graph with INT8 layers: the layers with weights that stay in float, joined by commas; "" for none."""
+INT8_WEIGHTS_KEY = "alexdeploy.int8_weights"
+"""In a graph with INT8 weights: how many bits they use, 7 or 8."""
 
 _METADATA_PROPS = 14
 """The field of ONNX's ModelProto that holds them; each has its key in field 1 and its value in field 2."""
@@ -109,7 +111,8 @@ def check_fresh(facts: Facts, folder: ModelFolder, precision: str, spec: ModelSp
 
     The weights are compared for every graph: an FP16 graph may still match a `model.onnx` that they have left behind.
     """
-    path, cure = folder.onnx_path(precision), renewal(folder, precision)
+    path = folder.onnx_path(precision)
+    cure = renewal(folder, precision, weight_bits=facts.metadata.get(INT8_WEIGHTS_KEY))
     has_weights = folder.weights_path.is_file()
     if has_weights:
         # First of all: from weights that are at fault, no graph can be renewed.
@@ -179,16 +182,18 @@ def _check_sum(facts: Facts, folder: ModelFolder, precision: str, cure: str) -> 
         )
 
 
-def renewal(folder: ModelFolder, precision: str, words: str = "Renew it") -> str:
-    """What to do about a graph: the command, where what it is made from is there."""
+def renewal(folder: ModelFolder, precision: str, words: str = "Renew it", *, weight_bits: str | None = None) -> str:
+    """What to do about a graph: the command, where what it is made from is there.
+
+    `weight_bits` is what the graph says under INT8_WEIGHTS_KEY: the command makes the same kind of graph.
+    """
     source = folder.weights_path if folder.weights_path.is_file() or precision == "fp32" else folder.onnx_path()
     if source.is_file():
-        return f"{words}: {_export_command(folder, precision)}"
+        options = ("" if precision == "fp32" else f" --{precision}") + (
+            " --int8-weights 7" if weight_bits == "7" else ""
+        )
+        return f"{words}: alexdeploy export {folder.path}{options}"
     return f"Copy it again, with {folder.spec_path.name}, from where it was made, or import the model again."
-
-
-def _export_command(folder: ModelFolder, precision: str) -> str:
-    return f"alexdeploy export {folder.path}" + ("" if precision == "fp32" else f" --{precision}")
 
 
 def _ranges_of(folder: ModelFolder) -> Ranges | None:

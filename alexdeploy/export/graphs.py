@@ -19,6 +19,7 @@ from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Precision
 from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.facts import (
     FLOAT_LAYERS_KEY,
+    INT8_WEIGHTS_KEY,
     PRECISION_KEY,
     RANGES_KEY,
     SOURCE_KEY,
@@ -30,7 +31,7 @@ from alexdeploy.export.facts import (
     graph_path,
     renewal,
 )
-from alexdeploy.export.int8 import float_layers
+from alexdeploy.export.int8 import float_layers, weight_bits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +105,8 @@ def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source, precision
         facts[RANGES_KEY] = source.ranges_sha256
     if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
         facts[FLOAT_LAYERS_KEY] = ",".join(float_layers(model))
+        if (bits := weight_bits(model)) is not None:
+            facts[INT8_WEIGHTS_KEY] = str(bits)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, facts)
     # Deterministic, so that exporting twice gives the same hash.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from copy import deepcopy
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -18,12 +19,16 @@ from onnx import NodeProto, helper, numpy_helper
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.export.deployment import PIXELS
-from alexdeploy.export.graph_walk import WEIGHTED_OPS, all_nodes, has_padding, producers, set_nodes
+from alexdeploy.export.graph_walk import WEIGHTED_OPS, all_nodes, attribute, has_padding, producers, set_nodes
 from alexdeploy.export.histogram import QMAX
 from alexdeploy.export.onnxruntime_library import load_onnxruntime
 
+WeightBits = Literal[7, 8]
+
 _PIXEL_OFFSET = 128
 """From pixels 0..255 to INT8 -128..127, exactly, at scale 1."""
+
+_QMAX_7_BITS = 63
 
 
 def quantizable_layers(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -50,16 +55,37 @@ def float_layers(model: onnx.ModelProto) -> tuple[str, ...]:
     )
 
 
+def weight_bits(model: onnx.ModelProto) -> WeightBits | None:
+    """7 if every INT8 weight of a layer is within -64 to 63, else 8; None without INT8 weights.
+
+    Told by the weights themselves, so that another's graph says it as well.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    made_by = producers(model.graph)
+    makers = (
+        made_by.get(node.input[1])
+        for node in all_nodes(model.graph.node)
+        if node.op_type in (*WEIGHTED_OPS, "ConvTranspose")
+    )
+    stored = {node.input[0] for node in makers if node is not None and node.op_type == "DequantizeLinear"}
+    found = [numpy_helper.to_array(constants[name]) for name in stored if name in constants]
+    if not found or any(values.dtype != np.int8 for values in found):
+        return None
+    return 7 if all(values.min() >= -64 and values.max() <= 63 for values in found) else 8
+
+
 def to_int8(
     model: onnx.ModelProto,
     thresholds: Mapping[str, float],
     preprocessing: Preprocessing,
     keep: Collection[str] = (),
+    weight_bits: WeightBits = 8,
 ) -> onnx.ModelProto:
     """Quantize a float32 network; layers named in `keep` stay float32. Needs onnxruntime.
 
     `thresholds` are the |x| that become 127, by tensor. Where `preprocessing` has no mean image and the first layer
-    no padding, that layer sees the pixels themselves: no error of its input at all.
+    no padding, that layer sees the pixels themselves: no error of its input at all. Weights are INT8 from -127 to 127;
+    with 7 bits from -63 to 63, so that no sum of two products with an 8-bit activation leaves 16 bits.
     """
     quantization = load_onnxruntime("quantization")
     copy = deepcopy(model)
@@ -74,9 +100,11 @@ def to_int8(
     if missing:
         raise ModelError(f"the measured ranges lack {', '.join(missing)}", cure="Calibrate again.")
     ranges = {name: (np.float32(-thresholds[name]), np.float32(thresholds[name])) for name in read}
+    overrides = _narrow_weights(copy.graph, layers) if weight_bits == 7 else {}
     quantizer = quantization.QDQQuantizer(
         copy,
         per_channel=True,
+        # What it has for 7 bits is -64 to 64, and in some versions for activations as well.
         reduce_range=False,
         weight_qType=quantization.QuantType.QInt8,
         activation_qType=quantization.QuantType.QInt8,
@@ -91,6 +119,7 @@ def to_int8(
             # TensorRT wants a pair of its own for each layer that reads a tensor.
             "DedicatedQDQPair": True,
             "OpTypesToExcludeOutputQuantization": list(WEIGHTED_OPS),
+            "TensorQuantOverrides": overrides,
         },
     )
     # It tells every layer that it leaves out.
@@ -105,6 +134,21 @@ def to_int8(
     del result.opset_import[1:]
     onnx.checker.check_model(result, full_check=True)
     return result
+
+
+def _narrow_weights(graph: onnx.GraphProto, layers: Collection[str]) -> dict[str, list[dict[str, object]]]:
+    """For QDQQuantizer: the scale of each output channel of each layer's weight with which it ends at 63."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    found: dict[str, list[dict[str, object]]] = {}
+    for node in graph.node:
+        if node.name in layers:
+            values = numpy_helper.to_array(weights[node.input[1]])
+            # MatMul, and Gemm unless it says otherwise, has [inputs, outputs].
+            axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else values.ndim - 1
+            largest = np.abs(np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)).max(axis=1)
+            scales = np.where(largest > 0, largest / _QMAX_7_BITS, 1).astype(np.float32)
+            found[node.input[1]] = [{"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
+    return found
 
 
 def _feed_pixels(model: onnx.ModelProto, layers: Collection[str], steps: Preprocessing) -> bool:

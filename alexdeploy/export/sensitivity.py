@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import ParityError
+from alexdeploy.core.metrics import Interval, paired_difference, wilson_interval
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.export.deployment import LOGITS, deployment_graph
 from alexdeploy.export.graph_walk import WEIGHTED_OPS, node_macs
@@ -20,7 +21,7 @@ from alexdeploy.export.runner import GraphRunner
 
 _BATCH = 8
 _MOST_SEARCHED = 10
-"""Layers whose combinations are searched: the worst ones. Every AlexNet has 8; an imported graph may have more."""
+"""Layers whose combinations are all searched: the worst ones. Every AlexNet has 8; an imported graph may have more."""
 _CHANCE = 1.5
 """A faster mixture is measured as well if its prediction is at most so many times that of one that holds."""
 
@@ -33,13 +34,16 @@ class Drop:
     """What a graph loses against FP32 on `num_images` images.
 
     `points` is what a budget limits, in percent of the images: answers that changed, or with labels by how much the
-    top-1 error grew. `logit_error` is the RMS error of the logits as a share of their RMS; infinite if one is not
-    finite.
+    top-1 error grew. `low_points` and `high_points` are its 95 % interval. `logit_error` is the RMS error of the logits
+    as a share of their RMS; infinite if one is not finite.
     """
 
     num_images: int
     num_flips: int
+    has_labels: bool
     points: float
+    low_points: float
+    high_points: float
     logit_error: float
 
 
@@ -86,20 +90,38 @@ class Judge:
 
     def measure(self, network: onnx.ModelProto) -> Drop:
         logits, answers = self._run(network)
-        flips = answers != self._answers
-        points = 100 * float(flips.mean())
+        num_flips = int((answers != self._answers).sum())
+        share, interval = num_flips / self.num_images, wilson_interval(num_flips, self.num_images)
         if self._labels is not None:
-            wrong, wrong_before = answers != self._labels, self._answers != self._labels
-            points = 100 * (float(wrong.mean()) - float(wrong_before.mean()))
+            share, interval = self._error_growth(answers != self._labels)
         error = math.inf
         if np.isfinite(logits).all():
             error = float(np.sqrt(np.mean((logits - self._logits) ** 2) / max(np.mean(self._logits**2), 1e-30)))
         return Drop(
             num_images=self.num_images,
-            num_flips=int(flips.sum()),
-            points=points if math.isfinite(error) else 100.0,
+            num_flips=num_flips,
+            has_labels=self._labels is not None,
+            points=100 * share if math.isfinite(error) else 100.0,
+            low_points=100 * interval.low,
+            high_points=100 * interval.high if math.isfinite(error) else 100.0,
             logit_error=error,
         )
+
+    def least_bound(self, num_images: int | None = None) -> float:
+        """Where the interval of a graph that changes nothing ends, in points: no smaller limit can be shown.
+
+        `num_images` None takes the images that there are; with labels, others are taken to be right as often.
+        """
+        count = num_images or self.num_images
+        if self._labels is None:
+            return 100 * wilson_interval(0, count).high
+        num_wrong = round(count * float((self._answers != self._labels).mean()))
+        return 100 * paired_difference(num_wrong, 0, 0, count - num_wrong)[1].high
+
+    def _error_growth(self, wrong: NDArray[np.bool_]) -> tuple[float, Interval]:
+        before = self._answers != self._labels
+        counts = (before & wrong, before & ~wrong, ~before & wrong, ~before & ~wrong)
+        return paired_difference(*(int(each.sum()) for each in counts))
 
     def _run(self, network: onnx.ModelProto) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
         """Logits of every view, less their mean, which no answer depends on; and each image's answer."""
@@ -113,6 +135,20 @@ class Judge:
         return np.concatenate(logits), np.concatenate(answers)
 
 
+def describe(drop: Drop) -> str:
+    """In words: how many answers changed, or by how much the top-1 error grew, with the 95 % interval."""
+    flips = f"{drop.num_flips} of {drop.num_images} answers changed"
+    if drop.has_labels:
+        interval = f"{_short(drop.low_points, '+')} to {_short(drop.high_points, '+')}"
+        return f"top-1 error {_short(drop.points, '+')} points (95 % interval: {interval}), {flips}"
+    return f"{flips} (95 % interval: {_short(drop.low_points)} to {_short(drop.high_points)} %)"
+
+
+def _short(points: float, sign: str = "") -> str:
+    """Two digits; three of 100."""
+    return f"{points:{sign}.2g}" if abs(points) < 99.5 else f"{points:{sign}.0f}"
+
+
 def rank_layers(
     layers: Collection[str],
     macs: Mapping[str, int],
@@ -123,7 +159,7 @@ def rank_layers(
     costs = []
     for layer in layers:
         drop = measure([other for other in layers if other != layer])
-        on_step(f"{layer} alone in INT8: {drop.num_flips} of {drop.num_images} answers change")
+        on_step(f"{layer} alone in INT8: {describe(drop)}")
         costs.append(LayerCost(layer=layer, macs=macs[layer], drop=drop))
     return tuple(sorted(costs, key=lambda cost: (-cost.drop.logit_error, cost.layer)))
 
@@ -152,7 +188,7 @@ def search(
         best = min(ranking, key=lambda cost: cost.drop.points)
         raise ParityError(
             f"INT8 cannot hold a drop of {budget:g} points: even with {best.layer} alone in INT8 it is "
-            f"{best.drop.points:.2f} ({best.drop.num_flips} of {best.drop.num_images} answers change)",
+            f"{best.drop.points:.2f}: {describe(best.drop)}",
             cure="No INT8 file was written. Use FP16 (alexdeploy export --fp16), calibrate on other images, "
             "or allow more with --max-drop.",
         )
@@ -201,6 +237,9 @@ class _Mixtures:
             for keep in itertools.combinations(worst, size)
             if size < len(ranking)
         ]
+        # Of a graph with more layers than are searched, the worst of all stay float32 together.
+        names = [cost.layer for cost in ranking]
+        self._sets += [frozenset(names[:size]) for size in range(_MOST_SEARCHED + 1, len(names))]
 
     def cost(self, keep: frozenset[str]) -> tuple[int, int, list[str]]:
         """Multiply-accumulates left in FP32; then fewer layers first."""

@@ -27,6 +27,7 @@ from alexdeploy.engines.engine_files import load_engine, read_record
 from alexdeploy.export import graphs
 from alexdeploy.export.deployment import describe_value
 from alexdeploy.export.graph_walk import WEIGHTED_OPS, node_macs, opset_of
+from alexdeploy.export.int8 import weight_bits
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.placement.devices import Device, survey_gpus
 
@@ -151,6 +152,8 @@ def _inspect_onnx(path: Path) -> Inspection:
     facts |= {f"output {value.name}": describe_value(value) for value in model.graph.output}
     operators = sorted({node.op_type for node in model.graph.node})
     facts["operators"] = ", ".join(f"{sum(n.op_type == op for n in model.graph.node)} {op}" for op in operators)
+    if (bits := weight_bits(model)) is not None:
+        facts["INT8 weights"] = f"{bits} bits"
     spec = graph.spec()
     return Inspection(
         target=str(path),

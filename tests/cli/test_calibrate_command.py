@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from helpers import write_pictures
 from program import Run
 
 from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.export.facts import read_facts
 
 
 @pytest.fixture
@@ -125,10 +127,75 @@ def test_a_budget_on_labelled_images_is_points_of_error(run: Run) -> None:
     result = run("export", "--int8", "--calibrate", "labelled", "--labelled", "labelled", "--max-drop", "30")
     assert result.exit_code == 0
     assert "measuring top-1 error on 40 images of labelled" in result.stderr
-    assert "points of top-1 error on 40 images of labelled" in result.stderr
+    assert "points (95 % interval: " in result.stderr
+    assert "40 images of labelled, 40 of them also used to measure the ranges" in result.stderr
 
 
-@pytest.mark.parametrize("option", [("--calibrate", "pictures"), ("--max-drop", "1"), ("--labelled", "pictures")])
+def test_a_budget_that_the_images_cannot_show_is_warned_about_with_the_number_that_can(run: Run) -> None:
+    given = ("export", "tiny", "--int8", "--calibrate", "pictures")
+    result = run(*given)
+    assert result.exit_code == 0
+    # Wilson 1927, none of n changed: z^2 / (n + z^2) is 8.8 % for 40, and at most 1 % from 381 on, with z^2 = 3.8415.
+    doubt = "40 images are too few to show a drop of at most 1 points: where no answer changes"
+    assert f"warning: {doubt}, the 95 % interval still reaches to 8.8; give at least 381" in result.stderr
+    result = run(*given, "--max-drop", "0", "--json")
+    if result.exit_code == 0:
+        assert "no number of images can" in json.loads(result.stdout)[1]["quantization"]["warnings"][0]
+    assert "no number of images can" in result.stderr
+    assert "too few" not in run(*given, "--max-drop", "8.8").stderr
+
+
+def test_the_budget_is_measured_on_images_that_took_no_part_in_the_calibration_where_there_are_enough(
+    run: Run,
+) -> None:
+    shutil.copy("pictures/000.png", "pictures/copy.png")
+    given = ("export", "tiny", "--int8", "--max-drop", "20", "--json")
+    assert run("calibrate", "tiny", "pictures", "--num-images", "20").exit_code == 0
+    result = run(*given)
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)[1]["quantization"]
+    # With none of 16 changed the interval ends at 19.4 %, with none of 15 at 20.4; 20 took part in the calibration.
+    assert found["choice"]["drop"]["num_images"] == 20
+    # A copy of one of them is no other image.
+    assert found["num_calibrated"] <= 1
+    assert "too few" not in result.stderr
+    assert run("calibrate", "tiny", "pictures", "--num-images", "30").exit_code == 0
+    found = json.loads(run(*given).stdout)[1]["quantization"]
+    # The eleven others are too few.
+    assert (found["choice"]["drop"]["num_images"], found["num_calibrated"]) == (30, 30)
+
+
+def test_an_int8_graph_that_saves_nothing_is_refused(run: Run) -> None:
+    given = ("export", "tiny", "--int8", "--calibrate", "pictures", "--max-drop", "60")
+    result = run(*given, "--keep", "conv1,conv2,conv3,conv4,conv5,fc6,fc7")
+    assert result.exit_code == 4
+    assert "INT8 saves nothing here: 7 of 8 layers stay in FP32, the file has " in result.stderr
+    assert "No INT8 file was written. Use FP16 (alexdeploy export --fp16)" in result.stderr
+    assert not Path("models/tiny/model.int8.onnx").exists()
+    # Hardly smaller, but nearly all of the work is in INT8.
+    assert run(*given, "--keep", "fc6,fc7,fc8").exit_code == 0
+
+
+def test_7_bit_weights_are_recorded_shown_and_kept_by_the_command_that_renews(run: Run) -> None:
+    given = ("export", "tiny", "--int8", "--calibrate", "pictures", "--max-drop", "60")
+    assert run(*given, "--int8-weights", "7").exit_code == 0
+    path = Path("models/tiny/model.int8.onnx")
+    assert read_facts(path).metadata["alexdeploy.int8_weights"] == "7"
+    assert "7 bits" in run("inspect", str(path)).stdout
+    assert run("calibrate", "tiny", "pictures", "--num-images", "20").exit_code == 0
+    stale = run("predict", "pictures", "--precision", "int8")
+    assert stale.exit_code == 4
+    assert "Renew it: alexdeploy export models/tiny --int8 --int8-weights 7\n" in stale.stderr
+    assert run(*given).exit_code == 0
+    assert read_facts(path).metadata["alexdeploy.int8_weights"] == "8"
+    assert "8 bits" in run("inspect", str(path)).stdout
+    assert run(*given, "--int8-weights", "6").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--calibrate", "pictures"), ("--max-drop", "1"), ("--labelled", "pictures"), ("--int8-weights", "7")],
+)
 def test_options_of_int8_need_int8(run: Run, option: tuple[str, str]) -> None:
     result = run("export", "tiny", *option)
     assert result.exit_code == 2

@@ -14,13 +14,13 @@ from helpers import TINY, make_model, smooth_images
 from onnx import TensorProto, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import ModelError
+from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.export.deployment import PIXELS, deployment_graph
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.facts import read_facts
-from alexdeploy.export.int8 import float_layers, quantizable_layers, to_int8
+from alexdeploy.export.int8 import float_layers, quantizable_layers, to_int8, weight_bits
 from alexdeploy.export.quantize import Budget
 from alexdeploy.export.ranges import read_ranges
 from alexdeploy.export.runner import run_graph
@@ -138,6 +138,31 @@ def test_each_weight_is_off_by_at_most_half_a_step_of_its_channel(int8_model: Mo
         found = quantized[f"{layer}.weight_quantized"] * scale
         assert (np.abs(found - weight) <= 0.5001 * scale).all()
         np.testing.assert_allclose(scale.ravel(), np.abs(weight).reshape(len(weight), -1).max(axis=1) / 127, rtol=1e-5)
+
+
+def test_7_bit_weights_lie_within_minus_64_and_63_and_are_off_by_at_most_half_a_step(tiny_model: ModelFolder) -> None:
+    model, steps = _graph(tiny_model, "fp32"), tiny_model.spec().preprocessing
+    inputs = network_input(smooth_images(1)[0], steps, 1, tiny_model.mean_image(tiny_model.spec()))
+    quantized = to_int8(model, _thresholds(model, inputs), steps, weight_bits=7)
+    constants, original = _constants(quantized), _constants(model)
+    for layer in LAYERS:
+        values, weight = constants[f"{layer}.weight_quantized"], original[f"{layer}.weight"]
+        assert values.dtype == np.int8
+        assert -64 <= values.min() <= values.max() <= 63
+        scale = constants[f"{layer}.weight_scale"].reshape((-1,) + (1,) * (weight.ndim - 1))
+        assert (np.abs(values * scale - weight) <= 0.5001 * scale).all()
+        np.testing.assert_allclose(scale.ravel(), np.abs(weight).reshape(len(weight), -1).max(axis=1) / 63, rtol=1e-5)
+    # Activations keep all 8 bits.
+    eight = _constants(to_int8(model, _thresholds(model, inputs), steps))
+    activations = [name for name in eight if name.endswith("_scale") and "weight" not in name]
+    assert len(activations) == len(LAYERS)
+    assert all(constants[name] == eight[name] for name in activations)
+    assert (weight_bits(model), weight_bits(quantized)) == (None, 7)
+
+
+def test_weights_of_other_than_7_or_8_bits_are_refused() -> None:
+    with pytest.raises(UsageError, match="INT8 weights of 6 bits"):
+        ExportOptions(int8=True, int8_weights=6)  # type: ignore[arg-type]
 
 
 def test_a_layer_that_is_kept_stays_float_and_the_others_do_not(tiny_model: ModelFolder) -> None:

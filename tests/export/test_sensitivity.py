@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Collection
 
@@ -13,16 +14,26 @@ from onnx import TensorProto, helper, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ParityError
+from alexdeploy.core.metrics import paired_difference, wilson_interval
 from alexdeploy.engines.base import EngineOptions, open_engine
-from alexdeploy.export.sensitivity import Drop, Judge, layer_macs, rank_layers, search
+from alexdeploy.export.sensitivity import Drop, Judge, describe, layer_macs, rank_layers, search
 from alexdeploy.network.layers import plan_layers
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 MACS = dict(zip(LAYERS, (105, 224, 150, 112, 75, 38, 17, 4), strict=True))
 
 
-def _drop(points: float, error: float) -> Drop:
-    return Drop(num_images=1000, num_flips=round(10 * points), points=points, logit_error=error)
+def _drop(points: float, error: float, num_images: int = 1000) -> Drop:
+    interval = wilson_interval(min(round(num_images * points / 100), num_images), num_images)
+    return Drop(
+        num_images=num_images,
+        num_flips=round(num_images * points / 100),
+        has_labels=False,
+        points=points,
+        low_points=100 * interval.low,
+        high_points=100 * interval.high,
+        logit_error=error,
+    )
 
 
 def _additive(errors: dict[str, float], factor: Callable[[frozenset[str]], float] = lambda keep: 1.0):
@@ -102,6 +113,25 @@ def test_if_no_layer_may_be_int8_it_says_which_came_nearest() -> None:
     assert "No INT8 file was written" in str(error.value)
 
 
+def test_a_drop_is_stated_with_its_interval() -> None:
+    # Wilson 1927 for none of n: z^2 / (n + z^2), with z^2 = 3.8415.
+    assert describe(_drop(0, 0.1, num_images=40)) == "0 of 40 answers changed (95 % interval: 0 to 8.8 %)"
+    assert describe(_drop(100, 0.1, num_images=40)) == "40 of 40 answers changed (95 % interval: 91 to 100 %)"
+    labelled = dataclasses.replace(_drop(0.5, 0.1), has_labels=True, low_points=-0.25, high_points=1.5)
+    assert describe(labelled) == ("top-1 error +0.5 points (95 % interval: -0.25 to +1.5), 5 of 1000 answers changed")
+
+
+def test_of_many_layers_the_worst_are_kept_together() -> None:
+    """Of 53 layers twenty break the budget two by two: neither ten that stay nor one in INT8 is the answer."""
+    layers = tuple(f"layer{index:02}" for index in range(53))
+    errors = {name: 1.0 if index < 20 else 0.01 for index, name in enumerate(layers)}
+    measure = _additive(errors)
+    ranking = rank_layers(layers, dict.fromkeys(layers, 100), measure)
+    choice = search(ranking, measure(()), 1.5, measure)
+    assert len(choice.keep) == 19
+    assert choice.drop.points <= 1.5
+
+
 def test_a_layer_whose_logits_are_not_finite_is_the_worst_and_kept() -> None:
     def measure(keep: Collection[str]) -> Drop:
         return _drop(0.1, 0.1) if "fc6" in keep else _drop(100.0, float("inf"))
@@ -145,5 +175,14 @@ def test_changed_answers_and_errors_are_those_that_the_engines_give(int8_model: 
     labelled = Judge(*arguments, labels).measure(int8)
     wrong = [float((answer != labels).mean()) for answer in answers]
     assert labelled.points == pytest.approx(100 * (wrong[1] - wrong[0]))
+    wrong_rows = [answer != labels for answer in answers]
+    both, lost = int((wrong_rows[0] & wrong_rows[1]).sum()), int((~wrong_rows[0] & wrong_rows[1]).sum())
+    won = int((wrong_rows[0] & ~wrong_rows[1]).sum())
+    growth = paired_difference(both, won, lost, 24 - both - won - lost)[1]
+    assert (labelled.low_points, labelled.high_points) == pytest.approx((100 * growth.low, 100 * growth.high))
     same = Judge(*arguments).measure(fp32)
     assert (same.num_flips, same.logit_error) == (0, 0.0)
+    # z^2 / (24 + z^2)
+    assert (same.low_points, same.high_points) == (0.0, pytest.approx(13.80, abs=0.005))
+    assert Judge(*arguments).least_bound() == same.high_points
+    assert Judge(*arguments, labels).least_bound() == Judge(*arguments, labels).measure(fp32).high_points
