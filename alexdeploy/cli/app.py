@@ -16,7 +16,7 @@ import typer
 import alexdeploy
 from alexdeploy.cli import output
 from alexdeploy.cli.one_voice import hush
-from alexdeploy.core.errors import AlexDeployError, OutputError
+from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.interrupts import InterruptGuard
 
 _COMMANDS = {
@@ -38,7 +38,7 @@ _COMMANDS = {
 """Command -> what its module in this package and the function in there are called."""
 
 
-_CANNOT_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO)
+_CANNOT_BE_WRITTEN = (errno.EBADF, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO)
 
 
 def command_line(commands: Iterable[str] = _COMMANDS) -> typer.Typer:
@@ -84,7 +84,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line and exit: 0 well, 1 bug, 2 usage, 3 inputs, 4 model, 5 device, 6 output, 130/143 stopped."""
+    """Run the command line and exit: 0 well, 1 bug, 2 usage, 3 inputs, 4 model, 5 device, 6 output, 128 + a signal."""
     _open_closed_streams()
     hush()
     with InterruptGuard() as guard:
@@ -103,7 +103,8 @@ def _run(guard: InterruptGuard) -> str | int | None:
     except AlexDeployError as error:
         if "ALEXDEPLOY_DEBUG" in os.environ:
             traceback.print_exception(error)
-        output.fail(error)
+        if not isinstance(error, output.ReaderGoneError):
+            output.fail(error)
         return error.exit_code
     except SystemExit as stop:
         return guard.exit_code or stop.code
@@ -114,14 +115,14 @@ def _run(guard: InterruptGuard) -> str | int | None:
 
 
 def _open_closed_streams() -> None:
-    """Open what a shell has closed (`2>&-`), and Python has None for.
+    """Open what a shell has closed (`2>&-`), and Python has None for. Messages are dropped, results cannot be written.
 
     The descriptor is the lowest that is free, its own: else the next file, one of results perhaps, would have it, and
     in it what libraries write there.
     """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name, mode, flags in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
-            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            stream = open(os.open(os.devnull, flags), mode, encoding="utf-8")  # noqa: SIM115
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
 
@@ -132,14 +133,17 @@ def _output_errors() -> Iterator[None]:
     try:
         try:
             yield
-        except SystemExit:
+        except SystemExit as stop:
+            # What click makes of a broken pipe is exit code 1.
+            if isinstance(stop.__context__, BrokenPipeError):
+                raise stop.__context__ from None
             sys.stdout.flush()
             raise
     except OSError as exc:
         # An error with a file is about that file.
         if exc.filename is not None or exc.errno not in _CANNOT_BE_WRITTEN:
             raise
-        raise OutputError(f"the output could not be written: {exc.strerror}") from exc
+        raise output.stdout_error(exc) from exc
 
 
 def _leave(code: str | int | None) -> NoReturn:

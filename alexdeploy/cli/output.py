@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
 
 _WIDE = 1000
 _NUM_NAMED = 5
+
+
+class ReaderGoneError(OutputError):
+    """Nobody reads stdout any more, as in `| head`. It ends the command without a message, as SIGPIPE ends others."""
+
+    exit_code = 141
+
+
+def stdout_error(exc: OSError) -> OutputError:
+    """The OutputError that says why stdout could not be written."""
+    kind = ReaderGoneError if exc.errno == errno.EPIPE else OutputError
+    return kind(f"stdout could not be written: {exc.strerror or exc}")
 
 
 @contextmanager
@@ -99,13 +112,13 @@ def print_json(value: Any) -> None:
 
 
 def write(text: str) -> None:
-    """Write results to stdout. Raises OutputError when nobody reads them, or the disk is full."""
+    """Write results to stdout. Raises OutputError when it is closed, nobody reads it, or the disk is full."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except OSError as exc:
-        raise OutputError(f"stdout could not be written: {exc.strerror or exc}") from exc
+        raise stdout_error(exc) from exc
 
 
 def _finite(value: Any) -> Any:

@@ -215,19 +215,20 @@ def _open_sink(output: Path | None, stdout: BinaryIO) -> Iterator[Callable[[byte
     """A function that writes through to stdout or to `output`, and raises OutputError where it cannot."""
     from alexdeploy.core.artifacts import output_error
 
-    name = output or Path("stdout")
+    def error(exc: OSError) -> OutputError:
+        return out.stdout_error(exc) if output is None else output_error(output, exc)
 
     def write(data: bytes) -> None:
         try:
             sink.write(data)
             sink.flush()
         except OSError as exc:
-            raise output_error(name, exc) from exc
+            raise error(exc) from exc
 
     try:
         sink = stdout if output is None else output.open("wb")
     except OSError as exc:
-        raise output_error(name, exc) from exc
+        raise error(exc) from exc
     try:
         yield write
     finally:
