@@ -215,7 +215,8 @@ def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
 def held_interrupts(interrupts: HeldInterrupts) -> Iterator[None]:
     """Hold back SIGINT and SIGTERM until the processes have agreed where to stop. The first is raised again at the end.
 
-    One that stopped by itself would leave the others waiting for its gradients.
+    One that stopped by itself would leave the others waiting for its gradients. After an error SIGTERM stays ignored:
+    torchrun sends it to all when one has failed, at any moment, and what fails ends anyway and has a reason to give.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -228,7 +229,9 @@ def held_interrupts(interrupts: HeldInterrupts) -> Iterator[None]:
     try:
         yield
     except Exception:
-        # torchrun sends SIGTERM to all when one has failed; what fails has a better reason to end.
+        # Before the handlers are put back: one of SIGTERM would raise KeyboardInterrupt in place of the error.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        del previous[signal.SIGTERM]
         interrupts.arrived.clear()
         raise
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers import write_pictures
+from patience import PATIENCE
 from program import Run
 
 from alexdeploy.core.artifacts import ModelFolder
@@ -217,7 +218,7 @@ def test_a_run_that_is_stopped_shows_what_was_measured(workplace: Path, number: 
         if line.startswith("each is measured once"):
             break
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == exit_code
     assert stderr.endswith("Stopped; these are the figures so far.\n")
     assert re.search(r"onnxruntime +fp32 +1 +[\d,.]+ +[\d,.]+ ", stdout)

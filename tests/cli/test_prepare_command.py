@@ -6,11 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from helpers import write_pictures
+from patience import PATIENCE, wait_for
 from program import Run
 
 from alexdeploy.images.packed import open_packed
@@ -159,20 +159,19 @@ def test_a_recipe_that_warps_is_refused_on_a_set_that_was_cropped(run: Run) -> N
 
 
 def test_ctrl_c_exits_130_and_the_same_command_goes_on(run: Run) -> None:
-    for index in range(400):
+    for index in range(2000):
         shutil.copy("photos/train/cat/000.png", f"photos/train/cat/more{index}.png")
     command = [sys.executable, "-m", "alexdeploy", "prepare", "photos", "set", "--threads", "1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        while not list(Path().glob("set/.train-*.tmp")):
-            time.sleep(0.01)
+        wait_for(lambda: process.poll() is not None or list(Path().glob("set/.train-*.tmp")))
         process.send_signal(signal.SIGINT)
-        _, messages = process.communicate(timeout=60)
+        _, messages = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "stopped; what is finished stays, and the same command goes on" in messages
     assert not list(Path().glob("set/**/.*"))
     assert run("prepare", "photos", "set").exit_code == 0
-    assert len(open_packed("set").train) == 412
+    assert len(open_packed("set").train) == 2012
 
 
 def test_a_model_is_calibrated_on_a_set(run: Run, tiny_model) -> None:

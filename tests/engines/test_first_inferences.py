@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from patience import PATIENCE
+
 _THREADS = """
 import sys, threading
 sys.setswitchinterval(1e-6)
@@ -22,4 +24,4 @@ for thread in threads:
 
 
 def test_threads_that_begin_together_do_not_wait_for_each_other() -> None:
-    subprocess.run([sys.executable, "-c", _THREADS], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", _THREADS], check=True, timeout=PATIENCE)

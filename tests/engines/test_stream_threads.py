@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,12 +11,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from patience import PATIENCE, wait_for
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError
 from alexdeploy.engines.base import Predictions
 from alexdeploy.engines.stream_threads import StreamThreads
-
-pytestmark = pytest.mark.timeout(60)
 
 
 class World:
@@ -93,7 +91,7 @@ def images(value: int) -> NDArray[np.uint8]:
 
 
 def test_each_call_gets_its_own_answer_and_two_run_at_once() -> None:
-    world, both = World(), threading.Barrier(2, timeout=10)
+    world, both = World(), threading.Barrier(2, timeout=PATIENCE)
     threads = make_threads(world, work=lambda: both.wait() and None)
     threads.start([b"plan"])
     with ThreadPoolExecutor(2) as callers:
@@ -119,23 +117,23 @@ def test_a_caller_that_is_waiting_when_the_engine_is_closed_is_answered() -> Non
 
     def work() -> None:
         busy.release()
-        go.wait(10)
+        go.wait(PATIENCE)
 
     threads = make_threads(world, work=work)
     threads.start([b"plan"])
     with ThreadPoolExecutor(8) as callers:
         calls = [callers.submit(threads.run, images(value)) for value in range(4)]
         for _ in range(2):
-            assert busy.acquire(timeout=10)
-        _until(lambda: threads._batches.qsize() == 2)
+            assert busy.acquire(timeout=PATIENCE)
+        wait_for(lambda: threads._batches.qsize() == 2)
         closing = callers.submit(threads.end)
-        _until(lambda: not threads._is_open)
+        wait_for(lambda: not threads._is_open)
         late = callers.submit(threads.run, images(9))
         with pytest.raises(DeviceError, match="is not open"):
-            late.result(timeout=10)
+            late.result(timeout=PATIENCE)
         go.set()
-        assert [call.result(timeout=10).view_classes[0, 0] for call in calls] == [0, 1, 2, 3]
-        closing.result(timeout=10)
+        assert [call.result(timeout=PATIENCE).view_classes[0, 0] for call in calls] == [0, 1, 2, 3]
+        closing.result(timeout=PATIENCE)
     assert (world.alive, world.num_threads()) == (set(), 0)
 
 
@@ -150,7 +148,7 @@ def test_many_callers_and_a_close_at_any_moment_end_with_an_answer_or_an_error()
             threads.end()
             for each in calls:
                 with pytest.raises(DeviceError, match="is not open"):
-                    each.result(timeout=10)
+                    each.result(timeout=PATIENCE)
         assert (world.alive, world.faults) == (set(), [])
 
 
@@ -212,10 +210,3 @@ def test_a_batch_that_fails_is_its_callers_affair() -> None:
 def _run_on(threads: StreamThreads[Engine]) -> None:
     while True:
         threads.run(images(1))
-
-
-def _until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)

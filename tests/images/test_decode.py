@@ -6,7 +6,6 @@ import contextlib
 import io
 import struct
 import threading
-import time
 import warnings
 import zlib
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from alexdeploy.core.errors import ImageError, UsageError
 from alexdeploy.images import decode as decode_module
@@ -453,11 +452,10 @@ def png_claiming(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (2_000_000_000, 1), (13_378, 13_378)])
-def test_a_bomb_is_refused_by_its_header(width, height):
-    started = time.monotonic()
+def test_a_bomb_is_refused_by_its_header(width, height, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("its pixels were decoded"))
     with pytest.raises(ImageError, match="89,478,485 pixels"):
         decode(png_claiming(width, height))
-    assert time.monotonic() - started < 1
 
 
 def test_a_bomb_is_refused_where_pillow_was_told_to_allow_it(monkeypatch):

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 from helpers import smooth_images, write_pictures
+from patience import wait_for
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError
@@ -379,10 +380,7 @@ def test_a_process_that_hangs_ends_with_the_one_that_started_it(job: Job) -> Non
         except psutil.NoSuchProcess:
             return True
 
-    until = time.monotonic() + 10
-    while not has_ended() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert has_ended()
+    wait_for(has_ended)
 
 
 @pytest.fixture(autouse=True)

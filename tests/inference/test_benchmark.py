@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers import smooth_images, write_pictures
 from numpy.typing import NDArray
+from patience import PATIENCE
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ImageError, UsageError
@@ -204,7 +205,7 @@ def test_in_the_command_of_a_pick_names_with_a_dash_are_no_options_and_a_place_i
 def test_every_stream_is_kept_busy_and_every_batch_is_full(colour_engine: Any) -> None:
     engine = colour_engine(options=EngineOptions(batch_size=3), num_streams=2)
     both = threading.Barrier(2)
-    engine.before_run = lambda images: both.wait(timeout=10) if len(engine.batch_sizes) <= 2 else None
+    engine.before_run = lambda images: both.wait(timeout=PATIENCE) if len(engine.batch_sizes) <= 2 else None
     with engine:
         done = run_engine(engine, smooth_images(4), 0.0)
     assert engine.batch_sizes == [3, 3]
@@ -374,7 +375,7 @@ def test_an_interrupt_keeps_what_was_measured_and_leaves_no_process(tiny_model: 
         if step.startswith("round 2"):
             raise KeyboardInterrupt
 
-    options = dataclasses.replace(QUICK, images=(str(pictures),), precisions=("fp32",), seconds=60.0)
+    options = dataclasses.replace(QUICK, images=(str(pictures),), precisions=("fp32",), seconds=600.0)
     found = benchmark(tiny_model, options, on_step=stop)
     assert found.interrupted
     assert found.num_rounds == 1

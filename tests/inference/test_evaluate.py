@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-import time
+import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import smooth_images
 from numpy.typing import NDArray
+from patience import PATIENCE
 from PIL import Image
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
@@ -277,10 +279,17 @@ def test_an_engine_beside_one_of_more_streams_is_not_called_more_often_at_once_t
     colour_engine: type,
 ) -> None:
     options = EngineOptions(batch_size=1)
-    engines = [
-        colour_engine(options=options, num_streams=count, before_run=lambda images: time.sleep(0.02))
-        for count in (1, 2, 4)
-    ]
+
+    def together(count: int) -> Callable[[np.ndarray], None]:
+        # Each waits for as many others as are allowed at once.
+        barrier = threading.Barrier(count)
+
+        def wait(images: np.ndarray) -> None:
+            barrier.wait(PATIENCE)
+
+        return wait
+
+    engines = [colour_engine(options=options, num_streams=count, before_run=together(count)) for count in (1, 2, 4)]
     with engines[0], engines[1], engines[2], SideBySide(engines) as side:
         side.run(smooth_images(4))
     assert [engine.max_running for engine in engines] == [1, 2, 4]

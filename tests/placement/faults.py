@@ -7,9 +7,51 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from patience import wait_for
 
 POISON = 13
 """An image whose first pixel is this, in all channels, is one that some faults go by."""
+
+
+class Gate:
+    """Where workers wait until it is opened, each with a batch in hand; `fault` is the code for `inject`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self.fault = f"""
+            open(os.path.join({str(folder)!r}, str(os.getpid())), "w").close()
+            while not os.path.exists({str(folder / "open")!r}):
+                time.sleep(0.01)
+        """
+
+    def after(self, num_batches: int) -> str:
+        """A fault by which each worker answers so many batches before it waits."""
+        return f"if count > {num_batches}:\n{textwrap.indent(textwrap.dedent(self.fault), '    ')}"
+
+    def wait_until_there(self, num_workers: int) -> None:
+        wait_for(lambda: len(list(self._folder.iterdir())) >= num_workers)
+
+    def open(self) -> None:
+        (self._folder / "open").touch()
+
+
+def one_worker_waits(folder: Path, num_batches: int) -> str:
+    """A fault: the first worker with a batch keeps it until others have begun `num_batches` of theirs."""
+    folder.mkdir()
+    return f"""
+        first, others = (os.path.join({str(folder)!r}, name) for name in ("first", "others"))
+        try:
+            os.symlink(str(os.getpid()), first)
+        except FileExistsError:
+            pass
+        if os.readlink(first) != str(os.getpid()):
+            with open(others, "a") as file:
+                file.write(".")
+        else:
+            while count == 1 and not (os.path.exists(others) and os.path.getsize(others) >= {num_batches}):
+                time.sleep(0.01)
+    """
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, folder: Path, fault: str) -> None:

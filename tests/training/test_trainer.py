@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE
 from PIL import Image
 from safetensors.numpy import load_file
 from training_helpers import tiny_recipe, train_and_tell
@@ -173,12 +174,15 @@ def test_a_kill_between_the_writes_of_an_epoch_is_mended_by_resuming(
 
 
 @contextmanager
-def training(data: Path, folder: ModelFolder) -> Iterator[BaseProcess]:
-    """A process that trains and has taken a step, unless it was finished before; it has ended when this ends."""
+def training(data: Path, folder: ModelFolder, interrupt: int | None = None) -> Iterator[BaseProcess]:
+    """A process that trains and has taken a step, unless it was finished before; it has ended when this ends.
+
+    `interrupt` is a signal that it gets before it takes another step.
+    """
     # Forked from a process that has imported PyTorch, which takes longer than the training.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["alexdeploy.training.trainer"])
-    receiver, sender = context.Pipe(duplex=False)
+    receiver, sender = context.Pipe()
     process = context.Process(target=train_and_tell, args=(data, folder.path, sender))
     process.start()
     sender.close()
@@ -186,8 +190,11 @@ def training(data: Path, folder: ModelFolder) -> Iterator[BaseProcess]:
         try:
             with suppress(EOFError):
                 receiver.recv()
+                if interrupt is not None:
+                    os.kill(process.pid, interrupt)
+                receiver.send("go on")
             yield process
-            process.join(60)
+            process.join(PATIENCE)
             assert process.exitcode is not None
         finally:
             # A test that fails leaves no training behind.
@@ -210,9 +217,8 @@ def test_sigkill_at_any_moment_costs_no_bit(folder, tiny_folder, uninterrupted):
 
 
 def test_ctrl_c_saves_and_exits_130(folder, tiny_folder):
-    with training(tiny_folder, folder) as process:
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGINT)
+    with training(tiny_folder, folder, signal.SIGINT) as process:
+        pass
     assert process.exitcode == 130
     assert read_checkpoint(folder.checkpoint_path).progress.step > 0
 

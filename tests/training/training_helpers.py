@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from patience import PATIENCE
+
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.recipe import Recipe, load_recipe
 from alexdeploy.images.folder import read_image_folder
-from alexdeploy.training.events import Step
+from alexdeploy.training.events import Event, Step
 from alexdeploy.training.trainer import TrainOptions, train
 
 TINY = (
@@ -34,7 +37,18 @@ def tiny_recipe(*overrides: str) -> Recipe:
 
 
 def train_and_tell(data: Path, folder: Path, steps: Connection) -> None:
-    """Train in a process of its own, or go on: each step is told, and Ctrl-C is exit code 130."""
+    """Train in a process of its own, or go on: each step is told, and Ctrl-C is exit code 130.
+
+    After the first step it waits for word from the other side, or until that is closed.
+    """
+    steps_taken = itertools.count()
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Step):
+            steps.send(event.step)
+            if next(steps_taken) == 0:
+                steps.poll(PATIENCE)
+
     options = TrainOptions(device="cpu", threads=1, resume=True, checkpoint_seconds=0.05)
     try:
         train(
@@ -42,7 +56,7 @@ def train_and_tell(data: Path, folder: Path, steps: Connection) -> None:
             tiny_recipe(),
             ModelFolder(folder),
             options,
-            lambda event: steps.send(event.step) if isinstance(event, Step) else None,
+            tell,
         )
     except KeyboardInterrupt:
         sys.exit(130)
