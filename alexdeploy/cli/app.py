@@ -16,7 +16,7 @@ import typer
 import alexdeploy
 from alexdeploy.cli import output
 from alexdeploy.cli.one_voice import hush
-from alexdeploy.core.errors import AlexDeployError
+from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, first_line
 from alexdeploy.core.interrupts import InterruptGuard
 
 _COMMANDS = {
@@ -97,7 +97,7 @@ def _run(guard: InterruptGuard) -> str | int | None:
     try:
         words = _debug_first(sys.argv[1:])
         asked = set(words[: 2 if words[:1] == ["--debug"] else 1]) & _COMMANDS.keys()
-        with _output_errors():
+        with _own_errors():
             # Without one that there is: for the help, the completion, and the names that are like a misspelt one.
             command_line(asked or _COMMANDS)(words, prog_name="alexdeploy")
     except AlexDeployError as error:
@@ -128,8 +128,11 @@ def _open_closed_streams() -> None:
 
 
 @contextmanager
-def _output_errors() -> Iterator[None]:
-    """Make OutputError of it where help, the version or a completion script cannot be written: click prints those."""
+def _own_errors() -> Iterator[None]:
+    """Make OutputError of it where help, the version or a completion script cannot be written: click prints those.
+
+    And DeviceMemoryError where memory runs out.
+    """
     try:
         try:
             yield
@@ -139,6 +142,10 @@ def _output_errors() -> Iterator[None]:
                 raise stop.__context__ from None
             sys.stdout.flush()
             raise
+    except MemoryError as exc:
+        raise DeviceMemoryError(
+            f"not enough memory: {first_line(exc)}", cure="Use a smaller --batch-size or fewer --threads."
+        ) from exc
     except OSError as exc:
         # An error with a file is about that file.
         if exc.filename is not None or exc.errno not in _CANNOT_BE_WRITTEN:

@@ -31,16 +31,29 @@ from PIL import (
 )
 
 from alexdeploy.core.errors import ImageError, UsageError
+from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.headers import looks_like_tga, read_jpeg_frame, read_png_bits
 from alexdeploy.images.libtiff import errors_raised
 from alexdeploy.images.listing import CONVERT_IT
+from alexdeploy.images.pixel_budget import PixelBudget
 
 ResizePolicy = Literal["crop", "warp"]
 Box = tuple[float, float, float, float]
 
 MAX_PIXELS = 89_478_485
 """The largest image accepted: Pillow's MAX_IMAGE_PIXELS, where it warns of a decompression bomb; 256 MiB of RGB."""
+
+_FREE_PIXELS = 4 << 20
+"""Photographs as cameras store them, JPEGs, are decoded at a fraction of their size and have fewer."""
+
+# A decoded pixel takes up to 17 bytes on its way, with transparency. Of common photographs that are decoded whole each
+# processor may have one.
+_BUDGET = PixelBudget(max(MAX_PIXELS, 12_000_000 * available_processors()), _FREE_PIXELS)
+
+# Blocks of Pillow's own 16 MB stay with the C library's arena of the thread that freed them: with four threads the
+# memory of four images, however few are decoded at a time. The largest that it keeps have 32 MB.
+cast("Any", Image).core.set_block_size(64 << 20)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Pillow's names; JPEG has the several pictures of MPO in it, PPM the whole netpbm family."""
@@ -141,9 +154,23 @@ def _to_square(image: Image.Image, data: bytes, resize: ResizePolicy) -> np.ndar
     # Lossless JPEG has no fractions: asked for one, libjpeg fails.
     is_lossless = frame is not None and frame.is_lossless
     drafted = None if is_lossless else image.draft(None, (IMAGE_SIZE, IMAGE_SIZE))
-    image.load()
+    # Of a progressive JPEG libjpeg holds the whole, at any fraction.
+    is_whole = drafted is None or "progressive" in image.info
+    with _BUDGET.take(width * height if is_whole else image.width * image.height):
+        try:
+            image.load()
+            return _loaded_to_square(image, data, resize, None if drafted is None else drafted[1])
+        finally:
+            # Its pixels go before the next image comes.
+            image.close()
+
+
+def _loaded_to_square(
+    image: Image.Image, data: bytes, resize: ResizePolicy, drafted: Box | None
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """`drafted` is the box of the picture in what libjpeg decoded at a fraction."""
     # PNG and TIFF tell their orientation only now, and TIFF has applied it, sides and all.
-    size = (float(image.width), float(image.height)) if drafted is None else drafted[1][2:]
+    size = (float(image.width), float(image.height)) if drafted is None else drafted[2:]
     orientation = _orientation(image)
     pixels = _to_eight_bit(image, data)
     if _is_negative(image):

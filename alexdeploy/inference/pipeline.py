@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.errors import ImageError
+from alexdeploy.core.errors import DeviceMemoryError, ImageError
+from alexdeploy.core.memory import host_memory
 from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.engines.base import Engine
+from alexdeploy.engines.base import Engine, EngineInfo
 from alexdeploy.images.decode import ResizePolicy, decode
 from alexdeploy.images.sources import Source
 
@@ -100,12 +101,27 @@ def run_pipeline(engine: Engine, sources: Iterable[Source], options: PipelineOpt
     outcomes that were ready. Closing the generator waits for the images and batches that are in work, and
     for no more; after a second it cancels those batches, and threads that then still decode or list it leaves behind.
     """
+    _check_memory(engine.info, options)
     pipeline = _Pipeline(engine, iter(sources), options)
     try:
         pipeline.start()
         yield from pipeline.outcomes()
     finally:
         pipeline.stop()
+
+
+def _check_memory(info: EngineInfo, options: PipelineOptions) -> None:
+    """Raise DeviceMemoryError if the images that are held at a time do not fit into the memory that is free."""
+    window = window_size(info.batch_size, info.num_streams, options.num_decoders)
+    # Those of each stream's batch are copied together.
+    needed = (window + info.batch_size * info.num_streams) * IMAGE_SIZE * IMAGE_SIZE * 3
+    free, _ = host_memory()
+    if free is not None and needed > free:
+        most = max(1, info.batch_size * free // needed)
+        raise DeviceMemoryError(
+            f"batches of {info.batch_size:,} take {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB of memory are free",
+            cure=f"Use a smaller --batch-size, at most {most:,}.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,6 +239,8 @@ class _Pipeline:
             image = decode(source.read(self._resize), self._resize)
         except ImageError as exc:
             error = str(exc)
+        except MemoryError:
+            error = "takes more memory than there is"
         with self._lock:
             self._decoded[index] = _Decoded(index=index, source=source.name, image=image, error=error)
             if image is None:

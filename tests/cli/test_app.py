@@ -222,6 +222,16 @@ def test_an_error_is_its_exit_code_with_message_and_cure_on_stderr(
     )
 
 
+def test_memory_that_runs_out_is_exit_code_5_without_a_traceback(
+    run: Run, failing: Callable[[BaseException], None]
+) -> None:
+    failing(MemoryError("Unable to allocate 183. GiB"))
+    result = run("inspect")
+    assert result.exit_code == 5
+    assert "not enough memory: Unable to allocate 183. GiB" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_debug_adds_the_traceback_to_the_message(run: Run, failing: Callable[[BaseException], None]) -> None:
     failing(UsageError("this is wrong", cure="Do that."))
     result = run("--debug", "inspect")

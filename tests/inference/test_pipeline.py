@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from patience import PATIENCE, wait_for
 
-from alexdeploy.core.errors import DataError, DeviceError, ImageError
+from alexdeploy.core.errors import DataError, DeviceError, DeviceMemoryError, ImageError
 from alexdeploy.engines.base import EngineOptions
 from alexdeploy.images.sources import Source
 from alexdeploy.inference import pipeline
@@ -270,3 +271,31 @@ def test_closing_does_not_wait_for_sources_that_are_being_looked_for(colour_engi
     # Whoever was left behind closes them when it comes back.
     release.set()
     assert closed.wait(PATIENCE)
+
+
+def test_a_batch_that_no_memory_holds_is_refused_before_it_is_made(classify, make_sources, colour_engine) -> None:
+    def engine(batch_size: int) -> object:
+        return colour_engine(options=EngineOptions(batch_size=batch_size))
+
+    problem = r"batches of 1,000,000,000 take [\d,.]+ GB, [\d,.]+ GB of memory are free"
+    with pytest.raises(DeviceMemoryError, match=problem) as found:
+        list(classify(make_sources(3), engine(1_000_000_000)))
+    # What the cure says has to do; other processes may take some of it meanwhile.
+    cure = re.search(r"at most ([\d,]+)", found.value.cure or "")
+    assert cure is not None
+    assert len(list(classify(make_sources(3), engine(max(1, int(cure[1].replace(",", "")) // 8))))) == 3
+
+
+def test_an_image_for_which_there_is_no_memory_is_a_row(classify, make_sources, monkeypatch) -> None:
+    decode = pipeline.decode
+    calls = iter(range(10))
+
+    def decode_little(data: bytes, resize: str) -> NDArray[np.uint8]:
+        if next(calls) == 3:
+            raise MemoryError
+        return decode(data, resize)
+
+    monkeypatch.setattr(pipeline, "decode", decode_little)
+    outcomes = list(classify(make_sources(10)))
+    assert [outcome.index for outcome in outcomes] == list(range(10))
+    assert [outcome.error for outcome in outcomes if outcome.error] == ["takes more memory than there is"]
