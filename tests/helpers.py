@@ -98,6 +98,16 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> Path:
     return folder
 
 
+def assert_int8_agrees(found: np.ndarray, other: np.ndarray, fp32: np.ndarray) -> None:
+    """The probabilities of two engines for one INT8 graph are as near to each other as INT8 is to FP32.
+
+    Each scales and rounds the activations in its own way, so each has its own error against FP32, of one size in root
+    mean square: the two are at most twice that apart. A scale that is wrong, or sums that saturate, give ten times it.
+    """
+    error, apart = (float(np.sqrt(np.square(each).mean())) for each in (found - fp32, found - other))
+    assert apart <= 2 * error, f"{apart:.4f} apart, where INT8 costs {error:.4f}"
+
+
 def change_weights(folder: ModelFolder, **changes: Callable[[np.ndarray], np.ndarray]) -> None:
     """Replace weights by what a function makes of them; `conv1__weight` stands for conv1.weight."""
     weights = load_file(folder.weights_path)

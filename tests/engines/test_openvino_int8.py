@@ -15,7 +15,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import FIRST_LAYERS, TINY, make_model, replace_graph, smooth_images, write_pictures
+from helpers import (
+    FIRST_LAYERS,
+    TINY,
+    assert_int8_agrees,
+    make_model,
+    replace_graph,
+    smooth_images,
+    write_pictures,
+)
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.recipe import load_recipe
@@ -32,7 +40,10 @@ from alexdeploy.export.quantize import Budget
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFolder]:
-    """(recipe, *overrides) -> a tiny model with all layers in INT8, made once for all tests: to read, not to change."""
+    """(recipe, *overrides) -> a tiny model with all layers in INT8, made once for all tests: to read, not to change.
+
+    Its weights have 7 bits: with 8, OpenVINO's sums saturate on processors without VNNI, see test_int8_sums.py.
+    """
     root = tmp_path_factory.mktemp("int8")
     write_pictures(root / "pictures", 40)
 
@@ -43,8 +54,8 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFo
         with pytest.MonkeyPatch.context() as patch:
             # Ranges lie in the working folder.
             patch.chdir(root)
-            options = ExportOptions(int8=True, calibrate="pictures", budget=Budget(max_drop=100.0))
-            export_model(folder, options)
+            budget = Budget(max_drop=100.0)
+            export_model(folder, ExportOptions(int8=True, int8_weights=7, calibrate="pictures", budget=budget))
         return folder
 
     return quantize
@@ -143,14 +154,15 @@ def test_openvino_runs_without_bfloat16_where_onednn_is_limited(
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, rtol=0, atol=1e-5)
 
 
-def _answers(folder: ModelFolder, num_views: NumViews) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of the INT8 graph in ONNX Runtime and in OpenVINO."""
-    found = []
-    options = EngineOptions(precision="int8", num_views=num_views)
-    for backend in ("onnxruntime", "openvino"):
+def _check_answers(folder: ModelFolder, num_views: NumViews) -> None:
+    """Compare the INT8 graph in OpenVINO with ONNX Runtime, where bfloat16 is never used."""
+    images, found = smooth_images(16), []
+    for backend, precision in (("onnxruntime", "int8"), ("openvino", "int8"), ("onnxruntime", "fp32")):
+        options = EngineOptions(precision=precision, num_views=num_views, batch_size=16)  # type: ignore[arg-type]
         with open_engine(folder, backend, options) as engine:  # type: ignore[arg-type]
-            found.append(engine.run(smooth_images(5)).probabilities)
-    return found[0], found[1]
+            found.append(engine.run(images).probabilities)
+    assert_int8_agrees(*found)
+    assert np.ptp(found[0]) > 0.1
 
 
 def _arithmetic(folder: ModelFolder) -> str:
@@ -184,8 +196,7 @@ def test_an_int8_graph_that_does_not_say_what_stays_in_float_runs_in_float32(wit
     model.metadata_props.remove(entry)
     replace_graph(without_lrn, "int8", model)
     assert "float32" in _arithmetic(without_lrn)
-    expected, found = _answers(without_lrn, 1)
-    np.testing.assert_allclose(found, expected, atol=0.01)
+    _check_answers(without_lrn, 1)
 
 
 @pytest.mark.parametrize(
@@ -213,11 +224,7 @@ def test_bfloat16_is_for_lrns_of_maps_by_the_sixteen(recipe: str, float_layers: 
 def test_int8_answers_as_in_onnx_runtime(
     quantized: Callable[..., ModelFolder], recipe: str, overrides: tuple[str, ...], num_views: NumViews
 ) -> None:
-    folder = quantized(recipe, *overrides)
-    expected, found = _answers(folder, num_views)
-    # bfloat16 between the layers, and values that may be rounded to either of two.
-    np.testing.assert_allclose(found, expected, atol=0.02)
-    assert expected.max() - expected.min() > 0.1
+    _check_answers(quantized(recipe, *overrides), num_views)
 
 
 @pytest.mark.parametrize("num_views", [1, 10])

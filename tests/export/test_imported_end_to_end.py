@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,8 +218,9 @@ def test_in_every_precision_both_engines_give_the_answers_of_the_file(
     folder = ModelFolder(Path("models/theirs"))
     import_onnx(Path("theirs.onnx"), folder, ImportOptions(preprocessing=STEPS))
     calibrate(folder, str(pictures))
-    budget = Budget(max_drop=100.0)
-    _, fp16, int8 = export_model(folder, ExportOptions(fp16=True, int8=True, images=str(pictures), budget=budget))
+    # With weights of 8 bits OpenVINO's sums saturate on processors without VNNI.
+    kind = ExportOptions(int8_weights=7, images=str(pictures), budget=Budget(max_drop=100.0))
+    _, fp16, int8 = export_model(folder, dataclasses.replace(kind, fp16=True, int8=True))
 
     # Not those of the calibration.
     images = smooth_images(NUM_PICTURES, seed=1)

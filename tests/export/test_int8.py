@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import TINY, make_model, smooth_images
+from helpers import TINY, assert_int8_agrees, make_model, smooth_images
 from onnx import TensorProto, numpy_helper
 
 from alexdeploy.core.artifacts import ModelFolder
@@ -291,12 +291,13 @@ def test_padding_in_the_first_layer_leaves_its_input_to_the_measured_range(
 @pytest.mark.parametrize("num_views", [1, 10])
 def test_openvino_and_onnx_runtime_agree_on_the_same_file(int8_model: ModelFolder, num_views: int) -> None:
     """OpenVINO 2026.4 answers wrongly where INT8 branches meet after they are dequantized: see export/towers.py."""
+    # With 8 bits OpenVINO's sums saturate on processors without VNNI: tests/export/test_int8_sums.py.
+    export_model(int8_model, ExportOptions(int8=True, int8_weights=7, budget=Budget(max_drop=100.0)))
     images = smooth_images(16, seed=3)
     answers = []
-    for backend in ("onnxruntime", "openvino"):
-        options = EngineOptions(precision="int8", num_views=num_views, batch_size=16)  # type: ignore[arg-type]
+    for backend, precision in (("onnxruntime", "int8"), ("openvino", "int8"), ("onnxruntime", "fp32")):
+        options = EngineOptions(precision=precision, num_views=num_views, batch_size=16)  # type: ignore[arg-type]
         with open_engine(int8_model, backend, options) as engine:  # type: ignore[arg-type]
-            assert engine.info.precision == "int8"
-            answers.append(engine.run(images))
-    # The network is random and its answers nearly tie; a scale that is wrong moves probabilities by 0.1 and more.
-    np.testing.assert_allclose(answers[0].probabilities, answers[1].probabilities, atol=0.01)
+            assert engine.info.precision == precision
+            answers.append(engine.run(images).probabilities)
+    assert_int8_agrees(*answers)
