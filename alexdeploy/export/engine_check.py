@@ -144,7 +144,8 @@ def _expected(
         found.append(
             _Expected(
                 num_views=num_views,
-                by_image=np.log(np.exp(by_view).mean(axis=1)),
+                # Not the logarithm of a mean, where a probability may be too small for float64.
+                by_image=np.logaddexp.reduce(by_view, axis=1) - np.log(num_views),
                 by_view=by_view,
                 largest=max(float(np.abs(logits - logits.mean(axis=2, keepdims=True)).max()), _SMALLEST_LARGEST),
             )
