@@ -39,10 +39,11 @@ def calibrate(
     """Measure what the network's tensors hold on real images, for INT8 and FP16.
 
     Writes calibration/<model>.ranges.json, and before it model.onnx where that is missing. No labels are needed. What
-    is not given here is taken from calibration/default.toml.
+    is not given here is taken from calibration/default.toml. Ctrl-C shows what was measured so far, and writes nothing.
     """
     from alexdeploy.core.artifacts import find_model
     from alexdeploy.core.recipe import load_calibration
+    from alexdeploy.export.calibrate import CalibrationInterrupted
     from alexdeploy.export.calibrate import calibrate as measure
 
     if percentile is not None and method not in (None, "percentile"):
@@ -62,27 +63,35 @@ def calibrate(
         output.note(f"{folder.path.as_posix()} has no {folder.onnx_path().name} yet, which is what is measured")
         export_model(folder, on_step=lambda step: output.note(f"  {step}"), on_warning=output.warn)
     output.note(f"model {folder.path.as_posix()}, {recipe.num_views} view{'s' * (recipe.num_views > 1)} an image")
+    num_chosen = None
     with output.progress("images") as bar:
         task = bar.add_task("calibrate", total=None)
-        ranges = measure(folder, images, recipe, lambda done, total: bar.update(task, completed=done, total=total))
+        try:
+            ranges = measure(folder, images, recipe, lambda done, total: bar.update(task, completed=done, total=total))
+        except CalibrationInterrupted as stop:
+            ranges, num_chosen = stop.ranges, stop.num_chosen
     for warning in ranges.warnings:
         output.warn(warning)
     for name, reason in ranges.skipped.items():
         output.warn(f"{name} was left out: {reason}")
     if json:
-        output.print_json(dataclasses.asdict(ranges))
+        output.print_json(dataclasses.asdict(ranges) | ({} if num_chosen is None else {"interrupted": True}))
     else:
-        _print_ranges(ranges)
+        _print_ranges(ranges, num_chosen)
+    if num_chosen is not None:
+        output.note(f"Stopped after {ranges.num_images:,} of {num_chosen:,} images; nothing was written.")
+        raise typer.Exit(130)
     output.note(f"wrote {folder.ranges_path.as_posix()}: {ranges.num_images} images, key {ranges.key[:12]}")
     output.note(f"next: alexdeploy export {folder.path.as_posix()} --int8")
     if ranges.skipped:
         raise typer.Exit(3)
 
 
-def _print_ranges(ranges: Any) -> None:
+def _print_ranges(ranges: Any, num_chosen: int | None) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{ranges.model}: ranges by {ranges.method} on {ranges.num_images} images")
+    of = "" if num_chosen is None else f" of {num_chosen:,}, PARTIAL"
+    table = Table(title=f"{ranges.model}: ranges by {ranges.method} on {ranges.num_images} images{of}")
     table.add_column("tensor")
     for column in ("min", "max", "99.9 % of |x| below", "INT8 reaches", "scale"):
         table.add_column(column, justify="right")

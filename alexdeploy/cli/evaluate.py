@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,13 @@ import typer
 
 from alexdeploy.cli import output as out
 from alexdeploy.cli.options import ExcludeOption, JsonOption, pick
+from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from alexdeploy.inference.evaluate import Evaluation, ImageResult, Plan
+    from alexdeploy.inference.evaluate_rows import RowsFile
     from alexdeploy.inference.scoring import Comparison, ErrorRate, Score
 
 _WIDE = 120
@@ -63,13 +65,16 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write a row for each image: .jsonl or .csv."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run (its rows are in FILE.partial).")
+    ] = False,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")] = False,
 ) -> None:
     """Measure the top-1 and top-5 error on labelled images, for every precision, number of views and backend named.
 
     All of them run in one pass, each image being decoded once. An image that cannot be read counts as wrong, and
-    the command then ends with exit code 3.
+    the command then ends with exit code 3. Ctrl-C shows the figures of the images so far.
     """
     from alexdeploy.core.artifacts import find_model
     from alexdeploy.core.spec import Precision
@@ -88,13 +93,18 @@ def evaluate(
         num_threads=threads,
     )
     if output is not None:
-        evaluate_rows.check_rows_path(output)
+        evaluate_rows.check_rows_path(output, resume=resume)
+    elif resume:
+        raise UsageError("--resume goes on with a file", cure="Name it: --output FILE")
     if html is not None:
         from alexdeploy.inference.report import check_page_path
 
         check_page_path(html)
     with _Watcher(output, quiet=quiet) as watcher:
-        found = run_evaluate(find_model(model), data, options, on_start=watcher.start, on_image=watcher.count)
+        found = run_evaluate(
+            find_model(model), data, options, on_start=watcher.start, on_image=watcher.count, kept=watcher.kept
+        )
+        watcher.finish(found)
     try:
         if json:
             out.print_json(dataclasses.asdict(found))
@@ -103,10 +113,12 @@ def evaluate(
                 _print(found, console)
     finally:
         # Also when nobody reads stdout any more: the page is what took the time.
-        if html is not None:
+        if html is not None and not found.interrupted:
             from alexdeploy.inference.evaluate_report import write_report
 
             write_report(found, html)
+    if found.interrupted:
+        raise typer.Exit(130)
     if not quiet:
         for path in (output, html):
             if path is not None:
@@ -122,33 +134,56 @@ class _Watcher:
         self._output = output
         self._quiet = quiet
         self._stack = ExitStack()
+        self._rows: RowsFile | None = None
         self._advance: Callable[[], None] = lambda: None
-        self._write: Callable[[ImageResult], None] = lambda image: None
 
     def __enter__(self) -> _Watcher:
+        if self._output is not None:
+            from alexdeploy.inference.evaluate_rows import RowsFile
+
+            self._rows = self._stack.enter_context(RowsFile(self._output))
         return self
 
     def __exit__(self, *error: object) -> None:
-        # With what went wrong, so that rows of an evaluation that did not end replace no file.
-        self._stack.__exit__(*error)  # type: ignore[arg-type]
+        self._stack.close()
+        if self._rows is not None and error[0] is not None:
+            self._tell_of_rows(self._rows)
 
     def start(self, plan: Plan) -> None:
-        if self._output is not None:
-            from alexdeploy.inference.evaluate_rows import open_rows
-
-            rows = open_rows(self._output, plan.classes, plan.configurations)
-            self._write = self._stack.enter_context(rows)
         if self._quiet:
             return
         for note in plan.notes:
             out.note(note)
-        bar = self._stack.enter_context(out.progress("images"))
-        task = bar.add_task("evaluate", total=plan.num_images, kept=0)
-        self._advance = lambda: bar.advance(task)
+        self._bar = self._stack.enter_context(out.progress("images"))
+        self._task = self._bar.add_task("evaluate", total=plan.num_images, kept=0)
+        self._advance = lambda: self._bar.advance(self._task)
+
+    def kept(self, plan: Plan) -> Iterator[ImageResult]:
+        if self._rows is None:
+            return
+        num_kept = 0
+        for image in self._rows.kept(plan):
+            yield image
+            num_kept += 1
+        if not self._quiet:
+            self._bar.update(self._task, completed=num_kept, kept=num_kept)
 
     def count(self, image: ImageResult) -> None:
-        self._write(image)
+        if self._rows is not None:
+            self._rows.write(image)
         self._advance()
+
+    def finish(self, found: Evaluation) -> None:
+        if self._rows is None:
+            return
+        if found.interrupted:
+            self._tell_of_rows(self._rows)
+        else:
+            self._rows.complete()
+
+    def _tell_of_rows(self, rows: RowsFile) -> None:
+        if rows.journal_path.exists():
+            out.note(f"Stopped; the rows so far are in {rows.journal_path}. To go on, add --resume.")
 
 
 def _print(found: Evaluation, console: Console) -> None:
@@ -156,6 +191,8 @@ def _print(found: Evaluation, console: Console) -> None:
 
     line = partial(out.line, console)
     line(f"model {found.model}, contract {found.contract_sha256[:12]}", "bold")
+    if found.interrupted:
+        line(f"PARTIAL: {found.notes[-1]}", "bold yellow")
     line(f"{found.data}: {found.num_images:,} images{describe_exceptions(found)}")
     _print_scores(found, console)
     line(

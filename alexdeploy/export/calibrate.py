@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_bytes
 from alexdeploy.core.errors import ImageError, InputError, ModelError, UsageError
+from alexdeploy.core.interrupts import be_patient, deferred_interrupts
 from alexdeploy.core.recipe import CalibrationRecipe, load_calibration
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.export import graphs
@@ -52,6 +53,15 @@ class Photograph(NamedTuple):
     pixels: NDArray[np.uint8]
 
 
+class CalibrationInterrupted(KeyboardInterrupt):
+    """A KeyboardInterrupt, with the ranges of the images before it; `num_chosen` were to be measured."""
+
+    def __init__(self, ranges: Ranges, num_chosen: int) -> None:
+        super().__init__()
+        self.ranges = ranges
+        self.num_chosen = num_chosen
+
+
 def calibrate(
     folder: ModelFolder,
     images: str,
@@ -61,7 +71,8 @@ def calibrate(
     """Measure `model.onnx` on `images`, anything that `iter_sources` takes; write `calibration/<model>.ranges.json`.
 
     Labels are not needed. `recipe` None takes `calibration/default.toml`. `on_image` hears how many images of how
-    many are done. Raises ModelError for a graph that is missing or stale, InputError if no image can be read.
+    many are done. Raises ModelError for a graph that is missing or stale, InputError if no image can be read, and
+    CalibrationInterrupted on a KeyboardInterrupt, with nothing written.
     """
     spec = folder.spec()
     graph = graphs.load_graph(folder, "fp32", spec)
@@ -79,7 +90,7 @@ def measure(
     recipe: CalibrationRecipe,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> Ranges:
-    """The ranges of `graph`, not written. Memory does not grow with the number of images."""
+    """The ranges of `graph`, not written. Memory does not grow with the number of images. Raises as `calibrate`."""
     _check_text(images, folder.path.as_posix())
     names, skipped = choose_images(images, recipe)
     total = len(names)
@@ -93,26 +104,56 @@ def measure(
     def run(batch: list[Photograph]) -> None:
         views = [network_input(each.pixels, spec.preprocessing, recipe.num_views, mean) for each in batch]
         found = runner.run(np.concatenate(views))
-        spread.add(found[graph.model.graph.output[0].name])
-        for name, values in found.items():
-            try:
-                histograms[name].add(values)
-            except ValueError as exc:
-                raise ModelError(
-                    f"{name}: {exc} on {batch[0].name}" + (f" or one of {len(batch) - 1} more" if batch[1:] else ""),
-                    cure="The FP32 network itself overflows; train it again or scale its weights.",
-                ) from exc
+        # All or nothing, so that every tensor is measured on the same images.
+        with deferred_interrupts():
+            spread.add(found[graph.model.graph.output[0].name])
+            for name, values in found.items():
+                try:
+                    histograms[name].add(values)
+                except ValueError as exc:
+                    others = f" or one of {len(batch) - 1} more" if batch[1:] else ""
+                    raise ModelError(
+                        f"{name}: {exc} on {batch[0].name}{others}",
+                        cure="The FP32 network itself overflows; train it again or scale its weights.",
+                    ) from exc
+            used.extend(CalibrationImage(name=each.name, sha256=each.sha256) for each in batch)
 
-    batch: list[Photograph] = []
-    for photograph in read_photographs(images, names, spec, skipped):
-        batch.append(photograph)
-        used.append(CalibrationImage(name=photograph.name, sha256=photograph.sha256))
-        if len(batch) * recipe.num_views >= _VIEWS_PER_BATCH:
+    def measured() -> Ranges:
+        ranges = Ranges(
+            model=folder.path.as_posix(),
+            key="",
+            network_sha256=graph.network_sha256,
+            contract_sha256=spec.contract_sha256,
+            method=recipe.method,
+            percentile=recipe.percentile,
+            num_views=recipe.num_views,
+            seed=recipe.seed,
+            exclude=recipe.exclude,
+            images_from=images,
+            num_asked=recipe.num_images,
+            num_images=len(used),
+            warnings=tuple(_warnings(used, spread, histograms)),
+            tensors={name: _tensor_range(histogram, recipe) for name, histogram in histograms.items()},
+            images=tuple(sorted(used, key=lambda image: image.name)),
+            skipped=dict(sorted(skipped.items())),
+        )
+        return with_key(ranges)
+
+    try:
+        batch: list[Photograph] = []
+        for photograph in read_photographs(images, names, spec, skipped):
+            batch.append(photograph)
+            if len(batch) * recipe.num_views >= _VIEWS_PER_BATCH:
+                run(batch)
+                batch = []
+                on_image(len(used) + len(skipped), total)
+        if batch:
             run(batch)
-            batch = []
-            on_image(len(used) + len(skipped), total)
-    if batch:
-        run(batch)
+    except KeyboardInterrupt:
+        if not used:
+            raise
+        be_patient()
+        raise CalibrationInterrupted(measured(), total) from None
     on_image(total, total)
     if not used:
         reason = next(iter(skipped.items()), (images, "no images"))
@@ -120,25 +161,7 @@ def measure(
             f"none of {total:,} images of {images} can be used; {reason[0]}: {reason[1]}",
             cure="Calibrate on photographs like those of production.",
         )
-    ranges = Ranges(
-        model=folder.path.as_posix(),
-        key="",
-        network_sha256=graph.network_sha256,
-        contract_sha256=spec.contract_sha256,
-        method=recipe.method,
-        percentile=recipe.percentile,
-        num_views=recipe.num_views,
-        seed=recipe.seed,
-        exclude=recipe.exclude,
-        images_from=images,
-        num_asked=recipe.num_images,
-        num_images=len(used),
-        warnings=tuple(_warnings(used, spread, histograms)),
-        tensors={name: _tensor_range(histogram, recipe) for name, histogram in histograms.items()},
-        images=tuple(sorted(used, key=lambda image: image.name)),
-        skipped=dict(sorted(skipped.items())),
-    )
-    return with_key(ranges)
+    return measured()
 
 
 def choose_images(images: str, recipe: CalibrationRecipe) -> tuple[list[str], dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -13,13 +13,15 @@ import numpy as np
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.interrupts import be_patient, deferred_interrupts
 from alexdeploy.core.packages import versions_for_report
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import Backend, Engine, EngineOptions, NumViews, choose_backend, open_engine
 from alexdeploy.images.labelled import LabelledSources, read_labelled
+from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
-from alexdeploy.inference.scoring import Answer, Configuration, Score, Tally
+from alexdeploy.inference.scoring import Answer, Configuration, Score, Tally, answer_of
 from alexdeploy.inference.side_by_side import SideBySide
 
 
@@ -43,11 +45,17 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What is about to run. `notes` say what of it a user might not expect."""
+    """What is about to run. `notes` say what of it a user might not expect.
+
+    `artifacts` are the SHA-256 of what the configurations run, `batch_size` images go through all of them together.
+    """
 
     num_images: int
+    contract_sha256: str
     classes: tuple[str, ...]
     configurations: tuple[Configuration, ...]
+    artifacts: tuple[str, ...]
+    batch_size: int
     notes: tuple[str, ...]
 
 
@@ -97,6 +105,8 @@ class Evaluation:
     notes: tuple[str, ...]
     versions: dict[str, str]
     machine: dict[str, str | int]
+    interrupted: bool = False
+    """It was ended early: everything is about the first `num_images` images alone."""
 
 
 def describe_exceptions(found: Evaluation) -> str:
@@ -117,12 +127,14 @@ def evaluate(
     *,
     on_start: Callable[[Plan], None] = lambda plan: None,
     on_image: Callable[[ImageResult], None] = lambda image: None,
+    kept: Callable[[Plan], Iterable[ImageResult]] = lambda plan: (),
 ) -> Evaluation:
     """Classify the labelled images of `data` in all configurations at once, decoding each image once.
 
-    `on_start` is called when everything is open, `on_image` for each image in order. A combination that no backend can
-    run is left out with a note. Raises UsageError, ModelError, DeviceError, and DataError where the labels cannot be
-    used.
+    `on_start` is called when everything is open, `on_image` for each image in order. `kept` gives the results of the
+    first images, whole batches of them, where an earlier evaluation has them. A KeyboardInterrupt ends it: what was
+    found so far is returned, marked as interrupted. A combination that no backend can run is left out with a note.
+    Raises UsageError, ModelError, DeviceError, and DataError where the labels cannot be used.
     """
     options = options or EvaluateOptions()
     for name, value in (("batch_size", options.batch_size), ("num_threads", options.num_threads)):
@@ -135,35 +147,55 @@ def evaluate(
         notes = (*_notes_on_training(spec, labelled), *labelled.notes, *skipped)
         configurations = tuple(_configuration(engine) for engine in engines)
         side = stack.enter_context(SideBySide(engines))
-        on_start(
-            Plan(
-                num_images=len(labelled.examples),
-                classes=spec.classes,
-                configurations=configurations,
-                notes=notes,
-            )
+        plan = Plan(
+            num_images=len(labelled.examples),
+            contract_sha256=spec.contract_sha256,
+            classes=spec.classes,
+            configurations=configurations,
+            artifacts=tuple(engine.info.artifact for engine in engines),
+            batch_size=side.info.batch_size,
+            notes=notes,
         )
-        tallies = [Tally(spec.num_classes) for _ in engines]
-        bases = choose_bases(configurations)
-        broken = []
+        on_start(plan)
+        counts = _Counts(spec.num_classes, configurations)
+        sources = labelled.sources()
+        for image in kept(plan):
+            _check_kept(image, counts.num_images, next(sources, None), labelled)
+            counts.add(image)
+        num_kept, num_kept_broken = counts.num_images, len(counts.broken)
         pipeline = PipelineOptions(
-            resize=spec.preprocessing.resize, num_decoders=options.num_threads or available_processors()
+            resize=spec.preprocessing.resize,
+            num_decoders=options.num_threads or available_processors(),
+            first_index=num_kept,
         )
-        outcomes = stack.enter_context(closing(run_pipeline(side, labelled.sources(), pipeline)))
-        for image in _count(outcomes, labelled, configurations, tallies, bases):
-            if image.error is not None:
-                broken.append(BrokenImage(source=image.source, label=image.label, error=image.error))
-            on_image(image)
+        be_patient()
+        interrupted = False
+        try:
+            with closing(run_pipeline(side, sources, pipeline)) as outcomes:
+                for image in _results(outcomes, labelled, configurations):
+                    # All or nothing, so that no configuration has an image more than another.
+                    with deferred_interrupts():
+                        counts.add(image)
+                        on_image(image)
+        except KeyboardInterrupt:
+            if not counts.num_images:
+                raise
+            interrupted = True
+    if interrupted:
+        note = f"stopped after {counts.num_images:,} of {plan.num_images:,} images: the figures are of these alone"
+        notes = (*notes, note)
+    num_timed = counts.num_images - num_kept - (len(counts.broken) - num_kept_broken)
     scores = tuple(
         tally.score(
             configuration,
-            artifact=engine.info.artifact,
+            artifact=artifact,
             names=spec.classes,
             seconds=seconds,
             base=None if base is None else configurations[base],
+            num_timed=num_timed,
         )
-        for tally, configuration, engine, seconds, base in zip(
-            tallies, configurations, engines, side.seconds, bases, strict=True
+        for tally, configuration, artifact, seconds, base in zip(
+            counts.tallies, configurations, plan.artifacts, side.seconds, counts.bases, strict=True
         )
     )
     return Evaluation(
@@ -172,12 +204,12 @@ def evaluate(
         contract_sha256=spec.contract_sha256,
         data=labelled.root,
         labels=None if options.labels is None else os.fspath(options.labels),
-        num_images=len(labelled.examples),
-        num_broken=len(broken),
+        num_images=counts.num_images,
+        num_broken=len(counts.broken),
         num_unlabelled=labelled.num_unlabelled,
         classes=spec.classes,
         scores=scores,
-        broken=tuple(broken),
+        broken=tuple(counts.broken),
         notes=notes,
         versions=versions_for_report(each.backend for each in configurations),
         machine={
@@ -186,6 +218,7 @@ def evaluate(
             "processors": available_processors(),
             "threads": options.num_threads or available_processors(),
         },
+        interrupted=interrupted,
     )
 
 
@@ -230,30 +263,52 @@ def _configuration(engine: Engine) -> Configuration:
     return Configuration(backend=info.backend, precision=info.precision, num_views=info.num_views)
 
 
-def _count(
-    outcomes: Generator[Outcome, None, None],
-    labelled: LabelledSources,
-    configurations: tuple[Configuration, ...],
-    tallies: list[Tally],
-    bases: Sequence[int | None],
-) -> Generator[ImageResult, None, None]:
-    for outcome, (_, label) in zip(outcomes, labelled.examples, strict=True):
+class _Counts:
+    """What is counted of each image, in all configurations."""
+
+    def __init__(self, num_classes: int, configurations: Sequence[Configuration]) -> None:
+        self.tallies = [Tally(num_classes) for _ in configurations]
+        self.bases = choose_bases(configurations)
+        self.broken: list[BrokenImage] = []
+        self.num_images = 0
+
+    def add(self, image: ImageResult) -> None:
+        self.num_images += 1
+        if image.error is not None:
+            self.broken.append(BrokenImage(source=image.source, label=image.label, error=image.error))
+            for tally in self.tallies:
+                tally.add_broken(image.label)
+            return
+        for tally, base, answer in zip(self.tallies, self.bases, image.answers, strict=True):
+            tally.count(image.label, answer, None if base is None else image.answers[base])
+
+
+def _check_kept(image: ImageResult, index: int, source: Source | None, labelled: LabelledSources) -> None:
+    now = None if source is None else (index, source.name, labelled.examples[index][1])
+    if (image.index, image.source, image.label) != now:
+        raise UsageError(
+            f"the interrupted evaluation was of other images or labels: image {index} was {image.source!r}, "
+            f"now it is {'nothing' if source is None else repr(source.name)}",
+            cure="Give the same data and labels, or leave out --resume after deleting the .partial file.",
+        )
+
+
+def _results(
+    outcomes: Iterable[Outcome], labelled: LabelledSources, configurations: tuple[Configuration, ...]
+) -> Iterator[ImageResult]:
+    for outcome in outcomes:
+        label = labelled.examples[outcome.index][1]
         if outcome.probabilities is None:
-            for tally in tallies:
-                tally.add_broken(label)
             yield ImageResult(index=outcome.index, source=outcome.source, label=label, error=outcome.error)
             continue
-        answers: list[Answer] = []
-        for tally, configuration, base, probabilities in zip(
-            tallies, configurations, bases, outcome.probabilities, strict=True
-        ):
+        for configuration, probabilities in zip(configurations, outcome.probabilities, strict=True):
             if not np.isfinite(probabilities).all():
                 raise ModelError(
                     f"{configuration} gives probabilities that are not finite for {outcome.source}",
                     cure="Leave it out of --precision, or export its graph again.",
                 )
-            answers.append(tally.add(label, probabilities, None if base is None else answers[base]))
-        yield ImageResult(index=outcome.index, source=outcome.source, label=label, answers=tuple(answers))
+        answers = tuple(answer_of(label, probabilities) for probabilities in outcome.probabilities)
+        yield ImageResult(index=outcome.index, source=outcome.source, label=label, answers=answers)
 
 
 def _notes_on_training(spec: ModelSpec, labelled: LabelledSources) -> tuple[str, ...]:

@@ -28,10 +28,14 @@ class Configuration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """The best class of one image in one configuration. `probability` is the shortest number naming the float32."""
+    """The best class of one image in one configuration. `probability` is the shortest number naming the float32.
+
+    `is_in_top5`: the image's own label is among the five best.
+    """
 
     label: int
     probability: float
+    is_in_top5: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,18 +145,20 @@ class Tally:
 
     def add(self, label: int, probabilities: NDArray[np.float32], base: Answer | None) -> Answer:
         """Count one image by its probabilities [C]; `base` is what the configuration that it is held against said."""
-        best = top_k(probabilities[None], 5)[0]
-        # str() of a float32 is the shortest text that names it.
-        answer = Answer(label=int(best[0]), probability=float(str(probabilities[best[0]])))
+        answer = answer_of(label, probabilities)
+        self.count(label, answer, base)
+        return answer
+
+    def count(self, label: int, answer: Answer, base: Answer | None) -> None:
+        """Count one image by its answer."""
         right = answer.label == label
         self._images[label] += 1
         self._rights[label] += right
-        self._top5_rights += label in best
+        self._top5_rights += answer.is_in_top5
         self._calibration.add(answer.probability, right=right)
         self._confusion[label, answer.label] += 1
         if base is not None:
             self._compare(label, answer.label, base.label)
-        return answer
 
     def _compare(self, label: int, answer: int, base: int) -> None:
         if answer == base:
@@ -172,7 +178,9 @@ class Tally:
         names: Sequence[str],
         seconds: float,
         base: Configuration | None,
+        num_timed: int | None = None,
     ) -> Score:
+        """The figures so far. `seconds` is the time that `num_timed` images took, by default all that could be read."""
         num_images, num_run = int(self._images.sum()), sum(self._confusion.values())
         classes = tuple(
             ClassScore(index=i, name=names[i], num_images=int(count), num_errors=int(count - self._rights[i]))
@@ -187,7 +195,7 @@ class Tally:
             top5=error_rate(num_images - self._top5_rights, num_images),
             calibration_error=self._calibration.error,
             seconds=seconds,
-            images_per_second=num_run / seconds if num_run and seconds else None,
+            images_per_second=(num_run if num_timed is None else num_timed) / seconds if num_run and seconds else None,
             versus=None if base is None else self._comparison(names, base),
             worst_classes=tuple(worst[:NUM_WORST]),
             classes=classes,
@@ -225,6 +233,14 @@ class Tally:
                 if any(change[i] for change in changes)
             ),
         )
+
+
+def answer_of(label: int, probabilities: NDArray[np.float32]) -> Answer:
+    """The answer that probabilities [C] are, to an image of the class `label`."""
+    best = top_k(probabilities[None], 5)[0]
+    # str() of a float32 is the shortest text that names it.
+    probability = float(str(probabilities[best[0]]))
+    return Answer(label=int(best[0]), probability=probability, is_in_top5=bool(label in best))
 
 
 def error_rate(num_errors: int, num_images: int) -> ErrorRate:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -21,3 +25,28 @@ class Result:
 
 
 Run = Callable[..., Result]
+
+
+def run_and_signal(folder: Path, number: int, opened: str, count: int, *words: str) -> Result:
+    """`alexdeploy` in a process of its own, in `folder`; it gets a signal when it opens the `count`th file `opened`."""
+    site = folder / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import itertools, os, sys\n"
+        "counter = itertools.count(1)\n"
+        "def hook(event, args):\n"
+        f"    if event == 'open' and {opened!r} in str(args[0]) and next(counter) == {count}:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "sys.addaudithook(hook)\n"
+    )
+    paths = os.pathsep.join(filter(None, [str(site), *sys.path]))
+    done = subprocess.run(
+        [sys.executable, "-m", "alexdeploy", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return Result(exit_code=done.returncode, stdout=done.stdout, stderr=done.stderr)

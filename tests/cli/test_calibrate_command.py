@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers import write_pictures
-from program import Run
+from program import Run, run_and_signal
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.export.facts import read_facts
@@ -241,3 +243,14 @@ def test_fp16_prints_how_near_each_layer_is_to_the_limit(run: Run) -> None:
     assert "square" in lines["norm1"]
     assert "fp16" in lines["conv1"]
     assert "norm1_split" not in lines
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_prints_what_was_measured_and_writes_nothing(run: Run) -> None:
+    # Two batches of ten are measured by then.
+    done = run_and_signal(Path.cwd(), signal.SIGINT, ".png", 26, "calibrate", "tiny", "pictures")
+    assert done.exit_code == 130
+    assert "ranges by mse on 20 images of 40, PARTIAL" in done.stdout
+    assert "conv1" in done.stdout
+    assert done.stderr.endswith("Stopped after 20 of 40 images; nothing was written.\n")
+    assert not Path("calibration/tiny.ranges.json").exists()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 from helpers import make_model
 from PIL import Image
-from program import Run
+from program import Run, run_and_signal
 
 from alexdeploy.core.artifacts import ModelFolder
 
@@ -235,3 +238,37 @@ def test_escape_codes_in_names_do_not_reach_the_terminal(run: Run, workplace: Pa
     result = run("data", "--views", "1")
     assert result.exit_code == 3
     assert "\x1b" not in result.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_prints_the_partial_table_and_resume_goes_on(
+    run: Run, workplace: Path, number: signal.Signals, exit_code: int
+) -> None:
+    for folder in (workplace / "data").iterdir():
+        for index in range(100):
+            shutil.copy(next(folder.glob("?.jpg")), folder / f"copy-{index}.jpg")
+    journal = workplace / "rows.csv.partial"
+    # No more than 50 images are decoded before the first of them is counted.
+    words = ("data", "--output", "rows.csv", "--threads", "2")
+    done = run_and_signal(workplace, number, "copy-", 200, "evaluate", "--backend", "onnxruntime", *words)
+    assert done.exit_code == exit_code
+    found = re.search(
+        r"^PARTIAL: stopped after ([\d,]+) of 510 images: the figures are of these alone$", done.stdout, re.M
+    )
+    assert found is not None
+    assert re.search(rf"^data: {found[1]} images$", done.stdout, re.M)
+    assert re.search(r"^onnxruntime +fp32 +10 +[\d.]+ \[", done.stdout, re.M)
+    assert "the rows so far are in rows.csv.partial. To go on, add --resume." in done.stderr
+    assert not (workplace / "rows.csv").exists()
+    assert run(*words).exit_code == 2
+    resumed = run(*words, "--resume")
+    assert (resumed.exit_code, journal.exists()) == (0, False)
+    assert "data: 510 images" in resumed.stdout
+    assert len((workplace / "rows.csv").read_text().splitlines()) == 511
+
+
+def test_resume_needs_a_file(run: Run) -> None:
+    result = run("data", "--resume")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--output FILE" in result.stderr

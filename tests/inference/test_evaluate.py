@@ -22,11 +22,12 @@ from alexdeploy.core.errors import DataError, DeviceError, ModelError, UsageErro
 from alexdeploy.engines.base import EngineOptions
 from alexdeploy.inference import evaluate as evaluate_module
 from alexdeploy.inference import pipeline
-from alexdeploy.inference.evaluate import EvaluateOptions, ImageResult, Plan, evaluate
-from alexdeploy.inference.evaluate_rows import open_rows
+from alexdeploy.inference.evaluate import EvaluateOptions, Evaluation, ImageResult, Plan, evaluate
+from alexdeploy.inference.evaluate_rows import RowsFile, check_rows_path
+from alexdeploy.inference.journal import journal_path
 from alexdeploy.inference.predict import Predictor
 from alexdeploy.inference.results import Row
-from alexdeploy.inference.scoring import Answer, Configuration, Score, Tally
+from alexdeploy.inference.scoring import Answer, Score, Tally
 from alexdeploy.inference.side_by_side import SideBySide
 
 NUM_IMAGES = 30
@@ -300,7 +301,7 @@ def test_a_tally_does_not_grow_with_the_images() -> None:
     tally, sizes = Tally(4), []
     for number in range(1, 5001):
         probabilities = rng.dirichlet(np.ones(4)).astype(np.float32)
-        tally.add(number % 4, probabilities, Answer(label=0, probability=0.5))
+        tally.add(number % 4, probabilities, Answer(label=0, probability=0.5, is_in_top5=True))
         if number in (500, 5000):
             sizes.append(len(pickle.dumps(tally)))
     assert sizes[1] < 1.1 * sizes[0]
@@ -310,7 +311,7 @@ def test_the_fields_of_the_json_document_stay(tiny_model: ModelFolder, data: Pat
     found = dataclasses.asdict(evaluate(tiny_model, data, ON_ORT))
     assert list(found) == [
         *("format_version", "model", "name", "contract_sha256", "data", "labels", "num_images", "num_broken"),
-        *("num_unlabelled", "classes", "scores", "broken", "notes", "versions", "machine"),
+        *("num_unlabelled", "classes", "scores", "broken", "notes", "versions", "machine", "interrupted"),
     ]
     score = found["scores"][1]
     assert list(score) == [
@@ -326,17 +327,96 @@ def test_the_fields_of_the_json_document_stay(tiny_model: ModelFolder, data: Pat
     json.dumps(found, allow_nan=False)
 
 
-def test_rows_of_an_evaluation_that_fails_replace_no_file(tmp_path: Path) -> None:
+def evaluate_to(
+    path: Path, model: ModelFolder, data: Path, *, options: EvaluateOptions = ON_ORT, stop_after: int = -1
+) -> Evaluation:
+    """Evaluate with rows in `path`, going on with those that are there; `stop_after` new rows it is interrupted."""
+    num_rows = 0
+
+    def on_image(image: ImageResult) -> None:
+        nonlocal num_rows
+        rows.write(image)
+        num_rows += 1
+        if num_rows == stop_after:
+            raise KeyboardInterrupt
+
+    with RowsFile(path) as rows:
+        found = evaluate(model, data, options, on_image=on_image, kept=rows.kept)
+        if not found.interrupted:
+            rows.complete()
+    return found
+
+
+def untimed(found: Evaluation) -> dict[str, object]:
+    """What does not depend on how long something took."""
+    scores = [dataclasses.replace(score, seconds=0.0, images_per_second=None) for score in found.scores]
+    return dataclasses.asdict(dataclasses.replace(found, scores=tuple(scores)))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_an_interrupted_evaluation_goes_on_and_gives_what_a_whole_one_gives(
+    tiny_model: ModelFolder, data: Path, tmp_path: Path, name: str
+) -> None:
+    (data / "class-2" / "02.png").write_bytes(b"broken")
+    options = dataclasses.replace(ON_ORT, batch_size=4, num_threads=1)
+    whole = evaluate_to(tmp_path / "whole" / name, tiny_model, data, options=options)
+    path = tmp_path / name
+    path.write_text("the old one")
+    stopped = evaluate_to(path, tiny_model, data, options=options, stop_after=14)
+    assert (stopped.interrupted, stopped.num_images) == (True, 14)
+    assert "stopped after 14 of 30 images" in stopped.notes[-1]
+    assert {score.top1.num_images for score in stopped.scores} == {14}
+    assert path.read_text() == "the old one"
+    with pytest.raises(UsageError, match="first 14 rows of an interrupted run"):
+        check_rows_path(path, resume=False)
+    check_rows_path(path, resume=True)
+    again = evaluate_to(path, tiny_model, data, options=options)
+    assert untimed(again) == untimed(whole)
+    assert path.read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not journal_path(path).exists()
+    with pytest.raises(UsageError, match="complete, nothing to resume"):
+        check_rows_path(path, resume=True)
+
+
+def test_the_partial_figures_are_those_of_the_first_images(tiny_model: ModelFolder, data: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    names = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+    lines = [f"{name} {name[6]}" for name in names]
+    labels.write_text("\n".join(lines))
+    options = dataclasses.replace(ON_ORT, labels=labels)
+    stopped = evaluate_to(tmp_path / "rows.csv", tiny_model, data, options=options, stop_after=12)
+    labels.write_text("\n".join(lines[:12]))
+    first = evaluate(tiny_model, data, options)
+    assert [score.top1 for score in stopped.scores] == [score.top1 for score in first.scores]
+    assert [score.confusion for score in stopped.scores] == [score.confusion for score in first.scores]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"views": (1,)}, "was written with configurations onnxruntime fp32 1 view, onnxruntime fp32 10 views"),
+        ({"batch_size": 3}, "was written with batch size"),
+        ({"labels": "labels.txt"}, "other images or labels: image 0 was"),
+    ],
+)
+def test_an_evaluation_of_something_else_is_not_gone_on_with(
+    tiny_model: ModelFolder, data: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    names = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+    (tmp_path / "labels.txt").write_text("\n".join(f"{name} {(int(name[6]) + 1) % 5}" for name in names))
+    if "labels" in changes:
+        changes = {"labels": tmp_path / "labels.txt"}
     path = tmp_path / "rows.csv"
-    path.write_text("before")
-    configuration = Configuration(backend="a", precision="fp32", num_views=1)
+    evaluate_to(path, tiny_model, data, stop_after=20)
+    before = journal_path(path).read_bytes()
+    with pytest.raises(UsageError, match=said):
+        evaluate_to(path, tiny_model, data, options=dataclasses.replace(ON_ORT, **changes))
+    assert journal_path(path).read_bytes() == before
 
-    def fail() -> None:
-        with open_rows(path, ("x",), (configuration,)) as write:
-            write(ImageResult(index=0, source="s", label=0, error="broken"))
-            raise DeviceError("gone")
 
-    with pytest.raises(DeviceError):
-        fail()
-    assert path.read_text() == "before"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.csv"]
+def test_an_interrupt_before_the_first_image_is_raised(tiny_model: ModelFolder, data: Path) -> None:
+    def stop(plan: Plan) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny_model, data, ON_ORT, on_start=stop)
