@@ -23,7 +23,7 @@ from alexdeploy.core.processors import available_processors
 from alexdeploy.core.reading import MAX_DATA_BYTES, open_regular, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, graph_precision
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, join_predictions
-from alexdeploy.engines.openvino_library import cpu_capabilities, max_cpu_isa, ov
+from alexdeploy.engines.openvino_library import cpu_capabilities, has_exact_int8, max_cpu_isa, ov
 from alexdeploy.export.facts import Facts, load_facts
 from alexdeploy.network.layers import plan_layers
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from alexdeploy.export.graphs import Graph
 
-_DERIVATION = 4
+_DERIVATION = 5
 """Counts the ways in which a deployment graph was derived for this engine: raise it when that changes."""
 
 _VIEWS_AT_ONCE = 40
@@ -97,7 +97,8 @@ def _engine(
     def load() -> bytes:
         from alexdeploy.export.openvino_graph import openvino_graph
 
-        model = openvino_graph(read(), spec, options.precision, options.num_views, mean_image)
+        unsigned = options.precision == "int8" and not has_exact_int8()
+        model = openvino_graph(read(), spec, options.precision, options.num_views, mean_image, unsigned=unsigned)
         content: bytes = model.SerializeToString()
         return content
 

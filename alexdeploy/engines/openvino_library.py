@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import Any
@@ -56,4 +57,41 @@ def cpu_capabilities(core: ov.Core) -> list[str]:
     return [each for each in capabilities if isa not in _LACKING_ISAS.get(each, ())]
 
 
-__all__ = ["cpu_capabilities", "max_cpu_isa", "ov"]
+@functools.cache
+def has_exact_int8() -> bool:
+    """Whether the sums of INT8 products in a layer are exact: asked of OpenVINO, by the largest products of all.
+
+    x86 processors without VNNI, or with it where ONEDNN_MAX_CPU_ISA rules it out, add two products in 16 bits.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    size, largest = 64, 127
+    constants = {
+        "scale": np.float32(1),
+        "zero": np.int8(0),
+        "weights": np.full((size, size), largest, np.int8),
+        "scales": np.ones(size, np.float32),
+        "zeros": np.zeros(size, np.int8),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["quantized"]),
+            helper.make_node("DequantizeLinear", ["quantized", "scale", "zero"], ["dequantized"]),
+            helper.make_node("DequantizeLinear", ["weights", "scales", "zeros"], ["factors"], axis=0),
+            helper.make_node("Gemm", ["dequantized", "factors"], ["y"], transB=1),
+        ],
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, size])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    core = ov.Core()
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
+    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", config)
+    found = compiled({0: np.full((1, size), largest, np.float32)})[0]
+    return bool((found == size * largest**2).all())
+
+
+__all__ = ["cpu_capabilities", "has_exact_int8", "max_cpu_isa", "ov"]

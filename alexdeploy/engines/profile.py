@@ -56,7 +56,10 @@ def profile(
     mean_image = folder.mean_image(spec)
     # What each engine makes of it, so that what is profiled is what runs, if for as many images as are given here.
     if backend == "openvino":
-        model = openvino_graph(graph.model, spec, precision, num_views, mean_image)
+        from alexdeploy.engines.openvino_library import has_exact_int8
+
+        unsigned = precision == "int8" and not has_exact_int8()
+        model = openvino_graph(graph.model, spec, precision, num_views, mean_image, unsigned=unsigned)
     else:
         model = deployment_graph(graph.model, spec, num_views, mean_image)
     content: bytes = model.SerializeToString()

@@ -14,6 +14,7 @@ from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 from alexdeploy.export.deployment import CUT, PREFIX, VIEWS, deployment_graph
 from alexdeploy.export.graph_walk import attribute, has_padding, inner_graphs, opset_of, producers, prune, set_nodes
 from alexdeploy.export.towers import unroll_towers
+from alexdeploy.export.unsigned import unsigned_activations
 
 _FOLDED: tuple[Precision, ...] = ("bf16", "int8")
 """Precisions whose kernels take channels by twos and fours, and pad three to that; FP32's take three as they are."""
@@ -27,9 +28,16 @@ def openvino_graph(
     precision: Precision,
     num_views: int,
     mean_image: NDArray[np.float32] | None,
+    *,
+    unsigned: bool = False,
 ) -> onnx.ModelProto:
-    """`deployment_graph`, with views cut channels last, towers as branches, and LRN's k whole. Raises as that does."""
+    """`deployment_graph`, with views cut channels last, towers as branches, and LRN's k whole. Raises as that does.
+
+    `unsigned` is for processors that add INT8 products in 16 bits: see `unsigned_activations`.
+    """
     model = deployment_graph(network, spec, num_views, mean_image, channels_last=True)
+    if unsigned:
+        unsigned_activations(model)
     if precision in _FOLDED:
         fold_columns(model)
     return unit_lrn_bias(unroll_towers(model))

@@ -31,6 +31,7 @@ _ELEMENTWISE = (
     "Add",
     "Mul",
     "Div",
+    "Min",
     "QuantizeLinear",
     "DequantizeLinear",
 )
