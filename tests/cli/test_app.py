@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 from program import Result, Run
 
 from alexdeploy import __version__
@@ -78,7 +78,7 @@ def program(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         check=False,
         stdin=subprocess.DEVNULL,
         env=plain_environment(**environment),
-        timeout=60,
+        timeout=PATIENCE,
     )
 
 
@@ -112,13 +112,18 @@ def test_every_command_has_help(run: Run, command: str, option: str) -> None:
 
 
 def test_help_answers_at_once() -> None:
-    # Measured 0.2 to 0.3 s; the bound is for busy machines, the best of three for their hiccups.
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        program("--help")
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 1.0
+    # Processor time, which a busy machine hardly changes, against that of importing Typer here: measured 2.3 times as
+    # long, and with PyTorch it would be 17 times. What is imported exactly is tested below.
+    def seconds(run: Callable[[], object]) -> float:
+        times = []
+        for _ in range(3):
+            before = os.times()
+            run()
+            after = os.times()
+            times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        return min(times)
+
+    assert seconds(lambda: program("--help")) < 4 * seconds(lambda: python("import typer, rich.console"))
 
 
 def test_nothing_heavy_is_imported_before_a_command_runs() -> None:
@@ -299,7 +304,7 @@ def test_a_signal_ends_a_running_command_with_its_exit_code(
         assert process.stdout is not None
         assert "missing.jpg" in process.stdout.readline()
         process.send_signal(number)
-        _, messages = process.communicate(timeout=60)
+        _, messages = process.communicate(timeout=PATIENCE)
     assert process.returncode == exit_code
     assert "Traceback" not in messages
 
@@ -312,7 +317,7 @@ def test_a_signal_while_a_command_is_imported_ends_it_with_its_exit_code(number:
         "import sys, time\nfrom alexdeploy.cli import app\n"
         "class Slow:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'alexdeploy.cli.inspect': print('importing', flush=True); time.sleep(60)\n"
+        "        if name == 'alexdeploy.cli.inspect': print('importing', flush=True); time.sleep(3600)\n"
         "sys.meta_path.insert(0, Slow())\nsys.argv = ['alexdeploy', 'inspect']\napp.main()"
     )
     with subprocess.Popen(
@@ -325,7 +330,7 @@ def test_a_signal_while_a_command_is_imported_ends_it_with_its_exit_code(number:
         assert process.stdout is not None
         assert process.stdout.readline() == "importing\n"
         process.send_signal(number)
-        _, messages = process.communicate(timeout=60)
+        _, messages = process.communicate(timeout=PATIENCE)
     assert (process.returncode, messages) == (exit_code, "")
 
 
@@ -418,7 +423,7 @@ def on_terminal(*args: str, **environment: str) -> str:
             if not part:
                 break
             shown += part
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE)
     os.close(ours)
     return shown.decode()
 
