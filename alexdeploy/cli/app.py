@@ -84,7 +84,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line and exit: 0 well, 1 bug, 2 usage, 3 inputs, 4 model, 5 device, 6 output, 128 + a signal."""
+    """Run the command line and exit with a code of docs/exit-codes.md."""
     _open_closed_streams()
     hush()
     with InterruptGuard() as guard:

@@ -70,6 +70,7 @@ def import_(
     and a .mat tell their layers, and what they do not tell is asked for. torchvision's alexnet is known by its names.
     The format of weights is recognized by the file's first bytes, whatever it is called.
     """
+    from alexdeploy.core.reading import check_exists
     from alexdeploy.export.import_folder import read_mean_image
     from alexdeploy.export.import_known import refuse_other_format
     from alexdeploy.export.weight_format import SUFFIXES, file_format
@@ -77,6 +78,9 @@ def import_(
     kind = file_format(file)
     if kind is None:
         refuse_other_format(file, (".onnx", *SUFFIXES))
+    for path in (file, mean_image):
+        if path is not None:
+            check_exists(path)
     if mean is not None and mean_image is not None:
         raise UsageError("--mean and --mean-image are both given", cure="Leave one of them out.")
     if output_name is not None and kind != "onnx":

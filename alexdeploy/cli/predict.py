@@ -91,7 +91,7 @@ def predict(
 
     Ends with exit code 3 if some of the rows are errors.
     """
-    from alexdeploy.images.sources import read_inputs
+    from alexdeploy.images.sources import check_named, read_inputs
     from alexdeploy.inference import predict_file, results
     from alexdeploy.inference.predict import Predictor
 
@@ -105,6 +105,7 @@ def predict(
     if chosen == "parquet" and path is None:
         raise UsageError("Parquet cannot be streamed", cure="Write it to a file: --output FILE.parquet")
     has_finished = path is not None and predict_file.has_finished(path, chosen, resume=resume)
+    check_named(inputs)
     is_single = _is_single_image(inputs)
     predictor = Predictor(
         model,

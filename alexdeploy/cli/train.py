@@ -248,10 +248,10 @@ def _open_images(
 
 
 def _need_torch() -> None:
-    from alexdeploy.core.errors import UsageError
+    from alexdeploy.core.packages import missing_package
 
     if importlib.util.find_spec("torch") is None:
-        raise UsageError("training needs the package torch", cure="Install it: pip install 'alexdeploy[train]'")
+        raise missing_package("torch", "training", "train")
 
 
 def _frozen(layers: str | None) -> list[str]:

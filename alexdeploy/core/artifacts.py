@@ -159,7 +159,10 @@ class ModelFolder:
 
 
 def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
-    """A model folder by path, by name under `models/`, or the newest there when `name` is None."""
+    """A model folder by path, by name under `models/`, or the newest there when `name` is None.
+
+    Raises UsageError where there is none, ModelError for a folder with only a part of a model.
+    """
     if name is not None:
         for path in (Path(name), MODELS_FOLDER / name):
             if os.path.isfile(path / "spec.json"):
@@ -170,12 +173,12 @@ def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
             _refuse_part(ModelFolder(path))
         known = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
         cure = f"Models here: {', '.join(known)}" if known else _NO_MODEL_CURE
-        raise ModelError(f"no model at {os.fspath(name)} nor at {MODELS_FOLDER / name}", cure=cure)
+        raise UsageError(f"no model at {os.fspath(name)} nor at {MODELS_FOLDER / name}", cure=cure)
     specs = sorted(MODELS_FOLDER.glob("*/spec.json"), key=lambda path: path.stat().st_mtime_ns)
     if not specs:
         for path in sorted(MODELS_FOLDER.glob("*/")):
             _refuse_part(ModelFolder(path))
-        raise ModelError(f"no model in {MODELS_FOLDER.resolve()}", cure=_NO_MODEL_CURE)
+        raise UsageError(f"no model in {MODELS_FOLDER.resolve()}", cure=_NO_MODEL_CURE)
     return ModelFolder(specs[-1].parent)
 
 

@@ -1,4 +1,4 @@
-"""The exception tree. Each class carries the exit code that the command line gives for it."""
+"""The exception tree. Each class carries the exit code of the command line; docs/exit-codes.md has the table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AlexDeployError(Exception):
 
 
 class UsageError(AlexDeployError):
-    """An argument, option or combination of them makes no sense."""
+    """An argument, option or combination of them makes no sense, names what does not exist, or needs an extra."""
 
     exit_code = 2
 
@@ -48,7 +48,7 @@ class DataError(InputError):
 
 
 class ModelError(AlexDeployError):
-    """A model folder, graph, weight file or engine is missing, damaged or not what it claims to be."""
+    """A model folder, graph, weight file or engine is incomplete, damaged or not what it claims to be."""
 
     exit_code = 4
 
@@ -66,7 +66,7 @@ class DivergedError(ModelError):
 
 
 class DeviceError(AlexDeployError):
-    """A backend or device is missing, or failed."""
+    """A device is missing, or it or its backend failed."""
 
     exit_code = 5
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from alexdeploy.core.errors import first_line
+from alexdeploy.core.errors import UsageError, first_line
 
 MAX_TEXT_BYTES = 64 << 20
 """Specs, recipes, ranges, sidecars, labels: a thousand times what the largest of them has."""
@@ -37,6 +37,24 @@ class UnsuitableFileError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+def check_exists(path: str | os.PathLike[str], *, cure: str | None = None) -> None:
+    """Raise UsageError for a path that was named and is not there. A broken link is there."""
+    try:
+        is_there = os.path.lexists(path)
+    # Not a path that any file can have: whoever opens it says why.
+    except ValueError:
+        is_there = True
+    if not is_there:
+        raise missing_path(path, cure)
+
+
+def missing_path(path: str | os.PathLike[str], cure: str | None = None) -> UsageError:
+    """The error of a named path that is not there."""
+    # Bytes that are not UTF-8 could not be printed.
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return UsageError(f"{shown} does not exist", cure=cure)
 
 
 def check_regular(path: str | os.PathLike[str]) -> os.stat_result:

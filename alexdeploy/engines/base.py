@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.backend_checks import backend_problem
-from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.packages import missing_package
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision, graph_precision
 
 if TYPE_CHECKING:
@@ -132,6 +133,13 @@ def is_installed(backend: Backend) -> bool:
     return importlib.util.find_spec(_PACKAGES[backend][0]) is not None
 
 
+def check_installed(backend: Backend) -> None:
+    """Raise UsageError when the backend's package is not installed."""
+    if not is_installed(backend):
+        package, extra = _PACKAGES[backend]
+        raise missing_package(package, f"the {backend} backend", extra)
+
+
 def can_run(backend: Backend, precision: Precision) -> bool:
     """Whether the backend has this arithmetic, and so PyTorch none that is a property of an ONNX graph."""
     return precision in _PRECISIONS[backend]
@@ -141,7 +149,7 @@ def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
     """The first installed backend that can run the model on the CPU: one that reads its ONNX graph, or PyTorch.
 
     A backend that was found not to give the model's answers is passed over. If none can, the first that reads graphs,
-    whose own error says what is missing. Raises ModelError if all that can were found unfit, DeviceError if none that
+    whose own error says what is missing. Raises ModelError if all that can were found unfit, UsageError if none that
     reads graphs is installed.
     """
     installed = [backend for backend in _PRECISIONS if backend != "tensorrt" and is_installed(backend)]
@@ -163,7 +171,7 @@ def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
     for backend in installed:
         if backend != "torch":
             return backend
-    raise DeviceError(
+    raise UsageError(
         "no backend that can run this model is installed", cure="Install one: pip install 'alexdeploy[cpu]'"
     )
 
@@ -184,7 +192,7 @@ def _artifact(folder: ModelFolder, backend: Backend, precision: Precision) -> Pa
 
 
 def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -> Engine:
-    """An engine for the model, not yet entered. Raises DeviceError when the backend's package is missing."""
+    """An engine for the model, not yet entered. Raises UsageError when the backend's package is not installed."""
     engine: Engine = _module(backend).open_engine(folder, options)
     return engine
 
@@ -207,11 +215,7 @@ def open_graph(
 def _module(backend: Backend) -> ModuleType:
     if backend not in _PACKAGES:
         raise UsageError(f"no backend is called {backend!r}", cure=f"Backends: {', '.join(_PACKAGES)}")
-    if not is_installed(backend):
-        package, extra = _PACKAGES[backend]
-        raise DeviceError(
-            f"the {backend} backend needs the package {package}", cure=f"pip install 'alexdeploy[{extra}]'"
-        )
+    check_installed(backend)
     return importlib.import_module(f"alexdeploy.engines.{backend}")
 
 

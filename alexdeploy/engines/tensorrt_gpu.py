@@ -1,6 +1,6 @@
 """What running and building engines share: TensorRT's log, the GPU, its context, and errors.
 
-Importing this module without tensorrt and pycuda raises DeviceError, which says how to get them. It touches no device.
+Importing this module without tensorrt and pycuda raises UsageError, which says how to get them. It touches no device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ try:
     import pycuda.driver as cuda
     import tensorrt as trt
 except (ImportError, OSError) as exc:
-    raise DeviceError(
+    # Not installed, or not loaded: it lacks CUDA's libraries or the driver's.
+    is_missing = isinstance(exc, ModuleNotFoundError) and str(exc.name).partition(".")[0] in ("pycuda", "tensorrt")
+    raise (UsageError if is_missing else DeviceError)(
         f"TensorRT cannot be used here: {first_line(exc)}",
         cure="On a machine with an NVIDIA GPU and its driver: pip install 'alexdeploy[gpu]'\n"
         "(pycuda is compiled on the spot and needs g++ and the CUDA headers: put nvcc on PATH.)\n"

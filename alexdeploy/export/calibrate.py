@@ -33,7 +33,7 @@ from alexdeploy.export.ranges import (
 from alexdeploy.export.runner import GraphRunner
 from alexdeploy.images.decode import decode
 from alexdeploy.images.preprocess import network_input
-from alexdeploy.images.sources import iter_sources, printable_path
+from alexdeploy.images.sources import check_named, iter_sources, printable_path
 
 FEWEST_IMAGES = 32
 _SMALLEST_SPREAD = 0.02
@@ -172,6 +172,7 @@ def choose_images(images: str, recipe: CalibrationRecipe) -> tuple[list[str], di
     """
     if images == "-":
         raise UsageError("calibration images are read twice; standard input cannot be", cure="Name a folder or @list.")
+    check_named([images])
     problems: dict[str, str] = {}
 
     def names() -> Iterator[str]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.backend_checks import BackendCheck, record_backend_checks
-from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core.errors import UsageError
+from alexdeploy.core.packages import missing_package
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.export import graphs
 from alexdeploy.export.calibrate import measured_tensors
@@ -145,7 +146,7 @@ def _checked_fp32(
     try:
         from alexdeploy.export.onnx_export import export_network
     except ImportError as exc:
-        raise DeviceError("exporting weights needs PyTorch", cure="pip install 'alexdeploy[train]'") from exc
+        raise missing_package("torch", "exporting weights", "train") from exc
     weights, digest = load_model_weights(folder, spec, sha256_file)
     assert spec.architecture is not None
     on_step("exporting with torch.onnx")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, UsageError
+from alexdeploy.core.reading import missing_path
 from alexdeploy.images.listing import (
     IMAGE_SUFFIXES,
     Skipped,
@@ -99,9 +100,9 @@ def read_image_folder(
     Validation images are those of `val_folder`, else of the validation folder that `find_splits` finds, else a
     share `val_fraction` of each class: at least one image of a class that has two, and the same ones
     wherever the folder lies and however its file system lists it. Folders named in `exclude` are no classes. Raises
-    DataError for a folder that is missing or cannot be listed, fewer than two classes, a class without images or with
-    folders alone, and validation classes that are not the training classes; UsageError for a fraction outside 0 to 1
-    and an excluded folder that is not there.
+    DataError for a folder that cannot be listed, fewer than two classes, a class without images or with
+    folders alone, and validation classes that are not the training classes; UsageError for a fraction outside 0 to 1,
+    and a folder, to read or to exclude, that is not there.
     """
     check_fraction(val_fraction)
     splits = find_splits(os.fspath(folder), exclude)
@@ -166,7 +167,7 @@ def find_splits(folder: str, exclude: Sequence[str] = ()) -> Splits:
 def list_class_folders(folder: str, exclude: Sequence[str] = ()) -> ClassFolders:
     """The folders in `folder`, but for hidden ones, those that alexdeploy wrote and those to `exclude`.
 
-    Raises DataError if it cannot be listed.
+    Raises UsageError if it does not exist, DataError if it cannot be listed.
     """
     names: list[str] = []
     hidden: list[str] = []
@@ -178,6 +179,8 @@ def list_class_folders(folder: str, exclude: Sequence[str] = ()) -> ClassFolders
                     (hidden if is_hidden(entry.name) else names).append(entry.name)
                 else:
                     num_loose += is_image_name(entry.name) and not is_hidden(entry.name)
+    except FileNotFoundError as exc:
+        raise missing_path(folder, _LAYOUT) from exc
     except OSError as exc:
         raise DataError(f"{folder} cannot be listed: {describe(exc)}.", cure=_LAYOUT) from exc
     shown = sorted(set(names) - set(exclude), key=os.fsencode)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from alexdeploy.core.errors import DataError, UsageError
+from alexdeploy.core.reading import check_exists
 from alexdeploy.images.folder import VAL_NAMES, Example, check_excluded, find_splits, list_examples
 from alexdeploy.images.known_classes import KnownClasses
 from alexdeploy.images.label_list import LIST_FORM, find_listed, read_label_list
@@ -52,7 +53,8 @@ def read_labelled(
     holds train/ and val/ of such, val/ counts. A folder is called as its class, or by the WordNet id that one of both
     begins with. With the file `labels`, each line of it names an image, relative to `folder`, and after a blank its
     class or the index of it. An image of the list that is not there stays among the examples. Of a packed set the
-    validation images count. Raises DataError where a class is unknown or none is labelled, and for a bad line.
+    validation images count. Raises DataError where a class is unknown or none is labelled, and for a bad line;
+    UsageError for a path that does not exist.
     """
     if exclude and (labels is not None or is_packed(folder)):
         raise UsageError("--exclude is for class folders, not for a list or a packed set", cure="Leave it out.")
@@ -123,6 +125,7 @@ def _read_list(
     folder: str | os.PathLike[str], classes: Sequence[str], labels: str | os.PathLike[str]
 ) -> LabelledSources:
     root, name = os.fspath(folder), os.fspath(labels)
+    check_exists(root)
     if not os.path.isdir(root):
         raise DataError(f"{root} is not a folder; the names in {name} are relative to it.", cure="Name their folder.")
     examples = find_listed(root, name, read_label_list(name, classes))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError
-from alexdeploy.core.reading import open_regular
+from alexdeploy.core.reading import check_exists, open_regular
 from alexdeploy.images.folder import Example, LabelledImages, check_class_name, check_fraction, split_examples
 from alexdeploy.images.label_list import LIST_FORM, find_listed, label_texts, read_label_list
 from alexdeploy.images.listing import MAX_FILE_BYTES, describe
@@ -89,6 +89,7 @@ def from_lists(
     Raises DataError, also for an image that is in both lists, and UsageError for a list of which no image is there.
     """
     root = os.fspath(folder)
+    check_exists(root)
     if not os.path.isdir(root):
         raise DataError(f"{root} is no folder; the names in the lists are relative to it.", cure="Name their folder.")
     check_fraction(val_fraction)

@@ -16,7 +16,7 @@ from alexdeploy.core.errors import UsageError
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.listing import is_image_name
 from alexdeploy.images.shapes import CLASSES, render_image
-from alexdeploy.images.sources import Source, iter_sources, printable_path
+from alexdeploy.images.sources import Source, check_named, iter_sources, printable_path
 
 MOST_SOURCES = 100_000
 """Of what lies behind a name, so many are looked at: in a larger folder, the first ones."""
@@ -33,11 +33,13 @@ class Picked(NamedTuple):
 def pick_sources(named: Sequence[str] | None, spec: ModelSpec, count: int, *, num_spare: int = 0) -> Picked:
     """Pick at most `count` images that lie evenly over all, so that they are of several classes.
 
-    `named` is what `iter_sources` takes, and is told even if none of it can be read; None takes the folder that the
+    `named` is what `iter_sources` takes, and is told even if none of it can be read (UsageError for what does not
+    exist); None takes the folder that the
     model was trained on if it is here and holds an image, else pictures rendered now. Of training data `num_spare`
     more are picked, to take the places of those that cannot be read.
     """
     if named:
+        check_named(named)
         return Picked(", ".join(named), *_spread(iter_sources(named), count))
     trained_on = str(spec.provenance.get("data") or "")
     if trained_on and Path(trained_on).is_dir():

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.core.errors import DataError, ImageError, UsageError
 from alexdeploy.core.reading import UnsuitableFileError, check_regular, read_regular
 from alexdeploy.images.archives import is_archive_name, iter_members
 from alexdeploy.images.globbing import expand
@@ -110,6 +110,29 @@ def read_inputs(inputs: Iterable[str | os.PathLike[str]]) -> Inputs:
 def is_list(text: str) -> bool:
     """Whether an input is a list of images: @FILE, or standard input."""
     return text == _STANDARD_INPUT or text.startswith("@")
+
+
+def check_named(inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise UsageError for inputs that do not exist, and patterns that match nothing: what was named, before any work.
+
+    What a list names is not looked at: each entry of it has a row, with its error.
+    """
+    missing = [text for text in (os.fspath(given) for given in inputs) if not _is_there(text)]
+    if missing:
+        shown = ", ".join(map(printable_path, missing[:5])) + (f" and {len(missing) - 5:,} more" * (len(missing) > 5))
+        verb = "does" if len(missing) == 1 else "do"
+        raise UsageError(f"{shown} {verb} not exist", cure="Correct the path, or leave it out.")
+
+
+def _is_there(text: str) -> bool:
+    path = text.removeprefix("@")
+    try:
+        if text == "-" or os.path.lexists(path):
+            return True
+        return path == text and glob.has_magic(text) and any(True for _ in expand(text))
+    # A NUL, which no path has: its row says so.
+    except ValueError:
+        return True
 
 
 def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 from alexdeploy.core.errors import DataError
-from alexdeploy.core.reading import open_regular
+from alexdeploy.core.reading import missing_path, open_regular
 from alexdeploy.images.listing import describe
 
 _MARKS = (
@@ -48,7 +48,8 @@ def split_names(data: bytes, name: str) -> list[str]:
 def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     """All lines of a file, stripped, with their numbers from 1; bytes that are not UTF-8 as in Python's file names.
 
-    Raises DataError for a file that cannot be read or decoded, a NUL, and a line of more than 8,192 characters.
+    Raises UsageError for a file that does not exist; DataError for one that cannot be read or decoded, a NUL, and a
+    line of more than 8,192 characters.
     """
     name = os.fspath(path)
     try:
@@ -62,6 +63,8 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
                         cure="Write one entry per line.",
                     )
                 yield number, line.strip()
+    except FileNotFoundError as exc:
+        raise missing_path(name) from exc
     except OSError as exc:
         raise DataError(f"{name} cannot be read: {describe(exc)}.", cure="Name a text file.") from exc
     except UnicodeDecodeError as exc:

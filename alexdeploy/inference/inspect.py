@@ -19,7 +19,7 @@ import safetensors
 from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, find_model, sha256_file
 from alexdeploy.core.backend_checks import read_backend_checks
 from alexdeploy.core.errors import DeviceError, ModelError, RecipeError, UsageError
-from alexdeploy.core.reading import check_regular
+from alexdeploy.core.reading import check_exists, check_regular
 from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.core.spec import LRN, Architecture
 from alexdeploy.engines.cuda_driver import cuda_ordinal
@@ -32,6 +32,9 @@ from alexdeploy.network.layers import plan_layers
 from alexdeploy.placement.devices import Device, survey_gpus
 
 Fact = str | int | float | None
+
+
+_SUFFIXES = (".onnx", ".safetensors", ".engine")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,14 +76,16 @@ def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | 
 
     `overrides` and `num_classes` (1000 if None) are for recipes, which do not know their classes: with them, a name
     that a model and a recipe have is the recipe's. Raises ModelError, RecipeError, and UsageError where they are
-    given for something else.
+    given for something else, and for a target that does not exist.
     """
     is_recipe = target.endswith(".toml") or target in list_recipes() or os.path.isfile(MODELS_FOLDER / f"{target}.toml")
     is_model = any(os.path.isfile(folder / target / "spec.json") for folder in (Path(), MODELS_FOLDER))
     changes_recipe = bool(overrides) or num_classes is not None
     if is_recipe and (changes_recipe or not is_model):
         return _inspect_recipe(target, overrides, 1000 if num_classes is None else num_classes)
-    if target.endswith((".onnx", ".safetensors", ".engine")) or is_model:
+    if os.sep in target or target.endswith(_SUFFIXES):
+        check_exists(target)
+    if target.endswith(_SUFFIXES) or is_model:
         if changes_recipe:
             raise UsageError(
                 f"{target} is what it is: --set and --classes change recipes",

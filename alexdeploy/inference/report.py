@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexdeploy.core.artifacts import atomic_write, cache_folder, check_output
 from alexdeploy.core.errors import UsageError
+from alexdeploy.core.packages import missing_package
 from alexdeploy.inference.table import escape
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ def check_page_path(path: Path, option: str = "--html") -> None:
     To be asked before anything costly is begun.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError(
-            "the plots of an HTML report need the package matplotlib", cure="pip install 'alexdeploy[report]'"
-        )
+        raise missing_package("matplotlib", "an HTML report", "report")
     check_output(path)
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder; expected a file")

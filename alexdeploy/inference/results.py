@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 import msgspec
 
 from alexdeploy.core.errors import UsageError
+from alexdeploy.core.packages import missing_package
 from alexdeploy.core.reading import open_regular
 from alexdeploy.inference.table import table_header, table_layout, table_line
 
@@ -166,7 +167,7 @@ def choose_format(path: Path) -> Format:
 def check_format(kind: Format) -> None:
     """Raise UsageError if a package that `kind` needs is not installed."""
     if kind == "parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UsageError("Parquet needs the package pyarrow", cure="Install it: pip install 'alexdeploy[parquet]'")
+        raise missing_package("pyarrow", "Parquet", "parquet")
 
 
 def text_format(kind: Format, shape: Shape) -> TextFormat:

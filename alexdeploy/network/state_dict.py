@@ -15,7 +15,8 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from alexdeploy.core.errors import DeviceError, ModelError, first_line
+from alexdeploy.core.errors import ModelError, first_line
+from alexdeploy.core.packages import missing_package
 from alexdeploy.network.layers import Layer
 from alexdeploy.network.weights import Weights, check_weights, expected_shapes
 
@@ -57,15 +58,12 @@ def read_safetensors(content: bytes, source: str) -> StateDict:
 def read_torch(content: bytes, source: str) -> StateDict:
     """The tensors of a state dict that torch.save wrote, alone or anywhere within a checkpoint; nothing in it is run.
 
-    Raises DeviceError without PyTorch, ModelError for what holds no weights, or several networks'.
+    Raises UsageError without PyTorch, ModelError for what holds no weights, or several networks'.
     """
     try:
         import torch
     except ImportError as exc:
-        raise DeviceError(
-            f"reading {source} needs PyTorch",
-            cure="pip install 'alexdeploy[train]'\nor save it as .safetensors where PyTorch is.",
-        ) from exc
+        raise missing_package("torch", f"reading {source}", "train") from exc
     _refuse_inflated(content, source)
     try:
         with warnings.catch_warnings():

@@ -17,6 +17,7 @@ from alexdeploy.engines.base import (
     EngineOptions,
     NumViews,
     can_run,
+    check_installed,
     choose_backend,
     is_installed,
     open_engine,
@@ -80,6 +81,7 @@ def place(folder: ModelFolder, request: Request) -> Placed:
     if request.placement is not None:
         return _split(folder, request, named, survey)
     if request.backend == "tensorrt" and not survey.devices and named is None:
+        check_installed("tensorrt")
         raise DeviceError(f"TensorRT runs on NVIDIA GPUs, and there is none: {survey.problem}", cure=survey.cure)
     plan = plan_replicas(devices, _demand(folder, request, named, survey))
     notes = (*_notes(request, survey, plan), *_unfit(folder, request))
@@ -176,13 +178,13 @@ def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | N
 def _cpu_backend(folder: ModelFolder, request: Request, *, is_needed: bool) -> tuple[Backend, ...]:
     """The best of those that have what they read: for the CPU it is one, and its own error says what is missing.
 
-    None where none is installed and a GPU may run everything. Raises DeviceError if it `is_needed`.
+    None where none is installed and a GPU may run everything. Raises UsageError if it `is_needed`.
     """
     if request.backend is not None:
         return (request.backend,)
     try:
         return (choose_backend(folder, request.precision),)
-    except DeviceError:
+    except UsageError:
         if is_needed:
             raise
         return ()

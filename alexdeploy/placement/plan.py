@@ -96,8 +96,9 @@ def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
     """Place replicas on the devices that were named, or else on all GPUs that can run it, or else on the CPU.
 
     Every device gets `replicas_per_device` of them for each time that it is named. Asked for = got: raises DeviceError
-    when a device that was named cannot run it, DeviceMemoryError when there is no room on it, and ModelError when the
-    backend that was named lacks an engine for it. A GPU that nobody named is left out instead.
+    when a device that was named cannot run it, UsageError when no backend for it is installed, DeviceMemoryError when
+    there is no room on it, and ModelError when the backend that was named lacks an engine for it. A GPU that nobody
+    named is left out instead.
     """
     if demand.replicas_per_device < 1:
         raise UsageError(f"{demand.replicas_per_device} replicas on a device were asked for, expected at least 1")
@@ -121,7 +122,7 @@ def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
         cpus = []
     try:
         return replace(_plan(fitting or cpus, demand), left_out=tuple(left_out))
-    except DeviceError as exc:
+    except (DeviceError, UsageError) as exc:
         if not left_out:
             raise
         reasons = "; ".join(f"{each.device}: {each.reason}" for each in left_out)
@@ -244,7 +245,10 @@ def _no_backend(device: Device, num_replicas: int, demand: Demand) -> LeftOut:
         if demand.backend is not None:
             reason = f"{demand.backend} is not installed for {kind}"
         return LeftOut(
-            device=device, reason=reason, cure=f"pip install 'alexdeploy[{extra}]', then look at: alexdeploy doctor"
+            device=device,
+            reason=reason,
+            cure=f"pip install 'alexdeploy[{extra}]', then look at: alexdeploy doctor",
+            error=UsageError,
         )
     if not any(can_run(backend, demand.precision) for backend in wanted):
         reason = f"{' and '.join(wanted)} cannot run {demand.precision} there"

@@ -191,8 +191,8 @@ def test_quiet_says_nothing_on_stderr_and_json_one_document_on_stdout(run: Run) 
         (("--precision", "int8"), 4, "--int8"),
         (("--output", "rows.parquet"), 2, "known are .jsonl, .csv"),
         (("--html", "data"), 2, "is a folder"),
-        (("--model", "none"), 4, "no model at none"),
-        (("--labels", "none.txt"), 3, "none.txt cannot be read"),
+        (("--model", "none"), 2, "no model at none"),
+        (("--labels", "none.txt"), 2, "none.txt does not exist"),
     ],
 )
 def test_what_makes_no_sense_is_said_before_anything_runs(

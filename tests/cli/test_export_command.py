@@ -54,18 +54,18 @@ def test_json_says_what_was_written_and_how_it_was_checked(run: Run, tiny_model:
     assert item["parity"]["same_answers"] == item["parity"]["num_images"] == 6
 
 
-def test_an_unknown_model_is_a_model_error_that_names_those_there_are(run: Run) -> None:
+def test_an_unknown_model_is_a_usage_error_that_names_those_there_are(run: Run) -> None:
     result = run("other")
-    assert (result.exit_code, result.stdout) == (4, "")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "error: no model at other nor at models/other\nModels here: tiny\n"
 
 
-def test_no_model_at_all_is_a_model_error_that_says_how_to_get_one(
+def test_no_model_at_all_is_a_usage_error_that_says_how_to_get_one(
     run: Run, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
     result = run()
-    assert result.exit_code == 4
+    assert result.exit_code == 2
     assert "Train one: alexdeploy train\nor bring one: alexdeploy import FILE.onnx\n" in result.stderr
 
 
@@ -85,13 +85,16 @@ def test_photographs_that_cannot_be_read_are_an_input_error(run: Run) -> None:
     assert "bad.jpg" in result.stderr
 
 
-def test_a_missing_pytorch_is_a_device_error_with_the_command_that_installs_it(
+def test_a_missing_pytorch_is_a_usage_error_with_the_command_that_installs_it(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "alexdeploy.export.onnx_export", None)
     result = run("tiny")
-    assert result.exit_code == 5
-    assert result.stderr.endswith("error: exporting weights needs PyTorch\npip install 'alexdeploy[train]'\n")
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "error: exporting weights needs the package torch, which is not installed\n"
+        "Install it: pip install 'alexdeploy[train]'\n"
+    )
 
 
 # What `python -m alexdeploy build` is in these tests: it keeps its words, and ends with the code that is told for its

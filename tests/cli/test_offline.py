@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import offline
@@ -34,7 +35,7 @@ _COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "train": (0, _TRAIN),
     "calibrate": (0, ("calibrate", "tiny", "pictures")),
     "export": (0, ("export", "tiny", "--fp16", "--int8", "--calibrate", "pictures", "--max-drop", "100")),
-    "build": (5, ("build", "tiny")),
+    "build": (2 if find_spec("tensorrt") is None else 5, ("build", "tiny")),
     "predict, OpenVINO": (0, ("predict", "pictures", "--backend", "openvino")),
     "predict, ONNX Runtime": (0, ("predict", "pictures", "--backend", "onnxruntime")),
     "predict, PyTorch": (0, ("predict", "pictures", "--backend", "torch")),

@@ -113,14 +113,14 @@ def test_the_newest_model_is_found_when_none_is_named(tmp_path: Path, monkeypatc
     assert find_model().path.name == "new"
     assert find_model("old").path == MODELS_FOLDER / "old"
     assert find_model(MODELS_FOLDER / "older").path.name == "older"
-    with pytest.raises(ModelError, match="no model at oldest") as caught:
+    with pytest.raises(UsageError, match="no model at oldest") as caught:
         find_model("oldest")
     assert caught.value.cure == "Models here: new, old, older"
 
 
 def test_without_any_model_the_error_names_train_and_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(UsageError) as caught:
         find_model()
     assert "alexdeploy train" in str(caught.value)
     assert "alexdeploy import" in str(caught.value)

@@ -255,11 +255,11 @@ def test_pytorch_alone_runs_the_weights_though_there_is_a_graph(
 ) -> None:
     _hide(monkeypatch, "openvino", "onnxruntime")
     assert choose_backend(tiny_model, "fp32") == choose_backend(tiny_model, "bf16") == "torch"
-    with pytest.raises(DeviceError, match="no backend that can run this model") as caught:
+    with pytest.raises(UsageError, match="no backend that can run this model") as caught:
         choose_backend(tiny_model, "fp16")
     assert caught.value.cure == "Install one: pip install 'alexdeploy[cpu]'"
     tiny_model.weights_path.unlink()
-    with pytest.raises(DeviceError, match="no backend that can run this model"):
+    with pytest.raises(UsageError, match="no backend that can run this model"):
         choose_backend(tiny_model, "fp32")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alexdeploy.core.errors import DataError, UsageError
+from alexdeploy.core.errors import AlexDeployError, DataError, UsageError
 from alexdeploy.images.folder import Example, LabelledImages, read_image_folder
 from alexdeploy.images.sample import write_photographs, write_sample
 
@@ -152,15 +152,15 @@ def test_linked_classes_and_images_count(tmp_path):
     assert num_of_each(data.train + data.val, data) == [3, 3]
 
 
-def message(folder: Path, **options) -> str:
-    with pytest.raises(DataError) as caught:
+def message(folder: Path, kind: type[AlexDeployError] = DataError, **options) -> str:
+    with pytest.raises(kind) as caught:
         read_image_folder(folder, **options)
     assert caught.value.cure
     return caught.value.message
 
 
 def test_a_missing_folder_is_an_error(tmp_path):
-    assert message(tmp_path / "no") == f"{tmp_path}/no cannot be listed: no such file or directory."
+    assert message(tmp_path / "no", UsageError) == f"{tmp_path}/no does not exist"
 
 
 def test_a_file_is_no_data_set(tmp_path):
@@ -190,7 +190,7 @@ def test_validation_classes_that_differ_are_named(tmp_path):
 
 def test_a_missing_validation_folder_is_an_error(tmp_path):
     fill(tmp_path, a=1, b=1)
-    assert "no such file" in message(tmp_path, val_folder=tmp_path / "no")
+    assert message(tmp_path, UsageError, val_folder=tmp_path / "no") == f"{tmp_path}/no does not exist"
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])

@@ -39,6 +39,7 @@ class Here:
     ) -> Placed:
         self._monkeypatch.setattr(placing, "survey_gpus", lambda: survey)
         self._monkeypatch.setattr(placing, "_gpu_backends", lambda: backends)
+        self._monkeypatch.setattr(placing, "check_installed", lambda backend: None)
         return place(self.folder, Request(**{"precision": "fp16", "num_views": 10, **request}))
 
 
@@ -179,7 +180,7 @@ def test_without_any_backend_for_the_cpu_whoever_needs_it_hears_of_it(
     here: Here, survey: GpuSurvey, devices: str | None, told: str
 ) -> None:
     put_engine(here.folder, capability=H100)
-    with pytest.raises((DeviceError, ModelError), match=told) as caught:
+    with pytest.raises((UsageError, ModelError), match=told) as caught:
         here.place(survey, backends=("tensorrt",), devices=devices)
     assert caught.value.cure
 
