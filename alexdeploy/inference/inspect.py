@@ -221,7 +221,8 @@ def _inspect_engine(path: Path) -> Inspection:
 
             device = _device_for(record.compute_capability, survey_gpus().devices)
             layers = _engine_layers(inspect_engine(path, device))
-        except (DeviceError, ModelError) as exc:
+        # UsageError: TensorRT is not installed.
+        except (DeviceError, ModelError, UsageError) as exc:
             facts["layers"] = f"not seen: {exc.message}"
     return Inspection(
         target=str(path),

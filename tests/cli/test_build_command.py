@@ -42,17 +42,17 @@ def engine(run: Run, tiny_model: ModelFolder) -> Path:
 
 @without_tensorrt
 @pytest.mark.parametrize("words", [(), ("--fp16",), ("--int8", "--views", "10"), ("--tencrop", "--max-batch", "4")])
-def test_without_tensorrt_it_is_a_device_error_that_says_what_to_install(run: Run, words: tuple[str, ...]) -> None:
+def test_without_tensorrt_it_is_a_usage_error_that_says_what_to_install(run: Run, words: tuple[str, ...]) -> None:
     result = run("tiny", *words)
-    assert (result.exit_code, result.stdout) == (5, "")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert "error: TensorRT cannot be used here: No module named" in result.stderr
     assert "pip install 'alexdeploy[gpu]'" in result.stderr
     assert "Without a GPU no engine is needed" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_an_unknown_model_is_a_model_error(run: Run) -> None:
-    assert run("other").exit_code == 4
+def test_an_unknown_model_is_a_usage_error(run: Run) -> None:
+    assert run("other").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_export_builds_on_the_first_gpu_of_each_compute_capability() -> None:
 def test_what_export_runs_is_a_build_command(run: Run, program: Run, tiny_model: ModelFolder) -> None:
     for num_views in (1, 10):
         result = program(*build_words(tiny_model, "fp16", num_views, GPUS[0]))
-        assert result.exit_code == 5
+        assert result.exit_code == 2
         assert "TensorRT cannot be used here" in result.stderr
 
 

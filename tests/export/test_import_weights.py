@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.core.errors import AlexDeployError, DeviceError, ModelError, ParityError, UsageError
+from alexdeploy.core.errors import AlexDeployError, ModelError, ParityError, UsageError
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import CONTRACT_KEY, Preprocessing
 from alexdeploy.export import import_check, import_known
@@ -457,7 +457,7 @@ def test_without_torch_a_pth_says_so_and_the_others_are_imported(
 ) -> None:
     content = saved(torchvision().state_dict())
     monkeypatch.setitem(sys.modules, "torch", None)
-    message = refused(written(tmp_path, content, "theirs.pth"), folder, DeviceError)
+    message = refused(written(tmp_path, content, "theirs.pth"), folder, UsageError)
     assert "pip install 'alexdeploy[train]'" in message
     source = written(tmp_path, files.net(files.alexnet(WEIGHTS)))
     import_weights(source, folder, WeightsOptions(steps={"mean": MEAN}))

@@ -177,10 +177,13 @@ def test_images_that_the_list_does_not_name_are_counted_in_a_note(root: Path) ->
 
 
 def test_a_list_that_is_missing_and_a_folder_that_is_none_are_errors(root: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"none\.txt does not exist"):
         read_labelled(root, FLOWERS, root / "none.txt")
+    labels = write_list(root, "a.jpg 0")
+    with pytest.raises(UsageError, match="none does not exist"):
+        read_labelled(root / "none", FLOWERS, labels)
     with pytest.raises(DataError, match="is not a folder"):
-        read_labelled(root / "none", FLOWERS, write_list(root, "a.jpg 0"))
+        read_labelled(labels, FLOWERS, labels)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names that are not UTF-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from alexdeploy.core.errors import ImageError
+from alexdeploy.core.errors import ImageError, UsageError
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.images import pick
 from alexdeploy.images.decode import decode
@@ -48,9 +48,9 @@ def test_what_is_picked_lies_evenly_over_all_that_is_named(count: int, expected:
 
 def test_several_names_are_one_choice() -> None:
     twelve_pictures("named")
-    picked = pick_sources(["named/03.png", "named/07.png", "missing.png"], trained_on("named"), 5)
-    assert (picked.origin, picked.num_found) == ("named/03.png, named/07.png, missing.png", 3)
-    assert [source.name for source in picked.sources] == ["named/03.png", "named/07.png", "missing.png"]
+    picked = pick_sources(["named/03.png", "named/07.png", "named/1?.png"], trained_on("named"), 5)
+    assert (picked.origin, picked.num_found) == ("named/03.png, named/07.png, named/1?.png", 4)
+    assert numbers(picked) == [3, 7, 10, 11]
 
 
 def test_of_an_endless_folder_the_first_sources_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,9 +61,16 @@ def test_of_an_endless_folder_the_first_sources_are_enough(monkeypatch: pytest.M
 
 
 def test_named_sources_that_cannot_be_read_stand_where_they_were_named() -> None:
-    (source,) = pick_sources(["missing"], trained_on(None), 4).sources
+    Path("list.txt").write_text("missing.png\n")
+    (source,) = pick_sources(["@list.txt"], trained_on(None), 4).sources
     with pytest.raises(ImageError, match="not found"):
         source.read()
+
+
+def test_named_sources_that_do_not_exist_are_all_told() -> None:
+    twelve_pictures("named")
+    with pytest.raises(UsageError, match=r"^missing\.png, none/, @no\.txt, \*\*/x\.png do not exist\n"):
+        pick_sources(["missing.png", "named", "none/", "@no.txt", "**/x.png"], trained_on(None), 4)
 
 
 def test_without_names_the_training_data_is_taken_with_some_to_spare() -> None:
