@@ -33,10 +33,9 @@ class Picked(NamedTuple):
 def pick_sources(named: Sequence[str] | None, spec: ModelSpec, count: int, *, num_spare: int = 0) -> Picked:
     """Pick at most `count` images that lie evenly over all, so that they are of several classes.
 
-    `named` is what `iter_sources` takes, and is told even if none of it can be read (UsageError for what does not
-    exist); None takes the folder that the
+    `named` is what `iter_sources` takes, and is told even if none of it can be read; None takes the folder that the
     model was trained on if it is here and holds an image, else pictures rendered now. Of training data `num_spare`
-    more are picked, to take the places of those that cannot be read.
+    more are picked, to take the places of those that cannot be read. Raises UsageError for a name that does not exist.
     """
     if named:
         check_named(named)
