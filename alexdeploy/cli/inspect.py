@@ -84,6 +84,7 @@ def _print(found: Inspection, console: Console) -> None:
     section("LRN", found.lrn)
     section("preprocessing", found.preprocessing)
     section("provenance", found.provenance)
+    section("backends, as checked", found.backends)
     section(
         "files",
         {str(file["file"]): f"{file['bytes']:>13,} bytes  sha256 {str(file['sha256'])[:12]}" for file in found.files},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import onnx
 import safetensors
 
 from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, find_model, sha256_file
@@ -26,27 +24,15 @@ from alexdeploy.engines.cuda_driver import cuda_ordinal
 from alexdeploy.engines.engine_files import load_engine, read_record
 from alexdeploy.export import graphs
 from alexdeploy.export.deployment import describe_value
-from alexdeploy.export.graph_walk import WEIGHTED_OPS, node_macs, opset_of
+from alexdeploy.export.graph_walk import opset_of
 from alexdeploy.export.int8 import weight_bits
-from alexdeploy.network.layers import plan_layers
+from alexdeploy.inference.layer_facts import LayerFacts, engine_layers, graph_layers, planned_layers
 from alexdeploy.placement.devices import Device, survey_gpus
 
 Fact = str | int | float | None
 
 
 _SUFFIXES = (".onnx", ".safetensors", ".engine")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerFacts:
-    """One row: `output_shape` is without the batch; `parameters` and `macs` are of one view."""
-
-    name: str
-    kind: str
-    output_shape: tuple[int | str, ...]
-    detail: str = ""
-    parameters: int = 0
-    macs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +47,7 @@ class Inspection:
     preprocessing: dict[str, Any] | None = None
     provenance: dict[str, Fact] = dataclasses.field(default_factory=dict)
     files: tuple[dict[str, Fact], ...] = ()
+    backends: dict[str, Fact] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -118,7 +105,7 @@ def _inspect_recipe(name: str, overrides: tuple[str, ...], num_classes: int) -> 
         target=name,
         kind="recipe",
         facts={"description": recipe.description, "classes": num_classes, **_architecture_facts(recipe.architecture)},
-        layers=_planned(recipe.architecture, num_classes),
+        layers=planned_layers(recipe.architecture, num_classes),
         lrn=_lrn_facts(recipe.architecture.lrn),
         preprocessing={**steps, "crop": recipe.architecture.input},
     )
@@ -129,13 +116,11 @@ def _inspect_folder(folder: ModelFolder) -> Inspection:
     facts: dict[str, Fact] = {"name": spec.name, "recipe": spec.recipe, "classes": spec.num_classes}
     if spec.architecture is not None:
         facts |= _architecture_facts(spec.architecture)
-        layers = _planned(spec.architecture, spec.num_classes)
+        layers = planned_layers(spec.architecture, spec.num_classes)
         lrn = _lrn_facts(spec.architecture.lrn)
     else:
         graph = graphs.read_graph(folder.onnx_path())
-        layers, lrn = _graph_layers(graph), _graph_lrn(graph)
-    for check in read_backend_checks(folder):
-        facts[f"{check.backend} {check.version}, {check.precision}"] = check.problem or "gives the graph's answers"
+        layers, lrn = graph_layers(graph.model), _graph_lrn(graph)
     return Inspection(
         target=str(folder.path),
         kind="model",
@@ -144,6 +129,10 @@ def _inspect_folder(folder: ModelFolder) -> Inspection:
         lrn=lrn,
         preprocessing=msgspec.to_builtins(spec.preprocessing),
         provenance=dict(spec.provenance),
+        backends={
+            f"{check.backend} {check.version}, {check.precision}": check.problem or "gives the graph's answers"
+            for check in read_backend_checks(folder)
+        },
         files=tuple(_file_facts(path) for path in sorted(folder.path.iterdir()) if path.is_file()),
     )
 
@@ -164,7 +153,7 @@ def _inspect_onnx(path: Path) -> Inspection:
         target=str(path),
         kind="onnx",
         facts=facts,
-        layers=_graph_layers(graph),
+        layers=graph_layers(graph.model),
         lrn=_graph_lrn(graph),
         preprocessing=None if spec is None else msgspec.to_builtins(spec.preprocessing),
         provenance={} if spec is None else dict(spec.provenance),
@@ -220,7 +209,7 @@ def _inspect_engine(path: Path) -> Inspection:
             from alexdeploy.engines.tensorrt import inspect_engine
 
             device = _device_for(record.compute_capability, survey_gpus().devices)
-            layers = _engine_layers(inspect_engine(path, device))
+            layers = engine_layers(inspect_engine(path, device))
         # UsageError: TensorRT is not installed.
         except (DeviceError, ModelError, UsageError) as exc:
             facts["layers"] = f"not seen: {exc.message}"
@@ -247,84 +236,6 @@ def _device_for(capability: tuple[int, int], gpus: Sequence[Device]) -> str:
     if gpus and not fitting:
         raise DeviceError(f"no GPU here has compute capability {'.'.join(map(str, capability))}")
     return f"cuda:{cuda_ordinal(fitting[0].uuid)}" if fitting else "cuda:0"
-
-
-def _engine_layers(text: str) -> tuple[LayerFacts, ...]:
-    """Layers as TensorRT's inspector lists them: objects, or names alone. Shapes are without the batch."""
-    rows = []
-    for layer in json.loads(text).get("Layers", []):
-        if isinstance(layer, str):
-            rows.append(LayerFacts(name=layer, kind="", output_shape=()))
-            continue
-        output: dict[str, Any] = next(iter(layer.get("Outputs", [])), {})
-        rows.append(
-            LayerFacts(
-                name=str(layer.get("Name", "")),
-                kind=str(layer.get("LayerType", "")),
-                output_shape=tuple(output.get("Dimensions", ()))[1:],
-                detail=str(output.get("Format/Datatype", "")),
-            )
-        )
-    return tuple(rows)
-
-
-def _planned(architecture: Architecture, num_classes: int) -> tuple[LayerFacts, ...]:
-    rows = []
-    for layer in plan_layers(architecture, num_classes):
-        detail = ""
-        if layer.kind == "conv":
-            detail = f"{layer.kernel}x{layer.kernel}"
-            for word, value, usual in (("stride", layer.stride, 1), ("pad", layer.padding, 0)):
-                detail += "" if value == usual else f" {word} {value}"
-            detail += "" if layer.groups == 1 else f" groups {layer.groups}"
-        elif layer.kind == "pool":
-            detail = f"{layer.kernel}x{layer.kernel} stride {layer.stride}"
-        elif layer.kind == "lrn":
-            detail = "within each tower" if layer.groups > 1 else ""
-        elif layer.kind == "activation":
-            detail = layer.activation
-        elif layer.kind == "dropout":
-            detail = f"p = {layer.rate}"
-        rows.append(
-            LayerFacts(
-                name=layer.name,
-                kind=layer.kind,
-                output_shape=layer.output_shape,
-                detail=detail,
-                parameters=layer.num_parameters,
-                macs=layer.macs,
-            )
-        )
-    return tuple(rows)
-
-
-def _graph_layers(graph: graphs.Graph) -> tuple[LayerFacts, ...]:
-    shapes = graphs.tensor_shapes(graph.model)
-    # Whole numbers of 64 bits are shapes and axes, scalars are bounds: neither was learned.
-    unseen = {
-        tensor.name: tuple(tensor.dims)
-        for tensor in graph.model.graph.initializer
-        if tensor.data_type != onnx.TensorProto.INT64 and tensor.dims
-    }
-    weights = dict(unseen)
-    rows = []
-    for node in graph.model.graph.node:
-        output = tuple(shapes.get(node.output[0], ()))
-        owned = [unseen.pop(name) for name in node.input if name in unseen]
-        if node.op_type == "DequantizeLinear" and node.input[0] in weights:
-            weights[node.output[0]] = weights[node.input[0]]
-        kernel = weights.get(node.input[1]) if node.op_type in WEIGHTED_OPS else None
-        rows.append(
-            LayerFacts(
-                name=node.name or node.output[0],
-                kind=node.op_type,
-                output_shape=output[1:],
-                detail="weight " + "x".join(map(str, owned[0])) if owned else "",
-                parameters=sum(math.prod(shape) for shape in owned),
-                macs=0 if kernel is None else node_macs(node, kernel, output),
-            )
-        )
-    return tuple(rows)
 
 
 def _graph_lrn(graph: graphs.Graph) -> dict[str, Fact] | None:

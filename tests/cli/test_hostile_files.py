@@ -37,6 +37,7 @@ READERS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
     ("models/tiny/mean.npy", (_PREDICT,)),
     ("models/tiny/model.onnx", (_PREDICT, ("inspect", "models/tiny/model.onnx"))),
     ("models/tiny/model.onnx.sha256", (_PREDICT,)),
+    ("models/tiny/backends.json", (_PREDICT, ("inspect", "models/tiny"))),
     ("models/tiny/model.int8.onnx", ((*_PREDICT, "--precision", "int8"),)),
     ("calibration/tiny.ranges.json", (("export", "tiny", "--int8"), (*_PREDICT, "--precision", "int8"))),
     ("graph.onnx", ((*_IMPORT, "graph.onnx"),)),

@@ -53,6 +53,7 @@ MODEL = (
     "model.fp16.onnx",
     "model.int8.onnx",
     "model.onnx.sha256",
+    "backends.json",
 )
 DERIVED = ("checkpoints/last.pt", "checkpoints/log.jsonl", "engines/gpu.engine", "engines/gpu.json")
 OTHERS = ("notes.txt", "model.mine.onnx", "pictures/model.onnx")

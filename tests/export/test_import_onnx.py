@@ -534,7 +534,7 @@ def test_overwriting_removes_what_belonged_to_the_old_model_and_nothing_else(
     path = save(classifier(), tmp_path / "theirs.onnx")
     import_onnx(path, tiny_model, ImportOptions(preprocessing=STEPS, overwrite=True))
     left = {file.name for file in tiny_model.path.iterdir()}
-    assert left == {"model.onnx", "model.onnx.sha256", "spec.json", "notes.txt"}
+    assert left == {"model.onnx", "model.onnx.sha256", "spec.json", "backends.json", "notes.txt"}
     images = smooth_images(1)
     expected = softmax(original_scores(path, images, "scores", STEPS))
     np.testing.assert_allclose(probabilities(tiny_model, images, "onnxruntime"), expected, rtol=0, atol=TOLERANCE)

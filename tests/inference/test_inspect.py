@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import AlexDeployError, ModelError, RecipeError, UsageError
-from alexdeploy.inference.inspect import Inspection, LayerFacts, inspect
+from alexdeploy.inference.inspect import Inspection, inspect
+from alexdeploy.inference.layer_facts import LayerFacts
 
 TINY = ("architecture.width=0.0625", "architecture.hidden=[512, 512]")
 """The overrides that the fixture `tiny_model` is made with."""
