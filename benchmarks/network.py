@@ -13,8 +13,8 @@ from alexdeploy import ExportOptions, ModelFolder, export_model
 from alexdeploy.core.artifacts import sha256_file
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import ModelSpec, Precision, Preprocessing, graph_precision
+from alexdeploy.engines.openvino import local_graph
 from alexdeploy.export.graphs import load_graph
-from alexdeploy.export.openvino_graph import openvino_graph
 from alexdeploy.export.quantize import Budget
 
 NUM_CLASSES = 1000
@@ -99,6 +99,6 @@ def write_deployed(folder: ModelFolder, precision: Precision, path: Path) -> Pat
     """The graph that our OpenVINO engine runs, ten views and all, as a file for others to run."""
     spec = folder.spec()
     graph = load_graph(folder, graph_precision(precision), spec)
-    model = openvino_graph(graph.model, spec, precision, 10, folder.mean_image(spec))
+    model = local_graph(graph.model, spec, precision, 10, folder.mean_image(spec))
     path.write_bytes(model.SerializeToString())
     return path

@@ -21,7 +21,7 @@ from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, O
 from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.reading import MAX_DATA_BYTES, open_regular, read_regular
-from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, graph_precision
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision, graph_precision
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, join_predictions
 from alexdeploy.engines.openvino_library import cpu_capabilities, has_exact_int8, max_cpu_isa, ov
 from alexdeploy.export.facts import Facts, load_facts
@@ -95,14 +95,26 @@ def _engine(
     )
 
     def load() -> bytes:
-        from alexdeploy.export.openvino_graph import openvino_graph
-
-        unsigned = options.precision == "int8" and not has_exact_int8()
-        model = openvino_graph(read(), spec, options.precision, options.num_views, mean_image, unsigned=unsigned)
+        model = local_graph(read(), spec, options.precision, options.num_views, mean_image)
         content: bytes = model.SerializeToString()
         return content
 
     return OpenVINOEngine(load, info, facts.metadata, num_threads, may_be_bfloat16(facts, spec))
+
+
+def local_graph(
+    network: ModelProto,
+    spec: ModelSpec,
+    precision: Precision,
+    num_views: int,
+    mean_image: NDArray[np.float32] | None,
+) -> ModelProto:
+    """`openvino_graph` in the form for this processor."""
+    # Not above: what is in the cache runs without ONNX.
+    from alexdeploy.export.openvino_graph import openvino_graph
+
+    unsigned = precision == "int8" and not has_exact_int8()
+    return openvino_graph(network, spec, precision, num_views, mean_image, unsigned=unsigned)
 
 
 def may_be_bfloat16(facts: Facts, spec: ModelSpec) -> bool:

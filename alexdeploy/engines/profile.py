@@ -19,7 +19,6 @@ from alexdeploy.engines.base import Backend, NumViews
 from alexdeploy.export.deployment import PREFIX, deployment_graph
 from alexdeploy.export.graphs import load_graph
 from alexdeploy.export.onnxruntime_library import load_onnxruntime
-from alexdeploy.export.openvino_graph import openvino_graph
 from alexdeploy.export.runner import EXACT_INT8
 
 PROFILED: tuple[Backend, ...] = ("openvino", "onnxruntime")
@@ -56,10 +55,9 @@ def profile(
     mean_image = folder.mean_image(spec)
     # What each engine makes of it, so that what is profiled is what runs, if for as many images as are given here.
     if backend == "openvino":
-        from alexdeploy.engines.openvino_library import has_exact_int8
+        from alexdeploy.engines.openvino import local_graph
 
-        unsigned = precision == "int8" and not has_exact_int8()
-        model = openvino_graph(graph.model, spec, precision, num_views, mean_image, unsigned=unsigned)
+        model = local_graph(graph.model, spec, precision, num_views, mean_image)
     else:
         model = deployment_graph(graph.model, spec, num_views, mean_image)
     content: bytes = model.SerializeToString()
