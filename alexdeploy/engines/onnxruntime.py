@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError, first_line
+from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
@@ -74,10 +75,12 @@ class OnnxRuntimeEngine:
         self._content: bytes | None = content
         self._num_threads = num_threads
         self._session: Any = None
+        self._opened: OpenedHere | None = None
         self._bound: BoundInput | None = None
 
     def __enter__(self) -> OnnxRuntimeEngine:
         assert self._content is not None, "an engine is entered once"
+        self._opened = OpenedHere(self)
         self._session = open_session(self._content, self.info.device, self._num_threads)
         index = _gpu_index(self.info.device)
         if index is not None:
@@ -88,6 +91,8 @@ class OnnxRuntimeEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._opened is not None and self._opened.is_fork:
+            return
         # The memory of the binding is the session's.
         self._bound = None
         self._session = None
@@ -95,8 +100,9 @@ class OnnxRuntimeEngine:
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows."""
         check_images(images, self.info.batch_size)
-        if self._session is None:
+        if self._session is None or self._opened is None:
             raise DeviceError("the engine is not open", cure="Use it in a with statement.")
+        self._opened.check("engine")
         session = self._session
         run: Callable[[NDArray[np.uint8]], list[Any]] = (
             self._bound.run if self._bound is not None else lambda batch: session.run(_OUTPUTS, {"images": batch})

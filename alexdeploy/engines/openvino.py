@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import alexdeploy
 from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, limit_folder, sha256_bytes
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, OutputError, StaleArtifactError
+from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.reading import MAX_DATA_BYTES, open_regular, read_regular
@@ -180,10 +181,12 @@ class OpenVINOEngine:
         self._cache_key = ""
         self._requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         self._compiled: ov.CompiledModel | None = None
+        self._opened: OpenedHere | None = None
         # What a compiled model from the cache keeps its weights in: never let go before the engine is.
         self._blob: NDArray[np.uint8] | None = None
 
     def __enter__(self) -> OpenVINOEngine:
+        self._opened = OpenedHere(self)
         core = ov.Core()
         capabilities = cpu_capabilities(core)
         hint = precision_hint(capabilities, self.info.precision, self._allow_bfloat16)
@@ -262,14 +265,17 @@ class OpenVINOEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._opened is not None and self._opened.is_fork:
+            return
         self._requests = queue.SimpleQueue()
         self._compiled = None
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
         check_images(images, self.info.batch_size)
-        if self._compiled is None:
+        if self._compiled is None or self._opened is None:
             raise DeviceError("the engine is not open", cure="Use it in a with statement.")
+        self._opened.check("engine")
         request = self._requests.get()
         try:
             size = self._shape[0]

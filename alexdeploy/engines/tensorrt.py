@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError
+from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import TENSORRT_STREAMS, EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.engines.engine_choice import Wanted, choose_engine, differences_from, wanted_engine
@@ -72,6 +73,7 @@ class TensorRTEngine:
         self._path = path
         self._gpu = gpu
         self._threads = self._new_threads()
+        self._opened: OpenedHere | None = None
 
     def __enter__(self) -> TensorRTEngine:
         record, plan = load_engine(self._path)
@@ -82,16 +84,20 @@ class TensorRTEngine:
         # Hundreds of megabytes, which the engine does not need once it is there.
         del plan
         self._threads = self._new_threads()
+        self._opened = OpenedHere(self)
         self._threads.start(plans)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._threads.end()
+        if self._opened is None or not self._opened.is_fork:
+            self._threads.end()
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
+        if self._opened is not None:
+            self._opened.check("engine")
         check_images(images, self.info.batch_size)
         return self._threads.run(images)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
@@ -87,24 +88,25 @@ class TorchEngine:
         self._mean = torch.from_numpy(mean)
         self._std = torch.tensor(preprocessing.std).reshape(3, 1, 1)
         self._num_threads = num_threads
-        self._is_open = False
+        self._opened: OpenedHere | None = None
 
     def __enter__(self) -> TorchEngine:
         torch.set_num_threads(self._num_threads)
         self._network.to(_DTYPES[self.info.precision])
-        self._is_open = True
+        self._opened = OpenedHere(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_open = False
+        self._opened = None
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows."""
         check_images(images, self.info.batch_size)
-        if not self._is_open:
+        if self._opened is None:
             raise DeviceError("the engine is not open", cure="Use it in a with statement.")
+        self._opened.check("engine")
         with torch.inference_mode():
             views = self._views(torch.from_numpy(np.ascontiguousarray(images)))
             logits = self._network(views.to(_DTYPES[self.info.precision])).float()

@@ -13,6 +13,7 @@ import numpy as np
 
 from alexdeploy.core.artifacts import ModelFolder, find_model
 from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.metrics import top_k as best_classes
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
@@ -33,14 +34,17 @@ class Rows(Iterator[Row]):
     def __init__(self, rows: Generator[Row, None, None]) -> None:
         self._rows = rows
         self._error: UsageError | None = None
+        self._opened = OpenedHere(self)
 
     def __next__(self) -> Row:
+        self._opened.check("predictor")
         if self._error is not None:
             raise self._error
         return next(self._rows)
 
     def close(self) -> None:
-        self._rows.close()
+        if not self._opened.is_fork:
+            self._rows.close()
 
     def end(self, error: UsageError) -> None:
         """Close; whoever asks for a row that is now missing gets `error`, not an end that looks like the last row."""
@@ -108,18 +112,20 @@ class Predictor:
         self.notes = placed.notes
         self._top_k = top_k
         self._num_decoders = num_threads or available_processors()
-        self._is_open = False
+        self._opened: OpenedHere | None = None
         self._running: Rows | None = None
 
     def __enter__(self) -> Predictor:
         self._engine.__enter__()
-        self._is_open = True
+        self._opened = OpenedHere(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_open = False
+        if self._opened is not None and self._opened.is_fork:
+            return
+        self._opened = None
         try:
             # Rows that nobody took to the end leave threads behind that still use the engine.
             if self._running is not None:
@@ -137,6 +143,8 @@ class Predictor:
     @property
     def replicas(self) -> tuple[ReplicaReport, ...]:
         """What each replica has done so far; none where one engine runs in this process."""
+        if self._opened is not None:
+            self._opened.check("predictor")
         return () if self._pool is None else self._pool.reports()
 
     @property
@@ -160,8 +168,9 @@ class Predictor:
 
         Ends one that was left unfinished, as `predict` does.
         """
-        if not self._is_open:
+        if self._opened is None:
             raise UsageError("the predictor is not open", cure="Use it so: with Predictor(...) as predictor:")
+        self._opened.check("predictor")
         if self._running is not None:
             self._running.end(
                 UsageError(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.spec import IMAGE_SIZE, Precision, graph_precision
 from alexdeploy.engines.base import EngineInfo, Predictions, check_images, join_predictions
 from alexdeploy.placement.devices import Device
@@ -41,6 +42,7 @@ class Pool:
         self._members = [Member(folder, replica, options, self._changed) for replica in replicas]
         self._info: EngineInfo | None = None
         self._num_cancels = 0
+        self._opened: OpenedHere | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -49,6 +51,7 @@ class Pool:
         return self._info
 
     def __enter__(self) -> Pool:
+        self._opened = OpenedHere(self)
         try:
             before = _identities(self._folder, self._precision)
             for member in self._members:
@@ -65,10 +68,14 @@ class Pool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close(CLOSE_SECONDS if kind is None else _HURRY_SECONDS)
+        # The replicas are the children of the process that opened it.
+        if self._opened is None or not self._opened.is_fork:
+            self._close(CLOSE_SECONDS if kind is None else _HURRY_SECONDS)
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; `errors` names those that no replica could answer."""
+        if self._opened is not None:
+            self._opened.check("pool")
         check_images(images, self.info.batch_size)
         return self._run(images, 0)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.engines.cuda_driver import cuda_ordinal
@@ -68,9 +69,11 @@ class SplitEngine:
         self._num_threads = num_threads
         self._steps: list[list[_OpenStage]] = []
         self._workers: tuple[ThreadPoolExecutor, ...] = ()
+        self._opened: OpenedHere | None = None
 
     def __enter__(self) -> SplitEngine:
         assert self._plan is not None, "an engine is entered once"
+        self._opened = OpenedHere(self)
         self._workers = tuple(
             ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"alexdeploy-stages-{number}")
             for number in range(len(self._devices))
@@ -95,7 +98,8 @@ class SplitEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        if self._opened is None or not self._opened.is_fork:
+            self._close()
 
     def _close(self) -> None:
         self._steps = []
@@ -105,8 +109,9 @@ class SplitEngine:
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
         check_images(images, self.info.batch_size)
-        if not self._steps:
+        if not self._steps or self._opened is None:
             raise DeviceError("the engine is not open", cure="Use it in a with statement.")
+        self._opened.check("engine")
         tensors: dict[str, NDArray[Any]] = {"images": images}
         for step in self._steps:
             running: list[Future[dict[str, NDArray[Any]]]] = [

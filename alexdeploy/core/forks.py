@@ -1,0 +1,46 @@
+"""What was opened in one process cannot be used in its forks, which have its memory and none of its threads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+
+from alexdeploy.core.errors import UsageError
+
+_opened: weakref.WeakSet[object] = weakref.WeakSet()
+"""What is open in this process."""
+
+
+class OpenedHere:
+    """The process in which `thing` was opened, to be asked before `thing` is used or closed.
+
+    In a fork `thing` is never freed: the libraries below would wait for threads that are not there, also when the
+    interpreter ends.
+    """
+
+    def __init__(self, thing: object) -> None:
+        self._process = os.getpid()
+        _opened.add(thing)
+
+    @property
+    def is_fork(self) -> bool:
+        """Whether this is another process. Closing belongs to the one that opened it."""
+        return os.getpid() != self._process
+
+    def check(self, what: str) -> None:
+        """Raise UsageError in a fork; `what` was opened."""
+        if self.is_fork:
+            raise UsageError(
+                f"the {what} was opened in process {self._process}, and this is process {os.getpid()}, forked from it",
+                cure=f"Open the {what} after the fork, in each worker; once PyTorch has run, start workers by spawn.",
+            )
+
+
+def _keep_all() -> None:
+    for thing in _opened:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_all)
