@@ -19,7 +19,7 @@ from alexdeploy.core.spec import ModelSpec
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.export.graphs import Graph, deploy, load_graph
 from alexdeploy.export.onnxruntime_library import load_onnxruntime
-from alexdeploy.export.runner import EXACT_INT8, device_error
+from alexdeploy.export.runner import device_error, new_session
 
 onnxruntime = load_onnxruntime()
 
@@ -153,8 +153,6 @@ def open_session(content: bytes, device: str, num_threads: int) -> Any:
     index = _gpu_index(device)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    options.log_severity_level = 3
-    options.add_session_config_entry(*EXACT_INT8)
     # Threads that spin while they wait would take the cores from the decoder, and from the other of two devices.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider, settings = _CPU, {}
@@ -165,7 +163,7 @@ def open_session(content: bytes, device: str, num_threads: int) -> Any:
         # FP32 is FP32: left to itself it multiplies in TF32, which has 10 bits of mantissa.
         provider, settings = _CUDA, {"device_id": str(index), "use_tf32": "0"}
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=[(provider, settings)])
+        session = new_session(content, options, [(provider, settings)])
     except Exception as exc:
         if "fallback to CPU" in str(exc):
             raise DeviceError(

@@ -299,7 +299,9 @@ class OpenVINOEngine:
         )
 
     def _device_error(self, exc: RuntimeError) -> DeviceError:
-        text = (str(exc).strip().splitlines() or ["no reason given"])[-1]
+        lines = str(exc).strip().splitlines() or ["no reason given"]
+        # A list of what it cannot convert comes before a line of advice.
+        text = next((line[3:] for line in lines if line.startswith("-- ")), lines[-1])
         if "memory" in text.lower() or "bad_alloc" in text:
             # A larger batch than that takes no more memory, and each stream has its own.
             smaller = f"--batch-size {self._shape[0] // 2}, or " if self._shape[0] > 1 else ""

@@ -19,7 +19,7 @@ from alexdeploy.engines.base import Backend, NumViews
 from alexdeploy.export.deployment import PREFIX, deployment_graph
 from alexdeploy.export.graphs import load_graph
 from alexdeploy.export.onnxruntime_library import load_onnxruntime
-from alexdeploy.export.runner import EXACT_INT8
+from alexdeploy.export.runner import new_session
 
 PROFILED: tuple[Backend, ...] = ("openvino", "onnxruntime")
 """Backends whose runtimes tell the time of each layer."""
@@ -101,11 +101,9 @@ def _onnxruntime(content: bytes, images: NDArray[np.uint8]) -> Iterable[tuple[st
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        options.log_severity_level = 3
         options.enable_profiling = True
-        options.add_session_config_entry(*EXACT_INT8)
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = new_session(content, options, ["CPUExecutionProvider"])
         for _ in range(1 + _NUM_RUNS):
             session.run(None, {"images": images})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
