@@ -127,8 +127,14 @@ class ModelFolder:
 
     @property
     def is_used(self) -> bool:
-        """Whether it holds a model or a part of one: anything that `clear` removes, but for the log of a run."""
-        parts = (*self._files(), *self.checkpoints.glob("*.pt"), *self.engines.glob("*"))
+        """Whether it holds a model or a part of one: anything that `clear` removes, but for the log of a run.
+
+        Raises ModelError for a folder that may not be looked into.
+        """
+        try:
+            parts = (*self._files(), *self.checkpoints.glob("*.pt"), *self.engines.glob("*"))
+        except OSError as exc:
+            raise ModelError(f"{self.path} cannot be read: {exc.strerror}", cure="Change its permissions.") from exc
         return any(os.path.exists(path) for path in parts)
 
     def check_unused(self, *, can_resume: bool = False) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from alexdeploy.core.artifacts import ModelFolder, atomic_write
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.hashes import remembered_sha256
+from alexdeploy.core.packages import backend_version
 from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 
 
@@ -60,12 +61,12 @@ def record_backend_checks(folder: ModelFolder, checks: tuple[BackendCheck, ...])
 def backend_problem(folder: ModelFolder, backend: str, precision: str, artifact: Path) -> str | None:
     """Why the backend is not fit to run `artifact` in this precision; None if nothing is recorded against it.
 
-    A record of another file than `artifact` is now, by its hash, says nothing.
+    A record of another file than `artifact` is now, by its hash, or of another version of the backend says nothing.
     """
     for each in read_backend_checks(folder):
         if each.problem is not None and (each.backend, each.precision) == (backend, precision):
             is_same = artifact.is_file() and remembered_sha256(artifact) == each.artifact
-            return each.problem if is_same else None
+            return each.problem if is_same and each.version == backend_version(backend) else None
     return None
 
 

@@ -92,6 +92,8 @@ def measure(
 ) -> Ranges:
     """The ranges of `graph`, not written. Memory does not grow with the number of images. Raises as `calibrate`."""
     _check_text(images, folder.path.as_posix())
+    if images != "-":
+        check_named([images])
     names, skipped = choose_images(images, recipe)
     total = len(names)
     tensors = measured_tensors(graph.model)
@@ -172,7 +174,6 @@ def choose_images(images: str, recipe: CalibrationRecipe) -> tuple[list[str], di
     """
     if images == "-":
         raise UsageError("calibration images are read twice; standard input cannot be", cure="Name a folder or @list.")
-    check_named([images])
     problems: dict[str, str] = {}
 
     def names() -> Iterator[str]:

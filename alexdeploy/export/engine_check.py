@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto
 
 from alexdeploy.core.backend_checks import BackendCheck
 from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ParityError, first_line
-from alexdeploy.core.packages import versions_for_report
+from alexdeploy.core.packages import backend_version
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import (
     Backend,
@@ -67,7 +67,6 @@ def check_engines(
     ]
     tolerance = _TOLERANCES[arithmetic(graph.model)]
     expected = _expected(graph.model, spec, mean_image, photographs)
-    versions = versions_for_report(backends)
     checks = []
     for backend in backends:
         error, problem = None, None
@@ -87,7 +86,7 @@ def check_engines(
         checks.append(
             BackendCheck(
                 backend=backend,
-                version=versions[backend],
+                version=backend_version(backend),
                 precision=precision,
                 artifact=graph.sha256,
                 num_images=len(photographs),

@@ -75,7 +75,8 @@ def read_graph(path: Path) -> Graph:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ModelError(
                 f"{path} keeps {tensor.name} in an external file, which is refused",
-                cure="Save it as one file: onnx.save_model(onnx.load(PATH), NEW, save_as_external_data=False)",
+                cure="Save it as one file: torch.onnx.export(..., external_data=False), "
+                "or onnx.save_model(onnx.load(PATH), NEW, save_as_external_data=False)",
             )
     try:
         # Of the bytes, not of the parsed model, which it would serialize again: 0.1 s instead of 0.5 for 244 MB.

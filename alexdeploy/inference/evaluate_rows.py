@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from alexdeploy.core.artifacts import atomic_write
+from alexdeploy.core.artifacts import atomic_write, check_output
 from alexdeploy.core.errors import UsageError
 from alexdeploy.inference.evaluate import ImageResult, Plan
 from alexdeploy.inference.journal import Header, Journal, check_setting, journal_path, read_header, read_journal
@@ -32,9 +32,10 @@ def check_rows_path(path: Path, *, resume: bool) -> None:
             f"the suffix of {path.name!r} names no format of rows; known are {', '.join(_SUFFIXES)}",
             cure="Call it so: --output rows.jsonl",
         )
+    journal = journal_path(path)
+    check_output(journal)
     if path.is_dir():
         raise UsageError(f"--output {path} is a folder; expected a file")
-    journal = journal_path(path)
     num_rows = sum(1 for _ in read_journal(journal, _COMMAND)) if journal.exists() else 0
     if num_rows and not resume:
         raise UsageError(

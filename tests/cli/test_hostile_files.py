@@ -188,12 +188,12 @@ LONG = "n" * 300
         (("calibrate", LONG, "pictures"), 2),
         (("inspect", LONG), 2),
         (("inspect", f"{LONG}.toml"), 2),
-        (("inspect", f"{LONG}.onnx"), 4),
+        (("inspect", f"{LONG}.onnx"), 2),
         (("train", "data", "--name", LONG), 2),
         (("train", "data", "--recipe", LONG), 2),
         (("train", "data", "--pretrained", LONG), 2),
         ((*_IMPORT[:-1], "graph.onnx", "--name", LONG), 2),
-        ((*_IMPORT, f"{LONG}.onnx"), 4),
+        ((*_IMPORT, f"{LONG}.onnx"), 2),
         ((*_IMPORT, "graph.onnx", "--labels", LONG), 2),
         (("predict", "pictures/000.png", "--model", "tiny", "-o", f"{LONG}.jsonl"), 6),
         # 251 bytes are a name, with the .partial of the journal they are none.
@@ -202,8 +202,8 @@ LONG = "n" * 300
         (("evaluate", "data", "--model", "tiny", "-o", f"{LONG}.csv"), 6),
         (("prepare", "data", LONG), 6),
         (("prepare", LONG, "out"), 3),
-        (("predict", f"{LONG}.jpg", "--model", "tiny", "--format", "jsonl"), 3),
-        (("predict", f"@{LONG}", "--model", "tiny", "--format", "jsonl"), 3),
+        (("predict", f"{LONG}.jpg", "--model", "tiny", "--format", "jsonl"), 2),
+        (("predict", f"@{LONG}", "--model", "tiny", "--format", "jsonl"), 2),
     ],
 )
 def test_a_name_too_long_for_the_file_system_is_an_error_of_its_own(

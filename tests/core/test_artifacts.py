@@ -237,3 +237,11 @@ def test_a_mean_image_that_is_missing_is_told_with_a_cure(tmp_path: Path) -> Non
     with pytest.raises(ModelError, match=r"has no mean\.npy") as caught:
         ModelFolder(tmp_path).mean_image(_spec(mean_image="0" * 64))
     assert "Restore mean.npy" in str(caught.value.cure)
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_looked_into_is_a_model_error(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "locked")
+    folder.path.mkdir(mode=0)
+    with pytest.raises(ModelError, match="locked cannot be read: Permission denied"):
+        find_model(folder.path)

@@ -4,6 +4,7 @@ and not chosen."""
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +160,15 @@ def test_a_backend_with_other_answers_is_named_recorded_and_not_chosen(
     monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "another-cache"))
     import_onnx(tmp_path / "lrn.onnx", folder, ImportOptions(preprocessing=STEPS, overwrite=True))
     assert choose_backend(folder, "fp32") == "openvino"
+
+
+def test_a_record_of_another_version_says_nothing(tiny_model: ModelFolder) -> None:
+    text = tiny_model.backends_path.read_text()
+    unfit = text.replace('"problem": null', '"problem": "gives other answers"', 1)
+    tiny_model.backends_path.write_text(unfit)
+    assert choose_backend(tiny_model, "fp32") == "onnxruntime"
+    tiny_model.backends_path.write_text(re.sub(r'"version": "[^"]*"', '"version": "2025.1.0"', unfit))
+    assert choose_backend(tiny_model, "fp32") == "openvino"
 
 
 def test_a_record_of_another_graph_says_nothing(
