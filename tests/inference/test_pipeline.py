@@ -271,6 +271,9 @@ def test_closing_does_not_wait_for_sources_that_are_being_looked_for(colour_engi
     # Whoever was left behind closes them when it comes back.
     release.set()
     assert closed.wait(PATIENCE)
+    for thread in threading.enumerate():
+        if thread.name.startswith("alexdeploy-"):
+            thread.join(PATIENCE)
 
 
 def test_a_batch_that_no_memory_holds_is_refused_before_it_is_made(classify, make_sources, colour_engine) -> None:
