@@ -100,7 +100,7 @@ def evaluate(
         from alexdeploy.inference.report import check_page_path
 
         check_page_path(html)
-    with _Watcher(output, quiet=quiet) as watcher:
+    with _Watcher(output, resume=resume, quiet=quiet) as watcher:
         found = run_evaluate(
             find_model(model), data, options, on_start=watcher.start, on_image=watcher.count, kept=watcher.kept
         )
@@ -130,8 +130,9 @@ def evaluate(
 class _Watcher:
     """Shows on stderr what comes and how far it is, and writes the rows where they are wanted."""
 
-    def __init__(self, output: Path | None, *, quiet: bool) -> None:
+    def __init__(self, output: Path | None, *, resume: bool, quiet: bool) -> None:
         self._output = output
+        self._resume = resume
         self._quiet = quiet
         self._stack = ExitStack()
         self._rows: RowsFile | None = None
@@ -183,7 +184,8 @@ class _Watcher:
 
     def _tell_of_rows(self, rows: RowsFile) -> None:
         if rows.journal_path.exists():
-            out.note(f"Stopped; the rows so far are in {rows.journal_path}. To go on, add --resume.")
+            advice = "" if self._resume else " To go on, add --resume."
+            out.note(f"Stopped; the rows so far are in {rows.journal_path}.{advice}")
 
 
 def _print(found: Evaluation, console: Console) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -221,14 +223,40 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _refuse_nested(root: str, classes: Sequence[str], examples: Sequence[Sequence[Example]]) -> None:
-    """Raise DataError for a class whose images all lie in folders: those may be the classes, or a copy of the data."""
+    """Raise DataError for a class folder that holds classes: a split, or a copy of the data.
+
+    It holds no images but in sub-folders; or most of them in sub-folders, and is called as a split, or those as other
+    classes; or two sub-folders or more are called as other classes. A class may have sub-folders of its own.
+    """
     for name, members in zip(classes, examples, strict=True):
         folder = os.path.join(root, name)
-        if not any(os.path.dirname(example.path) == folder for example in members):
-            raise DataError(
-                f"the class folder {folder} holds no images, only folders of them.",
-                cure=f"Name the folder in which each folder is one class, or leave this one out: --exclude {name}",
-            )
+        inner = [_inner_folders(example.path, folder) for example in members]
+        others = {*classes} - {name}
+        num_nested = sum(map(bool, inner))
+        num_in_others = sum(not others.isdisjoint(names) for names in inner)
+        found = sorted(others.intersection(itertools.chain.from_iterable(inner)))
+        if num_nested == len(inner):
+            problem = "holds no images, only folders of them"
+        elif len(found) > 1 or num_in_others * 2 > len(inner):
+            problem = f"holds folders that are called as other classes: {_shown(found)}"
+        elif num_nested * 2 > len(inner) and _is_called_as_split(name):
+            problem = f"is called as a split, and most of its images are in folders: {num_nested:,} of {len(inner):,}"
+        else:
+            continue
+        raise DataError(
+            f"the class folder {folder} {problem}.",
+            cure=f"Name the folder in which each folder is one class, or leave this one out: --exclude {name}",
+        )
+
+
+def _inner_folders(path: str, folder: str) -> tuple[str, ...]:
+    """The folders between `folder` and the file `path` below it."""
+    return tuple(path[len(folder) :].strip(os.sep).split(os.sep)[:-1])
+
+
+def _is_called_as_split(name: str) -> bool:
+    """Whether a word of `name` is that of a split: train, test_set, val-2017."""
+    return not {*TRAIN_NAMES, *VAL_NAMES}.isdisjoint(re.split(r"[\W\d_]+", name.casefold()))
 
 
 def check_class_name(name: str, place: str) -> None:

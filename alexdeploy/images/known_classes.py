@@ -19,6 +19,9 @@ def class_key(name: str) -> str:
     return match[1] if match else name
 
 
+_NUMBER = re.compile(r"[0-9]{1,9}(?![0-9])")
+
+
 class KnownClasses:
     """Finds classes by what folders and lists call them."""
 
@@ -30,6 +33,10 @@ class KnownClasses:
             self._by_name.setdefault(name, []).append(index)
             if match := _WNID.match(name):
                 self._by_wnid.setdefault(match[1], []).append(index)
+        numbers = [_NUMBER.match(name) for name in classes]
+        self._numbers = [int(match[0]) for match in numbers if match]
+        self.is_padded = any(match and match[0] == match.string and match[0][0] == "0" != match[0] for match in numbers)
+        """Whether a class is called 01 or the like: then a number that is the name of a class is not an index."""
 
     def find(self, text: str) -> int | None:
         """The index of a class, None if there is none. Raises DataError if there are several."""
@@ -43,6 +50,13 @@ class KnownClasses:
                 cure="Give the labels as indices, in a list: --labels FILE",
             )
         return None if found is None else found[0]
+
+    def numbered_otherwise(self, index: int) -> list[str]:
+        """What the number `index` may mean where all names begin with a number, and that of its class with another."""
+        if len(self._numbers) < len(self.names) or self._numbers[index : index + 1] == [index]:
+            return []
+        named = [f"the number of {printable_path(self.names[i])!r}" for i, n in enumerate(self._numbers) if n == index]
+        return [f"the index of {printable_path(name)!r}" for name in self.names[index : index + 1]] + named
 
     def nearest(self, text: str) -> str:
         close = difflib.get_close_matches(text, self.names, n=1)

@@ -39,6 +39,8 @@ class _Form(NamedTuple):
     name: int = 0
     label: int = 1
     has_header: bool = False
+    others: tuple[int, ...] = ()
+    """Further columns that may have the label, as the index or as the name of the class."""
     num_columns: int | None = None
     """None where all that follows the name is the label: classes of ImageNet hold commas, and are often not quoted."""
 
@@ -46,7 +48,8 @@ class _Form(NamedTuple):
 def read_label_list(path: str | os.PathLike[str], classes: Sequence[str]) -> Iterator[tuple[str, int]]:
     """The images that a list names, as normal paths, with the index of the class that it gives each.
 
-    Raises DataError for a bad line, an unknown class, and an image that has two lines.
+    Raises DataError for a bad line, an unknown class, an index that contradicts the number in the name of its class or
+    another column, and an image that has two lines.
     """
     known = KnownClasses(classes)
     first_lines: dict[str, int] = {}
@@ -56,8 +59,9 @@ def read_label_list(path: str | os.PathLike[str], classes: Sequence[str]) -> Ite
         if form.separator is None:
             image, label = _parse_line(line, known, place)
         else:
-            image, text = _cells(line, form, place)
+            image, text, *others = _cells(line, form, place)
             label = _index(text, known, place)
+            _check_others(text, label, others, known, place)
         normal = os.path.normpath(image)
         if normal in first_lines:
             raise DataError(
@@ -70,10 +74,14 @@ def read_label_list(path: str | os.PathLike[str], classes: Sequence[str]) -> Ite
 
 
 def label_texts(path: str | os.PathLike[str]) -> Iterator[str]:
-    """What a list calls the class of each image: the column of labels, or the last word of each line."""
+    """What a list calls the class of each image: the column of labels, what follows the image, or the last word."""
     form, lines = _open_list(path)
     for number, line in lines:
-        yield line.split()[-1] if form.separator is None else _cells(line, form, f"{os.fspath(path)}:{number}")[1]
+        if form.separator is not None:
+            yield _cells(line, form, f"{os.fspath(path)}:{number}")[1]
+        else:
+            starts = _label_starts(line)
+            yield line[starts[-1] :] if starts else line.split()[-1]
 
 
 def find_listed(root: str, path: str | os.PathLike[str], rows: Iterable[tuple[str, int]]) -> tuple[Example, ...]:
@@ -115,11 +123,12 @@ class _Finder:
 
     def find(self, name: str) -> str | None:
         path = self.path(name)
+        is_there = False
         with suppress(ValueError):
-            if os.path.lexists(path):
-                return path
-        if is_image_name(name):
-            return None
+            is_there = os.path.lexists(path)
+        # Without the suffix, a name may be that of a folder beside the image.
+        if is_image_name(name) or (is_there and not os.path.isdir(path)):
+            return path if is_there else None
         folder, stem = os.path.split(path)
         found = self._stems(folder).get(stem, [])
         if len(found) > 1:
@@ -127,7 +136,9 @@ class _Finder:
                 f"{printable_path(name)!r} may be {' or '.join(map(printable_path, sorted(found)))}",
                 cure="Give the name in the list its suffix.",
             )
-        return os.path.join(folder, found[0]) if found else None
+        if found:
+            return os.path.join(folder, found[0])
+        return path if is_there else None
 
     def _stems(self, folder: str) -> dict[str, list[str]]:
         if folder not in self._by_stem:
@@ -165,7 +176,8 @@ def _find_form(lines: Sequence[str]) -> _Form:
     for separator in ("\t", ",", ";"):
         header = _split(lines[0], separator)
         if header is not None and (columns := _columns(header)):
-            return _Form(separator, *columns, has_header=True, num_columns=len(header))
+            name, label, *others = columns
+            return _Form(separator, name, label, True, tuple(others), len(header))
     if len(words := lines[0].split()) == 2 and _columns(words):
         return _Form(None, has_header=True)
     if all(map(_has_image_before_blank, lines)):
@@ -199,14 +211,18 @@ def _try(lines: Sequence[str], separator: str) -> _Form | None:
     )
 
 
-def _columns(header: Sequence[str]) -> tuple[int, int] | None:
-    """Which column has the names and which the labels; None if `header` is none."""
+def _columns(header: Sequence[str]) -> tuple[int, ...] | None:
+    """Which column has the names, which the labels, and which may have them too; None if `header` is none."""
     words = [re.sub(r"[\W_]", "", cell.casefold()) for cell in header]
     names, labels = (
         sorted((known.index(word), column) for column, word in enumerate(words) if word in known)
         for known in (_NAME_HEADERS, _LABEL_HEADERS)
     )
-    return (names[0][1], labels[0][1]) if names and labels else None
+    if not (names and labels):
+        return None
+    # In image,category_id,name the last is that of the class.
+    maybe = [column for _, column in names[1:] if words[column] == "name"]
+    return (names[0][1], *(column for _, column in labels), *maybe)
 
 
 def _split(line: str, separator: str) -> list[str] | None:
@@ -218,7 +234,8 @@ def _split(line: str, separator: str) -> list[str] | None:
     return [cell.strip() for cell in row]
 
 
-def _cells(line: str, form: _Form, place: str) -> tuple[str, str]:
+def _cells(line: str, form: _Form, place: str) -> tuple[str, ...]:
+    """The name, the label, and what else may be the label."""
     assert form.separator is not None
     cells = _split(line, form.separator)
     if cells is None:
@@ -233,13 +250,20 @@ def _cells(line: str, form: _Form, place: str) -> tuple[str, str]:
         )
     if not cells[form.name]:
         raise DataError(f"{place}: found no name of an image.", cure=LIST_FORM)
-    return cells[form.name], cells[form.label]
+    return cells[form.name], cells[form.label], *(cells[column] for column in form.others)
 
 
 def _has_image_before_blank(line: str) -> bool:
-    return '"' not in line and any(
-        line[blank.end()] not in ",;" and is_image_name(line[: blank.start()]) for blank in re.finditer(r"\s+", line)
-    )
+    return '"' not in line and bool(_label_starts(line))
+
+
+def _label_starts(line: str) -> list[int]:
+    """Where in a line the label may begin: after a blank, before which is the name of an image."""
+    return [
+        blank.end()
+        for blank in re.finditer(r"\s+", line)
+        if line[blank.end()] not in ",;" and is_image_name(line[: blank.start()])
+    ]
 
 
 def _parse_line(line: str, known: KnownClasses, place: str) -> tuple[str, int]:
@@ -270,10 +294,18 @@ def _index(text: str, known: KnownClasses, place: str) -> int:
             cure=f"{LIST_FORM}\n{known.describe()}",
         )
     index = int(text)
+    if found is not None and known.is_padded:
+        return found
     if found is not None and found != index:
         raise DataError(
             f"{place}: {text!r} is the name of class {found}, and class {index} has another name.",
             cure="Where classes are called by numbers, put the images into class folders.",
+        )
+    if readings := known.numbered_otherwise(index):
+        raise DataError(
+            f"{place}: found the label {text!r}, which is {' or '.join(readings)}; "
+            "the classes are not numbered by index.",
+            cure=f"Write the names of the classes, or put the images into class folders.\n{known.describe()}",
         )
     if index >= len(known.names):
         raise DataError(
@@ -282,6 +314,20 @@ def _index(text: str, known: KnownClasses, place: str) -> int:
             cure=LIST_FORM,
         )
     return index
+
+
+def _check_others(text: str, label: int, others: Sequence[str], known: KnownClasses, place: str) -> None:
+    """Raise DataError if one column has the index of a class and another the name of another class."""
+    for other in others:
+        if _is_number(text) == _is_number(other):
+            continue
+        index = int(other) if _is_number(other) else known.find(other)
+        if index is not None and index != label:
+            raise DataError(
+                f"{place}: two columns give the label, and they contradict each other: {printable_path(text)!r} is "
+                f"class {label}, {printable_path(other)!r} is class {index}.",
+                cure="Remove the column that is wrong. The first class has the index 0.",
+            )
 
 
 def _is_number(text: str) -> bool:

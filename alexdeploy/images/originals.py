@@ -84,16 +84,17 @@ def from_lists(
     """Read lists of `name label`, names relative to `folder`, labels a class or its index, the first being 0.
 
     Lists are what `read_label_list` reads. Classes are the lines of `classes_file`, else the labels in the training
-    list, which are single words unless it is CSV: in the order of their bytes, or as numbers where all are. Without
-    `val_list` a share of each class is taken as `read_image_folder` does. An image that is not there is among them.
-    Raises DataError, also for an image that is in both lists, and UsageError for a list of which no image is there.
+    list, single words where image names have no suffix and it is no CSV: in the order of their bytes, or as numbers
+    where all are. Without `val_list` a share of each class is taken as `read_image_folder` does. An image that is not
+    there is among them. Raises DataError, also for an image that is in both lists, and UsageError for a list of which
+    no image is there.
     """
     root = os.fspath(folder)
     check_exists(root)
     if not os.path.isdir(root):
         raise DataError(f"{root} is no folder; the names in the lists are relative to it.", cure="Name their folder.")
     check_fraction(val_fraction)
-    classes = _last_words(train_list) if classes_file is None else read_classes(classes_file)
+    classes = _listed_classes(train_list) if classes_file is None else read_classes(classes_file)
     if len(classes) < 2:
         raise DataError(f"{os.fspath(classes_file or train_list)} has {len(classes)} classes; it takes two at least.")
     train = _read_list(root, train_list, classes)
@@ -145,7 +146,7 @@ def _refuse_shared(train: tuple[Example, ...], val: tuple[Example, ...], train_l
         )
 
 
-def _last_words(path: str | os.PathLike[str]) -> tuple[str, ...]:
+def _listed_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
     words = set(label_texts(path))
     for word in words:
         check_class_name(word, os.fspath(path))

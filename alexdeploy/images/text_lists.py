@@ -23,6 +23,9 @@ _UTF8 = ("utf-8", "utf-8-sig")
 _MAX_LINE = 8192
 """Characters in a line: twice the longest path. A line of blanks alone would take their square in memory."""
 
+_MARK = "\ufeff"
+"""The byte-order mark, decoded. It also begins a line where a list was appended to another."""
+
 _SAMPLE_BYTES = 1 << 16
 _SAVE_AS_UTF8 = "Save it as UTF-8."
 
@@ -35,13 +38,15 @@ def split_names(data: bytes, name: str) -> list[str]:
     be decoded.
     """
     encoding = _encoding(data[:_SAMPLE_BYTES], name)
+    if encoding in _UTF8 and _has_wide_lines(data):
+        raise DataError(f"{name} has lines in UTF-16 or UTF-32 among others.", cure=_SAVE_AS_UTF8)
     try:
         text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8)) if encoding in _UTF8 else data.decode(encoding)
     except UnicodeDecodeError as exc:
         raise _not_decodable(name, exc) from exc
     if "\0" in text:
         return [entry for entry in text.split("\0") if entry]
-    lines = (line.rstrip("\n") for line in io.StringIO(text, newline=None))
+    lines = (line.rstrip("\n").removeprefix(_MARK) for line in io.StringIO(text, newline=None))
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -62,7 +67,7 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
                         f"{name}:{number}: a line of more than {_MAX_LINE:,} characters",
                         cure="Write one entry per line.",
                     )
-                yield number, line.strip()
+                yield number, line.removeprefix(_MARK).strip()
     except FileNotFoundError as exc:
         raise missing_path(name) from exc
     except OSError as exc:
@@ -104,6 +109,14 @@ def _looks_wide(sample: bytes) -> bool:
         if 0 in zeros and 0 not in characters:
             return any(char == 0x0A and zero == 0 for char, zero in zip(characters, zeros, strict=True))
     return False
+
+
+def _has_wide_lines(data: bytes) -> bool:
+    """Whether some line end is one character of several bytes, as where Windows PowerShell appends to a list.
+
+    Between NULs it would be a name that is a line end and nothing else.
+    """
+    return b"\0\n\0" in data or data.endswith(b"\0\n")
 
 
 def _not_decodable(name: str, exc: UnicodeDecodeError) -> DataError:

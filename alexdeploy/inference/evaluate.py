@@ -160,7 +160,7 @@ def evaluate(
         counts = _Counts(spec.num_classes, configurations)
         sources = labelled.sources()
         for image in kept(plan):
-            _check_kept(image, counts.num_images, next(sources, None), labelled)
+            _check_kept(image, counts.num_images, next(sources, None), labelled, spec.classes)
             counts.add(image)
         num_kept, num_kept_broken = counts.num_images, len(counts.broken)
         pipeline = PipelineOptions(
@@ -283,12 +283,16 @@ class _Counts:
             tally.count(image.label, answer, None if base is None else image.answers[base])
 
 
-def _check_kept(image: ImageResult, index: int, source: Source | None, labelled: LabelledSources) -> None:
+def _check_kept(
+    image: ImageResult, index: int, source: Source | None, labelled: LabelledSources, classes: Sequence[str]
+) -> None:
     now = None if source is None else (index, source.name, labelled.examples[index][1])
     if (image.index, image.source, image.label) != now:
+        found = f"image {index} was {image.source!r}, now it is {'nothing' if source is None else repr(source.name)}"
+        if now is not None and now[1] == image.source:
+            found = f"the label of {image.source!r} was {classes[image.label]!r}, now it is {classes[now[2]]!r}"
         raise UsageError(
-            f"the interrupted evaluation was of other images or labels: image {index} was {image.source!r}, "
-            f"now it is {'nothing' if source is None else repr(source.name)}",
+            f"the interrupted evaluation was of other images or labels: {found}",
             cure="Give the same data and labels, or leave out --resume after deleting the .partial file.",
         )
 

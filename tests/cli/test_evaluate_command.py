@@ -20,6 +20,8 @@ from PIL import Image
 from program import Run, run_and_signal
 
 from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.inference.evaluate import EvaluateOptions, ImageResult, evaluate
+from alexdeploy.inference.evaluate_rows import RowsFile
 
 
 @pytest.fixture
@@ -266,6 +268,27 @@ def test_ctrl_c_prints_the_partial_table_and_resume_goes_on(
     assert (resumed.exit_code, journal.exists()) == (0, False)
     assert "data: 510 images" in resumed.stdout
     assert len((workplace / "rows.csv").read_text().splitlines()) == 511
+
+
+def test_who_resumes_with_other_labels_is_not_told_to_resume(
+    run: Run, workplace: Path, tiny_model: ModelFolder
+) -> None:
+    words = ("data", "--output", "rows.csv")
+    (workplace / "labels.txt").write_text("class-0/0.jpg 1\n")
+
+    def stop(image: ImageResult) -> None:
+        rows.write(image)
+        if image.index == 8:
+            raise KeyboardInterrupt
+
+    with RowsFile(Path("rows.csv")) as rows:
+        options = EvaluateOptions(backends=("onnxruntime",), views=(1, 10), batch_size=1)
+        evaluate(tiny_model, "data", options, on_image=stop, kept=rows.kept)
+    result = run(*words, "--batch-size", "1", "--resume", "--labels", "labels.txt")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Stopped; the rows so far are in rows.csv.partial.\n" in result.stderr
+    assert "add --resume" not in result.stderr
+    assert "was written with number of images" in result.stderr
 
 
 def test_resume_needs_a_file(run: Run) -> None:

@@ -263,6 +263,39 @@ def test_a_class_that_holds_folders_alone_is_refused_and_can_be_excluded(tmp_pat
     assert read_image_folder(tmp_path, exclude=["data"]).classes == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    ("num_images", "loose", "refused"),
+    [
+        ({"train__a": 4, "train__b": 4, "test": 4, "extra": 4}, "train", "train is called as a split, .*: 8 of 9"),
+        ({"a": 4, "b": 4, "val__a": 4, "val__b": 4}, "val", "val holds folders that are called as other classes: a, b"),
+        ({"a": 4, "b": 4, "val__a": 1}, "val", None),
+        ({"a": 4, "b": 4, "val__a": 2}, "val", "val holds folders that are called as other classes: a"),
+        ({"a": 4, "b": 4, "copy__a": 4, "copy__b": 4}, "copy", "copy holds folders that are called as other classes"),
+        ({"a": 4, "b": 4, "copy__deep__a": 4}, "copy", "copy holds folders that are called as other classes"),
+        ({"training_set__a": 4, "training_set__b": 4, "test_set__a": 4}, "training_set", "test_set holds no images"),
+        ({"training_set__a": 4, "training_set__b": 4, "rest": 4}, "training_set", "training_set is called as a split"),
+        ({"bus__front": 4, "bus__side": 4, "car__front": 4, "car": 4, "trainer__old": 4}, "bus trainer", None),
+        ({"a": 4, "b__a": 1, "b": 4}, "b", None),
+        ({"bus": 2, "train__steam": 2, "train": 2}, "train", None),
+    ],
+)
+def test_an_image_beside_folders_of_classes_makes_no_class_of_them(tmp_path, num_images, loose, refused):
+    fill(tmp_path, **num_images)
+    for name in loose.split():
+        (tmp_path / name / "cover.jpg").touch()
+    if refused is None:
+        assert read_image_folder(tmp_path).classes == tuple(sorted({name.split("__")[0] for name in num_images}))
+        return
+    with pytest.raises(DataError, match=f"the class folder .*/{refused}") as caught:
+        read_image_folder(tmp_path)
+    assert "--exclude" in str(caught.value.cure)
+
+
+def test_both_splits_called_as_sets_with_an_image_beside_their_classes_are_refused(tmp_path):
+    fill(tmp_path, training_set__a=4, training_set__b=4, test_set__a=4, test_set__b=4, training_set=1, test_set=1)
+    assert "test_set is called as a split, and most of its images are in folders: 8 of 9" in message(tmp_path)
+
+
 def test_splits_that_have_no_class_in_common_are_no_classes_beside_others(tmp_path):
     fill(tmp_path, train__a=2, train__b=2, val__c=2, extra=2)
     assert "train holds no images, only folders" in message(tmp_path)

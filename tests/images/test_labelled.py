@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from alexdeploy.core.errors import DataError, ImageError, UsageError
+from alexdeploy.images.label_list import label_texts
 from alexdeploy.images.labelled import LabelledSources, read_labelled
+from alexdeploy.images.originals import from_lists
 
 FLOWERS = ("daisy", "roses", "tulips")
 WORDNET = ("n01440764 tench, Tinca tinca", "n01443537 goldfish, Carassius auratus", "n01484850 great white shark")
@@ -373,3 +375,87 @@ def test_a_list_of_which_no_image_is_there_is_a_usage_error_that_names_both_side
         f"{root} holds none of the 2 images that {root.parent}/labels.txt names: "
         f"the list has 'val/a.JPEG', the folder {folder}."
     )
+
+
+NUMBERED = ("001.ak47", "002.flag", "003.backpack")
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "said"),
+    [
+        (("01", "02", "03"), "1", "'1', which is the index of '02' or the number of '01'"),
+        (("01", "02", "03"), "3", "'3', which is the number of '03'"),
+        (("1", "2", "3"), "0", "'0', which is the index of '1'"),
+        (NUMBERED, "001", "'001', which is the index of '002.flag' or the number of '001.ak47'"),
+        (NUMBERED, "2", "'2', which is the index of '003.backpack' or the number of '002.flag'"),
+        (("2.flag", "0 ak47", "1-cup"), "1", "'1', which is the index of '0 ak47' or the number of '1-cup'"),
+    ],
+)
+@pytest.mark.parametrize("form", ["a.jpg {}", "a.jpg,{}"])
+def test_numbers_are_not_guessed_where_the_classes_are_numbered_otherwise(
+    root: Path, classes: tuple[str, ...], label: str, said: str, form: str
+) -> None:
+    fill(root, "a.jpg")
+    with pytest.raises(DataError) as caught:
+        read_labelled(root, classes, write_list(root, form.format(label)))
+    assert f":1: found the label {said}; the classes are not numbered by index." in caught.value.message
+    assert str(caught.value.cure).startswith("Write the names of the classes")
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "expected"),
+    [
+        (("01", "02", "03"), "02", 1),
+        (tuple(f"{number:02d}" for number in range(1, 13)), "10", 9),
+        (NUMBERED, "002.flag", 1),
+        (("0", "1", "2"), "1", 1),
+        (("00", "01", "02"), "1", 1),
+        (("0_cat", "1_dog", "2_cow"), "001", 1),
+        (("4x4", "bus", "car"), "0", 0),
+    ],
+)
+def test_numbers_that_say_one_thing_are_read(root: Path, classes: tuple[str, ...], label: str, expected: int) -> None:
+    fill(root, "a.jpg")
+    assert found(read_labelled(root, classes, write_list(root, f"a.jpg {label}"))) == [("a.jpg", expected)]
+
+
+@pytest.mark.parametrize(
+    ("header", "good", "bad"),
+    [
+        ("image,label,class", "a.jpg,1,roses", "b.jpg,1,daisy"),
+        ("image,class_id,class_name", "a.jpg,1,roses", "b.jpg,2,roses"),
+        ("image,class_id,class_name", "a.jpg,1,roses", "b.jpg,7,roses"),
+        ("image,category_id,name", "a.jpg,1,roses", "b.jpg,1,daisy"),
+    ],
+)
+def test_columns_of_indices_and_of_names_must_say_the_same(root: Path, header: str, good: str, bad: str) -> None:
+    fill(root, "a.jpg", "b.jpg")
+    assert found(read_labelled(root, FLOWERS, write_list(root, header, good))) == [("a.jpg", 1)]
+    with pytest.raises(DataError, match=":3: two columns give the label, and they contradict each other") as caught:
+        read_labelled(root, FLOWERS, write_list(root, header, good, bad))
+    assert str(caught.value.cure).startswith("Remove the column that is wrong.")
+
+
+def test_a_further_column_that_is_no_class_does_not_count(root: Path) -> None:
+    fill(root, "a.jpg")
+    labels = write_list(root, "file,name,label,y", "a.jpg,sunset,1,0")
+    assert found(read_labelled(root, FLOWERS, labels)) == [("a.jpg", 1)]
+
+
+def test_a_name_without_a_suffix_is_the_image_and_not_the_folder_beside_it(root: Path) -> None:
+    fill(root, "rose.jpg", "rose/b.jpg")
+    assert found(read_labelled(root, FLOWERS, write_list(root, "rose 1"))) == [("rose.jpg", 1)]
+
+
+def test_labels_of_several_words_become_the_classes(root: Path) -> None:
+    fill(root, "cat/x 1.jpg", "cat/y.jpg", "z.jpg")
+    labels = write_list(root, "cat/x 1.jpg big cat", "cat/y.jpg\tcat", "z.jpg  type 3")
+    assert list(label_texts(labels)) == ["big cat", "cat", "type 3"]
+    data = from_lists(root, labels, val_fraction=0.5)
+    assert data.classes == ("big cat", "cat", "type 3")
+    assert sorted((os.path.relpath(path, root), label) for path, label in data.train + data.val) == [
+        ("cat/x 1.jpg", 0),
+        ("cat/y.jpg", 1),
+        ("z.jpg", 2),
+    ]
+    assert list(label_texts(write_list(root, "x big cat", "y cat"))) == ["cat", "cat"]

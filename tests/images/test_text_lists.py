@@ -63,6 +63,24 @@ def test_names_between_nuls_may_be_in_wide_text_with_a_mark() -> None:
     assert split_names("a.jpg\0two\nlines.jpg\0".encode("utf-16"), "list") == ["a.jpg", "two\nlines.jpg"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("length", [30, 31])
+def test_wide_lines_far_down_in_a_list_are_refused(encoding: str, line_end: str, length: int) -> None:
+    data = b"a\n" * length + (b"b" * length + b".jpg\n") * 3000 + f"c.jpg{line_end}猫{line_end}".encode(encoding)
+    with pytest.raises(DataError, match=r"^list has lines in UTF-16 or UTF-32 among others") as caught:
+        split_names(data, "list")
+    assert caught.value.cure == "Save it as UTF-8."
+
+
+@pytest.mark.parametrize("encoding", MARKED)
+def test_marks_of_appended_lists_belong_to_no_name(tmp_path: Path, encoding: str) -> None:
+    data = b"".join(MARKED[encoding] + text.encode(encoding) for text in ("a.jpg\n", "b.jpg\n", "# c\nd.jpg\n"))
+    assert split_names(data, "list") == ["a.jpg", "b.jpg", "d.jpg"]
+    (tmp_path / "list").write_bytes(data)
+    assert list(list_lines(tmp_path / "list")) == [(1, "a.jpg"), (2, "b.jpg"), (4, "d.jpg")]
+
+
 def test_wide_text_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     data = "a.jpg\n".encode("utf-16")[:-1]
     with pytest.raises(DataError, match=r"list is not valid UTF-16(-LE)?: truncated data"):

@@ -396,7 +396,7 @@ def test_the_partial_figures_are_those_of_the_first_images(tiny_model: ModelFold
     [
         ({"views": (1,)}, "was written with configurations onnxruntime fp32 1 view, onnxruntime fp32 10 views"),
         ({"batch_size": 3}, "was written with batch size"),
-        ({"labels": "labels.txt"}, "other images or labels: image 0 was"),
+        ({"labels": "labels.txt"}, "labels: the label of '.*/class-0/00.png' was '{0}', now it is '{1}'"),
     ],
 )
 def test_an_evaluation_of_something_else_is_not_gone_on_with(
@@ -406,12 +406,23 @@ def test_an_evaluation_of_something_else_is_not_gone_on_with(
     (tmp_path / "labels.txt").write_text("\n".join(f"{name} {(int(name[6]) + 1) % 5}" for name in names))
     if "labels" in changes:
         changes = {"labels": tmp_path / "labels.txt"}
+        said = said.format(*tiny_model.spec().classes)
     path = tmp_path / "rows.csv"
     evaluate_to(path, tiny_model, data, stop_after=20)
     before = journal_path(path).read_bytes()
     with pytest.raises(UsageError, match=said):
         evaluate_to(path, tiny_model, data, options=dataclasses.replace(ON_ORT, **changes))
     assert journal_path(path).read_bytes() == before
+
+
+def test_an_evaluation_of_another_image_is_not_gone_on_with(
+    tiny_model: ModelFolder, data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    evaluate_to(path, tiny_model, data, stop_after=20)
+    (data / "class-0" / "00.png").rename(data / "class-0" / "01.png")
+    with pytest.raises(UsageError, match=r"labels: image 0 was '.*/class-0/00\.png', now it is '.*/class-0/01\.png'"):
+        evaluate_to(path, tiny_model, data)
 
 
 def test_an_interrupt_before_the_first_image_is_raised(tiny_model: ModelFolder, data: Path) -> None:
