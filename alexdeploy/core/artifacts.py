@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError, UsageError
 from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, open_regular, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
@@ -33,6 +34,9 @@ class ModelFolder:
     """The files of one model. Holds only the path: nothing is read before it is asked for."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(check_argument("path", self.path, str)))
 
     @property
     def spec_path(self) -> Path:
@@ -169,6 +173,7 @@ def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
 
     Raises UsageError where there is none, ModelError for a folder with only a part of a model.
     """
+    name = check_argument("name", name, str | None)
     if name is not None:
         for path in (Path(name), MODELS_FOLDER / name):
             if os.path.isfile(path / "spec.json"):

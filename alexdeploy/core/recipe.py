@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from alexdeploy.core.arguments import Count, Natural, NotNegative, Positive, check_fields
 from alexdeploy.core.artifacts import CALIBRATION_FOLDER
 from alexdeploy.core.errors import RecipeError
 from alexdeploy.core.overrides import apply_override, check_keys, suggest
@@ -29,11 +30,6 @@ DEFAULT_RECIPE = "alexnet"
 SAMPLE_RECIPE = "alexnet-quarter"
 """What `train` uses on the rendered set, so that it ends in minutes on two cores."""
 
-_Count = Annotated[int, msgspec.Meta(ge=1)]
-_Natural = Annotated[int, msgspec.Meta(ge=0)]
-_NotNegative = Annotated[float, msgspec.Meta(ge=0)]
-_Positive = Annotated[float, msgspec.Meta(gt=0)]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreprocessingRecipe:
@@ -41,9 +37,9 @@ class PreprocessingRecipe:
 
     resize: Literal["crop", "warp"] = "crop"
     channels: Literal["rgb", "bgr"] = "rgb"
-    scale: _Positive = 1.0
+    scale: Positive = 1.0
     mean: Literal["image", "channel"] | tuple[float, float, float] = "image"
-    std: tuple[_Positive, _Positive, _Positive] = (1.0, 1.0, 1.0)
+    std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +47,8 @@ class Init:
     """First weights: Gaussian of `std` as in the paper (per layer in `layer_std`), or "he": sqrt(2 / fan_in)."""
 
     scheme: Literal["gaussian", "he"] = "gaussian"
-    std: _Positive = 0.01
-    layer_std: dict[str, _Positive] = dataclasses.field(default_factory=dict)
+    std: Positive = 0.01
+    layer_std: dict[str, Positive] = dataclasses.field(default_factory=dict)
     bias: float = 1.0
     biased_layers: tuple[str, ...] = ("conv2", "conv4", "conv5", "fc6", "fc7")
 
@@ -66,8 +62,8 @@ class Augmentation:
 
     crop: bool = True
     mirror: bool = True
-    color_noise: _NotNegative = 0.1
-    color_noise_epochs: _Count | None = None
+    color_noise: NotNegative = 0.1
+    color_noise_epochs: Count | None = None
     vertical_mirror: bool = False
     rescale: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     jitter: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
@@ -83,26 +79,26 @@ class Training:
     limits the norm of all gradients.
     """
 
-    batch_size: _Count = 128
-    epochs: _Count = 90
-    learning_rate: _Positive = 0.01
+    batch_size: Count = 128
+    epochs: Count = 90
+    learning_rate: Positive = 0.01
     momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
-    weight_decay: _NotNegative = 5e-4
-    bias_rate_factor: _Positive = 1.0
+    weight_decay: NotNegative = 5e-4
+    bias_rate_factor: Positive = 1.0
     bias_rate_drops: bool = True
     decay_biases: bool = True
-    last_layer_factor: _Positive = 1.0
+    last_layer_factor: Positive = 1.0
     freeze: tuple[str, ...] = ()
-    freeze_epoch: _Count = 1
-    clip_norm: _Positive | None = None
+    freeze_epoch: Count = 1
+    clip_norm: Positive | None = None
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     schedule: Literal["plateau", "epochs", "cosine"] = "plateau"
-    drop_epochs: tuple[_Count, ...] = ()
+    drop_epochs: tuple[Count, ...] = ()
     drop_factor: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
-    patience: _Count = 5
-    max_drops: _Natural = 3
+    patience: Count = 5
+    max_drops: Natural = 3
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: _Natural = 0
+    seed: Natural = 0
     init: Init = Init()
     augmentation: Augmentation = Augmentation()
 
@@ -153,10 +149,13 @@ class CalibrationRecipe:
 
     method: CalibrationMethod = "mse"
     percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = 99.99
-    num_images: _Count = 512
+    num_images: Count = 512
     num_views: Literal[1, 10] = 1
-    seed: _Natural = 0
+    seed: Natural = 0
     exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def replace(self, **changes: object) -> CalibrationRecipe:
         """The same with other values, which are checked. Raises RecipeError."""

@@ -16,6 +16,7 @@ CONTRACT_KEY = "alexdeploy.contract_sha256"
 """Metadata of weights and graphs: `ModelSpec.contract_sha256` of the spec that they were made for."""
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Placement = Literal["towers", "pipeline"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus", "tanh"]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.artifacts import ModelFolder, sha256_bytes
 from alexdeploy.core.errors import ImageError, InputError, ModelError, UsageError
 from alexdeploy.core.interrupts import be_patient, deferred_interrupts
@@ -74,6 +75,9 @@ def calibrate(
     many are done. Raises ModelError for a graph that is missing or stale, InputError if no image can be read, and
     CalibrationInterrupted on a KeyboardInterrupt, with nothing written.
     """
+    folder = check_argument("folder", folder, ModelFolder)
+    images = check_argument("images", images, str)
+    recipe = check_argument("recipe", recipe, CalibrationRecipe | None)
     spec = folder.spec()
     graph = graphs.load_graph(folder, "fp32", spec)
     check_owner(folder.ranges_path, folder.path)

@@ -6,14 +6,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alexdeploy.core.arguments import check_argument, check_fields
 from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.backend_checks import BackendCheck, record_backend_checks
-from alexdeploy.core.errors import UsageError
 from alexdeploy.core.packages import missing_package
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.export import graphs
@@ -65,8 +64,7 @@ class ExportOptions:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        if self.int8_weights not in get_args(WeightBits):
-            raise UsageError(f"INT8 weights of {self.int8_weights!r} bits", cure="int8_weights is 7 or 8.")
+        check_fields(self)
 
 
 def export_model(
@@ -81,6 +79,8 @@ def export_model(
     ParityError, with every graph left as it was, if one does not give the answers of the weights, does not hold the
     budget, or has its answers from no installed backend: nothing is written before all that was asked for is checked.
     """
+    folder = check_argument("folder", folder, ModelFolder)
+    options = check_argument("options", options, ExportOptions)
     spec = folder.spec()
     if options.int8 and options.calibrate is None:
         # That there are some is seen now, and not after the export.

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from alexdeploy.core.arguments import NotNegative, check_fields
 from alexdeploy.core.artifacts import ModelFolder, sha256_bytes
 from alexdeploy.core.errors import DataError, ImageError, InputError, ModelError, UsageError
 from alexdeploy.core.metrics import wilson_interval
@@ -70,9 +71,12 @@ class Budget:
     Layers named in `keep` stay FP32 whatever they would cost.
     """
 
-    max_drop: float | None = None
+    max_drop: NotNegative | None = None
     labelled: str | None = None
     keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def quantize(

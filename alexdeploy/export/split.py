@@ -19,10 +19,10 @@ import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from alexdeploy.core.errors import UsageError
+from alexdeploy.core.spec import Placement
 from alexdeploy.export.graph_walk import WEIGHTED_OPS, attribute, needed_tensors, producers, reads
 from alexdeploy.export.towers import half_names, half_of, halve, tower_folds
 
-Placement = Literal["towers", "pipeline"]
 DeviceNumber = Literal[0, 1]
 
 _BOTH: tuple[DeviceNumber, ...] = (0, 1)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import get_args
 
+from alexdeploy.core.arguments import Count, Natural, NotNegative, check_fields
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, UsageError
 from alexdeploy.core.memory import host_memory
@@ -43,38 +44,20 @@ class BenchOptions:
     backends: tuple[Backend, ...] | None = None
     precisions: tuple[Precision, ...] | None = None
     views: tuple[NumViews, ...] = (1, 10)
-    batch_sizes: tuple[int, ...] = (1, 2, 8)
+    batch_sizes: tuple[Count, ...] = (1, 2, 8)
     images: tuple[str, ...] | None = None
-    num_images: int = 64
-    seconds: float = 120.0
-    seed: int = 0
-    num_threads: int | None = None
+    num_images: Count = 64
+    seconds: NotNegative = 120.0
+    seed: Natural = 0
+    num_threads: Count | None = None
     devices: str | None = None
     limits: Limits = field(default_factory=Limits)
     with_profile: bool = False
 
-
-def check_options(options: BenchOptions) -> None:
-    """Raise UsageError for an amount that cannot be meant."""
-    if not options.batch_sizes or not options.views:
-        raise UsageError("no batch size or no number of views is named")
-    numbers = (
-        ("num_images", options.num_images),
-        ("num_threads", options.num_threads),
-        ("batch_size", min(options.batch_sizes)),
-    )
-    for name, value in numbers:
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}; it must be at least 1")
-    limits = options.limits
-    amounts = (
-        ("seconds", options.seconds),
-        ("budget_ms", limits.budget_ms),
-        ("min_agreement", limits.min_agreement),
-    )
-    for name, amount in amounts:
-        if amount is not None and not 0 <= amount < math.inf:
-            raise UsageError(f"{name} is {amount}; expected a finite number from 0 on")
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.batch_sizes or not self.views:
+            raise UsageError("no batch size or no number of views is named")
 
 
 def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[Configuration, ...], tuple[str, ...]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from alexdeploy.core.arguments import NotNegative, Share, check_fields
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, NumViews
 
@@ -151,8 +152,11 @@ class Limits:
     `min_agreement` is the least share of answers that are those of FP32 with as many views.
     """
 
-    budget_ms: float | None = None
-    min_agreement: float | None = None
+    budget_ms: NotNegative | None = None
+    min_agreement: Share | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __str__(self) -> str:
         words = []

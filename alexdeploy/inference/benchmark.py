@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, ImageError
 from alexdeploy.core.interrupts import be_patient
@@ -29,7 +30,6 @@ from alexdeploy.inference.bench_plan import (
     BenchOptions,
     agreement_notes,
     busy_note,
-    check_options,
     few_rounds_note,
     hidden_references,
     length_note,
@@ -63,8 +63,8 @@ def benchmark(
     ModelError where nothing can run, ImageError if no image can be read.
     """
     began, load = time.monotonic(), load_average()
-    options = options or BenchOptions()
-    check_options(options)
+    folder = check_argument("folder", folder, ModelFolder)
+    options = check_argument("options", options or BenchOptions(), BenchOptions)
     spec = folder.spec()
     configurations, planned = plan(folder, options)
     notes: list[str] = []

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alexdeploy.core.arguments import Count, check_argument, check_fields
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.interrupts import be_patient, deferred_interrupts
@@ -39,8 +40,11 @@ class EvaluateOptions:
     backends: tuple[Backend, ...] | None = None
     labels: str | os.PathLike[str] | None = None
     exclude: tuple[str, ...] = ()
-    batch_size: int = 8
-    num_threads: int | None = None
+    batch_size: Count = 8
+    num_threads: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,10 +140,9 @@ def evaluate(
     found so far is returned, marked as interrupted. A combination that no backend can run is left out with a note.
     Raises UsageError, ModelError, DeviceError, and DataError where the labels cannot be used.
     """
-    options = options or EvaluateOptions()
-    for name, value in (("batch_size", options.batch_size), ("num_threads", options.num_threads)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}; it must be at least 1")
+    folder = check_argument("folder", folder, ModelFolder)
+    data = check_argument("data", data, str)
+    options = check_argument("options", options or EvaluateOptions(), EvaluateOptions)
     spec = folder.spec()
     labelled = read_labelled(data, spec.classes, options.labels, exclude=options.exclude)
     with ExitStack() as stack:

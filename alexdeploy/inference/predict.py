@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from alexdeploy.core.arguments import Count, check_argument
 from alexdeploy.core.artifacts import ModelFolder, find_model
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.metrics import top_k as best_classes
 from alexdeploy.core.processors import available_processors
-from alexdeploy.core.spec import Precision
+from alexdeploy.core.spec import Placement, Precision
 from alexdeploy.engines.base import Backend, EngineInfo, NumViews
 from alexdeploy.images.sources import Source, iter_sources
 from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
@@ -24,7 +25,6 @@ from alexdeploy.inference.results import Choice, Row, short_artifact
 from alexdeploy.placement.place import Request, place
 
 if TYPE_CHECKING:
-    from alexdeploy.export.split import Placement
     from alexdeploy.placement.replica import ReplicaReport
 
 
@@ -84,34 +84,24 @@ class Predictor:
         placement: Placement | None = None,
     ) -> None:
         """Find the model and check the options. Raises UsageError, ModelError or DeviceError."""
-        for name, value in (
-            ("batch_size", batch_size),
-            ("top_k", top_k),
-            ("num_threads", num_threads),
-            ("num_streams", num_streams),
-        ):
-            if value not in (None, "auto") and int(value) < 1:
-                raise UsageError(f"{name} is {value}; it must be at least 1")
+        request = Request(
+            precision=precision,
+            num_views=num_views,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            num_streams=num_streams,
+            backend=backend,
+            devices=devices,
+            replicas_per_device=check_argument("replicas", replicas, Count),
+            placement=placement,
+        )
+        self._top_k: int = check_argument("top_k", top_k, Count)
         self.folder = model if isinstance(model, ModelFolder) else find_model(model)
         self._resize = self.folder.spec().preprocessing.resize
-        placed = place(
-            self.folder,
-            Request(
-                precision=precision,
-                num_views=num_views,
-                batch_size=batch_size,
-                num_threads=num_threads,
-                num_streams=num_streams,
-                backend=backend,
-                devices=devices,
-                replicas_per_device=replicas,
-                placement=placement,
-            ),
-        )
+        placed = place(self.folder, request)
         self._engine, self._pool = placed.engine, placed.pool
         self.notes = placed.notes
-        self._top_k = top_k
-        self._num_decoders = num_threads or available_processors()
+        self._num_decoders = request.num_threads or available_processors()
         self._opened: OpenedHere | None = None
         self._running: Rows | None = None
 

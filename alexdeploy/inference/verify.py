@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from alexdeploy.core.arguments import Count, Percent, check_argument, check_fields
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ImageError, ModelError, UsageError
 from alexdeploy.core.metrics import softmax
@@ -64,8 +65,11 @@ class VerifyOptions:
     precisions: tuple[Precision, ...] | None = None
     backends: tuple[Backend, ...] | None = None
     num_views: NumViews = 1
-    num_images: int = 64
-    max_flips: float | None = None
+    num_images: Count = 64
+    max_flips: Percent | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def verify(
@@ -83,8 +87,9 @@ def verify(
     raised: see `Verification.check`. Raises StaleArtifactError, ModelError, ImageError if no image can be read, and
     UsageError if there is nothing to compare or a list names images of which none is there.
     """
-    if options.num_images < 1:
-        raise UsageError(f"num_images is {options.num_images}; it must be at least 1")
+    folder = check_argument("folder", folder, ModelFolder)
+    images = check_argument("images", images, tuple[str, ...] | None)
+    options = check_argument("options", options, VerifyOptions)
     spec = folder.spec()
     plan = _plan(folder, spec, options)
     # Before minutes of work, not after: each is read again when it is its turn.

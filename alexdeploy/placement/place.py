@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from alexdeploy.core.arguments import Count, check_fields
 from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.packages import package_version
 from alexdeploy.core.processors import available_processors
-from alexdeploy.core.spec import ModelSpec, Precision
+from alexdeploy.core.spec import ModelSpec, Placement, Precision
 from alexdeploy.engines.base import (
     Backend,
     Engine,
@@ -28,7 +29,6 @@ from alexdeploy.placement.devices import Device, GpuSurvey, cpu_device, find_dev
 from alexdeploy.placement.plan import CPU_BATCH_SIZE, GPU_BACKENDS, Demand, NoEngine, Plan, Replica, plan_replicas
 
 if TYPE_CHECKING:
-    from alexdeploy.export.split import Placement
     from alexdeploy.placement.pool import Pool
 
 _VIEW_BYTES = 8_000_000
@@ -48,13 +48,16 @@ class Request:
 
     precision: Precision = "fp32"
     num_views: NumViews = 1
-    batch_size: int | Literal["auto"] = CPU_BATCH_SIZE
-    num_threads: int | None = None
-    num_streams: int | None = None
+    batch_size: Count | Literal["auto"] = CPU_BATCH_SIZE
+    num_threads: Count | None = None
+    num_streams: Count | None = None
     backend: Backend | None = None
     devices: str | None = None
-    replicas_per_device: int = 1
+    replicas_per_device: Count = 1
     placement: Placement | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,12 +17,13 @@ from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.processors import available_processors
+from alexdeploy.core.spec import Placement
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.engines.cuda_driver import cuda_ordinal
 from alexdeploy.engines.stages import Tensors, open_stage
 from alexdeploy.export.deployment import deployment_graph
 from alexdeploy.export.graphs import load_graph
-from alexdeploy.export.split import Placement, Stage, StagePlan, split_graph
+from alexdeploy.export.split import Stage, StagePlan, split_graph
 from alexdeploy.placement.devices import Device
 
 

@@ -161,7 +161,7 @@ def test_7_bit_weights_lie_within_minus_64_and_63_and_are_off_by_at_most_half_a_
 
 
 def test_weights_of_other_than_7_or_8_bits_are_refused() -> None:
-    with pytest.raises(UsageError, match="INT8 weights of 6 bits"):
+    with pytest.raises(UsageError, match="int8_weights is 6; expected 7 or 8"):
         ExportOptions(int8=True, int8_weights=6)  # type: ignore[arg-type]
 
 

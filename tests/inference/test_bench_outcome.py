@@ -142,19 +142,6 @@ def test_an_interrupt_while_layers_are_timed_keeps_what_is_done(tiny_model: Mode
     assert all(row.error is None for row in found.rows)
 
 
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        (BenchOptions(seconds=float("nan")), "seconds"),
-        (BenchOptions(limits=Limits(budget_ms=float("inf"))), "budget_ms"),
-        (BenchOptions(limits=Limits(min_agreement=float("nan"))), "min_agreement"),
-    ],
-)
-def test_what_is_no_number_is_a_usage_error(options: BenchOptions, name: str) -> None:
-    with pytest.raises(UsageError, match=f"{name} is (nan|inf); expected a finite number from 0 on"):
-        benchmark(ModelFolder(Path("nowhere")), options)
-
-
 def test_an_empty_folder_is_no_image_among_others_and_an_error_alone(tiny_model: ModelFolder, tmp_path: Path) -> None:
     def stop(step: str, done: int, total: int) -> None:
         raise KeyboardInterrupt

@@ -1,0 +1,157 @@
+"""Arguments from Python are checked where they are given, as options are on the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import alexdeploy
+from alexdeploy import (
+    AlexDeployError,
+    BenchOptions,
+    Budget,
+    CalibrationRecipe,
+    EvaluateOptions,
+    ExportOptions,
+    Limits,
+    ModelFolder,
+    Predictor,
+    VerifyOptions,
+    benchmark,
+    calibrate,
+    evaluate,
+    export_model,
+    find_model,
+    verify,
+)
+from alexdeploy.core.errors import UsageError
+
+_BACKENDS = "tensorrt, openvino, onnxruntime or torch"
+_PRECISIONS = "fp32, fp16, bf16 or int8"
+_COUNT = "an integer from 1 on"
+_NUMBER = "a finite number from 0 on"
+_NOWHERE = ModelFolder(Path("nowhere"))
+
+_REFUSED: tuple[tuple[Callable[..., object], str, Any, str], ...] = (
+    *((Predictor, "num_views", value, "1, 5 or 10") for value in (0, 2, -1, 2.5, "10", True, np.int64(3), None)),
+    *((Predictor, "batch_size", value, f"{_COUNT} or auto") for value in (0, -8, 2.5, "4", "many", True, None)),
+    *((Predictor, "num_threads", value, f"{_COUNT} or None") for value in (0, 2.5, "4", False)),
+    *((Predictor, "num_streams", value, f"{_COUNT} or None") for value in (0, 1.0, "1")),
+    *((Predictor, name, value, _COUNT) for name in ("top_k", "replicas") for value in (0, -1, 2.5, "5", None, True)),
+    *(
+        (Predictor, "backend", value, "tensorrt, openvino, onnxruntime, torch or None")
+        for value in ("tflite", "", 1, ("torch",))
+    ),
+    *((Predictor, "precision", value, _PRECISIONS) for value in ("float16", "FP16", 16, None)),
+    *((Predictor, "placement", value, "towers, pipeline or None") for value in ("tower", 2)),
+    *((Predictor, "devices", value, "a string or None") for value in (0, ["cpu"])),
+    (Predictor, "model", 5, "a string or None"),
+    (find_model, "name", 5, "a string or None"),
+    (ModelFolder, "path", None, "a string"),
+    (ExportOptions, "fp16", "yes", "True or False"),
+    (ExportOptions, "int8", 1, "True or False"),
+    (ExportOptions, "int8_weights", 6, "7 or 8"),
+    (ExportOptions, "images", 3, "a string or None"),
+    (ExportOptions, "calibrate", ["a"], "a string or None"),
+    (ExportOptions, "budget", 1.0, "a Budget"),
+    *((Budget, "max_drop", value, f"{_NUMBER} or None") for value in (-1, "1", float("nan"), float("inf"))),
+    (Budget, "keep", "conv1", "a list, each a string"),
+    (Budget, "labelled", 1, "a string or None"),
+    (CalibrationRecipe, "method", "max", "minmax, percentile, entropy or mse"),
+    (CalibrationRecipe, "num_images", 0, _COUNT),
+    (CalibrationRecipe, "num_images", "512", _COUNT),
+    (CalibrationRecipe, "num_views", 5, "1 or 10"),
+    (CalibrationRecipe, "percentile", 50, "a finite number above 50 to 100"),
+    (CalibrationRecipe, "seed", -1, "an integer from 0 on"),
+    (CalibrationRecipe, "exclude", "*.png", "a list, each a string"),
+    (EvaluateOptions, "precisions", "fp32", f"a list, each {_PRECISIONS}"),
+    (EvaluateOptions, "precisions", ("fp32", "float16"), f"a list, each {_PRECISIONS}"),
+    (EvaluateOptions, "views", (1, 7), "a list, each 1, 5 or 10"),
+    (EvaluateOptions, "backends", ("tflite",), f"a list, each {_BACKENDS} or None"),
+    (EvaluateOptions, "labels", 5, "a string or None"),
+    (EvaluateOptions, "exclude", "x", "a list, each a string"),
+    (EvaluateOptions, "batch_size", "8", _COUNT),
+    (EvaluateOptions, "batch_size", 0, _COUNT),
+    (EvaluateOptions, "num_threads", 0, f"{_COUNT} or None"),
+    (VerifyOptions, "precisions", ("fp8",), f"a list, each {_PRECISIONS} or None"),
+    (VerifyOptions, "backends", "torch", f"a list, each {_BACKENDS} or None"),
+    (VerifyOptions, "num_views", "1", "1, 5 or 10"),
+    (VerifyOptions, "num_images", 0, _COUNT),
+    (VerifyOptions, "max_flips", 101, "a finite number from 0 to 100 or None"),
+    (BenchOptions, "backends", ("onnx",), f"a list, each {_BACKENDS} or None"),
+    (BenchOptions, "precisions", ("half",), f"a list, each {_PRECISIONS} or None"),
+    (BenchOptions, "views", (0,), "a list, each 1, 5 or 10"),
+    (BenchOptions, "batch_sizes", (1, 0), f"a list, each {_COUNT}"),
+    (BenchOptions, "batch_sizes", 8, f"a list, each {_COUNT}"),
+    (BenchOptions, "images", "photographs", "a list, each a string or None"),
+    (BenchOptions, "num_images", 0, _COUNT),
+    *((BenchOptions, "seconds", value, _NUMBER) for value in (-1, "1", float("nan"), float("inf"))),
+    (BenchOptions, "seed", -1, "an integer from 0 on"),
+    (BenchOptions, "num_threads", 0, f"{_COUNT} or None"),
+    (BenchOptions, "devices", 0, "a string or None"),
+    (BenchOptions, "limits", 5, "a Limits"),
+    (BenchOptions, "with_profile", "no", "True or False"),
+    *((Limits, "budget_ms", value, f"{_NUMBER} or None") for value in (-1, "5", float("inf"))),
+    *((Limits, "min_agreement", value, "a finite number from 0 to 1 or None") for value in (-0.1, 99.5, float("nan"))),
+)
+
+
+@pytest.mark.parametrize(("take", "name", "value", "expected"), _REFUSED)
+def test_a_wrong_argument_is_a_usage_error_with_its_name_its_value_and_the_choices(
+    take: Callable[..., object], name: str, value: Any, expected: str
+) -> None:
+    shown = value.item() if isinstance(value, np.generic) else tuple(value) if isinstance(value, list) else value
+    # For a model the positional name is find_model's.
+    name_told = "name" if name == "model" else name
+    with pytest.raises(UsageError, match=f"^{re.escape(f'{name_told} is {shown!r}; expected {expected}')}$"):
+        take(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: export_model("m"), "folder is 'm'; expected a ModelFolder"),
+        (lambda: export_model(_NOWHERE, {"fp16": True}), "options is {'fp16': True}; expected an ExportOptions"),
+        (lambda: calibrate("m", "photographs"), "folder is 'm'; expected a ModelFolder"),
+        (lambda: calibrate(_NOWHERE, ["a", "b"]), "images is ('a', 'b'); expected a string"),
+        (lambda: calibrate(_NOWHERE, "a", 512), "recipe is 512; expected a CalibrationRecipe or None"),
+        (lambda: evaluate("m", "data"), "folder is 'm'; expected a ModelFolder"),
+        (lambda: evaluate(_NOWHERE, 5), "data is 5; expected a string"),
+        (lambda: evaluate(_NOWHERE, "data", 8), "options is 8; expected an EvaluateOptions"),
+        (lambda: verify("m"), "folder is 'm'; expected a ModelFolder"),
+        (lambda: verify(_NOWHERE, "photographs"), "images is 'photographs'; expected a list, each a string or None"),
+        (lambda: verify(_NOWHERE, None, 64), "options is 64; expected a VerifyOptions"),
+        (lambda: benchmark("m"), "folder is 'm'; expected a ModelFolder"),
+        (lambda: benchmark(_NOWHERE, 60), "options is 60; expected a BenchOptions"),
+    ],
+)
+def test_a_function_refuses_what_is_not_of_its_types(call: Callable[[], object], told: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(told)}$"):
+        call()
+
+
+def test_every_public_name_is_among_those_that_are_checked() -> None:
+    of_functions = {"export_model", "calibrate", "evaluate", "verify", "benchmark"}
+    named = {take.__name__ for take, *_ in _REFUSED} | of_functions | {AlexDeployError.__name__}
+    assert named == set(alexdeploy.__all__)
+
+
+def test_numbers_of_numpy_lists_and_paths_are_taken_for_what_they_mean() -> None:
+    options = BenchOptions(
+        views=[np.int64(1), 10], batch_sizes=np.array([1, 8]).tolist(), num_images=np.int32(5), seconds=np.float64(2)
+    )
+    assert options == BenchOptions(views=(1, 10), batch_sizes=(1, 8), num_images=5, seconds=2.0)
+    assert [type(value) for value in (*options.views, options.num_images, options.seconds)] == [int, int, int, float]
+    assert EvaluateOptions(labels=Path("labels.txt")).labels == "labels.txt"
+    assert ModelFolder("models/x").path == Path("models/x")
+    assert hash(ModelFolder("models/x")) == hash(ModelFolder(Path("models/x")))
+
+
+def test_a_predictor_takes_numpys_integers(tiny_model: ModelFolder) -> None:
+    predictor = Predictor(tiny_model, num_views=np.int64(10), batch_size=np.int32(4), top_k=np.uint8(2))
+    assert (predictor.info.num_views, predictor.info.batch_size, predictor.top_k) == (10, 4, 2)
