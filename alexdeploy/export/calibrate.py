@@ -96,8 +96,7 @@ def measure(
 ) -> Ranges:
     """The ranges of `graph`, not written. Memory does not grow with the number of images. Raises as `calibrate`."""
     _check_text(images, folder.path.as_posix())
-    if images != "-":
-        check_named([images])
+    check_named([images])
     names, skipped = choose_images(images, recipe)
     total = len(names)
     tensors = measured_tensors(graph.model)

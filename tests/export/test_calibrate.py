@@ -303,7 +303,9 @@ def test_a_model_graph_that_is_only_written_again_keeps_its_ranges(int8_model: M
 def test_an_export_that_fails_leaves_ranges_and_graphs_as_they_were(int8_model: ModelFolder) -> None:
     write_pictures(Path("other"), 40, seed=3)
     before = {path: path.read_bytes() for path in (*int8_model.path.glob("*.onnx"), int8_model.ranges_path)}
-    options = ExportOptions(int8=True, calibrate="other", budget=Budget(max_drop=-1.0))
+    options = ExportOptions(int8=True, calibrate="other", budget=Budget(max_drop=0.0))
+    # Each that can be given is kept by some mixture of layers.
+    object.__setattr__(options.budget, "max_drop", -1.0)
     with pytest.raises(ParityError):
         export_model(int8_model, options)
     assert {path: path.read_bytes() for path in before} == before

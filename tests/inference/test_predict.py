@@ -156,7 +156,7 @@ def test_one_path_in_the_place_of_a_list_is_refused(make_predictor: MakePredicto
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"top_k": -1}, {"num_threads": 0}])
 def test_counts_below_one_are_refused(make_predictor: MakePredictor, options: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match="at least 1"):
+    with pytest.raises(UsageError, match="expected an integer from 1 on"):
         make_predictor(**options)
 
 
