@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 """The operators that layers with weights are made of: those are quantized."""
@@ -39,6 +39,13 @@ def node_macs(node: NodeProto, weights: Sequence[int], output: Sequence[int | st
     """
     places = output[2:] if node.op_type == "Conv" else output[1:-1]
     return math.prod(weights) * math.prod(size for size in places if isinstance(size, int))
+
+
+def holds_only_float32(graph: GraphProto) -> bool:
+    """Whether no other float type is in the graph, so that its output is float32 wherever it is cut off."""
+    others = (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+    casts = (attribute(node, "to", TensorProto.FLOAT) for node in graph.node if node.op_type == "Cast")
+    return not any(kind in others for kind in (*casts, *(tensor.data_type for tensor in graph.initializer)))
 
 
 def set_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:

@@ -35,18 +35,16 @@ def probe_images() -> NDArray[np.uint8]:
 class Probe:
     """Two images, uint8 [2, 256, 256, 3], the original's input for them, and its scores [2, C].
 
-    `precision` is what the original computes in: its answers are rounded to that.
+    The scores are logits unless it `holds_probabilities`. `precision` is what the original computes in: its answers
+    are rounded to that.
     """
 
     images: NDArray[np.uint8]
     inputs: NDArray[np.float32]
     scores: NDArray[np.float32]
+    holds_probabilities: bool
     mean_image: NDArray[np.float32] | None = None
     precision: Literal["fp32", "fp16"] = "fp32"
-
-    @property
-    def holds_probabilities(self) -> bool:
-        return bool((self.scores >= 0).all() and np.allclose(self.scores.sum(axis=1), 1, atol=1e-3))
 
     @property
     def probabilities(self) -> NDArray[np.floating]:

@@ -23,7 +23,14 @@ from alexdeploy.export.deployment import PREFIX as DEPLOY_PREFIX
 from alexdeploy.export.engine_check import check_engines
 from alexdeploy.export.fold import fold_constants
 from alexdeploy.export.fp16 import to_fp32
-from alexdeploy.export.graph_walk import all_nodes, attribute, computed_from, inner_graphs, prune, reads
+from alexdeploy.export.graph_walk import (
+    all_nodes,
+    computed_from,
+    holds_only_float32,
+    inner_graphs,
+    prune,
+    reads,
+)
 from alexdeploy.export.import_check import Probe, check_same_answers, probe_images
 from alexdeploy.export.import_folder import (
     MeanFile,
@@ -145,6 +152,7 @@ def _scores_of(
         images=images,
         inputs=inputs,
         scores=scores.values,
+        holds_probabilities=scores.total is not None,
         mean_image=mean_image,
         precision="fp16" if is_half else "fp32",
     )
@@ -169,7 +177,7 @@ def _plain_network(model: ModelProto, source: str, scores: Scores, are_logits: b
     """From `images` to `logits`, computed from the tensor `source`."""
     copy = deepcopy(model)
     graph = copy.graph
-    append_logits(graph, source, scores, are_logits=are_logits, is_float32=_is_all_float32(graph))
+    append_logits(graph, source, scores, are_logits=are_logits, is_float32=holds_only_float32(graph))
     size = spec.preprocessing.crop
     graph.output[0].CopyFrom(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", spec.num_classes]))
     prune(graph)
@@ -236,13 +244,6 @@ def _free_batch(model: ModelProto, inputs: NDArray[np.float32]) -> None:
             graph.initializer.append(numpy_helper.from_array(np.array([-1, *output.shape[1:]], np.int64), name))
             node.input[1] = name
             del node.attribute[:]
-
-
-def _is_all_float32(graph: GraphProto) -> bool:
-    """Whether no other float type is in the graph, so that its output is float32 wherever it is cut off."""
-    others = (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
-    casts = (attribute(node, "to", TensorProto.FLOAT) for node in graph.node if node.op_type == "Cast")
-    return not any(kind in others for kind in (*casts, *(tensor.data_type for tensor in graph.initializer)))
 
 
 def _run(model: ModelProto, inputs: NDArray[np.generic], names: Sequence[str], path: Path) -> list[NDArray[np.generic]]:

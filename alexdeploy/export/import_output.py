@@ -13,17 +13,22 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.errors import ModelError, UsageError
-from alexdeploy.export.graph_walk import WEIGHTED_OPS, computed_from, needed_tensors, producers
+from alexdeploy.export.graph_walk import (
+    WEIGHTED_OPS,
+    computed_from,
+    holds_only_float32,
+    needed_tensors,
+    producers,
+)
 from alexdeploy.export.import_input import PREFIX
+from alexdeploy.export.import_tail import KEEP_ORDER, Objection, loses_classes, objection
+from alexdeploy.export.parity import TOLERANCES
 
 LOGITS = f"{PREFIX}logits"
 
-_KEEP_ORDER = ("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
-"""Operators that hand on the same scores in the same order."""
-
 _ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 
-_AFTER_SCORES = (*_KEEP_ORDER, *_ACTIVATIONS, "Add", "Sub", "Mul", "Div", "Exp", "Log", "Clip", "Max", "Min")
+_AFTER_SCORES = (*KEEP_ORDER, *_ACTIVATIONS, "Add", "Sub", "Mul", "Div", "Exp", "Log", "Clip", "Max", "Min")
 """What may stand between the last layer and the scores."""
 
 _SCORE_NAME = re.compile("prob|score|logit|softmax", re.IGNORECASE)
@@ -31,8 +36,11 @@ _SCORE_NAME = re.compile("prob|score|logit|softmax", re.IGNORECASE)
 _SMALLEST_PROBABILITY = 1e-7
 """What a probability of 0 becomes before its logarithm is taken: about the smallest number in FP16."""
 
-_SUM_TOLERANCE = 1e-3
-"""Of the sum of probabilities: FP16 keeps 11 bits of each."""
+_SUM_TOLERANCES = {"fp32": TOLERANCES["fp32"], "fp16": 1e-3}
+"""Of the sum of probabilities. In FP32 what the comparison with the original allows; FP16 keeps 11 bits of each."""
+
+_UNIT_TOLERANCE = 1e-3
+"""Of the length of an embedding."""
 
 _EXACT_SUM_TOLERANCE = 1e-5
 """Of a sum that is neither 1 nor 100: two unrelated float32 sums are not as near to each other by chance."""
@@ -58,12 +66,13 @@ class _Output:
     """One output of the graph. `values` is float32 [2, C]; None where it holds no scores, for the reason `why_not`.
 
     `chain` is the nodes from it back to the last layer, or to what else it comes from; `layer` is the output of that
-    layer.
+    layer. `total` is what its values sum to for each image, see `_total`.
     """
 
     name: str
     shape: str
     values: NDArray[np.float32] | None
+    total: float | None
     why_not: str
     chain: Sequence[NodeProto]
     layer: str
@@ -75,10 +84,6 @@ class _Output:
     def ends_in_a_classifier(self) -> bool:
         ops = [node.op_type for node in self.chain]
         return bool(ops) and (ops[-1] in WEIGHTED_OPS or any(op in _ACTIVATIONS for op in ops))
-
-    @property
-    def total(self) -> float | None:
-        return None if self.values is None else _total(self.values)
 
 
 def choose_output(
@@ -121,6 +126,7 @@ def choose_output(
             f"class scores are taken from output {chosen}; other outputs: {', '.join(others)} "
             "(choose with --output-name)"
         )
+    _check_tail(chosen, outputs, model.graph, path)
     return _scores(chosen, labels, path, on_warning)
 
 
@@ -160,7 +166,7 @@ def before_activation(graph: GraphProto, scores: Scores) -> str | None:
     """The logits inside a graph that ends in a softmax, or in the sigmoid of a binary model: what that node reads."""
     made_by = producers(graph)
     depends = computed_from(graph, graph.input[0].name)
-    skipped = _KEEP_ORDER if scores.total in (None, 1.0) else (*_KEEP_ORDER, "Mul", "Div")
+    skipped = KEEP_ORDER if scores.total in (None, 1.0) else (*KEEP_ORDER, "Mul", "Div")
     name, node = scores.name, made_by.get(scores.name)
     while node is not None and node.op_type in skipped:
         name = _data_input(node, depends)
@@ -176,11 +182,17 @@ def _outputs(
     made_by, depends = producers(graph), computed_from(graph, graph.input[0].name)
     tensors = [value.name for value in graph.output if value.type.WhichOneof("value") in ("tensor_type", None)]
     parts = run(tensors) if tensors else []
+    tolerance = _SUM_TOLERANCES["fp32" if holds_only_float32(graph) else "fp16"]
     outputs = []
     for value in graph.output:
         chain = _chain(value.name, made_by, depends, _AFTER_SCORES)
         layer = _chain(value.name, made_by, depends, None)
-        values, shape, why_not = None, "", f"not a tensor: {value.type.WhichOneof('value')}".removesuffix("_type")
+        values, total, shape, why_not = (
+            None,
+            None,
+            "",
+            f"not a tensor: {value.type.WhichOneof('value')}".removesuffix("_type"),
+        )
         if value.name in tensors:
             answers = [part[tensors.index(value.name)] for part in parts]
             shape, why_not = str(list(answers[0].shape)), ""
@@ -188,12 +200,14 @@ def _outputs(
                 why_not = "strings" if answers[0].dtype.kind in "OSU" else str(answers[0].dtype)
             elif _holds_scores(answers[0].shape, batch):
                 values = np.concatenate(answers)[:2].reshape(2, -1).astype(np.float32)
-                why_not = _why_no_scores(values, chain)
+                total = _total(values, tolerance)
+                why_not = loses_classes(graph, value.name) or _why_no_scores(values, total, chain)
         outputs.append(
             _Output(
                 name=value.name,
                 shape=shape,
                 values=None if why_not else values,
+                total=total,
                 why_not=why_not,
                 chain=chain,
                 layer=layer[-1].output[0] if layer else value.name,
@@ -207,14 +221,12 @@ def _holds_scores(shape: tuple[int, ...], batch: int) -> bool:
     return shape[:1] == (batch,) and 0 not in shape and sum(size != 1 for size in shape[1:]) <= 1
 
 
-def _why_no_scores(values: NDArray[np.float32], chain: Sequence[NodeProto]) -> str:
+def _why_no_scores(values: NDArray[np.float32], total: float | None, chain: Sequence[NodeProto]) -> str:
     """Why an output of that shape cannot be class scores; empty if it can."""
     ops = [node.op_type for node in chain]
-    if ops and ops[-1] == "TopK":
-        return "values of a TopK, which are not in the order of the classes"
     if values.shape[1] > 1:
-        is_unit = np.allclose(np.linalg.norm(values, axis=1), 1, rtol=0, atol=_SUM_TOLERANCE)
-        return "L2-normalized, an embedding" if is_unit and _total(values) is None else ""
+        is_unit = np.allclose(np.linalg.norm(values, axis=1), 1, rtol=0, atol=_UNIT_TOLERANCE)
+        return "L2-normalized, an embedding" if is_unit and total is None else ""
     if "Softmax" in ops or "LogSoftmax" in ops:
         return "a softmax over one value, which is the same for all images"
     if "Sigmoid" in ops:
@@ -223,13 +235,13 @@ def _why_no_scores(values: NDArray[np.float32], chain: Sequence[NodeProto]) -> s
     return "" if ops and ops[-1] in WEIGHTED_OPS else "one value, neither a sigmoid nor the logit of a layer"
 
 
-def _total(values: NDArray[np.float32]) -> float | None:
+def _total(values: NDArray[np.float32], tolerance: float) -> float | None:
     """What the probabilities of an image sum to: 1, 100 for percentages, or any other constant; None for logits."""
     if not (values >= 0).all() or values.shape[1] == 1:
         return None
     sums = values.sum(axis=1, dtype=np.float64)
     for usual in (1.0, 100.0):
-        if np.allclose(sums, usual, rtol=_SUM_TOLERANCE, atol=0):
+        if np.allclose(sums, usual, rtol=tolerance, atol=0):
             return usual
     difference, total = float(np.ptp(sums)), float(sums.mean())
     # Where the scores themselves hardly differ, equal sums mean nothing.
@@ -270,6 +282,24 @@ def _refuse(outputs: Sequence[_Output], batch: int, path: Path) -> NoReturn:
     )
 
 
+def _check_tail(chosen: _Output, outputs: list[_Output], graph: GraphProto, path: Path) -> None:
+    """Raise ModelError if what follows the last layer makes the chosen output no scores of one class out of several."""
+
+    def refusal(output: _Output) -> Objection | None:
+        return None if output.values is None else objection(graph, output.name, output.values.shape[1], output.total)
+
+    found = refusal(chosen)
+    if found is None:
+        return
+    before = needed_tensors(graph, chosen.name) - {chosen.name}
+    better = [each for each in outputs if each.name in before and each.layer == chosen.layer and refusal(each) is None]
+    names = [each.name for each in better if found.has_better and each.values is not None]
+    raise ModelError(
+        f"{path}: output {chosen} {found.why}",
+        cure=f"Take the output before it: --output-name {names[0]}" if names else found.cure,
+    )
+
+
 def _scores(output: _Output, labels: tuple[str, ...] | None, path: Path, on_warning: Callable[[str], None]) -> Scores:
     values, total = output.values, output.total
     assert values is not None
@@ -287,12 +317,6 @@ def _scores(output: _Output, labels: tuple[str, ...] | None, path: Path, on_warn
         on_warning(f"binary: output {output} is taken as {what} of {labels[-1]!r}")
         both = np.concatenate([1 - values if is_sigmoid else np.zeros_like(values), values], axis=1)
         return Scores(name=output.name, values=both, total=1.0 if is_sigmoid else None, is_binary=True)
-    order = [op for op in ops if op not in _KEEP_ORDER]
-    if total is None and order and order[0] == "Sigmoid":
-        raise ModelError(
-            f"{path} ends in a Sigmoid: a score for each label by itself, not one class out of {values.shape[1]}",
-            cure="Models of several labels for one image are not supported.",
-        )
     if total is None:
         return Scores(name=output.name, values=values, total=None, is_binary=False)
     if total != 1:

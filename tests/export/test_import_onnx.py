@@ -215,8 +215,8 @@ def test_a_sigmoid_over_labels_is_refused(tmp_path: Path) -> None:
 
 
 def two_outputs() -> ModelProto:
-    other = helper.make_node("Neg", ["scores"], ["negated"])
-    outputs = {"features": ["N", FEATURES, 3, 3], "scores": ["N", CLASSES], "negated": ["N", CLASSES]}
+    other = helper.make_node("Elu", ["scores"], ["rectified"])
+    outputs = {"features": ["N", FEATURES, 3, 3], "scores": ["N", CLASSES], "rectified": ["N", CLASSES]}
     conv, relu, pool = head()
     pool.output[0] = "pooled"
     grid = helper.make_node("AveragePool", ["relu"], ["features"], kernel_shape=[3, 3], strides=[3, 3])
@@ -227,11 +227,11 @@ def two_outputs() -> ModelProto:
 
 def test_of_several_outputs_the_first_that_holds_class_scores_is_taken(imported: Import) -> None:
     folder = imported(two_outputs(), "scores")
-    assert not {"AveragePool", "Neg"} & set(node_types(folder))
+    assert not {"AveragePool", "Elu"} & set(node_types(folder))
 
 
 def test_the_output_that_is_asked_for_is_taken(imported: Import) -> None:
-    imported(two_outputs(), "negated", output_name="negated")
+    imported(two_outputs(), "rectified", output_name="rectified")
 
 
 def test_an_output_that_holds_no_class_scores_is_refused_when_asked_for(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_an_output_that_holds_no_class_scores_is_refused_when_asked_for(tmp_path
 
 def test_an_unknown_output_is_refused_with_those_there_are(tmp_path: Path) -> None:
     message = refused(two_outputs(), tmp_path, ModelError, output_name="prob")
-    assert "has no output 'prob'\nIts outputs: features, scores, negated" in message
+    assert "has no output 'prob'\nIts outputs: features, scores, rectified" in message
 
 
 def test_a_graph_without_class_scores_is_refused(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_branches_read_tensors_from_outside(imported: Import) -> None:
         return helper.make_graph([helper.make_node(op, ["logits"], [f"{op}_result"])], op, [], [result])
 
     true = numpy_helper.from_array(np.array(True), "true")
-    branches = {"then_branch": branch("Neg"), "else_branch": branch("Identity")}
+    branches = {"then_branch": branch("Relu"), "else_branch": branch("Identity")}
     nodes = [*head(), *tail("logits"), helper.make_node("If", ["true"], ["scores"], **branches)]
     imported(classifier(nodes, constants=[true]))
 

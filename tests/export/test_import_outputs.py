@@ -316,3 +316,195 @@ def test_two_labels_choose_one_score_among_others(imported: Import) -> None:
     nodes = [*flat_features(), GEMM, node("Gemm", "flat one.w", "z"), node("Sigmoid", "z", "p")]
     model = several(nodes, "scores", "p", constants=[matrix("one.w", FEATURES, 1)])
     imported(model, "p", meaning=of_probability, classes=NAMES)
+
+
+SOFTMAX = [node("Softmax", "z", "p", axis=1)]
+TWO_SOFTMAXES = [*SOFTMAX, node("Gemm", "flat second.w", "y"), node("Softmax", "y", "q", axis=1)]
+SIGMOID = [node("Sigmoid", "z", "p")]
+TWO_SIGMOIDS = [*SIGMOID, node("Gemm", "flat second.w", "y"), node("Sigmoid", "y", "q")]
+
+
+def last_part(*after: NodeProto) -> ModelProto:
+    """The layer "z" of 5 classes, and what `after` computes from it as "out"."""
+    constants = [
+        matrix("second.w", FEATURES, CLASSES),
+        matrix("bias", CLASSES),
+        *(matrix(f"norm.{name}", CLASSES) for name in ("scale", "shift", "mean")),
+        numpy_helper.from_array(np.linspace(0.5, 2, CLASSES, dtype=np.float32), "norm.variance"),
+        *(scalar(f"c{value:g}", value) for value in (0, 0.02, 0.5, 1, 2, 10, 100)),
+        *(ints(f"i{value}", value) for value in range(CLASSES + 1)),
+        ints("turned", 4, 3, 2, 1, 0),
+        ints("some", 1, 3, 4),
+        numpy_helper.from_array(np.array([0, 1], np.float32), "off_on"),
+        numpy_helper.from_array(np.array(CLASSES, np.int64), "depth"),
+    ]
+    nodes = [*flat_features(), node("Gemm", "flat fc.w fc.b", "z", transB=1), *after]
+    return several(nodes, "out", constants=constants)
+
+
+NO_SUM = "its values have no constant sum: they are neither probabilities nor logits"
+ROUNDED = "its values are rounded by"
+LABELS = "a score for each label by itself, not one class out of"
+NEGATED = "negates: the worst class would get the highest score"
+NO_ORDER = "values of a TopK, which are not in the order of the classes"
+BEST_ONLY = "which keeps the best class and no scores"
+ARG_MAX = [node("ArgMax", "z", "best", axis=1, keepdims=0)]
+ARG_MIN = [node("ArgMin", "z", "best", axis=1, keepdims=0)]
+
+REFUSED: dict[str, tuple[list[NodeProto], str]] = {
+    "softmax, slice": ([*SOFTMAX, node("Slice", "p i1 i5 i1", "out")], NO_SUM),
+    "softmax, gather": ([*SOFTMAX, node("Gather", "p some", "out", axis=1)], NO_SUM),
+    "softmax, max": ([*SOFTMAX, node("Max", "p c0.02", "out")], NO_SUM),
+    "softmax, clip": ([*SOFTMAX, node("Clip", "p c0.02 c1", "out")], NO_SUM),
+    "softmax, threshold": ([*SOFTMAX, node("Sub", "p c0.02", "q"), node("Relu", "q", "out")], NO_SUM),
+    "larger of two softmaxes": ([*TWO_SOFTMAXES, node("Max", "p q", "out")], NO_SUM),
+    "product of two softmaxes": ([*TWO_SOFTMAXES, node("Mul", "p q", "out")], NO_SUM),
+    "softmax, square": ([*SOFTMAX, node("Pow", "p c2", "out")], NO_SUM),
+    "whole percent": ([*SOFTMAX, node("Mul", "p c100", "q"), node("Floor", "q", "out")], ROUNDED),
+    "rounded percent": ([*SOFTMAX, node("Mul", "p c100", "q"), node("Round", "q", "out")], ROUNDED),
+    "softmax, top-k": ([*SOFTMAX, node("TopK", "p i5", "out k", axis=1)], NO_ORDER),
+    "softmax, top-k, slice": (
+        [*SOFTMAX, node("TopK", "p i5", "q k", axis=1), node("Slice", "q i0 i3 i1", "out")],
+        NO_ORDER,
+    ),
+    "top-k, softmax": ([node("TopK", "z i5", "q k", axis=1), node("Softmax", "q", "out", axis=1)], NO_ORDER),
+    "top-k, product": ([node("TopK", "z i5", "q k", axis=1), node("Mul", "q c2", "out")], NO_ORDER),
+    "sigmoid, slice": ([*SIGMOID, node("Slice", "p i0 i4 i1", "out")], LABELS),
+    "sigmoid, transpose": ([*SIGMOID, node("Transpose", "p", "out", perm=[0, 1])], LABELS),
+    "sigmoid, product": ([*SIGMOID, node("Mul", "p c2", "out")], LABELS),
+    "sigmoids of two heads": ([*TWO_SIGMOIDS, node("Concat", "p q", "out", axis=1)], LABELS),
+    "hard sigmoid": ([node("HardSigmoid", "z", "out")], LABELS),
+    "sigmoids that sum to 1": (
+        [*SIGMOID, node("ReduceSum", "p i1", "sum", keepdims=1), node("Div", "p sum", "out")],
+        LABELS,
+    ),
+    "negated logits": ([node("Neg", "z", "out")], NEGATED),
+    "negated twice": ([node("Neg", "z", "y"), node("Neg", "y", "out")], NEGATED),
+    "negative log-likelihood": ([node("LogSoftmax", "z", "y", axis=1), node("Neg", "y", "out")], NEGATED),
+    "negated before the softmax": ([node("Neg", "z", "y"), node("Softmax", "y", "out", axis=1)], NEGATED),
+    "1 - softmax": ([*SOFTMAX, node("Sub", "c1 p", "out")], NEGATED),
+    "0 - logits": ([node("Sub", "c0 z", "out")], NEGATED),
+    "largest - logits": (
+        [node("ReduceMax", "z", "top", axes=[1], keepdims=1), node("Sub", "top z", "out")],
+        NEGATED,
+    ),
+    "one-hot of the best": ([*ARG_MAX, node("OneHot", "best depth off_on", "out", axis=1)], BEST_ONLY),
+    "one-hot of the worst": ([*ARG_MIN, node("OneHot", "best depth off_on", "out", axis=1)], BEST_ONLY),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_follows_the_last_layer_may_make_an_output_no_class_scores(tmp_path: Path, case: str) -> None:
+    after, why = REFUSED[case]
+    for options in ({}, {"output_name": "out"}):
+        assert why in refused(last_part(*after), tmp_path, ModelError, **options)
+    assert ModelError.exit_code == 4
+
+
+def without_first_class(share: float) -> ModelProto:
+    """Softmax over 5 classes, of which the last 4 are "out"; the first has about that `share` for every image."""
+    model = last_part(
+        node("Slice", "z i1 i5 i1", "y"),
+        node("ReduceLogSumExp", "y", "sum", axes=[1], keepdims=1),
+        node("Gather", "z i0", "first", axis=1),
+        node("Mul", "first c0.02", "small"),
+        node("Add", "sum small", "base"),
+        node("Add", "base shift", "background"),
+        node("Concat", "background y", "all", axis=1),
+        node("Softmax", "all", "p", axis=1),
+        node("Slice", "p i1 i5 i1", "out"),
+    )
+    model.graph.initializer.append(scalar("shift", float(np.log(share / (1 - share)))))
+    return model
+
+
+@pytest.mark.parametrize("share", [5e-4, 5e-3])
+def test_probabilities_without_a_class_that_counts_are_refused(tmp_path: Path, share: float) -> None:
+    assert NO_SUM in refused(without_first_class(share), tmp_path, ModelError)
+
+
+def test_probabilities_without_a_class_that_does_not_count_are_probabilities(imported: Import) -> None:
+    imported(without_first_class(2e-5), "out", gives_probabilities=True, warnings=[])
+
+
+def test_the_probabilities_before_are_named_if_they_are_an_output(tmp_path: Path) -> None:
+    model = last_part(*SOFTMAX, node("Clip", "p c0.02 c1", "out"))
+    model.graph.output.insert(0, helper.make_tensor_value_info("p", TensorProto.FLOAT, ["N", "C"]))
+    message = refused(model, tmp_path, ModelError, output_name="out")
+    assert "out [1, 5] is computed from Softmax p, but " + NO_SUM in message
+    assert "Take the output before it: --output-name p" in message
+
+
+def test_logits_before_a_sigmoid_are_not_recommended(tmp_path: Path) -> None:
+    model = last_part(node("Sigmoid", "z", "out"))
+    model.graph.output.insert(0, helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", "C"]))
+    message = refused(model, tmp_path, ModelError)
+    assert "Models of several labels for one image are not supported." in message
+    assert "--output-name" not in message
+
+
+PROBABILITIES: dict[str, list[NodeProto]] = {
+    "softmax": [node("Softmax", "z", "out", axis=1)],
+    "temperature": [node("Div", "z c2", "y"), node("Softmax", "y", "out", axis=1)],
+    "mean of softmaxes": [*TWO_SOFTMAXES, node("Add", "p q", "sum"), node("Mul", "sum c0.5", "out")],
+    "all classes in another order": [*SOFTMAX, node("Gather", "p turned", "out", axis=1)],
+    "softmax after a sigmoid": [*SIGMOID, node("Mul", "p c10", "q"), node("Softmax", "q", "out", axis=1)],
+    "softmax written out": [
+        node("ReduceMax", "z", "top", axes=[1], keepdims=1),
+        node("Sub", "z top", "y"),
+        node("Exp", "y", "powers"),
+        node("ReduceSum", "powers i1", "sum", keepdims=1),
+        node("Div", "powers sum", "out"),
+    ],
+}
+
+LOGITS: dict[str, list[NodeProto]] = {
+    "added bias": [node("Add", "z bias", "out")],
+    "subtracted bias": [node("Sub", "z bias", "out")],
+    "factor": [node("Mul", "z c2", "out")],
+    "batch normalization": [
+        node("BatchNormalization", "z norm.scale norm.shift norm.mean norm.variance", "out", epsilon=1e-5)
+    ],
+    "log softmax": [node("LogSoftmax", "z", "out", axis=1)],
+    "logarithm of a softmax": [*SOFTMAX, node("Log", "p", "out")],
+    "difference to the largest": [node("ReduceMax", "z", "top", axes=[1], keepdims=1), node("Sub", "z top", "out")],
+}
+
+
+@pytest.mark.parametrize("case", PROBABILITIES)
+def test_probabilities_are_taken_as_they_are(imported: Import, case: str) -> None:
+    imported(last_part(*PROBABILITIES[case]), "out", gives_probabilities=True, warnings=[])
+
+
+@pytest.mark.parametrize("case", LOGITS)
+def test_logits_are_taken_as_they_are(imported: Import, case: str) -> None:
+    imported(last_part(*LOGITS[case]), "out", warnings=[])
+
+
+def test_a_mean_over_the_map_of_the_last_convolution_is_logits(imported: Import) -> None:
+    nodes = [*head()[:2], node("Conv", "relu maps.w", "maps"), node("GlobalAveragePool", "maps", "pooled")]
+    nodes += [node("Mul", "pooled c10", "scaled"), node("Flatten", "scaled", "out")]
+    imported(several(nodes, "out", constants=[matrix("maps.w", CLASSES, FEATURES, 1, 1), scalar("c10", 10)]), "out")
+
+
+def test_a_sigmoid_and_a_subtraction_before_the_last_layer_do_not_matter(imported: Import) -> None:
+    nodes = [*flat_features("pooled"), node("Sigmoid", "pooled", "gate"), node("Sub", "one gate", "open")]
+    nodes += [node("Mul", "pooled open", "wide"), node("Neg", "wide", "flat"), GEMM]
+    imported(several(nodes, "scores", constants=[scalar("one", 1)]), warnings=[])
+
+
+@pytest.mark.parametrize("is_stacked", [False, True])
+def test_both_probabilities_of_one_sigmoid_are_binary_as_well(imported: Import, is_stacked: bool) -> None:
+    after = [node("Sigmoid", "z", "p"), node("Sub", "one p", "rest")]
+    if is_stacked:
+        after += [node("Unsqueeze", "p two", "p1"), node("Unsqueeze", "rest two", "r1")]
+        after += [node("Concat", "r1 p1", "both", axis=1), node("Flatten", "both", "out")]
+    else:
+        after.append(node("Concat", "rest p", "out", axis=1))
+    model = binary(*after, last="out", constants=[scalar("one", 1), ints("two", 2)])
+    imported(model, "out", gives_probabilities=True, classes=NAMES, warnings=[])
+
+
+def test_one_minus_a_sigmoid_is_the_probability_of_the_second_name(imported: Import) -> None:
+    model = binary(node("Sigmoid", "z", "p"), node("Sub", "one p", "out"), last="out", constants=[scalar("one", 1)])
+    imported(model, "out", meaning=of_probability, classes=NAMES)
