@@ -266,10 +266,14 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 def is_name_too_long(path: Path) -> bool:
     """Whether the file system refuses `path` for its length, or that of a name in it: most take 255 bytes."""
-    try:
-        os.lstat(path)
-    except OSError as exc:
-        return exc.errno == errno.ENAMETOOLONG
+    there = next((folder for folder in path.parents if os.path.isdir(folder)), Path())
+    # Below a folder that is missing the system says nothing of names: each is asked for in the last folder there is.
+    for tried in (path, *(there / part for part in path.parts if part != path.anchor)):
+        try:
+            os.lstat(tried)
+        except OSError as exc:
+            if exc.errno == errno.ENAMETOOLONG:
+                return True
     return False
 
 

@@ -32,6 +32,17 @@ _OWN_DESCRIPTOR = re.compile(r"/dev/stdin|/(dev|proc/self)/fd/[0-9]+")
 _T = TypeVar("_T")
 
 
+class NonWaitingReader(io.BufferedReader):
+    """Raises OSError where a file that was not opened to wait has nothing to say, such as /proc/kmsg, for which the
+    base class returns None."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data: Any = super().read(size)
+        if data is None:
+            raise UnsuitableFileError(errno.EAGAIN, "has nothing to be read now")
+        return bytes(data)
+
+
 class UnsuitableFileError(OSError):
     """A file that is there, and is not read; `strerror` says why."""
 
@@ -99,7 +110,7 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int, *, own_pipe: bool
         parts: list[bytes] = []
         wanted = size + 1
         try:
-            while chunk := _read(file, wanted, path):
+            while chunk := file.read(wanted):
                 parts.append(chunk)
                 if sum(map(len, parts)) > max_bytes:
                     raise _unsuitable(errno.EFBIG, f"holds more than {max_bytes:,} bytes", path)
@@ -143,7 +154,7 @@ def _open(path: str | os.PathLike[str], own_pipe: bool) -> io.BufferedReader:
     try:
         # And after it: another may have taken its place.
         _refuse_others(os.fstat(descriptor), path)
-        return io.BufferedReader(io.FileIO(descriptor), _BUFFER_BYTES)
+        return NonWaitingReader(io.FileIO(descriptor), _BUFFER_BYTES)
     except BaseException:
         os.close(descriptor)
         raise
@@ -158,11 +169,3 @@ def _refuse_others(status: os.stat_result, path: str | os.PathLike[str]) -> None
 
 def _unsuitable(code: int, why: str, path: str | os.PathLike[str]) -> UnsuitableFileError:
     return UnsuitableFileError(code, why, os.fspath(path))
-
-
-def _read(file: io.BufferedReader, num_bytes: int, path: str | os.PathLike[str]) -> bytes:
-    data: Any = file.read(num_bytes)
-    # Not opened to wait: a file of the kernel's that has nothing to say now, such as /proc/kmsg.
-    if data is None:
-        raise _unsuitable(errno.EAGAIN, "has nothing to be read now", path)
-    return bytes(data)

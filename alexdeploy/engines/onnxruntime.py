@@ -151,19 +151,22 @@ def open_session(content: bytes, device: str, num_threads: int) -> Any:
     Raises UsageError for another device, and DeviceError if ONNX Runtime cannot run all of the graph there.
     """
     index = _gpu_index(device)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    # Threads that spin while they wait would take the cores from the decoder, and from the other of two devices.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider, settings = _CPU, {}
     if index is not None:
-        # Asked for = got: neither the graph nor a part of it goes to the CPU without a word.
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         load_cuda_libraries()
         # FP32 is FP32: left to itself it multiplies in TF32, which has 10 bits of mantissa.
         provider, settings = _CUDA, {"device_id": str(index), "use_tf32": "0"}
+
+    def set_options(options: Any) -> None:
+        options.intra_op_num_threads = num_threads
+        # Threads that spin while they wait would take the cores from the decoder, and from the other of two devices.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if index is not None:
+            # Asked for = got: neither the graph nor a part of it goes to the CPU without a word.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+
     try:
-        session = new_session(content, options, [(provider, settings)])
+        session = new_session(content, [(provider, settings)], set_options)
     except Exception as exc:
         if "fallback to CPU" in str(exc):
             raise DeviceError(

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from alexdeploy.core.spec import Precision, graph_precision
 from alexdeploy.engines.base import Backend, NumViews
 from alexdeploy.export.deployment import PREFIX, deployment_graph
 from alexdeploy.export.graphs import load_graph
-from alexdeploy.export.onnxruntime_library import load_onnxruntime
 from alexdeploy.export.runner import new_session
 
 PROFILED: tuple[Backend, ...] = ("openvino", "onnxruntime")
@@ -97,13 +97,14 @@ def _openvino(
 
 
 def _onnxruntime(content: bytes, images: NDArray[np.uint8]) -> Iterable[tuple[str, str, float]]:
-    onnxruntime = load_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = new_session(content, options, ["CPUExecutionProvider"])
+
+        def set_options(options: Any) -> None:
+            options.intra_op_num_threads = 1
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+
+        session = new_session(content, ["CPUExecutionProvider"], set_options)
         for _ in range(1 + _NUM_RUNS):
             session.run(None, {"images": images})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

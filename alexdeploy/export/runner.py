@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from queue import Empty, SimpleQueue
@@ -116,29 +116,36 @@ def _open_session(model: onnx.ModelProto, outputs: Iterable[str], *, optimize: b
     if inner:
         probed = deepcopy(model)
         probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
-    options = onnxruntime.SessionOptions()
-    if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return new_session(probed.SerializeToString(), options, ["CPUExecutionProvider"])
+
+    def set_options(options: Any) -> None:
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+    return new_session(probed.SerializeToString(), ["CPUExecutionProvider"], set_options)
 
 
-def new_session(content: bytes, options: Any, providers: list[Any]) -> Any:
-    """An InferenceSession that adds INT8 products exactly on every processor, if it can; `options` are changed.
+def new_session(content: bytes, providers: list[Any], set_options: Callable[[Any], None]) -> Any:
+    """An InferenceSession that adds INT8 products exactly on every processor, if it can.
 
-    ONNX Runtime 1.31 fails to prepare a graph for that in which two layers share a zero point: the engine check then
-    says what its answers are worth. Raises what ONNX Runtime raises, and prints nothing.
+    `set_options` is called with the SessionOptions. ONNX Runtime 1.31 cannot prepare some graphs for exact sums: those
+    in which two layers share a zero point, and QGemm of signed bytes. The check of backends says what their answers
+    are worth without. Raises what ONNX Runtime raises, and prints nothing.
     """
-    open_session = load_onnxruntime().InferenceSession
-    # Only what is fatal: errors are raised, and need not be printed as well.
-    options.log_severity_level = 4
-    options.add_session_config_entry(_EXACT_INT8, "1")
+    onnxruntime = load_onnxruntime()
+
+    def opened(exact: str) -> Any:
+        options = onnxruntime.SessionOptions()
+        # Only what is fatal: errors are raised, and need not be printed as well.
+        options.log_severity_level = 4
+        options.add_session_config_entry(_EXACT_INT8, exact)
+        set_options(options)
+        return onnxruntime.InferenceSession(content, options, providers=providers)
+
     try:
-        return open_session(content, options, providers=providers)
-    except Exception as exc:
-        if "replace the existing tensor" not in str(exc):
-            raise
-    options.add_session_config_entry(_EXACT_INT8, "0")
-    return open_session(content, options, providers=providers)
+        return opened("1")
+    # Its exceptions have no common base short of Exception; what has another reason is raised by the second try.
+    except Exception:
+        return opened("0")
 
 
 def _output_names(model: onnx.ModelProto) -> list[str]:

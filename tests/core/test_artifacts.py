@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, atomic_write, find_model, limit_folder, sha256_file
+from alexdeploy.core.artifacts import (
+    MODELS_FOLDER,
+    ModelFolder,
+    atomic_write,
+    find_model,
+    is_name_too_long,
+    limit_folder,
+    sha256_file,
+)
 from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError, UsageError
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 
@@ -245,3 +253,10 @@ def test_a_folder_that_may_not_be_looked_into_is_a_model_error(tmp_path: Path) -
     folder.path.mkdir(mode=0)
     with pytest.raises(ModelError, match="locked cannot be read: Permission denied"):
         find_model(folder.path)
+
+
+@pytest.mark.parametrize("name", ["{}", "missing/{}", "missing/{}/file", "missing/below/{}"])
+def test_a_name_is_too_long_also_below_a_folder_that_is_missing(tmp_path: Path, name: str) -> None:
+    # Most file systems take 255 bytes, none 4,096.
+    assert is_name_too_long(tmp_path / name.format("n" * 4096))
+    assert not is_name_too_long(tmp_path / name.format("n" * 20))

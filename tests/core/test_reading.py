@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from alexdeploy.core.artifacts import sha256_file
 from alexdeploy.core.errors import ModelError
-from alexdeploy.core.reading import _read, check_regular, decode_json, open_regular, read_regular, read_text
+from alexdeploy.core.reading import NonWaitingReader, check_regular, decode_json, open_regular, read_regular, read_text
 from alexdeploy.core.spec import ModelSpec
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fifos and devices as POSIX has them")
@@ -95,8 +96,8 @@ def test_a_file_that_is_not_waited_for_and_has_nothing_to_say_is_an_error() -> N
     # As /proc/kmsg does, of which a test would take messages away.
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    with open(reading, "rb") as file, pytest.raises(OSError, match="has nothing to be read now"):
-        _read(file, 10, "pipe")
+    with NonWaitingReader(io.FileIO(reading)) as file, pytest.raises(OSError, match="has nothing to be read now"):
+        file.read(10)
     os.close(writing)
 
 

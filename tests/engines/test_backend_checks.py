@@ -243,22 +243,25 @@ def test_a_model_that_every_backend_gets_wrong_is_not_run_by_itself(
         choose_backend(tiny_model, "fp32")
 
 
-def test_a_graph_that_openvino_cannot_load_runs_in_onnx_runtime(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+def test_a_graph_that_openvino_cannot_load_runs_in_onnx_runtime(tmp_path: Path, kind: type[np.integer]) -> None:
     folder, warnings = ModelFolder(tmp_path / "model"), []
-    (tmp_path / "q.onnx").write_bytes(qoperator_classifier().SerializeToString())
+    (tmp_path / "q.onnx").write_bytes(qoperator_classifier(kind).SerializeToString())
     import_onnx(tmp_path / "q.onnx", folder, ImportOptions(preprocessing=STEPS), warnings.append)
     assert [each for each in warnings if "openvino" in each and "cannot run the graph" in each and "QGemm" in each]
     assert choose_backend(folder, "fp32") == "onnxruntime"
+    with open_engine(folder, "onnxruntime", EngineOptions(num_views=10)) as engine:
+        assert np.isfinite(engine.run(smooth_images(2)).probabilities).all()
 
 
-def qoperator_classifier() -> ModelProto:
+def qoperator_classifier(kind: type[np.integer]) -> ModelProto:
     """ONNX Runtime's QOperator form of the same layers without LRN; QGemm is an operator of its own."""
     values = weights()
     constants = {
         "x_scale": np.array(1 / 32, np.float32),
         "y_scale": np.array(1 / 8, np.float32),
         "w_scale": np.array(1 / 256, np.float32),
-        "middle": np.array(128, np.uint8),
+        "middle": np.array(128 if kind is np.uint8 else 0, kind),
         "zero": np.array(0, np.int8),
         "conv.w": np.clip(np.rint(values["conv.w"] * 256), -127, 127).astype(np.int8),
         "conv.b": np.rint(values["conv.b"] * 256 * 32).astype(np.int32),
