@@ -95,6 +95,9 @@ class InterruptGuard:
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
         sys.unraisablehook = self._hook
+        # If a KeyboardInterrupt has left an exec(), as dataclasses use it, Python ends itself by SIGINT as it exits, no
+        # matter who caught it and what the exit code is. The next exec() makes it forget.
+        exec("")
         self._writer.send(bytes([_END]))
         self._thread.join()
         self._reader.close()

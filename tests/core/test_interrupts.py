@@ -8,6 +8,7 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -201,3 +202,29 @@ def test_a_guard_puts_everything_back() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.unraisablehook) == before
     assert signal.set_wakeup_fd(-1) == -1
     assert "alexdeploy-interrupts" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent to the process")
+def test_sigterm_in_an_exec_ends_the_program_with_its_own_code(tmp_path: Path) -> None:
+    # Run as a module: of a program given by -c, Python does not remember it.
+    (tmp_path / "interrupted").mkdir()
+    (tmp_path / "interrupted" / "__main__.py").write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from alexdeploy.core.interrupts import InterruptGuard
+
+            with InterruptGuard() as guard:
+                try:
+                    exec("import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(100)")
+                except KeyboardInterrupt:
+                    pass
+            sys.exit(guard.exit_code)
+            """
+        )
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], env={**os.environ, "PYTHONPATH": path}, timeout=200, check=False
+    )
+    assert done.returncode == 143
