@@ -274,6 +274,9 @@ def is_name_too_long(path: Path) -> bool:
         except OSError as exc:
             if exc.errno == errno.ENAMETOOLONG:
                 return True
+        except ValueError:
+            # A NUL, which no name has.
+            return False
     return False
 
 

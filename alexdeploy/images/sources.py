@@ -102,8 +102,13 @@ class Inputs:
 
 
 def read_inputs(inputs: Iterable[str | os.PathLike[str]]) -> Inputs:
-    """Take what `iter_sources` takes. Standard input is read here and now."""
-    texts = tuple(os.fspath(given) for given in inputs)
+    """Take what `iter_sources` takes. Standard input is read here and now. Raises UsageError for what is no path."""
+    is_one = isinstance(inputs, (str, bytes, os.PathLike)) or not isinstance(inputs, Iterable)
+    given = () if is_one else tuple(inputs)
+    if is_one or not all(isinstance(each, (str, os.PathLike)) for each in given):
+        shown = given or (os.fspath(inputs) if isinstance(inputs, os.PathLike) else inputs)
+        raise UsageError(f"inputs is {shown!r}; expected a list of paths")
+    texts = tuple(os.fspath(each) for each in given)
     return Inputs(texts=texts, standard_input=sys.stdin.buffer.read() if _STANDARD_INPUT in texts else b"")
 
 

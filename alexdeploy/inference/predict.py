@@ -149,8 +149,6 @@ class Predictor:
         engine, after the rows before it. The engine serves one at a time: a later `predict()`, and the end of the
         `with` block, ends one that was left unfinished, which then raises UsageError when it is asked for a row.
         """
-        if isinstance(inputs, (str, os.PathLike)):
-            raise UsageError(f"inputs is {os.fspath(inputs)!r}; expected a list of paths")
         return self.predict_sources(iter_sources(inputs))
 
     def predict_sources(self, sources: Iterable[Source], *, first_index: int = 0) -> Rows:

@@ -260,3 +260,9 @@ def test_a_name_is_too_long_also_below_a_folder_that_is_missing(tmp_path: Path, 
     # Most file systems take 255 bytes, none 4,096.
     assert is_name_too_long(tmp_path / name.format("n" * 4096))
     assert not is_name_too_long(tmp_path / name.format("n" * 20))
+
+
+def test_a_name_with_a_nul_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no model at a\0"):
+        find_model("a\0")

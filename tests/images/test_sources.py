@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from alexdeploy.core.errors import ImageError
+from alexdeploy.core.errors import ImageError, UsageError
 from alexdeploy.images import archives
 from alexdeploy.images.listing import MAX_FILE_BYTES, walk_images
 from alexdeploy.images.sources import Source, iter_sources, read_file, read_inputs
@@ -793,3 +793,13 @@ def test_what_a_walk_passes_over_is_counted_by_suffix(tmp_path):
     assert sum(1 for _ in inputs) == 2
     assert len(inputs.skipped.suffixes) == 101
     assert str(inputs.skipped).startswith("307 files that are no images (others ")
+
+
+@pytest.mark.parametrize("inputs", [None, 5, [None], [5], [b"a.jpg"], [["a.jpg"]], "a.jpg", b"a.jpg", Path("a.jpg")])
+def test_what_is_no_list_of_paths_is_a_usage_error(inputs):
+    with pytest.raises(UsageError, match=r"inputs is .*; expected a list of paths"):
+        iter_sources(inputs)
+
+
+def test_paths_may_come_from_an_iterator_and_hold_bytes_that_are_no_text():
+    assert read_inputs(iter([Path("a.jpg"), "b\udcff.jpg"])).texts == ("a.jpg", "b\udcff.jpg")
