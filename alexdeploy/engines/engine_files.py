@@ -19,7 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, output_error, sha256_bytes
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, output_error, sha256_bytes
+from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.core.spec import Precision

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import alexdeploy
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, cache_folder, limit_folder, sha256_bytes
+from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes
+from alexdeploy.core.cache import cache_folder, limit_folder
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, OutputError, StaleArtifactError
 from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.hashes import remembered_sha256

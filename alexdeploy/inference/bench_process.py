@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
-from alexdeploy.core.artifacts import cache_folder
+from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError
 from alexdeploy.engines.base import EngineInfo
 from alexdeploy.inference.bench_worker import Done, Job, Opened, Reply, Task, read_frame, write_frame

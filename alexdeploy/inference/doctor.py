@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from alexdeploy.core.artifacts import MODELS_FOLDER, cache_folder
+from alexdeploy.core.artifacts import MODELS_FOLDER
+from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.memory import host_memory
 from alexdeploy.core.packages import package_version
 from alexdeploy.core.processors import available_processors

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexdeploy.core.artifacts import atomic_write, cache_folder, check_output
+from alexdeploy.core.artifacts import atomic_write, check_output
+from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.packages import missing_package
 from alexdeploy.inference.table import escape

@@ -14,9 +14,9 @@ from alexdeploy.core.artifacts import (
     atomic_write,
     find_model,
     is_name_too_long,
-    limit_folder,
     sha256_file,
 )
+from alexdeploy.core.cache import limit_folder
 from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError, UsageError
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 

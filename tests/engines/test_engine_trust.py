@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from made_engines import PLAN, make_engine
 
-from alexdeploy.core.artifacts import ModelFolder, cache_folder, sha256_bytes
+from alexdeploy.core.artifacts import ModelFolder, sha256_bytes
+from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.errors import ModelError, OutputError
 from alexdeploy.engines.engine_files import (
     EngineRecord,
