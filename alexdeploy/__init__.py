@@ -14,39 +14,39 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from alexdeploy.core.artifacts import ModelFolder, find_model
-    from alexdeploy.core.errors import AlexDeployError
-    from alexdeploy.core.recipe import CalibrationRecipe
-    from alexdeploy.export.calibrate import calibrate
-    from alexdeploy.export.export import ExportOptions, export_model
-    from alexdeploy.export.quantize import Budget
-    from alexdeploy.inference.bench_plan import BenchOptions
-    from alexdeploy.inference.bench_timing import Limits
-    from alexdeploy.inference.benchmark import benchmark
-    from alexdeploy.inference.evaluate import EvaluateOptions, evaluate
-    from alexdeploy.inference.predict import Predictor
-    from alexdeploy.inference.verify import VerifyOptions, verify
+from alexdeploy.core.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from alexdeploy.benchmark.bench import benchmark
+    from alexdeploy.benchmark.plan import BenchOptions
+    from alexdeploy.benchmark.statistics import Limits
+    from alexdeploy.core.errors import AlexDeployError
+    from alexdeploy.core.model_folder import ModelFolder, find_model
+    from alexdeploy.core.recipe import CalibrationRecipe
+    from alexdeploy.evaluation.evaluate import EvaluateOptions, evaluate
+    from alexdeploy.evaluation.verify import VerifyOptions, verify
+    from alexdeploy.export.export import ExportOptions, export_model
+    from alexdeploy.export.quantize.calibrate import calibrate
+    from alexdeploy.export.quantize.quantize import Budget
+    from alexdeploy.inference.predictor import Predictor
 
 _HOMES = {
     "AlexDeployError": "alexdeploy.core.errors",
-    "BenchOptions": "alexdeploy.inference.bench_plan",
-    "Budget": "alexdeploy.export.quantize",
+    "BenchOptions": "alexdeploy.benchmark.plan",
+    "Budget": "alexdeploy.export.quantize.quantize",
     "CalibrationRecipe": "alexdeploy.core.recipe",
-    "EvaluateOptions": "alexdeploy.inference.evaluate",
+    "EvaluateOptions": "alexdeploy.evaluation.evaluate",
     "ExportOptions": "alexdeploy.export.export",
-    "Limits": "alexdeploy.inference.bench_timing",
-    "ModelFolder": "alexdeploy.core.artifacts",
-    "Predictor": "alexdeploy.inference.predict",
-    "VerifyOptions": "alexdeploy.inference.verify",
-    "benchmark": "alexdeploy.inference.benchmark",
-    "calibrate": "alexdeploy.export.calibrate",
-    "evaluate": "alexdeploy.inference.evaluate",
+    "Limits": "alexdeploy.benchmark.statistics",
+    "ModelFolder": "alexdeploy.core.model_folder",
+    "Predictor": "alexdeploy.inference.predictor",
+    "VerifyOptions": "alexdeploy.evaluation.verify",
+    "benchmark": "alexdeploy.benchmark.bench",
+    "calibrate": "alexdeploy.export.quantize.calibrate",
+    "evaluate": "alexdeploy.evaluation.evaluate",
     "export_model": "alexdeploy.export.export",
-    "find_model": "alexdeploy.core.artifacts",
-    "verify": "alexdeploy.inference.verify",
+    "find_model": "alexdeploy.core.model_folder",
+    "verify": "alexdeploy.evaluation.verify",
 }
 __all__ = [
     "AlexDeployError",

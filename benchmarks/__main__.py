@@ -36,9 +36,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alexdeploy import ModelFolder
+from alexdeploy.benchmark.plan import load_average
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.engines.base import is_installed
-from alexdeploy.inference.bench_plan import load_average
 from benchmarks.bars import bars
 from benchmarks.growth import (
     BATCH_SIZES,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alexdeploy.inference.bench_timing import bound
+from alexdeploy.benchmark.statistics import bound
 from benchmarks.process import median_ratio
 from benchmarks.startup import SCRIPT
 

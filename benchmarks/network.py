@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from alexdeploy import ExportOptions, ModelFolder, export_model
-from alexdeploy.core.artifacts import sha256_file
+from alexdeploy.core.files import sha256_file
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import ModelSpec, Precision, Preprocessing, graph_precision
 from alexdeploy.engines.openvino import local_graph
-from alexdeploy.export.graphs import load_graph
-from alexdeploy.export.quantize import Budget
+from alexdeploy.export.quantize.quantize import Budget
+from alexdeploy.graphs.freshness import load_graph
 
 NUM_CLASSES = 1000
 

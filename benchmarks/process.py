@@ -13,8 +13,8 @@ from types import TracebackType
 
 import msgspec
 
-from alexdeploy.inference.bench_timing import PAUSE_SECONDS as _PAUSE_SECONDS
-from alexdeploy.inference.bench_timing import interleaved
+from alexdeploy.benchmark.statistics import PAUSE_SECONDS as _PAUSE_SECONDS
+from alexdeploy.benchmark.statistics import interleaved
 from benchmarks.sides import Ask, Reply, Setup
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from alexdeploy import ModelFolder
-from alexdeploy.engines.engine_files import find_engines
+from alexdeploy.engines.trt.files import find_engines
 
 _NUM_STREAMS = 2
 _SIDE = 256

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import alexdeploy
-from alexdeploy.core.artifacts import atomic_write
+from alexdeploy.benchmark.plan import machine_facts
+from alexdeploy.core.files import atomic_write
 from alexdeploy.engines.base import Backend, is_installed
-from alexdeploy.inference.bench_plan import machine_facts
 from benchmarks.process import ROOT
 
 Work = Callable[[], dict[str, Any]]

@@ -19,11 +19,11 @@ import msgspec
 import numpy as np
 
 from alexdeploy import ModelFolder, Predictor
+from alexdeploy.benchmark.worker import AnswersAtOnce, peak_bytes, run_engine, run_files
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import Backend, EngineInfo, EngineOptions, NumViews, choose_backend, open_engine
 from alexdeploy.images.decode import decode
 from alexdeploy.images.sources import Source
-from alexdeploy.inference.bench_worker import AnswersAtOnce, peak_bytes, run_engine, run_files
 from alexdeploy.inference.pipeline import PipelineOptions
 from alexdeploy.placement.child import take_over_stdout
 from benchmarks.full_decode import full_decode

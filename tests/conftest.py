@@ -6,15 +6,18 @@ import functools
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from colour import ColourEngine
 from helpers import TINY, make_model, write_pictures
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.export.export import ExportOptions, export_model
-from alexdeploy.export.quantize import Budget
+from alexdeploy.export.quantize.quantize import Budget
 
 # Some tests import ONNX Runtime themselves.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -87,3 +90,15 @@ def int8_model(_quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shutil.copytree(_quantized, root)
     monkeypatch.chdir(root)
     return ModelFolder(Path("models/tiny"))
+
+
+@pytest.fixture
+def colour_engine() -> type[ColourEngine]:
+    return ColourEngine
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Every test ends with the threads it began with."""
+    yield
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("alexdeploy-")]

@@ -27,11 +27,11 @@ import numpy as np
 from gpu_here import has_onnxruntime_gpu
 from gpu_models import make_random_model
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineInfo, EngineOptions, open_engine
-from alexdeploy.engines.cuda_driver import cuda_uuids
-from alexdeploy.engines.engine_files import BuildOptions
+from alexdeploy.engines.trt.cuda_driver import cuda_uuids
+from alexdeploy.engines.trt.files import BuildOptions
 from alexdeploy.images.decode import decode
 from alexdeploy.images.sample import write_photographs
 from alexdeploy.images.sources import iter_sources
@@ -123,7 +123,7 @@ def main() -> int:
     parser.add_argument("--tactic-sources", help="with commas, e.g. EDGE_MASK_CONVOLUTIONS,JIT_CONVOLUTIONS")
     arguments = parser.parse_args()
     try:
-        from alexdeploy.engines.tensorrt_gpu import find_gpu
+        from alexdeploy.engines.trt.context import find_gpu
 
         gpu = find_gpu("cuda:0")
     except DeviceError as exc:
@@ -218,7 +218,7 @@ def _reference(
 
 
 def _build(session: Session, folder: ModelFolder, precision: str, num_views: int) -> str:
-    from alexdeploy.engines.tensorrt_build import build_engine
+    from alexdeploy.engines.trt.build import build_engine
 
     built = build_engine(folder, session.options(precision, num_views))
     if built.reused:
@@ -232,7 +232,7 @@ def _build(session: Session, folder: ModelFolder, precision: str, num_views: int
 
 
 def _reuse(session: Session, folder: ModelFolder, precision: str, num_views: int) -> str:
-    from alexdeploy.engines.tensorrt_build import build_engine
+    from alexdeploy.engines.trt.build import build_engine
 
     began = time.monotonic()
     built = build_engine(folder, session.options(precision, num_views))
@@ -332,7 +332,7 @@ def _wrong_key(session: Session, folder: ModelFolder) -> str:
 def _free_bytes() -> int:
     import pycuda.driver as cuda
 
-    from alexdeploy.engines.tensorrt_gpu import on_gpu
+    from alexdeploy.engines.trt.context import on_gpu
 
     return int(on_gpu(0, lambda: cuda.mem_get_info()[0]))
 
@@ -372,7 +372,7 @@ def _full(session: Session, folder: ModelFolder) -> str:
     """All but little of the GPU is taken: opening must say that memory is out, and work again when it is there."""
     import pycuda.driver as cuda
 
-    from alexdeploy.engines.tensorrt_gpu import on_gpu
+    from alexdeploy.engines.trt.context import on_gpu
 
     def fill() -> str:
         taken = []
@@ -400,7 +400,7 @@ def _full(session: Session, folder: ModelFolder) -> str:
 
 
 def _huge(session: Session, folder: ModelFolder) -> str:
-    from alexdeploy.engines.tensorrt_build import build_engine
+    from alexdeploy.engines.trt.build import build_engine
 
     options = dataclasses.replace(session.options("fp32", 10), max_batch=200_000)
     try:

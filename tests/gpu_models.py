@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.export.export import ExportOptions, export_model
-from alexdeploy.export.graphs import Source, serialize, write_graph
-from alexdeploy.export.quantize import Budget
-from alexdeploy.export.runner import run_graph
+from alexdeploy.export.quantize.quantize import Budget
+from alexdeploy.graphs.files import Source, serialize, write_graph
+from alexdeploy.graphs.runner import run_graph
 from alexdeploy.images.sample import write_photographs
 from alexdeploy.network.layers import Layer, plan_layers
 

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import ModelSpec, Preprocessing
-from alexdeploy.export.graphs import write_graph
+from alexdeploy.graphs.files import write_graph
 from alexdeploy.images.preprocess import network_input
 from alexdeploy.network.alexnet import AlexNet
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.engines.engine_files import EngineKey, EngineRecord, engine_path, write_engine
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.engines.trt.files import EngineKey, EngineRecord, engine_path, write_engine
 
 GPU = "NVIDIA H100 80GB HBM3"
 PLAN = bytes(range(256)) * 40

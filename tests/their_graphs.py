@@ -11,12 +11,12 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.engines.base import EngineOptions, open_engine
-from alexdeploy.export.import_onnx import ImportOptions, import_onnx
 from alexdeploy.images.preprocess import network_input
+from alexdeploy.importing.onnx import ImportOptions, import_onnx
 
 SIZE, CLASSES, FEATURES = 32, 5, 6
 STEPS = Preprocessing(channels="bgr", scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), crop=SIZE)

@@ -13,11 +13,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-import alexdeploy
 from alexdeploy.cli import output
-from alexdeploy.cli.one_voice import hush
+from alexdeploy.cli.rank_output import silence_nonzero_ranks
 from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, first_line
 from alexdeploy.core.interrupts import InterruptGuard
+from alexdeploy.core.version import __version__
 
 _COMMANDS = {
     "prepare": "prepare",
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> Any:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(f"alexdeploy {alexdeploy.__version__}")
+        print(f"alexdeploy {__version__}")
         raise typer.Exit
 
 
@@ -86,7 +86,7 @@ def _options(
 def main() -> None:
     """Run the command line and exit with a code of docs/exit-codes.md."""
     _open_closed_streams()
-    hush()
+    silence_nonzero_ranks()
     with InterruptGuard() as guard:
         code = _run(guard)
     _leave(code)

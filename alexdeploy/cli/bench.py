@@ -19,7 +19,7 @@ from alexdeploy.core.errors import DeviceError, UsageError, by_name
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from alexdeploy.inference.bench_results import Benchmark, Row
+    from alexdeploy.benchmark.results import Benchmark, Row
 
 _INTERRUPTED = 130
 _WIDE = 100
@@ -91,12 +91,12 @@ def bench(
     Ends with exit code 5 if nothing keeps --budget-ms and --min-agreement; if nothing could be measured at all, with
     that of the first error. Ctrl-C shows what was measured so far.
     """
-    from alexdeploy.core.artifacts import find_model
+    from alexdeploy.benchmark.bench import benchmark
+    from alexdeploy.benchmark.plan import BenchOptions
+    from alexdeploy.benchmark.statistics import Limits
+    from alexdeploy.core.model_folder import find_model
     from alexdeploy.core.spec import Precision
     from alexdeploy.engines.base import Backend, NumViews
-    from alexdeploy.inference.bench_plan import BenchOptions
-    from alexdeploy.inference.bench_timing import Limits
-    from alexdeploy.inference.benchmark import benchmark
 
     options = BenchOptions(
         backends=None if backend is None else pick("--backend", backend, get_args(Backend)),
@@ -113,7 +113,7 @@ def bench(
         with_profile=report is not None,
     )
     if report is not None:
-        from alexdeploy.inference.report import check_page_path
+        from alexdeploy.evaluation.html_page import check_page_path
 
         check_page_path(report, "--report")
     with _watching(quiet=quiet) as (note, step):
@@ -127,7 +127,7 @@ def bench(
     finally:
         # Also when nobody reads stdout any more: the page is what took the time.
         if report is not None:
-            from alexdeploy.inference.bench_report import write_report
+            from alexdeploy.benchmark.html import write_report
 
             write_report(found, report)
     if report is not None and not quiet:
@@ -207,7 +207,7 @@ def _document(found: Benchmark) -> dict[str, object]:
 
 
 def _print(found: Benchmark, console: Console) -> None:
-    from alexdeploy.inference.bench_words import cures_of, doubt, rate, spread
+    from alexdeploy.benchmark.format import confidence_note, cures_of, rate, spread
 
     line = partial(out.line, console)
     machine = found.machine
@@ -239,7 +239,7 @@ def _print(found: Benchmark, console: Console) -> None:
         line("")
     for each in found.picked:
         rounds = f" ({spread(each.file_rates)})" if spread(each.file_rates) else ""
-        against = doubt(each)
+        against = confidence_note(each)
         line(
             f"fastest with {out.count(each.configuration.num_views, 'view')}: {each.configuration}: "
             f"{rate(each.files_per_second)} images/s from files{rounds}, p95 {each.p95_ms:,.1f} ms",
@@ -262,7 +262,7 @@ def _print_rows(console: Console, rows: list[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from alexdeploy.inference.bench_words import errors_of, number, percent, rate, spread
+    from alexdeploy.benchmark.format import errors_of, number, percent, rate, spread
 
     table = Table(box=None, header_style="bold", padding=(0, 2 if console.width >= _WIDER else 1, 0, 0))
     for name in ("backend", "precision"):

@@ -14,9 +14,9 @@ from alexdeploy.cli.options import JsonOption, ModelArgument, view_count
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from alexdeploy.core.artifacts import ModelFolder
-    from alexdeploy.engines.engine_files import BuildOptions
-    from alexdeploy.engines.tensorrt_build import BuiltEngine
+    from alexdeploy.core.model_folder import ModelFolder
+    from alexdeploy.engines.trt.build import BuiltEngine
+    from alexdeploy.engines.trt.files import BuildOptions
     from alexdeploy.placement.devices import GpuSurvey
 
 
@@ -67,8 +67,8 @@ def build(
         raise UsageError("--fp16 and --int8 are two engines", cure="Build one after the other.")
     num_views = view_count(views, tencrop=tencrop)
 
-    from alexdeploy.core.artifacts import find_model
-    from alexdeploy.engines.engine_files import DEFAULT_MAX_BATCH, BuildOptions
+    from alexdeploy.core.model_folder import find_model
+    from alexdeploy.engines.trt.files import DEFAULT_MAX_BATCH, BuildOptions
     from alexdeploy.placement.devices import survey_gpus
 
     folder = find_model(model)
@@ -110,7 +110,7 @@ def see_only(name: str, survey: GpuSurvey) -> str:
 def _build_with_progress(folder: ModelFolder, options: BuildOptions) -> BuiltEngine:
     """Build an engine, or find it built, and say on stderr what came of it."""
     # Says what is missing where TensorRT cannot be imported.
-    from alexdeploy.engines.tensorrt_build import build_engine
+    from alexdeploy.engines.trt.build import build_engine
 
     output.note(f"model {folder.path}: {options.precision}, {output.count(options.num_views, 'view')}")
     with output.progress("steps") as bar:
@@ -137,7 +137,7 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 
 
 def _trust(path: Path, *, json: bool) -> None:
-    from alexdeploy.engines.engine_files import trust_engine
+    from alexdeploy.engines.trt.files import trust_engine
 
     record = trust_engine(path)
     output.note(f"{path} is trusted from now on: {record.precision} for {record.gpu}, built {record.built_at}")

@@ -41,10 +41,10 @@ def calibrate(
     Writes calibration/<model>.ranges.json, and before it model.onnx where that is missing. No labels are needed. What
     is not given here is taken from calibration/default.toml. Ctrl-C shows what was measured so far, and writes nothing.
     """
-    from alexdeploy.core.artifacts import find_model
+    from alexdeploy.core.model_folder import find_model
     from alexdeploy.core.recipe import load_calibration
-    from alexdeploy.export.calibrate import CalibrationInterrupted
-    from alexdeploy.export.calibrate import calibrate as measure
+    from alexdeploy.export.quantize.calibrate import CalibrationInterrupted
+    from alexdeploy.export.quantize.calibrate import calibrate as measure
 
     if percentile is not None and method not in (None, "percentile"):
         raise UsageError(f"--percentile is for --method percentile, not {method}", cure="Leave one of them out.")

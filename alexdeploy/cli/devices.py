@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from alexdeploy.placement.devices import Device
-    from alexdeploy.placement.fitting import EngineFile
+    from alexdeploy.placement.engine_fit import EngineFile
 
 
 def devices(json: JsonOption = False) -> None:
@@ -20,16 +20,16 @@ def devices(json: JsonOption = False) -> None:
 
     GPUs are counted after CUDA_VISIBLE_DEVICES. Of an engine that none of them can run, stderr says why.
     """
-    from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder
+    from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder
     from alexdeploy.core.packages import tensorrt_version
     from alexdeploy.placement.devices import cpu_device, survey_gpus
-    from alexdeploy.placement.fitting import judge_engines
+    from alexdeploy.placement.engine_fit import match_engines
 
     survey = survey_gpus()
     tensorrt = tensorrt_version()
     here = (cpu_device(), *survey.devices)
     folders = map(ModelFolder, sorted(MODELS_FOLDER.glob("*"))) if survey.devices else ()
-    engines = [engine for folder in folders for engine in judge_engines(folder, survey)]
+    engines = [engine for folder in folders for engine in match_engines(folder, survey)]
     if json:
         rows = [
             {

@@ -14,7 +14,7 @@ from alexdeploy.core.errors import DeviceError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from alexdeploy.inference.gpu_findings import Finding
+    from alexdeploy.diagnosis.gpu_checks import Finding
 
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "absent": "dim"}
 
@@ -24,7 +24,7 @@ def doctor(json: JsonOption = False) -> None:
 
     What is optional and not there is absent, not a problem. Ends with exit code 5 if there is a problem.
     """
-    from alexdeploy.inference.doctor import examine
+    from alexdeploy.diagnosis.doctor import examine
 
     findings = examine()
     num_problems = sum(finding.status == "problem" for finding in findings)

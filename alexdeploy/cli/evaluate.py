@@ -18,9 +18,9 @@ from alexdeploy.core.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from alexdeploy.inference.evaluate import Evaluation, ImageResult, Plan
-    from alexdeploy.inference.evaluate_rows import RowsFile
-    from alexdeploy.inference.scoring import Comparison, ErrorRate, Score
+    from alexdeploy.evaluation.evaluate import Evaluation, ImageResult, Plan
+    from alexdeploy.evaluation.rows import RowsFile
+    from alexdeploy.evaluation.scoring import Comparison, ErrorRate, Score
 
 _WIDE = 120
 """Columns of a terminal from which errors and their intervals stand in one line."""
@@ -76,12 +76,12 @@ def evaluate(
     All of them run in one pass, each image being decoded once. An image that cannot be read counts as wrong, and
     the command then ends with exit code 3. Ctrl-C shows the figures of the images so far.
     """
-    from alexdeploy.core.artifacts import find_model
+    from alexdeploy.core.model_folder import find_model
     from alexdeploy.core.spec import Precision
     from alexdeploy.engines.base import Backend, NumViews
-    from alexdeploy.inference import evaluate_rows
-    from alexdeploy.inference.evaluate import EvaluateOptions
-    from alexdeploy.inference.evaluate import evaluate as run_evaluate
+    from alexdeploy.evaluation import rows
+    from alexdeploy.evaluation.evaluate import EvaluateOptions
+    from alexdeploy.evaluation.evaluate import evaluate as run_evaluate
 
     options = EvaluateOptions(
         precisions=pick("--precision", precision, get_args(Precision)),
@@ -93,11 +93,11 @@ def evaluate(
         num_threads=threads,
     )
     if output is not None:
-        evaluate_rows.check_rows_path(output, resume=resume)
+        rows.check_rows_path(output, resume=resume)
     elif resume:
         raise UsageError("--resume goes on with a file", cure="Name it: --output FILE")
     if html is not None:
-        from alexdeploy.inference.report import check_page_path
+        from alexdeploy.evaluation.html_page import check_page_path
 
         check_page_path(html)
     with _Watcher(output, resume=resume, quiet=quiet) as watcher:
@@ -114,7 +114,7 @@ def evaluate(
     finally:
         # Also when nobody reads stdout any more: the page is what took the time.
         if html is not None and not found.interrupted:
-            from alexdeploy.inference.evaluate_report import write_report
+            from alexdeploy.evaluation.html import write_report
 
             write_report(found, html)
     if found.interrupted:
@@ -140,7 +140,7 @@ class _Watcher:
 
     def __enter__(self) -> _Watcher:
         if self._output is not None:
-            from alexdeploy.inference.evaluate_rows import RowsFile
+            from alexdeploy.evaluation.rows import RowsFile
 
             self._rows = self._stack.enter_context(RowsFile(self._output))
         return self
@@ -189,7 +189,7 @@ class _Watcher:
 
 
 def _print(found: Evaluation, console: Console) -> None:
-    from alexdeploy.inference.evaluate import describe_exceptions
+    from alexdeploy.evaluation.evaluate import describe_exceptions
 
     line = partial(out.line, console)
     line(f"model {found.model}, contract {found.contract_sha256[:12]}", "bold")

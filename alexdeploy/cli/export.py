@@ -21,11 +21,11 @@ from alexdeploy.core.errors import DeviceError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from alexdeploy.core.artifacts import ModelFolder
+    from alexdeploy.core.model_folder import ModelFolder
     from alexdeploy.export.export import Exported
     from alexdeploy.export.fp16 import HalfLayer
     from alexdeploy.export.parity import Parity
-    from alexdeploy.export.quantize import Quantization
+    from alexdeploy.export.quantize.quantize import Quantization
     from alexdeploy.placement.devices import Device, GpuSurvey
 
 
@@ -78,9 +78,9 @@ def export(
 
     Every layer is compared with an independent float64 computation before a file is replaced.
     """
-    from alexdeploy.core.artifacts import find_model
+    from alexdeploy.core.model_folder import find_model
     from alexdeploy.export.export import ExportOptions, export_model
-    from alexdeploy.export.quantize import Budget
+    from alexdeploy.export.quantize.quantize import Budget
 
     for name, value in (
         ("--calibrate", calibrate),
@@ -234,7 +234,7 @@ def _print_half_layers(layers: tuple[HalfLayer, ...]) -> None:
 def _print_quantization(found: Quantization) -> None:
     from rich.table import Table
 
-    from alexdeploy.export.sensitivity import describe
+    from alexdeploy.export.quantize.sensitivity import describe
 
     drop = found.choice.drop
     kept = ", ".join([*found.choice.keep, *found.keep_asked])

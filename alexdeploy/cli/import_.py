@@ -14,7 +14,7 @@ from alexdeploy.cli.options import model_folder
 from alexdeploy.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from alexdeploy.core.artifacts import ModelFolder
+    from alexdeploy.core.model_folder import ModelFolder
     from alexdeploy.core.spec import ModelSpec
 
 
@@ -71,9 +71,9 @@ def import_(
     The format of weights is recognized by the file's first bytes, whatever it is called.
     """
     from alexdeploy.core.reading import check_exists
-    from alexdeploy.export.import_folder import read_mean_image
-    from alexdeploy.export.import_known import refuse_other_format
-    from alexdeploy.export.weight_format import SUFFIXES, file_format
+    from alexdeploy.importing.model_folder import read_mean_image
+    from alexdeploy.importing.published_files import refuse_other_format
+    from alexdeploy.importing.weight_format import SUFFIXES, file_format
 
     kind = file_format(file)
     if kind is None:
@@ -96,8 +96,8 @@ def import_(
     image = None if mean_image is None else read_mean_image(mean_image)
     classes = None if labels is None else _read_labels(labels)
     if kind == "onnx":
-        from alexdeploy.export.import_folder import graph_preprocessing
-        from alexdeploy.export.import_onnx import ImportOptions, import_onnx
+        from alexdeploy.importing.model_folder import graph_preprocessing
+        from alexdeploy.importing.onnx import ImportOptions, import_onnx
 
         options = ImportOptions(
             preprocessing=graph_preprocessing(recipe, given, has_mean_image=image is not None, on_warning=output.warn),
@@ -109,7 +109,7 @@ def import_(
         )
         spec = import_onnx(file, folder, options, output.warn)
     else:
-        from alexdeploy.export.import_weights import WeightsOptions, import_weights
+        from alexdeploy.importing.weights import WeightsOptions, import_weights
 
         weights = WeightsOptions(steps=given, mean_image=image, classes=classes, recipe=recipe, overwrite=overwrite)
         spec = import_weights(file, folder, weights, output.warn)

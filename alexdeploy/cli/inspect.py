@@ -15,7 +15,7 @@ from alexdeploy.cli.options import JsonOption, SetOption
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from alexdeploy.inference.inspect import Inspection
+    from alexdeploy.diagnosis.inspect import Inspection
 
 
 def inspect(
@@ -29,7 +29,7 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Show layers, shapes, parameters, multiply-accumulates, LRN constants, preprocessing and provenance."""
-    from alexdeploy.inference.inspect import inspect as run_inspect
+    from alexdeploy.diagnosis.inspect import inspect as run_inspect
 
     found = run_inspect(target, overrides=tuple(set_ or ()), num_classes=classes)
     if json:

@@ -12,7 +12,7 @@ import typer
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from alexdeploy.core.artifacts import ModelFolder
+    from alexdeploy.core.model_folder import ModelFolder
     from alexdeploy.engines.base import NumViews
 
 _Value = TypeVar("_Value")
@@ -38,7 +38,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def model_folder(name: str) -> ModelFolder:
     """The folder models/NAME. Raises UsageError if it would be any other, where no command would look for it."""
-    from alexdeploy.core.artifacts import MODELS_FOLDER, ModelFolder, is_name_too_long
+    from alexdeploy.core.files import is_name_too_long
+    from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder
 
     if name in ("", ".", "..") or Path(name).name != name:
         raise UsageError(

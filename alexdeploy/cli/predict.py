@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from alexdeploy.engines.base import EngineInfo
     from alexdeploy.images.sources import Inputs
-    from alexdeploy.inference.predict import Predictor
-    from alexdeploy.inference.results import Format, Row
+    from alexdeploy.inference.predictor import Predictor
+    from alexdeploy.inference.row import Row
+    from alexdeploy.inference.writers import Format
 
 
 def predict(
@@ -92,12 +93,12 @@ def predict(
     Ends with exit code 3 if some of the rows are errors.
     """
     from alexdeploy.images.sources import check_named, read_inputs
-    from alexdeploy.inference import predict_file, results
-    from alexdeploy.inference.predict import Predictor
+    from alexdeploy.inference import predict_file, writers
+    from alexdeploy.inference.predictor import Predictor
 
     is_special = output is not None and os.path.exists(output) and not (output.is_file() or output.is_dir())
     chosen = kind or _default_format(output, is_special)
-    results.check_format(chosen)
+    writers.check_format(chosen)
     # The link stays and the file it names is replaced.
     path = None if output is None or is_special else Path(os.path.realpath(output))
     if resume and path is None:
@@ -142,7 +143,7 @@ def predict(
 
 
 def _default_format(output: Path | None, is_special: bool) -> Format:
-    from alexdeploy.inference.results import choose_format
+    from alexdeploy.inference.writers import choose_format
 
     if output is None:
         return "table" if sys.stdout.isatty() else "jsonl"
@@ -191,7 +192,7 @@ def _stream(predictor: Predictor, inputs: Inputs, output: Path | None, kind: For
     """Write rows to stdout, or to a pipe or device, each as it comes."""
     import shutil
 
-    from alexdeploy.inference.results import Shape, text_format
+    from alexdeploy.inference.writers import Shape, text_format
 
     info = predictor.info
     width = shutil.get_terminal_size((120, 24)).columns
@@ -214,7 +215,7 @@ def _stream(predictor: Predictor, inputs: Inputs, output: Path | None, kind: For
 @contextmanager
 def _open_sink(output: Path | None, stdout: BinaryIO) -> Iterator[Callable[[bytes], None]]:
     """A function that writes through to stdout or to `output`, and raises OutputError where it cannot."""
-    from alexdeploy.core.artifacts import output_error
+    from alexdeploy.core.files import output_error
 
     def error(exc: OSError) -> OutputError:
         return out.stdout_error(exc) if output is None else output_error(output, exc)
@@ -239,7 +240,7 @@ def _open_sink(output: Path | None, stdout: BinaryIO) -> Iterator[Callable[[byte
 
 
 def _describe(info: EngineInfo) -> str:
-    from alexdeploy.inference.results import short_artifact
+    from alexdeploy.inference.writers import short_artifact
 
     views = out.count(info.num_views, "view")
     return f"{info.backend} {info.precision}, {views}, artifact {short_artifact(info.artifact)}"

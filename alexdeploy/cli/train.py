@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.one_voice import one_voice
 from alexdeploy.cli.options import ExcludeOption, JsonOption, SetOption, model_folder
+from alexdeploy.cli.rank_output import one_voice
 from alexdeploy.cli.sample import render
 from alexdeploy.cli.train_progress import summary, watch
 
 if TYPE_CHECKING:
-    from alexdeploy.core.artifacts import ModelFolder
+    from alexdeploy.core.model_folder import ModelFolder
     from alexdeploy.core.recipe import Recipe
     from alexdeploy.images.folder import LabelledImages
     from alexdeploy.images.packed import PackedSet
@@ -190,8 +190,8 @@ def _choose(
     is_sample: bool,
 ) -> tuple[Recipe, ModelFolder, Parent | None]:
     """What to train by, where the model goes, and the one whose weights are the first."""
-    from alexdeploy.core.artifacts import find_model
     from alexdeploy.core.errors import UsageError
+    from alexdeploy.core.model_folder import find_model
     from alexdeploy.core.recipe import DEFAULT_RECIPE, SAMPLE_RECIPE, fine_tuning_recipe, load_recipe
 
     if pretrained is None:

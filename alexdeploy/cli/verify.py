@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from alexdeploy.engines.base import NumViews
-    from alexdeploy.inference.agreement import Agreement, EngineReport, NetworkReport, Verification
+    from alexdeploy.evaluation.agreement import Agreement, EngineReport, NetworkReport, Verification
 
 _SHORT_WORDS = ("graph", "backend", "precision", "verdict")
 _WORDS = (*_SHORT_WORDS, "layer", "jumps at")
@@ -64,11 +64,11 @@ def verify(
 
     Ends with exit code 3 if all is well but some of the images could not be read.
     """
-    from alexdeploy.core.artifacts import find_model
+    from alexdeploy.core.model_folder import find_model
     from alexdeploy.core.spec import Precision
     from alexdeploy.engines.base import Backend
-    from alexdeploy.inference.verify import VerifyOptions
-    from alexdeploy.inference.verify import verify as run_verify
+    from alexdeploy.evaluation.verify import VerifyOptions
+    from alexdeploy.evaluation.verify import verify as run_verify
 
     options = VerifyOptions(
         precisions=None if precision is None else pick("--precision", precision, get_args(Precision)),
@@ -104,7 +104,7 @@ def verify(
 
 
 def _print(found: Verification, console: Console, *, with_layers: bool) -> None:
-    from alexdeploy.inference.agreement import FLOORS, JUMP, REFERENCE_NAMES
+    from alexdeploy.evaluation.agreement import FLOORS, JUMP, REFERENCE_NAMES
 
     line = partial(output.line, console)
     images = f"{output.count(found.num_images, 'image')} of {found.images}"

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from alexdeploy.core.artifacts import ModelFolder, atomic_write
 from alexdeploy.core.errors import ModelError
+from alexdeploy.core.files import atomic_write
 from alexdeploy.core.hashes import remembered_sha256
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import backend_version
 from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import msgspec
 
-from alexdeploy.core.artifacts import atomic_write, sha256_file
 from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.errors import OutputError
+from alexdeploy.core.files import atomic_write, sha256_file
 from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 
 _MIN_BYTES = 1 << 20

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from alexdeploy.core.artifacts import output_error
 from alexdeploy.core.errors import UsageError
+from alexdeploy.core.files import output_error
 
 
 def take_lock(descriptor: int, path: Path) -> bool:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 
-import alexdeploy
 from alexdeploy.core.errors import UsageError
+from alexdeploy.core.version import __version__
 
 
 def package_version(*names: str) -> str | None:
@@ -52,7 +52,7 @@ def backend_version(name: str) -> str:
 
 def versions_for_report(backends: Iterable[str]) -> dict[str, str]:
     """The versions of what a result depends on, by name: ours, Python's and the libraries'; "unknown" if not told."""
-    versions = {"alexdeploy": alexdeploy.__version__, "python": platform.python_version()}
+    versions = {"alexdeploy": __version__, "python": platform.python_version()}
     names = ("numpy", "pillow", *dict.fromkeys(backends))
     return versions | {name: backend_version(name) for name in names}
 

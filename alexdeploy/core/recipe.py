@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from alexdeploy.core.arguments import Count, Natural, NotNegative, Positive, check_fields
-from alexdeploy.core.artifacts import CALIBRATION_FOLDER
 from alexdeploy.core.errors import RecipeError
+from alexdeploy.core.model_folder import CALIBRATION_FOLDER
 from alexdeploy.core.overrides import apply_override, check_keys, suggest
 from alexdeploy.core.reading import read_text
 from alexdeploy.core.spec import Architecture, ModelSpec

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.backend_checks import backend_problem
 from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import missing_package
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision, graph_precision
 
 if TYPE_CHECKING:
-    from alexdeploy.export.graphs import Graph
+    from alexdeploy.graphs.files import Graph
 
 Backend = Literal["tensorrt", "openvino", "onnxruntime", "torch"]
 NumViews = Literal[1, 5, 10]

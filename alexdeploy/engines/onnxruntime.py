@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError, first_line
 from alexdeploy.core.forks import OpenedHere
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
-from alexdeploy.export.graphs import Graph, deploy, load_graph
-from alexdeploy.export.onnxruntime_library import load_onnxruntime
-from alexdeploy.export.runner import device_error, new_session
+from alexdeploy.graphs.files import Graph, deploy
+from alexdeploy.graphs.freshness import load_graph
+from alexdeploy.graphs.onnxruntime_library import load_onnxruntime
+from alexdeploy.graphs.runner import device_error, new_session
 
 onnxruntime = load_onnxruntime()
 

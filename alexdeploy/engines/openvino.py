@@ -15,24 +15,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-import alexdeploy
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, sha256_bytes
 from alexdeploy.core.cache import cache_folder, limit_folder
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, OutputError, StaleArtifactError
+from alexdeploy.core.files import atomic_write, sha256_bytes
 from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.hashes import remembered_sha256
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.reading import MAX_DATA_BYTES, open_regular, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision, graph_precision
+from alexdeploy.core.version import __version__
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, join_predictions
 from alexdeploy.engines.openvino_library import cpu_capabilities, has_exact_int8, max_cpu_isa, ov
-from alexdeploy.export.facts import Facts, load_facts
+from alexdeploy.graphs.freshness import load_metadata
+from alexdeploy.graphs.metadata import GraphMetadata
 from alexdeploy.network.layers import plan_layers
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from alexdeploy.export.graphs import Graph
+    from alexdeploy.graphs.files import Graph
 
 _DERIVATION = 5
 """Counts the ways in which a deployment graph was derived for this engine: raise it when that changes."""
@@ -55,11 +57,11 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
     """An engine for the model's graph of `options.precision`; bf16 runs the fp32 graph in bfloat16 arithmetic."""
     spec = folder.spec()
     precision = graph_precision(options.precision)
-    facts = load_facts(folder, precision, spec)
+    facts = load_metadata(folder, precision, spec)
 
     def read() -> ModelProto:
         # Not above: what is in the cache runs without ONNX.
-        from alexdeploy.export.graphs import load_graph
+        from alexdeploy.graphs.freshness import load_graph
 
         graph = load_graph(folder, precision, spec)
         if (graph.sha256, graph.metadata) != (facts.sha256, facts.metadata):
@@ -77,7 +79,7 @@ def open_graph(
 
 
 def _engine(
-    facts: Facts,
+    facts: GraphMetadata,
     read: Callable[[], ModelProto],
     spec: ModelSpec,
     mean_image: NDArray[np.float32] | None,
@@ -113,13 +115,13 @@ def local_graph(
 ) -> ModelProto:
     """`openvino_graph` in the form for this processor."""
     # Not above: what is in the cache runs without ONNX.
-    from alexdeploy.export.openvino_graph import openvino_graph
+    from alexdeploy.graphs.openvino import openvino_graph
 
     unsigned = precision == "int8" and not has_exact_int8()
     return openvino_graph(network, spec, precision, num_views, mean_image, unsigned=unsigned)
 
 
-def may_be_bfloat16(facts: Facts, spec: ModelSpec) -> bool:
+def may_be_bfloat16(facts: GraphMetadata, spec: ModelSpec) -> bool:
     """Whether bfloat16 serves between the layers of an INT8 graph: none was kept out, and each LRN has a kernel for it.
 
     With other numbers of maps OpenVINO 2026.4 has a slow one: `alexnet-quarter` would take three times as long.
@@ -176,7 +178,7 @@ class OpenVINOEngine:
         self._shape = (images_at_once(info.batch_size, info.num_views), IMAGE_SIZE, IMAGE_SIZE, 3)
         # Everything that the compiled model depends on, by content. The metadata is read each time: a graph of other
         # weights is another one also where its hash is remembered of the one before.
-        versions = (alexdeploy.__version__, _DERIVATION, ov.__version__)
+        versions = (__version__, _DERIVATION, ov.__version__)
         of_graph = (info.artifact, sorted(metadata.items()))
         self._key = (*versions, *of_graph, info.precision, info.num_views, self._shape)
         self._cache_key = ""

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError, first_line
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Precision, graph_precision
 from alexdeploy.engines.base import Backend, NumViews
-from alexdeploy.export.deployment import PREFIX, deployment_graph
-from alexdeploy.export.graphs import load_graph
-from alexdeploy.export.runner import new_session
+from alexdeploy.graphs.deployment import PREFIX, deployment_graph
+from alexdeploy.graphs.freshness import load_graph
+from alexdeploy.graphs.runner import new_session
 
 PROFILED: tuple[Backend, ...] = ("openvino", "onnxruntime")
 """Backends whose runtimes tell the time of each layer."""

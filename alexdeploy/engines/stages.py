@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from alexdeploy.engines.onnxruntime import MEMORY_CURE, open_session
-from alexdeploy.export.runner import device_error
+from alexdeploy.graphs.runner import device_error
 
 Tensors = Mapping[str, NDArray[Any]]
 

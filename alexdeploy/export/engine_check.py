@@ -24,10 +24,10 @@ from alexdeploy.engines.base import (
     join_predictions,
     open_graph,
 )
-from alexdeploy.export.graph_walk import all_nodes, attribute
-from alexdeploy.export.graphs import Graph
 from alexdeploy.export.parity import TOLERANCES
-from alexdeploy.export.runner import GraphRunner
+from alexdeploy.graphs.edit import all_nodes, attribute
+from alexdeploy.graphs.files import Graph
+from alexdeploy.graphs.runner import GraphRunner
 from alexdeploy.images.preprocess import network_input
 
 _NUM_VIEWS: tuple[NumViews, ...] = (1, 10)

@@ -11,21 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.arguments import check_argument, check_fields
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.backend_checks import BackendCheck, record_backend_checks
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import missing_package
 from alexdeploy.core.spec import ModelSpec, Precision
-from alexdeploy.export import graphs
-from alexdeploy.export.calibrate import measured_tensors
 from alexdeploy.export.check_images import check_images
-from alexdeploy.export.deployment import check_network
 from alexdeploy.export.engine_check import check_engines
 from alexdeploy.export.fp16 import HalfLayer, plan_fp16, to_fp16
-from alexdeploy.export.int8 import WeightBits
 from alexdeploy.export.parity import Parity, check_parity, compare_outputs
-from alexdeploy.export.quantize import Budget, Quantization, quantize
-from alexdeploy.export.ranges import Ranges, read_ranges, write_ranges
-from alexdeploy.export.runner import GraphRunner
+from alexdeploy.export.quantize.calibrate import measured_tensors
+from alexdeploy.export.quantize.quantize import Budget, Quantization, quantize
+from alexdeploy.graphs import files as graph_files
+from alexdeploy.graphs.deployment import check_network
+from alexdeploy.graphs.edit import WeightBits
+from alexdeploy.graphs.freshness import load_graph
+from alexdeploy.graphs.ranges import Ranges, read_ranges, write_ranges
+from alexdeploy.graphs.runner import GraphRunner
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import Weights, load_model_weights
 
@@ -105,7 +107,7 @@ def export_model(
         if each.ranges is not None:
             write_ranges(folder.ranges_path, each.ranges)
         if each.content is not None:
-            graphs.write_graph(folder, each.precision, each.content)
+            graph_files.write_graph(folder, each.precision, each.content)
     return tuple(
         Exported(
             path=each.path,
@@ -127,7 +129,7 @@ class _Checked:
 
     path: Path
     precision: Precision
-    graph: graphs.Graph
+    graph: graph_files.Graph
     content: bytes | None
     weights: Weights | None
     parity: Parity | None
@@ -141,7 +143,7 @@ def _checked_fp32(
 ) -> _Checked:
     path = folder.onnx_path()
     if not folder.weights_path.is_file():
-        graph = graphs.load_graph(folder, "fp32", spec)
+        graph = load_graph(folder, "fp32", spec)
         return _Checked(path=path, precision="fp32", graph=graph, content=None, weights=None, parity=None)
     try:
         from alexdeploy.export.onnx_export import export_network
@@ -154,9 +156,9 @@ def _checked_fp32(
     check_network(model, spec)
     on_step("checking ONNX Runtime and PyTorch against NumPy float64")
     parity = check_parity(model, plan, weights, images, "fp32", {"PyTorch": torch_activations})
-    source = graphs.Source(name=folder.weights_path.name, sha256=digest, weights_sha256=digest)
-    content = graphs.serialize(model, spec, source, "fp32")
-    graph = graphs.graph_of(model, content)
+    source = graph_files.Source(name=folder.weights_path.name, sha256=digest, weights_sha256=digest)
+    content = graph_files.serialize(model, spec, source, "fp32")
+    graph = graph_files.graph_of(model, content)
     return _Checked(path=path, precision="fp32", graph=graph, content=content, weights=weights, parity=parity)
 
 
@@ -178,12 +180,12 @@ def _checked_fp16(
         parity = check_parity(model, plan, fp32.weights, images, "fp16")
     else:
         parity = compare_outputs(model, fp32.graph.model, images, "fp16")
-    source = graphs.Source(name=fp32.path.name, sha256=fp32.graph.sha256, weights_sha256=fp32.graph.weights_sha256)
-    content = graphs.serialize(model, spec, source, "fp16")
+    source = graph_files.Source(name=fp32.path.name, sha256=fp32.graph.sha256, weights_sha256=fp32.graph.weights_sha256)
+    content = graph_files.serialize(model, spec, source, "fp16")
     return _Checked(
         path=folder.onnx_path("fp16"),
         precision="fp16",
-        graph=graphs.graph_of(model, content),
+        graph=graph_files.graph_of(model, content),
         content=content,
         weights=fp32.weights,
         parity=parity,
@@ -231,17 +233,17 @@ def _checked_int8(
         on_step=on_step,
         on_warning=on_warning,
     )
-    source = graphs.Source(
+    source = graph_files.Source(
         name=fp32.path.name,
         sha256=fp32.graph.sha256,
         weights_sha256=fp32.graph.weights_sha256,
         ranges_sha256=quantized.ranges.sha256,
     )
-    content = graphs.serialize(quantized.model, spec, source, "int8")
+    content = graph_files.serialize(quantized.model, spec, source, "int8")
     return _Checked(
         path=folder.onnx_path("int8"),
         precision="int8",
-        graph=graphs.graph_of(quantized.model, content),
+        graph=graph_files.graph_of(quantized.model, content),
         content=content,
         weights=fp32.weights,
         parity=None,

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from alexdeploy.export.graph_walk import attribute, inner_graphs, producers, rename_inputs
-from alexdeploy.export.onnxruntime_library import load_onnxruntime
+from alexdeploy.graphs.edit import attribute, inner_graphs, producers, rename_inputs
+from alexdeploy.graphs.onnxruntime_library import load_onnxruntime
 
 LARGEST = float(np.finfo(np.float16).max)
 """65,504: beyond, FP16 has only infinity."""
@@ -54,10 +54,10 @@ def plan_fp16(model: onnx.ModelProto, largest: Mapping[str, float]) -> tuple[Hal
         # A reshaped or otherwise unmeasured tensor holds what its node reads.
         if node.output[0] not in known:
             known[node.output[0]] = max((known.get(name, 0.0) for name in node.input), default=0.0)
-    return tuple(_judge(node, known) for node in model.graph.node)
+    return tuple(_check_node(node, known) for node in model.graph.node)
 
 
-def _judge(node: NodeProto, known: Mapping[str, float]) -> HalfLayer:
+def _check_node(node: NodeProto, known: Mapping[str, float]) -> HalfLayer:
     reached = max((known.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
     is_lrn = node.op_type == "LRN"
     share = (known.get(node.input[0], 0.0) / _LARGEST_SQUARED) if is_lrn else reached / LARGEST

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import ParityError
-from alexdeploy.export.runner import GraphRunner, run_graph
+from alexdeploy.graphs.runner import GraphRunner, run_graph
 from alexdeploy.network import reference
 from alexdeploy.network.layers import Layer
 from alexdeploy.network.weights import Weights

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import sha256_bytes
 from alexdeploy.core.errors import DataError, ImageError
+from alexdeploy.core.files import sha256_bytes
 from alexdeploy.core.reading import MAX_DATA_BYTES, decode_json, open_regular, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.decode import decode

@@ -19,8 +19,8 @@ from typing import BinaryIO, Literal
 
 import msgspec
 
-from alexdeploy.core.artifacts import output_error
 from alexdeploy.core.errors import InputError, OutputError, UsageError
+from alexdeploy.core.files import output_error
 from alexdeploy.core.locks import take_lock
 from alexdeploy.core.reading import open_regular
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from alexdeploy.core.artifacts import atomic_write, check_output
 from alexdeploy.core.errors import UsageError
+from alexdeploy.core.files import atomic_write, check_output
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.journal import Header, Journal, check_setting, journal_path, read_header, read_journal
 from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
-from alexdeploy.inference.results import Format, Record, Row, Shape, read_records, short_artifact, write_rows
+from alexdeploy.inference.row import Record, Row
+from alexdeploy.inference.writers import Format, Shape, read_records, short_artifact, write_rows
 
 if TYPE_CHECKING:
-    from alexdeploy.inference.predict import Predictor
+    from alexdeploy.inference.predictor import Predictor
 
 _COMMAND: Final = "predict"
 

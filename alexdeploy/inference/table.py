@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alexdeploy.inference.results import Row
+    from alexdeploy.inference.row import Row
 
 _GAP = "  "
 _PROBABILITY = 6

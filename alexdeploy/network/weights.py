@@ -11,9 +11,9 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError, StaleArtifactError, cured_by, first_line
 from alexdeploy.core.hashes import remembered_sha256
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import check_regular
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
 from alexdeploy.network.layers import Layer, plan_layers

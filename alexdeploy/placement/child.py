@@ -1,6 +1,6 @@
 """A process of this package that works for another and may fail alone: what its two sides share, whatever they say.
 
-`Child` is for the one that starts it; `take_over_pipes` and `failure_of` are for the one that is started.
+`Child` is for the one that starts it; `adopt_stdio` and `failure_of` are for the one that is started.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Child:
                     print(f"{shown_as}: {text}", file=sys.stderr)
 
 
-def take_over_pipes() -> tuple[IO[bytes], IO[bytes]]:
+def adopt_stdio() -> tuple[IO[bytes], IO[bytes]]:
     """In a child, first of all: requests and answers. It ends with its parent, and signals are not for it."""
     _end_with_parent(int(sys.argv[1]))
     # They may reach the whole group; the parent says when it is over, by closing the pipe.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from alexdeploy.core.errors import DeviceError, UsageError, first_line
 from alexdeploy.core.memory import host_memory
 from alexdeploy.core.processors import available_processors
-from alexdeploy.engines.cuda_driver import cuda_version, driver_cuda_version, is_cuda_uuid, only_compute_capability
+from alexdeploy.engines.trt.cuda_driver import cuda_version, driver_cuda_version, is_cuda_uuid, only_compute_capability
 
 _HIDING_MASKS = ("", "-1", "NoDevFiles")
 """What people write in CUDA_VISIBLE_DEVICES who want no GPU."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from alexdeploy.core.arguments import Count, check_fields
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import package_version
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Placement, Precision
@@ -154,9 +154,9 @@ def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | N
     engines: dict[tuple[int, int], int | NoEngine] = {}
     is_asked = request.backend in (None, "tensorrt") and can_run("tensorrt", request.precision)
     if "tensorrt" in on_gpu and is_asked and may_use_gpu:
-        from alexdeploy.placement.fitting import engines_here
+        from alexdeploy.placement.engine_fit import local_engines
 
-        engines = engines_here(
+        engines = local_engines(
             folder,
             survey,
             precision=request.precision,
@@ -221,7 +221,7 @@ def _view_bytes(spec: ModelSpec) -> int:
 
 
 def _split(folder: ModelFolder, request: Request, named: tuple[Device, ...] | None, survey: GpuSurvey) -> Placed:
-    from alexdeploy.placement.towers import open_split_engine
+    from alexdeploy.placement.split_engine import open_split_engine
 
     assert request.placement is not None
     if request.backend not in (None, "onnxruntime"):

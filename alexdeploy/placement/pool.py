@@ -10,15 +10,15 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
 from alexdeploy.core.forks import OpenedHere
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import IMAGE_SIZE, Precision, graph_precision
 from alexdeploy.engines.base import EngineInfo, Predictions, check_images, join_predictions
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
 from alexdeploy.placement.process import DOCTOR, ReplicaLostError, ReplicaProcess, RunStoppedError
-from alexdeploy.placement.replica import CLOSE_SECONDS, Member, PoolOptions, ReplicaReport
+from alexdeploy.placement.replica import CLOSE_SECONDS, PoolOptions, ReplicaReport, ReplicaSupervisor
 
 _HURRY_SECONDS = 0.5
 """How long replicas may take to end where an error or Ctrl-C ended the run."""
@@ -39,7 +39,7 @@ class Pool:
             raise UsageError("a pool takes at least one replica")
         self._changed = threading.Condition()
         self._folder, self._precision = folder, options.precision
-        self._members = [Member(folder, replica, options, self._changed) for replica in replicas]
+        self._supervisors = [ReplicaSupervisor(folder, replica, options, self._changed) for replica in replicas]
         self._info: EngineInfo | None = None
         self._num_cancels = 0
         self._opened: OpenedHere | None = None
@@ -54,12 +54,12 @@ class Pool:
         self._opened = OpenedHere(self)
         try:
             before = _identities(self._folder, self._precision)
-            for member in self._members:
-                member.start()
-            ready = [member.wait_until_open().info for member in self._members]
+            for supervisor in self._supervisors:
+                supervisor.start()
+            ready = [supervisor.wait_until_open().info for supervisor in self._supervisors]
             if _identities(self._folder, self._precision) != before:
                 raise ModelError("the model changed while its replicas were opened", cure="Run the command again.")
-            self._info = join_infos([member.replica.device for member in self._members], ready)
+            self._info = join_infos([supervisor.replica.device for supervisor in self._supervisors], ready)
         except BaseException:
             self._close(_HURRY_SECONDS)
             raise
@@ -86,40 +86,40 @@ class Pool:
         """
         with self._changed:
             self._num_cancels += 1
-            for member in self._members:
-                member.cancel()
+            for supervisor in self._supervisors:
+                supervisor.cancel()
             self._changed.notify_all()
 
     def reports(self) -> tuple[ReplicaReport, ...]:
         """What each replica has done so far."""
         with self._changed:
-            return tuple(member.report() for member in self._members)
+            return tuple(supervisor.report() for supervisor in self._supervisors)
 
-    def _run(self, images: NDArray[np.uint8], num_failures: int, avoid: Member | None = None) -> Predictions:
-        member, life = self._acquire(avoid)
+    def _run(self, images: NDArray[np.uint8], num_failures: int, avoid: ReplicaSupervisor | None = None) -> Predictions:
+        supervisor, process = self._acquire(avoid)
         try:
-            return member.run(life, images)
+            return supervisor.run(process, images)
         except RunStoppedError:
             raise
         except DeviceError as exc:
             # Once may be the device's fault, and another may do better; twice is the batch's.
             if num_failures == 0:
-                return self._run(images, 1, member)
+                return self._run(images, 1, supervisor)
             if len(images) > 1:
-                return self._halved(images, member)
+                return self._halved(images, supervisor)
             self._check_health(exc)
             return self._refused(exc.message)
 
-    def _halved(self, images: NDArray[np.uint8], avoid: Member) -> Predictions:
+    def _halved(self, images: NDArray[np.uint8], avoid: ReplicaSupervisor) -> Predictions:
         middle = (len(images) + 1) // 2
         return join_predictions([self._run(images[:middle], 1, avoid), self._run(images[middle:], 1, avoid)])
 
     def _check_health(self, exc: DeviceError) -> None:
         """Raise `exc` if a black image is not answered either: then it is not the image that is at fault."""
         while True:
-            member, life = self._acquire(None)
+            supervisor, process = self._acquire(None)
             try:
-                member.run(life, np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
+                supervisor.run(process, np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
             except RunStoppedError:
                 raise
             except ReplicaLostError:
@@ -133,7 +133,7 @@ class Pool:
         num_classes, num_views = len(self.info.classes), self.info.num_views
         return Predictions(np.zeros((1, num_classes), np.float32), np.zeros((1, num_views), np.int32), {0: message})
 
-    def _acquire(self, avoid: Member | None) -> tuple[Member, ReplicaProcess]:
+    def _acquire(self, avoid: ReplicaSupervisor | None) -> tuple[ReplicaSupervisor, ReplicaProcess]:
         """The replica with the most free streams, not `avoid` if there is another, when there is one.
 
         Raises DeviceError when all are lost for good, or when it is cancelled.
@@ -143,25 +143,26 @@ class Pool:
             while True:
                 if self._num_cancels != num_cancels:
                     raise RunStoppedError("the run was stopped")
-                living = [member for member in self._members if not member.has_given_up]
+                living = [supervisor for supervisor in self._supervisors if not supervisor.has_given_up]
                 if not living:
                     losses = "; ".join(
-                        f"{member.replica.device}: {member.last_loss or 'closed'}" for member in self._members
+                        f"{supervisor.replica.device}: {supervisor.last_loss or 'closed'}"
+                        for supervisor in self._supervisors
                     )
                     raise DeviceError(f"every replica is lost: {losses}", cure=DOCTOR)
-                others = [member for member in living if member is not avoid] or living
-                free = [member for member in others if member.num_free > 0]
+                others = [supervisor for supervisor in living if supervisor is not avoid] or living
+                free = [supervisor for supervisor in others if supervisor.num_free > 0]
                 if free:
-                    member = max(free, key=lambda member: member.num_free)
-                    return member, member.take()
+                    supervisor = max(free, key=lambda supervisor: supervisor.num_free)
+                    return supervisor, supervisor.take()
                 self._changed.wait()
 
     def _close(self, seconds: float) -> None:
-        for member in self._members:
-            member.close()
+        for supervisor in self._supervisors:
+            supervisor.close()
         deadline = time.monotonic() + seconds
-        for member in self._members:
-            member.join(deadline)
+        for supervisor in self._supervisors:
+            supervisor.join(deadline)
 
 
 def join_infos(devices: Sequence[Device], infos: Sequence[EngineInfo]) -> EngineInfo:

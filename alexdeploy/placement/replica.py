@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, first_line
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews, Predictions, join_predictions
 from alexdeploy.placement.frames import Job, Ready
@@ -65,10 +65,10 @@ class ReplicaReport:
     last_loss: str | None
 
 
-class Member:
+class ReplicaSupervisor:
     """One replica: a thread that starts its process, reads what it answers, and starts it again when it is lost.
 
-    Everything but constants is read and written under `changed`, which all members of a pool share.
+    Everything but constants is read and written under `changed`, which all supervisors of a pool share.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Member:
         # Halving a batch down to the image that ends the process takes one loss for each step.
         self._most_losses = 3 + replica.batch_size.bit_length()
         self._changed = changed
-        self._life: ReplicaProcess | None = None
+        self._process: ReplicaProcess | None = None
         self._most_images = replica.batch_size
         # Doubled whenever an answer is late: it may not hang but be slow.
         self._patience = 1
@@ -103,7 +103,7 @@ class Member:
 
     @property
     def num_free(self) -> int:
-        return 0 if self._life is None or self._life.is_ending else self._life.num_free
+        return 0 if self._process is None or self._process.is_ending else self._process.num_free
 
     def start(self) -> None:
         self._thread.start()
@@ -117,34 +117,34 @@ class Member:
 
     def take(self) -> ReplicaProcess:
         """Take one of its free streams; called under `changed`."""
-        assert self._life is not None
-        self._life.num_free -= 1
-        return self._life
+        assert self._process is not None
+        self._process.num_free -= 1
+        return self._process
 
-    def run(self, life: ReplicaProcess, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, process: ReplicaProcess, images: NDArray[np.uint8]) -> Predictions:
         """Run a batch on a stream that was taken, and give it back. Raises the engine's error, or ReplicaLostError."""
         began = time.monotonic()
         try:
-            found = self._run_in_parts(life, images)
+            found = self._run_in_parts(process, images)
         except (ReplicaLostError, RunStoppedError):
             raise
         except DeviceError as exc:
-            life.num_failures += 1
-            if life.num_failures >= _MOST_FAILURES:
-                life.end(f"it failed {life.num_failures} times in a row: {exc.message}")
+            process.num_failures += 1
+            if process.num_failures >= _MOST_FAILURES:
+                process.end(f"it failed {process.num_failures} times in a row: {exc.message}")
             raise
         finally:
             with self._changed:
-                life.num_free += 1
+                process.num_free += 1
                 self._busy_seconds += time.monotonic() - began
                 self._changed.notify_all()
-        life.num_failures = 0
+        process.num_failures = 0
         with self._changed:
             self._num_batches += 1
             self._num_images += len(images)
         return found
 
-    def _run_in_parts(self, life: ReplicaProcess, images: NDArray[np.uint8]) -> Predictions:
+    def _run_in_parts(self, process: ReplicaProcess, images: NDArray[np.uint8]) -> Predictions:
         """As many images at a time as the replica was opened for, fewer from when its device ran out of memory."""
         parts: list[Predictions] = []
         start = 0
@@ -152,7 +152,7 @@ class Member:
             size = min(self._most_images, len(images) - start)
             try:
                 seconds = self._options.seconds_for(size) * self._patience
-                parts.append(life.run(images[start : start + size], seconds))
+                parts.append(process.run(images[start : start + size], seconds))
             except DeviceMemoryError:
                 if size == 1:
                     raise
@@ -163,20 +163,20 @@ class Member:
 
     def cancel(self) -> None:
         """End the process if it is at work on a batch; called under `changed`."""
-        if self._life is not None:
-            self._life.stop()
+        if self._process is not None:
+            self._process.stop()
 
     def close(self) -> None:
         """Let the process end when it has answered what it has; one that is still opening is ended."""
         with self._changed:
             self._is_closing = True
-            life, is_open = self._life, self._num_streams > 0
-        if life is None:
+            process, is_open = self._process, self._num_streams > 0
+        if process is None:
             return
         if is_open:
-            life.finish()
+            process.finish()
         else:
-            life.end("closed")
+            process.end("closed")
 
     def join(self, deadline: float) -> None:
         """Wait for the end of the process, and end it at `deadline`, a time of the monotonic clock."""
@@ -184,9 +184,9 @@ class Member:
             return
         self._thread.join(timeout=max(0.0, deadline - time.monotonic()))
         with self._changed:
-            life = self._life
-        if life is not None:
-            life.end("closed")
+            process = self._process
+        if process is not None:
+            process.end("closed")
         self._thread.join()
 
     def report(self) -> ReplicaReport:
@@ -204,18 +204,18 @@ class Member:
         )
 
     def _supervise(self) -> None:
-        """One life after the other; whatever goes wrong here, nobody is left waiting."""
+        """One process after the other; whatever goes wrong here, nobody is left waiting."""
         try:
             self._live()
         # BaseException: a thread that died of anything at all must not leave the others waiting.
         except BaseException as exc:
             with self._changed:
-                life, self._life = self._life, None
+                process, self._process = self._process, None
                 self.has_given_up, self.last_loss = True, f"{type(exc).__name__}: {first_line(exc)}"
                 self._changed.notify_all()
-            if life is not None:
-                life.end(str(self.last_loss))
-                life.fail_pending(str(self.last_loss))
+            if process is not None:
+                process.end(str(self.last_loss))
+                process.fail_pending(str(self.last_loss))
             self._opened.put(DeviceError(f"{self.replica.device}: {self.last_loss}", cure=DOCTOR))
 
     def _live(self) -> None:
@@ -225,38 +225,38 @@ class Member:
         while not (self.has_given_up or self._is_closing):
             num_batches = self._num_batches
             began = time.monotonic()
-            life = ReplicaProcess(self._job, self.replica)
+            process = ReplicaProcess(self._job, self.replica)
             with self._changed:
-                self._life = life
-            opened = life.open(self._options.open_seconds)
+                self._process = process
+            opened = process.open(self._options.open_seconds)
             with self._changed:
                 if isinstance(opened, Ready):
                     self._num_streams = opened.info.num_streams
-                    life.num_free = self._num_streams if first in (None, opened) else 0
+                    process.num_free = self._num_streams if first in (None, opened) else 0
                     self._open_seconds = time.monotonic() - began
                     if self._is_closing:
-                        life.finish()
+                        process.finish()
                     self._changed.notify_all()
             is_other = first is not None and isinstance(opened, Ready) and opened != first
             if first is None:
                 self._opened.put(opened)
                 first = opened if isinstance(opened, Ready) else None
             if is_other:
-                life.end("the model has changed since the run began")
-            reason = life.listen() if isinstance(opened, Ready) else opened.message
+                process.end("the model has changed since the run began")
+            reason = process.listen() if isinstance(opened, Ready) else opened.message
             with self._changed:
-                self._life = None
+                self._process = None
                 if self._num_batches > num_batches:
                     losses_in_a_row = late_in_a_row = 0
-                if not (self._is_closing or life.was_stopped):
+                if not (self._is_closing or process.was_stopped):
                     self._num_losses += 1
                     self.last_loss = reason
                     losses_in_a_row += 1
-                if life.was_late:
+                if process.was_late:
                     late_in_a_row += 1
                     self._patience = min(2 * self._patience, _MOST_PATIENCE)
                 is_hopeless = losses_in_a_row >= self._most_losses or late_in_a_row >= _MOST_LATE
                 # What never opened will not open the next time.
                 self.has_given_up = self._is_closing or first is None or is_other or is_hopeless
                 self._changed.notify_all()
-            life.fail_pending(reason)
+            process.fail_pending(reason)

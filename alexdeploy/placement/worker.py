@@ -9,11 +9,11 @@ from typing import IO, cast
 
 import numpy as np
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import IMAGE_SIZE, Precision
 from alexdeploy.engines.base import Backend, Engine, EngineOptions, NumViews, open_engine
-from alexdeploy.placement.child import failure_of, take_over_pipes
+from alexdeploy.placement.child import adopt_stdio, failure_of
 from alexdeploy.placement.frames import Answer, Batch, Job, Ready, read_frame, write_frame
 
 _END_SECONDS = 10.0
@@ -22,7 +22,7 @@ _END_SECONDS = 10.0
 
 def main() -> None:
     """Open what the first frame asks for, then answer batches until the pipe ends."""
-    requests, answers = take_over_pipes()
+    requests, answers = adopt_stdio()
     frame = read_frame(requests)
     if frame is None or not isinstance(frame[0], Job):
         return

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import torch
 
-from alexdeploy.core.artifacts import atomic_write
 from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.files import atomic_write
 from alexdeploy.core.reading import decode_json, open_regular
 from alexdeploy.core.recipe import Recipe, Training
 from alexdeploy.training.data import TrainingData

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from alexdeploy.core.artifacts import sha256_bytes
+from alexdeploy.core.files import sha256_bytes
 from alexdeploy.core.memory import host_memory
 from alexdeploy.images.folder import LabelledImages
 from alexdeploy.images.originals import from_labelled

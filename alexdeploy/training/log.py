@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, output_error
+from alexdeploy.core.files import atomic_write, output_error
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.training.events import EpochRecord
 from alexdeploy.training.statistics import Statistics, color_axes

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alexdeploy.core.errors import DeviceError, UsageError, first_line
-from alexdeploy.core.launch import Launch, launched
+from alexdeploy.training.torchrun import Launch, launched
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store

@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 import PIL
 
-import alexdeploy
-from alexdeploy.core.artifacts import atomic_write, check_output, npy_bytes, remove_file, sha256_bytes
 from alexdeploy.core.errors import DataError, OutputError, UsageError
+from alexdeploy.core.files import atomic_write, check_output, npy_bytes, remove_file, sha256_bytes
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.reading import MAX_TEXT_BYTES, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.core.version import __version__
 from alexdeploy.images import packed_files
 from alexdeploy.images.originals import Original, Originals
 from alexdeploy.images.packed_files import ColorIndex, Index, Plan, Split, SplitIndex, to_json
@@ -256,7 +256,7 @@ def _finish(
         train=splits["train"],
         val=splits["val"],
         statistics=_finish_statistics(folder, jobs, records, splits["train"].num_images),
-        alexdeploy_version=alexdeploy.__version__,
+        alexdeploy_version=__version__,
         pillow_version=PIL.__version__,
     )
     with atomic_write(folder / packed_files.BROKEN_NAME) as file:

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import ModelError, RecipeError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import MAX_TEXT_BYTES, read_regular
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec

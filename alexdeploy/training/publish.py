@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-import alexdeploy
-from alexdeploy.core.artifacts import ModelFolder, atomic_write, npy_bytes, sha256_file
+from alexdeploy.core.files import atomic_write, npy_bytes, sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Preprocessing
+from alexdeploy.core.version import __version__
 from alexdeploy.training.checkpoint import Best, Identity, Progress
 from alexdeploy.training.pretrained import Parent, kept_rows
 from alexdeploy.training.statistics import Statistics, measured_mean
@@ -113,7 +114,7 @@ def publish_spec(
     now = datetime.datetime.now(datetime.timezone.utc)
     spec = contract.spec.replace_provenance(
         created=now.isoformat(timespec="seconds"),
-        alexdeploy_version=alexdeploy.__version__,
+        alexdeploy_version=__version__,
         torch_version=str(torch.__version__),
         recipe_overrides=" ".join(recipe.overrides) or None,
         data=data_path,

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DivergedError
 from alexdeploy.core.interrupts import be_patient, deferred_interrupts
 from alexdeploy.core.metrics import top_k
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.crops import view_boxes

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexdeploy.core.artifacts import atomic_write, remove_file, sha256_bytes, sha256_file
 from alexdeploy.core.errors import ImageError
+from alexdeploy.core.files import atomic_write, remove_file, sha256_bytes, sha256_file
 from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.images.decode import decode
 from alexdeploy.images.originals import Original

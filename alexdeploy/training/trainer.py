@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import torch
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DataError, DeviceMemoryError, UsageError
 from alexdeploy.core.locks import hold_folder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
@@ -117,7 +117,7 @@ def train(
     _check_same_everywhere(group, _shared_facts(identity, recipe, options, device))
     if group.has_begun:
         options = dataclasses.replace(options, resume=True, overwrite=False)
-    with _held(folder) if group.is_main else nullcontext():
+    with _lock_model_folder(folder) if group.is_main else nullcontext():
         checkpoint = group.on_main(lambda: _find_checkpoint(folder, identity, options))
         if options.resume and not group.has_begun and group.is_main and checkpoint is None:
             # No error: a loop that starts a run again after each kill starts it for the first time too.
@@ -185,7 +185,7 @@ def _check_same_everywhere(group: ProcessGroup, facts: dict[str, Any]) -> None:
             )
 
 
-def _held(folder: ModelFolder) -> AbstractContextManager[None]:
+def _lock_model_folder(folder: ModelFolder) -> AbstractContextManager[None]:
     """To be taken before anything is read: with two at work, each would go on from what the other writes."""
     return hold_folder(
         folder.path,
@@ -212,17 +212,17 @@ def _find_checkpoint(folder: ModelFolder, identity: Identity, options: TrainOpti
 
 def _finished(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> ModelSpec | None:
     """The spec of a run that has nothing left to do, else None. What a kill kept from the model folder goes there."""
-    _publish_again(data, job, checkpoint)
+    _republish_best(data, job, checkpoint)
     is_done = checkpoint.progress.schedule.num_epochs >= job.recipe.training.epochs
-    return job.folder.spec() if is_done and _is_judged(job.folder) else None
+    return job.folder.spec() if is_done and _has_tencrop_score(job.folder) else None
 
 
-def _is_judged(folder: ModelFolder) -> bool:
+def _has_tencrop_score(folder: ModelFolder) -> bool:
     """Whether the ten views of the best epoch were looked at; a kill may have come just before."""
     return folder.spec().provenance.get("val_top1_error_10_views") is not None
 
 
-def _publish_again(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> None:
+def _republish_best(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> None:
     """Write the best epoch to the model folder if a kill came between its checkpoint and that."""
     recipe, folder, options, progress = job.recipe, job.folder, job.options, checkpoint.progress
     best = progress.best

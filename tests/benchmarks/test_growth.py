@@ -12,7 +12,7 @@ import pytest
 from helpers import write_pictures
 from results_helpers import MACHINE
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import read_image_folder
 from alexdeploy.images.packed import open_packed
@@ -77,7 +77,7 @@ def test_each_batch_size_fills_the_batches_of_all_streams(asked: list[tuple[int,
 
 
 def test_a_side_says_how_many_streams_it_has(tiny_model: ModelFolder) -> None:
-    from alexdeploy.inference.predict import Predictor
+    from alexdeploy.inference.predictor import Predictor
 
     with Predictor(tiny_model.path, num_views=10) as predictor:
         expected = predictor.info.num_streams

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from helpers import write_pictures
 
-from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.inference.predict import Predictor
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.inference.predictor import Predictor
 from benchmarks.process import ROOT, Process
 from benchmarks.sides import Ask, Setup
 from benchmarks.startup import LEAN_SCRIPT, SCRIPT, StartupOptions, cpu_precisions, measure_startup

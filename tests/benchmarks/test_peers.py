@@ -10,7 +10,7 @@ import pytest
 from helpers import write_pictures
 from results_helpers import MACHINE
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineInfo
 from alexdeploy.engines.openvino_library import cpu_capabilities, ov
 from benchmarks import benchmark_app

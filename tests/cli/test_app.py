@@ -18,9 +18,9 @@ from program import Result, Run
 from alexdeploy import __version__
 from alexdeploy.cli import app
 from alexdeploy.core import errors
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError, OutputError, UsageError
-from alexdeploy.inference import inspect as inspect_module
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.diagnosis import inspect as inspect_module
 
 COMMANDS = (
     "prepare",

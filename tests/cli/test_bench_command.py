@@ -1,4 +1,4 @@
-"""`alexdeploy bench` as a user has it; its figures are tested in tests/inference/test_benchmark.py."""
+"""`alexdeploy bench` as a user has it; its figures are tested in tests/benchmark/test_bench.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from helpers import write_pictures
 from patience import PATIENCE
 from program import Run
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 
 QUICK = ("--backend", "onnxruntime", "--precision", "fp32", "--images", "pictures", "--seconds", "0")
 ONE = (*QUICK, "--views", "1", "--batch-size", "1")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from alexdeploy.benchmark.processes import Start
+from alexdeploy.benchmark.results import Agreed, Row, make_row
+from alexdeploy.benchmark.rounds import Measured
+from alexdeploy.benchmark.statistics import Configuration, Slice
 from alexdeploy.cli.bench import _print_rows
-from alexdeploy.inference.bench_process import Start
-from alexdeploy.inference.bench_results import Agreed, Row, make_row
-from alexdeploy.inference.bench_rounds import Measured
-from alexdeploy.inference.bench_timing import Configuration, Slice
 
 
 def row_of(*rounds: tuple[float, float], **changes: Any) -> Row:

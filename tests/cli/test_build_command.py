@@ -13,10 +13,10 @@ from program import Run
 
 from alexdeploy.cli.build import see_only
 from alexdeploy.cli.export import build_words, one_of_each_kind
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError
-from alexdeploy.engines.engine_files import load_engine, sidecar_path
-from alexdeploy.inference.inspect import _device_for
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.diagnosis.inspect import _device_for
+from alexdeploy.engines.trt.files import load_engine, sidecar_path
 from alexdeploy.placement.devices import Device, GpuSurvey
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "placement"))

@@ -11,8 +11,8 @@ import pytest
 from helpers import write_pictures
 from program import Run, run_and_signal
 
-from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.export.facts import read_facts
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.graphs.freshness import read_metadata
 
 
 @pytest.fixture
@@ -182,14 +182,14 @@ def test_7_bit_weights_are_recorded_shown_and_kept_by_the_command_that_renews(ru
     given = ("export", "tiny", "--int8", "--calibrate", "pictures", "--max-drop", "60")
     assert run(*given, "--int8-weights", "7").exit_code == 0
     path = Path("models/tiny/model.int8.onnx")
-    assert read_facts(path).metadata["alexdeploy.int8_weights"] == "7"
+    assert read_metadata(path).metadata["alexdeploy.int8_weights"] == "7"
     assert "7 bits" in run("inspect", str(path)).stdout
     assert run("calibrate", "tiny", "pictures", "--num-images", "20").exit_code == 0
     stale = run("predict", "pictures", "--precision", "int8")
     assert stale.exit_code == 4
     assert "Renew it: alexdeploy export models/tiny --int8 --int8-weights 7\n" in stale.stderr
     assert run(*given).exit_code == 0
-    assert read_facts(path).metadata["alexdeploy.int8_weights"] == "8"
+    assert read_metadata(path).metadata["alexdeploy.int8_weights"] == "8"
     assert "8 bits" in run("inspect", str(path)).stdout
     assert run(*given, "--int8-weights", "6").exit_code == 2
 

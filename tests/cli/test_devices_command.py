@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from program import Run
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
-from alexdeploy.placement import devices, fitting
+from alexdeploy.placement import devices, engine_fit
 from alexdeploy.placement.devices import GpuSurvey
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "placement"))
@@ -22,7 +22,7 @@ from imagined import TENSORRT, machine, put_engine
 def run(program: Run, tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`alexdeploy devices` in this process and in the folder of models/tiny, of an installation of its own."""
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(fitting, "tensorrt_version", lambda: TENSORRT)
+    monkeypatch.setattr(engine_fit, "tensorrt_version", lambda: TENSORRT)
     monkeypatch.chdir(tiny_model.path.parents[1])
     monkeypatch.delenv("COLUMNS", raising=False)
     return partial(program, "devices")

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 from program import Run
 
-from alexdeploy.inference import doctor
-from alexdeploy.inference.gpu_findings import Finding
+from alexdeploy.diagnosis import doctor
+from alexdeploy.diagnosis.gpu_checks import Finding
 
 WELL = (
     Finding(name="python", status="ok", found="3.11"),

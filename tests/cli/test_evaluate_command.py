@@ -19,9 +19,9 @@ from helpers import make_model
 from PIL import Image
 from program import Run, run_and_signal
 
-from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.inference.evaluate import EvaluateOptions, ImageResult, evaluate
-from alexdeploy.inference.evaluate_rows import RowsFile
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.evaluation.evaluate import EvaluateOptions, ImageResult, evaluate
+from alexdeploy.evaluation.rows import RowsFile
 
 
 @pytest.fixture
@@ -216,9 +216,9 @@ def test_folders_that_are_no_classes_are_named(run: Run, workplace: Path) -> Non
 def test_an_html_report_without_matplotlib_is_refused_before_anything_runs(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alexdeploy.inference import report
+    from alexdeploy.evaluation import html_page
 
-    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(html_page.importlib.util, "find_spec", lambda name: None)
     result = run("data", "--html", "r.html")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "pip install 'alexdeploy[report]'" in result.stderr

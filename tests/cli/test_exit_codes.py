@@ -15,8 +15,8 @@ from program import Run
 
 from alexdeploy.cli import app
 from alexdeploy.core import errors
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError
+from alexdeploy.core.model_folder import ModelFolder
 
 _GRAPH = ("import", "models/tiny/model.onnx", "--name", "new", "--scale", "1", "--mean", "0,0,0")
 

@@ -10,7 +10,8 @@ import pytest
 from program import Run
 
 from alexdeploy.cli import export
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines import base
 from alexdeploy.placement import devices
 

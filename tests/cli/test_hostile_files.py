@@ -19,7 +19,7 @@ import torch
 from program import Result, Run
 from safetensors.numpy import load_file
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 
 CODES = {0, 2, 3, 4, 5, 6}
 _SECONDS = 120

@@ -1,4 +1,4 @@
-"""`alexdeploy import` as a user has it; what it makes of graphs is tested in tests/export/test_import_onnx.py."""
+"""`alexdeploy import` as a user has it; what it makes of graphs is tested in tests/importing/test_onnx.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from program import Result, Run
 
-from alexdeploy.core.artifacts import find_model
+from alexdeploy.core.model_folder import find_model
 from alexdeploy.core.spec import Preprocessing
 
 CLASSES = 4

@@ -16,7 +16,7 @@ import offline
 import pytest
 from PIL import Image
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 
 pytestmark = pytest.mark.slow
 

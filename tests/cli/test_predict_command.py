@@ -27,7 +27,7 @@ from patience import wait_for
 from PIL import Image
 from program import Run
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.placement.place import Placed, Request, place
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and file names of POSIX")
@@ -527,7 +527,7 @@ def test_one_image_file_is_a_batch_of_its_own_and_has_all_threads(
         asked.append((request.batch_size, request.num_streams))
         return place(folder, request)
 
-    monkeypatch.setattr("alexdeploy.inference.predict.place", spy)
+    monkeypatch.setattr("alexdeploy.inference.predictor.place", spy)
     # The second is an image, but what is asked for is the list.
     (workplace / "list.jpg").write_text("images/0.jpg\nimages/1.jpg\n")
     shutil.copy(workplace / "images" / "0.jpg", workplace / "@list.jpg")

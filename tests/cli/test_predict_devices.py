@@ -14,7 +14,7 @@ from helpers import write_pictures
 from patience import HANG, PATIENCE, wait_for
 from program import Run
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "placement"))
 from faults import Gate, inject, one_worker_waits

@@ -20,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 

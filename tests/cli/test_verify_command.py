@@ -1,4 +1,4 @@
-"""`alexdeploy verify` as a user has it; its figures are tested in tests/inference/test_verify.py."""
+"""`alexdeploy verify` as a user has it; its figures are tested in tests/evaluation/test_verify.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers import change_weights, make_model, replace_graph, write_pictures
 from onnx import numpy_helper
 from program import Run
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.export.export import ExportOptions, export_model
 
 QUICK = ("--precision", "fp16", "--backend", "onnxruntime")

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from alexdeploy.core import hashes
-from alexdeploy.core.artifacts import sha256_file
 from alexdeploy.core.errors import ModelError
+from alexdeploy.core.files import sha256_file
 from alexdeploy.core.hashes import remembered_sha256
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="elsewhere nothing is remembered")

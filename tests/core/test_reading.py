@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from alexdeploy.core.artifacts import sha256_file
 from alexdeploy.core.errors import ModelError
+from alexdeploy.core.files import sha256_file
 from alexdeploy.core.reading import NonWaitingReader, check_regular, decode_json, open_regular, read_regular, read_text
 from alexdeploy.core.spec import ModelSpec
 

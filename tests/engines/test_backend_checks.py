@@ -14,18 +14,20 @@ import torch
 from helpers import TINY, make_model, smooth_images
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.backend_checks import read_backend_checks
 from alexdeploy.core.errors import ModelError, ParityError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.engines import base
 from alexdeploy.engines.base import Backend, EngineOptions, Predictions, choose_backend, open_engine
-from alexdeploy.export import engine_check, openvino_graph
+from alexdeploy.export import engine_check
 from alexdeploy.export.engine_check import arithmetic
 from alexdeploy.export.export import ExportOptions, export_model
-from alexdeploy.export.graphs import load_graph
-from alexdeploy.export.import_onnx import ImportOptions, import_onnx
+from alexdeploy.graphs import openvino
+from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.images.preprocess import network_input
+from alexdeploy.importing.onnx import ImportOptions, import_onnx
 from alexdeploy.placement.place import Request, place
 
 STEPS = Preprocessing(scale=1 / 32, mean=(4.0, 4.0, 4.0), crop=64)
@@ -139,7 +141,7 @@ def test_a_backend_with_other_answers_is_named_recorded_and_not_chosen(
     tmp_path: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # OpenVINO itself, as it computes LRN when nothing is done about k.
-    monkeypatch.setattr(openvino_graph, "unit_lrn_bias", lambda model: model)
+    monkeypatch.setattr(openvino, "unit_lrn_bias", lambda model: model)
     warnings: list[str] = []
     (tmp_path / "lrn.onnx").write_bytes(lrn_classifier(0.3, 5).SerializeToString())
     folder = ModelFolder(tmp_path / "model")
@@ -175,7 +177,7 @@ def test_a_record_of_another_graph_says_nothing(
     tmp_path: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as wrong:
-        wrong.setattr(openvino_graph, "unit_lrn_bias", lambda model: model)
+        wrong.setattr(openvino, "unit_lrn_bias", lambda model: model)
         folder = imported(tmp_path, 0.3, 5)
     assert choose_backend(folder, "fp32") == "onnxruntime"
     other = imported(tmp_path / "other", 2.0, 5)

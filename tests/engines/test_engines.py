@@ -13,8 +13,9 @@ import pytest
 from helpers import make_model, replace_graph, smooth_images
 from safetensors.numpy import load_file, save_file
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import AlexDeployError, DeviceError, ModelError, StaleArtifactError, UsageError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import list_recipes
 from alexdeploy.engines.base import Backend, EngineOptions, Predictions, choose_backend, open_engine
 
@@ -285,7 +286,7 @@ def test_predicting_imports_no_torch(tiny_model: ModelFolder) -> None:
     program = (
         "import sys, pathlib, numpy\n"
         "sys.modules['torch'] = None\n"
-        "from alexdeploy.core.artifacts import ModelFolder\n"
+        "from alexdeploy.core.model_folder import ModelFolder\n"
         "from alexdeploy.engines.base import EngineOptions, choose_backend, open_engine\n"
         f"folder = ModelFolder(pathlib.Path({str(tiny_model.path)!r}))\n"
         "for backend in ('openvino', 'onnxruntime'):\n"

@@ -8,11 +8,12 @@ import pytest
 from gpu_here import why_no_onnxruntime_gpu
 from helpers import smooth_images
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.engines.onnxruntime import BoundInput, check_provider, load_cuda_libraries
-from alexdeploy.export.graphs import deploy, load_graph
+from alexdeploy.graphs.files import deploy
+from alexdeploy.graphs.freshness import load_graph
 
 WHY_NOT = why_no_onnxruntime_gpu()
 has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()

@@ -16,14 +16,16 @@ from helpers import replace_graph, smooth_images
 from safetensors.numpy import load_file, save_file
 
 from alexdeploy.core import hashes
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import DeviceMemoryError, StaleArtifactError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines import openvino as openvino_engine
 from alexdeploy.engines.base import EngineOptions, Predictions, open_engine
 from alexdeploy.engines.openvino import OpenVINOEngine, images_at_once
 from alexdeploy.export.export import export_model
-from alexdeploy.export.facts import WEIGHTS_KEY, load_facts
+from alexdeploy.graphs.freshness import load_metadata
+from alexdeploy.graphs.metadata import WEIGHTS_KEY
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="ctime is the time of the last change on POSIX only")
 
@@ -230,9 +232,9 @@ def test_a_compiled_model_is_that_of_its_graph_s_metadata_as_well_as_of_its_hash
 ) -> None:
     """A hash may be remembered of the graph before; what it says of itself is read each time."""
     _run(tiny_model, smooth_images(1))
-    stale = load_facts(tiny_model, "fp32", tiny_model.spec())
+    stale = load_metadata(tiny_model, "fp32", tiny_model.spec())
     facts = dataclasses.replace(stale, metadata={**stale.metadata, WEIGHTS_KEY: "0" * 64})
-    monkeypatch.setattr(openvino_engine, "load_facts", lambda *_: facts)
+    monkeypatch.setattr(openvino_engine, "load_metadata", lambda *_: facts)
     with pytest.raises(StaleArtifactError, match="has changed meanwhile"):
         _run(tiny_model, smooth_images(1))
 

@@ -25,17 +25,17 @@ from helpers import (
     write_pictures,
 )
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.engines.base import EngineOptions, NumViews, open_engine
 from alexdeploy.engines.openvino import OpenVINOEngine, may_be_bfloat16, precision_hint
 from alexdeploy.engines.openvino_library import cpu_capabilities, ov
-from alexdeploy.export.deployment import PREFIX
 from alexdeploy.export.export import ExportOptions, export_model
-from alexdeploy.export.facts import FLOAT_LAYERS_KEY, Facts
-from alexdeploy.export.openvino_graph import openvino_graph
-from alexdeploy.export.quantize import Budget
+from alexdeploy.export.quantize.quantize import Budget
+from alexdeploy.graphs.deployment import PREFIX
+from alexdeploy.graphs.metadata import FLOAT_LAYERS_KEY, GraphMetadata
+from alexdeploy.graphs.openvino import openvino_graph
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_an_int8_graph_that_does_not_say_what_stays_in_float_runs_in_float32(wit
 )
 def test_bfloat16_is_for_lrns_of_maps_by_the_sixteen(recipe: str, float_layers: str, expected: bool) -> None:
     """OpenVINO 2026.4 computes others in a generic kernel: 59 ms instead of 13 for an LRN of 12 maps."""
-    facts = Facts(metadata={FLOAT_LAYERS_KEY: float_layers}, sha256="0" * 64)
+    facts = GraphMetadata(metadata={FLOAT_LAYERS_KEY: float_layers}, sha256="0" * 64)
     spec = ModelSpec(
         name="t", classes=("a", "b"), preprocessing=Preprocessing(), architecture=load_recipe(recipe).architecture
     )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ImageError
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.export.check_images import check_images
 
 

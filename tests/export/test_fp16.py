@@ -9,11 +9,11 @@ from half_machine import run_in_fp16
 from helpers import TINY, change_weights, make_model, smooth_images, write_pictures
 from onnx import TensorProto, helper, numpy_helper
 
-from alexdeploy.core.artifacts import ModelFolder
-from alexdeploy.export.calibrate import calibrate
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.fp16 import LARGEST, plan_fp16, to_fp16
-from alexdeploy.export.runner import run_graph
+from alexdeploy.export.quantize.calibrate import calibrate
+from alexdeploy.graphs.runner import run_graph
 from alexdeploy.images.preprocess import network_input
 
 

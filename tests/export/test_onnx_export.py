@@ -8,7 +8,7 @@ from helpers import TINY, make_model
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.export.export import export_model
 

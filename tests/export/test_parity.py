@@ -14,13 +14,14 @@ from onnx import TensorProto, numpy_helper
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import ParityError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.export import export as export_module
 from alexdeploy.export.export import ExportOptions, check_images, export_model
 from alexdeploy.export.fp16 import to_fp16
-from alexdeploy.export.graphs import read_graph
 from alexdeploy.export.parity import check_parity
+from alexdeploy.graphs.files import read_graph
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import load_weights
 

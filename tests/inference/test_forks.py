@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import write_pictures
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks of POSIX")
 

@@ -15,9 +15,10 @@ from alexdeploy.core.errors import DeviceError, OutputError, UsageError
 from alexdeploy.images.sources import Source
 from alexdeploy.inference import predict_file
 from alexdeploy.inference.journal import journal_path
-from alexdeploy.inference.predict import Predictor
 from alexdeploy.inference.predict_file import Summary, check_finished, has_finished, predict_to_file, read_rows
-from alexdeploy.inference.results import Format, Row
+from alexdeploy.inference.predictor import Predictor
+from alexdeploy.inference.row import Row
+from alexdeploy.inference.writers import Format
 
 MakePredictor = Callable[..., Predictor]
 MakeSources = Callable[..., Iterator[Source]]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from alexdeploy.inference.results import Choice, Row, Shape, text_format
+from alexdeploy.inference.row import Choice, Row
 from alexdeploy.inference.table import escape, fit, text_width
+from alexdeploy.inference.writers import Shape, text_format
 
 CLASSES = ("tabby cat", "Egyptian cat", "fox")
 

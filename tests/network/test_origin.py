@@ -10,14 +10,14 @@ import pytest
 from helpers import change_weights, make_model
 from safetensors.numpy import load_file, save_file
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import ModelError, StaleArtifactError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import CONTRACT_KEY
 from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.engines.torch import open_layers
 from alexdeploy.export.export import export_model
-from alexdeploy.export.facts import load_facts
-from alexdeploy.export.graphs import load_graph
+from alexdeploy.graphs.freshness import load_graph, load_metadata
 from alexdeploy.network.weights import load_model_weights
 from alexdeploy.training.pretrained import read_parent
 
@@ -69,7 +69,7 @@ def test_damaged_weights_are_refused_and_the_graph_is_not_blamed(trained: ModelF
 def test_the_graph_of_weights_that_were_damaged_since_is_said_to_be_right_and_runs_alone(trained: ModelFolder) -> None:
     damage(trained)
     with pytest.raises(StaleArtifactError) as caught:
-        load_facts(trained, "fp16", trained.spec())
+        load_metadata(trained, "fp16", trained.spec())
     assert "model.fp16.onnx is of the right weights" in str(caught.value.cure)
     trained.weights_path.unlink()
     load_graph(trained, "fp16", trained.spec())
@@ -123,9 +123,9 @@ def test_a_training_that_was_stopped_between_weights_and_spec_is_to_be_gone_on_w
 def test_a_graph_alone_of_other_weights_than_the_specs_is_refused(trained: ModelFolder) -> None:
     spec = trained.spec()
     trained.weights_path.unlink()
-    load_facts(trained, "fp32", spec)
+    load_metadata(trained, "fp32", spec)
     with pytest.raises(StaleArtifactError, match=r"was made from weights .*, spec\.json is of 0000") as caught:
-        load_facts(trained, "fp32", spec.replace_provenance(weights_sha256="0" * 64))
+        load_metadata(trained, "fp32", spec.replace_provenance(weights_sha256="0" * 64))
     assert "Copy it again" in str(caught.value.cure)
 
 

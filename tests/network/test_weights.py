@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import ModelError
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.network.layers import Layer, plan_layers
 from alexdeploy.network.weights import load_weights
 

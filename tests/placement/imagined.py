@@ -7,10 +7,10 @@ from pathlib import Path
 
 from made_engines import KEY, make_engine
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews
-from alexdeploy.engines.engine_choice import wanted_engine
+from alexdeploy.engines.trt.choose import engine_requirements
 from alexdeploy.placement.devices import Device, GpuSurvey
 
 TENSORRT = KEY.tensorrt
@@ -55,7 +55,7 @@ def put_engine(
     **changes: object,
 ) -> Path:
     """A file in the place of an engine of the model as it is, signed by this installation; `changes` to its key."""
-    wanted = wanted_engine(
+    wanted = engine_requirements(
         folder,
         precision=precision,
         num_views=num_views,

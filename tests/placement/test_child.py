@@ -17,8 +17,8 @@ def start(tmp_path: Path) -> Start:
     """A child that runs `code`; `requests` and `answers` are its own there."""
 
     def start(code: str, **options: str) -> Child:
-        head = "import os, sys, time\nfrom alexdeploy.placement.child import take_over_pipes\n"
-        (tmp_path / "child_of_a_test.py").write_text(f"{head}requests, answers = take_over_pipes()\n{code}\n")
+        head = "import os, sys, time\nfrom alexdeploy.placement.child import adopt_stdio\n"
+        (tmp_path / "child_of_a_test.py").write_text(f"{head}requests, answers = adopt_stdio()\n{code}\n")
         others = os.environ.get("PYTHONPATH")
         path = f"{tmp_path}{os.pathsep}{others}" if others else str(tmp_path)
         return Child("child_of_a_test", {"PYTHONPATH": path}, **options)

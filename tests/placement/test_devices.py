@@ -13,7 +13,7 @@ from imagined import JETSON
 
 from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.processors import available_processors
-from alexdeploy.engines import cuda_driver
+from alexdeploy.engines.trt import cuda_driver
 from alexdeploy.placement import devices
 from alexdeploy.placement.devices import (
     Device,
@@ -338,7 +338,7 @@ def test_libcuda_tells_the_same_as_nvml() -> None:
     assert cuda_driver.driver_cuda_version() == survey.cuda_version
     if len(survey.devices) == 1:
         # In a process of its own: whoever asks libcuda can turn to no other GPU after that.
-        code = "from alexdeploy.engines.cuda_driver import *; print(only_compute_capability())"
+        code = "from alexdeploy.engines.trt.cuda_driver import *; print(only_compute_capability())"
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert told.strip() == str(survey.devices[0].compute_capability)
 

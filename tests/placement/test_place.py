@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from imagined import JETSON, TENSORRT, jetson, machine, put_engine
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines import base
 from alexdeploy.engines.base import Backend
-from alexdeploy.placement import fitting
+from alexdeploy.placement import engine_fit
 from alexdeploy.placement import place as placing
 from alexdeploy.placement.devices import GpuSurvey
 from alexdeploy.placement.frames import Job
 from alexdeploy.placement.place import Placed, Request, place
 from alexdeploy.placement.pool import Pool
 from alexdeploy.placement.process import ReplicaProcess
-from alexdeploy.placement.towers import SplitEngine
+from alexdeploy.placement.split_engine import SplitEngine
 
 H100, A100 = (9, 0), (8, 0)
 BROKEN = GpuSurvey(problem="NVML: Driver Not Loaded", cure="sudo modprobe nvidia", is_fault=True)
@@ -47,7 +47,7 @@ class Here:
 def here(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     """models/tiny, TensorRT 10.16, and an installation of its own."""
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(fitting, "tensorrt_version", lambda: TENSORRT)
+    monkeypatch.setattr(engine_fit, "tensorrt_version", lambda: TENSORRT)
     return Here(tiny_model, monkeypatch)
 
 

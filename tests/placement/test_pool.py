@@ -21,8 +21,9 @@ from helpers import change_weights, replace_graph, smooth_images
 from patience import HANG, PATIENCE, wait_for
 from PIL import Image
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, open_engine
 from alexdeploy.export.export import export_model

@@ -12,14 +12,15 @@ import onnxruntime
 import pytest
 from helpers import smooth_images
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import EngineOptions, Predictions, open_engine
-from alexdeploy.export.split import Placement
-from alexdeploy.placement import towers
+from alexdeploy.graphs.split import Placement
+from alexdeploy.placement import split_engine
 from alexdeploy.placement.devices import Device
-from alexdeploy.placement.towers import SplitEngine, open_split_engine
+from alexdeploy.placement.split_engine import SplitEngine, open_split_engine
 
 PLACEMENTS: tuple[Placement, ...] = ("towers", "pipeline")
 CPUS = (Device(kind="cpu", index=0), Device(kind="cpu", index=0))
@@ -40,7 +41,7 @@ def _whole(folder: ModelFolder, images: np.ndarray, **options: Any) -> Predictio
 
 def _before_each_run(monkeypatch: pytest.MonkeyPatch, act: Callable[[tuple[str, ...]], None]) -> None:
     """Call `act` with the names of a stage's outputs, in the stage's own thread, before it runs."""
-    open_stage = towers.open_stage
+    open_stage = split_engine.open_stage
 
     def open_watched(model: bytes, device: str, num_threads: int) -> Callable[..., Any]:
         names = tuple(value.name for value in onnx.load_from_string(model).graph.output)
@@ -52,7 +53,7 @@ def _before_each_run(monkeypatch: pytest.MonkeyPatch, act: Callable[[tuple[str, 
 
         return watched
 
-    monkeypatch.setattr(towers, "open_stage", open_watched)
+    monkeypatch.setattr(split_engine, "open_stage", open_watched)
 
 
 def _is_from_here(thread: threading.Thread) -> bool:
@@ -153,13 +154,13 @@ def test_a_device_that_cannot_be_had_is_an_error_and_not_the_cpu(
 def test_two_cpu_devices_share_the_threads(
     tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch, asked: int | None, each: int
 ) -> None:
-    open_stage, seen = towers.open_stage, set()
+    open_stage, seen = split_engine.open_stage, set()
 
     def counted(model: bytes, device: str, num_threads: int) -> Any:
         seen.add(num_threads)
         return open_stage(model, device, num_threads)
 
-    monkeypatch.setattr(towers, "open_stage", counted)
+    monkeypatch.setattr(split_engine, "open_stage", counted)
     with _open(tiny_model, "pipeline", num_threads=asked):
         assert seen == {each}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.export.export import export_model
 from alexdeploy.images.folder import LabelledImages

@@ -11,8 +11,9 @@ import pytest
 from helpers import make_model
 from safetensors.numpy import load_file
 
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import ModelError, RecipeError, UsageError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe, fine_tuning_recipe
 from alexdeploy.images.folder import LabelledImages
 from alexdeploy.network.weights import Weights

@@ -24,15 +24,15 @@ from torch import nn
 from torch.distributed import DistBackendError, HashStore, TCPStore
 from training_helpers import TINY, tiny_recipe
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import AlexDeployError
-from alexdeploy.core.launch import Launch, launched
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.training.checkpoint import Checkpoint, read_checkpoint
 from alexdeploy.training.events import AlreadyFinished, EpochFinished, Event, Notice, Started, Step
 from alexdeploy.training.learner import Learner
 from alexdeploy.training.log import log_path, read_log
 from alexdeploy.training.parallel import ALONE, ProcessGroup, SlicedDropout, _reason, process_group
+from alexdeploy.training.torchrun import Launch, launched
 from alexdeploy.training.trainer import TrainOptions, train
 
 ONE_THREAD = TrainOptions(device="cpu", threads=1)

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 from training_helpers import tiny_recipe
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import DataError, OutputError, UsageError
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.images import packed
 from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import LabelledImages, read_image_folder

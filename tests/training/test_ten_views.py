@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from training_helpers import tiny_recipe
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import LabelledImages
 from alexdeploy.images.preprocess import network_input

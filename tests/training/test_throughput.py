@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from training_helpers import tiny_recipe
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.training import throughput
 from alexdeploy.training.log import log_path, read_log
 from alexdeploy.training.pixels import FilePixels

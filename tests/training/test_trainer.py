@@ -24,8 +24,9 @@ from safetensors.numpy import load_file
 from training_helpers import tiny_recipe, train_and_tell
 
 import alexdeploy
-from alexdeploy.core.artifacts import ModelFolder, sha256_file
 from alexdeploy.core.errors import DataError, DivergedError, OutputError, UsageError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import CONTRACT_KEY
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.network.layers import plan_layers

@@ -19,15 +19,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from training_helpers import tiny_recipe
 
-from alexdeploy.core.artifacts import ModelFolder
 from alexdeploy.core.errors import UsageError
-from alexdeploy.core.launch import Launch
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.images.folder import read_image_folder
 from alexdeploy.training.checkpoint import read_checkpoint
 from alexdeploy.training.events import Event
 from alexdeploy.training.learner import Learner
 from alexdeploy.training.parallel import ProcessGroup, held_interrupts
+from alexdeploy.training.torchrun import Launch
 from alexdeploy.training.towers import TowerLearner, check_towers
 from alexdeploy.training.trainer import TrainOptions, train
 

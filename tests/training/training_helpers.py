@@ -9,7 +9,7 @@ from pathlib import Path
 
 from patience import PATIENCE
 
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe, load_recipe
 from alexdeploy.images.folder import read_image_folder
 from alexdeploy.training.events import Event, Step

@@ -1,0 +1,341 @@
+"""How fast is a model on this machine, in every way that it can run here, and which way keeps what was asked for?"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.benchmark import results
+from alexdeploy.benchmark.plan import (
+    BenchOptions,
+    agreement_notes,
+    busy_note,
+    few_rounds_note,
+    hidden_references,
+    length_note,
+    load_average,
+    machine_facts,
+    plan,
+    references,
+    unable,
+)
+from alexdeploy.benchmark.roofline import CPU_SIZE, GPU_SIZE, ceiling_flops, ceiling_size, make_ceiling, num_flops
+from alexdeploy.benchmark.rounds import DECODE, DECODE_BATCH, Measured, OnStep, Rounds, ceiling_name
+from alexdeploy.benchmark.statistics import Candidate, Configuration, Group, Limits, median_rate, pick, rivals
+from alexdeploy.benchmark.worker import Job
+from alexdeploy.core.arguments import check_argument
+from alexdeploy.core.errors import AlexDeployError, ImageError
+from alexdeploy.core.interrupts import be_patient
+from alexdeploy.core.memory import host_memory
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.spec import ModelSpec, Precision
+from alexdeploy.engines.base import Backend, NumViews
+from alexdeploy.engines.profile import PROFILED, profile
+from alexdeploy.evaluation.agreement import compare
+from alexdeploy.images import sample
+from alexdeploy.images.decode import decode
+from alexdeploy.images.pick import pick_sources
+from alexdeploy.placement.devices import survey_gpus
+
+_MEMORY_SHARE = 0.6
+"""Of the memory that is free at the start: what all processes may hold together."""
+
+_PROFILED_IMAGES = 4
+
+
+def benchmark(
+    folder: ModelFolder,
+    options: BenchOptions | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
+    on_step: OnStep = lambda step, done, total: None,
+) -> results.Benchmark:
+    """Measure all configurations in turns, each in a process of its own that was started cold.
+
+    A configuration that fails has its error in its row. A KeyboardInterrupt ends the measuring: what was measured so
+    far is returned, marked as interrupted. Limits that nothing keeps are in `failure`, not raised. Raises UsageError,
+    ModelError where nothing can run, ImageError if no image can be read.
+    """
+    began, load = time.monotonic(), load_average()
+    folder = check_argument("folder", folder, ModelFolder)
+    options = check_argument("options", options or BenchOptions(), BenchOptions)
+    spec = folder.spec()
+    configurations, planned = plan(folder, options)
+    notes: list[str] = []
+
+    def tell(*words: str) -> None:
+        for note in words:
+            notes.append(note)
+            on_note(note)
+
+    tell(*planned, *busy_note(load))
+    with tempfile.TemporaryDirectory(prefix="alexdeploy-bench-") as temporary:
+        prepared = _prepare(options, spec, Path(temporary), on_note)
+        tell(*agreement_notes(options, len(prepared.images)))
+        rounds, interrupted = _measure(
+            folder, options, configurations, prepared, began + options.seconds, on_note, on_step
+        )
+        # What failed later than at once did run here.
+        seen = {each: rounds.measured[each] for each in configurations}
+        lacking = unable(options, {each: None if one.slices else one.failure for each, one in seen.items()})
+        tell(*(f"{backend} {precision} is left out: {why}" for (backend, precision), why in lacking.items()))
+        kept = [each for each in configurations if (each.backend, each.precision) not in lacking]
+        decode_rates = rounds.measured.get(DECODE, Measured()).file_rates
+        ceilings = tuple(_ceilings(rounds, _choices(kept)))
+        rows = tuple(_rows(rounds, kept, decode_rates, ceilings, spec))
+        profiles: list[results.Profile] = []
+        if options.with_profile and not interrupted:
+            try:
+                # One by one: an interrupt keeps those that are done.
+                for each_profile in _profiles(folder, rows, prepared.images, on_step, tell):
+                    profiles.append(each_profile)
+            except KeyboardInterrupt:
+                be_patient()
+                interrupted = True
+    tell(*rounds.notes)
+    if any(row.num_rounds for row in rows):
+        tell(*few_rounds_note(options, rounds.num_rounds, interrupted=interrupted))
+    found = results.candidates(rows)
+    picked = tuple(_picked(folder, each, found, options) for each in pick(found, options.limits))
+    has_limits = options.limits != Limits()
+    return results.Benchmark(
+        model=str(folder.path),
+        name=spec.name,
+        contract_sha256=spec.contract_sha256,
+        images=prepared.origin,
+        num_images=len(prepared.images),
+        image_bytes=prepared.num_bytes,
+        seed=options.seed,
+        seconds=time.monotonic() - began,
+        num_rounds=rounds.num_rounds,
+        interrupted=interrupted,
+        limits=options.limits,
+        decode_per_second=median_rate(decode_rates),
+        decode_rates=tuple(decode_rates),
+        ceilings=ceilings,
+        rows=rows,
+        profiles=tuple(profiles),
+        picked=picked,
+        failure=results.why_not(found, options.limits) if has_limits and not picked else None,
+        notes=tuple(notes),
+        machine=machine_facts([each.backend for each in configurations], load, options.num_threads),
+    )
+
+
+class _Prepared(NamedTuple):
+    """Decoded images, in `workspace`/images.npy as well; their files, how many bytes those have, and whose they are."""
+
+    workspace: Path
+    images: NDArray[np.uint8]
+    files: list[str]
+    num_bytes: int
+    origin: str
+
+
+def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_note: Callable[[str], None]) -> _Prepared:
+    named = options.images
+    if named is None:
+        folder = sample.write_photographs(workspace / "photographs", num=options.num_images)
+        picked = pick_sources([str(folder)], spec, options.num_images)
+        on_note(f"no --images: {len(picked.sources)} rendered JPEGs are decoded, which are simpler than photographs")
+    else:
+        picked = pick_sources(named, spec, options.num_images)
+    images, files, problems, num_bytes = [], [], [], 0
+    for number, source in enumerate(picked.sources):
+        try:
+            data = source.read()
+            images.append(decode(data, spec.preprocessing.resize))
+        except ImageError as exc:
+            problems.append(f"{source.name}: {exc.message}")
+            on_note(f"left out: {problems[-1]}")
+            continue
+        path = source.path
+        if path is None:
+            # A member of an archive: every process is to find it as a file.
+            path = str(workspace / f"member-{number:05}")
+            Path(path).write_bytes(data)
+        files.append(os.path.abspath(path))
+        num_bytes += len(data)
+    if not images:
+        others = f", and {len(problems) - 1:,} more" if len(problems) > 1 else ""
+        raise ImageError(f"no image can be read: {problems[0]}{others}", cure="Name photographs: --images DIR")
+    if named is None:
+        origin = f"{len(images)} rendered JPEGs"
+    else:
+        # What is known without its bytes to be no image, as an empty folder, is none of them.
+        num_found = picked.num_found - sum(source.problem is not None for source in picked.sources)
+        origin = f"{', '.join(named)}: {len(images)} of {num_found:,} images"
+    stacked = np.stack(images)
+    np.save(workspace / "images.npy", stacked)
+    return _Prepared(workspace, stacked, files, num_bytes, origin)
+
+
+def _measure(
+    folder: ModelFolder,
+    options: BenchOptions,
+    configurations: Sequence[Configuration],
+    prepared: _Prepared,
+    deadline: float,
+    on_note: Callable[[str], None],
+    on_step: OnStep,
+) -> tuple[Rounds, bool]:
+    """What was seen, and whether a KeyboardInterrupt ended it before `deadline`, a time of the monotonic clock."""
+    groups = tuple(dict.fromkeys(each.group for each in configurations))
+    choices, hidden = _choices(configurations), hidden_references(folder, groups)
+    free, _ = host_memory()
+    limit = None if free is None else int(_MEMORY_SHARE * free)
+    jobs = _jobs(folder, options, prepared, (*groups, *hidden.values()), choices)
+    rounds = Rounds(jobs, configurations, prepared.workspace, limit, on_step)
+    with rounds.processes:
+        try:
+            rounds.open(groups, choices)
+            _ask_references(rounds, hidden, on_step)
+            for note in length_note(options, deadline - time.monotonic(), rounds.round_seconds(deadline)):
+                on_note(note)
+            rounds.run(deadline, options.seed)
+        except KeyboardInterrupt:
+            be_patient()
+            return rounds, True
+    return rounds, False
+
+
+def _choices(configurations: Sequence[Configuration]) -> tuple[tuple[Backend, Precision], ...]:
+    return tuple(dict.fromkeys((each.backend, each.precision) for each in configurations))
+
+
+def _jobs(
+    folder: ModelFolder,
+    options: BenchOptions,
+    prepared: _Prepared,
+    groups: Sequence[Group],
+    choices: Sequence[tuple[Backend, Precision]],
+) -> dict[str, Job]:
+    def job(path: Path, backend: Backend | None, precision: Precision, views: NumViews, batch_size: int) -> Job:
+        return Job(
+            folder=str(path),
+            backend=backend,
+            precision=precision,
+            num_views=views,
+            batch_size=batch_size,
+            num_threads=options.num_threads,
+            devices=options.devices,
+            images=str(prepared.workspace / "images.npy"),
+            files=tuple(prepared.files),
+        )
+
+    largest = max(options.batch_sizes)
+    jobs = {DECODE: job(folder.path, None, "fp32", 1, DECODE_BATCH)}
+    for group in groups:
+        jobs[str(group)] = job(folder.path, group.backend, group.precision, group.num_views, largest)
+    # Which of them it is to be is known when one is open.
+    for size in (CPU_SIZE, GPU_SIZE) if survey_gpus().devices else (CPU_SIZE,):
+        path = prepared.workspace / f"ceiling-{size.side}"
+        ceiling = make_ceiling(path, tuple(precision for _, precision in choices), size)
+        for backend, precision in choices:
+            name = ceiling_name(backend, precision, on_gpu=size == GPU_SIZE)
+            jobs[name] = job(ceiling.path, backend, precision, 1, size.batch_size)
+    return jobs
+
+
+def _ask_references(rounds: Rounds, hidden: Mapping[NumViews, Group], on_step: OnStep) -> None:
+    """Have answers of FP32 also where nothing that is measured gave any."""
+    for num_views, reference in hidden.items():
+        # Nor where there is nothing to compare.
+        if num_views in references(rounds.answers) or all(group.num_views != num_views for group in rounds.answers):
+            continue
+        on_step(f"comparing: {reference}", 0, 1)
+        rounds.answer(reference, str(reference), batch_size=1)
+        rounds.processes.end(str(reference))
+
+
+def _ceilings(rounds: Rounds, choices: Sequence[tuple[Backend, Precision]]) -> Iterator[results.Ceiling]:
+    for backend, precision in choices:
+        name = ceiling_name(backend, precision)
+        info = rounds.processes.infos.get(name)
+        flops = ceiling_flops(ceiling_size("" if info is None else info.device))
+        yield results.measured_ceiling(backend, precision, rounds.measured.get(name, Measured()), flops)
+
+
+def _rows(
+    rounds: Rounds,
+    configurations: Sequence[Configuration],
+    decode_rates: Sequence[float],
+    ceilings: Sequence[results.Ceiling],
+    spec: ModelSpec,
+) -> Iterator[results.Row]:
+    processes, referred = rounds.processes, references(rounds.answers)
+    for each in configurations:
+        info = processes.infos.get(str(each.group))
+        yield results.make_row(
+            each,
+            rounds.measured[each],
+            device=None if info is None else info.device,
+            decode_rates=decode_rates,
+            flops=num_flops(spec, each.num_views),
+            ceiling_gflops=results.ceiling_of(ceilings, each.backend, each.precision),
+            start=processes.starts.get(str(each)) or processes.starts.get(str(each.group)),
+            agreed=_agreed(rounds, each.group, referred.get(each.num_views)),
+        )
+
+
+def _agreed(rounds: Rounds, group: Group, reference: Group | None) -> results.Agreed | None:
+    if reference is None or reference not in rounds.answers or group not in rounds.answers:
+        return None
+    expected, actual = rounds.answers[reference], rounds.answers[group]
+    agreement = compare(expected, actual, expected)
+    return results.Agreed(
+        reference=reference.backend,
+        num_images=agreement.num_rows,
+        num_same=agreement.num_rows - agreement.num_non_finite - agreement.num_flips,
+    )
+
+
+def _profiles(
+    folder: ModelFolder,
+    rows: Sequence[results.Row],
+    images: NDArray[np.uint8],
+    on_step: OnStep,
+    tell: Callable[[str], None],
+) -> Iterator[results.Profile]:
+    """Of the fastest of each backend, with the most views that were measured."""
+    views = max(row.configuration.num_views for row in rows)
+    batch = images[:_PROFILED_IMAGES]
+    for backend in PROFILED:
+        own = [
+            row
+            for row in rows
+            if (row.configuration.backend, row.configuration.num_views, row.device) == (backend, views, "cpu")
+            and row.error is None
+        ]
+        best = max(own, key=lambda row: row.images_per_second or 0.0, default=None)
+        if best is None or best.images_per_second is None:
+            continue
+        group = best.configuration.group
+        on_step(f"profiling: {group}", 0, 1)
+        try:
+            layers = profile(folder, group.backend, group.precision, group.num_views, batch)
+        except AlexDeployError as exc:
+            tell(f"{group} has no times of its layers: {exc.message}")
+            continue
+        yield results.Profile(group=group, num_images=len(batch), layers=layers)
+
+
+def _picked(folder: ModelFolder, best: Candidate, found: Sequence[Candidate], options: BenchOptions) -> results.Picked:
+    named = best.configuration
+    return results.Picked(
+        configuration=named,
+        files_per_second=best.images_per_second,
+        file_rates=best.rates,
+        p95_ms=best.p95_ms,
+        command=results.predict_command(str(folder.path), named, options.images, options.num_threads, options.devices),
+        rivals=tuple(
+            results.Rival(configuration=each.configuration, files_per_second=each.images_per_second)
+            for each in rivals(best, found, options.limits)
+        ),
+    )

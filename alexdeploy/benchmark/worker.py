@@ -1,0 +1,316 @@
+"""The process in which configurations are measured: `python -m alexdeploy.benchmark.worker PARENT`.
+
+One is started cold for each backend, precision and number of views (on a GPU and in OpenVINO for each batch), so that
+start-up and memory are its own. It opens what the first frame on its stdin names, gives the first row, and then does
+what each frame asks for. PARENT is the id of the process that started it, with which it ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+import sys
+import threading
+import time
+from contextlib import closing, suppress
+from itertools import cycle, islice
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.benchmark.statistics import stream_rate
+from alexdeploy.core.errors import DeviceError
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.processors import available_processors
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import Backend, Engine, EngineInfo, NumViews, Predictions
+from alexdeploy.images.sources import Source
+from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
+from alexdeploy.inference.predictor import make_row
+from alexdeploy.placement.child import Failure, adopt_stdio, failure_of
+from alexdeploy.placement.place import Request, place
+
+_SIZE = struct.Struct("<I")
+_TOP_K = 5
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What to open. `backend` None is an engine that answers at once: what is left is decoding.
+
+    `batch_size` is the largest that will be asked for. `images` is a .npy file, uint8 [N, 256, 256, 3]; `files` are
+    photographs.
+    """
+
+    folder: str
+    backend: Backend | None
+    precision: Precision
+    num_views: NumViews
+    batch_size: int
+    num_threads: int | None
+    devices: str | None
+    images: str
+    files: tuple[str, ...]
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The engine is open; `load_seconds` is how much of the time since the process began that took.
+
+    `was_compiled`: its model was in no cache, and was compiled in here.
+    """
+
+    info: EngineInfo
+    load_seconds: float
+    was_compiled: bool
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Run the engine on decoded images or the whole way from files, or write the answers to `path`, a .npy file.
+
+    `seconds` is how long the engine is to run, each stream for one batch at least; `num_images` how many go the whole
+    way. Answers are of all images; `num_images` says how many that are, to whom waits for them.
+    """
+
+    kind: Literal["engine", "files", "answers"]
+    batch_size: int
+    seconds: float = 0.0
+    num_images: int = 0
+    path: str = ""
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What a task gave; the first of all says that the first row is there. `peak_bytes` None: not known here."""
+
+    images_per_second: float = 0.0
+    batch_seconds: tuple[float, ...] = ()
+    peak_bytes: int | None = None
+
+
+Asked = Job | Task
+Reply = Opened | Done | Failure
+
+
+def write_frame(pipe: IO[bytes], frame: Asked | Reply) -> None:
+    # Paths whose bytes are no UTF-8, which neither msgpack nor msgspec's own JSON can say.
+    content = json.dumps(msgspec.to_builtins(frame)).encode("ascii")
+    pipe.write(_SIZE.pack(len(content)) + content)
+    pipe.flush()
+
+
+def read_frame(pipe: IO[bytes], kind: Any) -> Any:
+    """The next frame, decoded as `kind`; None at the end."""
+    head = pipe.read(_SIZE.size)
+    if len(head) < _SIZE.size:
+        return None
+    (size,) = _SIZE.unpack(head)
+    content = pipe.read(size)
+    return None if len(content) < size else msgspec.convert(json.loads(content), kind)
+
+
+class Sized:
+    """An engine that is open, as one of another batch: ONNX Runtime and PyTorch on a CPU serve all of them with one."""
+
+    def __init__(self, engine: Engine, batch_size: int) -> None:
+        self._engine = engine
+        self.info = dataclasses.replace(engine.info, batch_size=batch_size)
+
+    def __enter__(self) -> Sized:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Whoever opened the engine closes it."""
+
+    def run(self, images: NDArray[np.uint8]) -> Predictions:
+        return self._engine.run(images)
+
+
+class AnswersAtOnce:
+    """An engine that looks at no image: with it, a pipeline does nothing but decode and gather batches."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.info = EngineInfo(
+            backend="none",
+            device="cpu",
+            precision="none",
+            num_views=1,
+            classes=("any",),
+            artifact="",
+            batch_size=batch_size,
+            num_streams=1,
+        )
+
+    def __enter__(self) -> AnswersAtOnce:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """There is nothing to close."""
+
+    def run(self, images: NDArray[np.uint8]) -> Predictions:
+        return Predictions(np.ones((len(images), 1), np.float32), np.zeros((len(images), 1), np.int32))
+
+
+def run_engine(engine: Engine, images: NDArray[np.uint8], seconds: float) -> Done:
+    """Keep every stream busy with full batches until `seconds` have passed, each for one batch at least."""
+    info = engine.info
+    streams = [_Stream(engine, images, number * info.batch_size, seconds) for number in range(info.num_streams)]
+    for stream in streams:
+        stream.start()
+    for stream in streams:
+        stream.join()
+    for stream in streams:
+        if stream.error is not None:
+            raise stream.error
+    counts = [len(stream.batch_seconds) * info.batch_size for stream in streams]
+    return Done(
+        images_per_second=stream_rate(counts, [stream.seconds for stream in streams]),
+        batch_seconds=tuple(each for stream in streams for each in stream.batch_seconds),
+    )
+
+
+class _Stream(threading.Thread):
+    def __init__(self, engine: Engine, images: NDArray[np.uint8], first: int, seconds: float) -> None:
+        super().__init__(name="alexdeploy-bench")
+        self._engine = engine
+        # A batch of its own, as the pipeline has one for each of its threads.
+        self._batch = images[np.arange(first, first + engine.info.batch_size) % len(images)]
+        self._limit = seconds
+        self.batch_seconds: list[float] = []
+        self.seconds = 0.0
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            began = now = time.perf_counter()
+            while not self.batch_seconds or now - began < self._limit:
+                self._engine.run(self._batch)
+                before, now = now, time.perf_counter()
+                self.batch_seconds.append(now - before)
+            self.seconds = now - began
+        # It is raised again by whoever waits.
+        except BaseException as exc:
+            self.error = exc
+
+
+def run_files(engine: Engine, sources: list[Source], num_images: int, options: PipelineOptions) -> Done:
+    """What `predict` does, on `num_images` of the sources, the same again where there are fewer: files to rows."""
+    began = time.perf_counter()
+    with closing(run_pipeline(engine, islice(cycle(sources), num_images), options)) as outcomes:
+        for outcome in outcomes:
+            row = make_row(outcome, engine.info, min(_TOP_K, len(engine.info.classes)))
+            if row.error is not None:
+                raise DeviceError(f"{row.source}: {row.error}")
+    return Done(images_per_second=num_images / (time.perf_counter() - began))
+
+
+def peak_bytes() -> int | None:
+    """Most memory that this process has held at once, and the processes of its replicas; None where nothing tells."""
+    if sys.platform == "linux":
+        peaks = [_high_water(name) for name in ("self", *_children())]
+        return sum(each for each in peaks if each is not None) or None
+    with suppress(ImportError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    return None
+
+
+def _children() -> list[str]:
+    found: list[str] = []
+    # Each thread has the processes that it started, and may end while they are listed.
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            found += path.read_text().split()
+    return found
+
+
+def _high_water(process: str) -> int | None:
+    # Not getrusage, whose figure a process inherits from the one that started it.
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
+def main() -> None:
+    asked, replies = adopt_stdio()
+    job = read_frame(asked, Asked)
+    if not isinstance(job, Job):
+        return
+    try:
+        _serve(job, asked, replies)
+    # The parent has gone.
+    except BrokenPipeError:
+        pass
+    # Whatever a runtime raises: it is told in the place of the figures, and other configurations go on.
+    except Exception as exc:
+        write_frame(replies, failure_of(exc))
+
+
+def _serve(job: Job, asked: IO[bytes], replies: IO[bytes]) -> None:
+    began = time.perf_counter()
+    folder = ModelFolder(Path(job.folder))
+    options = PipelineOptions(
+        resize=folder.spec().preprocessing.resize, num_decoders=job.num_threads or available_processors()
+    )
+    sources = [Source(name=name, path=name) for name in job.files]
+    with _open(job, folder) as engine:
+        seconds = time.perf_counter() - began
+        # Only OpenVINO's engines compile: TensorRT's are built before.
+        was_compiled = getattr(engine, "was_compiled", False)
+        write_frame(replies, Opened(info=engine.info, load_seconds=seconds, was_compiled=was_compiled))
+        run_files(Sized(engine, 1), sources, 1, options)
+        write_frame(replies, Done())
+        while (task := read_frame(asked, Asked)) is not None:
+            write_frame(replies, _do(task, Sized(engine, task.batch_size), job.images, sources, options))
+
+
+def _open(job: Job, folder: ModelFolder) -> Engine:
+    if job.backend is None:
+        return AnswersAtOnce(job.batch_size)
+    request = Request(
+        precision=job.precision,
+        num_views=job.num_views,
+        batch_size=job.batch_size,
+        num_threads=job.num_threads,
+        backend=job.backend,
+        devices=job.devices,
+    )
+    return place(folder, request).engine
+
+
+def _mapped(path: str) -> NDArray[np.uint8]:
+    """Anew each time that some are taken: pages that were read count as this process's memory while they are mapped."""
+    images: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return images
+
+
+def _do(task: Task, engine: Engine, images: str, sources: list[Source], options: PipelineOptions) -> Done:
+    if task.kind != "answers":
+        is_engine = task.kind == "engine"
+        done = (
+            run_engine(engine, _mapped(images), task.seconds)
+            if is_engine
+            else run_files(engine, sources, task.num_images, options)
+        )
+        return msgspec.structs.replace(done, peak_bytes=peak_bytes())
+    parts = [
+        # A copy: backends take no memory that they may not write to.
+        np.array(engine.run(np.array(_mapped(images)[start : start + task.batch_size])).probabilities)
+        for start in range(0, len(_mapped(images)), task.batch_size)
+    ]
+    np.save(task.path, np.concatenate(parts))
+    return Done()
+
+
+if __name__ == "__main__":
+    main()

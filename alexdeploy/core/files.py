@@ -1,0 +1,135 @@
+"""How files are hashed, and written so that no half file is ever seen."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.errors import ModelError, OutputError
+from alexdeploy.core.reading import MAX_DATA_BYTES, open_regular
+
+_TEMPORARY_BYTES = 128
+
+
+def sha256_file(path: Path, max_bytes: int = MAX_DATA_BYTES) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits. Raises ModelError if it cannot be read, or holds more."""
+    digest = hashlib.sha256()
+    try:
+        with open_regular(path) as file:
+            left = os.fstat(file.fileno()).st_size
+            if left > max_bytes:
+                raise ModelError(f"{path} holds {left:,} bytes; at most {max_bytes:,} are read")
+            # What is added meanwhile is none of it, and a file of the kernel's may have no end.
+            while chunk := file.read(min(left, 1 << 20)):
+                digest.update(chunk)
+                left -= len(chunk)
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
+    return digest.hexdigest()
+
+
+def sha256_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def npy_bytes(array: NDArray[np.generic]) -> bytes:
+    """The content of an .npy file."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a sibling temporary file for writing; sync and rename it to `path` when the block ends well.
+
+    A killed process leaves the old file or the new one. Raises OutputError when the disk is full or closed.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of 255 bytes leaves no room for another beside it.
+        beginning = os.fsdecode(os.fsencode(path.name)[:_TEMPORARY_BYTES])
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{beginning}.", suffix=".tmp")
+    except OSError as exc:
+        raise output_error(path, exc) from exc
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as exc:
+        raise output_error(path, exc) from exc
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def is_name_too_long(path: Path) -> bool:
+    """Whether the file system refuses `path` for its length, or that of a name in it: most take 255 bytes."""
+    there = next((folder for folder in path.parents if os.path.isdir(folder)), Path())
+    # Below a folder that is missing the system says nothing of names: each is asked for in the last folder there is.
+    for tried in (path, *(there / part for part in path.parts if part != path.anchor)):
+        try:
+            os.lstat(tried)
+        except OSError as exc:
+            if exc.errno == errno.ENAMETOOLONG:
+                return True
+        except ValueError:
+            # A NUL, which no name has.
+            return False
+    return False
+
+
+def check_output(path: Path) -> None:
+    """Raise OutputError if no file can have this path. To be asked before anything costly is begun."""
+    if is_name_too_long(path):
+        raise OutputError(f"{path} could not be written: the file name is too long")
+
+
+def remove_file(path: Path) -> None:
+    """Remove it if it is there. Raises OutputError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise output_error(path, exc) from exc
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def output_error(path: Path, exc: OSError) -> OutputError:
+    """The OutputError that says why `path` could not be written."""
+    full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+    cure = "Free some space and run it again." if full else None
+    return OutputError(f"{path} could not be written: {exc.strerror or exc}", cure=cure)
+
+
+def _umask() -> int:
+    # There is no call that only reads it; /proc has it on Linux, elsewhere set it and set it back.
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,204 @@
+"""Where things are on disk, how they are hashed, and how they are written so that no half file is ever seen."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.arguments import check_argument
+from alexdeploy.core.errors import ModelError, StaleArtifactError, UsageError
+from alexdeploy.core.files import atomic_write, is_name_too_long, remove_file, sha256_bytes
+from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
+
+MODELS_FOLDER = Path("models")
+CALIBRATION_FOLDER = Path("calibration")
+_NO_MODEL_CURE = "Train one: alexdeploy train\nor bring one: alexdeploy import FILE.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """The files of one model. Holds only the path: nothing is read before it is asked for."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(check_argument("path", self.path, str)))
+
+    @property
+    def spec_path(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def weights_path(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    @property
+    def mean_path(self) -> Path:
+        return self.path / "mean.npy"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """What a run that was stopped goes on from."""
+        return self.checkpoints / "last.pt"
+
+    @property
+    def engines(self) -> Path:
+        """Those of TensorRT, of which there may be one for each kind of GPU."""
+        return self.path / "engines"
+
+    def onnx_path(self, precision: str = "fp32") -> Path:
+        return self.path / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+
+    def sum_path(self, precision: str = "fp32") -> Path:
+        """The hash of a graph as it was written, in the format of `sha256sum`."""
+        path = self.onnx_path(precision)
+        return path.with_name(f"{path.name}.sha256")
+
+    @property
+    def backends_path(self) -> Path:
+        """Which backends were found to give the model's answers."""
+        return self.path / "backends.json"
+
+    @property
+    def ranges_path(self) -> Path:
+        """The ranges measured for it: of the working folder, like `models/`, since images do not travel with it."""
+        return CALIBRATION_FOLDER / f"{self.path.resolve().name}.ranges.json"
+
+    def spec(self) -> ModelSpec:
+        """Read and check `spec.json`. Raises ModelError."""
+        try:
+            data = read_regular(self.spec_path, MAX_TEXT_BYTES)
+        except OSError as exc:
+            raise ModelError(
+                f"{self.path} is not a model folder: {self.spec_path.name}: {exc.strerror}",
+                cure=_NO_MODEL_CURE,
+            ) from exc
+        try:
+            return decode_json(data, ModelSpec)
+        except msgspec.DecodeError as exc:
+            raise ModelError(f"{self.spec_path} is damaged: {exc}", cure="Train or import the model again.") from exc
+
+    def mean_image(self, spec: ModelSpec) -> NDArray[np.float32] | None:
+        """The mean image, float32 [3, 256, 256] in the network's channel order, checked against its hash."""
+        if spec.preprocessing.mean_image is None:
+            return None
+        cure = f"Restore {self.mean_path.name} from a copy, or train or import the model again."
+        try:
+            content = read_regular(self.mean_path, MAX_TEXT_BYTES)
+        except FileNotFoundError as exc:
+            raise ModelError(f"{self.path} has no {self.mean_path.name}, which its spec names", cure=cure) from exc
+        except OSError as exc:
+            raise ModelError(f"{self.mean_path} cannot be read: {exc.strerror}", cure=cure) from exc
+        found = sha256_bytes(content)
+        if found != spec.preprocessing.mean_image:
+            raise StaleArtifactError(
+                f"{self.mean_path} has hash {found[:12]}, the spec expects {spec.preprocessing.mean_image[:12]}",
+                cure=cure,
+            )
+        try:
+            mean: NDArray[np.float32] = np.load(io.BytesIO(content), allow_pickle=False)
+        # np.load raises whatever the readers of its header do: ValueError, EOFError, OverflowError, TokenError ...
+        except Exception as exc:
+            raise ModelError(f"{self.mean_path} is damaged: {exc}", cure=cure) from exc
+        if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype != np.float32:
+            raise ModelError(
+                f"{self.mean_path} is {mean.dtype} {mean.shape}, expected float32 (3, {IMAGE_SIZE}, {IMAGE_SIZE})",
+                cure=cure,
+            )
+        return mean
+
+    def write_spec(self, spec: ModelSpec) -> None:
+        with atomic_write(self.spec_path) as file:
+            file.write(spec.to_json())
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it holds a model or a part of one: anything that `clear` removes, but for the log of a run.
+
+        Raises ModelError for a folder that may not be looked into.
+        """
+        try:
+            parts = (*self._files(), *self.checkpoints.glob("*.pt"), *self.engines.glob("*"))
+        except OSError as exc:
+            raise ModelError(f"{self.path} cannot be read: {exc.strerror}", cure="Change its permissions.") from exc
+        return any(os.path.exists(path) for path in parts)
+
+    def check_unused(self, *, can_resume: bool = False) -> None:
+        """Raise UsageError if it is in use; with `can_resume` training may go on with what is there."""
+        if self.is_used:
+            resume = "Go on with it: --resume\n" if can_resume else ""
+            is_model = self.spec_path.exists() or not self.checkpoint_path.exists()
+            raise UsageError(
+                f"{self.path} already holds {'a model' if is_model else 'an unfinished run'}",
+                cure=f"{resume}Put the new one beside it: --name NAME\nReplace it: --overwrite",
+            )
+
+    def clear(self, keep: Collection[Path] = ()) -> None:
+        """Remove the model, but for the files to `keep` and what is none of it. Raises OutputError.
+
+        The spec goes first, without which a folder is no model.
+        """
+        for path in self._files():
+            if path not in keep:
+                remove_file(path)
+        for folder in (self.checkpoints, self.engines):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _files(self) -> tuple[Path, ...]:
+        of_graphs = (self.onnx_path, self.sum_path)
+        graphs = (path(precision) for precision in get_args(Precision) for path in of_graphs)
+        return (self.spec_path, self.weights_path, self.mean_path, self.backends_path, *graphs, self.checkpoint_path)
+
+
+def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
+    """A model folder by path, by name under `models/`, or the newest there when `name` is None.
+
+    Raises UsageError where there is none, ModelError for a folder with only a part of a model.
+    """
+    name = check_argument("name", name, str | None)
+    if name is not None:
+        for path in (Path(name), MODELS_FOLDER / name):
+            if os.path.isfile(path / "spec.json"):
+                return ModelFolder(path)
+        if any(is_name_too_long(folder / name / "spec.json") for folder in (Path(), MODELS_FOLDER)):
+            raise UsageError(f"no model can be called {os.fspath(name)!r}: the file name is too long")
+        for path in (Path(name), MODELS_FOLDER / name):
+            _refuse_part(ModelFolder(path))
+        known = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
+        cure = f"Models here: {', '.join(known)}" if known else _NO_MODEL_CURE
+        raise UsageError(f"no model at {os.fspath(name)} nor at {MODELS_FOLDER / name}", cure=cure)
+    specs = sorted(MODELS_FOLDER.glob("*/spec.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not specs:
+        for path in sorted(MODELS_FOLDER.glob("*/")):
+            _refuse_part(ModelFolder(path))
+        raise UsageError(f"no model in {MODELS_FOLDER.resolve()}", cure=_NO_MODEL_CURE)
+    return ModelFolder(specs[-1].parent)
+
+
+def _refuse_part(folder: ModelFolder) -> None:
+    """Raise ModelError if there is a part of a model, without the spec that makes it one."""
+    if not folder.is_used:
+        return
+    cures = [f"Restore {folder.spec_path.name} from a copy, or train or import the model again."]
+    problem = f"has no {folder.spec_path.name}, which says what the files in it are"
+    if folder.checkpoint_path.is_file():
+        resume = f"alexdeploy train --name {folder.path.name} --resume, with the options that it was begun with"
+        if folder.weights_path.is_file():
+            cures.append(f"If its training was stopped, go on with it: {resume}")
+        else:
+            problem, cures = "is not trained to the end", [f"Go on with it: {resume}"]
+    raise ModelError(f"{folder.path} {problem}", cure="\n".join(cures))

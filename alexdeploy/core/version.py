@@ -1,0 +1,3 @@
+"""The version of the package, which what it writes carries."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,271 @@
+"""What is this? Facts about a recipe, a model folder, an ONNX or safetensors file, or an engine, without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import safetensors
+
+from alexdeploy.core.backend_checks import read_backend_checks
+from alexdeploy.core.errors import DeviceError, ModelError, RecipeError, UsageError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder, find_model
+from alexdeploy.core.reading import check_exists, check_regular
+from alexdeploy.core.recipe import list_recipes, load_recipe
+from alexdeploy.core.spec import LRN, Architecture
+from alexdeploy.diagnosis.layers import LayerRow, engine_layers, graph_layers, planned_layers
+from alexdeploy.engines.trt.cuda_driver import cuda_ordinal
+from alexdeploy.engines.trt.files import load_engine, read_record
+from alexdeploy.graphs import files as graph_files
+from alexdeploy.graphs.deployment import describe_value
+from alexdeploy.graphs.edit import opset_of, weight_bits
+from alexdeploy.placement.devices import Device, survey_gpus
+
+Fact = str | int | float | None
+
+
+_SUFFIXES = (".onnx", ".safetensors", ".engine")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What was found. `facts`, `preprocessing` and `provenance` are printed as they are."""
+
+    target: str
+    kind: str
+    facts: dict[str, Fact]
+    layers: tuple[LayerRow, ...]
+    lrn: dict[str, Fact] | None = None
+    preprocessing: dict[str, Any] | None = None
+    provenance: dict[str, Fact] = dataclasses.field(default_factory=dict)
+    files: tuple[dict[str, Fact], ...] = ()
+    backends: dict[str, Fact] = dataclasses.field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+
+def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | None = None) -> Inspection:
+    """Look at a recipe's name or file, a model folder or name, an .onnx, a .safetensors or a TensorRT .engine.
+
+    `overrides` and `num_classes` (1000 if None) are for recipes, which do not know their classes: with them, a name
+    that a model and a recipe have is the recipe's. Raises ModelError, RecipeError, and UsageError where they are
+    given for something else, and for a target that does not exist.
+    """
+    is_recipe = target.endswith(".toml") or target in list_recipes() or os.path.isfile(MODELS_FOLDER / f"{target}.toml")
+    is_model = any(os.path.isfile(folder / target / "spec.json") for folder in (Path(), MODELS_FOLDER))
+    changes_recipe = bool(overrides) or num_classes is not None
+    if is_recipe and (changes_recipe or not is_model):
+        return _inspect_recipe(target, overrides, 1000 if num_classes is None else num_classes)
+    if os.sep in target or target.endswith(_SUFFIXES):
+        check_exists(target)
+    if target.endswith(_SUFFIXES) or is_model:
+        if changes_recipe:
+            raise UsageError(
+                f"{target} is what it is: --set and --classes change recipes",
+                cure=f"Recipes: {', '.join(list_recipes())}",
+            )
+        if is_model:
+            return _inspect_folder(find_model(target))
+        if target.endswith(".engine"):
+            return _inspect_engine(Path(target))
+        return _inspect_onnx(Path(target)) if target.endswith(".onnx") else _inspect_safetensors(Path(target))
+    if os.sep in target or os.path.exists(target):
+        raise ModelError(
+            f"{target} is not something that can be inspected",
+            cure="Give a recipe, a model folder, an .onnx, a .safetensors or an .engine.",
+        )
+    models = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
+    near = difflib.get_close_matches(target, [*list_recipes(), *models], n=1)
+    raise RecipeError(
+        f"{target!r} is neither a recipe nor a model here" + (f"; did you mean {near[0]!r}?" if near else ""),
+        cure="\n".join(
+            f"{kind}: {', '.join(names)}" for kind, names in (("Recipes", list_recipes()), ("Models", models)) if names
+        ),
+    )
+
+
+def _inspect_recipe(name: str, overrides: tuple[str, ...], num_classes: int) -> Inspection:
+    recipe = load_recipe(name, overrides)
+    steps = msgspec.to_builtins(recipe.preprocessing)
+    return Inspection(
+        target=name,
+        kind="recipe",
+        facts={"description": recipe.description, "classes": num_classes, **_architecture_facts(recipe.architecture)},
+        layers=planned_layers(recipe.architecture, num_classes),
+        lrn=_lrn_facts(recipe.architecture.lrn),
+        preprocessing={**steps, "crop": recipe.architecture.input},
+    )
+
+
+def _inspect_folder(folder: ModelFolder) -> Inspection:
+    spec = folder.spec()
+    facts: dict[str, Fact] = {"name": spec.name, "recipe": spec.recipe, "classes": spec.num_classes}
+    if spec.architecture is not None:
+        facts |= _architecture_facts(spec.architecture)
+        layers = planned_layers(spec.architecture, spec.num_classes)
+        lrn = _lrn_facts(spec.architecture.lrn)
+    else:
+        graph = graph_files.read_graph(folder.onnx_path())
+        layers, lrn = graph_layers(graph.model), _graph_lrn(graph)
+    return Inspection(
+        target=str(folder.path),
+        kind="model",
+        facts=facts,
+        layers=layers,
+        lrn=lrn,
+        preprocessing=msgspec.to_builtins(spec.preprocessing),
+        provenance=dict(spec.provenance),
+        backends={
+            f"{check.backend} {check.version}, {check.precision}": check.problem or "gives the graph's answers"
+            for check in read_backend_checks(folder)
+        },
+        files=tuple(_file_facts(path) for path in sorted(folder.path.iterdir()) if path.is_file()),
+    )
+
+
+def _inspect_onnx(path: Path) -> Inspection:
+    graph = graph_files.read_graph(path)
+    model = graph.model
+    facts: dict[str, Fact] = {"sha256": graph.sha256, "opset": opset_of(model), "ir_version": model.ir_version}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    facts |= {f"input {value.name}": describe_value(value) for value in model.graph.input if value.name not in weights}
+    facts |= {f"output {value.name}": describe_value(value) for value in model.graph.output}
+    operators = sorted({node.op_type for node in model.graph.node})
+    facts["operators"] = ", ".join(f"{sum(n.op_type == op for n in model.graph.node)} {op}" for op in operators)
+    if (bits := weight_bits(model)) is not None:
+        facts["INT8 weights"] = f"{bits} bits"
+    spec = graph.spec()
+    return Inspection(
+        target=str(path),
+        kind="onnx",
+        facts=facts,
+        layers=graph_layers(graph.model),
+        lrn=_graph_lrn(graph),
+        preprocessing=None if spec is None else msgspec.to_builtins(spec.preprocessing),
+        provenance={} if spec is None else dict(spec.provenance),
+    )
+
+
+def _inspect_safetensors(path: Path) -> Inspection:
+    try:
+        check_regular(path)
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            facts = {name: (tuple(each.get_shape()), str(each.get_dtype())) for name, each in slices.items()}
+    except (OSError, safetensors.SafetensorError) as exc:
+        raise ModelError(f"{path} cannot be read as safetensors: {exc}") from exc
+    layers = [
+        LayerRow(name=name, kind="tensor", output_shape=shape, parameters=math.prod(shape), detail=dtype)
+        for name, (shape, dtype) in sorted(facts.items())
+    ]
+    return Inspection(
+        target=str(path),
+        kind="safetensors",
+        facts={"sha256": sha256_file(path), "tensors": len(layers)},
+        layers=tuple(layers),
+        provenance=dict(metadata),
+    )
+
+
+def _inspect_engine(path: Path) -> Inspection:
+    """The sidecar; and the layers, where TensorRT can open the engine and this installation trusts it."""
+    record = read_record(path)
+    major, minor = record.compute_capability
+    least, best, most = record.profile
+    facts: dict[str, Fact] = {
+        "key": record.key,
+        "precision": record.precision,
+        "views": record.num_views,
+        "images in a batch": f"{least} to {most}, best {best}",
+        "built for": f"{record.gpu}, sm_{major}{minor}",
+        "TensorRT": record.tensorrt,
+        "CUDA": record.cuda,
+        "bytes": record.engine_bytes,
+        "sha256": record.engine_sha256,
+    }
+    layers: tuple[LayerRow, ...] = ()
+    try:
+        load_engine(path)
+        facts["trusted"] = "yes"
+    except ModelError as exc:
+        facts["trusted"] = f"no: {exc.message}"
+    else:
+        try:
+            from alexdeploy.engines.trt.engine import inspect_engine
+
+            device = _device_for(record.compute_capability, survey_gpus().devices)
+            layers = engine_layers(inspect_engine(path, device))
+        # UsageError: TensorRT is not installed.
+        except (DeviceError, ModelError, UsageError) as exc:
+            facts["layers"] = f"not seen: {exc.message}"
+    return Inspection(
+        target=str(path),
+        kind="engine",
+        facts=facts,
+        layers=layers,
+        provenance={
+            "graph_sha256": record.graph_sha256,
+            "weights_sha256": record.weights_sha256,
+            "contract_sha256": record.contract_sha256,
+            "built_at": record.built_at,
+            "build_seconds": record.build_seconds,
+            "alexdeploy": record.alexdeploy,
+            **record.builder,
+        },
+    )
+
+
+def _device_for(capability: tuple[int, int], gpus: Sequence[Device]) -> str:
+    """The first GPU of a compute capability, as CUDA counts them. Raises DeviceError if there are only others."""
+    fitting = [gpu for gpu in gpus if gpu.compute_capability == capability]
+    if gpus and not fitting:
+        raise DeviceError(f"no GPU here has compute capability {'.'.join(map(str, capability))}")
+    return f"cuda:{cuda_ordinal(fitting[0].uuid)}" if fitting else "cuda:0"
+
+
+def _graph_lrn(graph: graph_files.Graph) -> dict[str, Fact] | None:
+    for node in graph.model.graph.node:
+        if node.op_type == "LRN":
+            values = {attribute.name: attribute.i or round(attribute.f, 9) for attribute in node.attribute}
+            return {
+                "size": values.get("size"),
+                "alpha": values.get("alpha", 1e-4),
+                "beta": values.get("beta", 0.75),
+                "k": values.get("bias", 1.0),
+            }
+    return None
+
+
+def _architecture_facts(architecture: Architecture) -> dict[str, Fact]:
+    return {
+        "input": f"3x{architecture.input}x{architecture.input}",
+        "towers": architecture.towers,
+        "order": architecture.order,
+        "activation": architecture.activation,
+        "width": architecture.width,
+        "dropout": architecture.dropout,
+        "pooling": f"{architecture.pooling.kernel}x{architecture.pooling.kernel} stride {architecture.pooling.stride}",
+    }
+
+
+def _lrn_facts(lrn: LRN | None) -> dict[str, Fact] | None:
+    return None if lrn is None else dataclasses.asdict(lrn)
+
+
+def _file_facts(path: Path) -> dict[str, Fact]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}

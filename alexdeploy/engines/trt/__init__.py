@@ -1,0 +1,1 @@
+"""TensorRT: engine files built, chosen, trusted and run."""

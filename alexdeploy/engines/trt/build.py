@@ -1,0 +1,299 @@
+"""Builds TensorRT engines: the deployment graph in, a plan and its signed sidecar out. Needs tensorrt and pycuda."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, OutputError, UsageError, first_line
+from alexdeploy.core.files import atomic_write
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.reading import MAX_DATA_BYTES, read_regular
+from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.core.version import __version__
+
+# Before the package itself: it says how to get it.
+from alexdeploy.engines.trt.context import LOG, Gpu, deserialize, find_gpu, on_gpu, refused
+from alexdeploy.engines.trt.files import (
+    BuildOptions,
+    EngineKey,
+    EngineRecord,
+    check_can_write,
+    engine_path,
+    find_engines,
+    key_differences,
+    load_engine,
+    timing_cache_path,
+    write_engine,
+)
+from alexdeploy.engines.trt.network import VERSION, allow_precision, is_strongly_typed, read_network
+from alexdeploy.engines.trt.stream import check_contexts
+from alexdeploy.graphs.freshness import load_graph
+from alexdeploy.graphs.tensorrt import DERIVATION, engine_graph, opset_for
+
+import tensorrt as trt  # isort: skip
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with a phase of the build, the steps of it that are done, and their number (0 if unknown)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltEngine:
+    """An engine that was built, or was there already. `notes` tell why those that are there do not fit."""
+
+    path: Path
+    record: EngineRecord
+    reused: bool
+    notes: tuple[str, ...] = ()
+
+
+def build_engine(
+    folder: ModelFolder,
+    options: BuildOptions,
+    on_progress: OnProgress = lambda phase, done, total: None,
+) -> BuiltEngine:
+    """Build the engine of a model for a GPU of this machine, or find it built already.
+
+    Raises UsageError for a profile or tactic source that makes no sense, ModelError for a graph that TensorRT cannot
+    read or build, DeviceMemoryError where memory runs out, DeviceError without a GPU. `on_progress` may be called from
+    another thread; an interrupt ends the build at its next step (from TensorRT 10 on).
+    """
+    if options.precision == "bf16":
+        raise UsageError("there are no bf16 engines", cure="Build --fp16 or --int8, or FP32 without either.")
+    profile = options.profile
+    spec = folder.spec()
+    tactics = _tactic_sources(options.tactic_sources)
+    gpu = find_gpu(options.device)
+    graph = load_graph(folder, options.precision, spec)
+    opset = opset_for(VERSION[0])
+    key = EngineKey(
+        graph_sha256=graph.sha256,
+        weights_sha256=graph.network_sha256,
+        contract_sha256=spec.contract_sha256,
+        precision=options.precision,
+        num_views=options.num_views,
+        profile=profile,
+        tensorrt=trt.__version__,
+        compute_capability=gpu.compute_capability,
+        cuda=gpu.cuda,
+        builder={
+            "workspace_bytes": options.workspace_bytes or 0,
+            "tactic_sources": ",".join(sorted(options.tactic_sources or ())),
+            "typing": "strong" if is_strongly_typed() else "weak",
+            "opset": opset,
+            "derivation": DERIVATION,
+            "preview": "PROFILE_SHARING_0806" if VERSION[0] < 10 else "",
+        },
+    )
+    path = engine_path(folder, key, gpu.name)
+    if path.is_file():
+        found, why = _reusable(path, key)
+        if found is not None:
+            return BuiltEngine(path=path, record=found, reused=True)
+        notes: tuple[str, ...] = (f"{path} is built again: {why}",)
+    else:
+        notes = _others(folder, key)
+    check_can_write(path)
+    model = engine_graph(graph.model, spec, options.num_views, folder.mean_image(spec), opset)
+    content: bytes = model.SerializeToString()
+    del model
+    job = _Job(content=content, gpu=gpu, key=key, workspace_bytes=options.workspace_bytes, tactics=tactics)
+    stop = threading.Event()
+    began = time.monotonic()
+    plan = on_gpu(gpu.index, lambda: _build(job, on_progress, stop), stop.set)
+    # A plan that cannot be opened is not written.
+    on_gpu(gpu.index, lambda: _check_plan(plan, path))
+    record = EngineRecord(
+        **{field.name: getattr(key, field.name) for field in fields(EngineKey)},
+        key=key.sha256,
+        gpu=gpu.name,
+        engine_sha256="",
+        engine_bytes=0,
+        built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        build_seconds=round(time.monotonic() - began, 3),
+        alexdeploy=__version__,
+    )
+    return BuiltEngine(path=path, record=write_engine(path, plan, record), reused=False, notes=notes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """What a build needs. `content` is the graph, serialized; `tactics` a mask of tactic sources, None for all."""
+
+    content: bytes
+    gpu: Gpu
+    key: EngineKey
+    workspace_bytes: int | None
+    tactics: int | None
+
+
+def _reusable(path: Path, key: EngineKey) -> tuple[EngineRecord | None, str]:
+    """The record of an engine that is there and fits, or None and why not."""
+    try:
+        record, _ = load_engine(path)
+    except ModelError as exc:
+        return None, exc.message
+    differences = key_differences(record, key)
+    return (None, "; ".join(differences)) if differences else (record, "")
+
+
+def _others(folder: ModelFolder, key: EngineKey) -> tuple[str, ...]:
+    """Of each engine of the same precision and views, in which part of the key it differs."""
+    return tuple(
+        f"{path} does not fit: {'; '.join(key_differences(record, key))}"
+        for path, record in find_engines(folder)
+        if (record.precision, record.num_views) == (key.precision, key.num_views)
+    )
+
+
+def _tactic_sources(names: tuple[str, ...] | None) -> int | None:
+    """A mask of bits for the builder. Raises UsageError for a source that this TensorRT does not have."""
+    if names is None:
+        return None
+    known = {name: int(source) for name, source in trt.TacticSource.__members__.items()}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(
+            f"TensorRT {trt.__version__} has no tactic source {', '.join(unknown)}",
+            cure=f"Those that it has: {', '.join(sorted(known))}",
+        )
+    return sum(1 << known[name] for name in set(names))
+
+
+def _build(job: _Job, on_progress: OnProgress, stop: threading.Event) -> bytes:
+    LOG.take()
+    try:
+        builder: trt.Builder = trt.Builder(LOG)
+    except TypeError as exc:
+        raise DeviceError(f"TensorRT {trt.__version__} cannot use the GPU: {first_line(exc)}") from exc
+    on_progress("reading the graph", 0, 0)
+    network = read_network(builder, job.content)
+    config = _configure(builder, network, job)
+    cache_path = _use_timing_cache(config, job.gpu)
+    # Held here: the builder calls it until the build ends.
+    monitor = _watch(config, on_progress, stop)
+    on_progress("building the engine", 0, 0)
+    plan: trt.IHostMemory = builder.build_serialized_network(network, config)
+    del monitor
+    if plan is None:
+        if stop.is_set():
+            raise DeviceError("the build was interrupted")
+        raise _build_error()
+    _keep_timing_cache(config, cache_path)
+    return bytes(plan)
+
+
+def _configure(builder: trt.Builder, network: trt.INetworkDefinition, job: _Job) -> trt.IBuilderConfig:
+    config: trt.IBuilderConfig = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    # So that the inspector can tell kernels and formats; inference is not slower for it.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if VERSION[0] < 10:
+        # The contexts of all streams use the one profile; from 10 on they always may.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+    if job.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
+    if job.tactics is not None and not config.set_tactic_sources(job.tactics):
+        raise UsageError(f"TensorRT did not take the tactic sources {job.key.builder['tactic_sources']}")
+    if not is_strongly_typed():
+        allow_precision(network, config, job.key.precision)
+    profile: trt.IOptimizationProfile = builder.create_optimization_profile()
+    sizes = [(count, IMAGE_SIZE, IMAGE_SIZE, 3) for count in job.key.profile]
+    try:
+        profile.set_shape("images", *sizes)
+        index = config.add_optimization_profile(profile)
+    except (ValueError, RuntimeError) as exc:
+        raise _profile_error(job.key.profile, first_line(exc)) from exc
+    if index < 0:
+        raise _profile_error(job.key.profile, LOG.take())
+    return config
+
+
+def _profile_error(profile: tuple[int, int, int], said: str) -> UsageError:
+    least, best, most = profile
+    return UsageError(
+        f"TensorRT does not take a profile of {least} to {most} images, best {best}: {said or 'no reason given'}",
+        cure="Use another --max-batch.",
+    )
+
+
+def _watch(config: trt.IBuilderConfig, on_progress: OnProgress, stop: threading.Event) -> object:
+    """Report the builder's steps, where it has a monitor, and end the build when `stop` is set."""
+    if VERSION[0] < 10:
+        return None
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._totals: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._totals[phase_name] = num_steps
+            on_progress(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            on_progress(phase_name, step + 1, self._totals.get(phase_name, 0))
+            return not stop.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            total = self._totals.pop(phase_name, 0)
+            on_progress(phase_name, total, total)
+
+    monitor = Monitor()
+    config.progress_monitor = monitor
+    return monitor
+
+
+def _use_timing_cache(config: trt.IBuilderConfig, gpu: Gpu) -> Path | None:
+    """Give the builder what it measured on this kind of GPU with this version before; where that is kept."""
+    path = timing_cache_path(gpu.name, gpu.compute_capability, trt.__version__, gpu.cuda)
+    if path is None:
+        return None
+    content = b""
+    with suppress(OSError):
+        content = read_regular(path, MAX_DATA_BYTES)
+    cache: trt.ITimingCache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        # Damaged, or of another GPU after all: begin anew.
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+        LOG.take()
+    return path
+
+
+def _keep_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
+    if path is None:
+        return
+    cache: trt.ITimingCache = config.get_timing_cache()
+    # It only makes the next build faster.
+    with suppress(OutputError), atomic_write(path) as file:
+        file.write(bytes(cache.serialize()))
+
+
+def _build_error() -> DeviceError | ModelError:
+    error = refused(
+        f"TensorRT {trt.__version__} could not build the engine",
+        "Use a smaller --max-batch or --workspace, or free memory on the GPU.",
+    )
+    if isinstance(error, DeviceMemoryError):
+        return error
+    text = error.message
+    if "insufficient workspace" in text.lower():
+        return DeviceMemoryError(text, cure="Give it more: --workspace")
+    if "could not find any implementation" in text.lower():
+        return ModelError(text, cure="Allow more --tactic-sources, or build another precision.")
+    return ModelError(text)
+
+
+def _check_plan(plan: bytes, path: Path) -> None:
+    """Raise ModelError or DeviceError unless the plan can be opened, with a context for each stream at once."""
+    engine: trt.ICudaEngine = deserialize(plan, path)
+    if engine.num_io_tensors != 3 or math.prod(engine.get_tensor_shape("images")[1:]) != IMAGE_SIZE * IMAGE_SIZE * 3:
+        raise ModelError(f"the engine of {path.name} has {engine.num_io_tensors} inputs and outputs, expected 3")
+    check_contexts(engine)

@@ -1,0 +1,179 @@
+"""What running and building engines share: TensorRT's log, the GPU, its context, and errors.
+
+Importing this module without tensorrt and pycuda raises UsageError, which says how to get them. It touches no device.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError, UsageError, first_line
+from alexdeploy.engines.trt.cuda_driver import cuda_version
+from alexdeploy.engines.trt.log import Complaints
+
+try:
+    import pycuda.driver as cuda
+    import tensorrt as trt
+except (ImportError, OSError) as exc:
+    # Not installed, or not loaded: it lacks CUDA's libraries or the driver's.
+    is_missing = isinstance(exc, ModuleNotFoundError) and str(exc.name).partition(".")[0] in ("pycuda", "tensorrt")
+    raise (UsageError if is_missing else DeviceError)(
+        f"TensorRT cannot be used here: {first_line(exc)}",
+        cure="On a machine with an NVIDIA GPU and its driver: pip install 'alexdeploy[gpu]'\n"
+        "(pycuda is compiled on the spot and needs g++ and the CUDA headers: put nvcc on PATH.)\n"
+        "Without a GPU no engine is needed: alexdeploy predict runs the ONNX files.",
+    ) from exc
+
+_Result = TypeVar("_Result")
+
+_MEMORY_WORDS = (
+    "out of memory",
+    "outofmemory",
+    "failed_allocation",
+    "insufficient memory",
+    "cudaerrormemoryallocation",
+)
+
+
+class Log(trt.ILogger):  # type: ignore[misc]
+    """What TensorRT complains of, kept for the error that follows. One for the process, as TensorRT wants it."""
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+        self._complaints = Complaints()
+
+    # TensorRT calls it mostly in the thread that called TensorRT, and ends the process if it raises.
+    def log(self, severity: trt.ILogger.Severity, message: str) -> None:
+        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+            self._complaints.add(message)
+        if "ALEXDEPLOY_DEBUG" in os.environ and severity != trt.ILogger.VERBOSE:
+            print(f"tensorrt: {message}", file=sys.stderr)
+
+    def take(self) -> str:
+        """All that was said in this thread since it was last asked here, else in threads of TensorRT's own."""
+        return self._complaints.take()
+
+
+LOG = Log()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """A GPU as its driver describes it; `cuda` is the version that the driver speaks."""
+
+    index: int
+    name: str
+    compute_capability: tuple[int, int]
+    cuda: str
+
+
+def find_gpu(device: str) -> Gpu:
+    """The GPU of a name like "cuda:0"; makes no context. Raises UsageError or DeviceError."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number or "0").isdecimal():
+        raise UsageError(f"TensorRT runs on an NVIDIA GPU, not on {device!r}", cure="Name one: cuda:0")
+    index = int(number or 0)
+    try:
+        cuda.init()
+        num_gpus = cuda.Device.count()
+        if index >= num_gpus:
+            known = ", ".join(f"cuda:{each}" for each in range(num_gpus))
+            raise DeviceError(f"there is no cuda:{index}; this process sees {known or 'no GPU'}")
+        gpu = cuda.Device(index)
+        return Gpu(
+            index=index,
+            name=gpu.name(),
+            compute_capability=gpu.compute_capability(),
+            cuda=".".join(map(str, cuda_version(cuda.get_driver_version()))),
+        )
+    except cuda.Error as exc:
+        raise DeviceError(
+            f"no NVIDIA GPU can be used: {first_line(exc)}",
+            cure="Look at what nvidia-smi says, and at CUDA_VISIBLE_DEVICES.",
+        ) from exc
+
+
+@contextmanager
+def primary_context(index: int) -> Iterator[None]:
+    """Make the primary context of a device current, for a thread that ends soon after.
+
+    Everything made inside must be released inside. pycuda gives the context back by making it current once more and
+    leaving it so, which only the end of the thread undoes; a thread that ends without the pop would end the process.
+    """
+    context: cuda.Context = cuda.Device(index).retain_primary_context()
+    context.push()
+    try:
+        yield
+    finally:
+        cuda.Context.pop()
+        context.detach()
+
+
+def on_gpu(index: int, work: Callable[[], _Result], cancel: Callable[[], None] = lambda: None) -> _Result:
+    """Do something in a thread of its own in which the device is current. Raises what it raises, as an error of ours.
+
+    An interrupt calls `cancel` and then waits until the work has ended.
+    """
+    found: list[_Result] = []
+    errors: list[AlexDeployError] = []
+
+    def run() -> None:
+        try:
+            with primary_context(index):
+                # Caught in here: a traceback keeps what its frames hold, and that must go before the context.
+                try:
+                    found.append(work())
+                except Exception as exc:
+                    errors.append(translated(exc).with_traceback(None))
+        except Exception as exc:
+            errors.append(translated(exc))
+
+    thread = threading.Thread(target=run, name="alexdeploy-gpu")
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        cancel()
+        thread.join()
+        raise
+    if errors:
+        raise errors[0]
+    return found[0]
+
+
+def translated(exc: BaseException) -> AlexDeployError:
+    """What CUDA or TensorRT raised, as an error of ours."""
+    if isinstance(exc, AlexDeployError):
+        return exc
+    if isinstance(exc, (cuda.MemoryError, MemoryError)):
+        return DeviceMemoryError(f"the GPU is out of memory: {first_line(exc)}", cure="Use a smaller --batch-size.")
+    return DeviceError(f"{type(exc).__name__}: {first_line(exc)}")
+
+
+def refused(what: str, cure: str = "Use a smaller --batch-size.") -> DeviceError:
+    """The error for a call of TensorRT that failed, with the words that it left in the log. `cure` is for memory."""
+    said = LOG.take()
+    lines = said.splitlines() or ["no reason given"]
+    for line in lines:
+        if any(word in line.lower() for word in _MEMORY_WORDS):
+            return DeviceMemoryError(f"{what}: {line}", cure=cure)
+    return DeviceError(f"{what}: {lines[0]}")
+
+
+def deserialize(plan: bytes, path: Path) -> trt.ICudaEngine:
+    """The engine, which keeps its runtime. `plan` comes from `load_engine`. Raises ModelError."""
+    runtime: trt.Runtime = trt.Runtime(LOG)
+    engine: trt.ICudaEngine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        error = refused(f"TensorRT {trt.__version__} cannot open {path}", "Free memory on the GPU.")
+        if isinstance(error, DeviceMemoryError):
+            raise error
+        raise ModelError(error.message, cure="Build it again: alexdeploy build")
+    return engine

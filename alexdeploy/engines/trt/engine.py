@@ -1,0 +1,147 @@
+"""TensorRT on an NVIDIA GPU: runs the engines that `alexdeploy build` makes. Needs tensorrt and pycuda.
+
+CUDA's objects belong to the thread that made them: pycuda frees memory only in the thread in whose context it was
+allocated. So the caller's threads touch none. One thread owns the engine, and one for each stream owns its execution
+context, stream and buffers; a batch goes to whichever is free, so that one copies while another computes. All use the
+device's primary context, the one that torch and ONNX Runtime use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.errors import ModelError
+from alexdeploy.core.forks import OpenedHere
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.engines.base import TENSORRT_STREAMS, EngineInfo, EngineOptions, Predictions, check_images
+from alexdeploy.engines.trt.choose import EngineRequirements, choose_engine, differences_from, engine_requirements
+
+# Before the packages themselves: it says how to get them.
+from alexdeploy.engines.trt.context import Gpu, deserialize, find_gpu, on_gpu, primary_context, translated
+from alexdeploy.engines.trt.files import load_engine, read_record
+from alexdeploy.engines.trt.stream import Stream
+from alexdeploy.engines.trt.stream_threads import StreamThreads
+
+import tensorrt as trt  # isort: skip
+
+
+def open_engine(folder: ModelFolder, options: EngineOptions) -> TensorRTEngine:
+    """The engine file of the model that fits the device and the options. Raises ModelError if there is none."""
+    spec = folder.spec()
+    gpu = find_gpu(options.device)
+    wanted = engine_requirements(
+        folder,
+        precision=options.precision,
+        num_views=options.num_views,
+        batch_size=options.batch_size,
+        tensorrt=trt.__version__,
+        compute_capability=gpu.compute_capability,
+        cuda=gpu.cuda,
+    )
+    path = choose_engine(folder, wanted, gpu=gpu.name)
+    info = EngineInfo(
+        backend="tensorrt",
+        device=f"cuda:{gpu.index}",
+        precision=options.precision,
+        num_views=options.num_views,
+        classes=spec.classes,
+        artifact=read_record(path).engine_sha256,
+        batch_size=options.batch_size,
+        num_streams=TENSORRT_STREAMS,
+    )
+    return TensorRTEngine(path, info, gpu, wanted)
+
+
+class TensorRTEngine:
+    """One engine with an execution context for each stream."""
+
+    def __init__(self, path: Path, info: EngineInfo, gpu: Gpu, wanted: EngineRequirements) -> None:
+        self.info = info
+        self._wanted = wanted
+        self._path = path
+        self._gpu = gpu
+        self._threads = self._new_threads()
+        self._opened: OpenedHere | None = None
+
+    def __enter__(self) -> TensorRTEngine:
+        record, plan = load_engine(self._path)
+        # What was chosen by was not yet verified; this is.
+        if record.engine_sha256 != self.info.artifact or differences_from(record, self._wanted):
+            raise ModelError(f"{self._path} was exchanged while it was opened", cure="Run the command again.")
+        plans = [plan]
+        # Hundreds of megabytes, which the engine does not need once it is there.
+        del plan
+        self._threads = self._new_threads()
+        self._opened = OpenedHere(self)
+        self._threads.start(plans)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._opened is None or not self._opened.is_fork:
+            self._threads.end()
+
+    def run(self, images: NDArray[np.uint8]) -> Predictions:
+        """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
+        if self._opened is not None:
+            self._opened.check("engine")
+        check_images(images, self.info.batch_size)
+        return self._threads.run(images)
+
+    def _new_threads(self) -> StreamThreads[trt.ICudaEngine]:
+        return StreamThreads(
+            context=lambda: primary_context(self._gpu.index),
+            load=self._load,
+            make_stream=lambda: Stream(self.info),
+            num_streams=self.info.num_streams,
+            translated=translated,
+        )
+
+    def _load(self, plan: bytes) -> trt.ICudaEngine:
+        engine: trt.ICudaEngine = deserialize(plan, self._path)
+        _check_engine(engine, self._path, self.info)
+        return engine
+
+
+def _check_engine(engine: trt.ICudaEngine, path: Path, info: EngineInfo) -> None:
+    """Raise ModelError unless inputs, outputs and batch sizes are what the sidecar led to expect."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    found = {
+        name: (
+            engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
+            engine.get_tensor_dtype(name),
+            tuple(engine.get_tensor_shape(name))[1:],
+        )
+        for name in names
+    }
+    expected = {
+        "images": (True, trt.DataType.UINT8, (IMAGE_SIZE, IMAGE_SIZE, 3)),
+        "probabilities": (False, trt.DataType.FLOAT, (len(info.classes),)),
+        "view_classes": (False, trt.DataType.INT32, (info.num_views,)),
+    }
+    if found != expected:
+        raise ModelError(
+            f"{path} takes and gives {found}, expected {expected}", cure="Build it again: alexdeploy build"
+        )
+    least, _, most = (shape[0] for shape in engine.get_tensor_profile_shape("images", 0))
+    if not least <= info.batch_size <= most:
+        raise ModelError(f"{path} takes {least} to {most} images, asked for {info.batch_size}")
+
+
+def inspect_engine(path: Path, device: str) -> str:
+    """What TensorRT's inspector says of the layers of a trusted engine, as JSON."""
+    _, plan = load_engine(path)
+    gpu = find_gpu(device)
+
+    def look() -> str:
+        engine: trt.ICudaEngine = deserialize(plan, path)
+        inspector: trt.EngineInspector = engine.create_engine_inspector()
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    return on_gpu(gpu.index, look)

@@ -1,0 +1,277 @@
+"""TensorRT engine files: what each was built from and for, and whether it may be loaded. Imports no TensorRT.
+
+An engine is code that runs on the GPU and, while it is opened, in this process. Beside `X.engine`, a plain plan that
+trtexec can load as well, lies `X.json`: the key, the hash of the plan, and a keyed hash over all of it made with a
+secret of this installation. Whatever was not written by this installation, or was changed since, is refused before
+TensorRT sees a byte of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from alexdeploy.core.cache import cache_folder
+from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.files import atomic_write, output_error, sha256_bytes
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, read_regular
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import NumViews
+from alexdeploy.engines.trt.signing import is_own, name_of, own_secret, read_secret, signature_of
+
+FORMAT = 1
+"""Of the sidecar. Another number: what the fields mean is another."""
+
+KEY_DIGITS = 12
+"""Digits of an engine's key in the name of its file."""
+
+DEFAULT_MAX_BATCH = 32
+"""Images: 320 crops with ten views, which fill a large GPU and fit into a small one."""
+
+_VIEW_WORDS: dict[NumViews, str] = {1: "centre", 5: "fivecrop", 10: "tencrop"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineKey:
+    """All that an engine depends on. `graph_sha256` is of the ONNX file, `contract_sha256` of the preprocessing.
+
+    `weights_sha256` tells the network apart: it is of the safetensors, or for an imported model of its `model.onnx`.
+    `profile` is the least, best and greatest number of images in a batch; `cuda` the version that the driver speaks;
+    `builder` every other option that the builder was given.
+    """
+
+    graph_sha256: str
+    weights_sha256: str
+    contract_sha256: str
+    precision: Precision
+    num_views: NumViews
+    profile: tuple[int, int, int]
+    tensorrt: str
+    compute_capability: tuple[int, int]
+    cuda: str
+    builder: dict[str, str | int]
+
+    @property
+    def sha256(self) -> str:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(EngineKey)}
+        return sha256_bytes(msgspec.json.encode(fields, order="sorted"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineRecord(EngineKey):
+    """The sidecar: the key, and what was made. `signed_by` names the secret that `signature` was made with."""
+
+    format: int = FORMAT
+    key: str
+    gpu: str
+    engine_sha256: str
+    engine_bytes: int
+    built_at: str
+    build_seconds: float
+    alexdeploy: str
+    signed_by: str = ""
+    signature: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Format:
+    """What is read of a sidecar first: with another number, nothing else in it need be as expected."""
+
+    format: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildOptions:
+    """What to build, for which GPU. `max_batch` counts images, and is what the engine is made best for.
+
+    `workspace_bytes` None leaves the builder all of the GPU's memory; `tactic_sources` None all of its sources.
+    """
+
+    precision: Precision = "fp32"
+    num_views: NumViews = 1
+    max_batch: int = DEFAULT_MAX_BATCH
+    workspace_bytes: int | None = None
+    device: str = "cuda:0"
+    tactic_sources: tuple[str, ...] | None = None
+
+    @property
+    def profile(self) -> tuple[int, int, int]:
+        """Least, best and greatest batch. Raises UsageError for a greatest of less than one image."""
+        if self.max_batch < 1:
+            raise UsageError(f"max_batch is {self.max_batch}; it must be at least 1")
+        return 1, self.max_batch, self.max_batch
+
+
+def engine_path(folder: ModelFolder, key: EngineKey, gpu: str) -> Path:
+    """Where the engine of a key belongs: engines/<gpu>-sm90-trt10.16-fp16-tencrop-<key>.engine."""
+    major, minor = key.compute_capability
+    version = ".".join(key.tensorrt.split(".")[:2])
+    words = (slug(gpu), f"sm{major}{minor}", f"trt{version}", key.precision, _VIEW_WORDS[key.num_views])
+    return folder.engines / f"{'-'.join(words)}-{key.sha256[:KEY_DIGITS]}.engine"
+
+
+def slug(gpu: str) -> str:
+    """A GPU's name as part of a file's: "NVIDIA H100 80GB HBM3" -> "h100-80gb-hbm3"."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-") or "gpu"
+
+
+def sidecar_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def timing_cache_path(gpu: str, compute_capability: tuple[int, int], tensorrt: str, cuda: str) -> Path | None:
+    """Where a build keeps what it measured for the next; None where others than this user could write there.
+
+    TensorRT reads it in this process, and nothing signs it.
+    """
+    folder = cache_folder("tensorrt")
+    if folder is None:
+        return None
+    major, minor = compute_capability
+    path = folder / f"{slug(gpu)}-sm{major}{minor}-trt{tensorrt}-cuda{cuda}.timing"
+    return path if is_own(folder) and (is_own(path) or not path.exists()) else None
+
+
+def check_can_write(path: Path) -> None:
+    """Raise what `write_engine` would, before an engine is built for minutes: OutputError, or ModelError."""
+    own_secret()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as exc:
+        raise output_error(path, exc) from exc
+
+
+def write_engine(path: Path, plan: bytes, record: EngineRecord) -> EngineRecord:
+    """Write plan and sidecar, signed by this installation. Raises OutputError.
+
+    A process killed in between leaves a plan whose sidecar is missing or of another plan: it is refused.
+    """
+    filled = dataclasses.replace(record, engine_sha256=sha256_bytes(plan), engine_bytes=len(plan))
+    signed = _signed(filled)
+    with atomic_write(path) as file:
+        file.write(plan)
+    _write_record(path, signed)
+    return signed
+
+
+def read_record(path: Path) -> EngineRecord:
+    """The sidecar of an engine, not yet trusted. Raises ModelError if it is missing or damaged."""
+    sidecar = sidecar_path(path)
+    try:
+        content = read_regular(sidecar, MAX_TEXT_BYTES)
+    except OSError as exc:
+        raise ModelError(
+            f"{path} has no readable {sidecar.name}, which says what it was built from: {exc.strerror}",
+            cure="Copy the .json that belongs to it, or build it here: alexdeploy build",
+        ) from exc
+    try:
+        number = decode_json(content, _Format).format
+        if number not in (None, FORMAT):
+            raise ModelError(f"{sidecar} has format {number}, this version reads {FORMAT}", cure=_BUILD_CURE)
+        return decode_json(content, EngineRecord)
+    except msgspec.DecodeError as exc:
+        raise ModelError(f"{sidecar} is damaged: {exc}", cure=_BUILD_CURE) from exc
+
+
+def load_engine(path: Path) -> tuple[EngineRecord, bytes]:
+    """The sidecar and the plan of an engine that this installation wrote or trusts, unchanged since.
+
+    What is returned are the very bytes that were checked. Writes nothing. Raises ModelError for any other.
+    """
+    record = read_record(path)
+    plan = _read_plan(path, record)
+    secret = read_secret()
+    if secret is None or record.signed_by != name_of(secret):
+        raise ModelError(
+            f"{path} was built by another installation; an engine is code that runs here",
+            cure=f"If you trust where it comes from: alexdeploy build --trust-engine {shlex.quote(str(path))}\n"
+            f"Else {_BUILD_CURE}",
+        )
+    if not hmac.compare_digest(_signature(record, secret), record.signature):
+        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built", cure=_BUILD_CURE)
+    return record, plan
+
+
+def trust_engine(path: Path) -> EngineRecord:
+    """Sign another installation's engine with the secret of this one. Raises ModelError if it is not intact."""
+    record = read_record(path)
+    _read_plan(path, record)
+    secret = own_secret()
+    if record.signed_by == name_of(secret) and not hmac.compare_digest(_signature(record, secret), record.signature):
+        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built here", cure=_BUILD_CURE)
+    signed = _signed(record)
+    _write_record(path, signed)
+    return signed
+
+
+def find_engines(folder: ModelFolder) -> Iterator[tuple[Path, EngineRecord]]:
+    """The engines of a model with a readable sidecar, by name; none of them is trusted yet."""
+    for path in sorted(folder.engines.glob("*.engine")):
+        try:
+            yield path, read_record(path)
+        except ModelError:
+            continue
+
+
+def key_differences(record: EngineRecord, key: EngineKey) -> tuple[str, ...]:
+    """The names of the parts of the key in which an engine that is there differs from the one to build."""
+    parts = (field.name for field in dataclasses.fields(EngineKey))
+    return tuple(
+        f"{name.replace('_sha256', '')} {_short(getattr(record, name))} instead of {_short(getattr(key, name))}"
+        for name in parts
+        if getattr(record, name) != getattr(key, name)
+    )
+
+
+_BUILD_CURE = "Build it again: alexdeploy build"
+
+
+def _read_plan(path: Path, record: EngineRecord) -> bytes:
+    try:
+        plan = read_regular(path, MAX_DATA_BYTES)
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror}", cure=_BUILD_CURE) from exc
+    if len(plan) != record.engine_bytes:
+        raise ModelError(
+            f"{path} has {len(plan):,} bytes, its sidecar says {record.engine_bytes:,}: it was truncated or exchanged",
+            cure=_BUILD_CURE,
+        )
+    found = sha256_bytes(plan)
+    if found != record.engine_sha256:
+        raise ModelError(
+            f"{path} has hash {found[:12]}, its sidecar says {record.engine_sha256[:12]}: it was changed or exchanged",
+            cure=_BUILD_CURE,
+        )
+    return plan
+
+
+def _write_record(path: Path, record: EngineRecord) -> None:
+    with atomic_write(sidecar_path(path)) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def _signed(record: EngineRecord) -> EngineRecord:
+    secret = own_secret()
+    named = dataclasses.replace(record, signed_by=name_of(secret))
+    return dataclasses.replace(named, signature=_signature(named, secret))
+
+
+def _signature(record: EngineRecord, secret: bytes) -> str:
+    """Of everything else in the sidecar, the hash of the plan among it."""
+    return signature_of(msgspec.json.encode(dataclasses.replace(record, signature=""), order="sorted"), secret)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text

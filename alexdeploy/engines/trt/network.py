@@ -1,0 +1,86 @@
+"""From a deployment graph to a TensorRT network, and what types it computes in. Needs tensorrt and pycuda.
+
+Precision is a property of the graph. From TensorRT 10.12 on the network is strongly typed, and every node computes in
+the type that it has in the graph. Before, types are hints: flags allow FP16 or INT8, and what the graph has in FP32,
+each LRN above all, is pinned to it. TF32 is off everywhere: FP32 is what is asked for.
+"""
+
+from __future__ import annotations
+
+from alexdeploy.core.errors import ModelError, first_line
+
+# Before the package itself: it says how to get it.
+from alexdeploy.engines.trt.context import LOG
+
+import tensorrt as trt  # isort: skip
+
+VERSION = tuple(int(part) for part in trt.__version__.split(".")[:2])
+
+_STRONGLY_TYPED_FROM = (10, 12)
+"""Before, a strongly typed network lacked layers."""
+
+
+def is_strongly_typed() -> bool:
+    return VERSION >= _STRONGLY_TYPED_FROM
+
+
+def read_network(builder: trt.Builder, content: bytes) -> trt.INetworkDefinition:
+    """The network of a serialized graph. Raises ModelError where TensorRT cannot read it."""
+    flags = 0
+    if VERSION[0] < 10:
+        flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+    elif is_strongly_typed():
+        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network: trt.INetworkDefinition = builder.create_network(flags)
+    parser: trt.OnnxParser = trt.OnnxParser(network, LOG)
+    if not parser.parse(content):
+        raise _parse_error(parser)
+    return network
+
+
+def _parse_error(parser: trt.OnnxParser) -> ModelError:
+    """What the parser refuses, by node. Operators that TensorRT lacks are named as such."""
+    told = []
+    is_unsupported = False
+    for index in range(parser.num_errors):
+        error: trt.ParserError = parser.get_error(index)
+        is_unsupported = is_unsupported or error.code() == trt.ErrorCode.UNSUPPORTED_NODE
+        told.append(f"node {error.node()}: {first_line(Exception(error.desc()))}")
+    LOG.take()
+    what = "has an operator that it does not support" if is_unsupported else "cannot be read"
+    return ModelError(
+        f"TensorRT {trt.__version__}: the graph {what}: {'; '.join(told[:3]) or 'no reason given'}",
+        cure="Run the model with --backend onnxruntime, or build with a later TensorRT.",
+    )
+
+
+def allow_precision(network: trt.INetworkDefinition, config: trt.IBuilderConfig, precision: str) -> None:
+    """Weak typing, before TensorRT 10.12: allow what the graph has, and keep in FP32 what it has in FP32."""
+    if precision == "int8":
+        # Q/DQ say where; all else stays FP32, because FP16 is not allowed.
+        config.set_flag(trt.BuilderFlag.INT8)
+    elif precision == "fp16":
+        config.set_flag(trt.BuilderFlag.FP16)
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        _pin_float32(network)
+
+
+def _pin_float32(network: trt.INetworkDefinition) -> None:
+    """The casts to FP32 round an LRN, and round what is near FP16's limit, are hints that a tactic may ignore."""
+    computing = (
+        trt.LayerType.ACTIVATION,
+        trt.LayerType.CONVOLUTION,
+        trt.LayerType.ELEMENTWISE,
+        trt.LayerType.LRN,
+        trt.LayerType.MATRIX_MULTIPLY,
+        trt.LayerType.POOLING,
+        trt.LayerType.REDUCE,
+        trt.LayerType.SOFTMAX,
+        trt.LayerType.UNARY,
+    )
+    for index in range(network.num_layers):
+        layer: trt.ILayer = network.get_layer(index)
+        output: trt.ITensor = layer.get_output(0)
+        if layer.type in computing and output.dtype == trt.DataType.FLOAT:
+            layer.precision = trt.DataType.FLOAT
+            layer.set_output_type(0, trt.DataType.FLOAT)

@@ -1,0 +1,122 @@
+"""The secret of this installation, which signs the engine files that it writes: who may sign may run code here."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import shlex
+import stat
+import tempfile
+from pathlib import Path
+
+from alexdeploy.core.errors import ModelError
+from alexdeploy.core.files import output_error
+from alexdeploy.core.reading import open_regular
+
+_SECRET_BYTES = 32
+
+
+def state_folder() -> Path:
+    """`ALEXDEPLOY_STATE`, else alexdeploy/ in the user's state folder (XDG). Raises ModelError without a home."""
+    own = os.environ.get("ALEXDEPLOY_STATE")
+    if own:
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "alexdeploy"
+    except RuntimeError as exc:
+        raise ModelError(
+            f"there is no home folder for the secret that signs engines: {exc}",
+            cure="Name a folder for it: ALEXDEPLOY_STATE=/some/folder",
+        ) from exc
+
+
+def is_own(path: Path) -> bool:
+    """Whether nobody but this user, or root, may write this file or folder, and it is there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return os.name != "posix" or not _is_open(status)
+
+
+def read_secret() -> bytes | None:
+    """The secret, None if none was made yet. Writes nothing. Raises ModelError if others could know or change it."""
+    path = state_folder() / "engine.key"
+    anew = f"Delete it, and build the engines again: rm {shlex.quote(str(path))}"
+    try:
+        with open_regular(path) as file:
+            folder, status = path.parent.stat(), os.fstat(file.fileno())
+            content = file.read(_SECRET_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
+    if os.name == "posix":
+        user = os.geteuid()
+        # Whoever may write the folder may put a secret of his own there.
+        if _is_open(folder):
+            raise ModelError(
+                f"{path.parent} has {_owned(folder)}, expected 0700 and {user}: others could sign engines",
+                cure=f"If nobody did: chmod 700 {shlex.quote(str(path.parent))}\n"
+                "Else delete it, and build the engines again.",
+            )
+        if status.st_mode & 0o077 or status.st_uid != user:
+            raise ModelError(
+                f"{path} has {_owned(status)}, expected 0600 and {user}: others could have signed engines with it",
+                cure=anew,
+            )
+    if len(content) != _SECRET_BYTES:
+        raise ModelError(f"{path} is damaged: expected {_SECRET_BYTES} bytes", cure=anew)
+    return content
+
+
+def own_secret() -> bytes:
+    """The secret, made at the first use. Raises OutputError, and ModelError as `read_secret` does."""
+    found = read_secret()
+    if found is None:
+        _make_secret(state_folder() / "engine.key")
+        found = read_secret()
+    if found is None:
+        raise ModelError(f"{state_folder()} does not keep its engine.key", cure="Name another: ALEXDEPLOY_STATE")
+    return found
+
+
+def name_of(secret: bytes) -> str:
+    """What tells installations apart, and may be seen by all."""
+    return hashlib.sha256(b"alexdeploy engine key\0" + secret).hexdigest()[:16]
+
+
+def signature_of(content: bytes, secret: bytes) -> str:
+    """HMAC-SHA256, as 64 hexadecimal digits."""
+    return hmac.new(secret, content, hashlib.sha256).hexdigest()
+
+
+def _is_open(status: os.stat_result) -> bool:
+    """Whether others may write."""
+    return bool(status.st_mode & 0o022) or status.st_uid not in (os.geteuid(), 0)
+
+
+def _owned(status: os.stat_result) -> str:
+    return f"mode {stat.S_IMODE(status.st_mode):04o} and owner {status.st_uid}"
+
+
+def _make_secret(path: Path) -> None:
+    """Written whole under another name and then linked: of two processes at once, both use the first one's."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # mkstemp makes it for this user alone.
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".engine.key.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(_SECRET_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(temporary)
+    except OSError as exc:
+        raise output_error(path, exc) from exc

@@ -1,0 +1,152 @@
+"""One stream of a TensorRT engine: what a thread makes, uses and releases. Needs tensorrt and pycuda."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.errors import DeviceError
+from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.engines.base import TENSORRT_STREAMS, EngineInfo, Predictions
+
+# Before the packages themselves: it says how to get them.
+from alexdeploy.engines.trt.context import LOG, refused
+from alexdeploy.engines.trt.cuda_driver import CudaGraph, try_graph
+
+import pycuda.driver as cuda  # isort: skip
+import tensorrt as trt  # isort: skip
+
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: it does not wait for the default stream, which other libraries of the process may use."""
+
+
+def make_context(engine: trt.ICudaEngine, stream: cuda.Stream, cure: str) -> trt.IExecutionContext:
+    """An execution context with the engine's only profile, which those of all streams share. `cure` is for memory."""
+    context: trt.IExecutionContext = engine.create_execution_context()
+    if context is None:
+        raise refused("TensorRT could not make an execution context", cure)
+    if not context.set_optimization_profile_async(0, stream.handle):
+        raise refused("TensorRT did not take the optimization profile", cure)
+    stream.synchronize()
+    return context
+
+
+def check_contexts(engine: trt.ICudaEngine) -> None:
+    """Raise DeviceError unless each stream can have its context while the others have theirs."""
+    stream = cuda.Stream(_NON_BLOCKING)
+    cure = "Use a smaller --max-batch, or free memory on the GPU."
+    contexts = [make_context(engine, stream, cure) for _ in range(TENSORRT_STREAMS)]
+    # Before the stream that they know.
+    del contexts
+
+
+class Stream:
+    """An execution context, a CUDA stream and buffers for one batch: made, used and released in one thread."""
+
+    def __init__(self, info: EngineInfo) -> None:
+        self._batch_size = info.batch_size
+        self._num_classes, self._num_views = len(info.classes), info.num_views
+        self._context: trt.IExecutionContext | None = None
+        self._stream: cuda.Stream | None = None
+        self._graph: CudaGraph | None = None
+        self._num_images = self._num_runs = 0
+        self._is_capturable = True
+        self._host: dict[str, NDArray[np.generic]] = {}
+        self._device: dict[str, cuda.DeviceAllocation] = {}
+
+    def open(self, engine: trt.ICudaEngine) -> None:
+        """Take all the memory that a full batch needs, and run one, so that what fails fails now."""
+        self._stream = cuda.Stream(_NON_BLOCKING)
+        context: trt.IExecutionContext = make_context(engine, self._stream, "Use a smaller --batch-size.")
+        self._context = context
+        for name, shape, dtype in (
+            ("images", (self._batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8),
+            ("probabilities", (self._batch_size, self._num_classes), np.float32),
+            ("view_classes", (self._batch_size, self._num_views), np.int32),
+        ):
+            self._host[name] = cuda.pagelocked_empty(shape, dtype)
+            self._host[name][...] = 0
+            self._device[name] = cuda.mem_alloc(self._host[name].nbytes)
+            if not context.set_tensor_address(name, int(self._device[name])):
+                raise refused(f"TensorRT did not take the address of {name}")
+        blank = np.zeros((self._batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        # The first enqueues, the second captures.
+        self.run(blank)
+        self.run(blank)
+
+    def run(self, images: NDArray[np.uint8]) -> Predictions:
+        assert self._stream is not None
+        num_images = len(images)
+        self._set_num_images(num_images)
+        np.copyto(self._host["images"][:num_images], images)
+        # A graph fixes shapes and addresses; before it is captured, TensorRT must have run once with this shape.
+        if num_images == self._batch_size and self._graph is None and self._num_runs and self._is_capturable:
+            self._graph = self._capture()
+        if self._graph is not None:
+            self._graph.launch(self._stream.handle)
+        else:
+            self._enqueue()
+        self._stream.synchronize()
+        self._num_runs += 1
+        return Predictions(
+            np.array(self._host["probabilities"][:num_images], np.float32),
+            np.array(self._host["view_classes"][:num_images], np.int32),
+        )
+
+    def close(self) -> None:
+        """Release everything, the users before what they use. Called in the thread that opened it."""
+        if self._stream is not None:
+            # If the device is lost, what follows frees what can be freed.
+            with suppress(cuda.Error):
+                self._stream.synchronize()
+        if self._graph is not None:
+            self._graph.close()
+        self._graph = None
+        self._context = None
+        self._device.clear()
+        self._host.clear()
+        self._stream = None
+
+    def _set_num_images(self, num_images: int) -> None:
+        """Tell TensorRT how many images come, and make sure that as many rows come back."""
+        assert self._context is not None
+        if num_images == self._num_images:
+            return
+        context: trt.IExecutionContext = self._context
+        if self._graph is not None:
+            # TensorRT may keep things on the device that depend on the shape: the graph of another is not run again.
+            self._graph.close()
+            self._graph = None
+        # Until all is well with the new shape, the context has none.
+        self._num_images = self._num_runs = 0
+        if not context.set_input_shape("images", (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)):
+            raise refused(f"TensorRT did not take a batch of {num_images} images")
+        missing = context.infer_shapes()
+        rows = [context.get_tensor_shape(name)[0] for name in ("probabilities", "view_classes")]
+        if missing or rows != [num_images, num_images]:
+            raise DeviceError(f"a batch of {num_images} images would give {rows} rows {' '.join(missing)}")
+        self._num_images = num_images
+
+    def _enqueue(self) -> None:
+        """Put copies and computation of the current batch on the stream."""
+        assert self._context is not None
+        assert self._stream is not None
+        rows = slice(self._num_images)
+        cuda.memcpy_htod_async(self._device["images"], self._host["images"][rows], self._stream)
+        context: trt.IExecutionContext = self._context
+        if not context.execute_async_v3(self._stream.handle):
+            raise refused("TensorRT failed to run a batch")
+        for name in ("probabilities", "view_classes"):
+            cuda.memcpy_dtoh_async(self._host[name][rows], self._device[name], self._stream)
+
+    def _capture(self) -> CudaGraph | None:
+        """The current batch as one CUDA graph; None where the engine cannot be captured, for good."""
+        assert self._stream is not None
+        graph = try_graph(self._stream.handle, self._enqueue)
+        if graph is None:
+            # The same work is enqueued piece by piece. What was said is said.
+            LOG.take()
+            self._is_capturable = False
+        return graph

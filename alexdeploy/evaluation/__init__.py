@@ -1,0 +1,1 @@
+"""Graphs and engines judged on labelled images, and compared with one another."""

@@ -1,0 +1,172 @@
+"""Pages for people: HTML files that need no other file and no network, with figures as inline SVG.
+
+Whatever comes from elsewhere, names of classes and files above all, is escaped here: figures by matplotlib, which
+takes no mathematics in names, everything else by `text`.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import io
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alexdeploy.core.cache import cache_folder
+from alexdeploy.core.errors import UsageError
+from alexdeploy.core.files import atomic_write, check_output
+from alexdeploy.core.packages import missing_package
+from alexdeploy.inference.table import escape
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, AMBER, GREEN, GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#767676"
+"""Colours that the colour-blind can tell apart (Okabe and Ito 2008), and grey for what is beside the point."""
+
+_FIGURE_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#444444",
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.facecolor": "white",
+    "figure.labelsize": 9,
+    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.size": 9,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    # A name may hold dollar signs.
+    "text.parse_math": False,
+    "text.usetex": False,
+    # As text: small, to be searched and copied, and in the reader's fonts where ours lack a script.
+    "svg.fonttype": "none",
+}
+_PAGE_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 70rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; }
+h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+figure { margin: 1rem 0; }
+svg { max-width: 100%; height: auto; }
+figcaption, .note { color: #444; max-width: 48rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid #e8e8e8; vertical-align: top; }
+th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td { overflow-wrap: anywhere; }
+@media (prefers-color-scheme: dark) {
+  body { color: #e6e6e6; background: #16181b; }
+  h2, th, td { border-color: #3a3d42; }
+  figcaption, .note { color: #b4b8be; }
+  /* Plots are drawn for white paper, and keep it. */
+  figure svg { background: #fff; border-radius: 6px; }
+}
+"""
+_MAX_NAME = 32
+
+
+def check_page_path(path: Path, option: str = "--html") -> None:
+    """Raise UsageError if no page could be written to `path`, which came with `option`.
+
+    To be asked before anything costly is begun.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise missing_package("matplotlib", "an HTML report", "report")
+    check_output(path)
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder; expected a file")
+
+
+def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
+    """Write one HTML file of `parts`, which are HTML already. Raises OutputError."""
+    body = "\n".join(parts)
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(title)}</title>\n<style>{_PAGE_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{text(title)}</h1>\n{body}\n</body>\n</html>\n"
+    )
+    with atomic_write(path) as file:
+        file.write(page.encode())
+
+
+def text(value: object) -> str:
+    """`value` as HTML text or as an attribute in quotation marks; what cannot be printed becomes visible."""
+    return html.escape(escape(str(value)))
+
+
+def heading(title: str) -> str:
+    return f"<h2>{text(title)}</h2>"
+
+
+def paragraph(words: str) -> str:
+    return f'<p class="note">{text(words)}</p>'
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = ()) -> str:
+    """A table; the columns `numbers` are aligned to the right."""
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        marks = [' class="number"' if column in numbers else "" for column in range(len(cells))]
+        inner = "".join(f"<{tag}{mark}>{text(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True))
+        return f"<tr>{inner}</tr>"
+
+    head = f"<thead>{line(header, 'th')}</thead>\n" if header else ""
+    body = "\n".join(line(row, "td") for row in rows)
+    return f'<div class="scroll"><table>\n{head}<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Figures that are made and rendered inside this block look alike. Not for several threads at once."""
+    # matplotlib reads it once, when it is imported, and would make folders of its own for its list of fonts.
+    folder = cache_folder("matplotlib")
+    if folder is not None:
+        os.environ.setdefault("MPLCONFIGDIR", str(folder))
+    import matplotlib
+
+    # The names of a thousand fonts are not needed, nor is one warning for each letter that ours lacks.
+    with matplotlib.rc_context(_FIGURE_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def figure(drawn: Figure, *, title: str, caption: str) -> str:
+    """A figure, `title` for those who cannot see it, and under it how to read it."""
+    return (
+        f'<figure role="img" aria-label="{text(title)}">\n{_to_svg(drawn, salt=title)}'
+        f"<figcaption>{text(caption)}</figcaption>\n</figure>"
+    )
+
+
+def short_name(name: str) -> str:
+    """A name as it is written at an axis: printable and not too long."""
+    shown = escape(name)
+    return shown if len(shown) <= _MAX_NAME else shown[: _MAX_NAME - 3] + "..."
+
+
+def _to_svg(drawn: Figure, *, salt: str) -> str:
+    import matplotlib
+
+    file = io.StringIO()
+    # Without the date, and with names of clip paths that depend on the content: the same figures, the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        drawn.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Names of groups would repeat from one figure to the next, and nothing refers to them.
+    return re.sub(r'<g id="[^"]*">', "<g>", svg)

@@ -1,0 +1,154 @@
+"""A row per evaluated image: its label and what each configuration took it for, as JSON lines or CSV."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import msgspec
+
+from alexdeploy.core.errors import UsageError
+from alexdeploy.core.files import atomic_write, check_output
+from alexdeploy.evaluation.evaluate import ImageResult, Plan
+from alexdeploy.evaluation.scoring import Configuration
+from alexdeploy.inference.journal import Header, Journal, check_setting, journal_path, read_header, read_journal
+from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
+
+_SUFFIXES = (".jsonl", ".csv")
+_COMMAND: Final = "evaluate"
+_RESULTS = msgspec.json.Decoder(ImageResult)
+
+
+def check_rows_path(path: Path, *, resume: bool) -> None:
+    """Raise UsageError unless rows can be written to `path`. To be asked before anything costly is begun."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UsageError(
+            f"the suffix of {path.name!r} names no format of rows; known are {', '.join(_SUFFIXES)}",
+            cure="Call it so: --output rows.jsonl",
+        )
+    journal = journal_path(path)
+    check_output(journal)
+    if path.is_dir():
+        raise UsageError(f"--output {path} is a folder; expected a file")
+    num_rows = sum(1 for _ in read_journal(journal, _COMMAND)) if journal.exists() else 0
+    if num_rows and not resume:
+        raise UsageError(
+            f"{journal} holds the first {num_rows} rows of an interrupted run",
+            cure=f"Go on with them: add --resume. Or delete {journal} to begin anew.",
+        )
+    if resume and path.exists() and not journal.exists():
+        raise UsageError(f"{path} is complete, nothing to resume", cure="Leave out --resume to make it again.")
+
+
+class RowsFile:
+    """Rows in a journal until the evaluation is complete, and then in `path`. Raises OutputError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal_path = journal_path(path)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> RowsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def kept(self, plan: Plan) -> Iterator[ImageResult]:
+        """Open the journal, and give the rows that are in it, up to the last batch that is there whole.
+
+        Rows are written after them. Raises UsageError if the journal is of another model or of other options.
+        """
+        settings: dict[str, str | int] = {
+            "contract": plan.contract_sha256,
+            "configurations": ", ".join(map(str, plan.configurations)),
+            "artifacts": ", ".join(plan.artifacts),
+            "batch size": plan.batch_size,
+            "number of images": plan.num_images,
+        }
+        self._plan = plan
+        self._journal = self._stack.enter_context(
+            Journal(self.journal_path, Header(command=_COMMAND, settings=settings))
+        )
+        header = read_header(self.journal_path, _COMMAND)
+        anew = f"delete {self.journal_path} to begin anew"
+        if header is not None:
+            for name, expected in settings.items():
+                check_setting(self.journal_path, name, header.settings.get(name), expected, anew)
+        rule = BatchRule(plan.batch_size)
+        num_bytes = num_kept = 0
+        batch: list[ImageResult] = []
+        for record, end in read_journal(self.journal_path, _COMMAND):
+            image = _RESULTS.decode(record)
+            batch.append(image)
+            rule.ends_after(good=image.error is None or image.error.startswith(NO_ANSWER))
+            if rule.num_images == 0:
+                yield from batch
+                num_bytes, num_kept = end, num_kept + len(batch)
+                batch.clear()
+        self._journal.cut(num_bytes, num_kept)
+
+    def write(self, image: ImageResult) -> None:
+        self._journal.write(msgspec.json.encode(image))
+
+    def complete(self) -> None:
+        """Write the file from the journal, and remove that."""
+        classes, configurations = self._plan.classes, self._plan.configurations
+        is_csv = self.path.suffix.lower() == ".csv"
+        with atomic_write(self.path) as file:
+            if is_csv:
+                columns = [f"{_key(c)}.{field}" for c in configurations for field in ("label", "probability")]
+                file.write(_csv_line(["index", "source", "label", *columns, "error"]))
+            for image in map(_RESULTS.decode, self._journal.records()):
+                if is_csv:
+                    file.write(_csv_line(_cells(image, classes, configurations)))
+                else:
+                    file.write(msgspec.json.encode(_to_dict(image, classes, configurations)) + b"\n")
+        with contextlib.suppress(OSError):
+            self.journal_path.unlink()
+
+
+def _cells(image: ImageResult, classes: Sequence[str], configurations: Sequence[Configuration]) -> list[object]:
+    cells = [cell for answer in image.answers for cell in (classes[answer.label], answer.probability)]
+    missing = [None] * (2 * len(configurations) - len(cells))
+    return [image.index, image.source, classes[image.label], *cells, *missing, image.error]
+
+
+def _key(configuration: Configuration) -> str:
+    return f"{configuration.backend}-{configuration.precision}-{configuration.num_views}"
+
+
+def _csv_line(cells: Sequence[object]) -> bytes:
+    text = io.StringIO()
+    # Every text in quotation marks: a name may hold a line end of any kind.
+    csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def _to_dict(image: ImageResult, classes: Sequence[str], configurations: Sequence[Configuration]) -> dict[str, object]:
+    return {
+        "index": image.index,
+        "source": image.source,
+        "label": classes[image.label],
+        "label_index": image.label,
+        "answers": [
+            {
+                "backend": configuration.backend,
+                "precision": configuration.precision,
+                "num_views": configuration.num_views,
+                "label": classes[answer.label],
+                "label_index": answer.label,
+                "probability": answer.probability,
+            }
+            for configuration, answer in zip(configurations, image.answers, strict=False)
+        ],
+        "error": image.error,
+    }

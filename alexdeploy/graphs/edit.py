@@ -1,0 +1,160 @@
+"""Walking in an ONNX graph, the branches of If and Loop included, and reading what its nodes say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
+"""The operators that layers with weights are made of: those are quantized."""
+
+_Value = TypeVar("_Value", int, float, bytes, list[int])
+
+_FIELDS = {int: "i", float: "f", bytes: "s", list: "ints"}
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own operators; 1 where the file names none, as files of the oldest format do."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def attribute(node: NodeProto, name: str, default: _Value) -> _Value:
+    """An attribute of the type of `default`, which is what a node without it has."""
+    kind = type(default)
+    return next((kind(getattr(each, _FIELDS[kind])) for each in node.attribute if each.name == name), default)
+
+
+def has_padding(conv: NodeProto) -> bool:
+    """Whether a convolution sees anything beyond the edges, as far as its attributes tell."""
+    return any(attribute(conv, "pads", [0])) or attribute(conv, "auto_pad", b"NOTSET") != b"NOTSET"
+
+
+def node_macs(node: NodeProto, weights: Sequence[int], output: Sequence[int | str]) -> int:
+    """Multiply-accumulates of one view in one of WEIGHTED_OPS, from the shapes of its weights and of its output.
+
+    The weights are used once for each pixel of a map, and for each row of what MatMul multiplies.
+    """
+    places = output[2:] if node.op_type == "Conv" else output[1:-1]
+    return math.prod(weights) * math.prod(size for size in places if isinstance(size, int))
+
+
+def holds_only_float32(graph: GraphProto) -> bool:
+    """Whether no other float type is in the graph, so that its output is float32 wherever it is cut off."""
+    others = (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+    casts = (attribute(node, "to", TensorProto.FLOAT) for node in graph.node if node.op_type == "Cast")
+    return not any(kind in others for kind in (*casts, *(tensor.data_type for tensor in graph.initializer)))
+
+
+def set_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
+    """Make `nodes` those of the graph; some of them may be its own."""
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def rename_inputs(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
+    """Let nodes read other tensors: `names` are the new names by the old. Branches are left as they are."""
+    for node in nodes:
+        node.input[:] = [names.get(name, name) for name in node.input]
+
+
+def prune(graph: GraphProto) -> None:
+    """Keep the nodes and weights that the outputs need."""
+    needed: set[str] = set()
+    for value in graph.output:
+        needed |= needed_tensors(graph, value.name)
+    nodes = [node for node in graph.node if needed.intersection(node.output)]
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    set_nodes(graph, nodes)
+    del graph.initializer[:], graph.value_info[:]
+    graph.initializer.extend(weights)
+
+
+def needed_tensors(graph: GraphProto, output: str) -> set[str]:
+    """Names of the tensors that `output` is computed from, itself among them."""
+    made_by = producers(graph)
+    needed: set[str] = set()
+    waiting = [output]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            node = made_by.get(name)
+            waiting.extend(reads(node) if node is not None else ())
+    return needed
+
+
+def computed_from(graph: GraphProto, source: str) -> set[str]:
+    """Names of the tensors that depend on `source`, itself among them."""
+    depends = {source}
+    for node in graph.node:
+        if depends.intersection(reads(node)):
+            depends.update(node.output)
+    return depends
+
+
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def reads(node: NodeProto) -> Iterator[str]:
+    """What a node reads, and the nodes inside its branches or its loop."""
+    for each in all_nodes([node]):
+        yield from filter(None, each.input)
+    for inner in inner_graphs([node]):
+        yield from (value.name for value in inner.output)
+
+
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    for node in nodes:
+        yield node
+        for inner in inner_graphs([node], deep=False):
+            yield from all_nodes(inner.node)
+
+
+def inner_graphs(nodes: Iterable[NodeProto], deep: bool = True) -> Iterator[GraphProto]:
+    for node in nodes:
+        for each in node.attribute:
+            for inner in (*([each.g] if each.HasField("g") else []), *each.graphs):
+                yield inner
+                if deep:
+                    yield from inner_graphs(inner.node)
+
+
+WeightBits = Literal[7, 8]
+
+
+def float_layers(model: ModelProto) -> tuple[str, ...]:
+    """Layers that multiply in float: a runtime computes one in INT8 only if both of its factors are dequantized."""
+    made_by = producers(model.graph)
+
+    def is_dequantized(name: str) -> bool:
+        return name in made_by and made_by[name].op_type == "DequantizeLinear"
+
+    return tuple(
+        node.name or node.output[0]
+        for node in all_nodes(model.graph.node)
+        if node.op_type in (*WEIGHTED_OPS, "ConvTranspose") and not all(map(is_dequantized, node.input[:2]))
+    )
+
+
+def weight_bits(model: ModelProto) -> WeightBits | None:
+    """7 if every INT8 weight of a layer is within -64 to 63, else 8; None without INT8 weights.
+
+    Told by the weights themselves, so that another's graph says it as well.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    made_by = producers(model.graph)
+    makers = (
+        made_by.get(node.input[1])
+        for node in all_nodes(model.graph.node)
+        if node.op_type in (*WEIGHTED_OPS, "ConvTranspose")
+    )
+    stored = {node.input[0] for node in makers if node is not None and node.op_type == "DequantizeLinear"}
+    found = [numpy_helper.to_array(constants[name]) for name in stored if name in constants]
+    if not found or any(values.dtype != np.int8 for values in found):
+        return None
+    return 7 if all(values.min() >= -64 and values.max() <= 63 for values in found) else 8

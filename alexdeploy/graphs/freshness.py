@@ -1,0 +1,181 @@
+"""What an ONNX file says of itself, and whether that still holds: read without reading the graph."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alexdeploy.core.errors import ModelError, StaleArtifactError, cured_by
+from alexdeploy.core.hashes import remembered_sha256
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.protobuf_wire import Message, WireError
+from alexdeploy.core.reading import MAX_TEXT_BYTES, open_regular, read_regular
+from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
+from alexdeploy.graphs.metadata import (
+    INT8_WEIGHTS_KEY,
+    PRECISION_KEY,
+    RANGES_KEY,
+    SOURCE_KEY,
+    SOURCE_NAME_KEY,
+    GraphMetadata,
+)
+from alexdeploy.network.weights import check_origin
+
+if TYPE_CHECKING:
+    from alexdeploy.graphs.files import Graph
+    from alexdeploy.graphs.ranges import Ranges
+
+
+_METADATA_PROPS = 14
+"""The field of ONNX's ModelProto that holds them; each has its key in field 1 and its value in field 2."""
+
+
+def read_metadata(path: Path) -> GraphMetadata:
+    """What the file says of itself. The graph is passed over: whoever runs it reads it with `read_graph`.
+
+    Raises ModelError for a file that is no ONNX file.
+    """
+    metadata = {}
+    try:
+        with open_regular(path) as file:
+            # Passing over 240 MB touches none of them.
+            message = Message(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        for entry in message.messages(_METADATA_PROPS):
+            metadata[entry.text(1)] = entry.text(2)
+    except (OSError, ValueError, WireError):
+        # ONNX's own parser says what is wrong, or takes what this one does not.
+        from alexdeploy.graphs.files import read_graph
+
+        return read_graph(path)
+    return GraphMetadata(metadata=metadata, sha256=remembered_sha256(path))
+
+
+def load_metadata(folder: ModelFolder, precision: str, spec: ModelSpec) -> GraphMetadata:
+    """`load_graph` without the graph: raises the same ModelError and StaleArtifactError, but for damage inside it."""
+    path = graph_path(folder, precision)
+    with cured_by(renewal(folder, precision)):
+        facts = read_metadata(path)
+    check_fresh(facts, folder, precision, spec)
+    return facts
+
+
+def graph_path(folder: ModelFolder, precision: str) -> Path:
+    """The file of the graph. Raises ModelError if there is none."""
+    path = folder.onnx_path(precision)
+    if not path.is_file():
+        raise ModelError(f"{folder.path} has no {path.name}", cure=renewal(folder, precision, "Make it"))
+    return path
+
+
+def check_fresh(facts: GraphMetadata, folder: ModelFolder, precision: str, spec: ModelSpec) -> None:
+    """Raise StaleArtifactError if weights, spec or ranges have changed since the graph was made, or it has itself.
+
+    The weights are compared for every graph: an FP16 graph may still match a `model.onnx` that they have left behind.
+    """
+    path = folder.onnx_path(precision)
+    cure = renewal(folder, precision, weight_bits=facts.metadata.get(INT8_WEIGHTS_KEY))
+    has_weights = folder.weights_path.is_file()
+    if has_weights:
+        # First of all: from weights that are at fault, no graph can be renewed.
+        _check_weights(facts, folder, path, spec)
+    _check_sum(facts, folder, precision, cure)
+    made_as = facts.metadata.get(PRECISION_KEY, precision)
+    if made_as != precision:
+        raise StaleArtifactError(f"{path} is the {made_as} graph under another name", cure=cure)
+    if facts.metadata.get(CONTRACT_KEY) != spec.contract_sha256:
+        raise StaleArtifactError(
+            f"{path} was made for another architecture, preprocessing or classes than {folder.spec_path} has now",
+            cure=cure,
+        )
+    weights, recorded = facts.weights_sha256, spec.recorded_weights
+    if not has_weights and weights is not None and recorded is not None and weights != recorded:
+        raise StaleArtifactError(
+            f"{path} was made from weights {weights[:12]}, {folder.spec_path.name} is of {recorded[:12]}", cure=cure
+        )
+    made_from = {
+        folder.weights_path.name: facts.weights_sha256 or "(unknown)",
+        facts.metadata.get(SOURCE_NAME_KEY, ""): facts.metadata.get(SOURCE_KEY, ""),
+    }
+    for name, expected in made_from.items():
+        source = folder.path / name
+        # An inference machine may have been given only this file: then there is nothing to be stale against.
+        if source.is_file() and (found := remembered_sha256(source)) != expected:
+            raise StaleArtifactError(
+                f"{path} was made from {source.name} {expected[:12]}, which is now {found[:12]}", cure=cure
+            )
+    measured = facts.metadata.get(RANGES_KEY, "")
+    # The folder of ranges is the working folder's: one there may be of another model that is called the same.
+    ranges = _ranges_of(folder) if measured else None
+    if ranges is not None and ranges.network_sha256 == facts.network_sha256 and ranges.sha256 != measured:
+        raise StaleArtifactError(
+            f"{path} was made from {folder.ranges_path.name} {measured[:12]}, which is now {ranges.sha256[:12]}",
+            cure=cure,
+        )
+
+
+def _check_weights(facts: GraphMetadata, folder: ModelFolder, path: Path, spec: ModelSpec) -> None:
+    """Raise as `check_origin` does, and say so if the graph is of the weights that the spec was written with."""
+    try:
+        check_origin(folder, spec)
+    except ModelError as exc:
+        recorded = spec.recorded_weights
+        is_right = recorded is not None and facts.weights_sha256 == recorded
+        if is_right and facts.metadata.get(CONTRACT_KEY) == spec.contract_sha256:
+            exc.cure = f"{exc.cure}\n{path.name} is of the right weights: with the damaged file moved away, it runs."
+        raise
+
+
+def _check_sum(facts: GraphMetadata, folder: ModelFolder, precision: str, cure: str) -> None:
+    """Raise StaleArtifactError unless the graph has the hash that was written beside it, if there is one."""
+    path, sum_path = folder.onnx_path(precision), folder.sum_path(precision)
+    try:
+        recorded = read_regular(sum_path, MAX_TEXT_BYTES).split(maxsplit=1)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise ModelError(f"{sum_path} cannot be read: {exc.strerror}", cure=cure) from exc
+    if recorded[:1] != [facts.sha256.encode()]:
+        expected = recorded[0][:12].decode(errors="replace") if recorded else "nothing"
+        raise StaleArtifactError(
+            f"{path} is {facts.sha256[:12]}, {sum_path.name} was written with {expected}: "
+            "one of them is damaged, or of another export",
+            cure=cure,
+        )
+
+
+def renewal(folder: ModelFolder, precision: str, words: str = "Renew it", *, weight_bits: str | None = None) -> str:
+    """What to do about a graph: the command, where what it is made from is there.
+
+    `weight_bits` is what the graph says under INT8_WEIGHTS_KEY: the command makes the same kind of graph.
+    """
+    source = folder.weights_path if folder.weights_path.is_file() or precision == "fp32" else folder.onnx_path()
+    if source.is_file():
+        options = ("" if precision == "fp32" else f" --{precision}") + (
+            " --int8-weights 7" if weight_bits == "7" else ""
+        )
+        return f"{words}: alexdeploy export {folder.path}{options}"
+    return f"Copy it again, with {folder.spec_path.name}, from where it was made, or import the model again."
+
+
+def _ranges_of(folder: ModelFolder) -> Ranges | None:
+    """The measured ranges on disk; None where there are none to compare with."""
+    if os.path.isfile(folder.ranges_path):
+        from alexdeploy.graphs.ranges import read_ranges
+
+        with suppress(ModelError):
+            return read_ranges(folder.ranges_path)
+    return None
+
+
+def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
+    """The model's graph of a precision. Raises StaleArtifactError if its weights or its spec have changed since."""
+    from alexdeploy.graphs.files import read_graph
+
+    path = graph_path(folder, precision)
+    with cured_by(renewal(folder, precision)):
+        graph = read_graph(path)
+    check_fresh(graph, folder, precision, spec)
+    return graph

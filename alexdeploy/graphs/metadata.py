@@ -1,0 +1,69 @@
+"""What an ONNX file says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.reading import decode_json
+from alexdeploy.core.spec import ModelSpec
+
+SPEC_KEY = "alexdeploy.spec"
+
+
+SOURCE_KEY = "alexdeploy.source_sha256"
+
+
+SOURCE_NAME_KEY = "alexdeploy.source"
+
+
+WEIGHTS_KEY = "alexdeploy.weights_sha256"
+
+
+RANGES_KEY = "alexdeploy.ranges_sha256"
+
+
+PRECISION_KEY = "alexdeploy.precision"
+
+
+FLOAT_LAYERS_KEY = "alexdeploy.float_layers"
+"""In a graph with INT8 layers: the layers with weights that stay in float, joined by commas; "" for none."""
+
+
+INT8_WEIGHTS_KEY = "alexdeploy.int8_weights"
+"""In a graph with INT8 weights: how many bits they use, 7 or 8."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphMetadata:
+    """A graph's metadata, and the hash of its file's bytes."""
+
+    metadata: dict[str, str]
+    sha256: str
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The hash of the weights that it comes from, at any remove; None for an imported model."""
+        return self.metadata.get(WEIGHTS_KEY)
+
+    @property
+    def network_sha256(self) -> str:
+        """What tells the network apart: its weights, or for an imported model its FP32 file."""
+        is_derived = self.metadata.get(SOURCE_NAME_KEY) == ModelFolder(Path()).onnx_path().name
+        return self.weights_sha256 or (self.metadata[SOURCE_KEY] if is_derived else self.sha256)
+
+    @property
+    def is_int8_throughout(self) -> bool:
+        """Whether no layer with weights stays in float; False where nothing says so, as in another's INT8 graph."""
+        return self.metadata.get(FLOAT_LAYERS_KEY) == ""
+
+    def spec(self) -> ModelSpec | None:
+        """The spec that the file carries, None if alexdeploy did not write it."""
+        text = self.metadata.get(SPEC_KEY)
+        try:
+            return None if text is None else decode_json(text, ModelSpec)
+        except msgspec.DecodeError:
+            return None

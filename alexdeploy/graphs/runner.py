@@ -1,0 +1,152 @@
+"""A plain network in ONNX Runtime, with any tensor inside it as an output: for checks, ranges and rankings."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, first_line
+from alexdeploy.graphs.onnxruntime_library import load_onnxruntime
+
+_NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |/\S+\.(?:h|cc|cpp):\d+ .*?\) (?:\[with .*?\] )?")
+
+_SECONDS_TO_TERMINATE = 0.5
+"""ONNX Runtime stops between two nodes."""
+
+_EXACT_INT8 = "session.x64quantprecision"
+"""A session option. Without it ONNX Runtime adds INT8 products in 16 bits, which saturate, on x86 without VNNI.
+
+It concerns layers with quantized outputs, as imported graphs have them, and changes nothing on other processors.
+"""
+
+
+class GraphRunner:
+    """One session on the CPU that gives the named tensors of a network, by default its outputs.
+
+    With `optimize` off every node runs as it is written; with it on nodes are fused, those excepted whose outputs are
+    asked for. Either way INT8 graphs are computed in float32, on the values that INT8 has. Raises DeviceError for a
+    graph that ONNX Runtime cannot load or run.
+    """
+
+    def __init__(self, model: onnx.ModelProto, outputs: Iterable[str] | None = None, *, optimize: bool = False) -> None:
+        self.outputs = tuple(_output_names(model) if outputs is None else outputs)
+        self._input = model.graph.input[0].name
+        with _translated():
+            self._session = _open_session(model, self.outputs, optimize=optimize)
+
+    def run(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
+        """float32 [N, 3, H, W], or what else the graph takes -> the tensors by name."""
+        with _translated():
+            values = _run(self._session, self.outputs, {self._input: images})
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def run_graph(
+    model: onnx.ModelProto, images: NDArray[np.generic], outputs: Iterable[str] | None = None
+) -> list[NDArray[Any]]:
+    """Run a network once; `outputs` may name any tensors inside it, default its outputs.
+
+    Raises whatever ONNX Runtime raises: of a graph just imported, the caller knows better what that means.
+    """
+    names = list(_output_names(model) if outputs is None else outputs)
+    return _run(_open_session(model, names), names, {model.graph.input[0].name: images})
+
+
+def runtime_message(exc: BaseException) -> str:
+    """What ONNX Runtime's exception says, without its code and the place in its source."""
+    return _NOISE.sub("", first_line(exc))
+
+
+def device_error(exc: Exception, memory_cure: str) -> DeviceError:
+    """What ONNX Runtime raised, as an error of ours. `memory_cure` is for want of memory."""
+    text = runtime_message(exc)
+    if "allocate" in text.lower() or "bad_alloc" in text:
+        return DeviceMemoryError(f"ONNX Runtime ran out of memory: {text}", cure=memory_cure)
+    return DeviceError(f"ONNX Runtime failed: {text}")
+
+
+def _run(session: Any, outputs: Iterable[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[np.floating]]:
+    """Run in a thread of its own, which ends early if the caller is interrupted: some graphs would run for years."""
+    options = load_onnxruntime().RunOptions()
+    answers: SimpleQueue[list[NDArray[np.floating]] | Exception] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put(session.run(list(outputs), inputs, options))
+        except Exception as exc:
+            answers.put(exc)
+
+    threading.Thread(target=work, name="alexdeploy-check", daemon=True).start()
+    try:
+        answer = answers.get()
+    except BaseException:
+        options.terminate = True
+        with suppress(Empty):
+            answers.get(timeout=_SECONDS_TO_TERMINATE)
+        raise
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except AlexDeployError:
+        raise
+    # ONNX Runtime's own exceptions have no common base short of Exception.
+    except Exception as exc:
+        raise device_error(exc, "End other programs, or use a machine with more memory.") from exc
+
+
+def _open_session(model: onnx.ModelProto, outputs: Iterable[str], *, optimize: bool = False) -> Any:
+    onnxruntime = load_onnxruntime()
+    inner = [name for name in outputs if name not in _output_names(model)]
+    probed = model
+    if inner:
+        probed = deepcopy(model)
+        probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+
+    def set_options(options: Any) -> None:
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+    return new_session(probed.SerializeToString(), ["CPUExecutionProvider"], set_options)
+
+
+def new_session(content: bytes, providers: list[Any], set_options: Callable[[Any], None]) -> Any:
+    """An InferenceSession that adds INT8 products exactly on every processor, if it can.
+
+    `set_options` is called with the SessionOptions. ONNX Runtime 1.31 cannot prepare some graphs for exact sums: those
+    in which two layers share a zero point, and QGemm of signed bytes. The check of backends says what their answers
+    are worth without. Raises what ONNX Runtime raises, and prints nothing.
+    """
+    onnxruntime = load_onnxruntime()
+
+    def opened(exact: str) -> Any:
+        options = onnxruntime.SessionOptions()
+        # Only what is fatal: errors are raised, and need not be printed as well.
+        options.log_severity_level = 4
+        options.add_session_config_entry(_EXACT_INT8, exact)
+        set_options(options)
+        return onnxruntime.InferenceSession(content, options, providers=providers)
+
+    try:
+        return opened("1")
+    # Its exceptions have no common base short of Exception; what has another reason is raised by the second try.
+    except Exception:
+        return opened("0")
+
+
+def _output_names(model: onnx.ModelProto) -> list[str]:
+    return [value.name for value in model.graph.output]

@@ -1,0 +1,1 @@
+"""Caffe's prototxt and caffemodel: read, converted, and run by an independent reference."""

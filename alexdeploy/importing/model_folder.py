@@ -1,0 +1,195 @@
+"""What all imports share: the preprocessing that they were told, and the folder that they fill.
+
+The folder is refused while it is in use, written last and whole, and cleared of an earlier model.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.errors import ModelError, UsageError, first_line
+from alexdeploy.core.files import atomic_write, npy_bytes, sha256_bytes
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.recipe import Recipe, load_recipe
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Preprocessing
+from alexdeploy.core.version import __version__
+from alexdeploy.importing.caffe.parse import read_binaryproto
+from alexdeploy.importing.published_files import read_foreign
+
+MeanImage = NDArray[np.float32]
+
+_CAFFE_MEAN = (104.007, 116.669, 122.679)
+"""Of ILSVRC's images, BGR, in pixels of 0 to 255, as Caffe's examples have it."""
+
+_SMALL_SCALE = 0.1
+"""Below it means of pixels and of scaled ones are told apart: those of photographs are not under 25 everywhere."""
+
+
+def class_names(given: tuple[str, ...] | None, num_classes: int, path: Path) -> tuple[str, ...]:
+    """The labels, or class-0, class-1 ... where there are none. Raises ModelError if they do not fit."""
+    if given is None:
+        return tuple(f"class-{index}" for index in range(num_classes))
+    if len(given) != num_classes:
+        raise ModelError(
+            f"{path} has {num_classes} classes, the labels are {len(given)}",
+            cure="Give one label per line, in the order of the output.",
+        )
+    return given
+
+
+def origin(path: Path, sha256: str) -> dict[str, str | int | float | None]:
+    """The provenance that every import writes."""
+    return {
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "alexdeploy_version": __version__,
+        "imported_from": path.name,
+        "imported_sha256": sha256,
+    }
+
+
+def recipe_steps(recipe: Recipe | None) -> dict[str, object]:
+    """The recipe's preprocessing, but for a mean that is measured on a training set, which is not here."""
+    steps: dict[str, object] = {} if recipe is None else msgspec.to_builtins(recipe.preprocessing)
+    if isinstance(steps.get("mean"), str):
+        del steps["mean"]
+    return steps
+
+
+def scale_of(steps: Mapping[str, object]) -> float:
+    """The scale among fields of Preprocessing, which may not have been checked yet."""
+    scale = steps.get("scale", 1.0)
+    assert isinstance(scale, float | int)
+    return scale
+
+
+def mean_cure(steps: Mapping[str, object]) -> str:
+    """How to say the mean of a network whose other steps are `steps`: --mean is of scaled pixels, in its order."""
+    scale, channels = scale_of(steps), steps.get("channels", "rgb")
+    values = _CAFFE_MEAN if channels == "bgr" else _CAFFE_MEAN[::-1]
+    mean = ",".join(f"{value * scale:.6g}" for value in values)
+    scaled = "" if scale == 1 else f", times the scale {scale:g}"
+    return (
+        "Give the mean image: --mean-image imagenet_mean.binaryproto (or a .npy)\n"
+        f"or a mean per channel: --mean {mean} (that of Caffe's ImageNet models, {str(channels).upper()}{scaled})"
+    )
+
+
+def graph_preprocessing(
+    recipe: str | None,
+    given: Mapping[str, object],
+    *,
+    has_mean_image: bool,
+    on_warning: Callable[[str], None] = lambda message: None,
+) -> Preprocessing:
+    """What goes before a graph, which tells nothing of it: the recipe's, with what was given in its place.
+
+    Raises UsageError where something is missing that cannot be guessed; warns of what is taken.
+    """
+    steps = recipe_steps(None if recipe is None else load_recipe(recipe)) | dict(given)
+    if recipe is not None:
+        if "mean" not in steps and not has_mean_image:
+            raise UsageError(
+                f"recipe {recipe} measures its mean on the training set, which is not here", cure=mean_cure(steps)
+            )
+    elif has_mean_image and "channels" not in given:
+        raise UsageError(
+            "--mean-image does not say which order its colours have, nor does an ONNX file",
+            cure="Name a recipe with the same preprocessing: --recipe caffe-alexnet (BGR, warped to 256x256)\n"
+            "or say the order of the colours: --channels bgr, as Caffe's mean images have it, and --resize.",
+        )
+    elif not {"mean", "scale"} & given.keys() and not has_mean_image:
+        raise UsageError(
+            "an ONNX file does not say how its images were prepared",
+            cure="Say it: --recipe torchvision (or caffe-alexnet, ...), or --channels, --scale, --mean and --std.",
+        )
+    result = msgspec.convert(steps, Preprocessing)
+    if taken := [f"--{key} {getattr(result, key)}" for key in ("channels", "resize") if key not in steps]:
+        on_warning(f"not told, and taken to be: {', '.join(taken)}")
+    return result
+
+
+def read_mean_image(path: Path) -> MeanImage:
+    """A mean image in pixels of 0 to 255, from a .binaryproto of Caffe or a .npy: float32 [3, 256, 256].
+
+    Its channels are in the order that the network has. Raises ModelError for another shape or kind.
+    """
+    content = read_foreign(path)
+    if path.suffix.lower() == ".npy":
+        try:
+            mean = np.load(io.BytesIO(content), allow_pickle=False)
+        # np.load raises whatever the readers of its header do: ValueError, OverflowError, TokenError, MemoryError ...
+        except Exception as exc:
+            raise ModelError(f"{path} cannot be read as a NumPy array: {first_line(exc)}") from exc
+        if not isinstance(mean, np.ndarray):
+            raise ModelError(f"{path} is an archive of arrays (.npz), expected one array: .npy")
+    else:
+        mean = read_binaryproto(content, str(path))
+    found = mean.shape
+    while mean.ndim > 3 and len(mean) == 1:
+        mean = mean[0]
+    if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype.kind not in "fiu":
+        cure = None
+        if mean.ndim == 3 and len(mean) == 3 and mean.dtype.kind in "fiu":
+            values = ",".join(f"{value:.3f}" for value in mean.mean(axis=(1, 2)))
+            cure = f"Its means per channel may do instead: --mean {values} (times --scale, if there is one)"
+        raise ModelError(
+            f"{path} holds {mean.dtype} {list(found)}; a mean image is [3, {IMAGE_SIZE}, {IMAGE_SIZE}]", cure=cure
+        )
+    result: MeanImage = np.ascontiguousarray(mean, np.float32)
+    if not np.isfinite(result).all():
+        raise ModelError(f"{path} holds values that are not finite")
+    if result.min() < 0 or result.max() > 255:
+        raise ModelError(
+            f"{path} holds values from {result.min():g} to {result.max():g}; a mean image is in pixels of 0 to 255"
+        )
+    return result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanFile:
+    """What becomes `mean.npy`: the mean of scaled pixels, and the bytes of the file."""
+
+    image: MeanImage
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        return sha256_bytes(self.content)
+
+
+def mean_file(image: MeanImage, scale: float) -> MeanFile:
+    """From a mean in pixels of 0 to 255, whose bits stay what they are where `scale` is 1.
+
+    Raises UsageError for one that is scaled already, as the mean.npy of a model folder is.
+    """
+    if scale < _SMALL_SCALE and 0 < image.max() <= 255 * scale:
+        raise UsageError(
+            f"the mean image is at most {image.max():.4g}: it is scaled already, expected pixels of 0 to 255",
+            cure=f"Divide it by the scale, {scale:g}, and save it anew.",
+        )
+    scaled: MeanImage = image if scale == 1 else image * np.float32(scale)
+    return MeanFile(image=scaled, content=npy_bytes(scaled))
+
+
+def write_model(folder: ModelFolder, files: Mapping[Path, bytes], spec: ModelSpec) -> None:
+    """Write the files, then the spec, and remove what belonged to an earlier model; or leave no new folder behind."""
+    is_new = not folder.path.exists()
+    try:
+        for path, content in files.items():
+            with atomic_write(path) as file:
+                file.write(content)
+        folder.write_spec(spec)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    folder.clear(keep={folder.spec_path, *files})

@@ -1,0 +1,217 @@
+"""Classify photographs: a model, opened on one backend, that turns inputs into rows."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from alexdeploy.core.arguments import Count, check_argument
+from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.forks import OpenedHere
+from alexdeploy.core.metrics import top_k as best_classes
+from alexdeploy.core.model_folder import ModelFolder, find_model
+from alexdeploy.core.processors import available_processors
+from alexdeploy.core.spec import Placement, Precision
+from alexdeploy.engines.base import Backend, EngineInfo, NumViews
+from alexdeploy.images.sources import Source, iter_sources
+from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
+from alexdeploy.inference.row import Choice, Row
+from alexdeploy.inference.writers import short_artifact
+from alexdeploy.placement.place import Request, place
+
+if TYPE_CHECKING:
+    from alexdeploy.placement.replica import ReplicaReport
+
+
+class Rows(Iterator[Row]):
+    """The rows of one `predict()`; `close()` ends the work on those that nobody takes."""
+
+    def __init__(self, rows: Generator[Row, None, None]) -> None:
+        self._rows = rows
+        self._error: UsageError | None = None
+        self._opened = OpenedHere(self)
+
+    def __next__(self) -> Row:
+        self._opened.check("predictor")
+        if self._error is not None:
+            raise self._error
+        return next(self._rows)
+
+    def close(self) -> None:
+        if not self._opened.is_fork:
+            self._rows.close()
+
+    def end(self, error: UsageError) -> None:
+        """Close; whoever asks for a row that is now missing gets `error`, not an end that looks like the last row."""
+        if inspect.getgeneratorstate(self._rows) != inspect.GEN_CLOSED:
+            self._error = error
+        self._rows.close()
+
+
+class Predictor:
+    """A model opened for predictions; a context manager, to be used from one thread.
+
+    `model` is a folder or what `find_model` takes: a path, a name under `models/`, None for the newest there.
+    `backend` None takes the best that is installed. `batch_size` counts images, not views; "auto" is what fits the
+    device. `num_threads` None: all the process may use. `num_streams` batches at most run at once on the CPU. One image
+    at a time is fastest with `batch_size` 1 and `num_streams` 1: then nothing is computed beside it, and it has all
+    threads. `devices` names where to run ("cpu,cpu", "0,1", "all"), None: the GPUs if there are any that can run it,
+    else the CPU; each has `replicas` of the network. `placement` splits one network over two devices.
+
+        with Predictor("models/alexnet", num_views=10) as predictor:
+            for row in predictor.predict(["images/"]):
+                print(row.source, row.label, row.probability)
+    """
+
+    def __init__(
+        self,
+        model: ModelFolder | str | os.PathLike[str] | None = None,
+        *,
+        backend: Backend | None = None,
+        precision: Precision = "fp32",
+        num_views: NumViews = 1,
+        batch_size: int | Literal["auto"] = 8,
+        top_k: int = 5,
+        num_threads: int | None = None,
+        num_streams: int | None = None,
+        devices: str | None = None,
+        replicas: int = 1,
+        placement: Placement | None = None,
+    ) -> None:
+        """Find the model and check the options. Raises UsageError, ModelError or DeviceError."""
+        request = Request(
+            precision=precision,
+            num_views=num_views,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            num_streams=num_streams,
+            backend=backend,
+            devices=devices,
+            replicas_per_device=check_argument("replicas", replicas, Count),
+            placement=placement,
+        )
+        self._top_k: int = check_argument("top_k", top_k, Count)
+        self.folder = model if isinstance(model, ModelFolder) else find_model(model)
+        self._resize = self.folder.spec().preprocessing.resize
+        placed = place(self.folder, request)
+        self._engine, self._pool = placed.engine, placed.pool
+        self.notes = placed.notes
+        self._num_decoders = request.num_threads or available_processors()
+        self._opened: OpenedHere | None = None
+        self._running: Rows | None = None
+
+    def __enter__(self) -> Predictor:
+        self._engine.__enter__()
+        self._opened = OpenedHere(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._opened is not None and self._opened.is_fork:
+            return
+        self._opened = None
+        try:
+            # Rows that nobody took to the end leave threads behind that still use the engine.
+            if self._running is not None:
+                self._running.end(
+                    UsageError("the predictor is not open any more", cure="Take the rows inside of the with block.")
+                )
+        finally:
+            self._engine.__exit__(kind, error, trace)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What really runs."""
+        return self._engine.info
+
+    @property
+    def replicas(self) -> tuple[ReplicaReport, ...]:
+        """What each replica has done so far; none where one engine runs in this process."""
+        if self._opened is not None:
+            self._opened.check("predictor")
+        return () if self._pool is None else self._pool.reports()
+
+    @property
+    def top_k(self) -> int:
+        """Choices in a row: as many as asked, or all classes where there are fewer."""
+        return min(self._top_k, len(self.info.classes))
+
+    def predict(self, inputs: Iterable[str | os.PathLike[str]]) -> Rows:
+        """Classify files, folders, archives, lists and globs: one row per image, in order, as they are ready.
+
+        An image that cannot be read gives a row with its error. Raises DeviceError and ModelError from the
+        engine, after the rows before it. The engine serves one at a time: a later `predict()`, and the end of the
+        `with` block, ends one that was left unfinished, which then raises UsageError when it is asked for a row.
+        """
+        return self.predict_sources(iter_sources(inputs))
+
+    def predict_sources(self, sources: Iterable[Source], *, first_index: int = 0) -> Rows:
+        """Classify sources; `first_index` is the index of the first of them.
+
+        Ends one that was left unfinished, as `predict` does.
+        """
+        if self._opened is None:
+            raise UsageError("the predictor is not open", cure="Use it so: with Predictor(...) as predictor:")
+        self._opened.check("predictor")
+        if self._running is not None:
+            self._running.end(
+                UsageError(
+                    "a later predict() ended this one: a predictor serves one at a time",
+                    cure="Take all rows first, rows = list(predictor.predict(...)), or open a second Predictor.",
+                )
+            )
+        self._running = Rows(self._rows(sources, first_index))
+        return self._running
+
+    def _rows(self, sources: Iterable[Source], first_index: int) -> Generator[Row, None, None]:
+        options = PipelineOptions(
+            resize=self._resize,
+            num_decoders=self._num_decoders,
+            first_index=first_index,
+            cancel=(lambda: None) if self._pool is None else self._pool.cancel,
+        )
+        with closing(run_pipeline(self._engine, sources, options)) as outcomes:
+            for outcome in outcomes:
+                yield make_row(outcome, self.info, self.top_k)
+
+
+def make_row(outcome: Outcome, info: EngineInfo, top_k: int) -> Row:
+    """Name the `top_k` best classes of an outcome. Raises ModelError if a probability is not finite."""
+    top: tuple[Choice, ...] = ()
+    views_agreeing = None
+    if outcome.probabilities is not None and outcome.view_classes is not None:
+        if not np.isfinite(outcome.probabilities).all():
+            raise ModelError(
+                f"{info.backend} gives probabilities that are not finite for {outcome.source} "
+                f"with the {info.precision} graph {short_artifact(info.artifact)}",
+                cure="Try it with --precision fp32; if that is well, export the other graph again.",
+            )
+        best = best_classes(outcome.probabilities[None], top_k)[0]
+        top = tuple(
+            # str() of a float32 is the shortest text that names it; its digits are the ones worth writing.
+            Choice(
+                label=info.classes[index],
+                index=int(index),
+                probability=float(str(outcome.probabilities[index])),
+            )
+            for index in best
+        )
+        views_agreeing = int(np.count_nonzero(outcome.view_classes == best[0]))
+    return Row(
+        index=outcome.index,
+        source=outcome.source,
+        top=top,
+        views_agreeing=views_agreeing,
+        num_views=info.num_views,
+        backend=info.backend,
+        precision=info.precision,
+        artifact=short_artifact(info.artifact),
+        error=outcome.error,
+    )

@@ -1,0 +1,101 @@
+"""A row of results: one per input, whatever happened to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One class of the top k. `probability` is the shortest decimal number that names the float32."""
+
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """A row without its answer: what every format that can be read back tells of where a row comes from."""
+
+    index: int
+    source: str
+    num_choices: int
+    num_views: int
+    backend: str
+    precision: str
+    artifact: str
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """The answer for one input, or why there is none.
+
+    `top` is best first. `views_agreeing` counts the views whose own answer is the row's answer. `artifact` is
+    `short_artifact` of what ran, which of several replicas is all that could have. Nothing in a row depends on time.
+    """
+
+    index: int
+    source: str
+    top: tuple[Choice, ...] = ()
+    views_agreeing: int | None = None
+    num_views: int
+    backend: str
+    precision: str
+    artifact: str
+    error: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        return self.top[0].label if self.top else None
+
+    @property
+    def probability(self) -> float | None:
+        return self.top[0].probability if self.top else None
+
+    @property
+    def record(self) -> Record:
+        return Record(
+            index=self.index,
+            source=self.source,
+            num_choices=len(self.top),
+            num_views=self.num_views,
+            backend=self.backend,
+            precision=self.precision,
+            artifact=self.artifact,
+            error=self.error,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as they are named in every nested format, in their order."""
+        return {
+            "index": self.index,
+            "source": self.source,
+            "label": self.label,
+            "probability": self.probability,
+            "top": [
+                {"label": choice.label, "index": choice.index, "probability": choice.probability} for choice in self.top
+            ],
+            "views_agreeing": self.views_agreeing,
+            "num_views": self.num_views,
+            "backend": self.backend,
+            "precision": self.precision,
+            "artifact": self.artifact,
+            "error": self.error,
+        }
+
+    def to_json(self) -> bytes:
+        """One line of UTF-8 JSON with no newline in it, nor at its end."""
+        return msgspec.json.encode(self.to_dict())
+
+    @staticmethod
+    def from_json(line: bytes) -> Row:
+        """Read what `to_json` gave. Raises msgspec.DecodeError (a ValueError) for anything else."""
+        return _ROW_DECODER.decode(line)
+
+
+_ROW_DECODER = msgspec.json.Decoder(Row)

@@ -1,0 +1,203 @@
+"""One row per input, and the forms it is written in: JSON lines, CSV, Parquet and a table for people."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import importlib.util
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from alexdeploy.core.errors import UsageError
+from alexdeploy.core.packages import missing_package
+from alexdeploy.core.reading import open_regular
+from alexdeploy.inference.row import Record, Row
+from alexdeploy.inference.table import table_header, table_layout, table_line
+
+Format = Literal["table", "jsonl", "csv", "parquet"]
+
+ARTIFACT_DIGITS = 12
+"""Hexadecimal digits of an artifact's SHA-256 that a row carries."""
+
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".txt": "table",
+}
+_ROWS_PER_GROUP = 2_000
+"""Rows of one Parquet row group; they are in memory together while it is written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextFormat:
+    """A format that is written line by line: what stands before the rows, and the text of one row."""
+
+    header: str
+    line: Callable[[Row], str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What all rows of a run have in common, as far as columns depend on it."""
+
+    classes: tuple[str, ...]
+    top_k: int
+    num_views: int
+    width: int = 120
+    """Characters of a line of the table."""
+
+
+def short_artifact(artifact: str) -> str:
+    """The first ARTIFACT_DIGITS of a SHA-256, or of each that "+" joins, where replicas run different files."""
+    return "+".join(each[:ARTIFACT_DIGITS] for each in artifact.split("+"))
+
+
+def choose_format(path: Path) -> Format:
+    """The format that the suffix of `path` stands for. Raises UsageError for one that stands for none."""
+    if path.suffix.lower() not in _FORMATS:
+        raise UsageError(
+            f"the suffix of {path.name!r} names no format; known are {', '.join(_FORMATS)}",
+            cure="Say which: --format jsonl, csv, parquet or table",
+        )
+    return _FORMATS[path.suffix.lower()]
+
+
+def check_format(kind: Format) -> None:
+    """Raise UsageError if a package that `kind` needs is not installed."""
+    if kind == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise missing_package("pyarrow", "Parquet", "parquet")
+
+
+def text_format(kind: Format, shape: Shape) -> TextFormat:
+    """How `kind`, one of the formats made of lines, is written."""
+    if kind == "jsonl":
+        return TextFormat(header="", line=_jsonl_line)
+    if kind == "csv":
+        return TextFormat(header=_csv_header(shape.top_k), line=functools.partial(_csv_line, top_k=shape.top_k))
+    if kind == "table":
+        layout = table_layout(shape.classes, shape.top_k, shape.num_views, shape.width)
+        return TextFormat(header=table_header(layout), line=functools.partial(table_line, layout))
+    raise UsageError(f"{kind} is not made of lines", cure="Write it to a file: --output FILE")
+
+
+def write_rows(rows: Iterable[Row], file: IO[bytes], kind: Format, shape: Shape) -> None:
+    """Write a whole file of results. Holds one row at a time, or one row group of a Parquet file."""
+    if kind == "parquet":
+        _write_parquet(rows, file)
+        return
+    form = text_format(kind, shape)
+    file.write(form.header.encode())
+    for row in rows:
+        file.write(form.line(row).encode())
+
+
+def read_records(path: Path, kind: Format) -> Iterator[Record]:
+    """Read a finished file back, one row or one row group at a time.
+
+    Raises UsageError if it is not what `kind` says, and for a table, which is for people.
+    """
+    if kind == "table":
+        raise UsageError(
+            f"{path} is a table, which --resume cannot read back to see whether it is what is asked for",
+            cure="Leave out --resume to make it again, or write --format jsonl, csv or parquet.",
+        )
+    readers = {"jsonl": _jsonl_records, "csv": _csv_records, "parquet": _parquet_records}
+    try:
+        yield from readers[kind](path)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as exc:
+        raise UsageError(
+            f"{path} exists and is no finished {kind} output of predict: {exc}",
+            cure="Choose another --output, or leave out --resume to replace the file.",
+        ) from exc
+
+
+def _jsonl_records(path: Path) -> Iterator[Record]:
+    with open_regular(path) as file:
+        for line in file:
+            yield Row.from_json(line).record
+
+
+def _csv_records(path: Path) -> Iterator[Record]:
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as text:
+        reader = csv.DictReader(text)
+        choices = [name for name in reader.fieldnames or () if name.startswith("probability_")]
+        for fields in reader:
+            yield Record(
+                index=int(fields["index"]),
+                source=fields["source"],
+                num_choices=sum(bool(fields[name]) for name in choices),
+                num_views=int(fields["num_views"]),
+                backend=fields["backend"],
+                precision=fields["precision"],
+                artifact=fields["artifact"],
+                error=fields["error"] or None,
+            )
+
+
+def _parquet_records(path: Path) -> Iterator[Record]:
+    import pyarrow.parquet as pq
+
+    columns = [field.name for field in dataclasses.fields(Record) if field.name != "num_choices"]
+    with open_regular(path) as file, pq.ParquetFile(file) as parquet:
+        for batch in parquet.iter_batches(batch_size=_ROWS_PER_GROUP, columns=[*columns, "top"]):
+            for fields in batch.to_pylist():
+                yield Record(num_choices=len(fields["top"]), **{name: fields[name] for name in columns})
+
+
+def _jsonl_line(row: Row) -> str:
+    return row.to_json().decode() + "\n"
+
+
+def _csv_header(top_k: int) -> str:
+    choices = itertools.chain.from_iterable((f"label_{n}", f"probability_{n}") for n in range(1, top_k + 1))
+    tail = ("views_agreeing", "num_views", "backend", "precision", "artifact", "error")
+    return _csv_text(("index", "source", *choices, *tail))
+
+
+def _csv_line(row: Row, top_k: int) -> str:
+    choices = [value for choice in row.top for value in (choice.label, choice.probability)]
+    missing = [None] * (2 * (top_k - len(row.top)))
+    tail = (row.views_agreeing, row.num_views, row.backend, row.precision, row.artifact, row.error)
+    return _csv_text((row.index, row.source, *choices, *missing, *tail))
+
+
+def _csv_text(values: Iterable[object]) -> str:
+    # The writer quotes a lone \r or \n only if the line terminator has it, so it must see both.
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(values)
+    return text.getvalue()[:-2] + "\n"
+
+
+def _write_parquet(rows: Iterable[Row], file: IO[bytes]) -> None:
+    check_format("parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    choice = pa.struct([("label", pa.string()), ("index", pa.int32()), ("probability", pa.float32())])
+    schema = pa.schema(
+        [
+            ("index", pa.int64()),
+            ("source", pa.string()),
+            ("label", pa.string()),
+            ("probability", pa.float32()),
+            ("top", pa.list_(choice)),
+            ("views_agreeing", pa.int32()),
+            ("num_views", pa.int32()),
+            ("backend", pa.string()),
+            ("precision", pa.string()),
+            ("artifact", pa.string()),
+            ("error", pa.string()),
+        ]
+    )
+    iterator = iter(rows)
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while group := [row.to_dict() for row in itertools.islice(iterator, _ROWS_PER_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(group, schema))

@@ -1,0 +1,138 @@
+"""Which engine files TensorRT can run on which GPU, by what lies beside them. Imports no TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from alexdeploy.core.errors import AlexDeployError
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.packages import tensorrt_version
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import NumViews
+from alexdeploy.engines.trt.choose import (
+    EngineRequirements,
+    build_command,
+    choose_engine,
+    differences_from,
+    engine_requirements,
+    fitting_engines,
+)
+from alexdeploy.engines.trt.files import DEFAULT_MAX_BATCH, EngineRecord, load_engine, read_record
+from alexdeploy.placement.devices import Device, GpuSurvey
+from alexdeploy.placement.plan import NoEngine
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineFile:
+    """An engine file: the GPUs here that run it, and if there are none, why, of the GPU that comes nearest."""
+
+    path: Path
+    devices: tuple[Device, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+def local_engines(
+    folder: ModelFolder,
+    survey: GpuSurvey,
+    *,
+    precision: Precision,
+    num_views: NumViews,
+    batch_size: int | Literal["auto"],
+) -> dict[tuple[int, int], int | NoEngine]:
+    """For each compute capability here: the greatest batch of an engine that may run there, or why there is none.
+
+    The engines are ranked as `open_engine` does it, where "auto" takes the greatest batches of the best rank; of GPUs
+    of one capability, the one whose engine takes the least decides. An engine that fits and is not trusted counts as
+    none; its cure says how to trust it.
+    """
+    gpus: dict[tuple[int, int], dict[str, Device]] = {}
+    for gpu in survey.devices:
+        if gpu.compute_capability is not None:
+            gpus.setdefault(gpu.compute_capability, {}).setdefault(gpu.name, gpu)
+    try:
+        required = _required(folder, survey, precision, num_views)
+    except AlexDeployError as exc:
+        return dict.fromkeys(gpus, NoEngine(reason=exc.message, cure=exc.cure or "See: alexdeploy inspect"))
+    if batch_size != "auto":
+        required = replace(required, batch_size=batch_size)
+    found: dict[tuple[int, int], int | NoEngine] = {}
+    for capability, by_name in gpus.items():
+        here = replace(required, compute_capability=capability)
+        engines = [_engine_for(folder, here, gpu, is_auto=batch_size == "auto") for gpu in by_name.values()]
+        without = [each for each in engines if isinstance(each, NoEngine)]
+        found[capability] = without[0] if without else min(each for each in engines if not isinstance(each, NoEngine))
+    return found
+
+
+def _engine_for(folder: ModelFolder, required: EngineRequirements, gpu: Device, *, is_auto: bool) -> int | NoEngine:
+    fitting: list[tuple[Path, EngineRecord]] = []
+    try:
+        fitting = fitting_engines(folder, required, gpu=gpu.name, is_largest_first=is_auto)
+        # Where none fits, this tells in what the nearest differs.
+        path = fitting[0][0] if fitting else choose_engine(folder, required)
+        return load_engine(path)[0].profile[2]
+    except AlexDeployError as exc:
+        most = max(required.batch_size, DEFAULT_MAX_BATCH)
+        build = build_command(folder, replace(required, batch_size=most), str(gpu))
+        cure = exc.cure if fitting else f"Build one there: {build}"
+        return NoEngine(reason=exc.message, cure=cure or f"Build it again: {build}")
+
+
+def match_engines(folder: ModelFolder, survey: GpuSurvey) -> Iterator[EngineFile]:
+    """Each engine file of the model, by name. Reads and hashes the model's files, and the engines that fit."""
+    required: dict[Precision, EngineRequirements | AlexDeployError] = {}
+    for path in sorted(folder.engines.glob("*.engine")):
+        try:
+            record = read_record(path)
+            if record.precision not in required:
+                required[record.precision] = _required_or_why_not(folder, survey, record.precision)
+            found = required[record.precision]
+            if isinstance(found, AlexDeployError):
+                raise found
+            yield _match(path, record, replace(found, num_views=record.num_views), survey.devices)
+        except AlexDeployError as exc:
+            yield EngineFile(path=path, reasons=(_without(path, exc),))
+
+
+def _match(path: Path, record: EngineRecord, required: EngineRequirements, gpus: tuple[Device, ...]) -> EngineFile:
+    differences = {
+        gpu: differences_from(record, replace(required, compute_capability=gpu.compute_capability or (0, 0)))
+        for gpu in gpus
+    }
+    fitting = tuple(gpu for gpu in gpus if not differences[gpu])
+    if not fitting:
+        return EngineFile(path=path, reasons=min(differences.values(), key=len, default=()))
+    try:
+        load_engine(path)
+    except AlexDeployError as exc:
+        return EngineFile(path=path, reasons=(f"it is not trusted here; it {_without(path, exc)}",))
+    return EngineFile(path=path, devices=fitting)
+
+
+def _required_or_why_not(
+    folder: ModelFolder, survey: GpuSurvey, precision: Precision
+) -> EngineRequirements | AlexDeployError:
+    try:
+        return _required(folder, survey, precision, 1)
+    except AlexDeployError as exc:
+        return exc
+
+
+def _required(folder: ModelFolder, survey: GpuSurvey, precision: Precision, num_views: NumViews) -> EngineRequirements:
+    """What an engine must be for this machine; its compute capability is filled in by whoever asks for a GPU."""
+    return engine_requirements(
+        folder,
+        precision=precision,
+        num_views=num_views,
+        batch_size=1,
+        tensorrt=tensorrt_version() or "none",
+        compute_capability=(0, 0),
+        cuda="none" if survey.cuda_version is None else ".".join(map(str, survey.cuda_version)),
+    )
+
+
+def _without(path: Path, error: AlexDeployError) -> str:
+    return error.message.removeprefix(f"{path} ")

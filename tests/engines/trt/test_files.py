@@ -1,0 +1,215 @@
+"""What engine files are called, say of themselves and fit: tried with files that are no engines, without a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+from made_engines import GPU, KEY, PLAN, make_engine, make_record
+
+from alexdeploy.core.errors import ModelError
+from alexdeploy.core.files import sha256_bytes
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.engines.trt.choose import EngineRequirements, choose_engine, differences_from
+from alexdeploy.engines.trt.files import (
+    engine_path,
+    find_engines,
+    key_differences,
+    load_engine,
+    read_record,
+    sidecar_path,
+    slug,
+    timing_cache_path,
+    write_engine,
+)
+
+WANTED = EngineRequirements(
+    graph_sha256="a" * 64,
+    weights_sha256="f" * 64,
+    contract_sha256="b" * 64,
+    precision="fp16",
+    num_views=10,
+    batch_size=8,
+    tensorrt="10.16.1.11",
+    compute_capability=(9, 0),
+    cuda="13.0",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ModelFolder:
+    return ModelFolder(tmp_path / "models" / "m")
+
+
+def test_an_engine_that_was_just_written_is_loaded_as_it_was(folder: ModelFolder) -> None:
+    path = make_engine(folder)
+    record, plan = load_engine(path)
+    assert plan == PLAN == path.read_bytes(), "the plan is a plain file"
+    assert (record.engine_sha256, record.engine_bytes) == (sha256_bytes(PLAN), len(PLAN))
+    assert record.key == KEY.sha256
+
+
+def test_the_name_says_gpu_capability_version_precision_views_and_key(folder: ModelFolder) -> None:
+    path = engine_path(folder, KEY, GPU)
+    assert path.parent == folder.path / "engines"
+    assert path.name == f"h100-80gb-hbm3-sm90-trt10.16-fp16-tencrop-{KEY.sha256[:12]}.engine"
+    assert (slug("Orin (nvgpu)"), slug("")) == ("orin-nvgpu", "gpu")
+
+
+def test_the_sidecar_is_json_that_names_capability_and_version(folder: ModelFolder) -> None:
+    path = make_engine(folder)
+    assert sidecar_path(path).name == path.stem + ".json"
+    found = json.loads(sidecar_path(path).read_bytes())
+    assert found["compute_capability"] == [9, 0]
+    assert found["tensorrt"] == "10.16.1.11"
+    assert found["profile"] == [1, 32, 32]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"graph_sha256": "c" * 64},
+        {"weights_sha256": "c" * 64},
+        {"contract_sha256": "c" * 64},
+        {"precision": "int8"},
+        {"num_views": 1},
+        {"profile": (1, 8, 32)},
+        {"tensorrt": "10.16.1.12"},
+        {"compute_capability": (8, 9)},
+        {"cuda": "12.8"},
+        {"builder": {"workspace_bytes": 1, "tactic_sources": ""}},
+    ],
+)
+def test_every_part_changes_the_key_and_is_named(change: dict[str, object]) -> None:
+    other = dataclasses.replace(KEY, **change)  # type: ignore[arg-type]
+    assert other.sha256 != KEY.sha256
+    (told,) = key_differences(make_record(), other)
+    (name,) = change
+    assert told.startswith(name.removesuffix("_sha256"))
+    assert key_differences(make_record(), KEY) == ()
+
+
+def test_the_key_is_the_same_in_every_process() -> None:
+    builder = dict(reversed(list(KEY.builder.items())))
+    assert dataclasses.replace(KEY, builder=builder).sha256 == KEY.sha256
+    assert KEY.sha256 == "ec151323b06f60a53164e7081cb38813603829910eaca95825dc0dad21531c52"
+
+
+def test_a_sidecar_of_another_format_is_refused_by_its_number(folder: ModelFolder) -> None:
+    path = make_engine(folder)
+    assert json.loads(sidecar_path(path).read_bytes())["format"] == 1
+    sidecar_path(path).write_text('{"format": 2, "plan": "elsewhere"}')
+    with pytest.raises(ModelError, match=r"\.json has format 2, this version reads 1"):
+        read_record(path)
+
+
+def test_a_plan_and_its_sidecar_under_another_name_are_taken_for_what_they_are(folder: ModelFolder) -> None:
+    path, other = make_engine(folder), make_engine(folder, PLAN[::-1], precision="int8")
+    os.replace(other, path)
+    os.replace(sidecar_path(other), sidecar_path(path))
+    with pytest.raises(ModelError, match="it is int8, asked for fp16"):
+        choose_engine(folder, WANTED)
+
+
+def test_the_engine_that_fits_is_chosen_and_of_two_the_one_for_smaller_batches(folder: ModelFolder) -> None:
+    make_engine(folder, num_views=1)
+    large, small = make_engine(folder, profile=(1, 64, 64)), make_engine(folder, profile=(1, 16, 16))
+    assert choose_engine(folder, WANTED) == small
+    assert choose_engine(folder, dataclasses.replace(WANTED, batch_size=17)) == large
+
+
+def test_the_package_of_tensorrt_may_tell_more_than_its_library(folder: ModelFolder) -> None:
+    path = make_engine(folder, tensorrt="8.6.1")
+    assert choose_engine(folder, dataclasses.replace(WANTED, tensorrt="8.6.1.post1")) == path
+    with pytest.raises(ModelError, match=r"built with TensorRT 8\.6\.1, here is 8\.6\.2"):
+        choose_engine(folder, dataclasses.replace(WANTED, tensorrt="8.6.2.post1"))
+
+
+def test_of_two_engines_that_differ_only_in_how_they_were_built_the_later_is_chosen(folder: ModelFolder) -> None:
+    paths = [make_engine(folder, builder={"preview": name}) for name in ("", "PROFILE_SHARING_0806")]
+    for latest in paths:
+        for path in paths:
+            year = 2027 if path == latest else 2026
+            write_engine(path, PLAN, dataclasses.replace(read_record(path), built_at=f"{year}-01-01T00:00:00+00:00"))
+        assert choose_engine(folder, WANTED) == latest
+
+
+def test_no_engine_at_all_names_the_command_that_builds_one(folder: ModelFolder) -> None:
+    with pytest.raises(ModelError, match="has no TensorRT engine") as caught:
+        choose_engine(folder, WANTED)
+    assert caught.value.cure == f"Build one: alexdeploy build {folder.path} --fp16 --views 10 --max-batch 8"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"compute_capability": (8, 0)}, "it is for sm_80, this device is sm_90"),
+        ({"tensorrt": "8.6.0"}, r"it was built with TensorRT 8\.6\.0, here is 10\.16\.1\.11"),
+        ({"cuda": "12.2"}, r"it was built with CUDA 12\.2, here is 13\.0"),
+        ({"precision": "fp32", "graph_sha256": "d" * 64}, "does not fit: it is fp32, asked for fp16\n"),
+        ({"num_views": 1}, "it averages 1 views, asked for 10"),
+        ({"graph_sha256": "d" * 64}, "it was built from graph dddddddddddd, the model's is aaaaaaaaaaaa"),
+        ({"weights_sha256": "d" * 64}, "it was built from weights dddddddddddd, the model's are ffffffffffff"),
+        ({"contract_sha256": "d" * 64}, "another architecture, preprocessing or classes"),
+        ({"profile": (1, 4, 4)}, "it takes 1 to 4 images, asked for 8"),
+    ],
+)
+def test_an_engine_that_does_not_fit_says_in_which_part(
+    folder: ModelFolder, change: dict[str, object], told: str
+) -> None:
+    make_engine(folder, **change)
+    with pytest.raises(ModelError, match=told) as caught:
+        choose_engine(folder, WANTED)
+    assert "alexdeploy build" in str(caught.value.cure)
+
+
+def test_of_several_that_do_not_fit_the_nearest_is_named(folder: ModelFolder) -> None:
+    make_engine(folder, compute_capability=(8, 0), tensorrt="8.6.0", precision="int8")
+    near = make_engine(folder, cuda="12.2")
+    with pytest.raises(ModelError, match="CUDA") as caught:
+        choose_engine(folder, WANTED)
+    assert str(near) in caught.value.message
+
+
+def test_a_damaged_sidecar_hides_its_engine_and_no_other(folder: ModelFolder) -> None:
+    path, other = make_engine(folder), make_engine(folder, precision="int8")
+    sidecar_path(other).write_text("{")
+    assert [found for found, _ in find_engines(folder)] == [path]
+
+
+def test_all_differences_are_told_at_once() -> None:
+    record = make_record(dataclasses.replace(KEY, tensorrt="11.4.0", compute_capability=(10, 0), num_views=5))
+    assert len(differences_from(record, WANTED)) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX")
+def test_a_timing_cache_is_kept_where_nobody_else_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
+    asked = (GPU, (9, 0), "10.16.1.11", "13.0")
+    umask = os.umask(0o002)
+    try:
+        path = timing_cache_path(*asked)
+    finally:
+        os.umask(umask)
+    assert path == tmp_path / "cache" / "tensorrt" / "h100-80gb-hbm3-sm90-trt10.16.1.11-cuda13.0.timing"
+    path.write_bytes(b"measured")
+    path.chmod(0o644)
+    assert timing_cache_path(*asked) == path
+    path.chmod(0o666)
+    assert timing_cache_path(*asked) is None
+    path.chmod(0o600)
+    path.parent.chmod(0o770)
+    assert timing_cache_path(*asked) is None
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may give a file away")
+def test_a_timing_cache_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
+    path = timing_cache_path(GPU, (9, 0), "10.16.1.11", "13.0")
+    assert path is not None
+    path.write_bytes(b"measured")
+    os.chown(path, 12345, -1)
+    assert timing_cache_path(GPU, (9, 0), "10.16.1.11", "13.0") is None

@@ -1,0 +1,229 @@
+"""The HTML report: one file, the same each time, whatever the classes are called."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alexdeploy.core.errors import OutputError, UsageError
+from alexdeploy.evaluation import html_page
+from alexdeploy.evaluation.evaluate import BrokenImage, Evaluation
+from alexdeploy.evaluation.html import write_report
+from alexdeploy.evaluation.scoring import Answer, Configuration, Tally
+
+pytest.importorskip("matplotlib")
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</svg></figure><b>",
+    "$\\frac{1}{2}$",
+    "$unclosed",
+    "_hidden",
+    "red\x1b[31m\x00\u202ehsab",
+    "日本語",
+    "a & b; &lt;",
+    "100 %s {x}",
+)
+
+
+class Page(HTMLParser):
+    """The tags and the text of a page, and whether they are balanced."""
+
+    VOID = ("meta", "br", "img", "link", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.words)
+
+
+def make_evaluation(classes: tuple[str, ...], num_configurations: int = 2, num_images: int = 200) -> Evaluation:
+    """What an evaluation of a model would give whose answers are drawn here."""
+    rng = np.random.default_rng(0)
+    views = (1, 10, 5)
+    named = [Configuration(backend="openvino", precision="fp32", num_views=views[i]) for i in range(num_configurations)]
+    tallies = [Tally(len(classes)) for _ in named]
+    for index in range(num_images):
+        label = index % len(classes)
+        logits = rng.normal(size=len(classes))
+        logits[label] += 1.5
+        first: Answer | None = None
+        for tally in tallies:
+            scores = np.exp(logits + 0.3 * rng.normal(size=len(classes)))
+            answer = tally.add(label, (scores / scores.sum()).astype(np.float32), first)
+            first = first or answer
+    for tally in tallies:
+        tally.add_broken(0)
+    scores = tuple(
+        tally.score(name, artifact="c0ffee", names=classes, seconds=2.0, base=None if name is named[0] else named[0])
+        for tally, name in zip(tallies, named, strict=True)
+    )
+    return Evaluation(
+        model="models/<i>m</i>",
+        name="<i>m</i>",
+        contract_sha256="abc",
+        data="data",
+        labels=None,
+        num_images=num_images + 1,
+        num_broken=1,
+        num_unlabelled=3,
+        classes=classes,
+        scores=scores,
+        broken=(BrokenImage(source="<u>x</u>.jpg", label=0, error="damaged <JPEG>"),),
+        notes=("a note with <angles>",),
+        versions={"alexdeploy": "0"},
+        machine={"processors": 2},
+    )
+
+
+def write(found: Evaluation, path: Path) -> str:
+    write_report(found, path)
+    return path.read_text(encoding="utf-8")
+
+
+def test_hostile_names_are_text_and_nothing_else(tmp_path: Path) -> None:
+    page = Page(write(make_evaluation(HOSTILE), tmp_path / "r.html"))
+    assert not {"script", "img", "b", "i", "u", "iframe", "object", "link"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    for shown in ("<script>alert(1)</script>", "$unclosed", "_hidden", "日本語", "a & b; &lt;", "100 %s {x}"):
+        assert shown in page.text
+    assert "<u>x</u>.jpg" in page.text
+    assert "\x1b" not in page.text
+    assert "\u202e" not in page.text
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    text = write(make_evaluation(("a", "b", "c")), tmp_path / "r.html")
+    page = Page(text)
+    for name, value in page.attributes:
+        if name in ("href", "src", "xlink:href"):
+            assert str(value).startswith(("#", "data:image/png;base64,"))
+    assert set(re.findall(r"https?://[^\s\"<]+", text)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_every_figure_is_whole_and_says_how_to_read_it(tmp_path: Path) -> None:
+    text = write(make_evaluation(tuple("abcdef"), num_configurations=3), tmp_path / "r.html")
+    figures = re.findall(
+        r'<figure role="img" aria-label="(.+?)">\n(<svg.*?</svg>)\n<figcaption>(.+?)</figcaption>', text, re.S
+    )
+    assert [title for title, _, _ in figures] == [
+        "Top-1 and top-5 error of each configuration",
+        "Reliability: share of right answers by their probability",
+        "Confusion matrix",
+        "Classes with the largest error",
+        "Answers that changed",
+    ]
+    for _, svg, caption in figures:
+        ET.fromstring(svg)
+        assert len(caption) > 40
+
+
+def test_names_inside_figures_do_not_meet_those_of_another(tmp_path: Path) -> None:
+    text = write(make_evaluation(tuple("abcdef"), num_configurations=3), tmp_path / "r.html")
+    names = re.findall(r'\bid="([^"]+)"', text)
+    assert len(names) == len(set(names))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) <= set(names)
+
+
+def test_the_same_evaluation_gives_the_same_bytes(tmp_path: Path) -> None:
+    found = make_evaluation(HOSTILE)
+    assert write(found, tmp_path / "a.html") == write(found, tmp_path / "b.html")
+
+
+def test_the_figures_of_the_table_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    found = make_evaluation(tuple("abcdef"))
+    text = Page(write(found, tmp_path / "r.html")).text
+    for score in found.scores:
+        assert f"{score.top1.percent:.2f} % [{score.top1.low_percent:.2f}, {score.top1.high_percent:.2f}]" in text
+    assert "201 images of 6 classes from data, 1 of them could not be read and counts as wrong" in text
+    assert "3 more without a label do not count" in text
+
+
+def test_of_five_classes_a_page_has_no_top_5_error(tmp_path: Path) -> None:
+    for classes, is_told in (("abcde", False), ("abcdef", True)):
+        page = Page(write(make_evaluation(tuple(classes)), tmp_path / "r.html"))
+        assert ("top-5" in page.text) is is_told
+        titles = [value for name, value in page.attributes if name == "aria-label"]
+        assert titles[0] == f"Top-1{' and top-5' if is_told else ''} error of each configuration"
+
+
+def test_a_large_matrix_becomes_a_list_of_confusions(tmp_path: Path) -> None:
+    found = make_evaluation(tuple(f"class {index}" for index in range(50)), num_images=500)
+    text = write(found, tmp_path / "r.html")
+    assert 'aria-label="Confusion matrix"' not in text
+    assert "taken for" in text
+
+
+def test_one_configuration_is_compared_with_nothing(tmp_path: Path) -> None:
+    text = write(make_evaluation(("a", "b"), num_configurations=1), tmp_path / "r.html")
+    assert "What changes against" not in text
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_an_evaluation_without_errors_or_without_answers_has_a_report(tmp_path: Path, right: bool) -> None:
+    tally = Tally(2)
+    if right:
+        tally.add(0, np.array([0.9, 0.1], np.float32), None)
+    else:
+        tally.add_broken(0)
+    name = Configuration(backend="torch", precision="fp32", num_views=1)
+    score = tally.score(name, artifact="c0", names=("a", "b"), seconds=0.0, base=None)
+    found = dataclasses.replace(make_evaluation(("a", "b")), scores=(score,), broken=(), num_broken=0)
+    Page(write(found, tmp_path / "r.html"))
+
+
+def test_a_report_without_matplotlib_is_refused_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html_page.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError) as caught:
+        html_page.check_page_path(tmp_path / "r.html")
+    assert caught.value.cure == "Install it: pip install 'alexdeploy[report]'"
+
+
+def test_a_folder_and_a_file_in_a_file_are_no_places_for_a_page(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        html_page.check_page_path(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError):
+        html_page.write_page(tmp_path / "file" / "r.html", "title", [])
+
+
+def test_long_names_are_cut_at_the_axes() -> None:
+    assert html_page.short_name("x" * 100) == "x" * 29 + "..."
+    assert html_page.short_name("tench\n") == "tench\\n"
