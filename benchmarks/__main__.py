@@ -39,7 +39,6 @@ from alexdeploy import ModelFolder
 from alexdeploy.benchmark.plan import load_average
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.engines.base import is_installed
-from benchmarks.bars import bars
 from benchmarks.growth import (
     BATCH_SIZES,
     GrowthOptions,
@@ -65,8 +64,9 @@ from benchmarks.process import ROOT, Process
 from benchmarks.raw_tensorrt import ten_view_engine
 from benchmarks.report import check_page, markdown, write_block
 from benchmarks.results import Work, measure, read_parts
-from benchmarks.sides import Setup
 from benchmarks.startup import StartupOptions, cpu_precisions, measure_startup
+from benchmarks.subjects import Setup
+from benchmarks.targets import bars
 from benchmarks.training import TrainingOptions, measure_loader, measure_training
 
 Say = Callable[[str], None]
@@ -277,4 +277,4 @@ if __name__ == "__main__":
         print("Stopped; the parts that were measured are written.", file=sys.stderr)
         sys.exit(130)
     except AlexDeployError as exc:
-        sys.exit("\n".join(filter(None, (exc.message, exc.cure))))
+        sys.exit("\n".join(filter(None, (exc.message, exc.hint))))

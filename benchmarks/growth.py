@@ -20,7 +20,7 @@ from alexdeploy.images.decode import decode
 from benchmarks.full_decode import full_decode
 from benchmarks.photographs import enlarged, write_large, write_thumbnails
 from benchmarks.process import Process, take_turns
-from benchmarks.sides import NUM_VIEWS, Ask, Setup
+from benchmarks.subjects import NUM_VIEWS, Ask, Setup
 
 Say = Callable[[str], None]
 

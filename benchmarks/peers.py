@@ -25,7 +25,7 @@ from benchmarks import benchmark_app, raw_tensorrt
 from benchmarks.network import export_decomposed, write_deployed
 from benchmarks.photographs import write_batch, write_squares
 from benchmarks.process import Process, take_turns
-from benchmarks.sides import NUM_VIEWS, Answer, Ask, Reply, Setup
+from benchmarks.subjects import NUM_VIEWS, Answer, Ask, Reply, Setup
 
 Say = Callable[[str], None]
 

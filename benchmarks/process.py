@@ -15,7 +15,7 @@ import msgspec
 
 from alexdeploy.benchmark.statistics import PAUSE_SECONDS as _PAUSE_SECONDS
 from alexdeploy.benchmark.statistics import interleaved
-from benchmarks.sides import Ask, Reply, Setup
+from benchmarks.subjects import Ask, Reply, Setup
 
 ROOT = Path(__file__).parents[1]
 _END_SECONDS = 10.0
@@ -36,7 +36,7 @@ class Process:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.sides"],
+            [sys.executable, "-m", "benchmarks.subjects"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,

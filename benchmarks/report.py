@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bars import bars_of_parts
 from benchmarks.results import outdated
 from benchmarks.tables import (
     batch_table,
@@ -17,6 +16,7 @@ from benchmarks.tables import (
     startup_table,
     step_table,
 )
+from benchmarks.targets import bars_of_parts
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 """What is between them in docs/performance.md is written by `python -m benchmarks --docs`."""

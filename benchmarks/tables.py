@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.bars import PEER_NAMES, PRECISION_NAMES, round_bounds
 from benchmarks.process import median_ratio
 from benchmarks.startup import LEAN_SCRIPT, SCRIPT
+from benchmarks.targets import PEER_NAMES, PRECISION_NAMES, round_bounds
 
 _DRIFT = 0.15
 """A peer that is this much faster or slower in the rounds than it was as it was tuned is named."""

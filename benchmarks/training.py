@@ -20,7 +20,7 @@ from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.originals import from_labelled
 from alexdeploy.training.prepare import PrepareOptions, prepare
 from benchmarks.process import Process, take_turns
-from benchmarks.sides import Ask, Setup
+from benchmarks.subjects import Ask, Setup
 
 Say = Callable[[str], None]
 

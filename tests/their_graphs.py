@@ -135,7 +135,7 @@ def probabilities(folder: ModelFolder, images: np.ndarray, backend: str, **optio
 
 
 def refused(model: ModelProto | bytes, tmp_path: Path, error: type[AlexDeployError], **options: object) -> str:
-    """Import it, expect `error`, see that nothing was left; returns message and cure."""
+    """Import it, expect `error`, see that nothing was left; returns message and hint."""
     path = tmp_path / "theirs.onnx"
     path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
     folder = ModelFolder(tmp_path / "models" / "theirs")

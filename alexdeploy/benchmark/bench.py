@@ -164,7 +164,7 @@ def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_note: C
         num_bytes += len(data)
     if not images:
         others = f", and {len(problems) - 1:,} more" if len(problems) > 1 else ""
-        raise ImageError(f"no image can be read: {problems[0]}{others}", cure="Name photographs: --images DIR")
+        raise ImageError(f"no image can be read: {problems[0]}{others}", hint="Name photographs: --images DIR")
     if named is None:
         origin = f"{len(images)} rendered JPEGs"
     else:

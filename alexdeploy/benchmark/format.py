@@ -33,9 +33,9 @@ def _told(row: Row) -> str | None:
     return f"failed after {rounds}, whose figures are shown, and is not picked: {row.error}"
 
 
-def cures_of(rows: Sequence[Row]) -> tuple[str, ...]:
+def hints_of(rows: Sequence[Row]) -> tuple[str, ...]:
     """What may mend the errors, each once."""
-    return tuple(dict.fromkeys(row.cure for row in rows if row.cure is not None))
+    return tuple(dict.fromkeys(row.hint for row in rows if row.hint is not None))
 
 
 def number(value: float | None, form: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alexdeploy.benchmark import plots
-from alexdeploy.benchmark.format import confidence_note, cures_of, errors_of, number, percent, rate, spread
+from alexdeploy.benchmark.format import confidence_note, errors_of, hints_of, number, percent, rate, spread
 from alexdeploy.benchmark.results import Benchmark
 from alexdeploy.evaluation import html_page
 
@@ -20,7 +20,7 @@ def write_report(found: Benchmark, path: Path) -> None:
             html_page.heading("All configurations"),
             _rows(found),
             *map(html_page.paragraph, errors_of([row for row in found.rows if row.latency is not None])),
-            *map(html_page.paragraph, cures_of(found.rows)),
+            *map(html_page.paragraph, hints_of(found.rows)),
             html_page.paragraph(
                 "Engine: images/s on decoded images with every stream busy. Files: images/s as predict does it, from "
                 "files to rows. Bound: files over the most that decoding alone and the engine alone allow; on a CPU "

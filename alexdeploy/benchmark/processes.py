@@ -105,7 +105,7 @@ class Process:
         if reply is None:
             ended = self._process.close(_END_SECONDS)
             what = f"no answer in {seconds:.0f} s" if is_late.is_set() else f"its process {ended}"
-            raise DeviceError(self._process.with_last_words(what), cure="Look at: alexdeploy doctor")
+            raise DeviceError(self._process.with_last_words(what), hint="Look at: alexdeploy doctor")
         if isinstance(reply, Failure):
             raise reply.error()
         return reply

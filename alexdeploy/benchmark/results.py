@@ -43,7 +43,7 @@ class Row:
     """One configuration. Rates are medians over rounds; what is not known is None.
 
     With an `error` only what had been measured before it is known; such a row is never picked. `error_kind` is the name
-    of its class in core/errors.py, `cure` what may mend it. Without one, no `num_rounds` are a configuration that was
+    of its class in core/errors.py, `hint` what may mend it. Without one, no `num_rounds` are a configuration that was
     not measured before the end.
     `images_per_second` and `views_per_second` are of the engine alone, on decoded images, all streams busy.
     `engine_rates` and `file_rates` are those of each round, in images/s; a round that was cut short may have one alone.
@@ -59,7 +59,7 @@ class Row:
     device: str | None = None
     error: str | None = None
     error_kind: str | None = None
-    cure: str | None = None
+    hint: str | None = None
     num_rounds: int = 0
     latency: Latency | None = None
     images_per_second: float | None = None
@@ -207,7 +207,7 @@ def make_row(
         device=device,
         error=seen.error,
         error_kind=None if failure is None else type(failure).__name__,
-        cure=None if failure is None else failure.cure,
+        hint=None if failure is None else failure.hint,
         start=start,
     )
     if not seen.slices:

@@ -144,7 +144,7 @@ def _own_errors() -> Iterator[None]:
             raise
     except MemoryError as exc:
         raise DeviceMemoryError(
-            f"not enough memory: {first_line(exc)}", cure="Use a smaller --batch-size or fewer --threads."
+            f"not enough memory: {first_line(exc)}", hint="Use a smaller --batch-size or fewer --threads."
         ) from exc
     except OSError as exc:
         # An error with a file is about that file.

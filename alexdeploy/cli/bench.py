@@ -139,11 +139,11 @@ def bench(
         first = found.rows[0]
         kind = by_name(first.error_kind or "")
         what = "nothing could be measured" if first.latency is None else "all configurations failed"
-        raise kind(f"{what}: {first.configuration}: {first.error}", cure=first.cure)
+        raise kind(f"{what}: {first.configuration}: {first.error}", hint=first.hint)
     if found.failure is not None:
         raise DeviceError(
             f"no configuration keeps {found.limits}: {found.failure}",
-            cure="Allow more, or name other --precision, --views or --batch-size.",
+            hint="Allow more, or name other --precision, --views or --batch-size.",
         )
 
 
@@ -156,7 +156,7 @@ def _batch_sizes(text: str) -> tuple[int, ...]:
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise UsageError(
             f"--batch-size {text}: expected numbers of images from 1 on, with commas between",
-            cure="For example: --batch-size 1,8,32",
+            hint="For example: --batch-size 1,8,32",
         )
     return tuple(sorted({int(word) for word in words}))
 
@@ -207,7 +207,7 @@ def _document(found: Benchmark) -> dict[str, object]:
 
 
 def _print(found: Benchmark, console: Console) -> None:
-    from alexdeploy.benchmark.format import confidence_note, cures_of, rate, spread
+    from alexdeploy.benchmark.format import confidence_note, hints_of, rate, spread
 
     line = partial(out.line, console)
     machine = found.machine
@@ -216,10 +216,10 @@ def _print(found: Benchmark, console: Console) -> None:
     for num_views in dict.fromkeys(row.configuration.num_views for row in found.rows):
         line(f"\n{out.count(num_views, 'view')} an image", "bold")
         _print_rows(console, [row for row in found.rows if row.configuration.num_views == num_views])
-    for cure in cures_of(found.rows):
+    for hint in hints_of(found.rows):
         # That of the first is told with the error which the command then ends with.
-        if not (_all_failed(found) and cure == found.rows[0].cure):
-            line(cure)
+        if not (_all_failed(found) and hint == found.rows[0].hint):
+            line(hint)
     line("")
     line("engine: images/s on decoded images; files: images/s as predict does it, reading and decoding included")
     if _has_spread(found.rows):

@@ -64,7 +64,7 @@ def build(
         _trust(trust_engine, json=json)
         return
     if fp16 and int8:
-        raise UsageError("--fp16 and --int8 are two engines", cure="Build one after the other.")
+        raise UsageError("--fp16 and --int8 are two engines", hint="Build one after the other.")
     num_views = view_count(views, tencrop=tencrop)
 
     from alexdeploy.core.model_folder import find_model
@@ -102,7 +102,7 @@ def see_only(name: str, survey: GpuSurvey) -> str:
         found = ()
     if len(found) != 1:
         known = ", ".join(f"{each} ({each.name}, {each.uuid})" for each in survey.devices)
-        raise UsageError(f"--device {name} is no GPU here, expected one of: {known}", cure="See: alexdeploy devices")
+        raise UsageError(f"--device {name} is no GPU here, expected one of: {known}", hint="See: alexdeploy devices")
     os.environ.update(environment_for(found[0]))
     return "cuda:0"
 
@@ -132,7 +132,7 @@ def _names(text: str | None) -> tuple[str, ...] | None:
         return None
     names = tuple(word.strip().upper() for word in text.split(",") if word.strip())
     if not names:
-        raise UsageError("--tactic-sources names none", cure="Leave it out for all that there are.")
+        raise UsageError("--tactic-sources names none", hint="Leave it out for all that there are.")
     return names
 
 

@@ -47,7 +47,7 @@ def calibrate(
     from alexdeploy.export.quantize.calibrate import calibrate as measure
 
     if percentile is not None and method not in (None, "percentile"):
-        raise UsageError(f"--percentile is for --method percentile, not {method}", cure="Leave one of them out.")
+        raise UsageError(f"--percentile is for --method percentile, not {method}", hint="Leave one of them out.")
     given: dict[str, Any] = {
         "num_images": num_images,
         "num_views": None if views is None else int(views),

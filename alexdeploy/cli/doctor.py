@@ -20,7 +20,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "absent": 
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Examine driver, GPUs, backends, memory and disk; say what is wrong and how to cure it.
+    """Examine driver, GPUs, backends, memory and disk; say what is wrong and how to fix it.
 
     What is optional and not there is absent, not a problem. Ends with exit code 5 if there is a problem.
     """
@@ -47,8 +47,8 @@ def _print(findings: Sequence[Finding], num_problems: int) -> None:
             line = Text(f"{finding.status:8}", _STYLES[finding.status])
             line.append(output.printable(f" {finding.name:{width}}  {finding.found}"), "default not bold")
             console.print(line, soft_wrap=True)
-            if finding.cure:
-                # Beneath what it cures, and in one piece, to be copied.
-                console.print(Text(" " * (11 + width) + output.printable(finding.cure)), soft_wrap=True)
+            if finding.hint:
+                # Beneath what it fixes, and in one piece, to be copied.
+                console.print(Text(" " * (11 + width) + output.printable(finding.hint)), soft_wrap=True)
     num_warnings = sum(finding.status == "warning" for finding in findings)
     output.note(f"{output.count(num_problems, 'problem')}, {output.count(num_warnings, 'warning')}")

@@ -95,7 +95,7 @@ def evaluate(
     if output is not None:
         rows.check_rows_path(output, resume=resume)
     elif resume:
-        raise UsageError("--resume goes on with a file", cure="Name it: --output FILE")
+        raise UsageError("--resume goes on with a file", hint="Name it: --output FILE")
     if html is not None:
         from alexdeploy.evaluation.html_page import check_page_path
 

@@ -90,7 +90,7 @@ def export(
         ("--int8-weights", int8_weights),
     ):
         if value is not None and not int8:
-            raise UsageError(f"{name} is for --int8", cure="Add --int8, or leave it out.")
+            raise UsageError(f"{name} is for --int8", hint="Add --int8, or leave it out.")
     folder = find_model(model)
     output.note(f"model {folder.path}")
     options = ExportOptions(
@@ -178,8 +178,8 @@ def _run(words: list[str]) -> int:
     name = f"signal {-code}"
     with suppress(ValueError):
         name = signal.Signals(-code).name
-    cure = "See: alexdeploy doctor. SIGKILL is what Linux sends where memory ran out."
-    output.fail(DeviceError(f"alexdeploy {shlex.join(words)} was ended by {name}", cure=cure))
+    hint = "See: alexdeploy doctor. SIGKILL is what Linux sends where memory ran out."
+    output.fail(DeviceError(f"alexdeploy {shlex.join(words)} was ended by {name}", hint=hint))
     return DeviceError.exit_code
 
 

@@ -82,9 +82,9 @@ def import_(
         if path is not None:
             check_exists(path)
     if mean is not None and mean_image is not None:
-        raise UsageError("--mean and --mean-image are both given", cure="Leave one of them out.")
+        raise UsageError("--mean and --mean-image are both given", hint="Leave one of them out.")
     if output_name is not None and kind != "onnx":
-        raise UsageError(f"--output-name is for graphs; {file} has weights only", cure="Leave it out.")
+        raise UsageError(f"--output-name is for graphs; {file} has weights only", hint="Leave it out.")
     given: dict[str, object] = {
         key: value for key, value in (("channels", channels), ("scale", scale), ("resize", resize)) if value is not None
     }
@@ -146,7 +146,7 @@ def _three(key: str, text: str) -> tuple[float, ...]:
     except ValueError:
         values = ()
     if len(values) != 3:
-        raise UsageError(f"--{key} {text!r} is not three numbers", cure=f"Write it as --{key} A,B,C")
+        raise UsageError(f"--{key} {text!r} is not three numbers", hint=f"Write it as --{key} A,B,C")
     return values
 
 
@@ -161,13 +161,13 @@ def _read_labels(text: str) -> tuple[str, ...]:
         for line in lines:
             check_class_name(line, "--labels" if is_list else text)
     except DataError as exc:
-        raise UsageError(exc.message, cure=exc.cure) from exc
+        raise UsageError(exc.message, hint=exc.hint) from exc
     if is_list and "" in lines:
-        raise UsageError(f"--labels {text!r} has an empty name", cure="Write it as --labels negative,positive")
+        raise UsageError(f"--labels {text!r} has an empty name", hint="Write it as --labels negative,positive")
     while lines and not lines[-1]:
         lines.pop()
     if not lines or "" in lines:
         # Leaving it out would shift every class after it.
         number = lines.index("") + 1 if lines else 1
-        raise UsageError(f"{text}: line {number} is empty", cure="Give one label per line.")
+        raise UsageError(f"{text}: line {number} is empty", hint="Give one label per line.")
     return tuple(lines)

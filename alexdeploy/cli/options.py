@@ -43,13 +43,13 @@ def model_folder(name: str) -> ModelFolder:
 
     if name in ("", ".", "..") or Path(name).name != name:
         raise UsageError(
-            f"--name {name!r} is not a name of a folder under {MODELS_FOLDER}/", cure="Give one without / in it."
+            f"--name {name!r} is not a name of a folder under {MODELS_FOLDER}/", hint="Give one without / in it."
         )
     folder = ModelFolder(MODELS_FOLDER / name)
     if is_name_too_long(folder.ranges_path):
         raise UsageError(
             f"--name {name!r} is too long: {folder.ranges_path.name} is a file that the model may have",
-            cure="Give a shorter one.",
+            hint="Give a shorter one.",
         )
     return folder
 
@@ -57,7 +57,7 @@ def model_folder(name: str) -> ModelFolder:
 def view_count(views: str | None, *, tencrop: bool) -> NumViews:
     """What --views and --tencrop ask for together; one view if neither does. Raises UsageError if they disagree."""
     if tencrop and views not in (None, "10"):
-        raise UsageError(f"--tencrop means ten views, --views asks for {views}", cure="Give one of them.")
+        raise UsageError(f"--tencrop means ten views, --views asks for {views}", hint="Give one of them.")
     return cast("NumViews", 10 if tencrop else int(views or 1))
 
 
@@ -71,7 +71,7 @@ def pick(option: str, text: str, known: Sequence[_Value]) -> tuple[_Value, ...]:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(
                 f"{option} {text}: found {word!r}, expected any of {', '.join(by_text)}{hint}",
-                cure=f"Several have commas between: {option} {','.join(list(by_text)[:2])}",
+                hint=f"Several have commas between: {option} {','.join(list(by_text)[:2])}",
             )
         picked.append(by_text[word])
     return tuple(dict.fromkeys(picked))

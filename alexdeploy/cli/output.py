@@ -81,12 +81,12 @@ def warn(message: str) -> None:
 
 
 def fail(error: AlexDeployError) -> None:
-    """Print an error and its cure on stderr."""
+    """Print an error and its hint on stderr."""
     with suppress(OSError):
         console = stderr()
         console.print(f"error: {printable(error.message)}", style="bold red", markup=False, soft_wrap=True)
-        if error.cure:
-            console.print(printable(error.cure), markup=False, soft_wrap=True)
+        if error.hint:
+            console.print(printable(error.hint), markup=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:

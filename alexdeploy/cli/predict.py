@@ -102,9 +102,9 @@ def predict(
     # The link stays and the file it names is replaced.
     path = None if output is None or is_special else Path(os.path.realpath(output))
     if resume and path is None:
-        raise UsageError("--resume goes on with a file", cure="Name it: --output FILE")
+        raise UsageError("--resume goes on with a file", hint="Name it: --output FILE")
     if chosen == "parquet" and path is None:
-        raise UsageError("Parquet cannot be streamed", cure="Write it to a file: --output FILE.parquet")
+        raise UsageError("Parquet cannot be streamed", hint="Write it to a file: --output FILE.parquet")
     has_finished = path is not None and predict_file.has_finished(path, chosen, resume=resume)
     check_named(inputs)
     is_single = _is_single_image(inputs)

@@ -134,7 +134,7 @@ def _refuse_inside(out: Path, data: Path, val: Path | None) -> None:
         if folder is not None and folder.resolve() in out.resolve().parents:
             raise UsageError(
                 f"{out} lies in {folder}, where each folder is a class of images",
-                cure="Name a folder beside it.",
+                hint="Name a folder beside it.",
             )
 
 
@@ -153,20 +153,20 @@ def _find(
     from alexdeploy.images.originals import from_labelled, from_lists
 
     if exclude and (train_list is not None or ilsvrc.is_ilsvrc(data)):
-        raise UsageError("--exclude is for class folders", cure="Leave it out.")
+        raise UsageError("--exclude is for class folders", hint="Leave it out.")
     if train_list is not None:
         if val is not None:
-            raise UsageError("--val is a folder of classes; with --train-list it is a list", cure="Give --val-list.")
+            raise UsageError("--val is a folder of classes; with --train-list it is a list", hint="Give --val-list.")
         listed = from_lists(data, train_list, val_list, classes, val_fraction=val_fraction, seed=seed)
         return from_labelled(listed)
     if ilsvrc.is_ilsvrc(data):
         if val is not None or classes is not None:
-            raise UsageError("--val and --classes have no meaning for the files of ILSVRC", cure="Leave them out.")
+            raise UsageError("--val and --classes have no meaning for the files of ILSVRC", hint="Leave them out.")
         with output.progress("images") as bar:
             task = bar.add_task("reading the archives' headers", total=None)
             return ilsvrc.read_ilsvrc(data, val_list, lambda done: bar.update(task, completed=done))
     if val_list is not None or classes is not None:
-        raise UsageError("--val-list and --classes belong to a --train-list", cure="Give --train-list FILE as well.")
+        raise UsageError("--val-list and --classes belong to a --train-list", hint="Give --train-list FILE as well.")
     found = read_image_folder(data, val_fraction=val_fraction, seed=seed, val_folder=val, exclude=exclude)
     for note in found.notes:
         output.note(note)

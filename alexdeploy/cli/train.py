@@ -105,7 +105,7 @@ def train(
     from alexdeploy.core.errors import UsageError
 
     if resume and overwrite:
-        raise UsageError("--resume goes on with a model and --overwrite removes it", cure="Give one of them.")
+        raise UsageError("--resume goes on with a model and --overwrite removes it", hint="Give one of them.")
     options = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -126,7 +126,7 @@ def train(
         is_sample = data is None
         if data is None:
             if val is not None:
-                raise UsageError("--val has no meaning for the rendered images", cure="Name the training images too.")
+                raise UsageError("--val has no meaning for the rendered images", hint="Name the training images too.")
             data = _SAMPLE_FOLDER
             if group is None:
                 _render_what_is_missing()
@@ -196,7 +196,7 @@ def _choose(
 
     if pretrained is None:
         if freeze is not None:
-            raise UsageError("--freeze keeps layers of a trained model", cure="Name one: --pretrained MODEL")
+            raise UsageError("--freeze keeps layers of a trained model", hint="Name one: --pretrained MODEL")
         chosen = load_recipe(recipe or (SAMPLE_RECIPE if is_sample else DEFAULT_RECIPE), overrides)
         return chosen, model_folder(chosen.name if name is None else name), None
     parent_folder = find_model(pretrained)
@@ -204,7 +204,7 @@ def _choose(
     if folder.path.resolve() == parent_folder.path.resolve():
         raise UsageError(
             f"--pretrained {parent_folder.path}: the new model would take the place of that one",
-            cure="Give it another name: --name NAME",
+            hint="Give it another name: --name NAME",
         )
     _need_torch()
     from alexdeploy.training.pretrained import read_parent
@@ -242,7 +242,7 @@ def _open_images(
     if val is not None or val_fraction is not None or exclude:
         raise UsageError(
             f"{data} is a packed set: its validation images were chosen when it was packed",
-            cure="Leave out --val, --val-fraction and --exclude, or give them to alexdeploy prepare.",
+            hint="Leave out --val, --val-fraction and --exclude, or give them to alexdeploy prepare.",
         )
     return open_packed(data)
 
@@ -270,7 +270,7 @@ def _refuse_said_twice(overrides: Iterable[str], named: Iterable[str], frozen: I
     options |= dict.fromkeys(map(_key, frozen), "--freeze")
     for key in map(_key, overrides):
         if key in options:
-            raise UsageError(f"--set {key} and {options[key]} are for the same thing", cure="Give one of them.")
+            raise UsageError(f"--set {key} and {options[key]} are for the same thing", hint="Give one of them.")
 
 
 def _key(override: str) -> str:

@@ -9,18 +9,18 @@ from contextlib import contextmanager
 class AlexDeployError(Exception):
     """Base of every error that alexdeploy raises on purpose.
 
-    `message` says what is wrong, found against expected; `cure` is the command or the change that mends it.
+    `message` says what is wrong, found against expected; `hint` is the command or the change that mends it.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, cure: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.cure = cure
+        self.hint = hint
 
     def __str__(self) -> str:
-        return self.message if self.cure is None else f"{self.message}\n{self.cure}"
+        return self.message if self.hint is None else f"{self.message}\n{self.hint}"
 
 
 class UsageError(AlexDeployError):
@@ -88,12 +88,12 @@ def by_name(name: str) -> type[AlexDeployError]:
 
 
 @contextmanager
-def cured_by(cure: str) -> Iterator[None]:
-    """Give an error that has no cure of its own this one: whoever calls may know more than who raises."""
+def default_hint(hint: str) -> Iterator[None]:
+    """Give an error that has no hint of its own this one: whoever calls may know more than who raises."""
     try:
         yield
     except AlexDeployError as exc:
-        exc.cure = exc.cure or cure
+        exc.hint = exc.hint or hint
         raise
 
 

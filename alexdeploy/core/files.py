@@ -120,8 +120,8 @@ def sync_folder(folder: Path) -> None:
 def output_error(path: Path, exc: OSError) -> OutputError:
     """The OutputError that says why `path` could not be written."""
     full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
-    cure = "Free some space and run it again." if full else None
-    return OutputError(f"{path} could not be written: {exc.strerror or exc}", cure=cure)
+    hint = "Free some space and run it again." if full else None
+    return OutputError(f"{path} could not be written: {exc.strerror or exc}", hint=hint)
 
 
 def _umask() -> int:

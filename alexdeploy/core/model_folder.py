@@ -22,7 +22,7 @@ from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 
 MODELS_FOLDER = Path("models")
 CALIBRATION_FOLDER = Path("calibration")
-_NO_MODEL_CURE = "Train one: alexdeploy train\nor bring one: alexdeploy import FILE.onnx"
+_NO_MODEL_HINT = "Train one: alexdeploy train\nor bring one: alexdeploy import FILE.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,39 +85,39 @@ class ModelFolder:
         except OSError as exc:
             raise ModelError(
                 f"{self.path} is not a model folder: {self.spec_path.name}: {exc.strerror}",
-                cure=_NO_MODEL_CURE,
+                hint=_NO_MODEL_HINT,
             ) from exc
         try:
             return decode_json(data, ModelSpec)
         except msgspec.DecodeError as exc:
-            raise ModelError(f"{self.spec_path} is damaged: {exc}", cure="Train or import the model again.") from exc
+            raise ModelError(f"{self.spec_path} is damaged: {exc}", hint="Train or import the model again.") from exc
 
     def mean_image(self, spec: ModelSpec) -> NDArray[np.float32] | None:
         """The mean image, float32 [3, 256, 256] in the network's channel order, checked against its hash."""
         if spec.preprocessing.mean_image is None:
             return None
-        cure = f"Restore {self.mean_path.name} from a copy, or train or import the model again."
+        hint = f"Restore {self.mean_path.name} from a copy, or train or import the model again."
         try:
             content = read_regular(self.mean_path, MAX_TEXT_BYTES)
         except FileNotFoundError as exc:
-            raise ModelError(f"{self.path} has no {self.mean_path.name}, which its spec names", cure=cure) from exc
+            raise ModelError(f"{self.path} has no {self.mean_path.name}, which its spec names", hint=hint) from exc
         except OSError as exc:
-            raise ModelError(f"{self.mean_path} cannot be read: {exc.strerror}", cure=cure) from exc
+            raise ModelError(f"{self.mean_path} cannot be read: {exc.strerror}", hint=hint) from exc
         found = sha256_bytes(content)
         if found != spec.preprocessing.mean_image:
             raise StaleArtifactError(
                 f"{self.mean_path} has hash {found[:12]}, the spec expects {spec.preprocessing.mean_image[:12]}",
-                cure=cure,
+                hint=hint,
             )
         try:
             mean: NDArray[np.float32] = np.load(io.BytesIO(content), allow_pickle=False)
         # np.load raises whatever the readers of its header do: ValueError, EOFError, OverflowError, TokenError ...
         except Exception as exc:
-            raise ModelError(f"{self.mean_path} is damaged: {exc}", cure=cure) from exc
+            raise ModelError(f"{self.mean_path} is damaged: {exc}", hint=hint) from exc
         if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype != np.float32:
             raise ModelError(
                 f"{self.mean_path} is {mean.dtype} {mean.shape}, expected float32 (3, {IMAGE_SIZE}, {IMAGE_SIZE})",
-                cure=cure,
+                hint=hint,
             )
         return mean
 
@@ -134,7 +134,7 @@ class ModelFolder:
         try:
             parts = (*self._files(), *self.checkpoints.glob("*.pt"), *self.engines.glob("*"))
         except OSError as exc:
-            raise ModelError(f"{self.path} cannot be read: {exc.strerror}", cure="Change its permissions.") from exc
+            raise ModelError(f"{self.path} cannot be read: {exc.strerror}", hint="Change its permissions.") from exc
         return any(os.path.exists(path) for path in parts)
 
     def check_unused(self, *, can_resume: bool = False) -> None:
@@ -144,7 +144,7 @@ class ModelFolder:
             is_model = self.spec_path.exists() or not self.checkpoint_path.exists()
             raise UsageError(
                 f"{self.path} already holds {'a model' if is_model else 'an unfinished run'}",
-                cure=f"{resume}Put the new one beside it: --name NAME\nReplace it: --overwrite",
+                hint=f"{resume}Put the new one beside it: --name NAME\nReplace it: --overwrite",
             )
 
     def clear(self, keep: Collection[Path] = ()) -> None:
@@ -179,13 +179,13 @@ def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
         for path in (Path(name), MODELS_FOLDER / name):
             _refuse_part(ModelFolder(path))
         known = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
-        cure = f"Models here: {', '.join(known)}" if known else _NO_MODEL_CURE
-        raise UsageError(f"no model at {os.fspath(name)} nor at {MODELS_FOLDER / name}", cure=cure)
+        hint = f"Models here: {', '.join(known)}" if known else _NO_MODEL_HINT
+        raise UsageError(f"no model at {os.fspath(name)} nor at {MODELS_FOLDER / name}", hint=hint)
     specs = sorted(MODELS_FOLDER.glob("*/spec.json"), key=lambda path: path.stat().st_mtime_ns)
     if not specs:
         for path in sorted(MODELS_FOLDER.glob("*/")):
             _refuse_part(ModelFolder(path))
-        raise UsageError(f"no model in {MODELS_FOLDER.resolve()}", cure=_NO_MODEL_CURE)
+        raise UsageError(f"no model in {MODELS_FOLDER.resolve()}", hint=_NO_MODEL_HINT)
     return ModelFolder(specs[-1].parent)
 
 
@@ -193,12 +193,12 @@ def _refuse_part(folder: ModelFolder) -> None:
     """Raise ModelError if there is a part of a model, without the spec that makes it one."""
     if not folder.is_used:
         return
-    cures = [f"Restore {folder.spec_path.name} from a copy, or train or import the model again."]
+    hints = [f"Restore {folder.spec_path.name} from a copy, or train or import the model again."]
     problem = f"has no {folder.spec_path.name}, which says what the files in it are"
     if folder.checkpoint_path.is_file():
         resume = f"alexdeploy train --name {folder.path.name} --resume, with the options that it was begun with"
         if folder.weights_path.is_file():
-            cures.append(f"If its training was stopped, go on with it: {resume}")
+            hints.append(f"If its training was stopped, go on with it: {resume}")
         else:
-            problem, cures = "is not trained to the end", [f"Go on with it: {resume}"]
-    raise ModelError(f"{folder.path} {problem}", cure="\n".join(cures))
+            problem, hints = "is not trained to the end", [f"Go on with it: {resume}"]
+    raise ModelError(f"{folder.path} {problem}", hint="\n".join(hints))

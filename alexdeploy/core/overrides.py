@@ -27,7 +27,7 @@ def apply_override(data: dict[str, Any], override: str, cls: type, hidden: froze
     if not separator:
         raise RecipeError(
             f"--set {override!r} has no '='",
-            cure="Write it as --set section.key=value, e.g. --set training.epochs=10",
+            hint="Write it as --set section.key=value, e.g. --set training.epochs=10",
         )
     parts = key.strip().split(".")
     # Walk the types first: the error for a wrong key must name the key, not its first missing parent.
@@ -90,7 +90,7 @@ def _unknown_key(
     known = sorted(set(fields) - hidden)
     return RecipeError(
         f"unknown recipe key {path!r}{suggest(key, known)}",
-        cure=f"Keys of {section or 'a recipe'}: {', '.join(known)}.",
+        hint=f"Keys of {section or 'a recipe'}: {', '.join(known)}.",
     )
 
 

@@ -24,7 +24,7 @@ def missing_package(package: str, purpose: str, extra: str) -> UsageError:
     """The error of what needs a package that is not installed; `extra` of alexdeploy installs it."""
     return UsageError(
         f"{purpose} needs the package {package}, which is not installed",
-        cure=f"Install it: pip install 'alexdeploy[{extra}]'",
+        hint=f"Install it: pip install 'alexdeploy[{extra}]'",
     )
 
 

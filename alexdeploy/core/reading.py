@@ -50,7 +50,7 @@ class UnsuitableFileError(OSError):
         return str(self.strerror)
 
 
-def check_exists(path: str | os.PathLike[str], *, cure: str | None = None) -> None:
+def check_exists(path: str | os.PathLike[str], *, hint: str | None = None) -> None:
     """Raise UsageError for a path that was named and is not there. A broken link is there."""
     try:
         is_there = os.path.lexists(path)
@@ -58,14 +58,14 @@ def check_exists(path: str | os.PathLike[str], *, cure: str | None = None) -> No
     except ValueError:
         is_there = True
     if not is_there:
-        raise missing_path(path, cure)
+        raise missing_path(path, hint)
 
 
-def missing_path(path: str | os.PathLike[str], cure: str | None = None) -> UsageError:
+def missing_path(path: str | os.PathLike[str], hint: str | None = None) -> UsageError:
     """The error of a named path that is not there."""
     # Bytes that are not UTF-8 could not be printed.
     shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return UsageError(f"{shown} does not exist", cure=cure)
+    return UsageError(f"{shown} does not exist", hint=hint)
 
 
 def check_regular(path: str | os.PathLike[str]) -> os.stat_result:

@@ -204,7 +204,7 @@ def fine_tuning_recipe(
         if override.strip().startswith("preprocessing"):
             raise RecipeError(
                 f"--set {override}: the weights of {parent.name} were trained with its own preprocessing",
-                cure="Leave that out, or --pretrained.",
+                hint="Leave that out, or --pretrained.",
             )
     steps = parent.preprocessing
     data: dict[str, Any]
@@ -233,7 +233,7 @@ def _convert(data: dict[str, Any], name: str, overrides: tuple[str, ...], parent
         return msgspec.convert(data | {"name": name, "overrides": overrides, "parent_sha256": parent_sha256}, Recipe)
     except msgspec.ValidationError as exc:
         raise RecipeError(
-            f"recipe {name}: {exc}", cure="Look at a recipe that works: alexdeploy inspect alexnet"
+            f"recipe {name}: {exc}", hint="Look at a recipe that works: alexdeploy inspect alexnet"
         ) from exc
 
 
@@ -266,7 +266,7 @@ def _recipe_path(name: str) -> Path:
     known = list_recipes()
     raise RecipeError(
         f"no recipe is called {name!r}{suggest(name, known)}",
-        cure=f"Recipes: {', '.join(known)}, or a path to a .toml file.",
+        hint=f"Recipes: {', '.join(known)}, or a path to a .toml file.",
     )
 
 

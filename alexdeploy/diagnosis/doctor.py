@@ -1,4 +1,4 @@
-"""What is wrong with this machine? Driver, GPUs, backends, memory and disk: what was found, and what would cure it."""
+"""What is wrong with this machine? Driver, GPUs, backends, memory and disk: what was found, and how to fix it."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _memory() -> Finding:
         return Finding(name="memory", status="ok", found="unknown on this system")
     found = f"{gigabytes(free)} available of {gigabytes(total)}"
     if free < LEAST_MEMORY_BYTES:
-        return Finding(name="memory", status="warning", found=found, cure="Use a small --batch-size, or end programs.")
+        return Finding(name="memory", status="warning", found=found, hint="Use a small --batch-size, or end programs.")
     return Finding(name="memory", status="ok", found=found)
 
 
@@ -130,7 +130,7 @@ def _disk() -> list[Finding]:
             name="disk cache",
             status="warning",
             found="no folder that can be written: models are compiled anew at every start",
-            cure="Name one: export ALEXDEPLOY_CACHE=FOLDER",
+            hint="Name one: export ALEXDEPLOY_CACHE=FOLDER",
         )
         return [_disk_of("disk models", MODELS_FOLDER), missing]
     return [_disk_of("disk models", MODELS_FOLDER), _disk_of("disk cache", cache)]
@@ -144,9 +144,9 @@ def _disk_of(name: str, folder: Path) -> Finding:
         return Finding(name=name, status="warning", found=f"{folder}: {exc.strerror}")
     found = f"{gigabytes(free)} free for {folder.absolute()}"
     if not os.access(there, os.W_OK):
-        return Finding(name=name, status="warning", found=f"{there} cannot be written", cure="Work in another folder.")
+        return Finding(name=name, status="warning", found=f"{there} cannot be written", hint="Work in another folder.")
     if free < _LEAST_DISK_BYTES:
-        return Finding(name=name, status="warning", found=found, cure="Free some space: a full-size model takes 1 GB.")
+        return Finding(name=name, status="warning", found=found, hint="Free some space: a full-size model takes 1 GB.")
     return Finding(name=name, status="ok", found=found)
 
 
@@ -158,12 +158,12 @@ def _cpu_backends(probes: Mapping[str, PackageCheck]) -> list[Finding]:
         probe = probes.get(name)
         if probe is None:
             status: Status = "absent" if works else "problem"
-            cure = "pip install 'alexdeploy[cpu]'"
-            findings.append(Finding(name=name, status=status, found="not installed", cure=cure))
+            hint = "pip install 'alexdeploy[cpu]'"
+            findings.append(Finding(name=name, status=status, found="not installed", hint=hint))
             continue
         if "version" not in probe.facts:
-            cure = f"pip install --force-reinstall {name}"
-            findings.append(Finding(name=name, status="problem", found=short(probe.error or ""), cure=cure))
+            hint = f"pip install --force-reinstall {name}"
+            findings.append(Finding(name=name, status="problem", found=short(probe.error or ""), hint=hint))
             continue
         version = probe.facts["version"].partition("-")[0]
         types = [each for each in ("FP32", "FP16", "BF16", "INT8") if each in probe.facts.get("capabilities", ())]
@@ -173,26 +173,26 @@ def _cpu_backends(probes: Mapping[str, PackageCheck]) -> list[Finding]:
 
 
 def _torch(probe: PackageCheck | None, *, has_gpu: bool) -> Finding:
-    cure = "pip install 'alexdeploy[train]'"
+    hint = "pip install 'alexdeploy[train]'"
     if probe is None:
-        return Finding(name="torch", status="absent", found="not installed: needed to train and to export", cure=cure)
+        return Finding(name="torch", status="absent", found="not installed: needed to train and to export", hint=hint)
     if probe.error is not None:
         return Finding(
-            name="torch", status="problem", found=short(probe.error), cure="pip install --force-reinstall torch"
+            name="torch", status="problem", found=short(probe.error), hint="pip install --force-reinstall torch"
         )
     cuda = probe.facts["cuda"]
     found = f"{probe.facts['version']}, {'without CUDA' if cuda is None else f'for CUDA {cuda}'}"
     if has_gpu and not probe.facts["is_available"]:
-        cure = "Training will not use the GPU: install a build for CUDA, see pytorch.org"
+        hint = "Training will not use the GPU: install a build for CUDA, see pytorch.org"
         if cuda is not None:
-            cure = f"Training will not use the GPU. {update_driver(int(cuda.split('.')[0]))}."
-        return Finding(name="torch", status="warning", found=found, cure=cure)
+            hint = f"Training will not use the GPU. {update_driver(int(cuda.split('.')[0]))}."
+        return Finding(name="torch", status="warning", found=found, hint=hint)
     return Finding(name="torch", status="ok", found=found)
 
 
 def _extra(package: str, extra: str, purpose: str) -> Finding:
     version = package_version(package)
     if version is None:
-        cure = f"pip install 'alexdeploy[{extra}]'"
-        return Finding(name=package, status="absent", found=f"not installed: for {purpose}", cure=cure)
+        hint = f"pip install 'alexdeploy[{extra}]'"
+        return Finding(name=package, status="absent", found=f"not installed: for {purpose}", hint=hint)
     return Finding(name=package, status="ok", found=version)

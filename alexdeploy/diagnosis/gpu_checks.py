@@ -12,7 +12,7 @@ from alexdeploy.core.packages import package_version, release, tensorrt_version
 from alexdeploy.diagnosis.gpu_errors import (
     CUDA_ERRORS,
     LEAST_DRIVERS,
-    PYCUDA_CURE,
+    PYCUDA_HINT,
     explain_onnxruntime,
     explain_pycuda,
     explain_tensorrt,
@@ -30,7 +30,7 @@ LEAST_MEMORY_BYTES = 2 << 30
 """Of the machine, and of a GPU."""
 
 _NOT_INSTALLED = "not installed: runs models on NVIDIA GPUs"
-_GPU_CURE = "pip install 'alexdeploy[gpu]'"
+_GPU_HINT = "pip install 'alexdeploy[gpu]'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class Finding:
     name: str
     status: Status
     found: str
-    cure: str | None = None
+    hint: str | None = None
 
 
 def judge_driver(survey: GpuSurvey, *, has_board: bool) -> Finding:
@@ -53,12 +53,12 @@ def judge_driver(survey: GpuSurvey, *, has_board: bool) -> Finding:
             name="driver",
             status=status,
             found=f"{survey.driver or 'its version is not told'}{cuda}{hidden}",
-            cure=survey.cure,
+            hint=survey.hint,
         )
     if has_board:
         problem = survey.problem or "its driver tells no version"
         return Finding(
-            name="driver", status="problem", found=f"there is an NVIDIA GPU, but {problem}", cure=survey.cure
+            name="driver", status="problem", found=f"there is an NVIDIA GPU, but {problem}", hint=survey.hint
         )
     return Finding(name="driver", status="absent", found="no NVIDIA GPU here")
 
@@ -70,25 +70,25 @@ def judge_gpu(device: Device) -> Finding:
         memory = f"{gigabytes(device.free_bytes)} free of {gigabytes(device.total_bytes)}"
     found = f"{device.name}, compute capability {capability}, {memory}, {device.uuid}"
     if device.free_bytes is not None and device.free_bytes < LEAST_MEMORY_BYTES:
-        return Finding(name=str(device), status="warning", found=found, cure="End what else runs there: nvidia-smi")
+        return Finding(name=str(device), status="warning", found=found, hint="End what else runs there: nvidia-smi")
     return Finding(name=str(device), status="ok", found=found)
 
 
 def judge_libcuda(probe: PackageCheck, *, has_board: bool) -> Finding:
     missing: Status = "problem" if has_board else "absent"
     if "init" not in probe.facts:
-        cure = "Install NVIDIA's driver. In a container: docker run --gpus all ..." if has_board else None
+        hint = "Install NVIDIA's driver. In a container: docker run --gpus all ..." if has_board else None
         library = missing_library(probe.error or "")
         found = f"{library} is not found" if library else short(probe.error or "")
-        return Finding(name="libcuda", status=missing, found=found, cure=cure)
+        return Finding(name="libcuda", status=missing, found=found, hint=hint)
     version = probe.facts.get("version")
     found = "" if version is None else f"CUDA {_dotted(cuda_version(version))}, "
     code = probe.facts["init"]
     if code != 0:
-        meaning, cure = CUDA_ERRORS.get(code, ("see CUresult in CUDA's documentation", None))
+        meaning, hint = CUDA_ERRORS.get(code, ("see CUresult in CUDA's documentation", None))
         # No GPU is what it should say where there is none.
         status = missing if code == 100 else "problem"
-        return Finding(name="libcuda", status=status, found=f"{found}cuInit gives error {code}: {meaning}", cure=cure)
+        return Finding(name="libcuda", status=status, found=f"{found}cuInit gives error {code}: {meaning}", hint=hint)
     count = probe.facts.get("count", 0)
     return Finding(name="libcuda", status="ok", found=f"{found}{count} GPU{'' if count == 1 else 's'}")
 
@@ -115,19 +115,19 @@ def _tensorrt(
 ) -> Finding:
     bad: Status = "problem" if has_gpu else "warning"
     if probe is None:
-        cure = _GPU_CURE if has_gpu else None
-        return Finding(name="tensorrt", status="problem" if has_gpu else "absent", found=_NOT_INSTALLED, cure=cure)
+        hint = _GPU_HINT if has_gpu else None
+        return Finding(name="tensorrt", status="problem" if has_gpu else "absent", found=_NOT_INSTALLED, hint=hint)
     version = probe.facts.get("version") or tensorrt_version() or "unknown version"
     needed = _tensorrt_cuda(version)
     if has_gpu and needed and driver_cuda and driver_cuda[0] < needed:
         found = f"{version} is for CUDA {needed}, the driver runs CUDA up to {_dotted(driver_cuda)}"
         # For CUDA 11 there is none that works with a numpy of today.
         older = f", or: pip install tensorrt-cu{driver_cuda[0]}" if driver_cuda[0] >= 12 else ""
-        cure = f"{update_driver(needed)}{older}"
-        return Finding(name="tensorrt", status=bad, found=found, cure=cure)
+        hint = f"{update_driver(needed)}{older}"
+        return Finding(name="tensorrt", status=bad, found=found, hint=hint)
     if probe.error is not None:
-        found, cure = explain_tensorrt(probe.error, probe.log)
-        return Finding(name="tensorrt", status=bad, found=f"{version}: {found}", cure=cure)
+        found, hint = explain_tensorrt(probe.error, probe.log)
+        return Finding(name="tensorrt", status=bad, found=f"{version}: {found}", hint=hint)
     lowest, highest = supported_capabilities(version)
     outside = [
         device
@@ -139,9 +139,9 @@ def _tensorrt(
         capabilities = ", ".join(f"{device} is {_dotted(device.compute_capability or (0, 0))}" for device in outside)
         upto = "and newer" if highest is None else f"to {_dotted(highest)}"
         found = f"{version} runs on compute capability {_dotted(lowest)} {upto}; {capabilities}"
-        cure = "Install a version for these GPUs, or leave them to onnxruntime-gpu."
+        hint = "Install a version for these GPUs, or leave them to onnxruntime-gpu."
         is_none_left = len(outside) == len(survey.devices)
-        return Finding(name="tensorrt", status=bad if is_none_left else "warning", found=found, cure=cure)
+        return Finding(name="tensorrt", status=bad if is_none_left else "warning", found=found, hint=hint)
     return Finding(name="tensorrt", status="ok", found=version if has_gpu else f"{version}, no GPU to use it on")
 
 
@@ -166,12 +166,12 @@ def update_driver(cuda: int) -> str:
 def _pycuda(probe: PackageCheck | None, *, has_gpu: bool) -> Finding:
     if probe is None:
         status: Status = "problem" if has_gpu else "absent"
-        return Finding(name="pycuda", status=status, found=_NOT_INSTALLED, cure=PYCUDA_CURE if has_gpu else None)
+        return Finding(name="pycuda", status=status, found=_NOT_INSTALLED, hint=PYCUDA_HINT if has_gpu else None)
     version = probe.facts.get("version") or package_version("pycuda") or "unknown version"
     if probe.error is not None:
-        found, cure = explain_pycuda(probe.error)
+        found, hint = explain_pycuda(probe.error)
         bad: Status = "problem" if has_gpu else "warning"
-        return Finding(name="pycuda", status=bad, found=f"{version}: {found}", cure=cure)
+        return Finding(name="pycuda", status=bad, found=f"{version}: {found}", hint=hint)
     return Finding(name="pycuda", status="ok", found=version)
 
 
@@ -180,8 +180,8 @@ def _onnxruntime_cuda(probe: PackageCheck | None, driver_cuda: tuple[int, int] |
     bad: Status = "problem" if has_gpu else "absent"
     if probe is None or "CUDAExecutionProvider" not in probe.facts.get("providers", ()):
         # Beside the CPU's build it cannot be: both are the one folder onnxruntime.
-        cure = "pip uninstall -y onnxruntime; pip install onnxruntime-gpu" if has_gpu else None
-        return Finding(name=name, status=bad, found=_NOT_INSTALLED, cure=cure)
+        hint = "pip uninstall -y onnxruntime; pip install onnxruntime-gpu" if has_gpu else None
+        return Finding(name=name, status=bad, found=_NOT_INSTALLED, hint=hint)
     built = str(probe.facts.get("cuda") or "")
     version = f"{probe.facts['version']} for CUDA {built or 'unknown'}"
     if not has_gpu:
@@ -189,13 +189,13 @@ def _onnxruntime_cuda(probe: PackageCheck | None, driver_cuda: tuple[int, int] |
     needed = int(built.split(".")[0]) if built[:1].isdigit() else None
     if needed and driver_cuda and driver_cuda[0] < needed:
         found = f"{version}: the driver runs CUDA up to {_dotted(driver_cuda)}"
-        cure = f"{update_driver(needed)}, or an older onnxruntime-gpu."
-        return Finding(name=name, status=bad, found=found, cure=cure)
+        hint = f"{update_driver(needed)}, or an older onnxruntime-gpu."
+        return Finding(name=name, status=bad, found=found, hint=hint)
     cudnn = probe.facts.get("cudnn")
     if "CUDAExecutionProvider" not in probe.facts.get("used", ()):
-        found, cure = explain_onnxruntime(probe.error, probe.log)
+        found, hint = explain_onnxruntime(probe.error, probe.log)
         loaded = f"; cuDNN {_cudnn_version(cudnn)} is there" if cudnn else ""
-        return Finding(name=name, status=bad, found=f"{version}: {found}{loaded}", cure=cure)
+        return Finding(name=name, status=bad, found=f"{version}: {found}{loaded}", hint=hint)
     return Finding(name=name, status="ok", found=f"{version}, cuDNN {_cudnn_version(cudnn) if cudnn else 'unknown'}")
 
 
@@ -212,7 +212,7 @@ def _both_onnxruntimes(probe: PackageCheck | None, *, has_gpu: bool) -> list[Fin
             name="onnxruntime twice",
             status="problem" if lost else "warning",
             found=f"{' and '.join(installed)} share one folder; the one installed last is what runs",
-            cure=f"pip uninstall -y {' '.join(names)}; pip install {kept}",
+            hint=f"pip uninstall -y {' '.join(names)}; pip install {kept}",
         )
     ]
 

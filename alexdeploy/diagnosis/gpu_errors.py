@@ -1,4 +1,4 @@
-"""What the libraries of GPUs mean by their errors, and what cures them."""
+"""What the libraries of GPUs mean by their errors, and how to fix them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CUDA_ERRORS = {
 }
 """Codes of cuda.h and of the runtime that users meet, what they mean, and what helps."""
 
-PYCUDA_CURE = (
+PYCUDA_HINT = (
     "pycuda comes as source only: it needs g++, CUDA's headers and libcuda. Put nvcc on PATH, or set CPATH and "
     "LIBRARY_PATH (CUDA_ROOT is ignored), then: pip install pycuda"
 )
@@ -32,7 +32,7 @@ _NO_CACHE = "--no-cache-dir --no-binary pycuda pycuda"
 
 
 def explain_tensorrt(error: str, log: str = "") -> tuple[str, str]:
-    """What TensorRT's error means, and its cure."""
+    """What TensorRT's error means, and its hint."""
     library = missing_library(error)
     if library and library.startswith("libnv"):
         number = library.rpartition(".")[2]
@@ -42,7 +42,7 @@ def explain_tensorrt(error: str, log: str = "") -> tuple[str, str]:
             "on LD_LIBRARY_PATH",
         )
     if library:
-        return f"it needs {library}", _library_cure(library)
+        return f"it needs {library}", _library_hint(library)
     if "No module named 'tensorrt" in error:
         python = ".".join(platform.python_version_tuple()[:2])
         return (
@@ -54,8 +54,8 @@ def explain_tensorrt(error: str, log: str = "") -> tuple[str, str]:
         return f"it does not work with numpy {numpy}", "pip install 'tensorrt>=8.6', or else 'numpy<1.24'"
     code = re.search(r"CUDA initialization failure with error:? (\d+)", log + error)
     if code and int(code.group(1)) in CUDA_ERRORS:
-        meaning, cure = CUDA_ERRORS[int(code.group(1))]
-        return f"it cannot start CUDA, error {code.group(1)}: {meaning}", cure
+        meaning, hint = CUDA_ERRORS[int(code.group(1))]
+        return f"it cannot start CUDA, error {code.group(1)}: {meaning}", hint
     if "factory function returned nullptr" in error:
         return "it cannot start CUDA", "Look at the driver above; the builder also needs free memory on the GPU."
     if re.search(r"GLIBC(XX)?_[\d.]+'? not found", error):
@@ -64,16 +64,16 @@ def explain_tensorrt(error: str, log: str = "") -> tuple[str, str]:
 
 
 def explain_onnxruntime(error: str | None, log: str) -> tuple[str, str]:
-    """Why ONNX Runtime lists CUDA and does not use it, and the cure."""
+    """Why ONNX Runtime lists CUDA and does not use it, and the hint."""
     text = f"{error or ''}\n{log}"
     library = missing_library(text)
     if library:
-        return f"CUDA is listed, but its libraries are missing: {library}", _library_cure(library)
+        return f"CUDA is listed, but its libraries are missing: {library}", _library_hint(library)
     code = re.search(r"CUDA (?:failure|error) (\d+)|CUDA failure.*?error code: (\d+)", text)
     number = int(code.group(1) or code.group(2)) if code else None
     if number in CUDA_ERRORS:
-        meaning, cure = CUDA_ERRORS[number]
-        return f"CUDA is listed, but cannot be started, error {number}: {meaning}", cure
+        meaning, hint = CUDA_ERRORS[number]
+        return f"CUDA is listed, but cannot be started, error {number}: {meaning}", hint
     asked = re.search(r"Require cuDNN (\S+) and CUDA (\d+)", text)
     if asked:
         return (
@@ -85,14 +85,14 @@ def explain_onnxruntime(error: str | None, log: str) -> tuple[str, str]:
 
 
 def explain_pycuda(error: str) -> tuple[str, str]:
-    """Why pycuda does not work, and the cure."""
+    """Why pycuda does not work, and the hint."""
     library = missing_library(error)
     if library and library.startswith("libcuda.so"):
         return "it is installed, the driver is not: libcuda.so.1", "Install NVIDIA's driver."
     if library:
         return f"it was built for another CUDA: {library} is missing", f"pip install --force-reinstall {_NO_CACHE}"
     if "_driver" in error and "No module" in error:
-        return "it was not built", PYCUDA_CURE
+        return "it was not built", PYCUDA_HINT
     if "cuInit failed" in error:
         return f"it imports, but {error.partition('cuInit failed: ')[2] or error}", "Look at the driver above."
     return short(error), f"pip install --force-reinstall {_NO_CACHE}"
@@ -116,7 +116,7 @@ def missing_library(text: str) -> str | None:
     return match.group(1) if match else None
 
 
-def _library_cure(library: str) -> str:
+def _library_hint(library: str) -> str:
     """The package on PyPI that has a library of CUDA, or where to put it."""
     path = f"or put its folder on LD_LIBRARY_PATH: {library}"
     cudnn = re.fullmatch(r"libcudnn\w*\.so\.(\d+)", library)

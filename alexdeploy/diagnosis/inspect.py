@@ -76,7 +76,7 @@ def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | 
         if changes_recipe:
             raise UsageError(
                 f"{target} is what it is: --set and --classes change recipes",
-                cure=f"Recipes: {', '.join(list_recipes())}",
+                hint=f"Recipes: {', '.join(list_recipes())}",
             )
         if is_model:
             return _inspect_folder(find_model(target))
@@ -86,13 +86,13 @@ def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | 
     if os.sep in target or os.path.exists(target):
         raise ModelError(
             f"{target} is not something that can be inspected",
-            cure="Give a recipe, a model folder, an .onnx, a .safetensors or an .engine.",
+            hint="Give a recipe, a model folder, an .onnx, a .safetensors or an .engine.",
         )
     models = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
     near = difflib.get_close_matches(target, [*list_recipes(), *models], n=1)
     raise RecipeError(
         f"{target!r} is neither a recipe nor a model here" + (f"; did you mean {near[0]!r}?" if near else ""),
-        cure="\n".join(
+        hint="\n".join(
             f"{kind}: {', '.join(names)}" for kind, names in (("Recipes", list_recipes()), ("Models", models)) if names
         ),
     )

@@ -166,13 +166,13 @@ def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
         raise ModelError(
             f"no installed backend gives the answers of {folder.path}: "
             + "; ".join(f"{backend} {unfit[backend]}" for backend in able),
-            cure=f"Check them again: alexdeploy export {folder.path}\nUse one all the same: --backend {able[0]}",
+            hint=f"Check them again: alexdeploy export {folder.path}\nUse one all the same: --backend {able[0]}",
         )
     for backend in installed:
         if backend != "torch":
             return backend
     raise UsageError(
-        "no backend that can run this model is installed", cure="Install one: pip install 'alexdeploy[cpu]'"
+        "no backend that can run this model is installed", hint="Install one: pip install 'alexdeploy[cpu]'"
     )
 
 
@@ -214,7 +214,7 @@ def open_graph(
 
 def _module(backend: Backend) -> ModuleType:
     if backend not in _PACKAGES:
-        raise UsageError(f"no backend is called {backend!r}", cure=f"Backends: {', '.join(_PACKAGES)}")
+        raise UsageError(f"no backend is called {backend!r}", hint=f"Backends: {', '.join(_PACKAGES)}")
     check_installed(backend)
     return importlib.import_module(f"alexdeploy.engines.{backend}")
 

@@ -25,7 +25,7 @@ from alexdeploy.graphs.runner import device_error, new_session
 onnxruntime = load_onnxruntime()
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-MEMORY_CURE = "Use a smaller --batch-size."
+MEMORY_HINT = "Use a smaller --batch-size."
 _ON_CPU = "--devices cpu (with --placement: cpu,cpu)"
 _OUTPUTS = ("probabilities", "view_classes")
 
@@ -63,7 +63,7 @@ def _check(options: EngineOptions) -> int | None:
     """The number of the GPU, None for the CPU."""
     if options.precision == "bf16":
         raise UsageError(
-            "ONNX Runtime's CPU provider has no bfloat16", cure="Use --backend openvino or --precision fp32."
+            "ONNX Runtime's CPU provider has no bfloat16", hint="Use --backend openvino or --precision fp32."
         )
     return _gpu_index(options.device)
 
@@ -102,7 +102,7 @@ class OnnxRuntimeEngine:
         """uint8 [N, 256, 256, 3] -> predictions of N rows."""
         check_images(images, self.info.batch_size)
         if self._session is None or self._opened is None:
-            raise DeviceError("the engine is not open", cure="Use it in a with statement.")
+            raise DeviceError("the engine is not open", hint="Use it in a with statement.")
         self._opened.check("engine")
         session = self._session
         run: Callable[[NDArray[np.uint8]], list[Any]] = (
@@ -111,7 +111,7 @@ class OnnxRuntimeEngine:
         try:
             probabilities, view_classes = run(images)
         except Exception as exc:
-            raise device_error(exc, MEMORY_CURE) from exc
+            raise device_error(exc, MEMORY_HINT) from exc
         return Predictions(probabilities, view_classes)
 
 
@@ -172,9 +172,9 @@ def open_session(content: bytes, device: str, num_threads: int) -> Any:
         if "fallback to CPU" in str(exc):
             raise DeviceError(
                 f"ONNX Runtime would run a part of the graph on the CPU: {first_line(exc)}",
-                cure=f"Ask for the CPU: {_ON_CPU}",
+                hint=f"Ask for the CPU: {_ON_CPU}",
             ) from exc
-        raise device_error(exc, MEMORY_CURE) from exc
+        raise device_error(exc, MEMORY_HINT) from exc
     check_provider(session.get_providers(), provider)
     return session
 
@@ -189,7 +189,7 @@ def _gpu_index(device: str) -> int | None:
     if _CUDA not in onnxruntime.get_available_providers():
         raise DeviceError(
             f"{device} needs ONNX Runtime's CUDA provider, which {onnxruntime.__version__} here was built without",
-            cure="pip uninstall onnxruntime; pip install 'alexdeploy[gpu]'",
+            hint="pip uninstall onnxruntime; pip install 'alexdeploy[gpu]'",
         )
     return int(number or 0)
 
@@ -200,7 +200,7 @@ def check_provider(found: list[str], wanted: str) -> None:
         raise DeviceError(
             f"ONNX Runtime opened {', '.join(found) or 'nothing'} where {wanted} was asked for: "
             "its CUDA or cuDNN libraries do not load, or it sees no GPU",
-            cure=f"Install the CUDA and cuDNN that its version needs, or ask for the CPU: {_ON_CPU}",
+            hint=f"Install the CUDA and cuDNN that its version needs, or ask for the CPU: {_ON_CPU}",
         )
 
 

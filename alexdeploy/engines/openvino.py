@@ -65,7 +65,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
 
         graph = load_graph(folder, precision, spec)
         if (graph.sha256, graph.metadata) != (facts.sha256, facts.metadata):
-            raise StaleArtifactError(f"{folder.onnx_path(precision)} has changed meanwhile", cure="Run it again.")
+            raise StaleArtifactError(f"{folder.onnx_path(precision)} has changed meanwhile", hint="Run it again.")
         return graph.model
 
     return _engine(facts, read, spec, folder.mean_image(spec), options)
@@ -140,7 +140,7 @@ def precision_hint(capabilities: Collection[str], precision: str, allow_bfloat16
     """
     has_bfloat16 = "BF16" in capabilities
     if precision == "bf16" and not has_bfloat16:
-        raise DeviceError("this CPU has no bfloat16 arithmetic", cure="Use --precision fp32 here.")
+        raise DeviceError("this CPU has no bfloat16 arithmetic", hint="Use --precision fp32 here.")
     takes_bfloat16 = precision == "bf16" or (precision == "int8" and allow_bfloat16 and has_bfloat16)
     return "bf16" if takes_bfloat16 else "f32"
 
@@ -277,7 +277,7 @@ class OpenVINOEngine:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
         check_images(images, self.info.batch_size)
         if self._compiled is None or self._opened is None:
-            raise DeviceError("the engine is not open", cure="Use it in a with statement.")
+            raise DeviceError("the engine is not open", hint="Use it in a with statement.")
         self._opened.check("engine")
         request = self._requests.get()
         try:
@@ -308,5 +308,5 @@ class OpenVINOEngine:
         if "memory" in text.lower() or "bad_alloc" in text:
             # A larger batch than that takes no more memory, and each stream has its own.
             smaller = f"--batch-size {self._shape[0] // 2}, or " if self._shape[0] > 1 else ""
-            return DeviceMemoryError(f"OpenVINO ran out of memory: {text}", cure=f"Use {smaller}fewer --threads.")
+            return DeviceMemoryError(f"OpenVINO ran out of memory: {text}", hint=f"Use {smaller}fewer --threads.")
         return DeviceError(f"OpenVINO failed: {text}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from alexdeploy.engines.onnxruntime import MEMORY_CURE, open_session
+from alexdeploy.engines.onnxruntime import MEMORY_HINT, open_session
 from alexdeploy.graphs.runner import device_error
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -22,6 +22,6 @@ def open_stage(model: bytes, device: str, num_threads: int) -> Callable[[Tensors
         try:
             return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
         except Exception as exc:
-            raise device_error(exc, MEMORY_CURE) from exc
+            raise device_error(exc, MEMORY_HINT) from exc
 
     return run

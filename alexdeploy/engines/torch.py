@@ -29,7 +29,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
     if options.precision not in _DTYPES:
         raise UsageError(
             f"{options.precision} is an ONNX graph, which PyTorch does not run",
-            cure="Use --backend openvino or onnxruntime.",
+            hint="Use --backend openvino or onnxruntime.",
         )
     network, sha256 = _load_network(folder, spec)
     info = EngineInfo(
@@ -63,7 +63,7 @@ def open_layers(folder: ModelFolder) -> Callable[[NDArray[np.float32]], dict[str
 def _load_network(folder: ModelFolder, spec: ModelSpec) -> tuple[AlexNet, str]:
     """The network, and the hash of its weights."""
     if spec.architecture is None or not folder.weights_path.is_file():
-        raise ModelError(f"{folder.path} has no PyTorch weights", cure="Use --backend openvino or onnxruntime.")
+        raise ModelError(f"{folder.path} has no PyTorch weights", hint="Use --backend openvino or onnxruntime.")
     network = AlexNet(spec.architecture, spec.num_classes)
     weights = load_model_weights(folder, spec)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.tensors.items()})
@@ -105,7 +105,7 @@ class TorchEngine:
         """uint8 [N, 256, 256, 3] -> predictions of N rows."""
         check_images(images, self.info.batch_size)
         if self._opened is None:
-            raise DeviceError("the engine is not open", cure="Use it in a with statement.")
+            raise DeviceError("the engine is not open", hint="Use it in a with statement.")
         self._opened.check("engine")
         with torch.inference_mode():
             views = self._views(torch.from_numpy(np.ascontiguousarray(images)))

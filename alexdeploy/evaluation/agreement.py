@@ -128,7 +128,7 @@ class Verification:
     def check(self) -> None:
         """Raise ParityError naming all that failed, if anything did."""
         if self.failures:
-            raise ParityError("\n".join(self.failures), cure="\n".join(_cures(self)))
+            raise ParityError("\n".join(self.failures), hint="\n".join(_hints(self)))
 
 
 def compare(
@@ -223,7 +223,7 @@ def _sentence(report: NetworkReport | EngineReport) -> str:
     return f"{report.artifact}{kind}{where}: {report.failure}{jump}"
 
 
-def _cures(found: Verification) -> Iterator[str]:
+def _hints(found: Verification) -> Iterator[str]:
     """How to mend what failed: another graph where the network itself differs, another backend where it does not."""
     failed = [report for report in found.reports if report.failure]
     differing = {report.precision for report in found.networks if report.failure or report.agreement.num_flips}

@@ -229,7 +229,7 @@ def _open_engines(folder: ModelFolder, options: EvaluateOptions, stack: ExitStac
     """Open an engine for each combination; those that cannot exist are told instead."""
     engines: list[Engine] = []
     skipped: list[str] = []
-    cures = []
+    hints = []
     for precision, num_views in itertools.product(options.precisions, options.views):
         for backend in options.backends or (choose_backend(folder, precision),):
             engine_options = EngineOptions(
@@ -242,12 +242,12 @@ def _open_engines(folder: ModelFolder, options: EvaluateOptions, stack: ExitStac
                 engine = open_engine(folder, backend, engine_options)
             except UsageError as exc:
                 skipped.append(f"{backend} {precision} is left out: {exc.message}")
-                cures.append(exc.cure)
+                hints.append(exc.hint)
                 continue
             engines.append(stack.enter_context(engine))
     notes = list(dict.fromkeys(skipped))
     if not engines:
-        raise UsageError("nothing is left to evaluate: " + "; ".join(notes), cure=next(iter(cures), None))
+        raise UsageError("nothing is left to evaluate: " + "; ".join(notes), hint=next(iter(hints), None))
     return engines, notes
 
 
@@ -296,7 +296,7 @@ def _check_kept(
             found = f"the label of {image.source!r} was {classes[image.label]!r}, now it is {classes[now[2]]!r}"
         raise UsageError(
             f"the interrupted evaluation was of other images or labels: {found}",
-            cure="Give the same data and labels, or leave out --resume after deleting the .partial file.",
+            hint="Give the same data and labels, or leave out --resume after deleting the .partial file.",
         )
 
 
@@ -312,7 +312,7 @@ def _results(
             if not np.isfinite(probabilities).all():
                 raise ModelError(
                     f"{configuration} gives probabilities that are not finite for {outcome.source}",
-                    cure="Leave it out of --precision, or export its graph again.",
+                    hint="Leave it out of --precision, or export its graph again.",
                 )
         answers = tuple(answer_of(label, probabilities) for probabilities in outcome.probabilities)
         yield ImageResult(index=outcome.index, source=outcome.source, label=label, answers=answers)

@@ -30,7 +30,7 @@ def check_rows_path(path: Path, *, resume: bool) -> None:
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(
             f"the suffix of {path.name!r} names no format of rows; known are {', '.join(_SUFFIXES)}",
-            cure="Call it so: --output rows.jsonl",
+            hint="Call it so: --output rows.jsonl",
         )
     journal = journal_path(path)
     check_output(journal)
@@ -40,10 +40,10 @@ def check_rows_path(path: Path, *, resume: bool) -> None:
     if num_rows and not resume:
         raise UsageError(
             f"{journal} holds the first {num_rows} rows of an interrupted run",
-            cure=f"Go on with them: add --resume. Or delete {journal} to begin anew.",
+            hint=f"Go on with them: add --resume. Or delete {journal} to begin anew.",
         )
     if resume and path.exists() and not journal.exists():
-        raise UsageError(f"{path} is complete, nothing to resume", cure="Leave out --resume to make it again.")
+        raise UsageError(f"{path} is complete, nothing to resume", hint="Leave out --resume to make it again.")
 
 
 class RowsFile:

@@ -159,7 +159,7 @@ def _plan(folder: ModelFolder, spec: ModelSpec, options: VerifyOptions) -> _Plan
     reference: Reference = "torch" if has_weights and is_installed("torch") else "onnxruntime"
     precisions = options.precisions or tuple(name for name in FLOORS if folder.onnx_path(name).is_file())
     if not precisions:
-        raise ModelError(f"{folder.path} has no ONNX graph", cure=f"Make one: alexdeploy export {folder.path}")
+        raise ModelError(f"{folder.path} has no ONNX graph", hint=f"Make one: alexdeploy export {folder.path}")
     backends = options.backends or tuple(backend for backend in get_args(Backend) if is_installed(backend))
     engines = tuple(
         (backend, precision)
@@ -173,7 +173,7 @@ def _plan(folder: ModelFolder, spec: ModelSpec, options: VerifyOptions) -> _Plan
     if not engines and not networks:
         raise UsageError(
             f"nothing to verify: {REFERENCE_NAMES[reference]} is itself what all else is compared with",
-            cure=f"Ask for another --precision or --backend, or make a graph: alexdeploy export {folder.path} --fp16",
+            hint=f"Ask for another --precision or --backend, or make a graph: alexdeploy export {folder.path} --fp16",
         )
     graphs = [graph_precision(precision) for precision in precisions]
     if reference == "onnxruntime":
@@ -190,7 +190,7 @@ def _read(picked: Picked, spec: ModelSpec) -> tuple[list[NDArray[np.uint8]], tup
             broken.append(BrokenImage(source=source.name, error=exc.message))
     if not photographs:
         first = f": {broken[0].source}: {broken[0].error}" if broken else ""
-        raise ImageError(f"none of {len(broken)} images can be read{first}", cure="Name photographs that can be read.")
+        raise ImageError(f"none of {len(broken)} images can be read{first}", hint="Name photographs that can be read.")
     return photographs, tuple(broken)
 
 
@@ -316,5 +316,5 @@ def _check_reference(scores: NDArray[np.floating]) -> None:
     if num_broken:
         raise ModelError(
             f"the reference itself gives {num_broken} of {len(scores)} outputs that are not finite",
-            cure="The weights are at fault: train or import the model again.",
+            hint="The weights are at fault: train or import the model again.",
         )

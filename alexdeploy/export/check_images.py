@@ -55,12 +55,12 @@ def _photographs(spec: ModelSpec, named: str | None) -> tuple[str, list[NDArray[
             photographs.append(decode(source.read(spec.preprocessing.resize), spec.preprocessing.resize))
         except ImageError as exc:
             if named:
-                raise ImageError(f"{source.name}: {exc.message}", cure="Name photographs that can be read.") from exc
+                raise ImageError(f"{source.name}: {exc.message}", hint="Name photographs that can be read.") from exc
         if len(photographs) == _NUM_REAL:
             break
     if not photographs:
         raise ImageError(
             f"none of {len(picked.sources)} images of the training data, {picked.origin}, can be read",
-            cure="Name photographs that can be read: --images PATH",
+            hint="Name photographs that can be read: --images PATH",
         )
     return picked.origin, photographs

@@ -99,7 +99,7 @@ def check_engines(
     problems = [f"{each.backend} {each.version} {each.problem}" for each in checks if each.problem is not None]
     if len(problems) == len(checks):
         raise ParityError(
-            f"no installed backend runs the {precision} graph: {'; '.join(problems)}", cure="Nothing was written."
+            f"no installed backend runs the {precision} graph: {'; '.join(problems)}", hint="Nothing was written."
         )
     for problem in problems:
         on_warning(f"{precision}: {problem}; it will not be chosen for this model unless --backend names it")

@@ -66,7 +66,7 @@ def check_parity(
                 raise ParityError(
                     f"{precision}: {layer.name} is the first layer that differs: {name} is off by {error:.2e} of its "
                     f"largest output, allowed are {tolerance:.0e}",
-                    cure="Nothing was replaced. Report this with the output of: alexdeploy inspect MODEL --json",
+                    hint="Nothing was replaced. Report this with the output of: alexdeploy inspect MODEL --json",
                 )
             errors[name] = error
             if error > worst_error:
@@ -95,7 +95,7 @@ def compare_outputs(
     if not error <= TOLERANCES[precision]:
         raise ParityError(
             f"{precision}: the outputs are off by {error:.2e} of the largest, allowed are {TOLERANCES[precision]:.0e}",
-            cure="Nothing was replaced.",
+            hint="Nothing was replaced.",
         )
     name = model.graph.output[0].name
     return Parity(

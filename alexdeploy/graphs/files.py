@@ -73,7 +73,7 @@ def read_graph(path: Path) -> Graph:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ModelError(
                 f"{path} keeps {tensor.name} in an external file, which is refused",
-                cure="Save it as one file: torch.onnx.export(..., external_data=False), "
+                hint="Save it as one file: torch.onnx.export(..., external_data=False), "
                 "or onnx.save_model(onnx.load(PATH), NEW, save_as_external_data=False)",
             )
     try:

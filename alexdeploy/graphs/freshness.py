@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alexdeploy.core.errors import ModelError, StaleArtifactError, cured_by
+from alexdeploy.core.errors import ModelError, StaleArtifactError, default_hint
 from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.protobuf_wire import Message, WireError
@@ -56,7 +56,7 @@ def read_metadata(path: Path) -> GraphMetadata:
 def load_metadata(folder: ModelFolder, precision: str, spec: ModelSpec) -> GraphMetadata:
     """`load_graph` without the graph: raises the same ModelError and StaleArtifactError, but for damage inside it."""
     path = graph_path(folder, precision)
-    with cured_by(renewal(folder, precision)):
+    with default_hint(renewal(folder, precision)):
         facts = read_metadata(path)
     check_fresh(facts, folder, precision, spec)
     return facts
@@ -66,7 +66,7 @@ def graph_path(folder: ModelFolder, precision: str) -> Path:
     """The file of the graph. Raises ModelError if there is none."""
     path = folder.onnx_path(precision)
     if not path.is_file():
-        raise ModelError(f"{folder.path} has no {path.name}", cure=renewal(folder, precision, "Make it"))
+        raise ModelError(f"{folder.path} has no {path.name}", hint=renewal(folder, precision, "Make it"))
     return path
 
 
@@ -76,24 +76,24 @@ def check_fresh(facts: GraphMetadata, folder: ModelFolder, precision: str, spec:
     The weights are compared for every graph: an FP16 graph may still match a `model.onnx` that they have left behind.
     """
     path = folder.onnx_path(precision)
-    cure = renewal(folder, precision, weight_bits=facts.metadata.get(INT8_WEIGHTS_KEY))
+    hint = renewal(folder, precision, weight_bits=facts.metadata.get(INT8_WEIGHTS_KEY))
     has_weights = folder.weights_path.is_file()
     if has_weights:
         # First of all: from weights that are at fault, no graph can be renewed.
         _check_weights(facts, folder, path, spec)
-    _check_sum(facts, folder, precision, cure)
+    _check_sum(facts, folder, precision, hint)
     made_as = facts.metadata.get(PRECISION_KEY, precision)
     if made_as != precision:
-        raise StaleArtifactError(f"{path} is the {made_as} graph under another name", cure=cure)
+        raise StaleArtifactError(f"{path} is the {made_as} graph under another name", hint=hint)
     if facts.metadata.get(CONTRACT_KEY) != spec.contract_sha256:
         raise StaleArtifactError(
             f"{path} was made for another architecture, preprocessing or classes than {folder.spec_path} has now",
-            cure=cure,
+            hint=hint,
         )
     weights, recorded = facts.weights_sha256, spec.recorded_weights
     if not has_weights and weights is not None and recorded is not None and weights != recorded:
         raise StaleArtifactError(
-            f"{path} was made from weights {weights[:12]}, {folder.spec_path.name} is of {recorded[:12]}", cure=cure
+            f"{path} was made from weights {weights[:12]}, {folder.spec_path.name} is of {recorded[:12]}", hint=hint
         )
     made_from = {
         folder.weights_path.name: facts.weights_sha256 or "(unknown)",
@@ -104,7 +104,7 @@ def check_fresh(facts: GraphMetadata, folder: ModelFolder, precision: str, spec:
         # An inference machine may have been given only this file: then there is nothing to be stale against.
         if source.is_file() and (found := remembered_sha256(source)) != expected:
             raise StaleArtifactError(
-                f"{path} was made from {source.name} {expected[:12]}, which is now {found[:12]}", cure=cure
+                f"{path} was made from {source.name} {expected[:12]}, which is now {found[:12]}", hint=hint
             )
     measured = facts.metadata.get(RANGES_KEY, "")
     # The folder of ranges is the working folder's: one there may be of another model that is called the same.
@@ -112,7 +112,7 @@ def check_fresh(facts: GraphMetadata, folder: ModelFolder, precision: str, spec:
     if ranges is not None and ranges.network_sha256 == facts.network_sha256 and ranges.sha256 != measured:
         raise StaleArtifactError(
             f"{path} was made from {folder.ranges_path.name} {measured[:12]}, which is now {ranges.sha256[:12]}",
-            cure=cure,
+            hint=hint,
         )
 
 
@@ -124,11 +124,11 @@ def _check_weights(facts: GraphMetadata, folder: ModelFolder, path: Path, spec: 
         recorded = spec.recorded_weights
         is_right = recorded is not None and facts.weights_sha256 == recorded
         if is_right and facts.metadata.get(CONTRACT_KEY) == spec.contract_sha256:
-            exc.cure = f"{exc.cure}\n{path.name} is of the right weights: with the damaged file moved away, it runs."
+            exc.hint = f"{exc.hint}\n{path.name} is of the right weights: with the damaged file moved away, it runs."
         raise
 
 
-def _check_sum(facts: GraphMetadata, folder: ModelFolder, precision: str, cure: str) -> None:
+def _check_sum(facts: GraphMetadata, folder: ModelFolder, precision: str, hint: str) -> None:
     """Raise StaleArtifactError unless the graph has the hash that was written beside it, if there is one."""
     path, sum_path = folder.onnx_path(precision), folder.sum_path(precision)
     try:
@@ -136,13 +136,13 @@ def _check_sum(facts: GraphMetadata, folder: ModelFolder, precision: str, cure: 
     except FileNotFoundError:
         return
     except OSError as exc:
-        raise ModelError(f"{sum_path} cannot be read: {exc.strerror}", cure=cure) from exc
+        raise ModelError(f"{sum_path} cannot be read: {exc.strerror}", hint=hint) from exc
     if recorded[:1] != [facts.sha256.encode()]:
         expected = recorded[0][:12].decode(errors="replace") if recorded else "nothing"
         raise StaleArtifactError(
             f"{path} is {facts.sha256[:12]}, {sum_path.name} was written with {expected}: "
             "one of them is damaged, or of another export",
-            cure=cure,
+            hint=hint,
         )
 
 
@@ -175,7 +175,7 @@ def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
     from alexdeploy.graphs.files import read_graph
 
     path = graph_path(folder, precision)
-    with cured_by(renewal(folder, precision)):
+    with default_hint(renewal(folder, precision)):
         graph = read_graph(path)
     check_fresh(graph, folder, precision, spec)
     return graph

@@ -111,7 +111,7 @@ def check_owner(path: Path, model: Path) -> None:
         if os.path.isdir(owner) and not (model.is_dir() and owner.samefile(model)):
             raise UsageError(
                 f"{path} holds the ranges of {owner}, which this would replace with those of {model}",
-                cure="Give one of the folders another name, or remove the file.",
+                hint="Give one of the folders another name, or remove the file.",
             )
 
 
@@ -128,14 +128,14 @@ def read_ranges(path: Path, model: str = "MODEL") -> Ranges:
     except OSError as exc:
         raise ModelError(
             f"no measured ranges at {path}: {exc.strerror}",
-            cure=f"Measure them on real images: alexdeploy calibrate {model} IMAGES\n"
+            hint=f"Measure them on real images: alexdeploy calibrate {model} IMAGES\n"
             f"or in one go: alexdeploy export {model} --int8 --calibrate IMAGES",
         ) from exc
     try:
         ranges = decode_json(content, Ranges)
     except msgspec.DecodeError as exc:
         raise ModelError(
-            f"{path} is damaged: {exc}", cure=f"Measure again: alexdeploy calibrate {model} IMAGES"
+            f"{path} is damaged: {exc}", hint=f"Measure again: alexdeploy calibrate {model} IMAGES"
         ) from exc
     for name, tensor in ranges.tensors.items():
         if not (tensor.threshold > 0 and tensor.scale > 0):
@@ -145,15 +145,15 @@ def read_ranges(path: Path, model: str = "MODEL") -> Ranges:
 
 def check_ranges(path: Path, ranges: Ranges, network_sha256: str, contract_sha256: str) -> None:
     """Raise StaleArtifactError unless they are of this network and contract, and of images that are as they were."""
-    cure = f"Measure again: {ranges.calibrate_command}"
+    hint = f"Measure again: {ranges.calibrate_command}"
     if ranges.contract_sha256 != contract_sha256:
         raise StaleArtifactError(
-            f"{path} was measured with another architecture, preprocessing or classes than the model has now", cure=cure
+            f"{path} was measured with another architecture, preprocessing or classes than the model has now", hint=hint
         )
     if ranges.network_sha256 != network_sha256:
         raise StaleArtifactError(
             f"{path} was measured on the weights {ranges.network_sha256[:12]}, which are now {network_sha256[:12]}",
-            cure=cure,
+            hint=hint,
         )
     expected = {image.name: image.sha256 for image in ranges.images}
     found: set[str] = set()
@@ -162,17 +162,17 @@ def check_ranges(path: Path, ranges: Ranges, network_sha256: str, contract_sha25
         try:
             digest = sha256_bytes(source.read())
         except ImageError as exc:
-            raise StaleArtifactError(f"{path} was measured on {source.name}: {exc.message}", cure=cure) from exc
+            raise StaleArtifactError(f"{path} was measured on {source.name}: {exc.message}", hint=hint) from exc
         if digest != expected[source.name]:
             raise StaleArtifactError(
                 f"{path} was measured on {source.name} {expected[source.name][:12]}, which is now {digest[:12]}",
-                cure=cure,
+                hint=hint,
             )
     # None of them: the images stayed on another machine, and there is nothing to be stale against.
     if found and (gone := sorted(set(expected) - found)):
         raise StaleArtifactError(
             f"{path} was measured on {gone[0]}, which is gone" + (f", and {len(gone) - 1} more" if gone[1:] else ""),
-            cure=cure,
+            hint=hint,
         )
 
 

@@ -66,11 +66,11 @@ def runtime_message(exc: BaseException) -> str:
     return _NOISE.sub("", first_line(exc))
 
 
-def device_error(exc: Exception, memory_cure: str) -> DeviceError:
-    """What ONNX Runtime raised, as an error of ours. `memory_cure` is for want of memory."""
+def device_error(exc: Exception, memory_hint: str) -> DeviceError:
+    """What ONNX Runtime raised, as an error of ours. `memory_hint` is for want of memory."""
     text = runtime_message(exc)
     if "allocate" in text.lower() or "bad_alloc" in text:
-        return DeviceMemoryError(f"ONNX Runtime ran out of memory: {text}", cure=memory_cure)
+        return DeviceMemoryError(f"ONNX Runtime ran out of memory: {text}", hint=memory_hint)
     return DeviceError(f"ONNX Runtime failed: {text}")
 
 

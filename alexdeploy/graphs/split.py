@@ -163,13 +163,13 @@ class _Towers:
         if any(node.op_type in _QUANTIZING for node in self._nodes):
             raise UsageError(
                 "INT8 graphs are not split into towers: each tensor has one scale for both",
-                cure="Use --placement pipeline, or --precision fp32 or fp16.",
+                hint="Use --placement pipeline, or --precision fp32 or fp16.",
             )
         if not self._folds and not any(attribute(node, "group", 1) == 2 for node in self._nodes):
             raise UsageError(
                 "this network has no two towers: each of its convolutions sees all maps, so that two devices would "
                 "have to exchange all of them before every layer",
-                cure=_PIPELINE,
+                hint=_PIPELINE,
             )
 
     def run(self) -> None:
@@ -200,7 +200,7 @@ class _Towers:
                 raise UsageError(
                     f"{node.name or node.output[0]} normalizes across both towers (lrn.per_tower is false); the "
                     "devices would have to exchange maps there, which the GPUs of 2012 did not",
-                    cure=_PIPELINE,
+                    hint=_PIPELINE,
                 )
             return
         others = [name for name in node.input if name and name not in self._halves]
@@ -210,7 +210,7 @@ class _Towers:
         if not is_pointwise and node.op_type not in _POOLS:
             raise UsageError(
                 f"{node.name or node.output[0]} ({node.op_type}) cannot be computed on one tower's maps alone",
-                cure=_PIPELINE,
+                hint=_PIPELINE,
             )
 
     def _place_weighted(self, node: NodeProto) -> None:
@@ -220,7 +220,7 @@ class _Towers:
         if (groups != 1 and not is_own_tower) or any(name not in self._stages.weights for name in weights):
             raise UsageError(
                 f"{node.name or node.output[0]} cannot be halved: it has {groups} groups, or weights that are computed",
-                cure=_PIPELINE,
+                hint=_PIPELINE,
             )
         if not is_own_tower:
             node = deepcopy(node)
@@ -272,7 +272,7 @@ def _place_pipeline(model: onnx.ModelProto, stages: _Stages) -> None:
     if not convolutions or not layers:
         raise UsageError(
             "this network has no fully connected layers after its convolutions, so a pipeline cannot be cut there",
-            cure="Leave --placement out.",
+            hint="Leave --placement out.",
         )
     cut, makers = layers[0].input[0], producers(model.graph)
     # INT8 kernels are fused from Q after the one layer and DQ before the other: whole numbers go between the devices.

@@ -56,7 +56,7 @@ def _at_opset(network: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     if found > opset:
         raise ModelError(
             f"the graph is of ONNX opset {found}, this TensorRT reads {opset} at most",
-            cure=f"Export it at opset {opset}, or use TensorRT 10 or later.",
+            hint=f"Export it at opset {opset}, or use TensorRT 10 or later.",
         )
     try:
         return version_converter.convert_version(network, opset)

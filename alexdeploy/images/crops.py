@@ -51,7 +51,7 @@ def _boxes(num_views: int, size: int, height: int, width: int) -> tuple[View, ..
     if num_views not in VIEW_COUNTS:
         raise UsageError(
             f"{num_views} views of an image were asked for.",
-            cure="Ask for 1 (the centre), 5 (corners and centre) or 10 (those and their mirror images).",
+            hint="Ask for 1 (the centre), 5 (corners and centre) or 10 (those and their mirror images).",
         )
     if size < 1:
         raise UsageError(f"a view has at least one pixel on a side; {size} were asked for")

@@ -116,7 +116,7 @@ def read_image_folder(
     if len(classes) < 2:
         raise DataError(
             f"{root} holds {len(classes)} folders of images; a classifier takes two classes at least.",
-            cure=_LAYOUT,
+            hint=_LAYOUT,
         )
     if val is not None:
         _check_same_classes(root, classes, val.root, val.names)
@@ -184,7 +184,7 @@ def list_class_folders(folder: str, exclude: Sequence[str] = ()) -> ClassFolders
     except FileNotFoundError as exc:
         raise missing_path(folder, _LAYOUT) from exc
     except OSError as exc:
-        raise DataError(f"{folder} cannot be listed: {describe(exc)}.", cure=_LAYOUT) from exc
+        raise DataError(f"{folder} cannot be listed: {describe(exc)}.", hint=_LAYOUT) from exc
     shown = sorted(set(names) - set(exclude), key=os.fsencode)
     written = tuple(name for name in shown if is_written(os.path.join(folder, name)))
     return ClassFolders(
@@ -203,7 +203,7 @@ def check_excluded(exclude: Sequence[str], splits: Splits, *others: ClassFolders
     found = {name for place in places for name in place.excluded}
     for name in exclude:
         if name not in found:
-            raise UsageError(f"--exclude {name}: no such folder in {splits.top.root}", cure="Leave the option out.")
+            raise UsageError(f"--exclude {name}: no such folder in {splits.top.root}", hint="Leave the option out.")
 
 
 def _checked(folders: ClassFolders) -> ClassFolders:
@@ -245,7 +245,7 @@ def _refuse_nested(root: str, classes: Sequence[str], examples: Sequence[Sequenc
             continue
         raise DataError(
             f"the class folder {folder} {problem}.",
-            cure=f"Name the folder in which each folder is one class, or leave this one out: --exclude {name}",
+            hint=f"Name the folder in which each folder is one class, or leave this one out: --exclude {name}",
         )
 
 
@@ -266,7 +266,7 @@ def check_class_name(name: str, place: str) -> None:
     except UnicodeEncodeError:
         raise DataError(
             f"{printable_path(place)}: the class {printable_path(name)!r} has a name that is not UTF-8",
-            cure="Rename it.",
+            hint="Rename it.",
         ) from None
 
 
@@ -276,12 +276,12 @@ def list_examples(root: str, name: str, label: int, skipped: Skipped | None = No
     examples = []
     for path, problem in walk_images(folder, skipped):
         if problem is not None:
-            raise DataError(f"{path}: {problem}.", cure="Make it readable, or move it out of the data set.")
+            raise DataError(f"{path}: {problem}.", hint="Make it readable, or move it out of the data set.")
         examples.append(Example(path, label))
     if not examples:
         raise DataError(
             f"the class {name!r} has no images: {folder} holds no file ending in {' '.join(IMAGE_SUFFIXES)}.",
-            cure=f"Put images there, or leave the folder out: --exclude {name}",
+            hint=f"Put images there, or leave the folder out: --exclude {name}",
         )
     return tuple(examples)
 
@@ -294,7 +294,7 @@ def _check_same_classes(train_root: str, train: tuple[str, ...], val_root: str, 
     raise DataError(
         f"{train_root} has {len(train)} classes and {val_root} has {len(val)}; expected the same names."
         f" Missing in the second: {missing}. Only in the second: {extra}.",
-        cure="Give both the same class folders, or name another folder with --val.",
+        hint="Give both the same class folders, or name another folder with --val.",
     )
 
 

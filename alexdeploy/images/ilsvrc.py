@@ -69,10 +69,10 @@ def read_ilsvrc(
     root = Path(folder)
     for name in (TRAIN_NAME, VAL_NAME) if val_list is not None else (TRAIN_NAME, VAL_NAME, DEVKIT_NAME):
         if not (root / name).is_file():
-            cure = "Put it there"
+            hint = "Put it there"
             if name == DEVKIT_NAME:
-                cure += ", or give the labels of the validation images: --val-list FILE"
-            raise DataError(f"{root} holds {TRAIN_NAME} and no {name}", cure=f"{cure}.")
+                hint += ", or give the labels of the validation images: --val-list FILE"
+            raise DataError(f"{root} holds {TRAIN_NAME} and no {name}", hint=f"{hint}.")
     train = _train_images(root / TRAIN_NAME, on_image)
     wnids = sorted(train)
     val = sorted(
@@ -135,15 +135,15 @@ def _members(path: Path, offset: int, num_bytes: int) -> Iterator[_Member]:
                 cast("Any", archive).members.clear()
                 if info.size < 0:
                     raise DataError(
-                        f"{path} is damaged: {info.name} has {info.size:,} bytes", cure="Download it again."
+                        f"{path} is damaged: {info.name} has {info.size:,} bytes", hint="Download it again."
                     )
                 begin = offset + info.offset_data
                 if begin + info.size > end:
-                    raise DataError(f"{path} is cut off: {info.name} ends after it", cure="Download it again.")
+                    raise DataError(f"{path} is cut off: {info.name} ends after it", hint="Download it again.")
                 if info.isfile():
                     yield _Member(info.name.removeprefix("./"), begin, info.size)
     except tarfile.TarError as exc:
-        raise DataError(f"{path} is no tar archive, or cut off or damaged: {exc}", cure="Download it again.") from exc
+        raise DataError(f"{path} is no tar archive, or cut off or damaged: {exc}", hint="Download it again.") from exc
     except OSError as exc:
         raise DataError(f"{path} cannot be read: {describe(exc)}") from exc
 
@@ -179,7 +179,7 @@ def _read_devkit(path: Path) -> _Devkit:
     except (MatError, KeyError, ValueError, TypeError) as exc:
         raise DataError(
             f"{path} is not the devkit of ILSVRC-2012, or damaged: {exc or type(exc).__name__}",
-            cure="Download it again, or give the labels of the validation images: --val-list FILE",
+            hint="Download it again, or give the labels of the validation images: --val-list FILE",
         ) from exc
 
 
@@ -193,10 +193,10 @@ def _devkit_files(path: Path) -> dict[str, bytes]:
                         file = archive.extractfile(info)
                         found[name] = b"" if file is None else file.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as exc:
-        raise DataError(f"{path} cannot be read: {exc}", cure="Download it again.") from exc
+        raise DataError(f"{path} cannot be read: {exc}", hint="Download it again.") from exc
     for name in (_TRUTH_NAME, _META_NAME):
         if name not in found:
-            raise DataError(f"{path} holds no {name}", cure="Download it again: it is the one of tasks 1 and 2.")
+            raise DataError(f"{path} holds no {name}", hint="Download it again: it is the one of tasks 1 and 2.")
     return found
 
 
@@ -204,7 +204,7 @@ def _labels_by_devkit(root: Path, wnids: list[str], num_val: int, devkit: _Devki
     if len(devkit.wnids) != num_val:
         raise DataError(
             f"{root / VAL_NAME} holds {num_val:,} images, and the devkit labels of {len(devkit.wnids):,}",
-            cure="Download both again.",
+            hint="Download both again.",
         )
     indices = {wnid: index for index, wnid in enumerate(wnids)}
     missing = sorted(set(devkit.wnids) - set(indices))
@@ -212,7 +212,7 @@ def _labels_by_devkit(root: Path, wnids: list[str], num_val: int, devkit: _Devki
         raise DataError(
             f"{root / TRAIN_NAME} holds no class {missing[0]}, which validation images have"
             + (f", and {len(missing) - 1} more are missing" if missing[1:] else ""),
-            cure="Is it whole? Download it again.",
+            hint="Is it whole? Download it again.",
         )
     return [indices[wnid] for wnid in devkit.wnids]
 
@@ -225,7 +225,7 @@ def _labels_by_list(root: Path, wnids: list[str], val: list[_Member], path: str 
         raise UsageError(
             f"{root / VAL_NAME} holds none of the {len(labels):,} images that {os.fspath(path)} names: the list has "
             f"{printable_path(next(iter(labels)))!r}, the archive {val[0].name!r}.",
-            cure="Name the list of the validation images.",
+            hint="Name the list of the validation images.",
         )
     if missing or len(labels) != len(val):
         example = f"; {missing[0]} has none" if missing else ""

@@ -47,7 +47,7 @@ class KnownClasses:
             indices = " and ".join(map(str, found))
             raise DataError(
                 f"{printable_path(text)!r} is the name of the model's classes {indices}",
-                cure="Give the labels as indices, in a list: --labels FILE",
+                hint="Give the labels as indices, in a list: --labels FILE",
             )
         return None if found is None else found[0]
 

@@ -67,7 +67,7 @@ def read_label_list(path: str | os.PathLike[str], classes: Sequence[str]) -> Ite
             raise DataError(
                 f"{place}: {printable_path(image)!r} is in line {first_lines[normal]} already; expected each "
                 "image once.",
-                cure="Remove one of the lines.",
+                hint="Remove one of the lines.",
             )
         first_lines[normal] = number
         yield normal, label
@@ -104,7 +104,7 @@ def find_listed(root: str, path: str | os.PathLike[str], rows: Iterable[tuple[st
         raise UsageError(
             f"{root} holds none of the {len(named):,} images that {os.fspath(path)} names: "
             f"the list has {printable_path(named[0][0])!r}, the folder {example}.",
-            cure="Names are relative to the data folder, or to the folder of the list.",
+            hint="Names are relative to the data folder, or to the folder of the list.",
         )
     paths = [file or finder.path(name) for file, (name, _) in zip(found, named, strict=True)]
     _refuse_twice(paths, [name for name, _ in named], os.fspath(path))
@@ -134,7 +134,7 @@ class _Finder:
         if len(found) > 1:
             raise DataError(
                 f"{printable_path(name)!r} may be {' or '.join(map(printable_path, sorted(found)))}",
-                cure="Give the name in the list its suffix.",
+                hint="Give the name in the list its suffix.",
             )
         if found:
             return os.path.join(folder, found[0])
@@ -157,7 +157,7 @@ def _refuse_twice(paths: Sequence[str], names: Sequence[str], place: str) -> Non
             raise DataError(
                 f"{place} names {printable_path(path)} twice: {printable_path(first[path])!r} and "
                 f"{printable_path(name)!r}; expected each image once.",
-                cure="Remove one of the lines.",
+                hint="Remove one of the lines.",
             )
         first[path] = name
 
@@ -239,17 +239,17 @@ def _cells(line: str, form: _Form, place: str) -> tuple[str, ...]:
     assert form.separator is not None
     cells = _split(line, form.separator)
     if cells is None:
-        raise DataError(f"{place}: a quote is not closed, or there is text beside it.", cure='A " in a name is "".')
+        raise DataError(f"{place}: a quote is not closed, or there is text beside it.", hint='A " in a name is "".')
     if form.num_columns is None and len(cells) > 1:
         rest = line.split(form.separator, 1)[1].strip() if '"' not in line else f"{form.separator} ".join(cells[1:])
         return cells[0], rest
     if form.num_columns != len(cells):
         raise DataError(
             f"{place}: found {len(cells)} columns; expected {form.num_columns or 2}, as in the lines before.",
-            cure=f'Quote what holds a separator: "a{form.separator}b"',
+            hint=f'Quote what holds a separator: "a{form.separator}b"',
         )
     if not cells[form.name]:
-        raise DataError(f"{place}: found no name of an image.", cure=LIST_FORM)
+        raise DataError(f"{place}: found no name of an image.", hint=LIST_FORM)
     return cells[form.name], cells[form.label], *(cells[column] for column in form.others)
 
 
@@ -274,7 +274,7 @@ def _parse_line(line: str, known: KnownClasses, place: str) -> tuple[str, int]:
     """
     splits = [(line[: blank.start()], line[blank.end() :]) for blank in re.finditer(r"\s+", line)]
     if not splits:
-        raise DataError(f"{place}: found only {printable_path(line)!r}; expected a label after it.", cure=LIST_FORM)
+        raise DataError(f"{place}: found only {printable_path(line)!r}; expected a label after it.", hint=LIST_FORM)
     by_class = [(name, index) for name, text in splits if (index := known.find(text)) is not None]
     by_class = [choice for choice in by_class if is_image_name(choice[0])] or by_class
     name, text = splits[-1]
@@ -291,7 +291,7 @@ def _index(text: str, known: KnownClasses, place: str) -> int:
             return found
         raise DataError(
             f"{place}: found the label {printable_path(text)!r}, which is no class of the model{known.nearest(text)}.",
-            cure=f"{LIST_FORM}\n{known.describe()}",
+            hint=f"{LIST_FORM}\n{known.describe()}",
         )
     index = int(text)
     if found is not None and known.is_padded:
@@ -299,19 +299,19 @@ def _index(text: str, known: KnownClasses, place: str) -> int:
     if found is not None and found != index:
         raise DataError(
             f"{place}: {text!r} is the name of class {found}, and class {index} has another name.",
-            cure="Where classes are called by numbers, put the images into class folders.",
+            hint="Where classes are called by numbers, put the images into class folders.",
         )
     if readings := known.numbered_otherwise(index):
         raise DataError(
             f"{place}: found the label {text!r}, which is {' or '.join(readings)}; "
             "the classes are not numbered by index.",
-            cure=f"Write the names of the classes, or put the images into class folders.\n{known.describe()}",
+            hint=f"Write the names of the classes, or put the images into class folders.\n{known.describe()}",
         )
     if index >= len(known.names):
         raise DataError(
             f"{place}: found the index {index}; expected 0 to {len(known.names) - 1}, as the model has "
             f"{len(known.names)} classes.",
-            cure=LIST_FORM,
+            hint=LIST_FORM,
         )
     return index
 
@@ -326,7 +326,7 @@ def _check_others(text: str, label: int, others: Sequence[str], known: KnownClas
             raise DataError(
                 f"{place}: two columns give the label, and they contradict each other: {printable_path(text)!r} is "
                 f"class {label}, {printable_path(other)!r} is class {index}.",
-                cure="Remove the column that is wrong. The first class has the index 0.",
+                hint="Remove the column that is wrong. The first class has the index 0.",
             )
 
 

@@ -57,7 +57,7 @@ def read_labelled(
     UsageError for a path that does not exist.
     """
     if exclude and (labels is not None or is_packed(folder)):
-        raise UsageError("--exclude is for class folders, not for a list or a packed set", cure="Leave it out.")
+        raise UsageError("--exclude is for class folders, not for a list or a packed set", hint="Leave it out.")
     if labels is None and is_packed(folder):
         return _read_packed(os.fspath(folder), classes)
     found = (
@@ -65,7 +65,7 @@ def read_labelled(
     )
     if not found.examples:
         what = "holds no labelled images" if labels is None else f"has no labelled images: {os.fspath(labels)} is empty"
-        raise DataError(f"{os.fspath(folder)} {what}.", cure=_LAYOUT if labels is None else LIST_FORM)
+        raise DataError(f"{os.fspath(folder)} {what}.", hint=_LAYOUT if labels is None else LIST_FORM)
     return found
 
 
@@ -78,7 +78,7 @@ def _read_folders(folder: str, classes: Sequence[str], exclude: Sequence[str]) -
     if splits.val is None and splits.train is not splits.top:
         raise DataError(
             f"{folder} holds training images and none of {', '.join(f'{name}/' for name in VAL_NAMES)}",
-            cure=f"For the error on the images that were trained on: alexdeploy evaluate {splits.train.root}",
+            hint=f"For the error on the images that were trained on: alexdeploy evaluate {splits.train.root}",
         )
     chosen = splits.val or splits.top
     notes = splits.notes
@@ -87,7 +87,7 @@ def _read_folders(folder: str, classes: Sequence[str], exclude: Sequence[str]) -
     known = KnownClasses(classes)
     labels = {name: known.find(name) for name in chosen.names}
     if not labels:
-        raise DataError(f"{chosen.root} holds no folders; the images in it have no labels.", cure=_LAYOUT)
+        raise DataError(f"{chosen.root} holds no folders; the images in it have no labels.", hint=_LAYOUT)
     _refuse_unknown(chosen.root, labels, known)
     examples = [
         e for name, label in labels.items() if label is not None for e in list_examples(chosen.root, name, label)
@@ -102,7 +102,7 @@ def _refuse_unknown(root: str, labels: Mapping[str, int | None], known: KnownCla
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise DataError(
             f"{root} holds folders that are no class of the model: {shown}{more}.",
-            cure=f"{known.describe()}\nRename the folders, leave them out: --exclude NAME, or give a list: --labels",
+            hint=f"{known.describe()}\nRename the folders, leave them out: --exclude NAME, or give a list: --labels",
         )
 
 
@@ -127,7 +127,7 @@ def _read_list(
     root, name = os.fspath(folder), os.fspath(labels)
     check_exists(root)
     if not os.path.isdir(root):
-        raise DataError(f"{root} is not a folder; the names in {name} are relative to it.", cure="Name their folder.")
+        raise DataError(f"{root} is not a folder; the names in {name} are relative to it.", hint="Name their folder.")
     examples = find_listed(root, name, read_label_list(name, classes))
     listed = {example.path for example in examples}
     num_unlabelled, notes = 0, []

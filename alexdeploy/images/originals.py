@@ -92,7 +92,7 @@ def from_lists(
     root = os.fspath(folder)
     check_exists(root)
     if not os.path.isdir(root):
-        raise DataError(f"{root} is no folder; the names in the lists are relative to it.", cure="Name their folder.")
+        raise DataError(f"{root} is no folder; the names in the lists are relative to it.", hint="Name their folder.")
     check_fraction(val_fraction)
     classes = _listed_classes(train_list) if classes_file is None else read_classes(classes_file)
     if len(classes) < 2:
@@ -131,7 +131,7 @@ def _from_file(example: Example, root: str) -> Original:
 def _read_list(root: str, path: str | os.PathLike[str], classes: tuple[str, ...]) -> tuple[Example, ...]:
     examples = find_listed(root, path, read_label_list(path, classes))
     if not examples:
-        raise DataError(f"{os.fspath(path)} names no images.", cure=LIST_FORM)
+        raise DataError(f"{os.fspath(path)} names no images.", hint=LIST_FORM)
     return examples
 
 
@@ -142,7 +142,7 @@ def _refuse_shared(train: tuple[Example, ...], val: tuple[Example, ...], train_l
         raise DataError(
             f"{printable_path(shared[0])}{more} in both {train_list} and {val_list}: "
             "the error on images that were trained on says nothing.",
-            cure="Name each image in one of the lists.",
+            hint="Name each image in one of the lists.",
         )
 
 
@@ -161,6 +161,6 @@ def _numbers(path: str | os.PathLike[str], words: Iterable[str]) -> tuple[str, .
     if missing:
         raise DataError(
             f"{os.fspath(path)}: labels go up to {max(found)} and no image has the label {missing[0]}; the first is 0.",
-            cure="Name the classes, one in each line, in the order of their numbers: --classes FILE",
+            hint="Name the classes, one in each line, in the order of their numbers: --classes FILE",
         )
     return tuple(str(number) for number in range(max(found) + 1))

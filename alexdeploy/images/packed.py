@@ -146,7 +146,7 @@ def open_packed(folder: str | os.PathLike[str]) -> PackedSet:
     path = Path(folder)
     plan = read_plan(path)
     if plan is None:
-        raise DataError(f"{path} is no packed set: it has no {PLAN_NAME}", cure="Make one: alexdeploy prepare DATA OUT")
+        raise DataError(f"{path} is no packed set: it has no {PLAN_NAME}", hint="Make one: alexdeploy prepare DATA OUT")
     if not os.path.isfile(path / INDEX_NAME):
         raise damaged(path, f"{path} is not finished: {_how_far(path, plan)}", verb="Go on")
     index: Index = read_json(path / INDEX_NAME, Index)
@@ -194,8 +194,8 @@ def _map(path: Path) -> NDArray[np.uint8]:
         with open_regular(path) as file:
             return np.memmap(file, np.uint8, mode="r")
     except OSError as exc:
-        cure = "Allow more open files: ulimit -n 10240" if exc.errno in (errno.EMFILE, errno.ENFILE) else None
-        raise DataError(f"{path} cannot be opened: {describe(exc)}", cure=cure) from exc
+        hint = "Allow more open files: ulimit -n 10240" if exc.errno in (errno.EMFILE, errno.ENFILE) else None
+        raise DataError(f"{path} cannot be opened: {describe(exc)}", hint=hint) from exc
 
 
 def check_resize(folder: str | os.PathLike[str], resize: str) -> None:
@@ -204,7 +204,7 @@ def check_resize(folder: str | os.PathLike[str], resize: str) -> None:
     if plan is not None and plan.resize != resize:
         raise DataError(
             f"{os.fspath(folder)} was packed with --resize {plan.resize}; found where {resize} is expected",
-            cure=f"Pack the images again: alexdeploy prepare {shlex.quote(plan.arguments[0])} OUT --resize {resize}",
+            hint=f"Pack the images again: alexdeploy prepare {shlex.quote(plan.arguments[0])} OUT --resize {resize}",
         )
 
 

@@ -111,7 +111,7 @@ def read_plan(folder: Path) -> Plan | None:
     if f'"{FORMAT}"'.encode() not in data[:100]:
         raise DataError(
             f"{path} has another format than {FORMAT}",
-            cure="Use the version of alexdeploy that wrote it, or pack anew.",
+            hint="Use the version of alexdeploy that wrote it, or pack anew.",
         )
     plan: Plan = read_json(path, Plan)
     return plan
@@ -126,7 +126,7 @@ def damaged(folder: Path, message: str, *, verb: str = "Mend it") -> DataError:
     """The error that says `message` and names the command that makes what is missing."""
     plan = read_plan(folder)
     command = "alexdeploy prepare" if plan is None else prepare_command(folder, plan.arguments)
-    return DataError(message, cure=f"{verb}: {command}{' --check' if verb == 'Mend it' else ''}")
+    return DataError(message, hint=f"{verb}: {command}{' --check' if verb == 'Mend it' else ''}")
 
 
 def labels_path(folder: Path, split: Split) -> Path:
@@ -155,5 +155,5 @@ def read_json(path: Path, kind: Any) -> Any:
         return decode_json(read_regular(path, MAX_TEXT_BYTES), kind)
     except (OSError, msgspec.DecodeError) as exc:
         raise DataError(
-            f"{path} is damaged: {exc}", cure="Pack the set anew: alexdeploy prepare ... --overwrite"
+            f"{path} is damaged: {exc}", hint="Pack the set anew: alexdeploy prepare ... --overwrite"
         ) from exc

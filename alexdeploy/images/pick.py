@@ -62,7 +62,7 @@ def refuse_absent(sources: Sequence[Source], origin: str) -> None:
     raise UsageError(
         f"none of the {len(paths):,} images looked for in {origin} is there: the list has "
         f"{sources[0].name!r}, the folder {repr(printable_path(there[0])) if there else 'no images'}.",
-        cure="Names are relative to the folder of the list.",
+        hint="Names are relative to the folder of the list.",
     )
 
 

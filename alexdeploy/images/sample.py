@@ -113,7 +113,7 @@ def _is_finished(root: Path, manifest: _Manifest) -> bool:
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(
             f"{root} holds something that is not a rendered sample; nothing was written there.",
-            cure="Name an empty or a new folder for the sample.",
+            hint="Name an empty or a new folder for the sample.",
         )
     root.mkdir(parents=True, exist_ok=True)
     _write_bytes(root / STARTED_NAME, text.encode())
@@ -129,7 +129,7 @@ def _check_same(root: Path, found: str, expected: str) -> None:
         raise UsageError(
             f"{root} holds a sample made with other settings.\nfound: {_compact(found)}\n"
             f"expected: {_compact(expected)}",
-            cure=f"Name another folder, or remove this one: rm -r {root}",
+            hint=f"Name another folder, or remove this one: rm -r {root}",
         )
 
 
@@ -182,5 +182,5 @@ def _write_bytes(path: Path, data: bytes) -> None:
 def _not_written(root: Path, exc: OSError) -> OutputError:
     return OutputError(
         f"{exc.filename or root} could not be written: {(exc.strerror or str(exc)).lower()}.",
-        cure="Free some space or name another folder; the same command goes on where this one stopped.",
+        hint="Free some space or name another folder; the same command goes on where this one stopped.",
     )

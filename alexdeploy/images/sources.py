@@ -126,7 +126,7 @@ def check_named(inputs: Iterable[str | os.PathLike[str]]) -> None:
     if missing:
         shown = ", ".join(map(printable_path, missing[:5])) + (f" and {len(missing) - 5:,} more" * (len(missing) > 5))
         verb = "does" if len(missing) == 1 else "do"
-        raise UsageError(f"{shown} {verb} not exist", cure="Correct the path, or leave it out.")
+        raise UsageError(f"{shown} {verb} not exist", hint="Correct the path, or leave it out.")
 
 
 def _is_there(text: str) -> bool:
@@ -197,7 +197,7 @@ def _from_packed(folder: str) -> Iterator[Source]:
         for images in (opened.train, opened.val):
             yield from packed_sources(folder, images)
     except DataError as exc:
-        yield Source(name=printable_path(folder), problem=f"{exc.message}; {exc.cure}")
+        yield Source(name=printable_path(folder), problem=f"{exc.message}; {exc.hint}")
 
 
 def packed_sources(folder: str, images: PackedImages) -> Iterator[Source]:
@@ -249,7 +249,7 @@ def _from_list(data: bytes, name: str, base: str, skipped: Skipped) -> Iterator[
     try:
         entries = split_names(data, name)
     except DataError as exc:
-        yield Source(name=printable_path(name), problem=f"{exc.message} {exc.cure}")
+        yield Source(name=printable_path(name), problem=f"{exc.message} {exc.hint}")
         return
     if not entries:
         yield Source(name=printable_path(name), problem="the list names no images")

@@ -39,7 +39,7 @@ def split_names(data: bytes, name: str) -> list[str]:
     """
     encoding = _encoding(data[:_SAMPLE_BYTES], name)
     if encoding in _UTF8 and _has_wide_lines(data):
-        raise DataError(f"{name} has lines in UTF-16 or UTF-32 among others.", cure=_SAVE_AS_UTF8)
+        raise DataError(f"{name} has lines in UTF-16 or UTF-32 among others.", hint=_SAVE_AS_UTF8)
     try:
         text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8)) if encoding in _UTF8 else data.decode(encoding)
     except UnicodeDecodeError as exc:
@@ -61,17 +61,17 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
         with open_regular(path, own_pipe=True) as file, _decoded(file, name) as text:
             for number, line in enumerate(iter(lambda: text.readline(_MAX_LINE + 1), ""), start=1):
                 if "\0" in line:
-                    raise DataError(f"{name}:{number}: found a NUL; the file is not text.", cure=_SAVE_AS_UTF8)
+                    raise DataError(f"{name}:{number}: found a NUL; the file is not text.", hint=_SAVE_AS_UTF8)
                 if len(line) > _MAX_LINE:
                     raise DataError(
                         f"{name}:{number}: a line of more than {_MAX_LINE:,} characters",
-                        cure="Write one entry per line.",
+                        hint="Write one entry per line.",
                     )
                 yield number, line.removeprefix(_MARK).strip()
     except FileNotFoundError as exc:
         raise missing_path(name) from exc
     except OSError as exc:
-        raise DataError(f"{name} cannot be read: {describe(exc)}.", cure="Name a text file.") from exc
+        raise DataError(f"{name} cannot be read: {describe(exc)}.", hint="Name a text file.") from exc
     except UnicodeDecodeError as exc:
         raise _not_decodable(name, exc) from exc
 
@@ -91,7 +91,7 @@ def _encoding(beginning: bytes, name: str) -> str:
     """The encoding that the byte-order mark names, else UTF-8. Raises DataError for what is UTF-16 without a mark."""
     encoding = next((encoding for mark, encoding in _MARKS if beginning.startswith(mark)), "utf-8")
     if encoding == "utf-8" and _looks_wide(beginning):
-        raise DataError(f"{name} looks like UTF-16 or UTF-32 without a byte-order mark.", cure=_SAVE_AS_UTF8)
+        raise DataError(f"{name} looks like UTF-16 or UTF-32 without a byte-order mark.", hint=_SAVE_AS_UTF8)
     return encoding
 
 
@@ -120,4 +120,4 @@ def _has_wide_lines(data: bytes) -> bool:
 
 
 def _not_decodable(name: str, exc: UnicodeDecodeError) -> DataError:
-    return DataError(f"{name} is not valid {exc.encoding.upper()}: {exc.reason}.", cure=_SAVE_AS_UTF8)
+    return DataError(f"{name} is not valid {exc.encoding.upper()}: {exc.reason}.", hint=_SAVE_AS_UTF8)

@@ -70,7 +70,7 @@ def check_same_answers(network: ModelProto, probe: ReferenceRun, spec: ModelSpec
             raise ModelError(
                 f"{path}, built for a batch of {batch}, cannot be rewritten to run one of {num}: "
                 + runtime_message(exc),
-                cure="Export it with a dynamic batch.",
+                hint="Export it with a dynamic batch.",
             ) from exc
         expected = probe.probabilities[:num]
         errors = [_largest(probabilities, expected), _largest(softmax(logits), expected)]
@@ -82,7 +82,7 @@ def check_same_answers(network: ModelProto, probe: ReferenceRun, spec: ModelSpec
             raise ParityError(
                 f"{path}: rewritten, it does not give its own answers: off by {max(errors):.2e} for a batch of {num}, "
                 f"allowed are {tolerance:.0e}",
-                cure="Nothing was written. Export it with a dynamic batch and logits as its output.",
+                hint="Nothing was written. Export it with a dynamic batch and logits as its output.",
             )
 
 
@@ -107,7 +107,7 @@ def check_against_caffe(
         raise ParityError(
             f"{path}: converted, it is off by {error:.2e} of the largest score from what Caffe computes, allowed are "
             f"{_CAFFE_TOLERANCE:.0e}",
-            cure="Nothing was written. Report this with the .prototxt of the network.",
+            hint="Nothing was written. Report this with the .prototxt of the network.",
         )
     return error
 

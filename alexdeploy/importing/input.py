@@ -52,7 +52,7 @@ class ImageInput:
         if self.element_type == TensorProto.UINT8 and steps != plain:
             raise UsageError(
                 f"{path} takes uint8 pixels and normalizes them itself: no scale, mean or std can be applied before it",
-                cure="Give --scale 1 and no --recipe, --mean, --mean-image or --std.",
+                hint="Give --scale 1 and no --recipe, --mean, --mean-image or --std.",
             )
 
 
@@ -66,7 +66,7 @@ def one_input(model: ModelProto, path: Path) -> tuple[ModelProto, ImageInput]:
         copy = onnx.inliner.inline_local_functions(copy)
     graph = copy.graph
     if graph.sparse_initializer:
-        raise ModelError(f"{path} has sparse weights, which are not supported", cure="Export it with dense weights.")
+        raise ModelError(f"{path} has sparse weights, which are not supported", hint="Export it with dense weights.")
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     images = [value for value in inputs if len(value.type.tensor_type.shape.dim) == 4]
@@ -78,14 +78,14 @@ def one_input(model: ModelProto, path: Path) -> tuple[ModelProto, ImageInput]:
         raise ModelError(
             f"{path} takes {found}; expected float32 [N, 3, H, H] with a fixed H of at most {IMAGE_SIZE} "
             "(or [N, H, H, 3], or float16 or uint8)",
-            cure=_cure(images[0]),
+            hint=_cure(images[0]),
         )
     others = {value.name for value in inputs} - {image.name}
     needed = {value.name: needed_tensors(graph, value.name) for value in graph.output}
     alone = [value for value in graph.output if not others.intersection(needed[value.name])]
     if not alone:
         raise ModelError(
-            f"{path} takes {found}; expected one image input", cure="Export it with the others as constants."
+            f"{path} takes {found}; expected one image input", hint="Export it with the others as constants."
         )
     outputs = [value for value in alone if image.name in needed[value.name]]
     if not outputs:

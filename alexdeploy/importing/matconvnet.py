@@ -49,7 +49,7 @@ def read_matconvnet(content: bytes, source: str) -> MatConvNet:
     if not isinstance(layers, list) or not layers or not all(isinstance(each, dict) for each in layers):
         raise ModelError(
             f"{source} holds no network of MatConvNet: expected a cell array `layers`",
-            cure="Save one in MATLAB: save('net.mat', '-struct', 'net')",
+            hint="Save one in MATLAB: save('net.mat', '-struct', 'net')",
         )
     meta = found.get("meta")
     meta = meta if isinstance(meta, dict) else found

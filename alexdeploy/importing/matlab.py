@@ -39,11 +39,11 @@ def read_matlab(content: bytes, names: Collection[str], source: str) -> dict[str
     except ImportError as exc:
         raise UsageError(
             f"{source} is a MATLAB 7.3 file, which needs the package h5py",
-            cure="Install it: pip install 'alexdeploy[matlab]'\nor save the file in MATLAB as version 7: save -v7",
+            hint="Install it: pip install 'alexdeploy[matlab]'\nor save the file in MATLAB as version 7: save -v7",
         ) from exc
     # h5py raises nearly everything on damaged files; MatError is a ValueError.
     except Exception as exc:
-        raise ModelError(f"{source} cannot be read as a MATLAB file: {first_line(exc)}", cure="Get it again.") from exc
+        raise ModelError(f"{source} cannot be read as a MATLAB file: {first_line(exc)}", hint="Get it again.") from exc
 
 
 def _read_hdf5(content: bytes, names: Collection[str], max_bytes: int) -> dict[str, Any]:

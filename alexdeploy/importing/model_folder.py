@@ -41,7 +41,7 @@ def class_names(given: tuple[str, ...] | None, num_classes: int, path: Path) -> 
     if len(given) != num_classes:
         raise ModelError(
             f"{path} has {num_classes} classes, the labels are {len(given)}",
-            cure="Give one label per line, in the order of the output.",
+            hint="Give one label per line, in the order of the output.",
         )
     return given
 
@@ -71,7 +71,7 @@ def scale_of(steps: Mapping[str, object]) -> float:
     return scale
 
 
-def mean_cure(steps: Mapping[str, object]) -> str:
+def mean_hint(steps: Mapping[str, object]) -> str:
     """How to say the mean of a network whose other steps are `steps`: --mean is of scaled pixels, in its order."""
     scale, channels = scale_of(steps), steps.get("channels", "rgb")
     values = _CAFFE_MEAN if channels == "bgr" else _CAFFE_MEAN[::-1]
@@ -98,18 +98,18 @@ def graph_preprocessing(
     if recipe is not None:
         if "mean" not in steps and not has_mean_image:
             raise UsageError(
-                f"recipe {recipe} measures its mean on the training set, which is not here", cure=mean_cure(steps)
+                f"recipe {recipe} measures its mean on the training set, which is not here", hint=mean_hint(steps)
             )
     elif has_mean_image and "channels" not in given:
         raise UsageError(
             "--mean-image does not say which order its colours have, nor does an ONNX file",
-            cure="Name a recipe with the same preprocessing: --recipe caffe-alexnet (BGR, warped to 256x256)\n"
+            hint="Name a recipe with the same preprocessing: --recipe caffe-alexnet (BGR, warped to 256x256)\n"
             "or say the order of the colours: --channels bgr, as Caffe's mean images have it, and --resize.",
         )
     elif not {"mean", "scale"} & given.keys() and not has_mean_image:
         raise UsageError(
             "an ONNX file does not say how its images were prepared",
-            cure="Say it: --recipe torchvision (or caffe-alexnet, ...), or --channels, --scale, --mean and --std.",
+            hint="Say it: --recipe torchvision (or caffe-alexnet, ...), or --channels, --scale, --mean and --std.",
         )
     result = msgspec.convert(steps, Preprocessing)
     if taken := [f"--{key} {getattr(result, key)}" for key in ("channels", "resize") if key not in steps]:
@@ -137,12 +137,12 @@ def read_mean_image(path: Path) -> MeanImage:
     while mean.ndim > 3 and len(mean) == 1:
         mean = mean[0]
     if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype.kind not in "fiu":
-        cure = None
+        hint = None
         if mean.ndim == 3 and len(mean) == 3 and mean.dtype.kind in "fiu":
             values = ",".join(f"{value:.3f}" for value in mean.mean(axis=(1, 2)))
-            cure = f"Its means per channel may do instead: --mean {values} (times --scale, if there is one)"
+            hint = f"Its means per channel may do instead: --mean {values} (times --scale, if there is one)"
         raise ModelError(
-            f"{path} holds {mean.dtype} {list(found)}; a mean image is [3, {IMAGE_SIZE}, {IMAGE_SIZE}]", cure=cure
+            f"{path} holds {mean.dtype} {list(found)}; a mean image is [3, {IMAGE_SIZE}, {IMAGE_SIZE}]", hint=hint
         )
     result: MeanImage = np.ascontiguousarray(mean, np.float32)
     if not np.isfinite(result).all():
@@ -174,7 +174,7 @@ def mean_file(image: MeanImage, scale: float) -> MeanFile:
     if scale < _SMALL_SCALE and 0 < image.max() <= 255 * scale:
         raise UsageError(
             f"the mean image is at most {image.max():.4g}: it is scaled already, expected pixels of 0 to 255",
-            cure=f"Divide it by the scale, {scale:g}, and save it anew.",
+            hint=f"Divide it by the scale, {scale:g}, and save it anew.",
         )
     scaled: MeanImage = image if scale == 1 else image * np.float32(scale)
     return MeanFile(image=scaled, content=npy_bytes(scaled))

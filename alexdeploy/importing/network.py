@@ -65,7 +65,7 @@ def read_network(
 
 def _from_caffe(path: Path, content: bytes, recipe: Recipe | None, on_warning: Callable[[str], None]) -> Network:
     if content.startswith(b"\x89HDF"):
-        raise ModelError(f"{path} is an HDF5 snapshot", cure="Save it with Caffe as snapshot_format: BINARYPROTO.")
+        raise ModelError(f"{path} is an HDF5 snapshot", hint="Save it with Caffe as snapshot_format: BINARYPROTO.")
     net = read_caffemodel(content, str(path))
     found = net.transform
     steps: dict[str, object] = dict(_CAFFE_STEPS) if recipe is None else {}
@@ -76,7 +76,7 @@ def _from_caffe(path: Path, content: bytes, recipe: Recipe | None, on_warning: C
         if recipe is None:
             raise ModelError(
                 f"{path} has weights and no parameters of its layers: strides, groups, LRN are not in it",
-                cure="Name the recipe of its network: --recipe caffe-alexnet (or caffenet, ...)",
+                hint="Name the recipe of its network: --recipe caffe-alexnet (or caffenet, ...)",
             )
         on_warning(f"{path} does not tell its layers: they are taken from the recipe, and could not be checked")
         return _stripped(net, recipe, steps, mean, str(path))
@@ -113,7 +113,7 @@ def _check_recipe(converted: Converted, recipe: Recipe, path: Path) -> None:
         if found != expected:
             raise ModelError(
                 f"{path}: its layer {_described(found)} is {_described(expected)} in recipe {recipe.name}",
-                cure="Leave --recipe out: the file tells its layers itself.",
+                hint="Leave --recipe out: the file tells its layers itself.",
             )
     if len(theirs) != len(named):
         raise ModelError(f"{path} has {len(theirs)} layers, recipe {recipe.name} has {len(named)}")
@@ -186,6 +186,6 @@ def _implied_recipe(
         return name
     raise UsageError(
         f"{path} holds weights and nothing of their network",
-        cure="Name the recipe of its network: "
+        hint="Name the recipe of its network: "
         + ("--recipe caffe-alexnet (or caffenet, ...)" if kind == "numpy" else "--recipe alexnet (or a .toml file)"),
     )

@@ -26,7 +26,7 @@ MAGIC = b"\x93NUMPY"
 _MAX_OPCODES = 100_000
 """Of a pickle: a hundred or so for each layer. Without a bound one byte each makes an object of fifty."""
 
-_CURE = "Save the weights as .safetensors where they can be loaded."
+_HINT = "Save the weights as .safetensors where they can be loaded."
 
 
 class _Dtype:
@@ -110,7 +110,7 @@ class _Unpickler(pickle.Unpickler):
             raise ModelError(
                 f"{self._source} is refused: it would call {module}.{name} when it is loaded, "
                 "and weights have no need to",
-                cure=_CURE,
+                hint=_HINT,
             )
         return self._known[module, name]
 
@@ -159,7 +159,7 @@ def _unpickle(content: bytes, source: str) -> object:
         if dtype.kind != "O" or math.prod(shape) != 1:
             raise ModelError(
                 f"{source} holds {dtype} {list(shape)}; expected a dictionary of layers, as bvlc_alexnet.npy is",
-                cure="A mean image is given beside the weights: --mean-image FILE",
+                hint="A mean image is given beside the weights: --mean-image FILE",
             )
         start = file.tell()
         _check_size(file)
@@ -172,7 +172,7 @@ def _unpickle(content: bytes, source: str) -> object:
         raise
     # Whatever the readers of a header and of a pickle raise: UnpicklingError, ValueError, EOFError, TypeError ...
     except Exception as exc:
-        raise ModelError(f"{source} cannot be read as weights by layer: {first_line(exc)}", cure=_CURE) from exc
+        raise ModelError(f"{source} cannot be read as weights by layer: {first_line(exc)}", hint=_HINT) from exc
 
 
 def _check_size(pickled: io.BytesIO) -> None:
@@ -200,7 +200,7 @@ def _layers(value: object, source: str) -> dict[str, tuple[NDArray[Any], NDArray
             layers[_text(key)] = (weight, bias)
     except (KeyError, ValueError, TypeError, AttributeError) as exc:
         raise ModelError(
-            f"{source} holds no weights by layer; expected a dictionary: layer -> [weights, biases]", cure=_CURE
+            f"{source} holds no weights by layer; expected a dictionary: layer -> [weights, biases]", hint=_HINT
         ) from exc
     # conv1 ... conv5, fc6 ...: a dictionary of Python 2 has no order.
     return dict(sorted(layers.items(), key=lambda layer: (layer[1][0].ndim != 4, len(layer[0]), layer[0])))

@@ -91,5 +91,5 @@ def _converted(model: ModelProto, path: Path) -> ModelProto:
     except (RuntimeError, version_converter.ConvertError) as exc:
         raise ModelError(
             f"{path} is opset {opset_of(model)} and cannot be converted to {_OPSET}: {first_line(exc)}",
-            cure="Export it again at opset 13 or later.",
+            hint="Export it again at opset 13 or later.",
         ) from exc

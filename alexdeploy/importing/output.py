@@ -99,7 +99,7 @@ def choose_output(
     outputs = _outputs(model, run, batch)
     names = [output.name for output in outputs]
     if wanted is not None and wanted not in names:
-        raise ModelError(f"{path} has no output {wanted!r}", cure=f"Its outputs: {', '.join(names)}")
+        raise ModelError(f"{path} has no output {wanted!r}", hint=f"Its outputs: {', '.join(names)}")
     found = [output for output in outputs if output.values is not None and wanted in (None, output.name)]
     if not found:
         _refuse([output for output in outputs if wanted in (None, output.name)], batch, path)
@@ -111,7 +111,7 @@ def choose_output(
     if len(found) > 1:
         raise ModelError(
             f"{path} has {len(found)} outputs that can be the class scores: {', '.join(map(str, found))}",
-            cure=f"Choose one: --output-name {found[0].name}",
+            hint=f"Choose one: --output-name {found[0].name}",
         )
     (chosen,) = found
     others = [str(output) for output in outputs if output is not chosen]
@@ -272,7 +272,7 @@ def _refuse(outputs: Sequence[_Output], batch: int, path: Path) -> NoReturn:
     is_map = any(node.op_type == "ZipMap" for output in outputs for node in output.chain)
     raise ModelError(
         f"{path} gives {found} for a batch of {batch}; expected class scores, float32 [N, C]",
-        cure="Convert it without ZipMap: skl2onnx.to_onnx(..., options={'zipmap': False})" if is_map else None,
+        hint="Convert it without ZipMap: skl2onnx.to_onnx(..., options={'zipmap': False})" if is_map else None,
     )
 
 
@@ -290,7 +290,7 @@ def _check_tail(chosen: _Output, outputs: list[_Output], graph: GraphProto, path
     names = [each.name for each in better if found.has_better and each.values is not None]
     raise ModelError(
         f"{path}: output {chosen} {found.why}",
-        cure=f"Take the output before it: --output-name {names[0]}" if names else found.cure,
+        hint=f"Take the output before it: --output-name {names[0]}" if names else found.hint,
     )
 
 
@@ -305,7 +305,7 @@ def _scores(output: _Output, labels: tuple[str, ...] | None, path: Path, on_warn
         if labels is None:
             raise UsageError(
                 f"{path} is binary: its output {output} is one {'sigmoid' if is_sigmoid else 'logit'}",
-                cure="Name both classes, first the one that a low value stands for: --labels negative,positive",
+                hint="Name both classes, first the one that a low value stands for: --labels negative,positive",
             )
         what = "the probability" if is_sigmoid else "the logit, as there is no sigmoid,"
         on_warning(f"binary: output {output} is taken as {what} of {labels[-1]!r}")

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.reading import MAX_DATA_BYTES, read_regular
-from alexdeploy.importing.state_dict import TORCHSCRIPT_CURE
+from alexdeploy.importing.state_dict import TORCHSCRIPT_HINT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +88,7 @@ _CONVERSIONS = {
         "a Core ML package",
         "No tool converts Core ML packages to ONNX: export the model to ONNX from the framework that it was made in.",
     ),
-    ".torchscript": ("a TorchScript archive", TORCHSCRIPT_CURE),
+    ".torchscript": ("a TorchScript archive", TORCHSCRIPT_HINT),
 }
 """Formats that are not read here: what a file of that suffix is, and how to convert it."""
 
@@ -97,11 +97,11 @@ def refuse_other_format(path: Path, supported: Sequence[str]) -> NoReturn:
     """Raise UsageError for a file of another format than `supported`, with the command that converts it, if known."""
     suffix = path.suffix.lower()
     if suffix not in _CONVERSIONS:
-        raise UsageError(f"unsupported file type: {path}", cure=f"Supported are {', '.join(supported)}.")
+        raise UsageError(f"unsupported file type: {path}", hint=f"Supported are {', '.join(supported)}.")
     kind, command = _CONVERSIONS[suffix]
     raise UsageError(
         f"{path} is {kind}, which is not supported; convert it to ONNX",
-        cure=command.format(file=path, stem=path.stem, folder=path.parent),
+        hint=command.format(file=path, stem=path.stem, folder=path.parent),
     )
 
 
@@ -127,9 +127,9 @@ def read_foreign(path: Path) -> bytes:
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
     if content.startswith(b"version https://git-lfs.github.com/"):
-        raise ModelError(f"{path} is a pointer of Git LFS, not the file itself", cure="Get the file: git lfs pull")
+        raise ModelError(f"{path} is a pointer of Git LFS, not the file itself", hint="Get the file: git lfs pull")
     if content[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise ModelError(
-            f"{path} is a web page, not a model", cure="Download it again: follow the link to the raw file."
+            f"{path} is a web page, not a model", hint="Download it again: follow the link to the raw file."
         )
     return content

@@ -27,7 +27,7 @@ _MAX_DEPTH = 8
 _MAX_DICTS = 10_000
 """Dictionaries of a checkpoint that are looked into: an optimizer's state has one for each parameter."""
 
-TORCHSCRIPT_CURE = (
+TORCHSCRIPT_HINT = (
     "Export it to ONNX: "
     "torch.onnx.export(torch.jit.load(FILE), torch.zeros(1, 3, 224, 224), 'model.onnx', dynamo=False)\n"
     "or save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
@@ -51,7 +51,7 @@ def read_safetensors(content: bytes, source: str) -> StateDict:
     except (safetensors.SafetensorError, KeyError, ValueError) as exc:
         raise ModelError(
             f"{source} cannot be read as safetensors: {first_line(exc)}",
-            cure="It may be truncated, or hold a type that NumPy has not (bfloat16): save it again as float32.",
+            hint="It may be truncated, or hold a type that NumPy has not (bfloat16): save it again as float32.",
         ) from exc
 
 
@@ -86,7 +86,7 @@ def read_torch(content: bytes, source: str) -> StateDict:
             raise ModelError(
                 f"{source}: {name} is a tensor of {value.dtype}, {value.layout}, on {value.device}; "
                 "expected dense numbers that NumPy has",
-                cure="Save the weights as float32: torch.save(model.float().state_dict(), FILE)",
+                hint="Save the weights as float32: torch.save(model.float().state_dict(), FILE)",
             ) from exc
     return arrays
 
@@ -119,13 +119,13 @@ def _choose(candidates: Mapping[str, Mapping[str, Any]], checkpoint: object, sou
     if len(fitting) > 1:
         raise ModelError(
             f"{source} holds the weights of {len(fitting)} networks: {', '.join(fitting)}",
-            cure="Save the one you want: torch.save(torch.load(FILE, map_location='cpu', weights_only=True)"
+            hint="Save the one you want: torch.save(torch.load(FILE, map_location='cpu', weights_only=True)"
             f"{list(fitting)[-1]}, 'weights.pth')",
         )
     if not candidates:
         raise ModelError(
             f"{source} holds {type(checkpoint).__name__}, expected a state dict: tensors by name",
-            cure="Save one: torch.save(model.state_dict(), FILE)",
+            hint="Save one: torch.save(model.state_dict(), FILE)",
         )
     return max((fitting or candidates).values(), key=len)
 
@@ -143,13 +143,13 @@ def _refuse_inflated(content: bytes, source: str) -> None:
     if any("/code/" in name for name in names) and any(name.endswith("/constants.pkl") for name in names):
         raise ModelError(
             f"{source} is a TorchScript archive, which is not supported; convert it to ONNX, or save its weights",
-            cure=TORCHSCRIPT_CURE,
+            hint=TORCHSCRIPT_HINT,
         )
     packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
     if packed or sum(member.file_size for member in members) > len(content):
         raise ModelError(
             f"{source} is a compressed archive, expected one as torch.save writes it",
-            cure="Save the weights again: torch.save(model.state_dict(), FILE)",
+            hint="Save the weights again: torch.save(model.state_dict(), FILE)",
         )
 
 
@@ -158,11 +158,11 @@ def _refused(source: str, exc: Exception) -> ModelError:
     if name := re.search(r"GLOBAL ([\w.]+)", str(exc)):
         return ModelError(
             f"{source} is refused: it would call {name[1]} when it is loaded, and weights have no need to",
-            cure="Where you trust it, save the weights alone: torch.save(model.state_dict(), FILE)",
+            hint="Where you trust it, save the weights alone: torch.save(model.state_dict(), FILE)",
         )
     return ModelError(
         f"{source} cannot be read as PyTorch weights: it is damaged or truncated, or no file of PyTorch's",
-        cure="Get the file again, or save one: torch.save(model.state_dict(), FILE)",
+        hint="Get the file again, or save one: torch.save(model.state_dict(), FILE)",
     )
 
 

@@ -30,7 +30,7 @@ class Objection:
     """Why an output cannot be imported. `has_better` tells whether an output before it may be taken in its place."""
 
     why: str
-    cure: str
+    hint: str
     has_better: bool = False
 
 
@@ -55,14 +55,14 @@ def objection(graph: GraphProto, output: str, num_scores: int, total: float | No
     if negated is not None:
         return Objection(
             why=f"is computed from scores that {_named(negated)} negates: the worst class would get the highest score",
-            cure="Export scores that are highest for the best class.",
+            hint="Export scores that are highest for the best class.",
         )
     # A softmax makes shares of classes of anything; before it a Sigmoid is an activation like others.
     sigmoid = _first(_tail(graph, output, ("Softmax", "LogSoftmax")), ("Sigmoid", "HardSigmoid"))
     if sigmoid is not None:
         return Objection(
             why=f"ends in a {sigmoid.op_type}: a score for each label by itself, not one class out of {num_scores}",
-            cure="Models of several labels for one image are not supported.",
+            hint="Models of several labels for one image are not supported.",
         )
     # The logarithm of shares are logits, whatever they sum to.
     shares = _tail(graph, output, ("Log",))
@@ -72,7 +72,7 @@ def objection(graph: GraphProto, output: str, num_scores: int, total: float | No
     what = "have no constant sum" if rounding is None else f"are rounded by {_named(rounding)}"
     return Objection(
         why=f"is computed from {_named(softmax)}, but its values {what}: they are neither probabilities nor logits",
-        cure="Export the logits, which that Softmax reads, or its probabilities as they are.",
+        hint="Export the logits, which that Softmax reads, or its probabilities as they are.",
         has_better=True,
     )
 

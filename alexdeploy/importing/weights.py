@@ -102,7 +102,7 @@ def _preprocessing(
         mean_file = model_folder.mean_file(mean_image, scale)
         steps |= {"mean": (0.0, 0.0, 0.0), "mean_image": mean_file.sha256}
     if "mean" not in steps:
-        raise UsageError(_no_mean(network, path), cure=model_folder.mean_cure(steps))
+        raise UsageError(_no_mean(network, path), hint=model_folder.mean_hint(steps))
     try:
         return msgspec.convert({**steps, "crop": network.architecture.input}, Preprocessing), mean_file
     except msgspec.ValidationError as exc:

@@ -1,1 +1,1 @@
-"""What is done with models and engines: predict, evaluate, verify, bench; and what inspect and doctor find out."""
+"""Images in, rows of answers out: the predict pipeline, the formats of rows, and the journal behind `--resume`."""

@@ -87,7 +87,7 @@ class Journal:
             raise output_error(self.path, exc) from exc
         if not take_lock(self._descriptor, self.path):
             os.close(self._descriptor)
-            raise UsageError(f"another process is writing {self.path}", cure="Wait for it, or choose another --output.")
+            raise UsageError(f"another process is writing {self.path}", hint="Wait for it, or choose another --output.")
         return self
 
     def __exit__(
@@ -151,7 +151,7 @@ class Journal:
         except (InputError, UsageError) as exc:
             raise OutputError(
                 f"{self.path} was changed by something else during the run: its header is damaged",
-                cure=f"Delete {self.path} and run it again.",
+                hint=f"Delete {self.path} and run it again.",
             ) from exc
         if num_records != self._num_records:
             raise self._damaged(f"{num_records:,} of {self._num_records:,} records can be read")
@@ -165,7 +165,7 @@ class Journal:
     def _damaged(self, problem: str) -> OutputError:
         return OutputError(
             f"{self.path} was changed by something else during the run: {problem}",
-            cure="--resume goes on after the records that are intact.",
+            hint="--resume goes on after the records that are intact.",
         )
 
 
@@ -199,7 +199,7 @@ def check_setting(path: Path, name: str, found: object, expected: object, anew: 
     if found != expected:
         raise UsageError(
             f"{path} was written with {name} {found}; this run has {expected}",
-            cure=f"Run it with the options it was begun with, or {anew}.",
+            hint=f"Run it with the options it was begun with, or {anew}.",
         )
 
 
@@ -229,7 +229,7 @@ def _read_header(path: Path, file: BinaryIO, command: Command) -> Header | None:
         return None
     raise UsageError(
         f"{path} is in the way: it is not the journal of an interrupted {command}",
-        cure="Move it, or choose another --output.",
+        hint="Move it, or choose another --output.",
     )
 
 

@@ -120,7 +120,7 @@ def _check_memory(info: EngineInfo, options: PipelineOptions) -> None:
         most = max(1, info.batch_size * free // needed)
         raise DeviceMemoryError(
             f"batches of {info.batch_size:,} take {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB of memory are free",
-            cure=f"Use a smaller --batch-size, at most {most:,}.",
+            hint=f"Use a smaller --batch-size, at most {most:,}.",
         )
 
 

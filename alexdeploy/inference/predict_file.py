@@ -55,14 +55,14 @@ def has_finished(output: Path, kind: Format, *, resume: bool) -> bool:
     if num_rows and not resume:
         raise UsageError(
             f"{journal} holds the first {num_rows} rows of an interrupted run",
-            cure=f"Go on with them: add --resume. Or delete {journal} to begin anew.",
+            hint=f"Go on with them: add --resume. Or delete {journal} to begin anew.",
         )
     if not resume or not output.exists() or journal.exists():
         return False
     if next(read_records(output, kind), None) is None:
         raise UsageError(
             f"{output} exists and holds no rows, so it is not the end of an interrupted run",
-            cure="Leave out --resume to make it.",
+            hint="Leave out --resume to make it.",
         )
     return True
 
@@ -85,7 +85,7 @@ def check_finished(predictor: Predictor, sources: Iterable[Source], output: Path
     if more is not None:
         raise UsageError(
             f"{output} is finished with {num_rows} rows; the inputs of now go on with {more.name!r}",
-            cure=f"Give the same inputs, or {anew}.",
+            hint=f"Give the same inputs, or {anew}.",
         )
     return Summary(num_rows=num_rows, num_errors=num_errors, num_kept=num_rows)
 
@@ -190,7 +190,7 @@ def _check_source(path: Path, record: Record, index: int, source: Source | None,
         raise UsageError(
             f"the inputs are not those that {path} was begun with: "
             f"row {index} there is {record.source!r} (index {record.index}), now it is {now}",
-            cure=f"Give the same inputs, or {anew}.",
+            hint=f"Give the same inputs, or {anew}.",
         )
 
 

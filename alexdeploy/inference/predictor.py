@@ -121,7 +121,7 @@ class Predictor:
             # Rows that nobody took to the end leave threads behind that still use the engine.
             if self._running is not None:
                 self._running.end(
-                    UsageError("the predictor is not open any more", cure="Take the rows inside of the with block.")
+                    UsageError("the predictor is not open any more", hint="Take the rows inside of the with block.")
                 )
         finally:
             self._engine.__exit__(kind, error, trace)
@@ -158,13 +158,13 @@ class Predictor:
         Ends one that was left unfinished, as `predict` does.
         """
         if self._opened is None:
-            raise UsageError("the predictor is not open", cure="Use it so: with Predictor(...) as predictor:")
+            raise UsageError("the predictor is not open", hint="Use it so: with Predictor(...) as predictor:")
         self._opened.check("predictor")
         if self._running is not None:
             self._running.end(
                 UsageError(
                     "a later predict() ended this one: a predictor serves one at a time",
-                    cure="Take all rows first, rows = list(predictor.predict(...)), or open a second Predictor.",
+                    hint="Take all rows first, rows = list(predictor.predict(...)), or open a second Predictor.",
                 )
             )
         self._running = Rows(self._rows(sources, first_index))
@@ -191,7 +191,7 @@ def make_row(outcome: Outcome, info: EngineInfo, top_k: int) -> Row:
             raise ModelError(
                 f"{info.backend} gives probabilities that are not finite for {outcome.source} "
                 f"with the {info.precision} graph {short_artifact(info.artifact)}",
-                cure="Try it with --precision fp32; if that is well, export the other graph again.",
+                hint="Try it with --precision fp32; if that is well, export the other graph again.",
             )
         best = best_classes(outcome.probabilities[None], top_k)[0]
         top = tuple(

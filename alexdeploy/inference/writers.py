@@ -65,7 +65,7 @@ def choose_format(path: Path) -> Format:
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(
             f"the suffix of {path.name!r} names no format; known are {', '.join(_FORMATS)}",
-            cure="Say which: --format jsonl, csv, parquet or table",
+            hint="Say which: --format jsonl, csv, parquet or table",
         )
     return _FORMATS[path.suffix.lower()]
 
@@ -85,7 +85,7 @@ def text_format(kind: Format, shape: Shape) -> TextFormat:
     if kind == "table":
         layout = table_layout(shape.classes, shape.top_k, shape.num_views, shape.width)
         return TextFormat(header=table_header(layout), line=functools.partial(table_line, layout))
-    raise UsageError(f"{kind} is not made of lines", cure="Write it to a file: --output FILE")
+    raise UsageError(f"{kind} is not made of lines", hint="Write it to a file: --output FILE")
 
 
 def write_rows(rows: Iterable[Row], file: IO[bytes], kind: Format, shape: Shape) -> None:
@@ -107,7 +107,7 @@ def read_records(path: Path, kind: Format) -> Iterator[Record]:
     if kind == "table":
         raise UsageError(
             f"{path} is a table, which --resume cannot read back to see whether it is what is asked for",
-            cure="Leave out --resume to make it again, or write --format jsonl, csv or parquet.",
+            hint="Leave out --resume to make it again, or write --format jsonl, csv or parquet.",
         )
     readers = {"jsonl": _jsonl_records, "csv": _csv_records, "parquet": _parquet_records}
     try:
@@ -115,7 +115,7 @@ def read_records(path: Path, kind: Format) -> Iterator[Record]:
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as exc:
         raise UsageError(
             f"{path} exists and is no finished {kind} output of predict: {exc}",
-            cure="Choose another --output, or leave out --resume to replace the file.",
+            hint="Choose another --output, or leave out --resume to replace the file.",
         ) from exc
 
 

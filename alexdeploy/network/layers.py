@@ -106,7 +106,7 @@ def _features(architecture: Architecture) -> Iterator[Layer]:
                     # The shape that halves the maps would take what is left over from the next image of the batch.
                     raise RecipeError(
                         f"norm{index}: {channels} maps do not divide into {towers} towers",
-                        cure=f"Give {name} another number of channels, or set architecture.lrn.per_tower=false.",
+                        hint=f"Give {name} another number of channels, or set architecture.lrn.per_tower=false.",
                     )
                 yield Layer(
                     kind="lrn",
@@ -158,6 +158,6 @@ def _grid(name: str, size: int, kernel: int, stride: int, padding: int) -> int:
     if output < 1:
         raise RecipeError(
             f"{name}: a kernel of {kernel} with padding {padding} does not fit its input of {size}x{size}",
-            cure="Use a larger architecture.input, smaller kernels or less pooling.",
+            hint="Use a larger architecture.input, smaller kernels or less pooling.",
         )
     return output

@@ -11,7 +11,7 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from alexdeploy.core.errors import ModelError, StaleArtifactError, cured_by, first_line
+from alexdeploy.core.errors import ModelError, StaleArtifactError, default_hint, first_line
 from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import check_regular
@@ -41,9 +41,9 @@ def load_model_weights(
     if spec.architecture is None:
         raise ModelError(
             f"{folder.spec_path} has no architecture to build {folder.weights_path.name} into",
-            cure=f"Restore {folder.spec_path.name}, or import the weights: alexdeploy import FILE --recipe NAME",
+            hint=f"Restore {folder.spec_path.name}, or import the weights: alexdeploy import FILE --recipe NAME",
         )
-    with cured_by(_restore(folder)):
+    with default_hint(_restore(folder)):
         return ModelWeights(load_weights(folder.weights_path, plan_layers(spec.architecture, spec.num_classes)), digest)
 
 
@@ -60,18 +60,18 @@ def check_origin(folder: ModelFolder, spec: ModelSpec, hash_file: Callable[[Path
         with safetensors.safe_open(path, framework="numpy") as file:
             contract = (file.metadata() or {}).get(CONTRACT_KEY)
     except (OSError, safetensors.SafetensorError) as exc:
-        raise ModelError(f"{path} is damaged: {first_line(exc)}", cure=_restore(folder)) from exc
+        raise ModelError(f"{path} is damaged: {first_line(exc)}", hint=_restore(folder)) from exc
     found, recorded = hash_file(path), spec.recorded_weights
     if recorded is not None and found != recorded:
         raise StaleArtifactError(
             f"{path} is {found[:12]}, {folder.spec_path.name} was written with {recorded[:12]}: "
             "one of them is damaged, or of another training",
-            cure=_restore(folder) + _resume(folder),
+            hint=_restore(folder) + _resume(folder),
         )
     if contract is not None and contract != spec.contract_sha256:
         raise StaleArtifactError(
             f"{path} was written for another architecture, preprocessing or classes than {folder.spec_path} has now",
-            cure=_restore(folder),
+            hint=_restore(folder),
         )
     return found
 
@@ -96,7 +96,7 @@ def load_weights(path: Path, plan: tuple[Layer, ...]) -> Weights:
     except (OSError, safetensors.SafetensorError) as exc:
         raise ModelError(
             f"{path} cannot be read as safetensors: {exc}",
-            cure="Only safetensors are loaded as weights: a pickled checkpoint can run code.",
+            hint="Only safetensors are loaded as weights: a pickled checkpoint can run code.",
         ) from exc
     check_weights(weights, plan, str(path))
     return weights

@@ -33,11 +33,11 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     kind: str
     message: str
-    cure: str | None
+    hint: str | None
     number: int | None = None
 
     def error(self) -> AlexDeployError:
-        return by_name(self.kind)(self.message, cure=self.cure)
+        return by_name(self.kind)(self.message, hint=self.hint)
 
 
 class Child:
@@ -140,7 +140,7 @@ def failure_of(exc: Exception, number: int | None = None) -> Failure:
     """Of whatever a runtime raises as well, which is a DeviceError."""
     if not isinstance(exc, AlexDeployError):
         exc = DeviceError(f"{type(exc).__name__}: {first_line(exc)}")
-    return Failure(kind=type(exc).__name__, message=exc.message, cure=exc.cure, number=number)
+    return Failure(kind=type(exc).__name__, message=exc.message, hint=exc.hint, number=number)
 
 
 def _end_with_parent(pid: int) -> None:

@@ -63,7 +63,7 @@ class PhysicalGpu:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuSurvey:
-    """What NVML says. `problem` and `cure` are why there are no devices; `notes` what a user should know of some.
+    """What NVML says. `problem` and `hint` are why there are no devices; `notes` what a user should know of some.
 
     `is_fault`: the problem is not that of a machine without a GPU, nor one that somebody wanted. `cuda_version` is the
     newest that the driver runs. CUDA_VISIBLE_DEVICES hides `num_hidden` GPUs, or parts of them.
@@ -71,7 +71,7 @@ class GpuSurvey:
 
     devices: tuple[Device, ...] = ()
     problem: str | None = None
-    cure: str | None = None
+    hint: str | None = None
     is_fault: bool = False
     driver: str | None = None
     cuda_version: tuple[int, int] | None = None
@@ -99,7 +99,7 @@ def survey_gpus() -> GpuSurvey:
     except ImportError:
         return GpuSurvey(
             problem="the package nvidia-ml-py, which finds GPUs, is not installed",
-            cure="pip install nvidia-ml-py",
+            hint="pip install nvidia-ml-py",
             is_fault=_has_driver(),
         )
     try:
@@ -119,7 +119,7 @@ def _failed(error: Any) -> GpuSurvey:
     code: int = error.value
     return GpuSurvey(
         problem=f"NVML: {first_line(error).rstrip('.')}",
-        cure=_NVML_CURES.get(code),
+        hint=_NVML_CURES.get(code),
         # Its library is a part of the driver, which a container may have got without it.
         is_fault=code != _NVML_NO_LIBRARY or _has_driver(),
     )
@@ -153,12 +153,12 @@ def _survey(nvml: Any) -> GpuSurvey:
         devices = (replace(devices[0], compute_capability=only_compute_capability()),)
     shown = {device.uuid for device in devices}
     num_hidden = sum(any(device.uuid not in shown for device in gpu.devices) for gpu in gpus)
-    problem, cure = None, None
+    problem, hint = None, None
     if not gpus:
         problem = "the driver is there, but no GPU"
     elif not devices and num_hidden:
         problem = f"CUDA_VISIBLE_DEVICES={mask!r} hides {'the GPU' if num_hidden == 1 else f'all {num_hidden} GPUs'}"
-        cure = "unset CUDA_VISIBLE_DEVICES"
+        hint = "unset CUDA_VISIBLE_DEVICES"
     elif not devices:
         problem = "no GPU can be used: " + "; ".join(notes)
         notes = []
@@ -170,7 +170,7 @@ def _survey(nvml: Any) -> GpuSurvey:
     return GpuSurvey(
         devices=devices,
         problem=problem,
-        cure=cure,
+        hint=hint,
         is_fault=problem is not None and not (gpus and num_hidden and mask in _HIDING_MASKS),
         driver=driver,
         cuda_version=driver_cuda_version() if number is None else cuda_version(number),
@@ -278,7 +278,7 @@ def find_devices(
         if is_fault and word.lower() == "all":
             raise DeviceError(
                 f"--devices {names}: no GPU can be used: {gpu_problem}",
-                cure="See: alexdeploy doctor. For the CPU alone: --devices cpu",
+                hint="See: alexdeploy doctor. For the CPU alone: --devices cpu",
             )
         match = _find(word, devices)
         if not match:
@@ -287,7 +287,7 @@ def find_devices(
             reason = f" No GPU: {gpu_problem}." if gpu_problem and not gpus else ""
             raise UsageError(
                 f"--devices {names}: found {word!r}, expected all or one of: {there}.{reason}",
-                cure="See them: alexdeploy devices",
+                hint="See them: alexdeploy devices",
             )
         found.extend(match)
     return tuple(found)

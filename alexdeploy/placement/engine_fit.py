@@ -46,7 +46,7 @@ def local_engines(
 
     The engines are ranked as `open_engine` does it, where "auto" takes the greatest batches of the best rank; of GPUs
     of one capability, the one whose engine takes the least decides. An engine that fits and is not trusted counts as
-    none; its cure says how to trust it.
+    none; its hint says how to trust it.
     """
     gpus: dict[tuple[int, int], dict[str, Device]] = {}
     for gpu in survey.devices:
@@ -55,7 +55,7 @@ def local_engines(
     try:
         required = _required(folder, survey, precision, num_views)
     except AlexDeployError as exc:
-        return dict.fromkeys(gpus, NoEngine(reason=exc.message, cure=exc.cure or "See: alexdeploy inspect"))
+        return dict.fromkeys(gpus, NoEngine(reason=exc.message, hint=exc.hint or "See: alexdeploy inspect"))
     if batch_size != "auto":
         required = replace(required, batch_size=batch_size)
     found: dict[tuple[int, int], int | NoEngine] = {}
@@ -77,8 +77,8 @@ def _engine_for(folder: ModelFolder, required: EngineRequirements, gpu: Device, 
     except AlexDeployError as exc:
         most = max(required.batch_size, DEFAULT_MAX_BATCH)
         build = build_command(folder, replace(required, batch_size=most), str(gpu))
-        cure = exc.cure if fitting else f"Build one there: {build}"
-        return NoEngine(reason=exc.message, cure=cure or f"Build it again: {build}")
+        hint = exc.hint if fitting else f"Build one there: {build}"
+        return NoEngine(reason=exc.message, hint=hint or f"Build it again: {build}")
 
 
 def match_engines(folder: ModelFolder, survey: GpuSurvey) -> Iterator[EngineFile]:

@@ -74,7 +74,7 @@ def place(folder: ModelFolder, request: Request) -> Placed:
     if request.backend is not None and not can_run(request.backend, request.precision):
         able = [backend for backend in get_args(Backend) if can_run(backend, request.precision)]
         raise UsageError(
-            f"{request.backend} does not run {request.precision}", cure=f"Use --backend {' or '.join(able)}."
+            f"{request.backend} does not run {request.precision}", hint=f"Use --backend {' or '.join(able)}."
         )
     survey = survey_gpus()
     devices = (cpu_device(), *survey.devices)
@@ -85,7 +85,7 @@ def place(folder: ModelFolder, request: Request) -> Placed:
         return _split(folder, request, named, survey)
     if request.backend == "tensorrt" and not survey.devices and named is None:
         check_installed("tensorrt")
-        raise DeviceError(f"TensorRT runs on NVIDIA GPUs, and there is none: {survey.problem}", cure=survey.cure)
+        raise DeviceError(f"TensorRT runs on NVIDIA GPUs, and there is none: {survey.problem}", hint=survey.hint)
     plan = plan_replicas(devices, _demand(folder, request, named, survey))
     notes = (*_notes(request, survey, plan), *_unfit(folder, request))
     if len(plan.replicas) == 1 and plan.replicas[0].device.kind == "cpu":
@@ -103,9 +103,9 @@ def _notes(request: Request, survey: GpuSurvey, plan: Plan) -> tuple[str, ...]:
     """What a user should know who did not say in so many words what to run on."""
     if not _may_use_gpu(request, [each.device for each in plan.replicas]):
         return ()
-    left_out = [f"{each.device} is left out: {each.reason}. {each.cure}" for each in plan.left_out]
+    left_out = [f"{each.device} is left out: {each.reason}. {each.hint}" for each in plan.left_out]
     slower = [
-        f"{each.device} runs {replica.backend} and not TensorRT: {each.reason}. {each.cure}"
+        f"{each.device} runs {replica.backend} and not TensorRT: {each.reason}. {each.hint}"
         for each in plan.without_engine
         for replica in [replica for replica in plan.replicas if replica.device == each.device][:1]
     ]
@@ -134,7 +134,7 @@ def _fault(survey: GpuSurvey) -> tuple[str, ...]:
     """A machine without a GPU is nothing to speak of; a driver that does not work is."""
     if not survey.is_fault:
         return ()
-    return (f"The CPU is used, since no GPU can be: {survey.problem}. {survey.cure or 'See: alexdeploy doctor'}",)
+    return (f"The CPU is used, since no GPU can be: {survey.problem}. {survey.hint or 'See: alexdeploy doctor'}",)
 
 
 def _in_this_process(folder: ModelFolder, request: Request, replica: Replica) -> Engine:
@@ -225,18 +225,18 @@ def _split(folder: ModelFolder, request: Request, named: tuple[Device, ...] | No
 
     assert request.placement is not None
     if request.backend not in (None, "onnxruntime"):
-        raise UsageError(f"--placement runs in ONNX Runtime, not in {request.backend}", cure="Leave out --backend.")
+        raise UsageError(f"--placement runs in ONNX Runtime, not in {request.backend}", hint="Leave out --backend.")
     if request.replicas_per_device != 1:
         raise UsageError(
             f"--placement {request.placement} is one network on two devices, and --replicas "
             f"{request.replicas_per_device} asks for several on each",
-            cure="Leave out one of them.",
+            hint="Leave out one of them.",
         )
     devices, notes = (named, ()) if named is not None else _two_devices(request.placement, survey)
     if len(devices) != 2:
         raise UsageError(
             f"--placement {request.placement} takes two devices, found {len(devices)}",
-            cure="Name them: --devices 0,1 or --devices cpu,cpu",
+            hint="Name them: --devices 0,1 or --devices cpu,cpu",
         )
     batch_size = CPU_BATCH_SIZE if request.batch_size == "auto" else request.batch_size
     options = EngineOptions(
@@ -258,7 +258,7 @@ def _two_devices(placement: Placement, survey: GpuSurvey) -> tuple[tuple[Device,
     if len(gpus) == 1:
         raise UsageError(
             f"--placement {placement} takes two devices, found one GPU, {gpus[0]} ({gpus[0].name})",
-            cure="Name them: --devices 0,cpu or --devices 0,0 or --devices cpu,cpu",
+            hint="Name them: --devices 0,cpu or --devices 0,0 or --devices cpu,cpu",
         )
     if gpus:
         return gpus[:2], (f"--placement {placement} takes {gpus[0]} and {gpus[1]}; --devices names others",)

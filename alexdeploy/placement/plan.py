@@ -43,7 +43,7 @@ class NoEngine:
     """Why TensorRT has no engine file for a GPU, and what mends it; `error` is the kind if the GPU was named."""
 
     reason: str
-    cure: str
+    hint: str
     error: type[AlexDeployError] = ModelError
 
 
@@ -76,7 +76,7 @@ class LeftOut:
 
     device: Device
     reason: str
-    cure: str
+    hint: str
     error: type[AlexDeployError] = DeviceError
 
 
@@ -126,12 +126,12 @@ def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
         if not left_out:
             raise
         reasons = "; ".join(f"{each.device}: {each.reason}" for each in left_out)
-        raise left_out[0].error(f"{exc.message}; {reasons}", cure=left_out[0].cure) from exc
+        raise left_out[0].error(f"{exc.message}; {reasons}", hint=left_out[0].hint) from exc
 
 
 def _plan(devices: Sequence[Device], demand: Demand) -> Plan:
     if not devices:
-        raise DeviceError("there is no device to run it on", cure="See them: alexdeploy devices")
+        raise DeviceError("there is no device to run it on", hint="See them: alexdeploy devices")
     slots = [device for device in devices for _ in range(demand.replicas_per_device)]
     num_on = Counter(slots)
     threads = _shares(demand.num_processors, sum(device.kind == "cpu" for device in slots))
@@ -140,7 +140,7 @@ def _plan(devices: Sequence[Device], demand: Demand) -> Plan:
         against = _reason_against(device, num_on[device], demand)
         if against is not None:
             name = f" ({device.name})" if device.name else ""
-            raise against.error(f"{device}{name}: {against.reason}", cure=against.cure)
+            raise against.error(f"{device}{name}: {against.reason}", hint=against.hint)
         backend = _backend_for(device, num_on[device], demand)
         assert backend is not None
         replicas.append(
@@ -175,8 +175,8 @@ def _backend_for(device: Device, num_replicas: int, demand: Demand) -> Backend |
 def _engine_for(device: Device, num_replicas: int, demand: Demand) -> int | NoEngine:
     """The greatest batch of the GPU's TensorRT engine, or why it has none that `num_replicas` can run."""
     if device.compute_capability is None:
-        return NoEngine(reason="its compute capability is unknown", cure="See: alexdeploy doctor")
-    nothing = NoEngine(reason="there is no TensorRT engine for it", cure="Build one: alexdeploy build")
+        return NoEngine(reason="its compute capability is unknown", hint="See: alexdeploy doctor")
+    nothing = NoEngine(reason="there is no TensorRT engine for it", hint="Build one: alexdeploy build")
     found = demand.engines.get(device.compute_capability, nothing)
     room = _room(device, num_replicas)
     if isinstance(found, NoEngine) or room is None:
@@ -185,14 +185,14 @@ def _engine_for(device: Device, num_replicas: int, demand: Demand) -> int | NoEn
     if needed <= room:
         return found
     why = f"its TensorRT engine is for up to {found} images, for which {TENSORRT_STREAMS} streams reserve memory"
-    cure = "End what else runs there"
+    hint = "End what else runs there"
     smaller = found // 2
     while smaller and demand.fixed_bytes + TENSORRT_STREAMS * smaller * demand.image_bytes > room:
         smaller //= 2
     if smaller:
-        cure += f", or build one with --max-batch {smaller} and give --batch-size {smaller}"
+        hint += f", or build one with --max-batch {smaller} and give --batch-size {smaller}"
     reason = f"{why}; {_too_little(device, num_replicas, needed)}"
-    return NoEngine(reason=reason, cure=cure, error=DeviceMemoryError)
+    return NoEngine(reason=reason, hint=hint, error=DeviceMemoryError)
 
 
 def _without_engine(device: Device, num_replicas: int, demand: Demand) -> LeftOut | None:
@@ -200,7 +200,7 @@ def _without_engine(device: Device, num_replicas: int, demand: Demand) -> LeftOu
     found = _engine_for(device, num_replicas, demand)
     if isinstance(found, int) or "tensorrt" not in demand.available.get("cuda", ()):
         return None
-    return LeftOut(device=device, reason=found.reason, cure=found.cure, error=found.error)
+    return LeftOut(device=device, reason=found.reason, hint=found.hint, error=found.error)
 
 
 def _reason_against(device: Device, num_replicas: int, demand: Demand) -> LeftOut | None:
@@ -216,7 +216,7 @@ def _reason_against(device: Device, num_replicas: int, demand: Demand) -> LeftOu
     return LeftOut(
         device=device,
         reason=_too_little(device, num_replicas, needed, f" with one image of {views}"),
-        cure=f"End what else runs there, or use {fewer}{'' if demand.num_views == 1 else 'fewer --views, '}"
+        hint=f"End what else runs there, or use {fewer}{'' if demand.num_views == 1 else 'fewer --views, '}"
         "another device: --devices",
         error=DeviceMemoryError,
     )
@@ -237,7 +237,7 @@ def _no_backend(device: Device, num_replicas: int, demand: Demand) -> LeftOut:
     installed = [backend for backend in known if backend in demand.available.get(device.kind, ())]
     if demand.backend is not None and demand.backend not in known:
         reason = f"{demand.backend} does not run on {kind}"
-        return LeftOut(device=device, reason=reason, cure=f"Use --backend {known[0]} there.")
+        return LeftOut(device=device, reason=reason, hint=f"Use --backend {known[0]} there.")
     wanted = [backend for backend in installed if demand.backend in (None, backend)]
     if not wanted:
         extra = "gpu" if device.kind == "cuda" else "cpu"
@@ -247,12 +247,12 @@ def _no_backend(device: Device, num_replicas: int, demand: Demand) -> LeftOut:
         return LeftOut(
             device=device,
             reason=reason,
-            cure=f"pip install 'alexdeploy[{extra}]', then look at: alexdeploy doctor",
+            hint=f"pip install 'alexdeploy[{extra}]', then look at: alexdeploy doctor",
             error=UsageError,
         )
     if not any(can_run(backend, demand.precision) for backend in wanted):
         reason = f"{' and '.join(wanted)} cannot run {demand.precision} there"
-        return LeftOut(device=device, reason=reason, cure="Use another --precision.")
+        return LeftOut(device=device, reason=reason, hint="Use another --precision.")
     lacking = _without_engine(device, num_replicas, demand)
     assert lacking is not None
     return lacking

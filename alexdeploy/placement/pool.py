@@ -47,7 +47,7 @@ class Pool:
     @property
     def info(self) -> EngineInfo:
         if self._info is None:
-            raise DeviceError("the pool is not open", cure="Use it in a with statement.")
+            raise DeviceError("the pool is not open", hint="Use it in a with statement.")
         return self._info
 
     def __enter__(self) -> Pool:
@@ -58,7 +58,7 @@ class Pool:
                 supervisor.start()
             ready = [supervisor.wait_until_open().info for supervisor in self._supervisors]
             if _identities(self._folder, self._precision) != before:
-                raise ModelError("the model changed while its replicas were opened", cure="Run the command again.")
+                raise ModelError("the model changed while its replicas were opened", hint="Run the command again.")
             self._info = join_infos([supervisor.replica.device for supervisor in self._supervisors], ready)
         except BaseException:
             self._close(_HURRY_SECONDS)
@@ -149,7 +149,7 @@ class Pool:
                         f"{supervisor.replica.device}: {supervisor.last_loss or 'closed'}"
                         for supervisor in self._supervisors
                     )
-                    raise DeviceError(f"every replica is lost: {losses}", cure=DOCTOR)
+                    raise DeviceError(f"every replica is lost: {losses}", hint=DOCTOR)
                 others = [supervisor for supervisor in living if supervisor is not avoid] or living
                 free = [supervisor for supervisor in others if supervisor.num_free > 0]
                 if free:
@@ -173,7 +173,7 @@ def join_infos(devices: Sequence[Device], infos: Sequence[EngineInfo]) -> Engine
     contents = {(each.precision, each.num_views, each.classes) for each in infos}
     portable = {(each.backend, each.artifact) for each in infos if each.backend != "tensorrt"}
     if len(contents) > 1 or len(portable) > len({backend for backend, _ in portable}):
-        raise ModelError("the replicas opened different models", cure="Run the command again.")
+        raise ModelError("the replicas opened different models", hint="Run the command again.")
     first = infos[0]
     return EngineInfo(
         backend="+".join(dict.fromkeys(each.backend for each in infos)),

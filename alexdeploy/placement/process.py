@@ -65,7 +65,7 @@ class ReplicaProcess:
         if isinstance(header, Failure):
             self._clear_away()
             return header.error()
-        return DeviceError(f"{self._device} could not be opened: {self._clear_away()}", cure=DOCTOR)
+        return DeviceError(f"{self._device} could not be opened: {self._clear_away()}", hint=DOCTOR)
 
     def run(self, images: NDArray[np.uint8], seconds: float) -> Predictions:
         reply: queue.SimpleQueue[Predictions | AlexDeployError] = queue.SimpleQueue()

@@ -216,7 +216,7 @@ class ReplicaSupervisor:
             if process is not None:
                 process.end(str(self.last_loss))
                 process.fail_pending(str(self.last_loss))
-            self._opened.put(DeviceError(f"{self.replica.device}: {self.last_loss}", cure=DOCTOR))
+            self._opened.put(DeviceError(f"{self.replica.device}: {self.last_loss}", hint=DOCTOR))
 
     def _live(self) -> None:
         """Start the process again until the pool closes, too many end without an answer, or the model is another."""

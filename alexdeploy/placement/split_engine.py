@@ -36,7 +36,7 @@ def open_split_engine(
     """
     if options.precision == "bf16":
         raise UsageError(
-            "--placement runs in ONNX Runtime, which has no bfloat16 here", cure="Use --precision fp32 or fp16."
+            "--placement runs in ONNX Runtime, which has no bfloat16 here", hint="Use --precision fp32 or fp16."
         )
     spec = folder.spec()
     graph = load_graph(folder, options.precision, spec)
@@ -111,7 +111,7 @@ class SplitEngine:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
         check_images(images, self.info.batch_size)
         if not self._steps or self._opened is None:
-            raise DeviceError("the engine is not open", cure="Use it in a with statement.")
+            raise DeviceError("the engine is not open", hint="Use it in a with statement.")
         self._opened.check("engine")
         tensors: dict[str, NDArray[Any]] = {"images": images}
         for step in self._steps:

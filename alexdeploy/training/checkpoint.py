@@ -119,7 +119,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     # torch.load raises whatever its readers do.
     except Exception as exc:
         reason = str(exc).partition("\n")[0]
-        raise ModelError(f"{path} is no checkpoint: {reason}", cure="Start again: --overwrite") from exc
+        raise ModelError(f"{path} is no checkpoint: {reason}", hint="Start again: --overwrite") from exc
 
 
 def check_same_run(found: Identity, asked: Identity) -> None:
@@ -143,7 +143,7 @@ def check_same_run(found: Identity, asked: Identity) -> None:
     if changes:
         raise UsageError(
             "the run to be resumed differs from what is asked for: " + "; ".join(changes),
-            cure="Ask for the same, or start anew under another --name or with --overwrite.",
+            hint="Ask for the same, or start anew under another --name or with --overwrite.",
         )
 
 

@@ -27,15 +27,15 @@ def choose_device(name: str | None, precision: Literal["fp32", "bf16", "fp16"]) 
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as exc:
-        raise UsageError(f"unknown device {name!r}", cure="Devices: cpu, cuda, cuda:1, ...") from exc
+        raise UsageError(f"unknown device {name!r}", hint="Devices: cpu, cuda, cuda:1, ...") from exc
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"training runs on cpu and cuda, not on {device.type}", cure="Leave out --device.")
+        raise UsageError(f"training runs on cpu and cuda, not on {device.type}", hint="Leave out --device.")
     if device.type == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= found:
-            raise DeviceError(f"{name} was asked for; PyTorch finds {found} CUDA devices", cure="Try --device cpu")
+            raise DeviceError(f"{name} was asked for; PyTorch finds {found} CUDA devices", hint="Try --device cpu")
     elif precision == "fp16":
-        raise UsageError("fp16 training needs a GPU", cure="On the CPU, use --precision bf16 or fp32.")
+        raise UsageError("fp16 training needs a GPU", hint="On the CPU, use --precision bf16 or fp32.")
     return device
 
 
@@ -102,7 +102,7 @@ class Learner:
         except Exception as exc:
             raise DeviceError(
                 f"torch.compile does not work here: {first_line(exc)}",
-                cure="Leave out --compile. On the CPU it needs a C++ compiler (apt install g++), on a GPU Triton.",
+                hint="Leave out --compile. On the CPU it needs a C++ compiler (apt install g++), on a GPU Triton.",
             ) from exc
         # So that dropout draws what it draws uncompiled.
         torch._inductor.config.fallback_random = True

@@ -146,7 +146,7 @@ def _device_name(name: str | None, launch: Launch) -> str:
     if name is not None and name.startswith("cuda:") and launch.size > 1:
         raise UsageError(
             f"{launch.size} processes cannot all train on {name}",
-            cure="Leave --device out: each process takes the GPU of its number.",
+            hint="Leave --device out: each process takes the GPU of its number.",
         )
     if name is not None and name != "cuda":
         return name
@@ -154,7 +154,7 @@ def _device_name(name: str | None, launch: Launch) -> str:
     if launch.local_size > found:
         raise DeviceError(
             f"{launch.local_size} processes were started on this machine; PyTorch finds {found} CUDA devices",
-            cure=f"Start {found}: torchrun --nproc-per-node {found}" if found else "Try --device cpu",
+            hint=f"Start {found}: torchrun --nproc-per-node {found}" if found else "Try --device cpu",
         )
     return f"cuda:{launch.local_rank}"
 
@@ -206,7 +206,7 @@ def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
             reason = f" or cannot be reached: {_reason(exc)}" if isinstance(exc, dist.DistError) else ""
             raise DeviceError(
                 f"another of the processes that train together has ended{reason}",
-                cure="Its own message, if there was time for one, says why. Go on from the last checkpoint: --resume\n"
+                hint="Its own message, if there was time for one, says why. Go on from the last checkpoint: --resume\n"
                 "torchrun --max-restarts 3 does that by itself.",
             ) from exc
 

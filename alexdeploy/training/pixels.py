@@ -131,7 +131,7 @@ class FilePixels:
         except ImageError as exc:
             raise DataError(
                 f"an image that could be read when training began cannot be now: {exc.message}",
-                cure="Bring it back and go on: alexdeploy train --resume",
+                hint="Bring it back and go on: alexdeploy train --resume",
             ) from exc
 
     def _image(self, index: int) -> NDArray[np.uint8]:
@@ -234,7 +234,7 @@ def refuse_broken(broken: tuple[Broken, ...], num_images: int) -> None:
     more = f"\n  and {len(broken) - _NUM_NAMED:,} more" if len(broken) > _NUM_NAMED else ""
     raise DataError(
         f"{len(broken):,} of {num_images:,} images cannot be decoded:\n{named}{more}",
-        cure="Replace or remove them, or leave them out: --skip-broken",
+        hint="Replace or remove them, or leave them out: --skip-broken",
     )
 
 

@@ -89,7 +89,7 @@ def prepare(
         raise DataError(f"{len(originals.train)} training and {len(originals.val)} validation images; it takes both")
     quality = options.jpeg_quality
     if quality is not None and not 1 <= quality <= 100:
-        raise UsageError(f"a JPEG quality of {quality}; expected 1 to 100", cure="95 is nearly as good as raw pixels.")
+        raise UsageError(f"a JPEG quality of {quality}; expected 1 to 100", hint="95 is nearly as good as raw pixels.")
     plan = Plan(
         format=packed_files.FORMAT,
         resize=options.resize,
@@ -139,7 +139,7 @@ def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
         if not overwrite:
             raise _another_set(folder, found, plan, changes)
     if found is None and not is_ours and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there and is no packed set", cure="Name a new or an empty folder.")
+        raise UsageError(f"{folder} is there and is no packed set", hint="Name a new or an empty folder.")
     # Before what is there is removed, which makes room.
     _check_space(folder, plan, plan.num_train + plan.num_val, room=sum(path.stat().st_size for path in _shards(folder)))
     _clear(folder)
@@ -150,13 +150,13 @@ def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
 
 
 def _another_set(folder: Path, found: Plan, asked: Plan, changes: list[str]) -> UsageError:
-    message, cure = f"{folder} holds another packed set", "Replace it: --overwrite, or name another folder."
+    message, hint = f"{folder} holds another packed set", "Replace it: --overwrite, or name another folder."
     if found.arguments != asked.arguments:
-        cure = f"Go on with that: {packed_files.prepare_command(folder, found.arguments)}\n{cure}"
+        hint = f"Go on with that: {packed_files.prepare_command(folder, found.arguments)}\n{hint}"
     elif found.sources_sha256 != asked.sources_sha256:
         # The same command: what there is to go on with is no more.
         message = f"the images have changed since {folder} was packed"
-    return UsageError(f"{message}: {'; '.join(changes)}", cure=cure)
+    return UsageError(f"{message}: {'; '.join(changes)}", hint=hint)
 
 
 def _sweep(folder: Path) -> None:
@@ -224,14 +224,14 @@ def _check_space(folder: Path, plan: Plan, num_images: int, *, room: int = 0) ->
     free = shutil.disk_usage(place).free + room
     if needed + _SPARE_BYTES <= free:
         return
-    cure = "Free some space, or name a folder on another disk"
+    hint = "Free some space, or name a folder on another disk"
     if is_raw:
         smaller = (plan.num_train + plan.num_val) * _TYPICAL_JPEG_BYTES
-        cure += f", or keep JPEGs, about {size_text(smaller)} in all: --jpeg 95"
+        hint += f", or keep JPEGs, about {size_text(smaller)} in all: --jpeg 95"
     raise OutputError(
         f"{num_images:,} images take {'' if is_raw else 'about '}{size_text(needed)}; "
         f"there is room for {size_text(free)} at {folder}",
-        cure=f"{cure}.",
+        hint=f"{hint}.",
     )
 
 

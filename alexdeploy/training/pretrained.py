@@ -38,7 +38,7 @@ def read_parent(folder: ModelFolder) -> Parent:
     if spec.architecture is None or not folder.weights_path.is_file():
         raise ModelError(
             f"{folder.path} has no {folder.weights_path.name}: a graph that was imported cannot be trained",
-            cure="Import the weights themselves, e.g. alexdeploy import FILE.caffemodel, or train: alexdeploy train",
+            hint="Import the weights themselves, e.g. alexdeploy import FILE.caffemodel, or train: alexdeploy train",
         )
     weights = load_model_weights(folder, spec, sha256_file)
     mean_image = folder.mean_image(spec)
@@ -87,7 +87,7 @@ def first_weights(parent: Parent, drawn: Mapping[str, Tensor], classes: tuple[st
             has = "has none" if found is None else f"has it as {list(found.shape)}"
             raise RecipeError(
                 f"{name} would be {list(drawn_tensor.shape)}; {parent.spec.name} {has}",
-                cure="With --pretrained, leave the architecture as it is: no --set architecture.* that changes shapes.",
+                hint="With --pretrained, leave the architecture as it is: no --set architecture.* that changes shapes.",
             )
         weights[name] = torch.from_numpy(found[rows] if is_last else found)
     return weights

@@ -318,13 +318,13 @@ class Run:
 
     def _diverged(self, what: str, value: float, epoch: int, rate: float) -> DivergedError:
         number = f"{value:.4g}" if not math.isfinite(value) else f"{value:.4g}, its weights are no numbers"
-        cure = f"Try a lower rate: --set training.learning_rate={rate / 3:.2g} --overwrite"
+        hint = f"Try a lower rate: --set training.learning_rate={rate / 3:.2g} --overwrite"
         if self._training.precision != "fp32":
-            cure += "\nor more precision: --precision fp32 --overwrite"
+            hint += "\nor more precision: --precision fp32 --overwrite"
         path = self._setting.folder.checkpoint_path
         if path.is_file():
-            cure += f"\n{path} is from before it happened."
-        return DivergedError(f"the {what} is {number} in epoch {epoch} at learning rate {rate:g}", cure=cure)
+            hint += f"\n{path} is from before it happened."
+        return DivergedError(f"the {what} is {number} in epoch {epoch} at learning rate {rate:g}", hint=hint)
 
     def _rng(self, purpose: int, epoch: int, step: int = 0) -> np.random.Generator:
         return np.random.default_rng((self._training.seed, purpose, epoch, step))

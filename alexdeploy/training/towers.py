@@ -35,18 +35,18 @@ def check_towers(architecture: Architecture, num_processes: int) -> None:
     if architecture.towers != 2:
         raise UsageError(
             "this network has one tower, in which every layer reads all maps of the one before",
-            cure="Train its batches in parallel instead, without --parallel towers, or: --set architecture.towers=2",
+            hint="Train its batches in parallel instead, without --parallel towers, or: --set architecture.towers=2",
         )
     for layer in plan_layers(architecture, num_classes=2):
         if layer.kind == "lrn" and layer.groups != 2:
             raise UsageError(
                 f"{layer.name} normalizes over the maps of both towers, which would have to be exchanged for it",
-                cure="Keep it within each tower, as on the two GPUs of 2012: --set architecture.lrn.per_tower=true",
+                hint="Keep it within each tower, as on the two GPUs of 2012: --set architecture.lrn.per_tower=true",
             )
     if num_processes != 2:
         raise UsageError(
             f"two towers take two processes, found {num_processes}",
-            cure="torchrun --nproc-per-node 2 -m alexdeploy train ... --parallel towers",
+            hint="torchrun --nproc-per-node 2 -m alexdeploy train ... --parallel towers",
         )
 
 

@@ -106,7 +106,7 @@ def train(
     if options.parallel == "towers":
         check_towers(recipe.architecture, group.size)
         if options.compile:
-            raise UsageError("--compile does not go with --parallel towers", cure="Leave out one of them.")
+            raise UsageError("--compile does not go with --parallel towers", hint="Leave out one of them.")
     device = choose_device(group.device or options.device, recipe.training.precision)
     num_threads = options.threads or max(1, available_processors() // group.local_size)
     cache_bytes = half_of_free_memory() if options.cache_bytes is None else options.cache_bytes
@@ -146,7 +146,7 @@ def train(
             except torch.OutOfMemoryError as exc:
                 raise DeviceMemoryError(
                     f"{device} ran out of memory with batches of {recipe.training.batch_size}",
-                    cure="Use smaller ones: --batch-size",
+                    hint="Use smaller ones: --batch-size",
                 ) from exc
 
 
@@ -181,7 +181,7 @@ def _check_same_everywhere(group: ProcessGroup, facts: dict[str, Any]) -> None:
         if changes:
             raise UsageError(
                 "not all processes are asked for the same: " + "; ".join(changes),
-                cure="Give every machine the same options and the same images.",
+                hint="Give every machine the same options and the same images.",
             )
 
 
@@ -189,7 +189,7 @@ def _lock_model_folder(folder: ModelFolder) -> AbstractContextManager[None]:
     """To be taken before anything is read: with two at work, each would go on from what the other writes."""
     return hold_folder(
         folder.path,
-        UsageError(f"another process is writing {folder.path}", cure="Wait for it, or choose another --name."),
+        UsageError(f"another process is writing {folder.path}", hint="Wait for it, or choose another --name."),
     )
 
 
@@ -203,7 +203,7 @@ def _find_checkpoint(folder: ModelFolder, identity: Identity, options: TrainOpti
         if folder.is_used:
             raise UsageError(
                 f"{folder.path} has no checkpoint to resume from",
-                cure="Start anew: --overwrite, or another --name",
+                hint="Start anew: --overwrite, or another --name",
             )
     elif not options.overwrite:
         folder.check_unused(can_resume=True)
@@ -305,7 +305,7 @@ def _check_batches(num_train: int, batch_size: int, num_processes: int) -> None:
     if smallest < num_processes:
         raise UsageError(
             f"{num_processes} processes would share batches of {smallest} images",
-            cure="Use larger batches, --batch-size, or fewer processes, --nproc-per-node.",
+            hint="Use larger batches, --batch-size, or fewer processes, --nproc-per-node.",
         )
 
 

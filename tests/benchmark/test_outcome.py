@@ -168,7 +168,7 @@ def test_images_that_cannot_be_read_are_not_counted(tiny_model: ModelFolder, tmp
 
 
 def test_bf16_that_nobody_named_is_left_out_where_the_machine_has_none() -> None:
-    lacks = DeviceError("this CPU has no bfloat16 arithmetic", cure="Use --precision fp32 here.")
+    lacks = DeviceError("this CPU has no bfloat16 arithmetic", hint="Use --precision fp32 here.")
     failures = {
         configuration(): None,
         configuration(precision="fp16"): ModelError("no graph"),
@@ -221,10 +221,10 @@ def test_what_has_no_speed_from_files_is_no_candidate() -> None:
 
 
 def test_what_fails_late_keeps_its_figures_beside_the_error_and_is_no_candidate() -> None:
-    seen = Measured(slices=[BATCH] * 40, file_rates=[60.0] * 39, failure=DeviceError("no answer", cure="Look."))
+    seen = Measured(slices=[BATCH] * 40, file_rates=[60.0] * 39, failure=DeviceError("no answer", hint="Look."))
     late = row_of(seen, batch_size=8)
     whole = row_of(Measured(slices=[BATCH], file_rates=[50.0]))
-    assert (late.error, late.error_kind, late.cure) == ("no answer", "DeviceError", "Look.")
+    assert (late.error, late.error_kind, late.hint) == ("no answer", "DeviceError", "Look.")
     assert (late.num_rounds, late.images_per_second, late.files_per_second) == (40, 80.0, 60.0)
     assert late.latency is not None
     assert [each.configuration for each in candidates([late, whole])] == [whole.configuration]
@@ -256,13 +256,13 @@ def test_the_nearest_are_named_among_those_that_keep_the_other_limit() -> None:
 
 def test_the_page_shows_names_paths_errors_and_cures_as_text(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    broken = row_of(Measured(failure=ModelError("<img src=x> & <error>", cure="<cure>")), precision="fp16")
+    broken = row_of(Measured(failure=ModelError("<img src=x> & <error>", hint="<hint>")), precision="fp16")
     good = row_of(Measured(slices=[BATCH], file_rates=[60.0]))
     write_report(found_of(good, broken, name="<name>", model='models/"<path>"'), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    for shown in ("&lt;name&gt;", "&lt;path&gt;", "&lt;img src=x&gt; &amp; &lt;error&gt;", "&lt;cure&gt;"):
+    for shown in ("&lt;name&gt;", "&lt;path&gt;", "&lt;img src=x&gt; &amp; &lt;error&gt;", "&lt;hint&gt;"):
         assert shown in text
-    for raw in ("<name>", "<path>", "<img", "<error>", "<cure>"):
+    for raw in ("<name>", "<path>", "<img", "<error>", "<hint>"):
         assert raw not in text
 
 

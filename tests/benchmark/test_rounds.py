@@ -330,7 +330,7 @@ def test_what_failed_is_kept_with_its_class_and_its_cure(job: Job, tmp_path: Pat
         rounds.open([group], [])
     (seen,) = (seen for key, seen in rounds.measured.items() if key != DECODE)
     assert isinstance(seen.failure, ModelError)
-    assert seen.failure.cure is not None
+    assert seen.failure.hint is not None
     assert seen.error == seen.failure.message
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bars import bars, round_bounds
 from benchmarks.process import median_ratio, take_turns
 from benchmarks.report import BEGIN, END, markdown, write_block
 from benchmarks.results import read_parts
 from benchmarks.startup import SCRIPT
+from benchmarks.targets import bars, round_bounds
 
 ROOT = Path(__file__).parents[2]
 

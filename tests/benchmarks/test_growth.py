@@ -25,7 +25,7 @@ from benchmarks.process import Process
 from benchmarks.raw_tensorrt import ten_view_engine
 from benchmarks.report import markdown
 from benchmarks.results import FORMAT, code_version, measure, outdated, read_parts
-from benchmarks.sides import Ask, Reply, Setup
+from benchmarks.subjects import Ask, Reply, Setup
 from benchmarks.training import TrainingOptions, draw, measure_loader
 
 

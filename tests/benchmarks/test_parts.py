@@ -14,8 +14,8 @@ from helpers import write_pictures
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.inference.predictor import Predictor
 from benchmarks.process import ROOT, Process
-from benchmarks.sides import Ask, Setup
 from benchmarks.startup import LEAN_SCRIPT, SCRIPT, StartupOptions, cpu_precisions, measure_startup
+from benchmarks.subjects import Ask, Setup
 
 
 def silent(text: str) -> None:

@@ -14,14 +14,14 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineInfo
 from alexdeploy.engines.openvino_library import cpu_capabilities, ov
 from benchmarks import benchmark_app
-from benchmarks.bars import bars
 from benchmarks.network import write_deployed
 from benchmarks.peers import Peer, PeerOptions, check_same_network, tune
 from benchmarks.photographs import write_batch
 from benchmarks.process import Process
 from benchmarks.report import markdown
-from benchmarks.sides import Setup, check_engine
 from benchmarks.startup import run_command
+from benchmarks.subjects import Setup, check_engine
+from benchmarks.targets import bars
 
 
 def silent(text: str) -> None:

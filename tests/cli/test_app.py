@@ -219,7 +219,7 @@ def test_every_public_error_has_a_documented_exit_code() -> None:
 def test_an_error_is_its_exit_code_with_message_and_cure_on_stderr(
     run: Run, failing: Callable[[BaseException], None], name: str
 ) -> None:
-    failing(getattr(errors, name)("found 3 of [bold]4[/bold]", cure="Give one more: alexdeploy more"))
+    failing(getattr(errors, name)("found 3 of [bold]4[/bold]", hint="Give one more: alexdeploy more"))
     assert run("inspect") == Result(
         exit_code=EXIT_CODES[name],
         stdout="",
@@ -238,7 +238,7 @@ def test_memory_that_runs_out_is_exit_code_5_without_a_traceback(
 
 
 def test_debug_adds_the_traceback_to_the_message(run: Run, failing: Callable[[BaseException], None]) -> None:
-    failing(UsageError("this is wrong", cure="Do that."))
+    failing(UsageError("this is wrong", hint="Do that."))
     result = run("--debug", "inspect")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("Traceback (most recent call last):")
@@ -265,7 +265,7 @@ def test_debug_after_two_dashes_is_an_argument(run: Run) -> None:
 
 def test_an_error_of_ours_is_a_bug_with_exit_code_1_and_a_traceback() -> None:
     code = (
-        "import sys; from alexdeploy.cli import app; from alexdeploy.inference import inspect\n"
+        "import sys; from alexdeploy.cli import app; from alexdeploy.diagnosis import inspect\n"
         "inspect.inspect = lambda *_, **__: [][1]\n"
         "sys.argv = ['alexdeploy', 'inspect']; app.main()"
     )
@@ -393,7 +393,7 @@ def test_a_reader_that_went_away_ends_the_command_quietly(words: tuple[str, ...]
 
 def test_an_output_error_leaves_nothing_to_fail_again_at_the_end() -> None:
     code = (
-        "import sys; from alexdeploy.cli import app; from alexdeploy.inference import inspect\n"
+        "import sys; from alexdeploy.cli import app; from alexdeploy.diagnosis import inspect\n"
         "from alexdeploy.core.errors import OutputError\n"
         "def fail(*_, **__): print('half a row'); raise OutputError('stdout is closed')\n"
         "inspect.inspect = fail; sys.argv = ['alexdeploy', 'inspect']; app.main()"

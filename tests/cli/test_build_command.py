@@ -99,7 +99,7 @@ def test_what_is_not_one_gpu_of_those_here_is_a_usage_error(name: str, monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "before")
     with pytest.raises(UsageError, match=r"expected one of: cuda:0 \(GPU, GPU-0abc\), cuda:1") as caught:
         see_only(name, GpuSurvey(devices=GPUS))
-    assert "alexdeploy devices" in str(caught.value.cure)
+    assert "alexdeploy devices" in str(caught.value.hint)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "before"
 
 

@@ -12,10 +12,10 @@ from alexdeploy.diagnosis.gpu_checks import Finding
 
 WELL = (
     Finding(name="python", status="ok", found="3.11"),
-    Finding(name="tensorrt", status="absent", found="not installed", cure="pip install \x1b[31mit"),
+    Finding(name="tensorrt", status="absent", found="not installed", hint="pip install \x1b[31mit"),
     Finding(name="memory", status="warning", found="little [bold]is[/bold] left"),
 )
-ILL = (*WELL, Finding(name="driver", status="problem", found="too old", cure="Install driver 580 or newer"))
+ILL = (*WELL, Finding(name="driver", status="problem", found="too old", hint="Install driver 580 or newer"))
 
 
 @pytest.fixture
@@ -70,5 +70,5 @@ def test_json_is_one_document_with_every_finding(run: Run, finding) -> None:
         "name": "driver",
         "status": "problem",
         "found": "too old",
-        "cure": "Install driver 580 or newer",
+        "hint": "Install driver 580 or newer",
     }

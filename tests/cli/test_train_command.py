@@ -91,8 +91,8 @@ def test_a_folder_with_a_model_is_not_touched_without_being_told(run, halves):
     before = Path("models/alexnet-quarter/weights.safetensors").read_bytes()
     result = train_halves(run)
     assert result.exit_code == 2
-    for cure in ("--resume", "--name", "--overwrite"):
-        assert cure in result.stderr
+    for hint in ("--resume", "--name", "--overwrite"):
+        assert hint in result.stderr
     assert Path("models/alexnet-quarter/weights.safetensors").read_bytes() == before
     assert train_halves(run, "--overwrite").exit_code == 0
 

@@ -68,8 +68,8 @@ def test_a_folder_with_any_part_of_a_model_is_in_use(tmp_path: Path, name: str) 
     fill(folder, name)
     with pytest.raises(UsageError, match="already holds a model") as caught:
         folder.check_unused()
-    assert "--overwrite" in str(caught.value.cure)
-    assert "--resume" not in str(caught.value.cure)
+    assert "--overwrite" in str(caught.value.hint)
+    assert "--resume" not in str(caught.value.hint)
 
 
 def test_a_checkpoint_without_a_model_is_an_unfinished_run(tmp_path: Path) -> None:
@@ -77,10 +77,10 @@ def test_a_checkpoint_without_a_model_is_an_unfinished_run(tmp_path: Path) -> No
     fill(folder, "checkpoints/last.pt", "mean.npy", "weights.safetensors")
     with pytest.raises(UsageError, match="already holds an unfinished run") as caught:
         folder.check_unused(can_resume=True)
-    assert str(caught.value.cure).startswith("Go on with it: --resume\n")
+    assert str(caught.value.hint).startswith("Go on with it: --resume\n")
     with pytest.raises(UsageError, match="already holds an unfinished run") as caught:
         folder.check_unused()
-    assert "--resume" not in str(caught.value.cure)
+    assert "--resume" not in str(caught.value.hint)
 
 
 def test_files_that_are_none_of_a_models_leave_a_folder_free(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_the_newest_model_is_found_when_none_is_named(tmp_path: Path, monkeypatc
     assert find_model(MODELS_FOLDER / "older").path.name == "older"
     with pytest.raises(UsageError, match="no model at oldest") as caught:
         find_model("oldest")
-    assert caught.value.cure == "Models here: new, old, older"
+    assert caught.value.hint == "Models here: new, old, older"
 
 
 def test_without_any_model_the_error_names_train_and_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ def test_a_model_whose_first_training_was_stopped_is_to_be_gone_on_with(working:
     fill(ModelFolder(MODELS_FOLDER / "begun"), "checkpoints/last.pt")
     with pytest.raises(ModelError, match="models/begun is not trained to the end") as caught:
         find_model(name)
-    assert "alexdeploy train --name begun --resume" in str(caught.value.cure)
+    assert "alexdeploy train --name begun --resume" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", [None, "bad"])
@@ -221,12 +221,12 @@ def test_a_folder_without_its_spec_is_told_what_it_lacks(working: Path, name: st
     fill(ModelFolder(MODELS_FOLDER / "bad"), "weights.safetensors", "model.onnx")
     with pytest.raises(ModelError, match=r"models/bad has no spec\.json") as caught:
         find_model(name)
-    assert "Restore spec.json" in str(caught.value.cure)
-    assert "--resume" not in str(caught.value.cure)
+    assert "Restore spec.json" in str(caught.value.hint)
+    assert "--resume" not in str(caught.value.hint)
     fill(ModelFolder(MODELS_FOLDER / "bad"), "checkpoints/last.pt")
     with pytest.raises(ModelError, match=r"models/bad has no spec\.json") as caught:
         find_model(name)
-    assert "alexdeploy train --name bad --resume" in str(caught.value.cure)
+    assert "alexdeploy train --name bad --resume" in str(caught.value.hint)
 
 
 def test_a_model_that_is_whole_is_found_beside_one_that_was_only_begun(working: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_model_that_is_whole_is_found_beside_one_that_was_only_begun(working: 
 def test_a_mean_image_that_is_missing_is_told_with_a_cure(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no mean\.npy") as caught:
         ModelFolder(tmp_path).mean_image(_spec(mean_image="0" * 64))
-    assert "Restore mean.npy" in str(caught.value.cure)
+    assert "Restore mean.npy" in str(caught.value.hint)
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read everything")

@@ -37,7 +37,7 @@ def test_whatever_is_wrong_has_a_cure(findings: dict[str, Finding]) -> None:
     for finding in findings.values():
         assert finding.found
         assert finding.status in ("ok", "warning", "problem", "absent")
-        assert finding.status != "problem" or finding.cure, finding
+        assert finding.status != "problem" or finding.hint, finding
 
 
 def test_an_installed_backend_is_really_imported(findings: dict[str, Finding]) -> None:
@@ -117,7 +117,7 @@ def test_a_package_that_crashes_when_it_is_imported_is_a_finding(
 
 # Messages as users report them: NVIDIA/TensorRT issues 308, 2913, 3936; mmdeploy 2594; onnxruntime 21769.
 @pytest.mark.parametrize(
-    ("error", "log", "meaning", "cure"),
+    ("error", "log", "meaning", "hint"),
     [
         (
             "ImportError: libnvinfer.so.10: cannot open shared object file: No such file or directory",
@@ -151,14 +151,14 @@ def test_a_package_that_crashes_when_it_is_imported_is_a_finding(
         ("it ended its process (SIGSEGV)", "", "SIGSEGV", "--force-reinstall"),
     ],
 )
-def test_errors_of_tensorrt_are_translated(error: str, log: str, meaning: str, cure: str) -> None:
+def test_errors_of_tensorrt_are_translated(error: str, log: str, meaning: str, hint: str) -> None:
     found = explain_tensorrt(error, log)
     assert meaning in found[0]
-    assert cure in found[1]
+    assert hint in found[1]
 
 
 @pytest.mark.parametrize(
-    ("error", "log", "meaning", "cure"),
+    ("error", "log", "meaning", "hint"),
     [
         (
             None,
@@ -178,10 +178,10 @@ def test_errors_of_tensorrt_are_translated(error: str, log: str, meaning: str, c
         (None, "", "it fell back to the CPU", "--force-reinstall"),
     ],
 )
-def test_errors_of_onnxruntime_are_translated(error: str | None, log: str, meaning: str, cure: str) -> None:
+def test_errors_of_onnxruntime_are_translated(error: str | None, log: str, meaning: str, hint: str) -> None:
     found = explain_onnxruntime(error, log)
     assert meaning in found[0]
-    assert cure in found[1]
+    assert hint in found[1]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_the_missing_library_is_found_in_a_message(text: str, expected: str | No
 @pytest.mark.parametrize(
     ("survey", "has_board", "status", "words"),
     [
-        (GpuSurvey(problem="NVML: Driver Not Loaded", cure="Load it."), True, "problem", "is an NVIDIA GPU, but NVML"),
+        (GpuSurvey(problem="NVML: Driver Not Loaded", hint="Load it."), True, "problem", "is an NVIDIA GPU, but NVML"),
         (GpuSurvey(problem="NVML Shared Library Not Found"), False, "absent", "no NVIDIA GPU here"),
         (GpuSurvey(driver="580.1", cuda_version=(13, 0)), True, "ok", "580.1, runs CUDA up to 13.0"),
         (GpuSurvey(driver="580.1", problem="all are hidden", num_hidden=2), True, "warning", "580.1; all are hidden"),
@@ -310,7 +310,7 @@ def test_two_builds_of_onnxruntime_in_one_environment_are_found(
     (warning,) = gpu_checks._both_onnxruntimes(cpu_only, has_gpu=False)
     assert warning.status == "warning"
     assert "onnxruntime 1.2.3 and onnxruntime-gpu 1.2.3 share one folder" in warning.found
-    assert warning.cure == "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
+    assert warning.hint == "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
     (lost,) = gpu_checks._both_onnxruntimes(cpu_only, has_gpu=True)
     assert lost.status == "problem"
 
@@ -320,4 +320,4 @@ def test_a_cache_that_cannot_be_made_is_a_warning(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "file" / "cache"))
     finding = doctor._disk()[1]
     assert (finding.name, finding.status) == ("disk cache", "warning")
-    assert "ALEXDEPLOY_CACHE" in str(finding.cure)
+    assert "ALEXDEPLOY_CACHE" in str(finding.hint)

@@ -225,7 +225,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all(
     with pytest.raises(RecipeError) as caught:
         inspect("alexnt")
     assert caught.value.message == "'alexnt' is neither a recipe nor a model here; did you mean 'alexnet'?"
-    assert caught.value.cure == (
+    assert caught.value.hint == (
         "Recipes: alexnet, alexnet-chm, alexnet-quarter, caffe-alexnet, caffenet, one-tower, torchvision\nModels: tiny"
     )
     with pytest.raises(RecipeError, match="did you mean 'tiny'"):

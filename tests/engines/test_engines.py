@@ -137,7 +137,7 @@ def test_changed_weights_make_the_graph_stale(tiny_model: ModelFolder) -> None:
     tiny_model.weights_path.write_bytes(content)
     with pytest.raises(StaleArtifactError, match=r"was made from weights\.safetensors") as caught:
         open_engine(tiny_model, "openvino", EngineOptions())
-    assert caught.value.cure == f"Renew it: alexdeploy export {tiny_model.path}"
+    assert caught.value.hint == f"Renew it: alexdeploy export {tiny_model.path}"
 
 
 def test_changed_preprocessing_makes_the_graph_stale(tiny_model: ModelFolder) -> None:
@@ -154,8 +154,8 @@ def test_a_new_export_makes_the_old_fp16_graph_stale(tiny_model: ModelFolder) ->
     onnx.save(model, tiny_model.onnx_path())
     with pytest.raises(StaleArtifactError, match=r"was made from model\.onnx") as caught:
         open_engine(tiny_model, "openvino", EngineOptions(precision="fp16"))
-    assert caught.value.cure is not None
-    assert caught.value.cure.endswith("--fp16")
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith("--fp16")
 
 
 def test_changed_weights_make_the_fp16_graph_stale_though_model_onnx_is_as_it_was(tiny_model: ModelFolder) -> None:
@@ -164,7 +164,7 @@ def test_changed_weights_make_the_fp16_graph_stale_though_model_onnx_is_as_it_wa
     save_file(weights, tiny_model.weights_path)
     with pytest.raises(StaleArtifactError, match=r"was made from weights\.safetensors") as caught:
         open_engine(tiny_model, "onnxruntime", EngineOptions(precision="fp16"))
-    assert caught.value.cure == f"Renew it: alexdeploy export {tiny_model.path} --fp16"
+    assert caught.value.hint == f"Renew it: alexdeploy export {tiny_model.path} --fp16"
     tiny_model.onnx_path().unlink()
     with pytest.raises(StaleArtifactError, match=r"was made from weights\.safetensors"):
         open_engine(tiny_model, "onnxruntime", EngineOptions(precision="fp16"))
@@ -221,14 +221,14 @@ def test_without_a_graph_the_weights_are_run_by_pytorch(tmp_path: Path) -> None:
     assert choose_backend(folder, "fp32") == choose_backend(folder, "bf16") == "torch"
     with pytest.raises(ModelError, match=r"has no model\.onnx") as caught:
         open_engine(folder, "openvino", EngineOptions())
-    assert caught.value.cure == f"Make it: alexdeploy export {folder.path}"
+    assert caught.value.hint == f"Make it: alexdeploy export {folder.path}"
 
 
 def test_without_an_fp16_graph_the_command_that_makes_it_is_named(tiny_model: ModelFolder) -> None:
     tiny_model.onnx_path("fp16").unlink()
     with pytest.raises(ModelError, match=r"has no model\.fp16\.onnx") as caught:
         open_engine(tiny_model, choose_backend(tiny_model, "fp16"), EngineOptions(precision="fp16"))
-    assert caught.value.cure == f"Make it: alexdeploy export {tiny_model.path} --fp16"
+    assert caught.value.hint == f"Make it: alexdeploy export {tiny_model.path} --fp16"
 
 
 def test_without_graph_and_weights_the_missing_graph_is_named(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_pytorch_alone_runs_the_weights_though_there_is_a_graph(
     assert choose_backend(tiny_model, "fp32") == choose_backend(tiny_model, "bf16") == "torch"
     with pytest.raises(UsageError, match="no backend that can run this model") as caught:
         choose_backend(tiny_model, "fp16")
-    assert caught.value.cure == "Install one: pip install 'alexdeploy[cpu]'"
+    assert caught.value.hint == "Install one: pip install 'alexdeploy[cpu]'"
     tiny_model.weights_path.unlink()
     with pytest.raises(UsageError, match="no backend that can run this model"):
         choose_backend(tiny_model, "fp32")

@@ -23,8 +23,8 @@ has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 def test_without_the_cuda_provider_a_gpu_is_refused(tiny_model: ModelFolder) -> None:
     with pytest.raises(DeviceError, match="needs ONNX Runtime's CUDA provider") as caught:
         open_engine(tiny_model, "onnxruntime", EngineOptions(device="cuda:0"))
-    assert caught.value.cure is not None
-    assert "alexdeploy[gpu]" in caught.value.cure
+    assert caught.value.hint is not None
+    assert "alexdeploy[gpu]" in caught.value.hint
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "rocm:0", ""])

@@ -118,7 +118,7 @@ def test_a_compiled_model_from_the_cache_runs_with_the_threads_that_are_asked_fo
 
 
 @pytest.mark.parametrize(
-    ("options", "cure"),
+    ("options", "hint"),
     [
         ({"batch_size": 8}, "Use --batch-size 4, or fewer --threads."),
         # Four images at once as it is: a batch of five would take the same memory.
@@ -127,7 +127,7 @@ def test_a_compiled_model_from_the_cache_runs_with_the_threads_that_are_asked_fo
     ],
 )
 def test_out_of_memory_names_a_batch_that_takes_less(
-    tiny_model: ModelFolder, options: dict[str, int], cure: str
+    tiny_model: ModelFolder, options: dict[str, int], hint: str
 ) -> None:
     with _open(tiny_model, num_streams=1, **options) as engine:
         engine._requests.get()
@@ -139,7 +139,7 @@ def test_out_of_memory_names_a_batch_that_takes_less(
         engine._requests.put(Full())  # type: ignore[arg-type]
         with pytest.raises(DeviceMemoryError, match="out of memory: std::bad_alloc") as caught:
             engine.run(smooth_images(1))
-    assert caught.value.cure == cure
+    assert caught.value.hint == hint
 
 
 def test_a_compiled_model_from_the_cache_gives_the_same_bits(tiny_model: ModelFolder, cache: Path) -> None:

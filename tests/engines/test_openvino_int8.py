@@ -118,7 +118,7 @@ _LIMITED = """
 import sys
 import numpy as np
 from pathlib import Path
-from alexdeploy.core.artifacts import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.errors import DeviceError
 from alexdeploy.engines.base import EngineOptions, open_engine
 

@@ -42,7 +42,7 @@ def test_a_part_that_would_run_on_the_cpu_instead_is_refused(monkeypatch: pytest
     monkeypatch.setattr("alexdeploy.engines.onnxruntime._CUDA", BARE)
     with pytest.raises(DeviceError, match="would run a part of the graph on the CPU") as caught:
         open_stage(_sum_and_product(), "cuda:0", 1)
-    assert caught.value.cure == "Ask for the CPU: --devices cpu (with --placement: cpu,cpu)"
+    assert caught.value.hint == "Ask for the CPU: --devices cpu (with --placement: cpu,cpu)"
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="it has the provider")

@@ -162,4 +162,4 @@ def test_what_failed_is_named_with_where_it_ran_and_where_its_error_jumps() -> N
 def test_more_images_are_the_cure_where_one_answer_is_more_than_is_allowed(limit: float, is_too_strict: bool) -> None:
     with pytest.raises(ParityError) as caught:
         verification(limit, FAILED).check()
-    assert ("--num-images" in str(caught.value.cure)) is is_too_strict
+    assert ("--num-images" in str(caught.value.hint)) is is_too_strict

@@ -213,7 +213,7 @@ def test_a_report_without_matplotlib_is_refused_with_the_cure(tmp_path: Path, mo
     monkeypatch.setattr(html_page.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError) as caught:
         html_page.check_page_path(tmp_path / "r.html")
-    assert caught.value.cure == "Install it: pip install 'alexdeploy[report]'"
+    assert caught.value.hint == "Install it: pip install 'alexdeploy[report]'"
 
 
 def test_a_folder_and_a_file_in_a_file_are_no_places_for_a_page(tmp_path: Path) -> None:

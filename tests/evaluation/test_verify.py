@@ -135,7 +135,7 @@ def test_a_layer_with_wrong_weights_is_named(tiny_model: ModelFolder, pictures: 
     assert "model.fp16.onnx on onnxruntime: " in caught.value.message
     assert caught.value.message.count("answers differ (") == 2
     assert caught.value.message.count("allowed: 8.33 %; the error jumps at conv3") == 2
-    assert f"alexdeploy export {tiny_model.path} --fp16" in str(caught.value.cure)
+    assert f"alexdeploy export {tiny_model.path} --fp16" in str(caught.value.hint)
 
 
 def test_flips_up_to_the_limit_are_allowed(tiny_model: ModelFolder, pictures: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_stale_graph_is_refused_before_anything_runs(tiny_model: ModelFolder, 
     steps: list[str] = []
     with pytest.raises(StaleArtifactError, match=r"model\.fp16\.onnx was made from model\.onnx") as caught:
         verify(tiny_model, [str(pictures)], on_step=steps.append)
-    assert caught.value.cure == f"Renew it: alexdeploy export {tiny_model.path} --fp16"
+    assert caught.value.hint == f"Renew it: alexdeploy export {tiny_model.path} --fp16"
     assert steps == []
 
 
@@ -345,7 +345,7 @@ def test_an_int8_graph_with_a_wrong_scale_fails_with_the_command_that_makes_anot
     assert len(found.failures) == 3
     with pytest.raises(ParityError) as caught:
         found.check()
-    assert "alexdeploy export models/tiny --int8 --max-drop" in str(caught.value.cure)
+    assert "alexdeploy export models/tiny --int8 --max-drop" in str(caught.value.hint)
 
 
 def test_bfloat16_is_compared_only_when_it_is_asked_for(tiny_model: ModelFolder, pictures: Path) -> None:
@@ -366,14 +366,14 @@ def test_an_engine_that_differs_where_its_graph_does_not_is_to_be_changed(
     failing = dataclasses.replace(found, engines=(dataclasses.replace(engine, failure="it differs"),))
     with pytest.raises(ParityError, match=r"^model\.fp16\.onnx on onnxruntime: it differs") as caught:
         failing.check()
-    assert "use another --backend or --precision" in str(caught.value.cure)
-    assert "alexdeploy export" not in str(caught.value.cure)
+    assert "use another --backend or --precision" in str(caught.value.hint)
+    assert "alexdeploy export" not in str(caught.value.hint)
 
 
 def test_a_precision_that_is_missing_is_an_error_with_the_command_that_makes_it(tiny_model: ModelFolder) -> None:
     with pytest.raises(ModelError, match=r"has no model\.int8\.onnx") as caught:
         verify(tiny_model, None, VerifyOptions(precisions=("int8",)))
-    assert caught.value.cure == f"Make it: alexdeploy export {tiny_model.path} --int8"
+    assert caught.value.hint == f"Make it: alexdeploy export {tiny_model.path} --int8"
     for precision in ("fp32", "fp16"):
         tiny_model.onnx_path(precision).unlink()
     with pytest.raises(ModelError, match="has no ONNX graph"):

@@ -45,4 +45,4 @@ def test_training_data_of_which_nothing_can_be_read_is_an_error(tiny_model: Mode
     spec = tiny_model.spec().replace_provenance(data=str(pictures))
     with pytest.raises(ImageError, match="none of 12 images of the training data") as caught:
         check_images(spec, tiny_model.mean_image(spec), None)
-    assert "--images" in str(caught.value.cure)
+    assert "--images" in str(caught.value.hint)

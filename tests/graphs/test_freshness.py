@@ -146,7 +146,7 @@ def test_a_graph_that_was_damaged_in_place_is_refused(int8_model: ModelFolder, p
     for read in (load_metadata, load_graph):
         with pytest.raises(StaleArtifactError, match=rf"{path.name} is .*, {path.name}\.sha256 was written") as caught:
             read(int8_model, precision, int8_model.spec())
-        assert "alexdeploy export" in str(caught.value.cure)
+        assert "alexdeploy export" in str(caught.value.hint)
 
 
 def test_a_damaged_graph_without_its_weights_is_to_be_copied_again(tiny_model: ModelFolder) -> None:
@@ -154,7 +154,7 @@ def test_a_damaged_graph_without_its_weights_is_to_be_copied_again(tiny_model: M
     tiny_model.sum_path().write_text("no hash at all\n")
     with pytest.raises(StaleArtifactError, match=r"model\.onnx\.sha256 was written with no:") as caught:
         load_metadata(tiny_model, "fp32", tiny_model.spec())
-    assert "Copy it again" in str(caught.value.cure)
+    assert "Copy it again" in str(caught.value.hint)
 
 
 def test_a_graph_without_a_hash_beside_it_is_taken_as_it_is(tiny_model: ModelFolder) -> None:
@@ -192,4 +192,4 @@ def test_what_is_missing_to_a_graph_is_told_with_what_makes_it(tiny_model: Model
     for read in (load_metadata, load_graph):
         with pytest.raises(ModelError, match="truncated") as caught:
             read(tiny_model, "fp32", tiny_model.spec())
-        assert caught.value.cure == f"Renew it: alexdeploy export {tiny_model.path}"
+        assert caught.value.hint == f"Renew it: alexdeploy export {tiny_model.path}"

@@ -74,7 +74,7 @@ def test_want_of_memory_has_an_error_of_its_own(capfd: pytest.CaptureFixture[str
     runner = GraphRunner(graph_of(helper.make_node("Abs", ["x"], ["unused"]), node, **shape))
     with pytest.raises(DeviceMemoryError, match=r"^ONNX Runtime ran out of memory: ") as caught:
         runner.run(INPUTS)
-    assert "more memory" in str(caught.value.cure)
+    assert "more memory" in str(caught.value.hint)
     assert capfd.readouterr() == ("", "")
 
 

@@ -168,7 +168,7 @@ def test_a_graph_that_is_too_new_for_tensorrt_8_is_a_model_error(int8_model: Mod
     mean = int8_model.mean_image(spec)
     with pytest.raises(ModelError, match="opset 20, this TensorRT reads 17") as caught:
         engine_graph(network, spec, 1, mean, 17)
-    assert caught.value.cure is not None
+    assert caught.value.hint is not None
     assert engine_graph(network, spec, 1, mean, 19).opset_import[0].version == 20
 
 

@@ -155,7 +155,7 @@ def test_linked_classes_and_images_count(tmp_path):
 def message(folder: Path, kind: type[AlexDeployError] = DataError, **options) -> str:
     with pytest.raises(kind) as caught:
         read_image_folder(folder, **options)
-    assert caught.value.cure
+    assert caught.value.hint
     return caught.value.message
 
 
@@ -208,7 +208,7 @@ def test_a_class_whose_name_is_not_utf8_is_refused_before_anything_is_read(tmp_p
     fill(tmp_path / place, a=1, **{name: 1})
     with pytest.raises(DataError, match=r"the class 'caf\\\\xe9' has a name that is not UTF-8") as caught:
         read_image_folder(tmp_path)
-    assert caught.value.cure == "Rename it."
+    assert caught.value.hint == "Rename it."
 
 
 def write(path: Path, content: bytes = b"{}") -> None:
@@ -259,7 +259,7 @@ def test_a_class_that_holds_folders_alone_is_refused_and_can_be_excluded(tmp_pat
     fill(tmp_path, cat=2, dog=2, **{nested: 2})
     with pytest.raises(DataError, match=r"the class folder .*/data holds no images, only folders of them") as caught:
         read_image_folder(tmp_path)
-    assert str(caught.value.cure).endswith("or leave this one out: --exclude data")
+    assert str(caught.value.hint).endswith("or leave this one out: --exclude data")
     assert read_image_folder(tmp_path, exclude=["data"]).classes == ("cat", "dog")
 
 
@@ -288,7 +288,7 @@ def test_an_image_beside_folders_of_classes_makes_no_class_of_them(tmp_path, num
         return
     with pytest.raises(DataError, match=f"the class folder .*/{refused}") as caught:
         read_image_folder(tmp_path)
-    assert "--exclude" in str(caught.value.cure)
+    assert "--exclude" in str(caught.value.hint)
 
 
 def test_both_splits_called_as_sets_with_an_image_beside_their_classes_are_refused(tmp_path):

@@ -170,7 +170,7 @@ def test_without_the_devkit_the_list_is_asked_for(downloads):
     (downloads / DEVKIT_NAME).unlink()
     with pytest.raises(DataError, match="no ILSVRC2012_devkit") as caught:
         read_ilsvrc(downloads)
-    assert "--val-list FILE" in (caught.value.cure or "")
+    assert "--val-list FILE" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("name", [TRAIN_NAME, VAL_NAME])

@@ -72,8 +72,8 @@ def test_training_images_alone_are_not_taken_for_validation_images(root: Path) -
     fill(root, "train/daisy/a.jpg")
     with pytest.raises(DataError) as caught:
         read_labelled(root, FLOWERS)
-    assert caught.value.cure is not None
-    assert f"alexdeploy evaluate {root / 'train'}" in caught.value.cure
+    assert caught.value.hint is not None
+    assert f"alexdeploy evaluate {root / 'train'}" in caught.value.hint
 
 
 def test_images_beside_the_class_folders_are_counted_in_a_note(root: Path) -> None:
@@ -88,7 +88,7 @@ def test_unknown_folders_are_named_with_the_nearest_class(root: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_labelled(root, FLOWERS)
     assert "'rose' (nearest: 'roses'), 'xyz'" in caught.value.message
-    assert "'daisy', 'roses', 'tulips'" in str(caught.value.cure)
+    assert "'daisy', 'roses', 'tulips'" in str(caught.value.hint)
 
 
 def test_two_classes_of_one_name_are_not_guessed_between(root: Path) -> None:
@@ -399,7 +399,7 @@ def test_numbers_are_not_guessed_where_the_classes_are_numbered_otherwise(
     with pytest.raises(DataError) as caught:
         read_labelled(root, classes, write_list(root, form.format(label)))
     assert f":1: found the label {said}; the classes are not numbered by index." in caught.value.message
-    assert str(caught.value.cure).startswith("Write the names of the classes")
+    assert str(caught.value.hint).startswith("Write the names of the classes")
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_columns_of_indices_and_of_names_must_say_the_same(root: Path, header: s
     assert found(read_labelled(root, FLOWERS, write_list(root, header, good))) == [("a.jpg", 1)]
     with pytest.raises(DataError, match=":3: two columns give the label, and they contradict each other") as caught:
         read_labelled(root, FLOWERS, write_list(root, header, good, bad))
-    assert str(caught.value.cure).startswith("Remove the column that is wrong.")
+    assert str(caught.value.hint).startswith("Remove the column that is wrong.")
 
 
 def test_a_further_column_that_is_no_class_does_not_count(root: Path) -> None:

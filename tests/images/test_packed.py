@@ -80,7 +80,7 @@ def test_the_way_of_resizing_is_asked_for(folder, tmp_path):
     check_resize(tmp_path, "warp")
     with pytest.raises(DataError, match="packed with --resize crop; found where warp is expected") as caught:
         check_resize(folder, "warp")
-    assert caught.value.cure == "Pack the images again: alexdeploy prepare 'photos of us' OUT --resize warp"
+    assert caught.value.hint == "Pack the images again: alexdeploy prepare 'photos of us' OUT --resize warp"
 
 
 def test_an_unfinished_set_is_told_with_the_command_that_finishes_it(folder):
@@ -89,7 +89,7 @@ def test_an_unfinished_set_is_told_with_the_command_that_finishes_it(folder):
     with pytest.raises(DataError, match="not finished: 6 of 6 shards are there") as caught:
         open_packed(folder)
     command = f"alexdeploy prepare 'photos of us' {folder} --seed 3"
-    assert caught.value.cure == f"Go on: {command}"
+    assert caught.value.hint == f"Go on: {command}"
     (source,) = iter_sources([folder])
     assert source.problem is not None
     assert command in source.problem
@@ -136,7 +136,7 @@ def test_a_list_of_numbers_has_classes_of_that_many_unless_they_are_named(tmp_pa
     (tmp_path / "train.txt").write_text("\n".join(lines))
     with pytest.raises(DataError, match="labels go up to 10 and no image has the label 0") as caught:
         from_lists(root, tmp_path / "train.txt")
-    assert "--classes FILE" in (caught.value.cure or "")
+    assert "--classes FILE" in (caught.value.hint or "")
     (tmp_path / "names.txt").write_text("\n".join(f"class {index}" for index in range(11)))
     found = from_lists(root, tmp_path / "train.txt", classes_file=tmp_path / "names.txt", val_fraction=0.25)
     assert found.classes[10] == "class 10"
@@ -177,7 +177,7 @@ def test_an_image_that_is_in_both_lists_is_refused(tmp_path):
     (tmp_path / "b.jpg").touch()
     with pytest.raises(DataError, match=r"b\.jpg and 1 more images are in both .*train\.txt and .*val\.txt") as caught:
         from_lists(tmp_path, lists["train"], lists["val"])
-    assert caught.value.cure == "Name each image in one of the lists."
+    assert caught.value.hint == "Name each image in one of the lists."
 
 
 def test_classes_that_are_not_utf8_are_refused_wherever_they_are_read(tmp_path):
@@ -232,7 +232,7 @@ def test_an_index_that_contradicts_itself_is_refused(folder, change: Callable[[d
     change_index(folder, change)
     with pytest.raises(DataError, match=message) as caught:
         open_packed(folder)
-    assert "--check" in (caught.value.cure or "")
+    assert "--check" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -278,4 +278,4 @@ def test_where_the_limit_of_open_files_cannot_be_raised_the_cure_is_named(folder
         patch.setattr("resource.setrlimit", refuse)
         with pytest.raises(DataError, match=r"-0000\d\.bin cannot be opened: too many open files") as caught:
             open_packed(folder)
-    assert caught.value.cure == "Allow more open files: ulimit -n 10240"
+    assert caught.value.hint == "Allow more open files: ulimit -n 10240"

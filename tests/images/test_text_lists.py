@@ -37,7 +37,7 @@ def test_wide_text_without_a_mark_is_refused_and_never_split_at_its_nuls(
     data = text.encode(encoding)
     with pytest.raises(DataError, match="looks like UTF-16 or UTF-32 without a byte-order mark") as caught:
         split_names(data, "list")
-    assert caught.value.cure == "Save it as UTF-8."
+    assert caught.value.hint == "Save it as UTF-8."
     (tmp_path / "list").write_bytes(data)
     with pytest.raises(DataError, match="without a byte-order mark"):
         list(text_lines(tmp_path / "list"))
@@ -70,7 +70,7 @@ def test_wide_lines_far_down_in_a_list_are_refused(encoding: str, line_end: str,
     data = b"a\n" * length + (b"b" * length + b".jpg\n") * 3000 + f"c.jpg{line_end}猫{line_end}".encode(encoding)
     with pytest.raises(DataError, match=r"^list has lines in UTF-16 or UTF-32 among others") as caught:
         split_names(data, "list")
-    assert caught.value.cure == "Save it as UTF-8."
+    assert caught.value.hint == "Save it as UTF-8."
 
 
 @pytest.mark.parametrize("encoding", MARKED)

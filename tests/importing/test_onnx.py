@@ -345,7 +345,7 @@ def test_a_second_input_that_the_scores_need_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "cure"),
+    ("shape", "hint"),
     [
         (("height", "width", 3), "--input_name x --input_shape 1,224,224,3"),
         ((3, SIZE, SIZE + 1), "Views are squares"),
@@ -355,11 +355,11 @@ def test_a_second_input_that_the_scores_need_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_an_input_that_is_no_square_photograph_is_refused_with_its_cure(
-    tmp_path: Path, shape: tuple[int | str, ...], cure: str
+    tmp_path: Path, shape: tuple[int | str, ...], hint: str
 ) -> None:
     message = refused(classifier(shape=shape), tmp_path, ModelError)
     assert f"takes x float32 [N, {', '.join(map(str, shape))}]; expected float32 [N, 3, H, H]" in message
-    assert cure in message
+    assert hint in message
 
 
 def test_a_side_of_256_pixels_is_accepted(imported: Import) -> None:

@@ -283,10 +283,10 @@ def test_a_batch_that_no_memory_holds_is_refused_before_it_is_made(classify, mak
     problem = r"batches of 1,000,000,000 take [\d,.]+ GB, [\d,.]+ GB of memory are free"
     with pytest.raises(DeviceMemoryError, match=problem) as found:
         list(classify(make_sources(3), engine(1_000_000_000)))
-    # What the cure says has to do; other processes may take some of it meanwhile.
-    cure = re.search(r"at most ([\d,]+)", found.value.cure or "")
-    assert cure is not None
-    assert len(list(classify(make_sources(3), engine(max(1, int(cure[1].replace(",", "")) // 8))))) == 3
+    # What the hint says has to do; other processes may take some of it meanwhile.
+    hint = re.search(r"at most ([\d,]+)", found.value.hint or "")
+    assert hint is not None
+    assert len(list(classify(make_sources(3), engine(max(1, int(hint[1].replace(",", "")) // 8))))) == 3
 
 
 def test_an_image_for_which_there_is_no_memory_is_a_row(classify, make_sources, monkeypatch) -> None:

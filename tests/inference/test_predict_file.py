@@ -230,8 +230,8 @@ def test_a_run_that_would_begin_anew_over_a_journal_is_refused(write: Callable[.
         write(stop_after=9)
     with pytest.raises(UsageError, match="first 9 rows of an interrupted run") as caught:
         has_finished(output, "jsonl", resume=False)
-    assert caught.value.cure is not None
-    assert "--resume" in caught.value.cure
+    assert caught.value.hint is not None
+    assert "--resume" in caught.value.hint
     assert not has_finished(output, "jsonl", resume=True)
 
 
@@ -277,8 +277,8 @@ def test_a_finished_file_of_another_run_is_refused_by_name(
     predictor = make_predictor(**({"batch_size": 4} | options))
     with pytest.raises(UsageError, match=named) as caught:
         check_finished(predictor, make_sources(count, broken=is_broken), output, kind)
-    assert caught.value.cure is not None
-    assert "leave out --resume to make it again" in caught.value.cure
+    assert caught.value.hint is not None
+    assert "leave out --resume to make it again" in caught.value.hint
 
 
 def test_inputs_are_compared_one_at_a_time(

@@ -197,7 +197,7 @@ def test_two_runs_side_by_side_are_refused_and_not_cut_short(
         )
         with pytest.raises(UsageError, match="a later predict") as caught:
             list(pairs)
-    assert "open a second Predictor" in (caught.value.cure or "")
+    assert "open a second Predictor" in (caught.value.hint or "")
 
 
 def test_rows_that_were_all_taken_or_closed_by_their_user_end_in_the_usual_way(

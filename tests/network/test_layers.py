@@ -86,6 +86,6 @@ def test_maps_that_two_towers_cannot_share_out_are_refused_where_lrn_is_per_towe
     small = (f"architecture.convs=[{conv}]", "architecture.hidden=[33]", f"architecture.order='{order}'")
     with pytest.raises(RecipeError, match="norm1: 5 maps do not divide into 2 towers") as caught:
         plan_layers(load_recipe("alexnet", small).architecture, 7)
-    assert "conv1" in str(caught.value.cure)
+    assert "conv1" in str(caught.value.hint)
     across = load_recipe("alexnet", [*small, "architecture.lrn.per_tower=false"]).architecture
     assert [layer.groups for layer in plan_layers(across, 7) if layer.kind == "lrn"] == [1]

@@ -58,4 +58,4 @@ def test_with_debug_all_of_stderr_is_shown(
 
 def test_whatever_a_runtime_raises_comes_as_an_error_of_the_device() -> None:
     error = failure_of(RuntimeError("bad kernel\n  at line 1\n")).error()
-    assert (type(error), error.message, error.cure) == (DeviceError, "RuntimeError: bad kernel", None)
+    assert (type(error), error.message, error.hint) == (DeviceError, "RuntimeError: bad kernel", None)

@@ -106,14 +106,14 @@ def test_the_folder_in_a_command_is_quoted(tiny_model: ModelFolder) -> None:
     folder = ModelFolder(tiny_model.path.rename(tiny_model.path.with_name("my model")))
     told = found(folder, machine(H100), 8)[H100]
     assert isinstance(told, NoEngine)
-    assert shlex.split(told.cure.partition(": ")[2])[:3] == ["alexdeploy", "build", str(folder.path)]
+    assert shlex.split(told.hint.partition(": ")[2])[:3] == ["alexdeploy", "build", str(folder.path)]
 
 
 def test_the_command_is_for_the_first_gpu_of_a_capability(tiny_model: ModelFolder) -> None:
     put_engine(tiny_model, capability=H100)
     told = found(tiny_model, machine(H100, A100, A100), 8)[A100]
     assert isinstance(told, NoEngine)
-    assert told.cure.endswith(f"alexdeploy build {tiny_model.path} --fp16 --views 10 --max-batch 32 --device cuda:1")
+    assert told.hint.endswith(f"alexdeploy build {tiny_model.path} --fp16 --views 10 --max-batch 32 --device cuda:1")
 
 
 def test_the_graph_of_a_precision_is_read_once_for_all_its_engines(

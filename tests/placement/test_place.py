@@ -24,8 +24,8 @@ from alexdeploy.placement.process import ReplicaProcess
 from alexdeploy.placement.split_engine import SplitEngine
 
 H100, A100 = (9, 0), (8, 0)
-BROKEN = GpuSurvey(problem="NVML: Driver Not Loaded", cure="sudo modprobe nvidia", is_fault=True)
-LAPTOP = GpuSurvey(problem="NVML: Shared Library Not Found", cure="Install a driver.")
+BROKEN = GpuSurvey(problem="NVML: Driver Not Loaded", hint="sudo modprobe nvidia", is_fault=True)
+LAPTOP = GpuSurvey(problem="NVML: Shared Library Not Found", hint="Install a driver.")
 
 
 class Here:
@@ -88,14 +88,14 @@ def test_a_gpu_without_an_engine_and_without_another_backend_is_left_out_or_an_e
     assert "alexdeploy build" in placed.notes[0]
     with pytest.raises(ModelError, match=r"cuda:1 \(NVIDIA A100\): .* it is for sm_90, this device is sm_80") as caught:
         here.place(machine(H100, A100), backends=("tensorrt",), devices="0,1")
-    assert "alexdeploy build" in str(caught.value.cure)
+    assert "alexdeploy build" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("devices", [None, "0"])
 def test_tensorrt_by_name_and_no_engine_is_an_error_that_says_how_to_build_one(here: Here, devices: str | None) -> None:
     with pytest.raises(ModelError, match="has no TensorRT engine") as caught:
         here.place(machine(H100), backend="tensorrt", devices=devices)
-    assert "--fp16 --views 10 --max-batch 32" in str(caught.value.cure)
+    assert "--fp16 --views 10 --max-batch 32" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_without_any_backend_for_the_cpu_whoever_needs_it_hears_of_it(
     put_engine(here.folder, capability=H100)
     with pytest.raises((UsageError, ModelError), match=told) as caught:
         here.place(survey, backends=("tensorrt",), devices=devices)
-    assert caught.value.cure
+    assert caught.value.hint
 
 
 def test_a_jetson_is_placed_by_whatever_name_it_has(here: Here) -> None:
@@ -253,7 +253,7 @@ def test_all_devices_of_a_machine_whose_driver_does_not_work_is_an_error(here: H
 def test_tensorrt_by_name_and_no_gpu_is_an_error_that_says_why_there_is_none(here: Here, survey: GpuSurvey) -> None:
     with pytest.raises(DeviceError, match=f"there is none: {survey.problem}") as caught:
         here.place(survey, backend="tensorrt")
-    assert caught.value.cure == survey.cure
+    assert caught.value.hint == survey.hint
 
 
 def test_what_the_driver_says_of_some_gpus_is_told_with_the_others(here: Here) -> None:
@@ -287,7 +287,7 @@ def test_a_placement_without_devices_says_what_it_takes(
 def test_a_placement_on_one_gpu_asks_for_the_second_device(here: Here) -> None:
     with pytest.raises(UsageError, match=r"takes two devices, found one GPU, cuda:0 \(NVIDIA H100\)") as caught:
         here.place(machine(H100), placement="pipeline")
-    assert "--devices 0,cpu" in str(caught.value.cure)
+    assert "--devices 0,cpu" in str(caught.value.hint)
 
 
 def test_a_placement_on_devices_that_were_named_says_nothing(here: Here) -> None:
@@ -299,4 +299,4 @@ def test_a_placement_on_devices_that_were_named_says_nothing(here: Here) -> None
 def test_a_placement_has_no_replicas(here: Here, devices: str | None) -> None:
     with pytest.raises(UsageError, match=r"--placement towers is one network .* --replicas 2") as caught:
         here.place(LAPTOP, placement="towers", devices=devices, replicas_per_device=2)
-    assert caught.value.cure == "Leave out one of them."
+    assert caught.value.hint == "Leave out one of them."

@@ -72,7 +72,7 @@ def test_tensorrt_needs_room_for_the_greatest_batch_of_its_engine_in_two_streams
         "its TensorRT engine is for up to 128 images, for which 2 streams reserve memory; "
         "4.4 GB are free, 80% of that may be used; a replica needs 3.6 GB"
     )
-    assert without.cure.endswith("build one with --max-batch 64 and give --batch-size 64")
+    assert without.hint.endswith("build one with --max-batch 64 and give --batch-size 64")
 
 
 def test_two_replicas_of_an_engine_need_its_memory_twice() -> None:
@@ -89,10 +89,10 @@ def test_an_engine_that_a_gpu_has_no_room_for_and_that_was_asked_for_is_a_memory
     for named in (None, (gpu(0, free_gb=4),)):
         with pytest.raises(DeviceMemoryError, match="its TensorRT engine is for up to 128 images") as caught:
             plan_replicas([CPU, gpu(0, free_gb=4)], replace(asked, named=named))
-        assert "--max-batch 64" in str(caught.value.cure)
+        assert "--max-batch 64" in str(caught.value.hint)
     with pytest.raises(DeviceMemoryError) as caught:
         plan_replicas([gpu(0, free_gb=1)], asked)
-    assert caught.value.cure == "End what else runs there", "no engine is small enough"
+    assert caught.value.hint == "End what else runs there", "no engine is small enough"
 
 
 def test_a_gpu_that_is_almost_full_is_left_out_with_its_reason() -> None:
@@ -109,8 +109,8 @@ def test_a_gpu_that_is_almost_full_and_was_named_is_an_error() -> None:
     full = gpu(1, free_gb=1.2)
     with pytest.raises(DeviceMemoryError, match=r"cuda:1: 1\.2 GB are free.* 10 views needs 1\.0 GB") as caught:
         plan_replicas([CPU, gpu(0), full], demand(named=(gpu(0), full), num_views=10))
-    assert "fewer --views" in str(caught.value.cure)
-    assert "--devices" in str(caught.value.cure)
+    assert "fewer --views" in str(caught.value.hint)
+    assert "--devices" in str(caught.value.hint)
 
 
 def test_one_cpu_replica_where_there_is_no_gpu() -> None:
@@ -156,7 +156,7 @@ def test_onnxruntime_runs_on_a_gpu_where_tensorrt_is_not_installed() -> None:
     assert rows(plan_replicas([CPU, gpu(0)], demand(available=available))) == [("cuda:0", "onnxruntime", 256, None)]
 
 
-NO_ENGINE = NoEngine(reason="it has no engine", cure="Build one: alexdeploy build alexnet")
+NO_ENGINE = NoEngine(reason="it has no engine", hint="Build one: alexdeploy build alexnet")
 
 
 def test_onnxruntime_runs_on_a_gpu_for_which_there_is_no_engine_and_the_plan_says_so() -> None:
@@ -165,15 +165,15 @@ def test_onnxruntime_runs_on_a_gpu_for_which_there_is_no_engine_and_the_plan_say
     assert [each.backend for each in plan.replicas] == ["onnxruntime", "tensorrt"]
     assert plan.left_out == ()
     (without,) = plan.without_engine
-    assert (str(without.device), without.reason, without.cure) == ("cuda:0", NO_ENGINE.reason, NO_ENGINE.cure)
+    assert (str(without.device), without.reason, without.hint) == ("cuda:0", NO_ENGINE.reason, NO_ENGINE.hint)
 
 
 def test_a_gpu_without_an_engine_and_without_another_backend_is_left_out_with_the_command_that_builds_one() -> None:
     asked = demand(available={"cpu": ("openvino",), "cuda": ("tensorrt",)}, engines={(8, 0): NO_ENGINE, (9, 0): 64})
     plan = plan_replicas([CPU, gpu(0, capability=(8, 0)), gpu(1)], asked)
     assert [str(each.device) for each in plan.replicas] == ["cuda:1"]
-    assert [(str(each.device), each.reason, each.cure) for each in plan.left_out] == [
-        ("cuda:0", NO_ENGINE.reason, NO_ENGINE.cure)
+    assert [(str(each.device), each.reason, each.hint) for each in plan.left_out] == [
+        ("cuda:0", NO_ENGINE.reason, NO_ENGINE.hint)
     ]
     assert rows(plan_replicas([CPU, gpu(0, capability=(8, 0))], asked)) == [("cpu", "openvino", 8, 8)]
 
@@ -182,7 +182,7 @@ def test_a_gpu_without_an_engine_and_without_another_backend_is_left_out_with_th
 def test_who_asks_for_tensorrt_where_there_is_no_engine_gets_the_command_that_builds_one(more: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r"^(there is no device to run it on; )?cuda:0: it has no engine") as caught:
         plan_replicas([CPU, gpu(0)], demand(backend="tensorrt", engines={(9, 0): NO_ENGINE}, **more))
-    assert caught.value.cure == NO_ENGINE.cure
+    assert caught.value.hint == NO_ENGINE.hint
 
 
 def test_a_named_gpu_without_an_engine_and_without_another_backend_is_an_error() -> None:
@@ -209,7 +209,7 @@ def test_gpus_without_a_backend_are_left_out_and_the_plan_says_so() -> None:
     plan = plan_replicas([CPU, gpu(0)], demand(available={"cpu": ("onnxruntime",), "cuda": ()}))
     assert rows(plan) == [("cpu", "onnxruntime", 8, 8)]
     assert plan.left_out[0].reason == "no backend for GPUs is installed"
-    assert "alexdeploy[gpu]" in plan.left_out[0].cure
+    assert "alexdeploy[gpu]" in plan.left_out[0].hint
 
 
 def test_who_asks_for_a_backend_of_the_cpu_gets_the_cpu() -> None:
@@ -235,7 +235,7 @@ def test_what_was_asked_for_and_cannot_be_is_an_error_with_a_cure(more: dict[str
     kind = UsageError if "installed" in message else DeviceError
     with pytest.raises(kind, match=message) as caught:
         plan_replicas([CPU, gpu(0)], demand(**more))
-    assert caught.value.cure
+    assert caught.value.hint
 
 
 def test_without_any_device_there_is_no_plan() -> None:
@@ -303,4 +303,4 @@ def test_unnamed_gpus_are_used_or_left_out_and_none_is_forgotten(free: list[floa
     left_out = [each.device for each in plan.left_out]
     assert sorted([*used[::per_device], *left_out], key=lambda device: device.index) == gpus
     assert bool(used) != any(each.device == CPU for each in plan.replicas)
-    assert all(each.reason and each.cure for each in plan.left_out)
+    assert all(each.reason and each.hint for each in plan.left_out)

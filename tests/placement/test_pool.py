@@ -467,7 +467,7 @@ def _program(folder: ModelFolder, use: str, count: int = 2, **options: float) ->
         import sys, threading, time
         from pathlib import Path
         import numpy as np, psutil
-        from alexdeploy.core.artifacts import ModelFolder
+        from alexdeploy.core.model_folder import ModelFolder
         from alexdeploy.placement.devices import Device
         from alexdeploy.placement.plan import Replica
         from alexdeploy.placement.pool import Pool

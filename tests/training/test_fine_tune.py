@@ -169,7 +169,7 @@ def test_a_graph_without_weights_is_no_parent(tmp_path, parent_folder):
     imported.weights_path.unlink()
     with pytest.raises(ModelError, match="a graph that was imported cannot be trained") as error:
         read_parent(imported)
-    assert "alexdeploy import" in str(error.value.cure)
+    assert "alexdeploy import" in str(error.value.hint)
 
 
 def test_another_width_is_refused_and_nothing_is_touched(tmp_path, tiny_data, parent_folder):

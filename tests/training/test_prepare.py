@@ -144,7 +144,7 @@ def test_a_stopped_run_goes_on_and_leaves_the_same_bytes(tmp_path, data_with_bro
     assert not list((tmp_path / "set").rglob("*.tmp"))
     with pytest.raises(DataError, match="2 of 9 shards are there") as caught:
         open_packed(tmp_path / "set")
-    assert caught.value.cure == f"Go on: alexdeploy prepare DATA {tmp_path / 'set'}"
+    assert caught.value.hint == f"Go on: alexdeploy prepare DATA {tmp_path / 'set'}"
     assert pack(data_with_broken, tmp_path / "set").num_made == 7
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
@@ -198,7 +198,7 @@ def test_warped_images_are_kept_apart_from_cropped_ones(tmp_path, tiny_data):
     pack(tiny_data, tmp_path / "set", dataclasses.replace(SMALL, resize="warp"))
     with pytest.raises(DataError, match="packed with --resize warp; found where crop is expected") as caught:
         open_data(open_packed(tmp_path / "set"), "crop", num_threads=1)
-    assert caught.value.cure == "Pack the images again: alexdeploy prepare DATA OUT --resize crop"
+    assert caught.value.hint == "Pack the images again: alexdeploy prepare DATA OUT --resize crop"
 
 
 def test_a_scan_sees_every_image(tmp_path, tiny_data):
@@ -239,7 +239,7 @@ def test_a_damaged_set_is_refused_and_mended_by_the_command_that_is_named(
     harm(folder / name)
     with pytest.raises(DataError, match=message) as caught:
         open_data(open_packed(folder), "crop", num_threads=1)
-    assert caught.value.cure == f"Mend it: alexdeploy prepare DATA {folder} --check"
+    assert caught.value.hint == f"Mend it: alexdeploy prepare DATA {folder} --check"
     pack(tiny_data, folder, dataclasses.replace(SMALL, check=True))
     assert files(folder) == before
 
@@ -264,7 +264,7 @@ def test_a_jpeg_that_is_damaged_is_named_when_it_is_read(tmp_path, tiny_data):
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"train/above/00\.png in .*: not an image") as caught:
         list(open_data(open_packed(folder), "crop", num_threads=1).train.batches([np.array([1, 0])]))
-    assert "--check" in (caught.value.cure or "")
+    assert "--check" in (caught.value.hint or "")
 
 
 def test_another_set_is_not_overwritten_unless_asked(tmp_path, tiny_data):
@@ -275,7 +275,7 @@ def test_another_set_is_not_overwritten_unless_asked(tmp_path, tiny_data):
         pack(fewer, folder)
     with pytest.raises(UsageError, match="holds another packed set: of raw pixels, not --jpeg 95") as caught:
         pack(tiny_data, folder, dataclasses.replace(SMALL, jpeg_quality=95))
-    assert "Go on" not in str(caught.value.cure)
+    assert "Go on" not in str(caught.value.hint)
     pack(fewer, folder, dataclasses.replace(SMALL, overwrite=True))
     assert len(open_packed(folder).train) == 39
 
@@ -295,7 +295,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_touched(tmp_path, t
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=70_000_000))
     with pytest.raises(OutputError, match=r"56 images take 11 MB; there is room for 70 MB at .*set") as caught:
         pack(tiny_data, tmp_path / "set")
-    assert "about 3 MB in all: --jpeg 95" in (caught.value.cure or "")
+    assert "about 3 MB in all: --jpeg 95" in (caught.value.hint or "")
     assert not (tmp_path / "set").exists()
     pack(tiny_data, tmp_path / "set", dataclasses.replace(SMALL, jpeg_quality=95))
     before = files(tmp_path / "set")

@@ -352,7 +352,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(folde
     recipe = tiny_recipe("training.learning_rate=1e5")
     with pytest.raises(DivergedError, match="epoch 1 at learning rate 100000") as caught:
         train(tiny_data, recipe, folder, dataclasses.replace(ONE_THREAD, checkpoint_seconds=0), ignore)
-    assert "--set training.learning_rate=" in caught.value.cure
+    assert "--set training.learning_rate=" in caught.value.hint
     assert not folder.spec_path.exists()
     if folder.checkpoint_path.is_file():
         weights = read_checkpoint(folder.checkpoint_path).learner["weights"]
@@ -362,7 +362,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(folde
 def test_broken_images_stop_the_run_before_it_begins(folder, data_with_broken):
     with pytest.raises(DataError, match=r"(?s)3 of 56 images.*03\.png.*04\.png.*05\.png") as caught:
         train(data_with_broken, tiny_recipe(), folder, ONE_THREAD, ignore)
-    assert "--skip-broken" in caught.value.cure
+    assert "--skip-broken" in caught.value.hint
     assert not folder.path.exists()
 
 

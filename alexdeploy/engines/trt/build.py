@@ -65,7 +65,7 @@ def build_engine(
     another thread; an interrupt ends the build at its next step (from TensorRT 10 on).
     """
     if options.precision == "bf16":
-        raise UsageError("there are no bf16 engines", cure="Build --fp16 or --int8, or FP32 without either.")
+        raise UsageError("there are no bf16 engines", hint="Build --fp16 or --int8, or FP32 without either.")
     profile = options.profile
     spec = folder.spec()
     tactics = _tactic_sources(options.tactic_sources)
@@ -161,7 +161,7 @@ def _tactic_sources(names: tuple[str, ...] | None) -> int | None:
     if unknown:
         raise UsageError(
             f"TensorRT {trt.__version__} has no tactic source {', '.join(unknown)}",
-            cure=f"Those that it has: {', '.join(sorted(known))}",
+            hint=f"Those that it has: {', '.join(sorted(known))}",
         )
     return sum(1 << known[name] for name in set(names))
 
@@ -219,7 +219,7 @@ def _profile_error(profile: tuple[int, int, int], said: str) -> UsageError:
     least, best, most = profile
     return UsageError(
         f"TensorRT does not take a profile of {least} to {most} images, best {best}: {said or 'no reason given'}",
-        cure="Use another --max-batch.",
+        hint="Use another --max-batch.",
     )
 
 
@@ -285,9 +285,9 @@ def _build_error() -> DeviceError | ModelError:
         return error
     text = error.message
     if "insufficient workspace" in text.lower():
-        return DeviceMemoryError(text, cure="Give it more: --workspace")
+        return DeviceMemoryError(text, hint="Give it more: --workspace")
     if "could not find any implementation" in text.lower():
-        return ModelError(text, cure="Allow more --tactic-sources, or build another precision.")
+        return ModelError(text, hint="Allow more --tactic-sources, or build another precision.")
     return ModelError(text)
 
 

@@ -103,12 +103,12 @@ def choose_engine(folder: ModelFolder, wanted: EngineRequirements, *, gpu: str =
     fitting = fitting_engines(folder, wanted, gpu=gpu)
     if fitting:
         return fitting[0][0]
-    cure = f"Build one: {build_command(folder, wanted)}"
+    hint = f"Build one: {build_command(folder, wanted)}"
     others = [(path, differences_from(record, wanted)) for path, record in find_engines(folder)]
     if not others:
-        raise ModelError(f"{folder.path} has no TensorRT engine", cure=cure)
+        raise ModelError(f"{folder.path} has no TensorRT engine", hint=hint)
     path, differences = min(others, key=lambda other: len(other[1]))
-    raise ModelError(f"{path} does not fit: {'; '.join(differences)}", cure=cure)
+    raise ModelError(f"{path} does not fit: {'; '.join(differences)}", hint=hint)
 
 
 def differences_from(record: EngineRecord, wanted: EngineRequirements) -> tuple[str, ...]:

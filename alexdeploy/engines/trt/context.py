@@ -26,7 +26,7 @@ except (ImportError, OSError) as exc:
     is_missing = isinstance(exc, ModuleNotFoundError) and str(exc.name).partition(".")[0] in ("pycuda", "tensorrt")
     raise (UsageError if is_missing else DeviceError)(
         f"TensorRT cannot be used here: {first_line(exc)}",
-        cure="On a machine with an NVIDIA GPU and its driver: pip install 'alexdeploy[gpu]'\n"
+        hint="On a machine with an NVIDIA GPU and its driver: pip install 'alexdeploy[gpu]'\n"
         "(pycuda is compiled on the spot and needs g++ and the CUDA headers: put nvcc on PATH.)\n"
         "Without a GPU no engine is needed: alexdeploy predict runs the ONNX files.",
     ) from exc
@@ -78,7 +78,7 @@ def find_gpu(device: str) -> Gpu:
     """The GPU of a name like "cuda:0"; makes no context. Raises UsageError or DeviceError."""
     kind, _, number = device.partition(":")
     if kind != "cuda" or not (number or "0").isdecimal():
-        raise UsageError(f"TensorRT runs on an NVIDIA GPU, not on {device!r}", cure="Name one: cuda:0")
+        raise UsageError(f"TensorRT runs on an NVIDIA GPU, not on {device!r}", hint="Name one: cuda:0")
     index = int(number or 0)
     try:
         cuda.init()
@@ -96,7 +96,7 @@ def find_gpu(device: str) -> Gpu:
     except cuda.Error as exc:
         raise DeviceError(
             f"no NVIDIA GPU can be used: {first_line(exc)}",
-            cure="Look at what nvidia-smi says, and at CUDA_VISIBLE_DEVICES.",
+            hint="Look at what nvidia-smi says, and at CUDA_VISIBLE_DEVICES.",
         ) from exc
 
 
@@ -153,17 +153,17 @@ def translated(exc: BaseException) -> AlexDeployError:
     if isinstance(exc, AlexDeployError):
         return exc
     if isinstance(exc, (cuda.MemoryError, MemoryError)):
-        return DeviceMemoryError(f"the GPU is out of memory: {first_line(exc)}", cure="Use a smaller --batch-size.")
+        return DeviceMemoryError(f"the GPU is out of memory: {first_line(exc)}", hint="Use a smaller --batch-size.")
     return DeviceError(f"{type(exc).__name__}: {first_line(exc)}")
 
 
-def refused(what: str, cure: str = "Use a smaller --batch-size.") -> DeviceError:
-    """The error for a call of TensorRT that failed, with the words that it left in the log. `cure` is for memory."""
+def refused(what: str, hint: str = "Use a smaller --batch-size.") -> DeviceError:
+    """The error for a call of TensorRT that failed, with the words that it left in the log. `hint` is for memory."""
     said = LOG.take()
     lines = said.splitlines() or ["no reason given"]
     for line in lines:
         if any(word in line.lower() for word in _MEMORY_WORDS):
-            return DeviceMemoryError(f"{what}: {line}", cure=cure)
+            return DeviceMemoryError(f"{what}: {line}", hint=hint)
     return DeviceError(f"{what}: {lines[0]}")
 
 
@@ -175,5 +175,5 @@ def deserialize(plan: bytes, path: Path) -> trt.ICudaEngine:
         error = refused(f"TensorRT {trt.__version__} cannot open {path}", "Free memory on the GPU.")
         if isinstance(error, DeviceMemoryError):
             raise error
-        raise ModelError(error.message, cure="Build it again: alexdeploy build")
+        raise ModelError(error.message, hint="Build it again: alexdeploy build")
     return engine

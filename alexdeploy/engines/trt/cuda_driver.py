@@ -71,7 +71,7 @@ def cuda_ordinal(uuid: str) -> int:
     wanted = (uuid.partition("-")[2] if has_prefix else uuid).replace("-", "").lower()
     if wanted not in seen:
         raise DeviceError(
-            f"CUDA does not see GPU {uuid}; it sees {len(seen)} others", cure="Look at CUDA_VISIBLE_DEVICES."
+            f"CUDA does not see GPU {uuid}; it sees {len(seen)} others", hint="Look at CUDA_VISIBLE_DEVICES."
         )
     return seen.index(wanted)
 

@@ -173,15 +173,15 @@ def read_record(path: Path) -> EngineRecord:
     except OSError as exc:
         raise ModelError(
             f"{path} has no readable {sidecar.name}, which says what it was built from: {exc.strerror}",
-            cure="Copy the .json that belongs to it, or build it here: alexdeploy build",
+            hint="Copy the .json that belongs to it, or build it here: alexdeploy build",
         ) from exc
     try:
         number = decode_json(content, _Format).format
         if number not in (None, FORMAT):
-            raise ModelError(f"{sidecar} has format {number}, this version reads {FORMAT}", cure=_BUILD_CURE)
+            raise ModelError(f"{sidecar} has format {number}, this version reads {FORMAT}", hint=_BUILD_HINT)
         return decode_json(content, EngineRecord)
     except msgspec.DecodeError as exc:
-        raise ModelError(f"{sidecar} is damaged: {exc}", cure=_BUILD_CURE) from exc
+        raise ModelError(f"{sidecar} is damaged: {exc}", hint=_BUILD_HINT) from exc
 
 
 def load_engine(path: Path) -> tuple[EngineRecord, bytes]:
@@ -195,11 +195,11 @@ def load_engine(path: Path) -> tuple[EngineRecord, bytes]:
     if secret is None or record.signed_by != name_of(secret):
         raise ModelError(
             f"{path} was built by another installation; an engine is code that runs here",
-            cure=f"If you trust where it comes from: alexdeploy build --trust-engine {shlex.quote(str(path))}\n"
-            f"Else {_BUILD_CURE}",
+            hint=f"If you trust where it comes from: alexdeploy build --trust-engine {shlex.quote(str(path))}\n"
+            f"Else {_BUILD_HINT}",
         )
     if not hmac.compare_digest(_signature(record, secret), record.signature):
-        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built", cure=_BUILD_CURE)
+        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built", hint=_BUILD_HINT)
     return record, plan
 
 
@@ -209,7 +209,7 @@ def trust_engine(path: Path) -> EngineRecord:
     _read_plan(path, record)
     secret = own_secret()
     if record.signed_by == name_of(secret) and not hmac.compare_digest(_signature(record, secret), record.signature):
-        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built here", cure=_BUILD_CURE)
+        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built here", hint=_BUILD_HINT)
     signed = _signed(record)
     _write_record(path, signed)
     return signed
@@ -234,24 +234,24 @@ def key_differences(record: EngineRecord, key: EngineKey) -> tuple[str, ...]:
     )
 
 
-_BUILD_CURE = "Build it again: alexdeploy build"
+_BUILD_HINT = "Build it again: alexdeploy build"
 
 
 def _read_plan(path: Path, record: EngineRecord) -> bytes:
     try:
         plan = read_regular(path, MAX_DATA_BYTES)
     except OSError as exc:
-        raise ModelError(f"{path} cannot be read: {exc.strerror}", cure=_BUILD_CURE) from exc
+        raise ModelError(f"{path} cannot be read: {exc.strerror}", hint=_BUILD_HINT) from exc
     if len(plan) != record.engine_bytes:
         raise ModelError(
             f"{path} has {len(plan):,} bytes, its sidecar says {record.engine_bytes:,}: it was truncated or exchanged",
-            cure=_BUILD_CURE,
+            hint=_BUILD_HINT,
         )
     found = sha256_bytes(plan)
     if found != record.engine_sha256:
         raise ModelError(
             f"{path} has hash {found[:12]}, its sidecar says {record.engine_sha256[:12]}: it was changed or exchanged",
-            cure=_BUILD_CURE,
+            hint=_BUILD_HINT,
         )
     return plan
 

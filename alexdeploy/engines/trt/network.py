@@ -50,7 +50,7 @@ def _parse_error(parser: trt.OnnxParser) -> ModelError:
     what = "has an operator that it does not support" if is_unsupported else "cannot be read"
     return ModelError(
         f"TensorRT {trt.__version__}: the graph {what}: {'; '.join(told[:3]) or 'no reason given'}",
-        cure="Run the model with --backend onnxruntime, or build with a later TensorRT.",
+        hint="Run the model with --backend onnxruntime, or build with a later TensorRT.",
     )
 
 

@@ -28,7 +28,7 @@ def state_folder() -> Path:
     except RuntimeError as exc:
         raise ModelError(
             f"there is no home folder for the secret that signs engines: {exc}",
-            cure="Name a folder for it: ALEXDEPLOY_STATE=/some/folder",
+            hint="Name a folder for it: ALEXDEPLOY_STATE=/some/folder",
         ) from exc
 
 
@@ -59,16 +59,16 @@ def read_secret() -> bytes | None:
         if _is_open(folder):
             raise ModelError(
                 f"{path.parent} has {_owned(folder)}, expected 0700 and {user}: others could sign engines",
-                cure=f"If nobody did: chmod 700 {shlex.quote(str(path.parent))}\n"
+                hint=f"If nobody did: chmod 700 {shlex.quote(str(path.parent))}\n"
                 "Else delete it, and build the engines again.",
             )
         if status.st_mode & 0o077 or status.st_uid != user:
             raise ModelError(
                 f"{path} has {_owned(status)}, expected 0600 and {user}: others could have signed engines with it",
-                cure=anew,
+                hint=anew,
             )
     if len(content) != _SECRET_BYTES:
-        raise ModelError(f"{path} is damaged: expected {_SECRET_BYTES} bytes", cure=anew)
+        raise ModelError(f"{path} is damaged: expected {_SECRET_BYTES} bytes", hint=anew)
     return content
 
 
@@ -79,7 +79,7 @@ def own_secret() -> bytes:
         _make_secret(state_folder() / "engine.key")
         found = read_secret()
     if found is None:
-        raise ModelError(f"{state_folder()} does not keep its engine.key", cure="Name another: ALEXDEPLOY_STATE")
+        raise ModelError(f"{state_folder()} does not keep its engine.key", hint="Name another: ALEXDEPLOY_STATE")
     return found
 
 

@@ -22,13 +22,13 @@ _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: it does not wait for the default stream, which other libraries of the process may use."""
 
 
-def make_context(engine: trt.ICudaEngine, stream: cuda.Stream, cure: str) -> trt.IExecutionContext:
-    """An execution context with the engine's only profile, which those of all streams share. `cure` is for memory."""
+def make_context(engine: trt.ICudaEngine, stream: cuda.Stream, hint: str) -> trt.IExecutionContext:
+    """An execution context with the engine's only profile, which those of all streams share. `hint` is for memory."""
     context: trt.IExecutionContext = engine.create_execution_context()
     if context is None:
-        raise refused("TensorRT could not make an execution context", cure)
+        raise refused("TensorRT could not make an execution context", hint)
     if not context.set_optimization_profile_async(0, stream.handle):
-        raise refused("TensorRT did not take the optimization profile", cure)
+        raise refused("TensorRT did not take the optimization profile", hint)
     stream.synchronize()
     return context
 
@@ -36,8 +36,8 @@ def make_context(engine: trt.ICudaEngine, stream: cuda.Stream, cure: str) -> trt
 def check_contexts(engine: trt.ICudaEngine) -> None:
     """Raise DeviceError unless each stream can have its context while the others have theirs."""
     stream = cuda.Stream(_NON_BLOCKING)
-    cure = "Use a smaller --max-batch, or free memory on the GPU."
-    contexts = [make_context(engine, stream, cure) for _ in range(TENSORRT_STREAMS)]
+    hint = "Use a smaller --max-batch, or free memory on the GPU."
+    contexts = [make_context(engine, stream, hint) for _ in range(TENSORRT_STREAMS)]
     # Before the stream that they know.
     del contexts
 

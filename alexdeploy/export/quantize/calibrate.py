@@ -121,7 +121,7 @@ def measure(
                     others = f" or one of {len(batch) - 1} more" if batch[1:] else ""
                     raise ModelError(
                         f"{name}: {exc} on {batch[0].name}{others}",
-                        cure="The FP32 network itself overflows; train it again or scale its weights.",
+                        hint="The FP32 network itself overflows; train it again or scale its weights.",
                     ) from exc
             used.extend(CalibrationImage(name=each.name, sha256=each.sha256) for each in batch)
 
@@ -166,7 +166,7 @@ def measure(
         reason = next(iter(skipped.items()), (images, "no images"))
         raise InputError(
             f"none of {total:,} images of {images} can be used; {reason[0]}: {reason[1]}",
-            cure="Calibrate on photographs like those of production.",
+            hint="Calibrate on photographs like those of production.",
         )
     return measured()
 
@@ -178,7 +178,7 @@ def choose_images(images: str, recipe: CalibrationRecipe) -> tuple[list[str], di
     is no image.
     """
     if images == "-":
-        raise UsageError("calibration images are read twice; standard input cannot be", cure="Name a folder or @list.")
+        raise UsageError("calibration images are read twice; standard input cannot be", hint="Name a folder or @list.")
     problems: dict[str, str] = {}
 
     def names() -> Iterator[str]:
@@ -197,7 +197,7 @@ def choose_images(images: str, recipe: CalibrationRecipe) -> tuple[list[str], di
         problem = next((f"{name}: {reason}" for name, reason in problems.items()), f"{images} holds none")
         raise InputError(
             f"no images to calibrate on: {problem}",
-            cure="Name a folder of photographs like those of production; labels are not needed.",
+            hint="Name a folder of photographs like those of production; labels are not needed.",
         )
     return list(dict.fromkeys(chosen)), problems
 
@@ -209,7 +209,7 @@ def _check_text(*names: str) -> None:
         except UnicodeEncodeError:
             raise UsageError(
                 f"{printable_path(name)} is not UTF-8, and could not be found again from a file of ranges",
-                cure="Rename it, or make a link to it.",
+                hint="Rename it, or make a link to it.",
             ) from None
 
 

@@ -55,14 +55,14 @@ def to_int8(
     copy = deepcopy(model)
     layers = [name for name in quantizable_layers(copy) if name not in keep]
     if not layers:
-        raise ModelError("no layer is left to quantize", cure="Keep fewer of them, or leave --int8 out.")
+        raise ModelError("no layer is left to quantize", hint="Keep fewer of them, or leave --int8 out.")
     thresholds = dict(thresholds)
     if _feed_pixels(copy, layers, preprocessing):
         thresholds[PIXELS] = float(QMAX)
     read = {node.input[0] for node in copy.graph.node if node.name in layers}
     missing = sorted(read - set(thresholds))
     if missing:
-        raise ModelError(f"the measured ranges lack {', '.join(missing)}", cure="Calibrate again.")
+        raise ModelError(f"the measured ranges lack {', '.join(missing)}", hint="Calibrate again.")
     ranges = {name: (np.float32(-thresholds[name]), np.float32(thresholds[name])) for name in read}
     overrides = _narrow_weights(copy.graph, layers) if weight_bits == 7 else {}
     quantizer = quantization.QDQQuantizer(

@@ -160,7 +160,7 @@ def _layers(model: onnx.ModelProto, keep: Collection[str]) -> tuple[str, ...]:
     layers = quantizable_layers(model)
     for name in keep:
         if name not in layers:
-            raise UsageError(f"no layer with weights is called {name!r}", cure=f"Layers: {', '.join(layers)}")
+            raise UsageError(f"no layer with weights is called {name!r}", hint=f"Layers: {', '.join(layers)}")
     return tuple(name for name in layers if name not in keep)
 
 
@@ -172,7 +172,7 @@ def _check_saving(fp32: onnx.ModelProto, int8: onnx.ModelProto, macs: Mapping[st
         raise ModelError(
             f"INT8 saves nothing here: {len(keep)} of {len(macs)} layers stay in FP32, the file has {size:.0%} of the "
             f"size of FP32's, and {work:.1%} of the multiply-accumulates are in INT8",
-            cure="No INT8 file was written. Use FP16 (alexdeploy export --fp16), keep fewer layers with --keep, "
+            hint="No INT8 file was written. Use FP16 (alexdeploy export --fp16), keep fewer layers with --keep, "
             "or allow more with --max-drop.",
         )
 
@@ -182,10 +182,10 @@ def _too_few(evaluator: Evaluator, limit: float) -> str | None:
     count, bound = evaluator.num_images, evaluator.least_bound()
     if bound > limit:
         fewest = _fewest(evaluator.least_bound, limit)
-        cure = "no number of images can" if fewest is None else f"give at least {fewest:,}"
+        hint = "no number of images can" if fewest is None else f"give at least {fewest:,}"
         return (
             f"{count} images are too few to show a drop of at most {limit:g} points: where no answer changes, the "
-            f"95 % interval still reaches to {bound:.2g}; {cure}"
+            f"95 % interval still reaches to {bound:.2g}; {hint}"
         )
     if count < FEWEST_IMAGES:
         return f"{count} images are few to evaluate a graph with; give at least {FEWEST_IMAGES}"
@@ -253,7 +253,7 @@ def _images(spec: ModelSpec, ranges: Ranges, budget: Budget, limit: float) -> _I
         raise InputError(
             f"the images that the ranges were measured on are not at {ranges.images_from}, so that nothing tells "
             "what INT8 costs",
-            cure=f"Measure ranges on images that are here: {ranges.calibrate_command}\n"
+            hint=f"Measure ranges on images that are here: {ranges.calibrate_command}\n"
             "or name labelled ones: --labelled DATA",
         )
     return found
@@ -295,7 +295,7 @@ def _labelled(spec: ModelSpec, ranges: Ranges, data: str) -> _Images:
             pixels[number] = decode(content, spec.preprocessing.resize)
         except ImageError as exc:
             raise DataError(
-                f"{source.name}: {exc.message}", cure="A budget is measured on images that can be read."
+                f"{source.name}: {exc.message}", hint="A budget is measured on images that can be read."
             ) from exc
         num_calibrated += sha256_bytes(content) in seen
     labels = np.array([example.label for _, example in chosen])

@@ -189,7 +189,7 @@ def search(
         raise ParityError(
             f"INT8 cannot hold a drop of {budget:g} points: even with {best.layer} alone in INT8 it is "
             f"{best.drop.points:.2f}: {describe(best.drop)}",
-            cure="No INT8 file was written. Use FP16 (alexdeploy export --fp16), calibrate on other images, "
+            hint="No INT8 file was written. Use FP16 (alexdeploy export --fp16), calibrate on other images, "
             "or allow more with --max-drop.",
         )
     mixtures = _Mixtures(ranking)

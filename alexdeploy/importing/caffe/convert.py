@@ -68,7 +68,7 @@ def convert(net: CaffeNet, source: str, input_size: int | None) -> Converted:
     if size is None:
         raise ModelError(
             f"{source} does not say how large its input is",
-            cure="Name a recipe with the same input: --recipe caffe-alexnet (227 pixels).",
+            hint="Name a recipe with the same input: --recipe caffe-alexnet (227 pixels).",
         )
     chain = tuple(layer for layer in _chain(net, source) if layer.type != "Flatten")
     blocks = _blocks(chain, source)
@@ -80,7 +80,7 @@ def convert(net: CaffeNet, source: str, input_size: int | None) -> Converted:
     try:
         plan = plan_layers(architecture, last.outputs)
     except RecipeError as exc:
-        raise ModelError(f"{source}: {exc.message}", cure=exc.cure) from exc
+        raise ModelError(f"{source}: {exc.message}", hint=exc.hint) from exc
     _check_rounding(blocks, plan, source, is_size_told=net.transform.crop is not None)
     weights = take_weights([block.layer for block in blocks], plan, source)
     return Converted(architecture=architecture, num_classes=last.outputs, weights=weights, chain=chain)
@@ -100,7 +100,7 @@ def count_classes(net: CaffeNet, source: str) -> int:
     """The rows of the last layer with weights."""
     shaped = [layer for layer in net.layers if layer.blobs]
     if not shaped:
-        raise ModelError(f"{source} holds no weights", cure="Give the .caffemodel, not its .prototxt.")
+        raise ModelError(f"{source} holds no weights", hint="Give the .caffemodel, not its .prototxt.")
     return math.prod(shaped[-1].blobs[0].shape[:-1])
 
 
@@ -310,6 +310,6 @@ def _check_rounding(blocks: list[_Block], plan: tuple[Layer, ...], source: str, 
                 raise ModelError(
                     f"{source}: {caffe_layer.name} makes {size} pixels into {rounded + 1}, as Caffe rounds up; "
                     f"here they become {layer.output_shape[1]}",
-                    cure=None if is_size_told else recipe,
+                    hint=None if is_size_told else recipe,
                 )
         size = layer.output_shape[1] if len(layer.output_shape) == 3 else 0

@@ -122,7 +122,7 @@ def read_caffemodel(content: bytes, source: str) -> CaffeNet:
         net = Message(memoryview(content))
         is_v1 = not net.has(100)
         if is_v1 and not net.has(2):
-            raise ModelError(f"{source} holds no layers of Caffe", cure="Give the .caffemodel, not its .prototxt.")
+            raise ModelError(f"{source} holds no layers of Caffe", hint="Give the .caffemodel, not its .prototxt.")
         number = 2 if is_v1 else 100
         layers = tuple(_layer(entry, source, is_v1=is_v1) for entry in net.messages(number))
         transform = _transform(net, net.messages(number), source, is_v1=is_v1)
@@ -145,7 +145,7 @@ def _layer(entry: Message, source: str, *, is_v1: bool) -> CaffeLayer:
     if is_v1 and entry.has(1):
         raise ModelError(
             f"{source} has layers in the form that Caffe had before 2014 (V0)",
-            cure="Renew it with Caffe's own tool: upgrade_net_proto_binary OLD NEW",
+            hint="Renew it with Caffe's own tool: upgrade_net_proto_binary OLD NEW",
         )
     name = entry.text(4 if is_v1 else 1)
     kind = entry.integer(5) if is_v1 else 0
@@ -227,7 +227,7 @@ def _lrn(found: Message, where: str) -> LRNAcross:
     if found.integer(4) != 0:
         raise ModelError(
             f"{where} is an LRN with norm_region: WITHIN_CHANNEL, for which ONNX and the engines have no operator",
-            cure="Only ACROSS_CHANNELS, as in AlexNet, is supported.",
+            hint="Only ACROSS_CHANNELS, as in AlexNet, is supported.",
         )
     return LRNAcross(
         size=found.integer(1, 5), alpha=found.number(2, 1.0), beta=found.number(3, 0.75), k=found.number(5, 1.0)

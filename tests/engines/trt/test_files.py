@@ -140,7 +140,7 @@ def test_of_two_engines_that_differ_only_in_how_they_were_built_the_later_is_cho
 def test_no_engine_at_all_names_the_command_that_builds_one(folder: ModelFolder) -> None:
     with pytest.raises(ModelError, match="has no TensorRT engine") as caught:
         choose_engine(folder, WANTED)
-    assert caught.value.cure == f"Build one: alexdeploy build {folder.path} --fp16 --views 10 --max-batch 8"
+    assert caught.value.hint == f"Build one: alexdeploy build {folder.path} --fp16 --views 10 --max-batch 8"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_an_engine_that_does_not_fit_says_in_which_part(
     make_engine(folder, **change)
     with pytest.raises(ModelError, match=told) as caught:
         choose_engine(folder, WANTED)
-    assert "alexdeploy build" in str(caught.value.cure)
+    assert "alexdeploy build" in str(caught.value.hint)
 
 
 def test_of_several_that_do_not_fit_the_nearest_is_named(folder: ModelFolder) -> None:

@@ -138,7 +138,7 @@ def test_another_installations_engine_is_refused_until_it_is_trusted(
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "other"))
     with pytest.raises(ModelError, match="was built by another installation") as caught:
         load_engine(path)
-    assert f"alexdeploy build --trust-engine {path}" in str(caught.value.cure)
+    assert f"alexdeploy build --trust-engine {path}" in str(caught.value.hint)
     trust_engine(path)
     assert load_engine(path)[1] == PLAN
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "state"))
@@ -209,7 +209,7 @@ def test_a_secret_in_a_folder_that_others_may_write_is_refused(folder: ModelFold
     for refuses in (load_engine, trust_engine):
         with pytest.raises(ModelError, match=rf"state has mode {mode:04o} .* expected 0700") as caught:
             refuses(path)
-    assert f"chmod 700 {state}" in str(caught.value.cure)
+    assert f"chmod 700 {state}" in str(caught.value.hint)
     state.chmod(0o755)
     assert load_engine(path)[1] == PLAN
 
@@ -298,5 +298,5 @@ def test_a_user_without_a_home_is_told_what_to_set(folder: ModelFolder, monkeypa
     for refuses in (load_engine, check_can_write):
         with pytest.raises(ModelError, match="there is no home folder") as caught:
             refuses(path)
-        assert "ALEXDEPLOY_STATE=" in str(caught.value.cure)
+        assert "ALEXDEPLOY_STATE=" in str(caught.value.hint)
     assert cache_folder("tensorrt") is None

@@ -1,4 +1,4 @@
-"""What is measured, each in a process of its own: `python -m benchmarks.sides`, which `process.py` starts.
+"""What is measured, each in a process of its own: `python -m benchmarks.subjects`, which `process.py` starts.
 
 A side is opened once and does the same work as often as it is asked. Ours, files to rows, runs as the package's users
 run it; engine and decoding alone are measured by the functions of `alexdeploy bench`, so that shares of the bound mean
