@@ -1,22 +1,31 @@
-"""The folders of the user's cache, and how large they may grow."""
+"""The user's folders for caches and state, and how large a cache may grow."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from pathlib import Path
+from typing import Literal
+
+
+def user_folder(kind: Literal["cache", "state"]) -> Path:
+    """`ALEXDEPLOY_CACHE` or `ALEXDEPLOY_STATE`, else alexdeploy/ where the system keeps such (on Linux as XDG says).
+
+    Raises RuntimeError for a user without a home folder.
+    """
+    if own := os.environ.get(f"ALEXDEPLOY_{kind.upper()}"):
+        return Path(own)
+    import platformdirs
+
+    find = platformdirs.user_cache_path if kind == "cache" else platformdirs.user_state_path
+    return find("alexdeploy", appauthor=False).expanduser()
 
 
 def cache_folder(name: str) -> Path | None:
-    """A folder under the user's cache (`ALEXDEPLOY_CACHE`, else XDG's), made if need be; None if it cannot be."""
+    """A folder under the user's cache, made if need be; None if it cannot be made or written to."""
     try:
-        base = (
-            os.environ.get("ALEXDEPLOY_CACHE")
-            or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexdeploy"
-        )
-        folder = Path(base) / name
+        folder = user_folder("cache") / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # RuntimeError: a user without a home folder.
     except (OSError, RuntimeError):
         return None
     return folder if os.access(folder, os.W_OK) else None

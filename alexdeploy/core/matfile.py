@@ -1,80 +1,33 @@
-"""Variables of a .mat file of MATLAB 5 to 7: numbers, texts, structs and cell arrays, as plain Python objects.
+"""Variables of a .mat file of MATLAB 5 to 7 as plain Python objects, read by SciPy in a process of its own.
 
-After the MAT-File Format of MathWorks (level 5): a header of 128 bytes, then elements of a type, a length and data.
-Every length is held against what is there, and values and nesting are bounded: SciPy's reader follows cells in cells
-until the stack of the process ends.
+SciPy follows cells in cells until the stack of its process ends, and allocates what a header claims. In a process with
+a limit of memory both end that process, and are an error of the file here.
 """
 
 from __future__ import annotations
 
-import math
-import struct
-import zlib
+import importlib.util
+import io
+import pickle
+import subprocess
+import sys
+import warnings
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-_HEADER_BYTES = 128
-_MAX_BYTES = 64 << 20
-_MAX_DIMENSIONS = 32
-_MAX_VALUES = 1 << 20
-"""Eight bytes are a value, an empty matrix, and become a hundred: their number is bounded, not only the data."""
+from alexdeploy.core.errors import first_line
+from alexdeploy.core.packages import missing_package
 
+_MAX_BYTES = 64 << 20
 _MAX_DEPTH = 32
-_MATRIX, _COMPRESSED = 14, 15
-_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-_TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}
-_CELL_CLASS, _STRUCT_CLASS, _CHAR_CLASS = 1, 2, 4
-_NUMERIC_CLASSES = range(6, 16)
 
 
 class MatError(ValueError):
     """Not a file that can be read here."""
-
-
-class _Element(NamedTuple):
-    kind: int
-    data: memoryview
-
-
-class _Reader:
-    """Elements one after the other; every length is held against what is there."""
-
-    def __init__(self, data: bytes | memoryview, max_inflated_bytes: int = 0) -> None:
-        self._rest = memoryview(data)
-        self._max_inflated_bytes = max_inflated_bytes
-
-    def __bool__(self) -> bool:
-        return len(self._rest) >= 8
-
-    def next(self) -> _Element:
-        first, size = struct.unpack("<II", self._take(8))
-        # A small element has its length and at most four bytes of data within these eight.
-        if first >> 16:
-            if first >> 16 > 4:
-                raise MatError(f"a small element of {first >> 16} bytes")
-            return _Element(first & 0xFFFF, memoryview(struct.pack("<I", size))[: first >> 16])
-        data = self._take(size)
-        if first != _COMPRESSED:
-            self._rest = self._rest[-size % 8 :]
-            return _Element(first, data)
-        if not self._max_inflated_bytes:
-            raise MatError("a compressed element within another element")
-        inflater = zlib.decompressobj()
-        try:
-            inflated = inflater.decompress(data, self._max_inflated_bytes)
-        except zlib.error as exc:
-            raise MatError(str(exc)) from exc
-        if inflater.unconsumed_tail:
-            raise MatError(f"a variable of more than {self._max_inflated_bytes:,} bytes")
-        return _Reader(inflated).next()
-
-    def _take(self, size: int) -> memoryview:
-        if size > len(self._rest):
-            raise MatError(f"cut off: {size:,} bytes are expected and {len(self._rest):,} are left")
-        taken, self._rest = self._rest[:size], self._rest[size:]
-        return taken
 
 
 def is_mat_file(head: bytes) -> bool:
@@ -85,7 +38,8 @@ def is_mat_file(head: bytes) -> bool:
 def read_struct(data: bytes, name: str) -> list[dict[str, Any]]:
     """The entries of the struct array `name`: numbers as float, texts as str, everything else as None.
 
-    Raises MatError for a file of another kind or version, one that is cut off, and one without such a variable.
+    Raises UsageError without SciPy, and MatError for a file of another kind or version, one that is cut off, and one
+    without such a variable.
     """
     value = read_variables(data, (name,)).get(name)
     if value is None:
@@ -102,121 +56,65 @@ def _simple(value: Any) -> float | str | None:
     return value if isinstance(value, str) else None
 
 
-def read_variables(data: bytes, names: Collection[str], max_inflated_bytes: int = _MAX_BYTES) -> dict[str, Any]:
-    """Those of the variables `names` that are there, each of at most `max_inflated_bytes` where it is compressed.
+def read_variables(data: bytes, names: Collection[str], max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
+    """Those of the variables `names` that are there, of at most about `max_bytes` together (where Linux counts memory).
 
     A struct is a dictionary; an array of structs and a cell array are lists, columns first; a text is a str; numbers
-    are an array in MATLAB's shape, which may be a view of `data`; everything else is None. Raises MatError.
+    are an array in MATLAB's shape; everything else is None. Raises UsageError without SciPy, else MatError.
     """
-    if len(data) < _HEADER_BYTES or not is_mat_file(data[:_HEADER_BYTES]):
+    if not is_mat_file(data[:128]):
         raise MatError("not a MATLAB 5 file with the lowest byte first")
-    reader = _Reader(memoryview(data)[_HEADER_BYTES:], max_inflated_bytes)
-    values = _Values()
-    found: dict[str, Any] = {}
-    while reader and len(found) < len(names):
-        element = reader.next()
-        if element.kind == _MATRIX:
-            values.read_variable(element.data, names, found)
-    return found
+    if importlib.util.find_spec("scipy") is None:
+        raise missing_package("scipy", "Reading a MATLAB file", "matlab")
+    script = f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as it; it.serve({tuple(names)!r}, {max_bytes})"
+    done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=False)
+    if done.returncode < 0:
+        raise MatError(f"SciPy cannot read it: its process ended with signal {-done.returncode}")
+    if done.returncode:
+        raise MatError((done.stderr.decode(errors="replace").strip().splitlines() or ["SciPy cannot read it"])[-1])
+    # Written by `serve`, and not by the author of the file.
+    return dict(pickle.loads(done.stdout))
 
 
-class _Values:
-    """Reads matrices and what is in them, up to _MAX_VALUES."""
+def serve(names: Collection[str], max_bytes: int) -> None:
+    """In a process of its own: the file comes on stdin, its variables go to stdout as a pickle."""
+    from scipy.io import loadmat
 
-    def __init__(self) -> None:
-        self._num_values = 0
-
-    def read_variable(self, data: memoryview, names: Collection[str], found: dict[str, Any]) -> None:
-        if not data:
-            return
-        reader = _Reader(data)
-        matrix_class, sides, name = _read_header(reader)
-        if name in names:
-            found[name] = self._read_body(reader, matrix_class, sides, depth=0)
-
-    def _read_matrix(self, data: memoryview, depth: int) -> Any:
-        if depth > _MAX_DEPTH:
-            raise MatError(f"values nested deeper than {_MAX_DEPTH}")
-        if not data:
-            return None
-        reader = _Reader(data)
-        matrix_class, sides, _ = _read_header(reader)
-        return self._read_body(reader, matrix_class, sides, depth)
-
-    def _read_body(self, reader: _Reader, matrix_class: int, sides: list[int], depth: int) -> Any:
-        num_entries = math.prod(sides)
-        if matrix_class == _CELL_CLASS:
-            self._count("a cell array", num_entries)
-            return [self._read_matrix(_matrix(reader.next()), depth + 1) for _ in range(num_entries)]
-        if matrix_class == _STRUCT_CLASS:
-            return self._read_structs(reader, num_entries, depth)
-        if matrix_class == _CHAR_CLASS:
-            return _text(reader.next()) if num_entries else ""
-        if matrix_class not in _NUMERIC_CLASSES:
-            return None
-        if not num_entries:
-            return np.zeros(sides)
-        numbers = _numbers(reader.next())
-        if len(numbers) != num_entries:
-            raise MatError(f"{len(numbers):,} numbers in a matrix of {sides}")
-        return numbers.reshape(sides, order="F")
-
-    def _read_structs(self, reader: _Reader, num_entries: int, depth: int) -> Any:
-        width = _integers(reader.next())[0]
-        if width < 1:
-            raise MatError("field names of no length")
-        joined = bytes(reader.next().data)
-        self._count("a struct array", max(num_entries, 1) * -(-len(joined) // width))
-        starts = range(0, len(joined), width)
-        fields = [joined[first : first + width].split(b"\0")[0].decode("latin-1") for first in starts]
-        entries = [
-            {field: self._read_matrix(_matrix(reader.next()), depth + 1) for field in fields}
-            for _ in range(num_entries if fields else 0)
-        ]
-        return entries[0] if len(entries) == 1 else entries
-
-    def _count(self, what: str, num_values: int) -> None:
-        self._num_values += num_values
-        if self._num_values > _MAX_VALUES:
-            raise MatError(f"{what} of {num_values:,} values; at most {_MAX_VALUES:,} are read")
-
-
-def _read_header(reader: _Reader) -> tuple[int, list[int], str]:
-    """The class, the sides and the name of a matrix."""
-    matrix_class = _integers(reader.next())[0] & 0xFF
-    sides = _integers(reader.next())
-    if min(sides) < 0:
-        raise MatError(f"a matrix of {len(sides)} dimensions, the smallest {min(sides)}")
-    return matrix_class, sides, bytes(reader.next().data).decode("latin-1")
-
-
-def _matrix(element: _Element) -> memoryview:
-    if element.kind != _MATRIX:
-        raise MatError(f"an element of type {element.kind} where a matrix is expected")
-    return element.data
-
-
-def _numbers(element: _Element) -> np.ndarray[Any, Any]:
-    kind = _NUMBERS.get(element.kind)
-    if kind is None or not len(element.data) or len(element.data) % np.dtype(kind).itemsize:
-        raise MatError(f"{len(element.data)} bytes of type {element.kind} where numbers are expected")
-    return np.frombuffer(element.data, f"<{kind}")
-
-
-def _integers(element: _Element) -> list[int]:
-    numbers = _numbers(element)
-    if numbers.dtype.kind == "f":
-        raise MatError("fractions where whole numbers are expected")
-    if len(numbers) > _MAX_DIMENSIONS:
-        raise MatError(f"{len(numbers):,} numbers where at most {_MAX_DIMENSIONS} are expected")
-    return [int(number) for number in numbers]
-
-
-def _text(element: _Element) -> str:
-    encoding = _TEXTS.get(element.kind)
-    if encoding is None:
-        raise MatError(f"an element of type {element.kind} where a text is expected")
+    data = sys.stdin.buffer.read()
+    # SciPy holds what it inflates three times.
+    _limit_memory(3 * max_bytes)
+    warnings.simplefilter("error")
     try:
-        return bytes(element.data).decode(encoding)
-    except UnicodeDecodeError as exc:
-        raise MatError(str(exc)) from exc
+        found = loadmat(io.BytesIO(data), variable_names=list(names), uint16_codec="utf-16-le")
+        pickle.dump({name: _plain(found[name], 0) for name in names if name in found}, sys.stdout.buffer, 5)
+    except MemoryError:
+        sys.exit(f"it holds more than {max_bytes:,} bytes, or claims to")
+    # SciPy raises nearly everything on damaged files.
+    except Exception as exc:
+        sys.exit(first_line(exc))
+
+
+def _limit_memory(num_bytes: int) -> None:
+    """Let this process allocate `num_bytes` beyond what it has now, where Linux's files tell how much that is."""
+    with suppress(OSError, ImportError):
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + num_bytes, -1))
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        raise MatError(f"values nested deeper than {_MAX_DEPTH}")
+    # SciPy's functions and objects are arrays of kinds of its own.
+    if type(value) is not np.ndarray:
+        return None
+    entries = value.ravel(order="F")
+    if value.dtype.names is not None:
+        structs = [{name: _plain(entry[name], depth + 1) for name in value.dtype.names} for entry in entries]
+        return structs[0] if len(structs) == 1 else structs
+    if value.dtype.kind == "O":
+        return [_plain(entry, depth + 1) for entry in entries]
+    if value.dtype.kind == "U":
+        return "".join(map(str, entries))
+    return value

@@ -32,6 +32,7 @@ _META_NAME = "data/meta.mat"
 _CLASS_ARCHIVE = re.compile(r"(n\d{8})\.tar")
 _MAX_DEVKIT_FILE_BYTES = 64 << 20
 _IMAGES_PER_REPORT = 1000
+_VAL_LIST_HINT = "give the labels of the validation images: --val-list FILE"
 
 
 class _Member(NamedTuple):
@@ -71,7 +72,7 @@ def read_ilsvrc(
         if not (root / name).is_file():
             hint = "Put it there"
             if name == DEVKIT_NAME:
-                hint += ", or give the labels of the validation images: --val-list FILE"
+                hint += f", or {_VAL_LIST_HINT}"
             raise DataError(f"{root} holds {TRAIN_NAME} and no {name}", hint=f"{hint}.")
     train = _train_images(root / TRAIN_NAME, on_image)
     wnids = sorted(train)
@@ -176,10 +177,12 @@ def _read_devkit(path: Path) -> _Devkit:
         names = {int(entry["ILSVRC2012_ID"]): (str(entry["WNID"]), str(entry["words"])) for entry in synsets}
         numbers = [int(line) for line in contents[_TRUTH_NAME].split()]
         return _Devkit([names[number][0] for number in numbers], dict(names.values()))
+    except UsageError as exc:
+        raise UsageError(exc.message, hint=f"{exc.hint}\nor {_VAL_LIST_HINT}") from exc
     except (MatError, KeyError, ValueError, TypeError) as exc:
         raise DataError(
             f"{path} is not the devkit of ILSVRC-2012, or damaged: {exc or type(exc).__name__}",
-            hint="Download it again, or give the labels of the validation images: --val-list FILE",
+            hint=f"Download it again, or {_VAL_LIST_HINT}",
         ) from exc
 
 

@@ -1,4 +1,4 @@
-"""Variables of a .mat file as plain Python objects: MATLAB 5 to 7 by our own reader, 7.3, which is HDF5, by h5py."""
+"""Variables of a .mat file as plain Python objects: MATLAB 5 to 7 by SciPy, 7.3, which is HDF5, by h5py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alexdeploy.core.errors import ModelError, UsageError, first_line
+from alexdeploy.core.errors import AlexDeployError, ModelError, first_line
 from alexdeploy.core.matfile import is_mat_file, read_variables
+from alexdeploy.core.packages import missing_package
 
 if TYPE_CHECKING:
     import h5py
@@ -28,19 +29,18 @@ def is_matlab(head: bytes) -> bool:
 def read_matlab(content: bytes, names: Collection[str], source: str) -> dict[str, Any]:
     """The variables of a .mat that are called `names`, as far as they are there, in the forms of `read_variables`.
 
-    Takes memory for a small multiple of the file at most. Raises UsageError without h5py where it is needed, and
-    ModelError for a file that is damaged, of another kind, or packed to much less than it holds.
+    Takes memory for a small multiple of the file at most. Raises UsageError without SciPy or h5py, and ModelError for
+    a file that is damaged, of another kind, or packed to much less than it holds.
     """
     max_bytes = 4 * len(content) + _SMALL_BYTES
     try:
         if content.startswith((_HDF5, b"MATLAB 7.3")):
             return _read_hdf5(content, names, max_bytes)
         return read_variables(content, names, max_bytes)
+    except AlexDeployError:
+        raise
     except ImportError as exc:
-        raise UsageError(
-            f"{source} is a MATLAB 7.3 file, which needs the package h5py",
-            hint="Install it: pip install 'alexdeploy[matlab]'\nor save the file in MATLAB as version 7: save -v7",
-        ) from exc
+        raise missing_package("h5py", f"{source} is a MATLAB 7.3 file: reading it", "matlab") from exc
     # h5py raises nearly everything on damaged files; MatError is a ValueError.
     except Exception as exc:
         raise ModelError(f"{source} cannot be read as a MATLAB file: {first_line(exc)}", hint="Get it again.") from exc

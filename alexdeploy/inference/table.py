@@ -6,9 +6,10 @@ turn the direction of the text or end the line is shown as an escape.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, set_cell_size
 
 if TYPE_CHECKING:
     from alexdeploy.inference.row import Row
@@ -37,7 +38,7 @@ class Layout:
 
 def table_layout(classes: tuple[str, ...], top_k: int, num_views: int, width: int) -> Layout:
     """Share `width` cells among the columns. A table narrower than 40 cells or so is wider than asked."""
-    label = min(max((text_width(escape(name)) for name in classes), default=0), _MAX_LABEL, width // 4)
+    label = min(max((cell_len(escape(name)) for name in classes), default=0), _MAX_LABEL, width // 4)
     label = max(label, len("label"))
     views = max(len(f"{num_views}/{num_views}"), len("views")) if num_views > 1 else 0
     rest = width - label - _PROBABILITY - 2 * len(_GAP) - (views + len(_GAP) if views else 0)
@@ -83,30 +84,12 @@ def escape(text: str) -> str:
     )
 
 
-def text_width(text: str) -> int:
-    """Cells that printable `text` takes in a terminal: 2 for a wide character, 0 for a combining mark."""
-    return len(text) if text.isascii() else sum(map(_cells, text))
-
-
 def fit(text: str, width: int, *, keep_end: bool = False) -> str:
     """Pad or cut printable `text` to `width` cells; a path is cut at its beginning, as its end says more."""
-    taken = text_width(text)
-    if taken <= width:
-        return text + " " * (width - taken)
-    kept, room = [], width - len(_CUT)
-    for character in reversed(text) if keep_end else text:
-        room -= _cells(character)
-        if room < 0:
-            break
-        kept.append(character)
-    cut = _CUT + "".join(reversed(kept)) if keep_end else "".join(kept) + _CUT
-    return cut + " " * (width - text_width(cut))
-
-
-def _cells(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    if cell_len(text) <= width:
+        return set_cell_size(text, width)
+    kept = set_cell_size(text[::-1] if keep_end else text, width - len(_CUT)).rstrip()
+    return set_cell_size(_CUT + kept[::-1] if keep_end else kept + _CUT, width)
 
 
 def _following(row: Row, width: int) -> str:
@@ -114,7 +97,7 @@ def _following(row: Row, width: int) -> str:
     text = ""
     for choice in row.top[1:]:
         longer = f"{text}{', ' if text else ''}{escape(choice.label)} {choice.probability:.4f}"
-        if text_width(longer) > width:
+        if cell_len(longer) > width:
             break
         text = longer
     return text

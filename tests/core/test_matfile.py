@@ -1,17 +1,18 @@
-"""The reader of MATLAB 5 files, against files that SciPy writes."""
+"""MATLAB 5 files, written by SciPy, whole and damaged, as plain objects."""
 
 from __future__ import annotations
 
 import io
+import random
 import struct
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.io
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from alexdeploy.core.errors import UsageError
 from alexdeploy.core.matfile import MatError, read_variables
 
 
@@ -74,14 +75,15 @@ def nested(depth: int) -> bytes:
 def test_cells_in_cells_without_end_are_refused() -> None:
     """SciPy reads these until the stack of the process is used up."""
     assert read_variables(nested(20), ("a" * 8,)).keys() == {"a" * 8}
-    with pytest.raises(MatError, match="values nested deeper than 32"):
-        read_variables(nested(100_000), ("a" * 8,))
+    for depth in (1_000, 100_000):
+        with pytest.raises(MatError):
+            read_variables(nested(depth), ("a" * 8,))
 
 
 def test_a_compressed_variable_of_more_than_the_limit_is_refused() -> None:
     content = saved(compressed=True, a=np.zeros(1_000_000))
     assert len(content) < 10_000
-    with pytest.raises(MatError, match="a variable of more than 1,000,000 bytes"):
+    with pytest.raises(MatError, match="1,000,000 bytes"):
         read_variables(content, ("a",), 1_000_000)
     assert read_variables(content, ("a",), 9_000_000)["a"].size == 1_000_000
 
@@ -95,17 +97,24 @@ def test_another_file_is_refused(content: bytes) -> None:
 SMALL = saved(a={"x": cell("text", np.arange(6.0)), "y": np.float32(2.5)}, b=np.ones((2, 2)))
 
 
-@settings(max_examples=400, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(124, len(SMALL) - 1), st.integers(0, 255)), max_size=6), st.integers(0, len(SMALL))
-)
-def test_damaged_bytes_give_variables_or_a_mat_error(edits: list[tuple[int, int]], length: int) -> None:
-    content = bytearray(SMALL)
-    for place, value in edits:
-        content[place] = value
-    for damaged in (bytes(content), bytes(content[:length])):
+def test_damaged_bytes_give_variables_or_a_mat_error() -> None:
+    rng = random.Random(3)
+    refused = 0
+    for _ in range(8):
+        content = bytearray(SMALL)
+        for _ in range(rng.randint(1, 6)):
+            content[rng.randrange(124, len(content))] = rng.randrange(256)
+        length = rng.choice((len(content), rng.randrange(len(content))))
         try:
-            found = read_variables(damaged, ("a", "b"))
+            found = read_variables(bytes(content[:length]), ("a", "b"))
         except MatError:
+            refused += 1
             continue
         assert set(found) <= {"a", "b"}
+    assert refused
+
+
+def test_without_scipy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(UsageError, match=r"pip install 'alexdeploy\[matlab\]'"):
+        read_variables(SMALL, ("a",))

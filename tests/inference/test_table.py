@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from rich.cells import cell_len
 
 from alexdeploy.inference.row import Choice, Row
-from alexdeploy.inference.table import escape, fit, text_width
+from alexdeploy.inference.table import escape, fit
 from alexdeploy.inference.writers import Shape, text_format
 
 CLASSES = ("tabby cat", "Egyptian cat", "fox")
@@ -57,7 +58,7 @@ def test_views_are_not_shown_when_there_is_only_one() -> None:
     ids=["long", "wide", "error"],
 )
 def test_no_line_is_wider_than_the_terminal(row: Row, width: int) -> None:
-    assert max(text_width(line) for line in table(row, width=width)) <= width
+    assert max(cell_len(line) for line in table(row, width=width)) <= width
 
 
 def test_the_end_of_a_long_path_is_what_is_shown() -> None:

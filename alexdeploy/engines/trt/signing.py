@@ -11,6 +11,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from alexdeploy.core.cache import user_folder
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.files import output_error
 from alexdeploy.core.reading import open_regular
@@ -19,12 +20,9 @@ _SECRET_BYTES = 32
 
 
 def state_folder() -> Path:
-    """`ALEXDEPLOY_STATE`, else alexdeploy/ in the user's state folder (XDG). Raises ModelError without a home."""
-    own = os.environ.get("ALEXDEPLOY_STATE")
-    if own:
-        return Path(own)
+    """Where the secret is. Raises ModelError for a user without a home folder who names no other."""
     try:
-        return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "alexdeploy"
+        return user_folder("state")
     except RuntimeError as exc:
         raise ModelError(
             f"there is no home folder for the secret that signs engines: {exc}",

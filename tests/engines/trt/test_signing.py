@@ -293,8 +293,9 @@ def test_a_user_without_a_home_is_told_what_to_set(folder: ModelFolder, monkeypa
     path = make_engine(folder)
     for name in ("STATE", "CACHE"):
         monkeypatch.delenv(f"ALEXDEPLOY_{name}")
-        # Fails as "~" does where HOME is not set and the system does not know the user.
-        monkeypatch.setenv(f"XDG_{name}_HOME", "~no-such-user/folder")
+        monkeypatch.delenv(f"XDG_{name}_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~no-such-user")
+    monkeypatch.setattr("pwd.getpwuid", dict[int, Any]().__getitem__)
     for refuses in (load_engine, check_can_write):
         with pytest.raises(ModelError, match="there is no home folder") as caught:
             refuses(path)
