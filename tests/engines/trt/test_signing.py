@@ -295,7 +295,7 @@ def test_a_user_without_a_home_is_told_what_to_set(folder: ModelFolder, monkeypa
         monkeypatch.delenv(f"ALEXDEPLOY_{name}")
         monkeypatch.delenv(f"XDG_{name}_HOME", raising=False)
     monkeypatch.setenv("HOME", "~no-such-user")
-    monkeypatch.setattr("pwd.getpwuid", dict[int, Any]().__getitem__)
+    monkeypatch.setattr("pwd.getpwuid", dict[int, str]().__getitem__)
     for refuses in (load_engine, check_can_write):
         with pytest.raises(ModelError, match="there is no home folder") as caught:
             refuses(path)
