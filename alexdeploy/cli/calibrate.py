@@ -45,6 +45,7 @@ def calibrate(
     from alexdeploy.core.recipe import load_calibration
     from alexdeploy.export.quantize.calibrate import CalibrationInterrupted
     from alexdeploy.export.quantize.calibrate import calibrate as measure
+    from alexdeploy.graphs.freshness import newer_weights
 
     if percentile is not None and method not in (None, "percentile"):
         raise UsageError(f"--percentile is for --method percentile, not {method}", hint="Leave one of them out.")
@@ -63,6 +64,8 @@ def calibrate(
         output.note(f"{folder.path.as_posix()} has no {folder.onnx_path().name} yet, which is what is measured")
         export_model(folder, on_step=lambda step: output.note(f"  {step}"), on_warning=output.warn)
     output.note(f"model {folder.path.as_posix()}, {recipe.num_views} view{'s' * (recipe.num_views > 1)} an image")
+    if (note := newer_weights(folder)) is not None:
+        output.warn(note)
     num_chosen = None
     with output.progress("images") as bar:
         task = bar.add_task("calibrate", total=None)

@@ -142,6 +142,7 @@ def train(
         if chosen.training.freeze:
             since = f" from epoch {chosen.training.freeze_epoch} on" if chosen.training.freeze_epoch > 1 else ""
             output.note(f"frozen{since}: {', '.join(chosen.training.freeze)}")
+        from alexdeploy.graphs.freshness import export_command, newer_weights
         from alexdeploy.images.packed import is_packed
         from alexdeploy.training.parallel import ALONE
         from alexdeploy.training.trainer import TrainOptions
@@ -176,8 +177,14 @@ def train(
                     **watcher.speeds(),
                 }
             )
-        output.note(summary(folder.path, spec))
-        output.note(f"next: alexdeploy export --fp16{'' if name is None else f' {folder.path.as_posix()}'}")
+        note = newer_weights(folder)
+        output.note(summary(folder.path if note is None else folder.candidate.path, spec))
+        if note is not None:
+            output.note(note)
+        elif folder.has_graphs:
+            output.note(f"next: {export_command(folder)}")
+        else:
+            output.note(f"next: alexdeploy export --fp16{'' if name is None else f' {folder.path.as_posix()}'}")
 
 
 def _choose(

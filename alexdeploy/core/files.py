@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -75,6 +75,20 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: all are on disk before they take their places, one after the other, in order.
+
+    A killed process leaves the old ones, the new ones, or for a few milliseconds some of each. Raises OutputError.
+    """
+    with contextlib.ExitStack() as stack:
+        # A stack is left from its end.
+        for path, content in list(files.items())[::-1]:
+            file = stack.enter_context(atomic_write(path))
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def is_name_too_long(path: Path) -> bool:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.files import output_error
+
+_MOST_SECONDS = 60.0
+"""For whoever only writes a few files."""
 
 
 def take_lock(descriptor: int, path: Path) -> bool:
@@ -61,3 +65,30 @@ def hold_folder(folder: Path, busy: UsageError) -> Iterator[None]:
                     folder.rmdir()
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs; wait at most a minute for another process that has it.
+
+    The folder must exist. The file is gone afterwards. Raises UsageError after a minute, or OutputError.
+    """
+    end = time.monotonic() + _MOST_SECONDS
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as exc:
+            raise output_error(path, exc) from exc
+        try:
+            if take_lock(descriptor, path):
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                return
+        finally:
+            os.close(descriptor)
+        if time.monotonic() > end:
+            raise UsageError(f"another process has been writing {path.parent} for a minute", hint="Wait for it.")
+        time.sleep(0.05)

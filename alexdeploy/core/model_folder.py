@@ -56,6 +56,24 @@ class ModelFolder:
         return self.checkpoints / "last.pt"
 
     @property
+    def candidate(self) -> ModelFolder:
+        """Newer weights than the exported ones: a model folder of its own, from a resumed run until the next export.
+
+        Training leaves the weights of exported graphs where they are, so that the graphs can be used meanwhile.
+        """
+        return ModelFolder(self.checkpoints / "best")
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether any graph has been exported."""
+        return any(self.onnx_path(precision).is_file() for precision in get_args(Precision))
+
+    @property
+    def publish_lock(self) -> Path:
+        """The lock file of whoever replaces weights and graphs; unlike `.lock`, not for as long as a run takes."""
+        return self.path / ".publish.lock"
+
+    @property
     def engines(self) -> Path:
         """Those of TensorRT, of which there may be one for each kind of GPU."""
         return self.path / "engines"
@@ -157,6 +175,11 @@ class ModelFolder:
                 remove_file(path)
         for folder in (self.checkpoints, self.engines):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def remove_candidate(self) -> None:
+        """Remove the candidate, if there is one. Raises OutputError."""
+        remove_file(self.candidate.spec_path)
+        shutil.rmtree(self.candidate.path, ignore_errors=True)
 
     def _files(self) -> tuple[Path, ...]:
         of_graphs = (self.onnx_path, self.sum_path)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.arguments import check_argument, check_fields
 from alexdeploy.core.backend_checks import BackendCheck, record_backend_checks
-from alexdeploy.core.files import sha256_file
+from alexdeploy.core.errors import StaleArtifactError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import missing_package
 from alexdeploy.core.spec import ModelSpec, Precision
@@ -20,16 +20,17 @@ from alexdeploy.export.check_images import check_images
 from alexdeploy.export.engine_check import check_engines
 from alexdeploy.export.fp16 import HalfLayer, plan_fp16, to_fp16
 from alexdeploy.export.parity import Parity, check_parity, compare_outputs
+from alexdeploy.export.publish import Network, check_complete, publish, read_network
 from alexdeploy.export.quantize.calibrate import measured_tensors
 from alexdeploy.export.quantize.quantize import Budget, Quantization, quantize
 from alexdeploy.graphs import files as graph_files
 from alexdeploy.graphs.deployment import check_network
 from alexdeploy.graphs.edit import WeightBits
-from alexdeploy.graphs.freshness import load_graph
+from alexdeploy.graphs.freshness import export_command, load_graph
 from alexdeploy.graphs.ranges import Ranges, read_ranges, write_ranges
 from alexdeploy.graphs.runner import GraphRunner
 from alexdeploy.network.layers import plan_layers
-from alexdeploy.network.weights import Weights, load_model_weights
+from alexdeploy.network.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,13 +84,11 @@ def export_model(
     """
     folder = check_argument("folder", folder, ModelFolder)
     options = check_argument("options", options, ExportOptions)
-    spec = folder.spec()
-    if options.int8 and options.calibrate is None:
-        # That there are some is seen now, and not after the export.
-        read_ranges(folder.ranges_path, folder.path.as_posix())
-    mean_image = folder.mean_image(spec)
-    images = check_images(spec, mean_image, options.images, on_step)
-    fp32 = _checked_fp32(folder, spec, images.inputs, on_step)
+    network = read_network(folder)
+    spec = network.spec
+    _check_options(folder, network, options)
+    images = check_images(spec, network.mean_image, options.images, on_step)
+    fp32 = _checked_fp32(folder, network, images.inputs, on_step)
     # First of the two: ranges that are measured for it say where FP16 would overflow as well.
     int8 = _checked_int8(fp32, folder, spec, options, on_step, on_warning) if options.int8 else None
     ranges = None if int8 is None else int8.ranges
@@ -99,15 +98,18 @@ def export_model(
     for each in checked:
         on_step(f"checking every backend on the {each.precision} graph, with one view and ten")
         backends[each.precision] = check_engines(
-            each.graph, spec, each.precision, mean_image, images.photographs, on_warning
+            each.graph, spec, each.precision, network.mean_image, images.photographs, on_warning
         )
-    # First, since a record of another graph than the one in the folder says nothing.
-    record_backend_checks(folder, tuple(check for found in backends.values() for check in found))
-    for each in checked:
-        if each.ranges is not None:
-            write_ranges(folder.ranges_path, each.ranges)
-        if each.content is not None:
-            graph_files.write_graph(folder, each.precision, each.content)
+
+    def write_first() -> None:
+        # Before the graphs, since a record of another graph than the one in the folder says nothing.
+        record_backend_checks(folder, tuple(check for found in backends.values() for check in found))
+        for each in checked:
+            if each.ranges is not None:
+                write_ranges(folder.ranges_path, each.ranges)
+
+    contents = {each.precision: each.content for each in checked if each.content is not None}
+    publish(folder, network, contents, write_first)
     return tuple(
         Exported(
             path=each.path,
@@ -121,6 +123,20 @@ def export_model(
         )
         for each in checked
     )
+
+
+def _check_options(folder: ModelFolder, network: Network, options: ExportOptions) -> None:
+    """Raise what can be known before any work."""
+    asked: tuple[Precision, ...] = ("fp32", *(("fp16",) if options.fp16 else ()), *(("int8",) if options.int8 else ()))
+    check_complete(folder, network, asked)
+    if options.int8 and options.calibrate is None:
+        ranges = read_ranges(folder.ranges_path, folder.path.as_posix())
+        if network.weights is not None and ranges.network_sha256 != network.weights.sha256 and network.new_files:
+            raise StaleArtifactError(
+                f"{folder.ranges_path} was measured on the weights {ranges.network_sha256[:12]}; the newer ones that "
+                f"are exported are {network.weights.sha256[:12]}",
+                hint=f"Measure ranges in the same run: {export_command(folder, *asked)}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,17 +155,17 @@ class _Checked:
 
 
 def _checked_fp32(
-    folder: ModelFolder, spec: ModelSpec, images: NDArray[np.float32], on_step: Callable[[str], None]
+    folder: ModelFolder, network: Network, images: NDArray[np.float32], on_step: Callable[[str], None]
 ) -> _Checked:
-    path = folder.onnx_path()
-    if not folder.weights_path.is_file():
+    path, spec = folder.onnx_path(), network.spec
+    if network.weights is None:
         graph = load_graph(folder, "fp32", spec)
         return _Checked(path=path, precision="fp32", graph=graph, content=None, weights=None, parity=None)
     try:
         from alexdeploy.export.onnx_export import export_network
     except ImportError as exc:
         raise missing_package("torch", "exporting weights", "train") from exc
-    weights, digest = load_model_weights(folder, spec, sha256_file)
+    weights, digest = network.weights
     assert spec.architecture is not None
     on_step("exporting with torch.onnx")
     model, plan, torch_activations = export_network(spec.architecture, spec.num_classes, weights, images)

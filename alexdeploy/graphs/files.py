@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import ModelError, first_line
-from alexdeploy.core.files import atomic_write, remove_file, sha256_bytes
+from alexdeploy.core.files import remove_file, sha256_bytes, write_together
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import MAX_DATA_BYTES, read_regular
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Precision
@@ -113,15 +113,22 @@ def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source, precision
     return content
 
 
-def write_graph(folder: ModelFolder, precision: str, content: bytes) -> None:
+def write_graph(folder: ModelFolder, precision: Precision, content: bytes) -> None:
     """Write what `serialize` gave, and its hash beside it. Raises OutputError."""
+    write_graphs(folder, {precision: content}, {})
+
+
+def write_graphs(folder: ModelFolder, contents: Mapping[Precision, bytes], others: Mapping[Path, bytes]) -> None:
+    """Write graphs by precision, `others` that belong to them, and the graphs' hashes. Raises OutputError."""
     # A graph without a hash is not compared: one that is killed in between leaves no hash of another.
-    remove_file(folder.sum_path(precision))
-    path = folder.onnx_path(precision)
-    with atomic_write(path) as file:
-        file.write(content)
-    with atomic_write(folder.sum_path(precision)) as file:
-        file.write(sum_line(path, content))
+    for precision in contents:
+        remove_file(folder.sum_path(precision))
+    paths = {folder.onnx_path(precision): content for precision, content in contents.items()}
+    sums = {
+        folder.sum_path(precision): sum_line(folder.onnx_path(precision), content)
+        for precision, content in contents.items()
+    }
+    write_together({**paths, **others, **sums})
 
 
 def sum_line(path: Path, content: bytes) -> bytes:

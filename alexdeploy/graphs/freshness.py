@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.protobuf_wire import Message, WireError
 from alexdeploy.core.reading import MAX_TEXT_BYTES, open_regular, read_regular
-from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec
+from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Precision
 from alexdeploy.graphs.metadata import (
     INT8_WEIGHTS_KEY,
     PRECISION_KEY,
@@ -158,6 +159,32 @@ def renewal(folder: ModelFolder, precision: str, words: str = "Renew it", *, wei
         )
         return f"{words}: alexdeploy export {folder.path}{options}"
     return f"Copy it again, with {folder.spec_path.name}, from where it was made, or import the model again."
+
+
+def newer_weights(folder: ModelFolder) -> str | None:
+    """What to tell whoever runs a model that has a candidate: which weights answer, and how to use the newer ones."""
+    if not folder.candidate.spec_path.is_file():
+        return None
+    served, newer = folder.spec(), folder.candidate.spec()
+    if served.recorded_weights == newer.recorded_weights:
+        return None
+    return (
+        f"{folder.path} has newer weights ({_epoch(newer)}) that are not exported; these are {_epoch(served)}. "
+        f"Use the newer ones: {export_command(folder)}"
+    )
+
+
+def _epoch(spec: ModelSpec) -> str:
+    return f"{(spec.recorded_weights or 'unknown')[:12]}, epoch {spec.provenance.get('best_epoch', 'unknown')}"
+
+
+def export_command(folder: ModelFolder, *also: Precision) -> str:
+    """The command that exports the graphs that exist, and `also` these, from other weights: INT8 needs new ranges."""
+    options = [f"--{name}" for name in ("fp16", "int8") if name in also or folder.onnx_path(name).is_file()]
+    if "--int8" in options:
+        ranges = _ranges_of(folder)
+        options += ["--calibrate", "IMAGES" if ranges is None else shlex.quote(ranges.images_from)]
+    return " ".join(["alexdeploy export", shlex.quote(str(folder.path)), *options])
 
 
 def _ranges_of(folder: ModelFolder) -> Ranges | None:

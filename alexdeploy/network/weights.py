@@ -82,7 +82,9 @@ def _restore(folder: ModelFolder) -> str:
 
 
 def _resume(folder: ModelFolder) -> str:
-    """Training writes the weights first: one that was stopped there goes on with the spec."""
+    """Training and `export` write the weights first: one that was stopped there goes on with the spec."""
+    if folder.candidate.spec_path.is_file():
+        return f"\nIf an export was stopped, run it again: alexdeploy export {folder.path}"
     if not folder.checkpoint_path.is_file():
         return ""
     return "\nIf its training was stopped, go on with that first: the same alexdeploy train, with --resume"

@@ -24,6 +24,7 @@ from alexdeploy.engines.base import (
     open_engine,
     unfit_backends,
 )
+from alexdeploy.graphs.freshness import newer_weights
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.placement.devices import Device, GpuSurvey, cpu_device, find_devices, survey_gpus
 from alexdeploy.placement.plan import CPU_BATCH_SIZE, GPU_BACKENDS, Demand, NoEngine, Plan, Replica, plan_replicas
@@ -87,7 +88,7 @@ def place(folder: ModelFolder, request: Request) -> Placed:
         check_installed("tensorrt")
         raise DeviceError(f"TensorRT runs on NVIDIA GPUs, and there is none: {survey.problem}", hint=survey.hint)
     plan = plan_replicas(devices, _demand(folder, request, named, survey))
-    notes = (*_notes(request, survey, plan), *_unfit(folder, request))
+    notes = (*_notes(request, survey, plan), *_unfit(folder, request), *_newer(folder))
     if len(plan.replicas) == 1 and plan.replicas[0].device.kind == "cpu":
         return Placed(engine=_in_this_process(folder, request, plan.replicas[0]), notes=notes)
     # Not above: most of the time there is one engine, in this process.
@@ -123,6 +124,11 @@ def _unfit(folder: ModelFolder, request: Request) -> tuple[str, ...]:
             else (f"{request.backend} was asked for, but was found unfit for this model: it {problem}",)
         )
     return tuple(f"{backend} is not used for this model: it {problem}" for backend, problem in unfit.items())
+
+
+def _newer(folder: ModelFolder) -> tuple[str, ...]:
+    note = newer_weights(folder)
+    return () if note is None else (note,)
 
 
 def _may_use_gpu(request: Request, used: Sequence[Device]) -> bool:

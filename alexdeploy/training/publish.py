@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from alexdeploy.core.files import atomic_write, npy_bytes, sha256_file
+from alexdeploy.core.errors import ModelError
+from alexdeploy.core.files import atomic_write, npy_bytes, remove_file, sha256_file
+from alexdeploy.core.locks import wait_for_lock
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Preprocessing
@@ -90,17 +92,7 @@ def encode_weights(weights: Mapping[str, Tensor], contract: Contract) -> bytes:
     return save(dict(weights), metadata={CONTRACT_KEY: contract.spec.contract_sha256})
 
 
-def publish_weights(folder: ModelFolder, contract: Contract, weights_file: bytes) -> None:
-    """Write the mean, then the weights; the spec, which makes a folder a model, comes after them."""
-    if contract.mean_file is not None:
-        with atomic_write(folder.mean_path) as file:
-            file.write(contract.mean_file)
-    with atomic_write(folder.weights_path) as file:
-        file.write(weights_file)
-
-
-def publish_spec(
-    folder: ModelFolder,
+def best_spec(
     contract: Contract,
     recipe: Recipe,
     identity: Identity,
@@ -108,11 +100,11 @@ def publish_spec(
     data_path: str | None,
     ten_views: TenViewErrors | None = None,
 ) -> ModelSpec:
-    """Write spec.json with where the best weights so far come from."""
+    """The spec of the best epoch so far, with its provenance."""
     best = progress.best
     assert best is not None, "a spec is written when there are weights"
     now = datetime.datetime.now(datetime.timezone.utc)
-    spec = contract.spec.replace_provenance(
+    return contract.spec.replace_provenance(
         created=now.isoformat(timespec="seconds"),
         alexdeploy_version=__version__,
         torch_version=str(torch.__version__),
@@ -133,20 +125,63 @@ def publish_spec(
         val_top5_error_10_views=None if ten_views is None else ten_views.top5,
         weights_sha256=best.weights_sha256,
     )
-    folder.write_spec(spec)
+
+
+def publish_best(folder: ModelFolder, contract: Contract, spec: ModelSpec, weights_file: bytes) -> None:
+    """Write the mean, the weights, and the spec, which makes a folder a model, last.
+
+    Exported graphs are refused as soon as the weights beside them change. So where there are some, all this goes to
+    the folder's candidate, and `export` replaces weights and graphs together.
+    """
+    with wait_for_lock(folder.publish_lock):
+        target = folder.candidate if folder.has_graphs else folder
+        if target != folder:
+            # In the candidate, weights without a spec are none.
+            remove_file(target.spec_path)
+        if contract.mean_file is not None:
+            with atomic_write(target.mean_path) as file:
+                file.write(contract.mean_file)
+        with atomic_write(target.weights_path) as file:
+            file.write(weights_file)
+        target.write_spec(spec)
+        if target == folder:
+            folder.remove_candidate()
+
+
+def update_spec(folder: ModelFolder, spec: ModelSpec) -> ModelSpec:
+    """Replace the spec of the published weights that it names. Raises as `published_folder`."""
+    with wait_for_lock(folder.publish_lock):
+        published_folder(folder, spec.recorded_weights).write_spec(spec)
     return spec
 
 
-def read_weights(folder: ModelFolder) -> dict[str, Tensor]:
-    """The published weights."""
-    return load_file(folder.weights_path)
+def published_folder(folder: ModelFolder, weights_sha256: str | None) -> ModelFolder:
+    """The folder itself or its candidate: which of them has these weights, by its spec. Raises ModelError if neither.
+
+    A spec of an early version does not record them; there was no candidate then.
+    """
+    if folder.candidate.spec_path.is_file() and folder.candidate.spec().recorded_weights == weights_sha256:
+        return folder.candidate
+    if folder.spec().recorded_weights in (None, weights_sha256):
+        return folder
+    raise ModelError(
+        f"{folder.path} no longer has the weights of the run's best epoch, neither beside {folder.spec_path.name} nor "
+        f"in {folder.candidate.path}",
+        hint="Start again: --overwrite",
+    )
+
+
+def read_weights(folder: ModelFolder, best: Best) -> dict[str, Tensor]:
+    """The published weights of `best`."""
+    return load_file(published_folder(folder, best.weights_sha256).weights_path)
 
 
 def is_published(folder: ModelFolder, best: Best) -> bool:
-    """Whether the model folder holds the weights of `best` and a spec that says so."""
-    if not (folder.spec_path.is_file() and folder.weights_path.is_file()):
-        return False
-    return (
-        folder.spec().provenance.get("weights_sha256") == best.weights_sha256
-        and sha256_file(folder.weights_path) == best.weights_sha256
+    """Whether the model folder or its candidate holds the weights of `best` and a spec that says so."""
+    return any(
+        place.spec_path.is_file()
+        and place.weights_path.is_file()
+        and place.spec().recorded_weights == best.weights_sha256
+        and sha256_file(place.weights_path) == best.weights_sha256
+        for place in (folder.candidate, folder)
     )

@@ -46,9 +46,9 @@ from alexdeploy.training.pixels import Pixels
 from alexdeploy.training.publish import (
     Contract,
     TenViewErrors,
+    best_spec,
     encode_weights,
-    publish_spec,
-    publish_weights,
+    publish_best,
     read_weights,
 )
 from alexdeploy.training.schedule import advance, learning_rate
@@ -210,7 +210,7 @@ class Run:
 
     def ten_view_errors(self) -> TenViewErrors:
         """Errors of the best epoch on the validation images, the softmax averaged over ten views as in the paper."""
-        self._learner.load_weights(self._group.on_main(lambda: read_weights(self._setting.folder)))
+        self._learner.load_weights(self._group.on_main(lambda: read_weights(self._setting.folder, self._best())))
 
         def mean_softmax(images: Tensor) -> Tensor:
             views = [fixed_views(images, self._normalization, self._crop, box) for box in view_boxes(10, self._crop)]
@@ -265,22 +265,19 @@ class Run:
                 self._log.append(record)
             self._save()
             if is_best and self._group.is_main:
-                publish_weights(self._setting.folder, self._setting.contract, weights_file)
-                self.publish_spec()
+                publish_best(self._setting.folder, self._setting.contract, self.spec(), weights_file)
         self._on_event(EpochFinished(record=record, is_best=is_best))
 
-    def publish_spec(self, ten_views: TenViewErrors | None = None) -> ModelSpec:
-        """Write the spec of the best epoch so far; for rank 0."""
+    def spec(self, ten_views: TenViewErrors | None = None) -> ModelSpec:
+        """That of the best epoch so far."""
         setting = self._setting
-        return publish_spec(
-            setting.folder,
-            setting.contract,
-            setting.recipe,
-            setting.identity,
-            self._progress,
-            setting.data_path,
-            ten_views,
+        return best_spec(
+            setting.contract, setting.recipe, setting.identity, self._progress, setting.data_path, ten_views
         )
+
+    def _best(self) -> Best:
+        assert self._progress.best is not None
+        return self._progress.best
 
     def _save_within_epoch(self) -> None:
         """Write a checkpoint if there is anything in it that the last one has not."""

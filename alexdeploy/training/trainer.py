@@ -33,11 +33,13 @@ from alexdeploy.training.log import TrainingLog, log_path
 from alexdeploy.training.parallel import ALONE, ProcessGroup
 from alexdeploy.training.pretrained import Parent, describe_start, first_weights, recipe_for_child
 from alexdeploy.training.publish import (
+    best_spec,
     encode_weights,
     is_published,
     make_contract,
-    publish_spec,
-    publish_weights,
+    publish_best,
+    published_folder,
+    update_spec,
 )
 from alexdeploy.training.run import Run, Setting
 from alexdeploy.training.scan import names_left_out, scan, without
@@ -213,13 +215,12 @@ def _find_checkpoint(folder: ModelFolder, identity: Identity, options: TrainOpti
 def _finished(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> ModelSpec | None:
     """The spec of a run that has nothing left to do, else None. What a kill kept from the model folder goes there."""
     _republish_best(data, job, checkpoint)
-    is_done = checkpoint.progress.schedule.num_epochs >= job.recipe.training.epochs
-    return job.folder.spec() if is_done and _has_tencrop_score(job.folder) else None
-
-
-def _has_tencrop_score(folder: ModelFolder) -> bool:
-    """Whether the ten views of the best epoch were looked at; a kill may have come just before."""
-    return folder.spec().provenance.get("val_top1_error_10_views") is not None
+    best = checkpoint.progress.best
+    if best is None or checkpoint.progress.schedule.num_epochs < job.recipe.training.epochs:
+        return None
+    spec = published_folder(job.folder, best.weights_sha256).spec()
+    # A kill may have come just before the ten views of the best epoch were looked at.
+    return spec if spec.provenance.get("val_top1_error_10_views") is not None else None
 
 
 def _republish_best(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> None:
@@ -232,8 +233,8 @@ def _republish_best(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> No
     if is_published(folder, best):
         return
     contract = make_contract(folder.path.name, data.classes, recipe, checkpoint.statistics, options.parent)
-    publish_weights(folder, contract, encode_weights(checkpoint.learner["weights"], contract))
-    publish_spec(folder, contract, recipe, checkpoint.identity, progress, options.data_path)
+    spec = best_spec(contract, recipe, checkpoint.identity, progress, options.data_path)
+    publish_best(folder, contract, spec, encode_weights(checkpoint.learner["weights"], contract))
 
 
 def _train(
@@ -286,8 +287,8 @@ def _train(
         )
         run = Run(setting, learner, log, progress, on_event, group)
         run.finish()
-        errors = run.ten_view_errors()
-        return group.on_main(lambda: run.publish_spec(errors))
+        spec = run.spec(run.ten_view_errors())
+        return group.on_main(lambda: update_spec(folder, spec))
 
 
 def _make_learner(job: _Job, num_classes: int) -> Learner | TowerLearner:

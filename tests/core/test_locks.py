@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from alexdeploy.core import locks
 from alexdeploy.core.errors import OutputError, UsageError
-from alexdeploy.core.locks import hold_folder, take_lock
+from alexdeploy.core.locks import hold_folder, take_lock, wait_for_lock
 
 fcntl = pytest.importorskip("fcntl")
 BUSY = UsageError("busy")
@@ -95,3 +96,36 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="could not be written"), hold_folder(tmp_path / "file" / "mine", BUSY):
         raise AssertionError
+
+
+def test_a_lock_is_waited_for_and_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / ".lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    assert take_lock(descriptor, path)
+    waits = []
+
+    def wait(seconds: float) -> None:
+        # The other process ends after the third look.
+        waits.append(seconds)
+        if len(waits) == 3:
+            path.unlink()
+            os.close(descriptor)
+
+    monkeypatch.setattr(locks.time, "sleep", wait)
+    with wait_for_lock(path):
+        assert len(waits) == 3
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_a_lock_is_not_waited_for_forever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / ".lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        assert take_lock(descriptor, path)
+        monkeypatch.setattr(locks, "_MOST_SECONDS", 0.0)
+        with pytest.raises(UsageError, match="another process"), wait_for_lock(path):
+            raise AssertionError
+    finally:
+        os.close(descriptor)
+    assert path.exists()

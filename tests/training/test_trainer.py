@@ -148,9 +148,9 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
-@pytest.mark.parametrize("victim", ["_save", "publish_weights", "publish_spec"])
+@pytest.mark.parametrize(("owner", "victim"), [(run.Run, "_save"), (run, "publish_best"), (ModelFolder, "write_spec")])
 def test_a_kill_between_the_writes_of_an_epoch_is_mended_by_resuming(
-    folder, tiny_data, uninterrupted, monkeypatch, victim
+    folder, tiny_data, uninterrupted, monkeypatch, owner, victim
 ):
     best_epoch = uninterrupted.spec().provenance["best_epoch"]
 
@@ -163,7 +163,6 @@ def test_a_kill_between_the_writes_of_an_epoch_is_mended_by_resuming(
         return wrapper
 
     with monkeypatch.context() as patch:
-        owner = run.Run if victim != "publish_weights" else run
         patch.setattr(owner, victim, kill_in_best_epoch(getattr(owner, victim)))
         with pytest.raises(Killed):
             train(tiny_data, tiny_recipe(), folder, ONE_THREAD, ignore)

@@ -1,0 +1,109 @@
+"""What an export reads, and how its files take their places: weights and graphs together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexdeploy.core.errors import ModelError, StaleArtifactError, UsageError
+from alexdeploy.core.files import sha256_file
+from alexdeploy.core.interrupts import deferred_interrupts
+from alexdeploy.core.locks import wait_for_lock
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.reading import MAX_DATA_BYTES, read_regular
+from alexdeploy.core.spec import ModelSpec, Precision
+from alexdeploy.graphs.files import write_graphs
+from alexdeploy.graphs.freshness import export_command
+from alexdeploy.network.weights import ModelWeights, load_model_weights
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """What to export. `weights` is None for an imported model, whose `model.onnx` is all that there is.
+
+    `new_files` are the candidate's, by their places in the folder; empty if the folder's own weights are exported.
+    """
+
+    spec: ModelSpec
+    mean_image: NDArray[np.float32] | None
+    weights: ModelWeights | None
+    new_files: Mapping[Path, bytes] = field(default_factory=dict)
+
+
+def read_network(folder: ModelFolder) -> Network:
+    """The newest weights of a folder, which are those of its candidate if it has one. Raises ModelError."""
+    if not folder.candidate.spec_path.is_file():
+        return _read(folder, folder)
+    # A run that is training may write the next candidate at any time.
+    with wait_for_lock(folder.publish_lock):
+        return _read(folder, folder.candidate)
+
+
+def _read(folder: ModelFolder, place: ModelFolder) -> Network:
+    spec = place.spec()
+    weights = load_model_weights(place, spec, sha256_file) if place.weights_path.is_file() else None
+    new_files = {}
+    if place != folder:
+        # In this order, and the spec last: it says which weights are right.
+        for source, target in (
+            (place.mean_path, folder.mean_path),
+            (place.weights_path, folder.weights_path),
+            (place.spec_path, folder.spec_path),
+        ):
+            if source.is_file():
+                new_files[target] = read_regular(source, MAX_DATA_BYTES)
+    return Network(spec=spec, mean_image=place.mean_image(spec), weights=weights, new_files=new_files)
+
+
+def check_complete(folder: ModelFolder, network: Network, precisions: tuple[Precision, ...]) -> None:
+    """Raise UsageError if newer weights would leave one of the folder's graphs behind, which is then refused."""
+    if not network.new_files:
+        return
+    behind = [
+        folder.onnx_path(each).name
+        for each in get_args(Precision)
+        if each not in precisions and folder.onnx_path(each).is_file()
+    ]
+    if behind:
+        raise UsageError(
+            f"{folder.path} has newer weights; exporting them without {' and '.join(behind)} would make that unusable",
+            hint=f"Export all: {export_command(folder)}\nor remove {' and '.join(behind)} first.",
+        )
+
+
+def publish(
+    folder: ModelFolder,
+    network: Network,
+    graphs: Mapping[Precision, bytes],
+    write_first: Callable[[], None],
+) -> None:
+    """Put the graphs in place, with the weights that they are of. `write_first` writes what may be there before.
+
+    Raises StaleArtifactError if other weights were published meanwhile, with nothing written; OutputError.
+    """
+    with wait_for_lock(folder.publish_lock), deferred_interrupts():
+        if network.weights is not None and not network.new_files:
+            found = sha256_file(folder.weights_path)
+            if found != network.weights.sha256:
+                raise StaleArtifactError(
+                    f"{folder.weights_path} was {network.weights.sha256[:12]} when the export began, "
+                    f"and is now {found[:12]}",
+                    hint=f"Run it again: alexdeploy export {folder.path}",
+                )
+        write_first()
+        write_graphs(folder, graphs, network.new_files)
+        # A run that is training may have published the next one meanwhile: that stays.
+        if network.weights is not None and _candidate_weights(folder) == network.weights.sha256:
+            folder.remove_candidate()
+
+
+def _candidate_weights(folder: ModelFolder) -> str | None:
+    try:
+        return folder.candidate.spec().recorded_weights
+    except ModelError:
+        return None
