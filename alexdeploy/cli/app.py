@@ -94,6 +94,8 @@ def main() -> None:
 
 def _run(guard: InterruptGuard) -> str | int | None:
     """The exit code of the command that was asked for."""
+    output.set_quiet(False)
+    output.set_verbose(False)
     try:
         words = _debug_first(sys.argv[1:])
         asked = set(words[: 2 if words[:1] == ["--debug"] else 1]) & _COMMANDS.keys()

@@ -7,13 +7,29 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from alexdeploy.cli import output as out
-from alexdeploy.cli.options import JsonOption, ModelArgument, pick
+from alexdeploy.cli.options import (
+    DevicesOption,
+    HtmlOption,
+    JsonOption,
+    ModelArgument,
+    ModelOption,
+    OverwriteOption,
+    QuietOption,
+    TencropOption,
+    ThreadsOption,
+    VerboseOption,
+    ViewsListOption,
+    backends_option,
+    find_one_model,
+    pick,
+    precisions_option,
+    view_counts,
+)
 from alexdeploy.core.errors import DeviceError, UsageError, by_name
 
 if TYPE_CHECKING:
@@ -31,24 +47,19 @@ _WIDER = 120
 
 def bench(
     model: ModelArgument = None,
+    model_option: ModelOption = None,
     images: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time, also on Python 3.10
+        list[str] | None,
         typer.Option(
             metavar="DIR",
             help="Photographs to decode and to compare answers on: a folder, archive, glob or @list.txt; repeatable. "
             "Default: JPEGs rendered for it.",
         ),
     ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST", help="Of tensorrt, openvino, onnxruntime and torch. Default: all that are installed."
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Of fp32, fp16, bf16 and int8. Default: every graph there is.")
-    ] = None,
-    views: Annotated[str, typer.Option(metavar="LIST", help="One or more of 1,5,10.")] = "1,10",
+    backend: Annotated[str | None, backends_option("all that are installed")] = None,
+    precision: Annotated[str | None, precisions_option("every graph there is")] = None,
+    views: ViewsListOption = None,
+    tencrop: TencropOption = False,
     batch_size: Annotated[
         str, typer.Option(metavar="LIST", help="Images that run together, with commas between.")
     ] = "1,2,8",
@@ -66,22 +77,22 @@ def bench(
         typer.Option(min=0, max=1, metavar="SHARE", help="Pick only what gives this share of FP32's answers: 0.995."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0, help="Time for all of it; each configuration is measured once at least.")
-    ] = 120.0,
-    num_images: Annotated[int, typer.Option(min=1, help="Most images that are used; they lie evenly over all.")] = 64,
-    devices: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Where, as for predict. Default: as predict chooses.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all there are.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order within the rounds.")] = 0,
-    report: Annotated[
-        Path | None,
+        float,
         typer.Option(
-            metavar="FILE", help="Write a page with plots and the time of each layer, one file that needs no other."
+            min=0, metavar="SECONDS", help="Time for all of it; each configuration is measured once at least."
         ),
-    ] = None,
+    ] = 120.0,
+    num_images: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most images that are used; they lie evenly over all.")
+    ] = 64,
+    devices: DevicesOption = None,
+    threads: ThreadsOption = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the order within the rounds.")] = 0,
+    html: HtmlOption = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Measure every backend, precision, number of views and batch that can run here; name the fastest.
 
@@ -94,14 +105,13 @@ def bench(
     from alexdeploy.benchmark.bench import benchmark
     from alexdeploy.benchmark.plan import BenchOptions
     from alexdeploy.benchmark.statistics import Limits
-    from alexdeploy.core.model_folder import find_model
     from alexdeploy.core.spec import Precision
-    from alexdeploy.engines.base import Backend, NumViews
+    from alexdeploy.engines.base import Backend
 
     options = BenchOptions(
         backends=None if backend is None else pick("--backend", backend, get_args(Backend)),
         precisions=None if precision is None else pick("--precision", precision, get_args(Precision)),
-        views=pick("--views", views, get_args(NumViews)),
+        views=view_counts(views, tencrop=tencrop),
         batch_sizes=_batch_sizes(batch_size),
         images=tuple(images) if images else None,
         num_images=num_images,
@@ -110,14 +120,14 @@ def bench(
         num_threads=threads,
         devices=devices,
         limits=Limits(budget_ms=budget_ms, min_agreement=min_agreement),
-        with_profile=report is not None,
+        with_profile=html is not None,
     )
-    if report is not None:
+    if html is not None:
         from alexdeploy.evaluation.html_page import check_page_path
 
-        check_page_path(report, "--report")
+        check_page_path(html)
     with _watching(quiet=quiet) as (note, step):
-        found = benchmark(find_model(model), options, note, step)
+        found = benchmark(find_one_model(model, model_option), options, note, step)
     try:
         if json:
             out.print_json(_document(found))
@@ -126,12 +136,12 @@ def bench(
                 _print(found, console)
     finally:
         # Also when nobody reads stdout any more: the page is what took the time.
-        if report is not None:
+        if html is not None:
             from alexdeploy.benchmark.html import write_report
 
-            write_report(found, report)
-    if report is not None and not quiet:
-        out.note(f"wrote {report}")
+            write_report(found, html)
+    if html is not None and not quiet:
+        out.note(f"wrote {html}")
     if found.interrupted:
         out.note("Stopped; these are the figures so far.")
         raise typer.Exit(_INTERRUPTED)
@@ -189,11 +199,10 @@ def _watching(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[
     with out.progress("steps") as bar:
         task = bar.add_task("bench", total=None)
 
-        def note(text: str) -> None:
-            # The bar must make room for what is printed above it.
-            bar.console.print(out.printable(text), markup=False, soft_wrap=True)
-
-        yield note, lambda step, done, total: bar.update(task, description=step, completed=done, total=total)
+        yield (
+            partial(out.note, bar=bar),
+            lambda step, done, total: bar.update(task, description=step, completed=done, total=total),
+        )
 
 
 def _document(found: Benchmark) -> dict[str, object]:
@@ -233,8 +242,8 @@ def _print(found: Benchmark, console: Console) -> None:
         line("ceiling: share of a matrix product's GFLOP/s in the same backend and precision; MB: most memory at once")
         line("first: seconds from a cold process to its first row")
     else:
-        line(f"memory, first row and share of the ceiling: from {_WIDE} columns on, and in --json, --report")
-    line("p99, views/s and load time: in --json and --report")
+        line(f"memory, first row and share of the ceiling: from {_WIDE} columns on, and in --json, --html")
+    line("p99, views/s and load time: in --json and --html")
     if found.picked:
         line("")
     for each in found.picked:

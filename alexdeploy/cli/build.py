@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption, ModelArgument, view_count
+from alexdeploy.cli.options import (
+    JsonOption,
+    ModelArgument,
+    ModelOption,
+    QuietOption,
+    TencropOption,
+    VerboseOption,
+    ViewsOption,
+    device_option,
+    find_one_model,
+    one_device,
+    view_count,
+)
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,22 +34,30 @@ if TYPE_CHECKING:
 
 def build(
     model: ModelArgument = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="From model.fp16.onnx: FP16, each LRN in FP32.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="From model.int8.onnx: INT8 where it has Q/DQ.")] = False,
-    tencrop: Annotated[bool, typer.Option("--tencrop", help="Average over ten views; same as --views 10.")] = False,
-    views: Annotated[
-        Literal["1", "5", "10"] | None, typer.Option(help="Views that the engine averages. Default: 1.")
+    model_option: ModelOption = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"] | None,
+        typer.Option(
+            "--precision",
+            metavar="PRECISION",
+            help="Precision of the graph that is built: fp32, fp16, int8. Default: fp32.",
+        ),
     ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Same as --precision fp16: FP16, each LRN in FP32.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Same as --precision int8: INT8 where the graph has Q/DQ.")
+    ] = False,
+    views: ViewsOption = None,
+    tencrop: TencropOption = False,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Most images in a batch; the engine is best at that. Default: 32.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Most images in a batch; the engine is best at that. Default: 32."),
     ] = None,
     workspace: Annotated[
         int | None,
         typer.Option(min=1, metavar="MIB", help="GPU memory that a layer may use for scratch. Default: all there is."),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="The GPU to build on and for, as `devices` lists it: cuda:0, or a UUID.")
-    ] = "cuda:0",
+    devices: Annotated[str | None, device_option("the first GPU")] = None,
     tactic_sources: Annotated[
         str | None,
         typer.Option(
@@ -54,6 +74,8 @@ def build(
         ),
     ] = None,
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Build a TensorRT engine for a GPU of this machine, or find it built already.
 
@@ -63,27 +85,37 @@ def build(
     if trust_engine is not None:
         _trust(trust_engine, json=json)
         return
-    if fp16 and int8:
-        raise UsageError("--fp16 and --int8 are two engines", hint="Build one after the other.")
+    chosen = _one_precision(precision, fp16=fp16, int8=int8)
     num_views = view_count(views, tencrop=tencrop)
+    device = one_device(devices, "Build for one after the other.")
 
-    from alexdeploy.core.model_folder import find_model
     from alexdeploy.engines.trt.files import DEFAULT_MAX_BATCH, BuildOptions
     from alexdeploy.placement.devices import survey_gpus
 
-    folder = find_model(model)
+    folder = find_one_model(model, model_option)
     options = BuildOptions(
-        precision="int8" if int8 else "fp16" if fp16 else "fp32",
+        precision=chosen,
         num_views=num_views,
         max_batch=max_batch or DEFAULT_MAX_BATCH,
         workspace_bytes=None if workspace is None else workspace << 20,
-        device=see_only(device, survey_gpus()),
+        device=see_only(device or "cuda:0", survey_gpus()),
         tactic_sources=_names(tactic_sources),
     )
     built = _build_with_progress(folder, options)
     if json:
         record = dataclasses.asdict(built.record)
         output.print_json({"path": str(built.path), "reused": built.reused, "notes": built.notes, **record})
+
+
+def _one_precision(
+    named: Literal["fp32", "fp16", "int8"] | None, *, fp16: bool, int8: bool
+) -> Literal["fp32", "fp16", "int8"]:
+    """Of --precision, --fp16 and --int8. Raises UsageError if they name two."""
+    flags: tuple[tuple[bool, Literal["fp16", "int8"]], ...] = ((fp16, "fp16"), (int8, "int8"))
+    asked = {*([named] if named else []), *(name for is_given, name in flags if is_given)}
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(sorted(asked))} are two engines", hint="Build one after the other.")
+    return asked.pop() if asked else "fp32"
 
 
 def see_only(name: str, survey: GpuSurvey) -> str:
@@ -102,7 +134,7 @@ def see_only(name: str, survey: GpuSurvey) -> str:
         found = ()
     if len(found) != 1:
         known = ", ".join(f"{each} ({each.name}, {each.uuid})" for each in survey.devices)
-        raise UsageError(f"--device {name} is no GPU here, expected one of: {known}", hint="See: alexdeploy devices")
+        raise UsageError(f"--devices {name} is no GPU here, expected one of: {known}", hint="See: alexdeploy devices")
     os.environ.update(environment_for(found[0]))
     return "cuda:0"
 

@@ -8,40 +8,56 @@ from typing import Annotated, Any, Literal
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption
+from alexdeploy.cli.options import (
+    JsonOption,
+    ModelArgument,
+    ModelOption,
+    QuietOption,
+    TencropOption,
+    VerboseOption,
+    find_model_and_images,
+    view_count,
+)
 from alexdeploy.core.errors import UsageError
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, or a name under models/.")],
+    model: ModelArgument = None,
     images: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="IMAGES", help="Photographs like those of production: a folder, an archive, a glob or @list.txt."
+            metavar="IMAGES",
+            help="Photographs like those of production: a folder, an archive, a glob or @list.txt. Always needed.",
         ),
-    ],
+    ] = None,
+    model_option: ModelOption = None,
     num_images: Annotated[
-        int | None, typer.Option(min=1, help="How many of them, chosen by name and seed. Default: 512.")
+        int | None, typer.Option(min=1, metavar="N", help="How many of them, chosen by name and seed. Default: 512.")
     ] = None,
     views: Annotated[
-        Literal["1", "10"] | None, typer.Option(help="The centre view, or all ten of each image. Default: 1.")
+        Literal["1", "10"] | None,
+        typer.Option(metavar="1|10", help="Views of each image that are measured: the centre, or all ten. Default: 1."),
     ] = None,
+    tencrop: TencropOption = False,
     method: Annotated[
         Literal["minmax", "percentile", "entropy", "mse"] | None,
         typer.Option(help="How a scale is chosen from what a tensor held. Default: mse, the smallest error."),
     ] = None,
     percentile: Annotated[
-        float | None, typer.Option(min=50, max=100, help="For --method percentile. Default: 99.99.")
+        float | None, typer.Option(min=50, max=100, metavar="PERCENT", help="For --method percentile. Default: 99.99.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="For the choice of the images. Default: 0.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="For the choice of the images. Default: 0.")
+    ] = None,
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Measure what the network's tensors hold on real images, for INT8 and FP16.
 
     Writes calibration/<model>.ranges.json, and before it model.onnx where that is missing. No labels are needed. What
     is not given here is taken from calibration/default.toml. Ctrl-C shows what was measured so far, and writes nothing.
     """
-    from alexdeploy.core.model_folder import find_model
     from alexdeploy.core.recipe import load_calibration
     from alexdeploy.export.quantize.calibrate import CalibrationInterrupted
     from alexdeploy.export.quantize.calibrate import calibrate as measure
@@ -51,13 +67,18 @@ def calibrate(
         raise UsageError(f"--percentile is for --method percentile, not {method}", hint="Leave one of them out.")
     given: dict[str, Any] = {
         "num_images": num_images,
-        "num_views": None if views is None else int(views),
+        "num_views": view_count(views, tencrop=tencrop) if views or tencrop else None,
         "method": "percentile" if percentile is not None else method,
         "percentile": percentile,
         "seed": seed,
     }
     recipe = load_calibration().replace(**{name: value for name, value in given.items() if value is not None})
-    folder = find_model(model)
+    folder, given_images = find_model_and_images([model, images], model_option)
+    if len(given_images) != 1:
+        raise UsageError(
+            f"expected the IMAGES to calibrate on, once; found {len(given_images)}",
+            hint="Give a folder, an archive, a quoted glob or @list.txt: alexdeploy calibrate MODEL IMAGES",
+        )
     if folder.weights_path.is_file() and not folder.onnx_path().is_file():
         from alexdeploy.export.export import export_model
 
@@ -70,7 +91,9 @@ def calibrate(
     with output.progress("images") as bar:
         task = bar.add_task("calibrate", total=None)
         try:
-            ranges = measure(folder, images, recipe, lambda done, total: bar.update(task, completed=done, total=total))
+            ranges = measure(
+                folder, given_images[0], recipe, lambda done, total: bar.update(task, completed=done, total=total)
+            )
         except CalibrationInterrupted as stop:
             ranges, num_chosen = stop.ranges, stop.num_chosen
     for warning in ranges.warnings:

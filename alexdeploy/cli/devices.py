@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption
+from alexdeploy.cli.options import JsonOption, QuietOption, VerboseOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from alexdeploy.placement.engine_fit import EngineFile
 
 
-def devices(json: JsonOption = False) -> None:
+def devices(json: JsonOption = False, quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
     """List the CPU and the GPUs, as --devices names them, with the engine files that fit each.
 
     GPUs are counted after CUDA_VISIBLE_DEVICES. Of an engine that none of them can run, stderr says why.

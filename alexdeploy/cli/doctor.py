@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption
+from alexdeploy.cli.options import JsonOption, QuietOption, VerboseOption
 from alexdeploy.core.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "absent": "dim"}
 
 
-def doctor(json: JsonOption = False) -> None:
+def doctor(json: JsonOption = False, quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
     """Examine driver, GPUs, backends, memory and disk; say what is wrong and how to fix it.
 
     What is optional and not there is absent, not a problem. Ends with exit code 5 if there is a problem.

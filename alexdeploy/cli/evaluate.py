@@ -12,7 +12,24 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from alexdeploy.cli import output as out
-from alexdeploy.cli.options import ExcludeOption, JsonOption, pick
+from alexdeploy.cli.options import (
+    BatchSizeOption,
+    ExcludeOption,
+    HtmlOption,
+    JsonOption,
+    ModelOption,
+    OverwriteOption,
+    QuietOption,
+    ResumeOption,
+    TencropOption,
+    ThreadsOption,
+    VerboseOption,
+    ViewsListOption,
+    backends_option,
+    pick,
+    precisions_option,
+    view_counts,
+)
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,9 +52,7 @@ def evaluate(
             "or, with --labels, any folder of images.",
         ),
     ],
-    model: Annotated[
-        str | None, typer.Option(help="Model folder, or a name under models/. Default: the newest there.")
-    ] = None,
+    model: ModelOption = None,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -45,31 +60,22 @@ def evaluate(
         ),
     ] = None,
     exclude: ExcludeOption = None,
-    precision: Annotated[
-        str, typer.Option(metavar="LIST", help="One or more of fp32,fp16,bf16,int8, with commas between.")
-    ] = "fp32",
-    views: Annotated[str, typer.Option(metavar="LIST", help="One or more of 1,5,10.")] = "1,10",
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="One or more of openvino,onnxruntime,torch. Default: for each precision the first that is installed.",
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that run together.")] = 8,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all there are.")] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a report with plots, one file that needs no other.")
-    ] = None,
+    precision: Annotated[str, precisions_option()] = "fp32",
+    views: ViewsListOption = None,
+    tencrop: TencropOption = False,
+    backend: Annotated[str | None, backends_option("for each precision the first that is installed")] = None,
+    batch_size: BatchSizeOption = 8,
+    threads: ThreadsOption = None,
+    html: HtmlOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write a row for each image: .jsonl or .csv."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run (its rows are in FILE.partial).")
-    ] = False,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Measure the top-1 and top-5 error on labelled images, for every precision, number of views and backend named.
 
@@ -78,14 +84,14 @@ def evaluate(
     """
     from alexdeploy.core.model_folder import find_model
     from alexdeploy.core.spec import Precision
-    from alexdeploy.engines.base import Backend, NumViews
+    from alexdeploy.engines.base import Backend
     from alexdeploy.evaluation import rows
     from alexdeploy.evaluation.evaluate import EvaluateOptions
     from alexdeploy.evaluation.evaluate import evaluate as run_evaluate
 
     options = EvaluateOptions(
         precisions=pick("--precision", precision, get_args(Precision)),
-        views=pick("--views", views, get_args(NumViews)),
+        views=view_counts(views, tencrop=tencrop),
         backends=None if backend is None else pick("--backend", backend, get_args(Backend)),
         labels=labels,
         exclude=tuple(exclude or ()),
@@ -185,7 +191,7 @@ class _Watcher:
     def _tell_of_rows(self, rows: RowsFile) -> None:
         if rows.journal_path.exists():
             advice = "" if self._resume else " To go on, add --resume."
-            out.note(f"Stopped; the rows so far are in {rows.journal_path}.{advice}")
+            out.note(f"Stopped; the rows so far are in {rows.journal_path}.{advice}", always=True)
 
 
 def _print(found: Evaluation, console: Console) -> None:

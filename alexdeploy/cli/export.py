@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption, ModelArgument
+from alexdeploy.cli.options import (
+    JsonOption,
+    ModelArgument,
+    ModelOption,
+    QuietOption,
+    VerboseOption,
+    find_one_model,
+    pick,
+    precisions_option,
+)
 from alexdeploy.core.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -31,11 +40,16 @@ if TYPE_CHECKING:
 
 def export(
     model: ModelArgument = None,
+    model_option: ModelOption = None,
+    precision: Annotated[str, precisions_option("fp32, which is always written")] = "fp32",
     fp16: Annotated[
-        bool, typer.Option("--fp16", help="Also write model.fp16.onnx: FP16 arithmetic, LRN in FP32.")
+        bool, typer.Option("--fp16", help="Same as --precision fp16: also write model.fp16.onnx, LRN in FP32.")
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Also write model.int8.onnx: Q/DQ round Conv and Gemm, LRN in FP32.")
+        bool,
+        typer.Option(
+            "--int8", help="Same as --precision int8: also write model.int8.onnx, with Q/DQ round Conv and Gemm."
+        ),
     ] = False,
     calibrate: Annotated[
         str | None,
@@ -73,15 +87,18 @@ def export(
         typer.Option(metavar="PATH", help="Photographs to check on; the training data if left out."),
     ] = None,
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Write model.onnx from the weights, with LRN as one native node, and check that the answers stay.
 
     Every layer is compared with an independent float64 computation before a file is replaced.
     """
-    from alexdeploy.core.model_folder import find_model
     from alexdeploy.export.export import ExportOptions, export_model
     from alexdeploy.export.quantize.quantize import Budget
 
+    asked = pick("--precision", precision, ("fp32", "fp16", "int8"))
+    fp16, int8 = fp16 or "fp16" in asked, int8 or "int8" in asked
     for name, value in (
         ("--calibrate", calibrate),
         ("--max-drop", max_drop),
@@ -91,7 +108,7 @@ def export(
     ):
         if value is not None and not int8:
             raise UsageError(f"{name} is for --int8", hint="Add --int8, or leave it out.")
-    folder = find_model(model)
+    folder = find_one_model(model, model_option)
     output.note(f"model {folder.path}")
     options = ExportOptions(
         fp16=fp16,
@@ -164,7 +181,7 @@ def one_of_each_kind(gpus: Sequence[Device]) -> list[Device]:
 
 
 def build_words(folder: ModelFolder, precision: str, num_views: int, gpu: Device) -> list[str]:
-    return ["build", f"--{precision}", "--views", str(num_views), "--device", str(gpu), "--", str(folder.path)]
+    return ["build", f"--{precision}", "--views", str(num_views), "--devices", str(gpu), "--", str(folder.path)]
 
 
 def _run(words: list[str]) -> int:

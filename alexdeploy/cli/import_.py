@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import model_folder
+from alexdeploy.cli.options import JsonOption, OverwriteOption, QuietOption, VerboseOption, model_folder
 from alexdeploy.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -41,9 +41,13 @@ def import_(
             "or the classes themselves.",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name under models/; the file's own if left out.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name under models/; the file's own if left out.")
+    ] = None,
     channels: Annotated[Literal["rgb", "bgr"] | None, typer.Option(help="Order of the colours.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Factor on pixels of 0 to 255, e.g. 0.00392156862745098.")] = None,
+    scale: Annotated[
+        float | None, typer.Option(metavar="FACTOR", help="Factor on pixels of 0 to 255, e.g. 0.00392156862745098.")
+    ] = None,
     mean: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Mean per channel, after scaling, in the network's order.")
     ] = None,
@@ -61,7 +65,10 @@ def import_(
         str | None,
         typer.Option(metavar="NAME", help="Output with the class scores, where a graph has more than one."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name.")] = False,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Make a model folder of an ONNX classifier, or of an AlexNet's weights from Caffe, PyTorch, MatConvNet and others.
 
@@ -115,6 +122,8 @@ def import_(
         spec = import_weights(file, folder, weights, output.warn)
     if classes is None and spec.classes[0] == "class-0":
         output.warn(f"no --labels: the classes are called {spec.classes[0]} to {spec.classes[-1]}")
+    if json:
+        output.print_json({"model": folder.path.as_posix(), "classes": spec.classes, **spec.provenance})
     _report(spec, file, folder)
 
 

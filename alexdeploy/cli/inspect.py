@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption, SetOption
+from alexdeploy.cli.options import JsonOption, ModelOption, QuietOption, SetOption, VerboseOption, find_one_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,18 +20,29 @@ if TYPE_CHECKING:
 
 def inspect(
     target: Annotated[
-        str, typer.Argument(metavar="X", help="A recipe, a model folder or name, an .onnx or a .safetensors.")
-    ] = "alexnet",
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Model folder, or a name under models/; or a recipe, an .onnx, a .safetensors, an .engine. "
+            "Default: the recipe alexnet.",
+        ),
+    ] = None,
+    model: ModelOption = None,
     set_: SetOption = None,
-    classes: Annotated[
-        int | None, typer.Option(help="Number of classes, for a recipe; 1000 if left out.", min=1)
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of classes, for a recipe. Default: 1000.")
     ] = None,
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Show layers, shapes, parameters, multiply-accumulates, LRN constants, preprocessing and provenance."""
+    from alexdeploy.core.recipe import DEFAULT_RECIPE
     from alexdeploy.diagnosis.inspect import inspect as run_inspect
 
-    found = run_inspect(target, overrides=tuple(set_ or ()), num_classes=classes)
+    if model is not None:
+        target = str(find_one_model(target, model).path)
+    found = run_inspect(target or DEFAULT_RECIPE, overrides=tuple(set_ or ()), num_classes=num_classes)
     if json:
         output.print_json({**dataclasses.asdict(found), "parameters": found.parameters, "macs": found.macs})
     else:

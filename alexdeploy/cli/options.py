@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, get_args
 
 import typer
 
+from alexdeploy.cli import output
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,11 +19,67 @@ if TYPE_CHECKING:
 _Value = TypeVar("_Value")
 
 ModelArgument = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads the annotation at run time, also on Python 3.10
+    str | None,
     typer.Argument(metavar="MODEL", help="Model folder, or a name under models/; the newest there if left out."),
 ]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="Model folder, or a name under models/; the newest there if left out."
+    ),
+]
+PrecisionOption = Annotated[
+    Literal["fp32", "fp16", "bf16", "int8"],
+    typer.Option("--precision", metavar="PRECISION", help="Precision of the graph that runs: fp32, fp16, bf16, int8."),
+]
+BackendOption = Annotated[
+    Literal["tensorrt", "openvino", "onnxruntime", "torch"] | None,
+    typer.Option(
+        "--backend",
+        metavar="BACKEND",
+        help="What runs the model: tensorrt, openvino, onnxruntime, torch. Default: the first of these that is "
+        "installed and fits the device.",
+    ),
+]
+ViewsOption = Annotated[
+    Literal["1", "5", "10"] | None,
+    typer.Option(
+        "--views",
+        metavar="1|5|10",
+        help="Views that are averaged: the centre, centre and corners, and mirrored. Default: 1.",
+    ),
+]
+ViewsListOption = Annotated[
+    str | None,
+    typer.Option("--views", metavar="LIST", help="One or more of 1,5,10, each as in predict. Default: 1,10."),
+]
+TencropOption = Annotated[bool, typer.Option("--tencrop", help="Average over ten views; same as --views 10.")]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        metavar="DEVICES",
+        help="Where: cpu, 0 or cuda:0, a UUID, all; with commas between, twice for two replicas. "
+        "Default: the GPUs that can run it, else the CPU.",
+    ),
+]
+ReplicasOption = Annotated[int, typer.Option("--replicas", min=1, metavar="N", help="Replicas on each device.")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images that run together.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads. Default: all there are.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Continue an interrupted run; its rows are in FILE.partial.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what exists under that name; without it that is an error.")
+]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a report with plots, one file that needs no other."),
+]
 SetOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
@@ -30,10 +87,75 @@ SetOption = Annotated[
     ),
 ]
 ExcludeOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option("--exclude", metavar="NAME", help="A folder in DATA that is no class. Repeatable."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=output.set_quiet,
+        help="No progress and no notes on stderr; warnings and errors stay.",
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=output.set_verbose,
+        help="Versions, the time of each note on stderr, and long lists to their end.",
+    ),
+]
+
+
+def precisions_option(default: str = "") -> Any:
+    """--precision of a command that compares several."""
+    return typer.Option("--precision", metavar="LIST", help=f"One or more of fp32,fp16,bf16,int8.{_default(default)}")
+
+
+def backends_option(default: str) -> Any:
+    """--backend of a command that compares several."""
+    known = "tensorrt,openvino,onnxruntime,torch"
+    return typer.Option("--backend", metavar="LIST", help=f"One or more of {known}.{_default(default)}")
+
+
+def device_option(default: str) -> Any:
+    """--devices of a command that uses one."""
+    return typer.Option(
+        "--devices", metavar="DEVICE", help=f"Where: cpu, 0 or cuda:0, a UUID; one device.{_default(default)}"
+    )
+
+
+def _default(text: str) -> str:
+    return text and f" Default: {text}."
+
+
+def find_one_model(argument: str | None, option: str | None) -> ModelFolder:
+    """The model that MODEL or --model names, or the newest. Raises UsageError if they name two."""
+    from alexdeploy.core.model_folder import find_model
+
+    if argument is None or option is None:
+        return find_model(argument if option is None else option)
+    folder = find_model(option)
+    if find_model(argument).path.resolve() != folder.path.resolve():
+        raise UsageError(f"MODEL is {argument} and --model is {option}", hint="Give one of them.")
+    return folder
+
+
+def find_model_and_images(arguments: Sequence[str | None], option: str | None) -> tuple[ModelFolder, list[str]]:
+    """The model and the images of `MODEL IMAGES...`, where --model may stand in for MODEL.
+
+    With --model, a first word that names a model is MODEL all the same, and must be the same one.
+    """
+    from alexdeploy.core.model_folder import find_model, is_model
+
+    words = [word for word in arguments if word is not None]
+    if option is None or (words and is_model(words[0])):
+        return find_one_model(words[0] if words else None, option), words[1:]
+    return find_model(option), words
 
 
 def model_folder(name: str) -> ModelFolder:
@@ -56,9 +178,27 @@ def model_folder(name: str) -> ModelFolder:
 
 def view_count(views: str | None, *, tencrop: bool) -> NumViews:
     """What --views and --tencrop ask for together; one view if neither does. Raises UsageError if they disagree."""
+    return cast("NumViews", int(_views(views, tencrop=tencrop) or 1))
+
+
+def view_counts(views: str | None, *, tencrop: bool) -> tuple[NumViews, ...]:
+    """The same where --views is a list: one view and ten views if neither says how many."""
+    from alexdeploy.engines.base import NumViews
+
+    return pick("--views", _views(views, tencrop=tencrop) or "1,10", get_args(NumViews))
+
+
+def _views(views: str | None, *, tencrop: bool) -> str | None:
     if tencrop and views not in (None, "10"):
         raise UsageError(f"--tencrop means ten views, --views asks for {views}", hint="Give one of them.")
-    return cast("NumViews", 10 if tencrop else int(views or 1))
+    return "10" if tencrop else views
+
+
+def one_device(devices: str | None, advice: str) -> str | None:
+    """--devices of a command that runs on one. Raises UsageError with `advice` for several."""
+    if devices is not None and ("," in devices or devices == "all"):
+        raise UsageError(f"--devices {devices}: expected one device", hint=advice)
+    return f"cuda:{devices}" if devices is not None and devices.isdecimal() else devices
 
 
 def pick(option: str, text: str, known: Sequence[_Value]) -> tuple[_Value, ...]:

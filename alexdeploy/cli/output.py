@@ -8,12 +8,15 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from alexdeploy.core.errors import AlexDeployError, OutputError
+from alexdeploy.core.errors import AlexDeployError, OutputError, UsageError
+from alexdeploy.core.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +24,17 @@ if TYPE_CHECKING:
 
 _WIDE = 1000
 _NUM_NAMED = 5
+_STARTED = time.monotonic()
+
+
+@dataclass(slots=True)
+class _Verbosity:
+    quiet: bool = False
+    verbose: bool = False
+
+
+_VERBOSITY = _Verbosity()
+"""What --quiet and --verbose of the running command ask for."""
 
 
 class ReaderGoneError(OutputError):
@@ -68,16 +82,54 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def note(message: str) -> None:
-    """One line of information on stderr. A disk that has no room for it is no reason to stop, here and below."""
-    with suppress(OSError):
-        # rich would take twenty times as long to load as the line to write.
-        print(printable(message), file=sys.stderr)
+def set_quiet(value: bool) -> bool:
+    """The callback of --quiet."""
+    _VERBOSITY.quiet = value
+    _refuse_both()
+    return value
 
 
-def warn(message: str) -> None:
+def set_verbose(value: bool) -> bool:
+    """The callback of --verbose; names the versions that run."""
+    _VERBOSITY.verbose = value
+    _refuse_both()
+    if value:
+        note(f"alexdeploy {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
+    return value
+
+
+def _refuse_both() -> None:
+    if _VERBOSITY.quiet and _VERBOSITY.verbose:
+        raise UsageError("--quiet and --verbose exclude each other", hint="Give one of them.")
+
+
+def is_quiet() -> bool:
+    return _VERBOSITY.quiet
+
+
+def note(message: str, *, bar: Progress | None = None, always: bool = False) -> None:
+    """One line of information on stderr, above `bar` if one is shown. With --quiet only if it is to be shown `always`.
+
+    A disk that has no room for it is no reason to stop, here and below.
+    """
+    if _VERBOSITY.quiet and not always:
+        return
+    text = printable(message)
+    if _VERBOSITY.verbose:
+        text = f"[{time.monotonic() - _STARTED:7.2f} s] {text}"
     with suppress(OSError):
-        stderr().print(f"warning: {printable(message)}", style="yellow", markup=False, soft_wrap=True)
+        if bar is not None:
+            bar.console.print(text, markup=False, soft_wrap=True)
+        else:
+            # rich would take twenty times as long to load as the line to write.
+            print(text, file=sys.stderr)
+
+
+def warn(message: str, *, bar: Progress | None = None) -> None:
+    """A warning on stderr, above `bar` if one is shown."""
+    with suppress(OSError):
+        console = stderr() if bar is None else bar.console
+        console.print(f"warning: {printable(message)}", style="yellow", markup=False, soft_wrap=True)
 
 
 def fail(error: AlexDeployError) -> None:
@@ -95,7 +147,9 @@ def printable(text: str) -> str:
 
 
 def first_few(items: Sequence[str]) -> list[str]:
-    """What is enough to print of many: the first of them, and how many more there are."""
+    """What is enough to print of many: the first of them, and how many more there are; all of them with --verbose."""
+    if _VERBOSITY.verbose:
+        return list(items)
     rest = len(items) - _NUM_NAMED
     return [*items[:_NUM_NAMED], *([f"and {rest:,} more"] if rest > 0 else [])]
 
@@ -131,7 +185,8 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def progress(unit: str) -> Iterator[Progress]:
-    """A progress bar on stderr with the rate and, where there is a total, the time left; nothing but on a terminal.
+    """A progress bar on stderr with the rate and, where there is a total, the time left; only on a terminal
+    and without --quiet.
 
     Of a task with the field `kept`, what was done before it began, the rate is that since its start; of others, that of
     the last seconds, for what has phases.
@@ -156,7 +211,8 @@ def progress(unit: str) -> Iterator[Progress]:
 
     console = stderr()
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), Rate(), TimeLeft())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    is_shown = console.is_terminal and not is_quiet()
+    with Progress(*columns, console=console, disable=not is_shown, transient=True) as bar:
         yield bar
 
 

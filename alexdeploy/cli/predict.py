@@ -14,7 +14,21 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 import typer
 
 from alexdeploy.cli import output as out
-from alexdeploy.cli.options import view_count
+from alexdeploy.cli.options import (
+    BackendOption,
+    DevicesOption,
+    ModelOption,
+    OverwriteOption,
+    PrecisionOption,
+    QuietOption,
+    ReplicasOption,
+    ResumeOption,
+    TencropOption,
+    ThreadsOption,
+    VerboseOption,
+    ViewsOption,
+    view_count,
+)
 from alexdeploy.core.errors import DeviceError, ModelError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -31,39 +45,22 @@ def predict(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="Image files, folders, .zip and .tar archives, globs, @list.txt, or - for a list on stdin.",
         ),
     ],
-    model: Annotated[
-        str | None, typer.Option(help="Model folder, or a name under models/. Default: the newest there.")
-    ] = None,
-    precision: Annotated[
-        Literal["fp32", "fp16", "bf16", "int8"], typer.Option(help="Precision of the graph that runs.")
-    ] = "fp32",
-    tencrop: Annotated[bool, typer.Option("--tencrop", help="Average over ten views; same as --views 10.")] = False,
-    views: Annotated[
-        Literal["1", "5", "10"] | None,
-        typer.Option(help="Views that are averaged: the centre, centre and corners, and mirrored. Default: 1."),
-    ] = None,
-    backend: Annotated[
-        Literal["tensorrt", "openvino", "onnxruntime", "torch"] | None,
-        typer.Option(help="What runs the model. Default: the first of these that is installed and fits the device."),
-    ] = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Where: cpu, 0 or cuda:0, a UUID, all; with commas between, twice for two replicas. "
-            "Default: the GPUs that can run it, else the CPU.",
-        ),
-    ] = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Replicas on each device.")] = 1,
+    model: ModelOption = None,
+    precision: PrecisionOption = "fp32",
+    tencrop: TencropOption = False,
+    views: ViewsOption = None,
+    backend: BackendOption = None,
+    devices: DevicesOption = None,
+    replicas: ReplicasOption = 1,
     placement: Annotated[
         Literal["towers", "pipeline"] | None,
         typer.Option(help="Split one network over two devices: the towers of 2012, or convolutions and the rest."),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes named for each image.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Classes named for each image.")] = 5,
     batch_size: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +68,7 @@ def predict(
             help="Images that run together; auto takes what fits the device. Default: 8, or 1 for one image file.",
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all there are.")] = None,
+    threads: ThreadsOption = None,
     kind: Annotated[
         Literal["table", "jsonl", "csv", "parquet"] | None,
         typer.Option(
@@ -83,10 +80,10 @@ def predict(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write here; FILE appears when it is complete."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run (its rows are in FILE.partial).")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on stderr.")] = False,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Classify photographs: one row for each, in order, with its error where it cannot be read.
 
@@ -175,7 +172,7 @@ def _write_file(predictor: Predictor, inputs: Inputs, path: Path, kind: Format, 
 
     def tell_of_rows() -> None:
         if journal_path(path).exists():
-            out.note(f"Stopped; the rows so far are in {journal_path(path)}. To go on, add --resume.")
+            out.note(f"Stopped; the rows so far are in {journal_path(path)}. To go on, add --resume.", always=True)
 
     set_last_words(tell_of_rows)
     try:

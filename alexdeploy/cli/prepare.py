@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import ExcludeOption, JsonOption
+from alexdeploy.cli.options import (
+    ExcludeOption,
+    JsonOption,
+    OverwriteOption,
+    QuietOption,
+    ThreadsOption,
+    VerboseOption,
+)
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,10 +39,13 @@ def prepare(
         Path | None, typer.Option(metavar="FOLDER", help="Validation images, with the same class folders.")
     ] = None,
     val_fraction: Annotated[
-        float, typer.Option(help="Share of each class to validate on, where there are no validation images.")
+        float,
+        typer.Option(metavar="SHARE", help="Share of each class to validate on, where there are no validation images."),
     ] = 0.1,
     exclude: ExcludeOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="For that choice; `train` makes it by its own --seed.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="For that choice; `train` makes it by its own --seed.")
+    ] = 0,
     train_list: Annotated[
         Path | None,
         typer.Option(
@@ -58,23 +68,19 @@ def prepare(
             min=1, max=100, metavar="QUALITY", help="Keep JPEGs of this quality: a fifth of the space, decoded anew."
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Decoding threads. Default: one per core.")] = None,
+    threads: ThreadsOption = None,
     check: Annotated[
         bool, typer.Option("--check", help="Compare the hashes of all shards; make those anew that are damaged.")
     ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Replace the packed set that is there. One of the same images that is not finished is gone on with.",
-        ),
-    ] = False,
+    overwrite: OverwriteOption = False,
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Decode every image once and pack them for training, with their statistics.
 
     `train OUT` takes a packed set in place of a folder and gives the same weights (with
-    --jpeg, nearly). A run that was stopped goes on with the same command. Broken images
+    --jpeg, nearly). A run that was stopped goes on with the same command, also with --overwrite. Broken images
     are left out, listed in OUT/broken.json, and make the exit code 3.
     """
     from alexdeploy.images.sources import printable_path

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from alexdeploy.cli import output
+from alexdeploy.cli.options import JsonOption, QuietOption, VerboseOption
 
 NUM_TRAIN = 200
 NUM_VAL = 40
@@ -16,15 +17,20 @@ NUM_VAL = 40
 
 def sample(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it: a new or an empty folder.")],
-    num_train: Annotated[int, typer.Option(min=1, help="Training images of each class.")] = NUM_TRAIN,
-    num_val: Annotated[int, typer.Option(min=1, help="Validation images of each class.")] = NUM_VAL,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed renders the same images.")] = 0,
+    num_train: Annotated[int, typer.Option(min=1, metavar="N", help="Training images of each class.")] = NUM_TRAIN,
+    num_val: Annotated[int, typer.Option(min=1, metavar="N", help="Validation images of each class.")] = NUM_VAL,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed renders the same images.")] = 0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Render the built-in data set, ten classes of shapes, to DIR/train and DIR/val.
 
     A rendering that was stopped is completed, a finished one left as it is.
     """
     render(folder, num_train=num_train, num_val=num_val, seed=seed)
+    if json:
+        output.print_json({"folder": folder.as_posix(), "num_train": num_train, "num_val": num_val, "seed": seed})
     output.note(f"{folder}: ten classes, {num_train} training and {num_val} validation images of each")
     output.note(f"next: alexdeploy train {folder} --recipe alexnet-quarter")
 

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import ExcludeOption, JsonOption, SetOption, model_folder
+from alexdeploy.cli.options import (
+    ExcludeOption,
+    JsonOption,
+    OverwriteOption,
+    QuietOption,
+    SetOption,
+    ThreadsOption,
+    VerboseOption,
+    device_option,
+    model_folder,
+    one_device,
+)
 from alexdeploy.cli.rank_output import one_voice
 from alexdeploy.cli.sample import render
 from alexdeploy.cli.train_progress import summary, watch
@@ -59,44 +70,56 @@ def train(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="The model goes to models/NAME/; if left out, the recipe's name, or MODEL-tuned."),
+        typer.Option(
+            metavar="NAME", help="The model goes to models/NAME/; if left out, the recipe's name, or MODEL-tuned."
+        ),
     ] = None,
     val: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Validation images, with the same class folders.")
     ] = None,
     val_fraction: Annotated[
         float | None,
-        typer.Option(help="Share of each class to validate on, where there are no validation images. Default: 0.1."),
+        typer.Option(
+            metavar="SHARE",
+            help="Share of each class to validate on, where there are no validation images. Default: 0.1.",
+        ),
     ] = None,
     exclude: ExcludeOption = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Learning rate of the first epoch.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16, or on a GPU fp16; weights stay fp32.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU if left out and there is one.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; with 1, runs repeat to the bit.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in a step.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Learning rate of the first epoch.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of every random draw.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="PRECISION", help="fp32, bf16, or on a GPU fp16; weights stay fp32.")
+    ] = None,
+    devices: Annotated[str | None, device_option("the GPU if there is one")] = None,
+    threads: ThreadsOption = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="Have torch.compile make kernels for the network; needs a compiler.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is there.")] = False,
+    overwrite: OverwriteOption = False,
     parallel: Annotated[
         Literal["batches", "towers"],
         typer.Option(help="What the processes that torchrun starts share out: each batch, or the two towers."),
     ] = "batches",
     checkpoint_minutes: Annotated[
-        float, typer.Option(min=0, help="Time between checkpoints; there is one after each epoch too.")
+        float,
+        typer.Option(min=0, metavar="MINUTES", help="Time between checkpoints; there is one after each epoch too."),
     ] = 1.0,
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out images that cannot be decoded, and say which.")
     ] = False,
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Train a network; its best epoch goes to models/NAME/.
 
     With no DATA, the built-in rendered set is learned in minutes on two cores. A run that was stopped, even by
-    a power cut, goes on with the same command and --resume.
+    a power cut, continues with the same command and --resume. With --threads 1, runs repeat to the bit.
     """
     # OpenMP's threads wait for each other by spinning, a millisecond or so: with one other busy process on two cores
     # that made training 5 to 10 times slower. A thousandth of it costs little. Read when PyTorch is loaded.
@@ -106,6 +129,9 @@ def train(
 
     if resume and overwrite:
         raise UsageError("--resume goes on with a model and --overwrite removes it", hint="Give one of them.")
+    device = one_device(
+        devices, "On several, start one process for each: torchrun --nproc-per-node N -m alexdeploy train"
+    )
     options = {
         "epochs": epochs,
         "batch_size": batch_size,

@@ -85,11 +85,10 @@ class Watcher:
             self._say(f"going on after {done}")
 
     def _warn(self, line: str) -> None:
-        self._say(f"warning: {line}", style="yellow")
+        output.warn(line, bar=self._bar)
 
-    def _say(self, line: str, style: str | None = None) -> None:
-        # Through the bar: another console would write into the middle of it.
-        self._bar.console.print(output.printable(line), style=style, markup=False, soft_wrap=True)
+    def _say(self, line: str) -> None:
+        output.note(line, bar=self._bar)
 
 
 @contextlib.contextmanager
@@ -104,7 +103,9 @@ def watch(recipe: Recipe, *, num_classes: int, is_packed: bool = False) -> Itera
         TextColumn("{task.fields[detail]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal or output.is_quiet(), transient=True
+    ) as bar:
         yield Watcher(bar, recipe, num_classes, is_packed)
 
 

@@ -5,17 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, Optional, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption, ModelArgument, pick
+from alexdeploy.cli.options import (
+    JsonOption,
+    ModelArgument,
+    ModelOption,
+    QuietOption,
+    TencropOption,
+    VerboseOption,
+    ViewsOption,
+    backends_option,
+    find_model_and_images,
+    pick,
+    precisions_option,
+    view_count,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from alexdeploy.engines.base import NumViews
     from alexdeploy.evaluation.agreement import Agreement, EngineReport, NetworkReport, Verification
 
 _SHORT_WORDS = ("graph", "backend", "precision", "verdict")
@@ -26,23 +38,20 @@ _WORDS = (*_SHORT_WORDS, "layer", "jumps at")
 def verify(
     model: ModelArgument = None,
     images: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time, also on Python 3.10
+        list[str] | None,
         typer.Argument(
             metavar="IMAGES",
             help="Files, folders, archives, globs or @list.txt; the training data, or rendered pictures, if left out.",
         ),
     ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="Of fp32, fp16, int8 and bf16. Default: every graph there is."),
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="Of openvino, onnxruntime and torch. Default: all that are installed."),
-    ] = None,
-    views: Annotated[Literal["1", "5", "10"], typer.Option(help="Views of each image.")] = "1",
+    model_option: ModelOption = None,
+    precision: Annotated[str | None, precisions_option("every graph there is")] = None,
+    backend: Annotated[str | None, backends_option("all that are installed")] = None,
+    views: ViewsOption = None,
+    tencrop: TencropOption = False,
     num_images: Annotated[
-        int, typer.Option(min=1, help="Most images that are used; they lie evenly over all that are named.")
+        int,
+        typer.Option(min=1, metavar="N", help="Most images that are used; they lie evenly over all."),
     ] = 64,
     max_flips: Annotated[
         float | None,
@@ -55,6 +64,8 @@ def verify(
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Print the error of every layer as well.")] = False,
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Compare every artifact with FP32: each graph layer by layer, and each backend from pixels to probabilities.
 
@@ -64,7 +75,6 @@ def verify(
 
     Ends with exit code 3 if all is well but some of the images could not be read.
     """
-    from alexdeploy.core.model_folder import find_model
     from alexdeploy.core.spec import Precision
     from alexdeploy.engines.base import Backend
     from alexdeploy.evaluation.verify import VerifyOptions
@@ -73,24 +83,23 @@ def verify(
     options = VerifyOptions(
         precisions=None if precision is None else pick("--precision", precision, get_args(Precision)),
         backends=None if backend is None else pick("--backend", backend, get_args(Backend)),
-        num_views=cast("NumViews", int(views)),
+        num_views=view_count(views, tencrop=tencrop),
         num_images=num_images,
         max_flips=max_flips,
     )
-    folder = find_model(model)
+    folder, images = find_model_and_images([model, *(images or ())], model_option)
     output.note(f"model {folder.path}")
     with output.progress("images") as bar:
         task = bar.add_task("verify", total=None)
 
         def begin(step: str) -> None:
-            # Not by note(): the bar must make room for what is printed above it.
-            bar.console.print(output.printable(f"  {step}"), markup=False, soft_wrap=True)
+            output.note(f"  {step}", bar=bar)
             bar.reset(task, total=None)
 
         def advance(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        found = run_verify(folder, images, options, begin, advance)
+        found = run_verify(folder, images or None, options, begin, advance)
     for broken in found.broken:
         output.warn(f"{broken.source}: {broken.error}")
     if json:

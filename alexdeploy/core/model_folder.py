@@ -187,6 +187,11 @@ class ModelFolder:
         return (self.spec_path, self.weights_path, self.mean_path, self.backends_path, *graphs, self.checkpoint_path)
 
 
+def is_model(name: str | os.PathLike[str]) -> bool:
+    """Whether `find_model` would find a model by this path or name."""
+    return any(os.path.isfile(folder / name / "spec.json") for folder in (Path(), MODELS_FOLDER))
+
+
 def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
     """A model folder by path, by name under `models/`, or the newest there when `name` is None.
 

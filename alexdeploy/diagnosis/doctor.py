@@ -62,7 +62,7 @@ def examine() -> tuple[Finding, ...]:
         *(Finding(name="gpu", status="warning", found=note) for note in survey.notes),
         judge_libcuda(libcuda, has_board=has_board),
         *judge_gpu_backends(probes, survey, driver_cuda, has_gpu=has_gpu),
-        _extra("matplotlib", "report", "evaluate --html, bench --report"),
+        _extra("matplotlib", "report", "evaluate --html, bench --html"),
         _extra("scipy", "matlab", "MATLAB files: import of .mat, ILSVRC's devkit"),
         _extra("h5py", "matlab", "import of MATLAB 7.3 files"),
         _extra("pyarrow", "parquet", "--format parquet"),

@@ -17,7 +17,7 @@ import safetensors
 from alexdeploy.core.backend_checks import read_backend_checks
 from alexdeploy.core.errors import DeviceError, ModelError, RecipeError, UsageError
 from alexdeploy.core.files import sha256_file
-from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder, find_model
+from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder, find_model, is_model
 from alexdeploy.core.reading import check_exists, check_regular
 from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.core.spec import LRN, Architecture
@@ -66,19 +66,18 @@ def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | 
     given for something else, and for a target that does not exist.
     """
     is_recipe = target.endswith(".toml") or target in list_recipes() or os.path.isfile(MODELS_FOLDER / f"{target}.toml")
-    is_model = any(os.path.isfile(folder / target / "spec.json") for folder in (Path(), MODELS_FOLDER))
     changes_recipe = bool(overrides) or num_classes is not None
-    if is_recipe and (changes_recipe or not is_model):
+    if is_recipe and (changes_recipe or not is_model(target)):
         return _inspect_recipe(target, overrides, 1000 if num_classes is None else num_classes)
     if os.sep in target or target.endswith(_SUFFIXES):
         check_exists(target)
-    if target.endswith(_SUFFIXES) or is_model:
+    if target.endswith(_SUFFIXES) or is_model(target):
         if changes_recipe:
             raise UsageError(
-                f"{target} is what it is: --set and --classes change recipes",
+                f"{target} is what it is: --set and --num-classes change recipes",
                 hint=f"Recipes: {', '.join(list_recipes())}",
             )
-        if is_model:
+        if is_model(target):
             return _inspect_folder(find_model(target))
         if target.endswith(".engine"):
             return _inspect_engine(Path(target))

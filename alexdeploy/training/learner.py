@@ -29,11 +29,11 @@ def choose_device(name: str | None, precision: Literal["fp32", "bf16", "fp16"]) 
     except RuntimeError as exc:
         raise UsageError(f"unknown device {name!r}", hint="Devices: cpu, cuda, cuda:1, ...") from exc
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"training runs on cpu and cuda, not on {device.type}", hint="Leave out --device.")
+        raise UsageError(f"training runs on cpu and cuda, not on {device.type}", hint="Leave out --devices.")
     if device.type == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= found:
-            raise DeviceError(f"{name} was asked for; PyTorch finds {found} CUDA devices", hint="Try --device cpu")
+            raise DeviceError(f"{name} was asked for; PyTorch finds {found} CUDA devices", hint="Try --devices cpu")
     elif precision == "fp16":
         raise UsageError("fp16 training needs a GPU", hint="On the CPU, use --precision bf16 or fp32.")
     return device

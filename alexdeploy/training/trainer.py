@@ -160,7 +160,7 @@ def _shared_facts(identity: Identity, recipe: Recipe, options: TrainOptions, dev
     """What all processes must have alike, by what a user would call it."""
     return identity.recipe | {
         "training.epochs": recipe.training.epochs,
-        "--device": device.type,
+        "--devices": device.type,
         "--parallel": options.parallel,
         "--compile": options.compile,
         "--skip-broken": options.skip_broken,

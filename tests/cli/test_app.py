@@ -183,7 +183,7 @@ def test_the_completion_script_works_in_bash(tmp_path: Path) -> None:
     assert done.stdout.strip() == "export"
 
 
-@pytest.mark.parametrize("args", [("bogus",), ("--bogus",), ("predict",), ("inspect", "--classes", "many")])
+@pytest.mark.parametrize("args", [("bogus",), ("--bogus",), ("predict",), ("inspect", "--num-classes", "many")])
 def test_words_that_make_no_sense_are_usage_errors(run: Run, args: tuple[str, ...]) -> None:
     result = run(*args)
     assert (result.exit_code, result.stdout) == (2, "")

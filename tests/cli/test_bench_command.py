@@ -81,8 +81,8 @@ def test_no_figure_is_cut_on_a_narrow_terminal(run: Run, monkeypatch: pytest.Mon
     result = run("tiny", *ONE)
     assert "…" not in result.stdout
     assert re.search(r"onnxruntime +fp32 +1 +[\d,.]+ +[\d,.]+ +[\d,]+ % +[\d,.]+ +[\d,.]+ +4/4", result.stdout)
-    assert "memory, first row and share of the ceiling: from 100 columns on, and in --json, --report" in result.stdout
-    assert "p99, views/s and load time: in --json and --report" in result.stdout
+    assert "memory, first row and share of the ceiling: from 100 columns on, and in --json, --html" in result.stdout
+    assert "p99, views/s and load time: in --json and --html" in result.stdout
 
 
 def test_few_rounds_and_a_run_that_is_longer_than_asked_for_are_told_on_stderr(run: Run) -> None:
@@ -167,7 +167,7 @@ def test_what_an_agreement_on_few_images_means_is_told(run: Run) -> None:
         (("--batch-size", "1,0"), "--batch-size 1,0: expected numbers of images from 1 on"),
         (("--batch-size", ""), "--batch-size : expected numbers"),
         (("--views", "3"), "--views 3: found '3', expected any of 1, 5, 10"),
-        (("--report", "models"), "--report models is a folder; expected a file"),
+        (("--html", "models"), "--html models is a folder; expected a file"),
         (("--seconds", "inf"), "seconds is inf; expected a finite number"),
         (("--precision", "fp8"), "expected any of fp32, fp16, bf16, int8"),
         (("--precision", "int8"), "nothing is left to measure; onnxruntime int8 is left out: there is no"),
@@ -181,7 +181,7 @@ def test_a_wrong_option_is_a_usage_error(run: Run, words: tuple[str, ...], messa
 
 def test_the_page_needs_nothing_from_elsewhere_and_has_every_plot(run: Run, workplace: Path) -> None:
     pytest.importorskip("matplotlib")
-    result = run("tiny", *QUICK, "--views", "10", "--batch-size", "1,2", "--report", "page.html")
+    result = run("tiny", *QUICK, "--views", "10", "--batch-size", "1,2", "--html", "page.html")
     assert result.exit_code == 0
     assert result.stderr.endswith("wrote page.html\n")
     text = (workplace / "page.html").read_text(encoding="utf-8")

@@ -124,7 +124,7 @@ def test_what_export_runs_is_a_build_command(run: Run, program: Run, tiny_model:
 def test_a_gpu_is_called_by_its_number_in_what_export_runs(tiny_model: ModelFolder) -> None:
     # A Jetson's UUID is no name of a GPU for CUDA.
     words = build_words(tiny_model, "int8", 10, jetson().devices[0])
-    assert words == ["build", "--int8", "--views", "10", "--device", "cuda:0", "--", str(tiny_model.path)]
+    assert words == ["build", "--int8", "--views", "10", "--devices", "cuda:0", "--", str(tiny_model.path)]
 
 
 def test_an_engine_is_inspected_only_on_a_gpu_that_it_was_built_for() -> None:

@@ -25,7 +25,7 @@ _MISSING_PATHS = (
     ("prepare", "data", "out", "--val", "GONE"),
     ("prepare", "data", "out", "--train-list", "GONE"),
     ("prepare", "data", "out", "--train-list", "list.txt", "--val-list", "GONE"),
-    ("prepare", "data", "out", "--train-list", "list.txt", "--classes", "GONE"),
+    ("prepare", "data", "out", "--train-list", "list.txt", "--num-classes", "GONE"),
     ("prepare", "GONE", "out", "--train-list", "list.txt"),
     ("train", "GONE", "--name", "new"),
     ("train", "data", "--name", "new", "--val", "GONE"),
@@ -95,7 +95,7 @@ _MISSING_PACKAGES = (
     ("pycuda", ("build", "tiny")),
     ("tensorrt", ("predict", "data", "--backend", "tensorrt")),
     ("matplotlib", ("evaluate", "data", "--html", "page.html")),
-    ("matplotlib", ("bench", "tiny", "--report", "page.html")),
+    ("matplotlib", ("bench", "tiny", "--html", "page.html")),
     ("pyarrow", ("predict", "data", "--output", "rows.parquet")),
 )
 

@@ -137,7 +137,7 @@ def builds(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]
         (
             {"cuda:0": -9},
             5,
-            "error: alexdeploy build --fp16 --views 10 --device cuda:0 -- models/tiny was ended by SIGKILL\n",
+            "error: alexdeploy build --fp16 --views 10 --devices cuda:0 -- models/tiny was ended by SIGKILL\n",
         ),
         ({"cuda:0": -11, "cuda:1": 4}, 5, "was ended by SIGSEGV\nSee: alexdeploy doctor."),
     ],
@@ -152,7 +152,7 @@ def test_a_gpu_that_nothing_can_be_built_on_does_not_stop_the_others(
     Path("codes.json").write_text(json.dumps(codes))
     built, code = export._build_engines(ModelFolder(Path("models/tiny")), ["fp16"])
     assert builds() == [
-        f"build --fp16 --views {num_views} --device cuda:{index}" for index in (0, 1) for num_views in (1, 10)
+        f"build --fp16 --views {num_views} --devices cuda:{index}" for index in (0, 1) for num_views in (1, 10)
     ]
     assert code == exit_code
     assert built == ({"fp16"} if len(codes) < 2 else set())

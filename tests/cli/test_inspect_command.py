@@ -40,7 +40,7 @@ def test_json_has_the_papers_totals(run: Run) -> None:
 
 
 def test_the_default_is_alexnet_with_1000_classes(run: Run) -> None:
-    assert run().stdout == run("alexnet", "--classes", "1000").stdout
+    assert run().stdout == run("alexnet", "--num-classes", "1000").stdout
 
 
 def test_json_of_a_model_a_graph_and_weights_agree(run: Run, tiny_model: ModelFolder) -> None:

@@ -152,7 +152,7 @@ def test_one_image_left_out_is_one_image_whatever_its_name(run, halves):
             "--set training.freeze_epoch and --freeze are for the same thing",
         ),
         (("--precision", "int8"), "precision"),
-        (("--device", "toaster"), "Devices: cpu, cuda"),
+        (("--devices", "toaster"), "Devices: cpu, cuda"),
         (("--learning-rate", "0"), "learning_rate"),
         (("--name", "../x", "--overwrite"), "--name '../x' is not a name of a folder under models/"),
         (("--name", "a/b"), "--name 'a/b' is not a name of a folder under models/"),

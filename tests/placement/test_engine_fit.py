@@ -113,7 +113,7 @@ def test_the_command_is_for_the_first_gpu_of_a_capability(tiny_model: ModelFolde
     put_engine(tiny_model, capability=H100)
     told = found(tiny_model, machine(H100, A100, A100), 8)[A100]
     assert isinstance(told, NoEngine)
-    assert told.hint.endswith(f"alexdeploy build {tiny_model.path} --fp16 --views 10 --max-batch 32 --device cuda:1")
+    assert told.hint.endswith(f"alexdeploy build {tiny_model.path} --fp16 --views 10 --max-batch 32 --devices cuda:1")
 
 
 def test_the_graph_of_a_precision_is_read_once_for_all_its_engines(

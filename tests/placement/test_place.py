@@ -75,7 +75,7 @@ def test_a_gpu_without_an_engine_runs_the_next_backend_and_the_note_has_the_comm
     (note,) = placed.notes
     assert note.startswith("cuda:1 runs onnxruntime and not TensorRT: ")
     assert "it is for sm_90, this device is sm_80. Build one there: " in note
-    assert note.endswith(f"alexdeploy build {here.folder.path} --fp16 --views 10 --max-batch 32 --device cuda:1")
+    assert note.endswith(f"alexdeploy build {here.folder.path} --fp16 --views 10 --max-batch 32 --devices cuda:1")
 
 
 def test_a_gpu_without_an_engine_and_without_another_backend_is_left_out_or_an_error_if_it_is_named(

@@ -416,7 +416,7 @@ def _command(data: Path) -> list[str]:
     words = ["-m", "alexdeploy", "train", str(data), "--recipe", "alexnet-quarter", "--name", "model", "--threads", "1"]
     for setting in (*TINY, *RECIPE):
         words += ["--set", setting]
-    return [*words, "--device", "cpu", "--checkpoint-minutes", "0"]
+    return [*words, "--devices", "cpu", "--checkpoint-minutes", "0"]
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def build_command(folder: ModelFolder, wanted: EngineRequirements, device: str |
     words += [f"--{wanted.precision}"] * (wanted.precision != "fp32")
     words += [f"--views {wanted.num_views}"] * (wanted.num_views != 1)
     words += [f"--max-batch {wanted.batch_size}"]
-    words += [f"--device {device}"] * (device is not None)
+    words += [f"--devices {device}"] * (device is not None)
     return " ".join(words)
 
 
