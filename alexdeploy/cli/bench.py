@@ -25,6 +25,7 @@ from alexdeploy.cli.options import (
     VerboseOption,
     ViewsListOption,
     backends_option,
+    check_not_there,
     find_one_model,
     pick,
     precisions_option,
@@ -126,6 +127,7 @@ def bench(
         from alexdeploy.evaluation.html_page import check_page_path
 
         check_page_path(html)
+        check_not_there(html, "--html", overwrite=overwrite)
     with _watching(quiet=quiet) as (note, step):
         found = benchmark(find_one_model(model, model_option), options, note, step)
     try:
@@ -140,7 +142,7 @@ def bench(
             from alexdeploy.benchmark.html import write_report
 
             write_report(found, html)
-    if html is not None and not quiet:
+    if html is not None:
         out.note(f"wrote {html}")
     if found.interrupted:
         out.note("Stopped; these are the figures so far.")

@@ -26,6 +26,7 @@ from alexdeploy.cli.options import (
     VerboseOption,
     ViewsListOption,
     backends_option,
+    check_not_there,
     pick,
     precisions_option,
     view_counts,
@@ -100,12 +101,15 @@ def evaluate(
     )
     if output is not None:
         rows.check_rows_path(output, resume=resume)
+        if not resume:
+            check_not_there(output, "--output", overwrite=overwrite)
     elif resume:
         raise UsageError("--resume goes on with a file", hint="Name it: --output FILE")
     if html is not None:
         from alexdeploy.evaluation.html_page import check_page_path
 
         check_page_path(html)
+        check_not_there(html, "--html", overwrite=overwrite)
     with _Watcher(output, resume=resume, quiet=quiet) as watcher:
         found = run_evaluate(
             find_model(model), data, options, on_start=watcher.start, on_image=watcher.count, kept=watcher.kept
@@ -125,10 +129,10 @@ def evaluate(
             write_report(found, html)
     if found.interrupted:
         raise typer.Exit(130)
-    if not quiet:
-        for path in (output, html):
-            if path is not None:
-                out.note(f"wrote {path}")
+    if output is not None:
+        out.note(f"wrote {output}: {out.count(found.num_images, 'row')}")
+    if html is not None:
+        out.note(f"wrote {html}")
     if found.num_broken:
         raise typer.Exit(3)
 

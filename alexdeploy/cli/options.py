@@ -176,6 +176,15 @@ def model_folder(name: str) -> ModelFolder:
     return folder
 
 
+def check_not_there(path: Path, option: str, *, overwrite: bool) -> None:
+    """Raise UsageError if `path`, which came with `option`, is a file with something in it that is not to be replaced.
+
+    To be asked before any work. Pipes and devices have nothing to lose, nor has an empty file, as mktemp makes it.
+    """
+    if not overwrite and path.is_file() and path.stat().st_size:
+        raise UsageError(f"{option} {path} exists already", hint="Replace it: --overwrite\nOr name another file.")
+
+
 def view_count(views: str | None, *, tencrop: bool) -> NumViews:
     """What --views and --tencrop ask for together; one view if neither does. Raises UsageError if they disagree."""
     return cast("NumViews", int(_views(views, tencrop=tencrop) or 1))

@@ -27,6 +27,7 @@ from alexdeploy.cli.options import (
     ThreadsOption,
     VerboseOption,
     ViewsOption,
+    check_not_there,
     view_count,
 )
 from alexdeploy.core.errors import DeviceError, ModelError, OutputError, UsageError
@@ -103,6 +104,8 @@ def predict(
     if chosen == "parquet" and path is None:
         raise UsageError("Parquet cannot be streamed", hint="Write it to a file: --output FILE.parquet")
     has_finished = path is not None and predict_file.has_finished(path, chosen, resume=resume)
+    if path is not None and not resume:
+        check_not_there(path, "--output", overwrite=overwrite)
     check_named(inputs)
     is_single = _is_single_image(inputs)
     predictor = Predictor(
@@ -124,7 +127,7 @@ def predict(
     if path is not None and has_finished:
         with predictor:
             summary = predict_file.check_finished(predictor, read_inputs(inputs), path, chosen)
-        out.note(f"{output} is complete, nothing to resume. Without --resume it is made again.")
+        out.note(f"{output} is complete, nothing to resume. To replace it: --overwrite instead of --resume.")
         raise typer.Exit(3 if summary.num_errors else 0)
     report = _Report(quiet=quiet, shows_progress=path is not None or not sys.stdout.isatty())
     with report, predictor:
@@ -135,6 +138,8 @@ def predict(
         else:
             _write_file(predictor, given, path, chosen, report)
     report.summarize(predictor, given)
+    if path is not None:
+        out.note(f"wrote {output}: {out.count(report.num_rows + report.num_kept, 'row')}")
     if report.num_errors:
         raise typer.Exit(3)
 

@@ -43,7 +43,9 @@ def check_rows_path(path: Path, *, resume: bool) -> None:
             hint=f"Go on with them: add --resume. Or delete {journal} to begin anew.",
         )
     if resume and path.exists() and not journal.exists():
-        raise UsageError(f"{path} is complete, nothing to resume", hint="Leave out --resume to make it again.")
+        raise UsageError(
+            f"{path} is complete, nothing to resume", hint="To replace it: --overwrite instead of --resume."
+        )
 
 
 class RowsFile:

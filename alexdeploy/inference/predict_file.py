@@ -62,7 +62,7 @@ def has_finished(output: Path, kind: Format, *, resume: bool) -> bool:
     if next(read_records(output, kind), None) is None:
         raise UsageError(
             f"{output} exists and holds no rows, so it is not the end of an interrupted run",
-            hint="Leave out --resume to make it.",
+            hint="To replace it: --overwrite instead of --resume.",
         )
     return True
 
@@ -75,7 +75,7 @@ def check_finished(predictor: Predictor, sources: Iterable[Source], output: Path
     """
     waiting = iter(sources)
     num_rows = num_errors = 0
-    anew = "leave out --resume to make it again"
+    anew = "make it again: --overwrite instead of --resume"
     for record in read_records(output, kind):
         _check_settings(output, record, predictor, anew)
         _check_source(output, record, num_rows, next(waiting, None), anew)

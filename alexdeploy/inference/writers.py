@@ -107,7 +107,7 @@ def read_records(path: Path, kind: Format) -> Iterator[Record]:
     if kind == "table":
         raise UsageError(
             f"{path} is a table, which --resume cannot read back to see whether it is what is asked for",
-            hint="Leave out --resume to make it again, or write --format jsonl, csv or parquet.",
+            hint="Make it again with --overwrite instead of --resume, or write --format jsonl, csv or parquet.",
         )
     readers = {"jsonl": _jsonl_records, "csv": _csv_records, "parquet": _parquet_records}
     try:
@@ -115,7 +115,7 @@ def read_records(path: Path, kind: Format) -> Iterator[Record]:
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as exc:
         raise UsageError(
             f"{path} exists and is no finished {kind} output of predict: {exc}",
-            hint="Choose another --output, or leave out --resume to replace the file.",
+            hint="Choose another --output, or replace the file: --overwrite instead of --resume.",
         ) from exc
 
 
