@@ -204,7 +204,7 @@ def run_files(engine: Engine, sources: list[Source], num_images: int, options: P
     began = time.perf_counter()
     with closing(run_pipeline(engine, islice(cycle(sources), num_images), options)) as outcomes:
         for outcome in outcomes:
-            row = make_row(outcome, engine.info, min(_TOP_K, len(engine.info.classes)))
+            row = make_row(outcome, engine.info, min(_TOP_K, len(engine.info.classes)), "")
             if row.error is not None:
                 raise DeviceError(f"{row.source}: {row.error}")
     return Done(images_per_second=num_images / (time.perf_counter() - began))

@@ -54,6 +54,7 @@ class Plan:
     `artifacts` are the SHA-256 of what the configurations run, `batch_size` images go through all of them together.
     """
 
+    model: str
     num_images: int
     contract_sha256: str
     classes: tuple[str, ...]
@@ -151,6 +152,7 @@ def evaluate(
         configurations = tuple(_configuration(engine) for engine in engines)
         side = stack.enter_context(SideBySide(engines))
         plan = Plan(
+            model=spec.name,
             num_images=len(labelled.examples),
             contract_sha256=spec.contract_sha256,
             classes=spec.classes,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +17,7 @@ from alexdeploy.evaluation.evaluate import ImageResult, Plan
 from alexdeploy.evaluation.scoring import Configuration
 from alexdeploy.inference.journal import Header, Journal, check_setting, journal_path, read_header, read_journal
 from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
+from alexdeploy.inference.writers import csv_line
 
 _SUFFIXES = (".jsonl", ".csv")
 _COMMAND: Final = "evaluate"
@@ -103,39 +102,35 @@ class RowsFile:
 
     def complete(self) -> None:
         """Write the file from the journal, and remove that."""
-        classes, configurations = self._plan.classes, self._plan.configurations
+        configurations = self._plan.configurations
         is_csv = self.path.suffix.lower() == ".csv"
         with atomic_write(self.path) as file:
             if is_csv:
-                columns = [f"{_key(c)}.{field}" for c in configurations for field in ("label", "probability")]
-                file.write(_csv_line(["index", "source", "label", *columns, "error"]))
+                fields = ("label", "index", "probability")
+                columns = [f"{field}_{_key(each)}" for each in configurations for field in fields]
+                file.write(csv_line(["index", "source", "label", "label_index", *columns, "model", "error"]).encode())
             for image in map(_RESULTS.decode, self._journal.records()):
                 if is_csv:
-                    file.write(_csv_line(_cells(image, classes, configurations)))
+                    file.write(csv_line(_cells(image, self._plan)).encode())
                 else:
-                    file.write(msgspec.json.encode(_to_dict(image, classes, configurations)) + b"\n")
+                    file.write(msgspec.json.encode(_to_dict(image, self._plan)) + b"\n")
         with contextlib.suppress(OSError):
             self.journal_path.unlink()
 
 
-def _cells(image: ImageResult, classes: Sequence[str], configurations: Sequence[Configuration]) -> list[object]:
-    cells = [cell for answer in image.answers for cell in (classes[answer.label], answer.probability)]
-    missing = [None] * (2 * len(configurations) - len(cells))
-    return [image.index, image.source, classes[image.label], *cells, *missing, image.error]
+def _cells(image: ImageResult, plan: Plan) -> list[object]:
+    classes = plan.classes
+    cells = [cell for each in image.answers for cell in (classes[each.label], each.label, each.probability)]
+    missing = [None] * (3 * len(plan.configurations) - len(cells))
+    return [image.index, image.source, classes[image.label], image.label, *cells, *missing, plan.model, image.error]
 
 
 def _key(configuration: Configuration) -> str:
-    return f"{configuration.backend}-{configuration.precision}-{configuration.num_views}"
+    return f"{configuration.backend}_{configuration.precision}_{configuration.num_views}"
 
 
-def _csv_line(cells: Sequence[object]) -> bytes:
-    text = io.StringIO()
-    # Every text in quotation marks: a name may hold a line end of any kind.
-    csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()
-
-
-def _to_dict(image: ImageResult, classes: Sequence[str], configurations: Sequence[Configuration]) -> dict[str, object]:
+def _to_dict(image: ImageResult, plan: Plan) -> dict[str, object]:
+    classes = plan.classes
     return {
         "index": image.index,
         "source": image.source,
@@ -147,10 +142,11 @@ def _to_dict(image: ImageResult, classes: Sequence[str], configurations: Sequenc
                 "precision": configuration.precision,
                 "num_views": configuration.num_views,
                 "label": classes[answer.label],
-                "label_index": answer.label,
+                "index": answer.label,
                 "probability": answer.probability,
             }
-            for configuration, answer in zip(configurations, image.answers, strict=False)
+            for configuration, answer in zip(plan.configurations, image.answers, strict=False)
         ],
+        "model": plan.model,
         "error": image.error,
     }

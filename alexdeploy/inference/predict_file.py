@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -118,7 +118,7 @@ def predict_to_file(
                 num_errors += row.error is not None
                 on_row(row)
         shape = Shape(classes=info.classes, top_k=predictor.top_k, num_views=info.num_views)
-        _complete(journal, output, kind, shape)
+        _complete(journal, output, kind, shape, predictor.model_name)
     return Summary(num_rows=num_rows, num_errors=num_errors, num_kept=kept.num_rows)
 
 
@@ -178,6 +178,8 @@ def _check_settings(path: Path, record: Record, predictor: Predictor, anew: str)
         ("backend", record.backend, info.backend),
         ("precision", record.precision, info.precision),
         ("number of views", record.num_views, info.num_views),
+        # A journal of an earlier version names no model, and its artifact says enough.
+        ("model", record.model or predictor.model_name, predictor.model_name),
         ("artifact", record.artifact, short_artifact(info.artifact)),
         ("top-k", record.num_choices, top_k),
     ):
@@ -194,9 +196,13 @@ def _check_source(path: Path, record: Record, index: int, source: Source | None,
         )
 
 
-def _complete(journal: Journal, output: Path, kind: Format, shape: Shape) -> None:
-    """Make the output of a complete journal. Raises OutputError if the journal lost rows; then both files stay."""
+def _complete(journal: Journal, output: Path, kind: Format, shape: Shape, model: str) -> None:
+    """Make the output of a complete journal. Raises OutputError if the journal lost rows; then both files stay.
+
+    Rows of a run that an earlier version began name no `model`; all rows of a file do.
+    """
+    rows = map(Row.from_json, journal.records())
     with atomic_write(output) as file:
-        write_rows(map(Row.from_json, journal.records()), file, kind, shape)
+        write_rows((row if row.model else replace(row, model=model) for row in rows), file, kind, shape)
     with contextlib.suppress(OSError):
         journal.path.unlink()

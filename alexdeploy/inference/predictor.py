@@ -98,7 +98,8 @@ class Predictor:
         )
         self._top_k: int = check_argument("top_k", top_k, Count)
         self.folder = model if isinstance(model, ModelFolder) else find_model(model)
-        self._resize = self.folder.spec().preprocessing.resize
+        spec = self.folder.spec()
+        self.model_name, self._resize = spec.name, spec.preprocessing.resize
         placed = place(self.folder, request)
         self._engine, self._pool = placed.engine, placed.pool
         self.notes = placed.notes
@@ -179,10 +180,10 @@ class Predictor:
         )
         with closing(run_pipeline(self._engine, sources, options)) as outcomes:
             for outcome in outcomes:
-                yield make_row(outcome, self.info, self.top_k)
+                yield make_row(outcome, self.info, self.top_k, self.model_name)
 
 
-def make_row(outcome: Outcome, info: EngineInfo, top_k: int) -> Row:
+def make_row(outcome: Outcome, info: EngineInfo, top_k: int, model: str) -> Row:
     """Name the `top_k` best classes of an outcome. Raises ModelError if a probability is not finite."""
     top: tuple[Choice, ...] = ()
     views_agreeing = None
@@ -210,6 +211,7 @@ def make_row(outcome: Outcome, info: EngineInfo, top_k: int) -> Row:
         top=top,
         views_agreeing=views_agreeing,
         num_views=info.num_views,
+        model=model,
         backend=info.backend,
         precision=info.precision,
         artifact=short_artifact(info.artifact),

@@ -25,6 +25,7 @@ class Record:
     source: str
     num_choices: int
     num_views: int
+    model: str | None
     backend: str
     precision: str
     artifact: str
@@ -35,8 +36,9 @@ class Record:
 class Row:
     """The answer for one input, or why there is none.
 
-    `top` is best first. `views_agreeing` counts the views whose own answer is the row's answer. `artifact` is
-    `short_artifact` of what ran, which of several replicas is all that could have. Nothing in a row depends on time.
+    `top` is best first. `views_agreeing` counts the views whose own answer is the row's answer. `model` is the name in
+    the model's spec, None in rows that an earlier version wrote. `artifact` is `short_artifact` of what ran, which of
+    several replicas is all that could have. Nothing in a row depends on time.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Row:
     top: tuple[Choice, ...] = ()
     views_agreeing: int | None = None
     num_views: int
+    model: str | None = None
     backend: str
     precision: str
     artifact: str
@@ -64,6 +67,7 @@ class Row:
             source=self.source,
             num_choices=len(self.top),
             num_views=self.num_views,
+            model=self.model,
             backend=self.backend,
             precision=self.precision,
             artifact=self.artifact,
@@ -82,6 +86,7 @@ class Row:
             ],
             "views_agreeing": self.views_agreeing,
             "num_views": self.num_views,
+            "model": self.model,
             "backend": self.backend,
             "precision": self.precision,
             "artifact": self.artifact,

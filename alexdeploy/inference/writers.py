@@ -135,6 +135,7 @@ def _csv_records(path: Path) -> Iterator[Record]:
                 source=fields["source"],
                 num_choices=sum(bool(fields[name]) for name in choices),
                 num_views=int(fields["num_views"]),
+                model=fields.get("model") or None,
                 backend=fields["backend"],
                 precision=fields["precision"],
                 artifact=fields["artifact"],
@@ -145,11 +146,13 @@ def _csv_records(path: Path) -> Iterator[Record]:
 def _parquet_records(path: Path) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
-    columns = [field.name for field in dataclasses.fields(Record) if field.name != "num_choices"]
+    names = [field.name for field in dataclasses.fields(Record) if field.name != "num_choices"]
     with open_regular(path) as file, pq.ParquetFile(file) as parquet:
+        # Files of an earlier version have no model.
+        columns = [name for name in names if name != "model" or name in parquet.schema_arrow.names]
         for batch in parquet.iter_batches(batch_size=_ROWS_PER_GROUP, columns=[*columns, "top"]):
             for fields in batch.to_pylist():
-                yield Record(num_choices=len(fields["top"]), **{name: fields[name] for name in columns})
+                yield Record(num_choices=len(fields["top"]), **{name: fields.get(name) for name in names})
 
 
 def _jsonl_line(row: Row) -> str:
@@ -157,19 +160,23 @@ def _jsonl_line(row: Row) -> str:
 
 
 def _csv_header(top_k: int) -> str:
-    choices = itertools.chain.from_iterable((f"label_{n}", f"probability_{n}") for n in range(1, top_k + 1))
-    tail = ("views_agreeing", "num_views", "backend", "precision", "artifact", "error")
-    return _csv_text(("index", "source", *choices, *tail))
+    choices = (f"{field}_{n}" for n in range(1, top_k + 1) for field in ("label", "index", "probability"))
+    tail = ("views_agreeing", "num_views", "model", "backend", "precision", "artifact", "error")
+    return csv_line(("index", "source", "label", "probability", *choices, *tail))
 
 
 def _csv_line(row: Row, top_k: int) -> str:
-    choices = [value for choice in row.top for value in (choice.label, choice.probability)]
-    missing = [None] * (2 * (top_k - len(row.top)))
-    tail = (row.views_agreeing, row.num_views, row.backend, row.precision, row.artifact, row.error)
-    return _csv_text((row.index, row.source, *choices, *missing, *tail))
+    choices = [value for choice in row.top for value in (choice.label, choice.index, choice.probability)]
+    missing = [None] * (3 * (top_k - len(row.top)))
+    tail = (row.views_agreeing, row.num_views, row.model, row.backend, row.precision, row.artifact, row.error)
+    return csv_line((row.index, row.source, row.label, row.probability, *choices, *missing, *tail))
 
 
-def _csv_text(values: Iterable[object]) -> str:
+def csv_line(values: Iterable[object]) -> str:
+    """One line of any CSV file of this program: commas, a newline, quotes only where a value needs them, None empty.
+
+    The columns are those of JSON lines; of a list of objects, field_1 or field_NAME for each object.
+    """
     # The writer quotes a lone \r or \n only if the line terminator has it, so it must see both.
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(values)
@@ -191,6 +198,7 @@ def _write_parquet(rows: Iterable[Row], file: IO[bytes]) -> None:
             ("top", pa.list_(choice)),
             ("views_agreeing", pa.int32()),
             ("num_views", pa.int32()),
+            ("model", pa.string()),
             ("backend", pa.string()),
             ("precision", pa.string()),
             ("artifact", pa.string()),

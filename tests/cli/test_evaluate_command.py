@@ -126,18 +126,20 @@ def test_rows_as_csv_have_two_columns_for_each_configuration(run: Run, workplace
     with (workplace / "rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
-        *("index", "source", "label", "onnxruntime-fp32-1.label", "onnxruntime-fp32-1.probability"),
-        *("onnxruntime-fp32-10.label", "onnxruntime-fp32-10.probability", "error"),
+        *("index", "source", "label", "label_index"),
+        *("label_onnxruntime_fp32_1", "index_onnxruntime_fp32_1", "probability_onnxruntime_fp32_1"),
+        *("label_onnxruntime_fp32_10", "index_onnxruntime_fp32_10", "probability_onnxruntime_fp32_10"),
+        *("model", "error"),
     ]
     assert len(rows) == 10
     for row in rows:
         assert row["label"] == Path(row["source"]).parent.name
         if row["source"].endswith("3.jpg"):
             assert row["error"] == "the file is empty"
-            assert row["onnxruntime-fp32-1.label"] == ""
+            assert row["label_onnxruntime_fp32_1"] == ""
         else:
             assert row["error"] == ""
-            assert 0.2 <= float(row["onnxruntime-fp32-10.probability"]) <= 1
+            assert 0.2 <= float(row["probability_onnxruntime_fp32_10"]) <= 1
 
 
 def test_a_list_of_labels_is_taken_in_place_of_folders(run: Run, workplace: Path) -> None:

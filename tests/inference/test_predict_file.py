@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,6 +207,73 @@ def test_a_journal_of_other_options_is_refused_by_name(
     assert journal_path(output).read_bytes() == before
 
 
+def forget_the_model(path: Path) -> None:
+    """Make the journal at `path` one of the version before rows had `model`."""
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    old = [header]
+    for line in lines:
+        record = re.sub(rb'^\{"crc":\d+,"record":(.*)\}\n$', rb"\1", line).replace(b'"model":"colour",', b"")
+        old.append(b'{"crc":%d,"record":%s}\n' % (zlib.crc32(record), record))
+    path.write_bytes(b"".join(old))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_run_of_the_version_before_rows_named_their_model_is_resumed_to_rows_of_one_shape(
+    write: Callable[..., Summary], output: Path, kind: Format
+) -> None:
+    write(kind=kind)
+    expected = output.read_bytes()
+    output.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        write(kind=kind, stop_after=11)
+    forget_the_model(journal_path(output))
+    assert b"model" not in journal_path(output).read_bytes()
+    assert write(kind=kind).num_kept > 0
+    assert output.read_bytes() == expected
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_file_that_was_finished_before_rows_named_their_model_is_finished(
+    write: Callable[..., Summary],
+    make_predictor: MakePredictor,
+    make_sources: MakeSources,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Format,
+) -> None:
+    write(kind=kind)
+    if kind == "jsonl":
+        output.write_bytes(output.read_bytes().replace(b'"model":"colour",', b""))
+    elif kind == "csv":
+        with output.open(newline="") as file:
+            rows = [{key: value for key, value in row.items() if key != "model"} for row in csv.DictReader(file)]
+        with output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pq = pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pq.read_table(output).drop_columns(["model"]), output)
+    assert has_finished(output, kind, resume=True)
+    found = check_finished(make_predictor(batch_size=4), make_sources(COUNT, broken=is_broken), output, kind)
+    assert found == Summary(num_rows=30, num_errors=4, num_kept=30)
+
+
+def test_a_journal_of_another_model_with_the_same_graph_is_refused(write: Callable[..., Summary], output: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(stop_after=9)
+    path = journal_path(output)
+    renamed = []
+    for line in path.read_bytes().splitlines(keepends=True)[1:]:
+        record = re.sub(rb'^\{"crc":\d+,"record":(.*)\}\n$', rb"\1", line).replace(
+            b'"model":"colour"', b'"model":"other"'
+        )
+        renamed.append(b'{"crc":%d,"record":%s}\n' % (zlib.crc32(record), record))
+    path.write_bytes(HEADER + b"".join(renamed))
+    with pytest.raises(UsageError, match="model other; this run has colour"):
+        write()
+
+
 def test_a_journal_of_other_inputs_is_refused_by_name(
     write: Callable[..., Summary], make_predictor: MakePredictor, make_sources: MakeSources, output: Path
 ) -> None:
@@ -278,7 +347,7 @@ def test_a_finished_file_of_another_run_is_refused_by_name(
     with pytest.raises(UsageError, match=named) as caught:
         check_finished(predictor, make_sources(count, broken=is_broken), output, kind)
     assert caught.value.hint is not None
-    assert "leave out --resume to make it again" in caught.value.hint
+    assert "--overwrite" in caught.value.hint
 
 
 def test_inputs_are_compared_one_at_a_time(

@@ -41,6 +41,7 @@ def make_row(index: int = 0, source: str = "a.jpg", *, error: str | None = None)
         top=() if error else top,
         views_agreeing=None if error else 9,
         num_views=10,
+        model="tiny",
         backend="onnxruntime",
         precision="fp32",
         artifact="0123456789ab",
@@ -58,7 +59,7 @@ def test_a_row_in_json_has_every_field_in_order() -> None:
     assert make_row().to_json().decode() == (
         '{"index":0,"source":"a.jpg","label":"cat","probability":0.7,'
         '"top":[{"label":"cat","index":0,"probability":0.7},{"label":"dog","index":1,"probability":0.2}],'
-        '"views_agreeing":9,"num_views":10,"backend":"onnxruntime","precision":"fp32",'
+        '"views_agreeing":9,"num_views":10,"model":"tiny","backend":"onnxruntime","precision":"fp32",'
         '"artifact":"0123456789ab","error":null}'
     )
 
@@ -86,11 +87,19 @@ def test_hostile_names_survive_csv() -> None:
 
 def test_csv_has_flat_columns_and_leaves_those_of_an_error_empty() -> None:
     assert written("csv", [make_row(), make_row(1, error="is empty")]).decode() == (
-        "index,source,label_1,probability_1,label_2,probability_2,views_agreeing,num_views,backend,precision,"
-        "artifact,error\n"
-        "0,a.jpg,cat,0.7,dog,0.2,9,10,onnxruntime,fp32,0123456789ab,\n"
-        "1,a.jpg,,,,,,10,onnxruntime,fp32,0123456789ab,is empty\n"
+        "index,source,label,probability,label_1,index_1,probability_1,label_2,index_2,probability_2,views_agreeing,"
+        "num_views,model,backend,precision,artifact,error\n"
+        "0,a.jpg,cat,0.7,cat,0,0.7,dog,1,0.2,9,10,tiny,onnxruntime,fp32,0123456789ab,\n"
+        "1,a.jpg,,,,,,,,,,10,tiny,onnxruntime,fp32,0123456789ab,is empty\n"
     )
+
+
+def test_csv_has_the_columns_of_jsonl_and_those_of_each_choice() -> None:
+    row = make_row()
+    record = next(csv.DictReader(io.StringIO(written("csv", [row]).decode(), newline="")))
+    flat = row.to_dict()
+    flat |= {f"{field}_{n}": value for n, each in enumerate(flat.pop("top"), 1) for field, value in each.items()}
+    assert record == {key: "" if value is None else str(value) for key, value in flat.items()}
 
 
 def test_parquet_holds_what_jsonl_holds() -> None:
