@@ -14,46 +14,64 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from alexdeploy.cli import output
+from alexdeploy.cli.command import Command, Group, help_text, summary
 from alexdeploy.cli.rank_output import silence_nonzero_ranks
 from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, first_line
 from alexdeploy.core.interrupts import InterruptGuard
 from alexdeploy.core.version import __version__
 
-_COMMANDS = {
-    "prepare": "prepare",
-    "train": "train",
-    "calibrate": "calibrate",
-    "export": "export",
-    "build": "build",
-    "predict": "predict",
-    "evaluate": "evaluate",
-    "verify": "verify",
-    "bench": "bench",
-    "inspect": "inspect",
-    "import": "import_",
-    "sample": "sample",
-    "devices": "devices",
-    "doctor": "doctor",
+_GROUPS = {
+    "Make": ("train", "prepare", "import", "calibrate", "export", "build", "sample"),
+    "Check": ("evaluate", "verify"),
+    "Run": ("predict", "bench"),
+    "Look": ("inspect", "devices", "doctor"),
 }
-"""Command -> what its module in this package and the function in there are called."""
+"""The commands as the help groups them."""
 
+_PANELS = {name: panel for panel, names in _GROUPS.items() for name in names}
+_EXAMPLES = (
+    "alexdeploy train",
+    "alexdeploy export --fp16",
+    "alexdeploy predict images/ --tencrop",
+)
+_EPILOG = """
+Environment variables:
 
+`ALEXDEPLOY_CACHE`: folder of compiled models, remembered hashes and other files that can be made again. Default: the
+user's cache folder.
+
+`ALEXDEPLOY_STATE`: folder of the key that signs TensorRT engines, which says which of them this installation runs.
+Default: the user's state folder.
+
+`ALEXDEPLOY_DEBUG`: set to anything, it shows the traceback of every error, as `--debug` does.
+"""
 _CANNOT_BE_WRITTEN = (errno.EBADF, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO)
 
 
-def command_line(commands: Iterable[str] = _COMMANDS) -> typer.Typer:
+def command_line(commands: Iterable[str] = _PANELS) -> typer.Typer:
     """The program with these commands. One of them is ready 40 ms before all are."""
     program = typer.Typer(
         name="alexdeploy",
-        help="AlexNet from training to production inference: train, export, predict.",
+        cls=Group,
+        help=help_text(_EXAMPLES, "AlexNet from training to production inference: train, export, predict."),
+        epilog="\n\n".join(" ".join(paragraph.split()) for paragraph in _EPILOG.strip().split("\n\n")),
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     program.callback()(_options)
     for name in commands:
-        module = importlib.import_module(f"alexdeploy.cli.{_COMMANDS[name]}")
-        program.command(name)(getattr(module, _COMMANDS[name]))
+        # "import" is a word of Python; its module and its function are called import_.
+        word = f"{name}_" * (name == "import") or name
+        module = importlib.import_module(f"alexdeploy.cli.{word}")
+        function = getattr(module, word)
+        program.command(
+            name,
+            cls=Command,
+            help=help_text(module.EXAMPLES, function.__doc__),
+            short_help=summary(function),
+            rich_help_panel=_PANELS[name],
+        )(function)
     return program
 
 
@@ -98,10 +116,10 @@ def _run(guard: InterruptGuard) -> str | int | None:
     output.set_verbose(False)
     try:
         words = _debug_first(sys.argv[1:])
-        asked = set(words[: 2 if words[:1] == ["--debug"] else 1]) & _COMMANDS.keys()
+        asked = set(words[: 2 if words[:1] == ["--debug"] else 1]) & _PANELS.keys()
         with _own_errors():
             # Without one that there is: for the help, the completion, and the names that are like a misspelt one.
-            command_line(asked or _COMMANDS)(words, prog_name="alexdeploy")
+            command_line(asked or _PANELS)(words, prog_name="alexdeploy")
     except AlexDeployError as error:
         if "ALEXDEPLOY_DEBUG" in os.environ:
             traceback.print_exception(error)

@@ -45,6 +45,12 @@ _WIDE = 100
 _WIDER = 120
 """Columns from which two blanks are between them."""
 
+EXAMPLES = (
+    "alexdeploy bench",
+    "alexdeploy bench alexnet --images photographs/ --html bench.html",
+    "alexdeploy bench alexnet --budget-ms 50 --min-agreement 0.99 --seconds 60",
+)
+
 
 def bench(
     model: ModelArgument = None,

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from alexdeploy.engines.trt.files import BuildOptions
     from alexdeploy.placement.devices import GpuSurvey
 
+EXAMPLES = (
+    "alexdeploy build alexnet --fp16 --tencrop",
+    "alexdeploy build alexnet --int8 --max-batch 64 --devices cuda:1",
+    "alexdeploy build --trust-engine models/alexnet/engines/other.engine",
+)
+
 
 def build(
     model: ModelArgument = None,
@@ -62,7 +68,7 @@ def build(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Where kernels come from, e.g. EDGE_MASK_CONVOLUTIONS,JIT_CONVOLUTIONS where there is no cuBLAS. "
+            help="Where kernels come from, e.g. JIT_CONVOLUTIONS where there is no cuBLAS. "
             "Default: TensorRT's own choice.",
         ),
     ] = None,

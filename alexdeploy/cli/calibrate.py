@@ -20,6 +20,12 @@ from alexdeploy.cli.options import (
 )
 from alexdeploy.core.errors import UsageError
 
+EXAMPLES = (
+    "alexdeploy calibrate alexnet photographs/",
+    "alexdeploy calibrate alexnet @list.txt --num-images 1000",
+    "alexdeploy calibrate alexnet photographs/ --tencrop --method entropy",
+)
+
 
 def calibrate(
     model: ModelArgument = None,
@@ -41,7 +47,10 @@ def calibrate(
     tencrop: TencropOption = False,
     method: Annotated[
         Literal["minmax", "percentile", "entropy", "mse"] | None,
-        typer.Option(help="How a scale is chosen from what a tensor held. Default: mse, the smallest error."),
+        typer.Option(
+            metavar="METHOD",
+            help="How scales are chosen: minmax, percentile, entropy, mse. Default: mse.",
+        ),
     ] = None,
     percentile: Annotated[
         float | None, typer.Option(min=50, max=100, metavar="PERCENT", help="For --method percentile. Default: 99.99.")
@@ -55,7 +64,7 @@ def calibrate(
 ) -> None:
     """Measure what the network's tensors hold on real images, for INT8 and FP16.
 
-    Writes calibration/<model>.ranges.json, and before it model.onnx where that is missing. No labels are needed. What
+    Writes calibration/MODEL.ranges.json, and before it model.onnx where that is missing. No labels are needed. What
     is not given here is taken from calibration/default.toml. Ctrl-C shows what was measured so far, and writes nothing.
     """
     from alexdeploy.core.recipe import load_calibration

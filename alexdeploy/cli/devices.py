@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from alexdeploy.placement.devices import Device
     from alexdeploy.placement.engine_fit import EngineFile
 
+EXAMPLES = (
+    "alexdeploy devices",
+    "alexdeploy devices --json",
+    "alexdeploy devices --quiet",
+)
+
 
 def devices(json: JsonOption = False, quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
     """List the CPU and the GPUs, as --devices names them, with the engine files that fit each.

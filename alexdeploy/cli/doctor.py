@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "absent": "dim"}
 
+EXAMPLES = (
+    "alexdeploy doctor",
+    "alexdeploy doctor --json",
+    "alexdeploy doctor --verbose",
+)
+
 
 def doctor(json: JsonOption = False, quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
     """Examine driver, GPUs, backends, memory and disk; say what is wrong and how to fix it.

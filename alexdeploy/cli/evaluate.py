@@ -43,6 +43,12 @@ if TYPE_CHECKING:
 _WIDE = 120
 """Columns of a terminal from which errors and their intervals stand in one line."""
 
+EXAMPLES = (
+    "alexdeploy evaluate photographs/",
+    "alexdeploy evaluate photographs/ --precision fp32,int8 --html page.html",
+    "alexdeploy evaluate images/ --labels val.txt --model alexnet -o rows.csv",
+)
+
 
 def evaluate(
     data: Annotated[

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     from alexdeploy.export.quantize.quantize import Quantization
     from alexdeploy.placement.devices import Device, GpuSurvey
 
+EXAMPLES = (
+    "alexdeploy export --fp16",
+    "alexdeploy export alexnet --int8 --calibrate photographs/",
+    "alexdeploy export alexnet --int8 --max-drop 0.5 --labelled photographs/",
+)
+
 
 def export(
     model: ModelArgument = None,
@@ -84,7 +90,7 @@ def export(
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Photographs to check on; the training data if left out."),
+        typer.Option(metavar="IMAGES", help="Photographs to check on; the training data if left out."),
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from alexdeploy.core.model_folder import ModelFolder
     from alexdeploy.core.spec import ModelSpec
 
+EXAMPLES = (
+    "alexdeploy import bvlcalexnet-12.onnx --labels synset_words.txt",
+    "alexdeploy import classifier.onnx --recipe torchvision --labels cat,dog",
+    "alexdeploy import bvlc_alexnet.caffemodel --mean-image mean.binaryproto",
+)
+
 
 def import_(
     file: Annotated[
@@ -44,7 +50,9 @@ def import_(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name under models/; the file's own if left out.")
     ] = None,
-    channels: Annotated[Literal["rgb", "bgr"] | None, typer.Option(help="Order of the colours.")] = None,
+    channels: Annotated[
+        Literal["rgb", "bgr"] | None, typer.Option(metavar="rgb|bgr", help="Order of the colours.")
+    ] = None,
     scale: Annotated[
         float | None, typer.Option(metavar="FACTOR", help="Factor on pixels of 0 to 255, e.g. 0.00392156862745098.")
     ] = None,
@@ -59,7 +67,8 @@ def import_(
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="A,B,C", help="Standard deviation per channel.")] = None,
     resize: Annotated[
-        Literal["crop", "warp"] | None, typer.Option(help="Shorter side to 256, then the centre; or warp both sides.")
+        Literal["crop", "warp"] | None,
+        typer.Option(metavar="crop|warp", help="Shorter side to 256, then the centre; or warp both sides."),
     ] = None,
     output_name: Annotated[
         str | None,

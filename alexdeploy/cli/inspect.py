@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
     from alexdeploy.diagnosis.inspect import Inspection
 
+EXAMPLES = (
+    "alexdeploy inspect alexnet",
+    "alexdeploy inspect model.onnx",
+    "alexdeploy inspect alexnet --set architecture.towers=1 --num-classes 10",
+)
+
 
 def inspect(
     target: Annotated[

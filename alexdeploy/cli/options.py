@@ -118,8 +118,10 @@ def precisions_option(default: str = "") -> Any:
 
 def backends_option(default: str) -> Any:
     """--backend of a command that compares several."""
-    known = "tensorrt,openvino,onnxruntime,torch"
-    return typer.Option("--backend", metavar="LIST", help=f"One or more of {known}.{_default(default)}")
+    known = "tensorrt, openvino, onnxruntime, torch"
+    return typer.Option(
+        "--backend", metavar="LIST", help=f"One or more of {known}, with commas between.{_default(default)}"
+    )
 
 
 def device_option(default: str) -> Any:

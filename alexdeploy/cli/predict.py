@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     from alexdeploy.inference.row import Row
     from alexdeploy.inference.writers import Format
 
+EXAMPLES = (
+    "alexdeploy predict images/ --tencrop",
+    "alexdeploy predict photographs.zip --model alexnet -o rows.csv",
+    "alexdeploy predict @list.txt --precision int8 --devices cpu,cpu -o rows.jsonl",
+)
+
 
 def predict(
     inputs: Annotated[
@@ -59,7 +65,10 @@ def predict(
     replicas: ReplicasOption = 1,
     placement: Annotated[
         Literal["towers", "pipeline"] | None,
-        typer.Option(help="Split one network over two devices: the towers of 2012, or convolutions and the rest."),
+        typer.Option(
+            metavar="towers|pipeline",
+            help="Split one network over two devices: by towers, or convolutions and the rest.",
+        ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Classes named for each image.")] = 5,
     batch_size: Annotated[
@@ -74,7 +83,9 @@ def predict(
         Literal["table", "jsonl", "csv", "parquet"] | None,
         typer.Option(
             "--format",
-            help="Default: by the suffix of --output; without it, table on a terminal, else jsonl.",
+            metavar="FORMAT",
+            help="table, jsonl, csv or parquet. Default: by the suffix of --output; without it, table on a terminal, "
+            "else jsonl.",
         ),
     ] = None,
     output: Annotated[

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from alexdeploy.images.originals import Originals
     from alexdeploy.training.prepare import Prepared
 
+EXAMPLES = (
+    "alexdeploy prepare photographs/ packed/photographs",
+    "alexdeploy prepare photographs/ packed/small --jpeg 90 --exclude drafts",
+    "alexdeploy prepare data/ packed/listed --train-list train.txt",
+)
+
 
 def prepare(
     data: Annotated[
@@ -60,7 +66,10 @@ def prepare(
     ] = None,
     resize: Annotated[
         Literal["crop", "warp"],
-        typer.Option(help="Shorter side to 256 and the centre cut, or both sides to 256. As the recipe has it."),
+        typer.Option(
+            metavar="crop|warp",
+            help="Shorter side to 256 and the centre cut, or both sides to 256; as in the recipe.",
+        ),
     ] = "crop",
     jpeg: Annotated[
         int | None,

@@ -14,6 +14,12 @@ NUM_TRAIN = 200
 NUM_VAL = 40
 """Images of each class that `train` renders where it is given no data: enough to learn from, few enough to wait for."""
 
+EXAMPLES = (
+    "alexdeploy sample data/shapes",
+    "alexdeploy sample data/small --num-train 20 --num-val 5",
+    "alexdeploy sample data/other --seed 7",
+)
+
 
 def sample(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it: a new or an empty folder.")],

@@ -39,6 +39,12 @@ _PHOTOGRAPHS_FOLDER = Path("images")
 _NUM_PHOTOGRAPHS = 24
 _NUM_CLASSES_SHOWN = 10
 
+EXAMPLES = (
+    "alexdeploy train",
+    "alexdeploy train photographs/ --recipe alexnet --epochs 30",
+    "alexdeploy train photographs/ --pretrained alexnet --freeze conv1,conv2",
+)
+
 
 def train(
     data: Annotated[
@@ -103,7 +109,10 @@ def train(
     overwrite: OverwriteOption = False,
     parallel: Annotated[
         Literal["batches", "towers"],
-        typer.Option(help="What the processes that torchrun starts share out: each batch, or the two towers."),
+        typer.Option(
+            metavar="batches|towers",
+            help="What the processes of torchrun share out: each batch, or the two towers.",
+        ),
     ] = "batches",
     checkpoint_minutes: Annotated[
         float,

@@ -34,6 +34,12 @@ _SHORT_WORDS = ("graph", "backend", "precision", "verdict")
 _WORDS = (*_SHORT_WORDS, "layer", "jumps at")
 """Columns that are set to the left. In an imported graph a layer may have a long name, which is folded."""
 
+EXAMPLES = (
+    "alexdeploy verify",
+    "alexdeploy verify alexnet photographs/ --tencrop",
+    "alexdeploy verify alexnet --precision int8 --layers --max-flips 0.5",
+)
+
 
 def verify(
     model: ModelArgument = None,
