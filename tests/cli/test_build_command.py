@@ -58,7 +58,7 @@ def test_an_unknown_model_is_a_usage_error(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--fp16", "--int8"), "--fp16 and --int8 are two engines"),
+        (("--fp16", "--int8"), "fp16 and int8 are two engines"),
         (("--tencrop", "--views", "1"), "--tencrop means ten views, --views asks for 1"),
         (("--tactic-sources", " , "), "--tactic-sources names none"),
         (("--max-batch", "0"), "max-batch"),
