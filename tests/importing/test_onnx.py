@@ -40,7 +40,8 @@ from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.export import export as export_module
 from alexdeploy.export.export import ExportOptions, export_model
-from alexdeploy.graphs import files as graph_files
+from alexdeploy.graphs.files import read_graph
+from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.images.preprocess import network_input
 from alexdeploy.importing.onnx import ImportOptions, import_onnx
 
@@ -565,7 +566,7 @@ def test_the_file_may_be_called_as_one_of_a_model_folder(tmp_path: Path, name: s
     folder = ModelFolder(tmp_path / "models" / "theirs")
     import_onnx(path, folder, ImportOptions(preprocessing=STEPS))
     export_model(folder, ExportOptions(fp16=True))
-    assert graph_files.load_graph(folder, "fp16", folder.spec()).sha256
+    assert load_graph(folder, "fp16", folder.spec()).sha256
 
 
 def test_where_it_came_from_is_written_down(imported: Import, tmp_path: Path) -> None:
@@ -575,7 +576,7 @@ def test_where_it_came_from_is_written_down(imported: Import, tmp_path: Path) ->
     assert spec.provenance["imported_from"] == "theirs.onnx"
     # By the name that training has for it.
     assert spec.provenance["alexdeploy_version"] == alexdeploy.__version__
-    assert spec.provenance["imported_sha256"] == graph_files.read_graph(tmp_path / "theirs.onnx").sha256
+    assert spec.provenance["imported_sha256"] == read_graph(tmp_path / "theirs.onnx").sha256
 
 
 def test_an_imported_model_is_found_and_exported_to_fp16_with_no_weights_and_no_torch(
