@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from alexdeploy.cli import output
+from alexdeploy.cli import output, synonyms
 from alexdeploy.cli.command import Command, Group, help_text, summary
 from alexdeploy.cli.rank_output import silence_nonzero_ranks
 from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, first_line
@@ -116,6 +116,7 @@ def _run(guard: InterruptGuard) -> str | int | None:
     output.set_verbose(False)
     try:
         words = _debug_first(sys.argv[1:])
+        _refuse_foreign(words)
         asked = set(words[: 2 if words[:1] == ["--debug"] else 1]) & _PANELS.keys()
         with _own_errors():
             # Without one that there is: for the help, the completion, and the names that are like a misspelt one.
@@ -132,6 +133,24 @@ def _run(guard: InterruptGuard) -> str | int | None:
         # Outside of Typer, which would have made an exit of it: while the command was imported.
         return guard.exit_code or 130
     return 0
+
+
+def _refuse_foreign(words: list[str]) -> None:
+    """Raise UsageError for a word of another program, with the one that is meant."""
+    synonyms.refuse_command(words, _PANELS.keys())
+    synonyms.refuse_urls(words)
+    name = next((word for word in words if word in _PANELS), None)
+    if name is None or synonyms.foreign_option(words, set()) is None:
+        return
+    word = synonyms.foreign_option(words, options_of([name])[name])
+    if word is not None:
+        raise synonyms.option_error(word, name, options_of(_PANELS))
+
+
+def options_of(commands: Iterable[str]) -> dict[str, set[str]]:
+    """Command -> the options that it has, by all their names."""
+    group: Any = typer.main.get_command(command_line(commands))
+    return {name: {word for param in each.params for word in param.opts} for name, each in group.commands.items()}
 
 
 def _open_closed_streams() -> None:

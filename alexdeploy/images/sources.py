@@ -5,6 +5,7 @@ Nothing named is ever left out: what cannot be read becomes a source that says s
 
 from __future__ import annotations
 
+import codecs
 import errno
 import glob
 import os
@@ -13,10 +14,11 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError, UsageError
-from alexdeploy.core.reading import UnsuitableFileError, check_regular, read_regular
+from alexdeploy.core.reading import UnsuitableFileError, check_regular, open_regular, read_regular
 from alexdeploy.images.archives import is_archive_name, iter_members
 from alexdeploy.images.globbing import expand
 from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, Skipped, describe, raw_problem, walk_images
@@ -24,6 +26,7 @@ from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 from alexdeploy.images.text_lists import split_names
 
 _STANDARD_INPUT = "-"
+_LIST_SUFFIXES = (".txt", ".lst", ".list")
 _NO_NAME = "is the root folder or a folder above the list; name such a folder on the command line, not in a list"
 
 
@@ -120,13 +123,36 @@ def is_list(text: str) -> bool:
 def check_named(inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Raise UsageError for inputs that do not exist, and patterns that match nothing: what was named, before any work.
 
+    And for a list of images without its @.
+
     What a list names is not looked at: each entry of it has a row, with its error.
     """
-    missing = [text for text in (os.fspath(given) for given in inputs) if not _is_there(text)]
+    named = [os.fspath(given) for given in inputs]
+    missing = [text for text in named if not _is_there(text)]
     if missing:
         shown = ", ".join(map(printable_path, missing[:5])) + (f" and {len(missing) - 5:,} more" * (len(missing) > 5))
         verb = "does" if len(missing) == 1 else "do"
         raise UsageError(f"{shown} {verb} not exist", hint="Correct the path, or leave it out.")
+    for text in named:
+        if _is_bare_list(text):
+            raise UsageError(
+                f"{printable_path(text)} is a text file, not an image",
+                hint=f"If it lists images: @{printable_path(text)}",
+            )
+
+
+def _is_bare_list(text: str) -> bool:
+    """Whether it is text by its name and its content, which an image of such a name is not."""
+    if not text.lower().endswith(_LIST_SUFFIXES) or not _is_kind(text, stat.S_IFREG):
+        return False
+    try:
+        with open_regular(Path(text)) as file:
+            beginning = file.read(512)
+        # A character may be cut off at its end.
+        codecs.getincrementaldecoder("utf-8")().decode(beginning)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return bool(beginning) and b"\0" not in beginning
 
 
 def _is_there(text: str) -> bool:

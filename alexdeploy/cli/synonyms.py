@@ -1,0 +1,89 @@
+"""Words of other programs, and what they are called here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence, Set
+
+from alexdeploy.core.errors import UsageError
+
+COMMANDS = {
+    "version": "--version",
+    "help": "--help",
+    "detect": "predict",
+    "classify": "predict",
+    "infer": "predict",
+    "val": "evaluate",
+    "validate": "evaluate",
+    "test": "evaluate",
+    "benchmark": "bench",
+    "quantize": "export --int8",
+    "convert": "export",
+    "compile": "build",
+    "info": "inspect",
+    "fit": "train",
+    "finetune": "train --pretrained MODEL",
+}
+"""Command of another program -> what follows `alexdeploy` for the same."""
+
+OPTIONS = {
+    "--lr": ("--learning-rate RATE",),
+    "--gpu": ("--devices 0",),
+    "--cpu": ("--devices cpu",),
+    "--device": ("--devices DEVICE",),
+    "--half": ("--precision fp16",),
+    "--fp16": ("--precision fp16",),
+    "--int8": ("--precision int8",),
+    "--imgsz": ("--set architecture.input=PIXELS",),
+    "--workers": ("--threads N",),
+    "--batch": ("--batch-size N", "--max-batch N"),
+    "--batch-size": ("--max-batch N",),
+    "--max-batch": ("--batch-size N",),
+    "--project": ("--name NAME", "--output FILE"),
+    "--weights": ("--model MODEL", "--pretrained MODEL"),
+    "--model": ("--pretrained MODEL", "--name NAME"),
+    "--tta": ("--tencrop",),
+    "--report": ("--html FILE",),
+    "--json": ("--format jsonl",),
+    "--classes": ("--num-classes N", "--labels FILE"),
+}
+"""Option of another program, or of another command -> options here, of which the first that a command has is meant."""
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+def refuse_command(words: Sequence[str], known: Set[str]) -> None:
+    """Raise UsageError for a command that has another name here."""
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name in COMMANDS and name not in known:
+        raise UsageError(f"there is no command {name!r}", hint=f"Use: alexdeploy {COMMANDS[name]}")
+
+
+def refuse_urls(words: Sequence[str]) -> None:
+    """Raise UsageError for a URL: files are read from disks alone."""
+    for word in words:
+        text = word.partition("=")[2] if word.startswith("--") and "=" in word else word
+        if _URL.match(text) and not os.path.exists(text):
+            raise UsageError(
+                f"{text} is a URL; alexdeploy reads files alone, and nothing from the network",
+                hint=f"Download it first: curl -LO {shlex.quote(text)}",
+            )
+
+
+def foreign_option(words: Sequence[str], known: Set[str]) -> str | None:
+    """The first word up to `--` that is an option of another program and not one of `known`."""
+    end = words.index("--") if "--" in words else len(words)
+    names = (word.partition("=")[0] for word in words[:end])
+    return next((name for name in names if name in OPTIONS and name not in known), None)
+
+
+def option_error(word: str, command: str, options: Mapping[str, Set[str]]) -> UsageError:
+    """The error for an option of another program; `options` are those of all commands."""
+    for meant in OPTIONS[word]:
+        if meant.split()[0] in options[command]:
+            return UsageError(f"{command} has no option {word}", hint=f"Use {meant}")
+    meant = OPTIONS[word][0]
+    others = [name for name, each in options.items() if meant.split()[0] in each]
+    return UsageError(f"{command} has no option {word}", hint=f"{meant} is an option of: {', '.join(others)}")
