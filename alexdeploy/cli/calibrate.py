@@ -117,7 +117,7 @@ def calibrate(
         output.note(f"Stopped after {ranges.num_images:,} of {num_chosen:,} images; nothing was written.")
         raise typer.Exit(130)
     output.note(f"wrote {folder.ranges_path.as_posix()}: {ranges.num_images} images, key {ranges.key[:12]}")
-    output.note(f"next: alexdeploy export {folder.path.as_posix()} --int8")
+    output.next_step("export", folder.path.as_posix(), "--int8")
     if ranges.skipped:
         raise typer.Exit(3)
 

@@ -132,8 +132,8 @@ def export(
             _report(item)
     built, code = _build_engines(folder, [name for name, asked in (("fp16", fp16), ("int8", int8)) if asked])
     # FP16 is faster only where its engine is: a CPU computes in FP32 all the same.
-    best = " --precision int8" if int8 else " --precision fp16" if "fp16" in built else ""
-    output.note(f"next: alexdeploy predict images/ --tencrop --model {folder.path}{best}")
+    best = "int8" if int8 else "fp16" if "fp16" in built else "fp32"
+    output.next_with_images(folder.path, *(("--precision", best) if best != "fp32" else ()))
     if code:
         raise typer.Exit(code)
 

@@ -142,9 +142,10 @@ def _report(spec: ModelSpec, file: Path, folder: ModelFolder) -> None:
     if (error := spec.provenance.get("caffe_error")) is not None:
         output.note(f"checked: off by {error:.0e} of the largest score from what Caffe computes of the same input")
     output.note(f"wrote {folder.path}: {spec.num_classes} classes, views of {spec.preprocessing.crop} pixels")
-    has_graph = folder.onnx_path().is_file()
-    following = "predict images/ --tencrop --model" if has_graph else "export"
-    output.note(f"next: alexdeploy {following} {folder.path}")
+    if folder.onnx_path().is_file():
+        output.next_with_images(folder.path)
+    else:
+        output.next_step("export", folder.path)
 
 
 def _check_numbers(given: dict[str, object]) -> None:

@@ -7,12 +7,14 @@ import io
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexdeploy.core.errors import AlexDeployError, OutputError, UsageError
@@ -21,6 +23,9 @@ from alexdeploy.core.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, Task
+
+PHOTOGRAPHS_FOLDER = Path("images")
+"""Where `train` puts photographs to predict, if it is given no data."""
 
 _WIDE = 1000
 _NUM_NAMED = 5
@@ -123,6 +128,19 @@ def note(message: str, *, bar: Progress | None = None, always: bool = False) -> 
         else:
             # rich would take twenty times as long to load as the line to write.
             print(text, file=sys.stderr)
+
+
+def next_step(*words: str | os.PathLike[str]) -> None:
+    """The command that usually comes next, with what is there, as it can be pasted into a shell."""
+    note(f"next: {shlex.join(('alexdeploy', *map(str, words)))}")
+
+
+def next_with_images(model: Path, *options: str) -> None:
+    """Suggest to predict the photographs that are here; without any, to verify the model, which needs none."""
+    if PHOTOGRAPHS_FOLDER.is_dir():
+        next_step("predict", f"{PHOTOGRAPHS_FOLDER}/", "--tencrop", "--model", model.as_posix(), *options)
+    else:
+        next_step("verify", model.as_posix())
 
 
 def warn(message: str, *, bar: Progress | None = None) -> None:

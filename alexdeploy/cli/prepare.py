@@ -203,7 +203,7 @@ def _tell(out: Path, prepared: Prepared) -> None:
         for line in output.first_few([f"{item.name} was left out: {item.reason}" for item in prepared.broken]):
             output.warn(line)
         output.warn(f"{output.count(len(prepared.broken), 'image')} left out in all: {out / 'broken.json'}")
-    output.note(f"next: alexdeploy train {out}")
+    output.next_step("train", out)
 
 
 def _document(out: Path, prepared: Prepared) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def sample(
     if json:
         output.print_json({"folder": folder.as_posix(), "num_train": num_train, "num_val": num_val, "seed": seed})
     output.note(f"{folder}: ten classes, {num_train} training and {num_val} validation images of each")
-    output.note(f"next: alexdeploy train {folder} --recipe alexnet-quarter")
+    output.next_step("train", folder, "--recipe", "alexnet-quarter")
 
 
 def render(folder: Path, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL, seed: int = 0) -> None:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from alexdeploy.training.pretrained import Parent
 
 _SAMPLE_FOLDER = Path("data/sample")
-_PHOTOGRAPHS_FOLDER = Path("images")
 _NUM_PHOTOGRAPHS = 24
 _NUM_CLASSES_SHOWN = 10
 
@@ -219,7 +218,7 @@ def train(
         elif folder.has_graphs:
             output.note(f"next: {export_command(folder)}")
         else:
-            output.note(f"next: alexdeploy export --fp16{'' if name is None else f' {folder.path.as_posix()}'}")
+            output.next_step("export", "--fp16", *([] if name is None else [folder.path.as_posix()]))
 
 
 def _choose(
@@ -324,6 +323,8 @@ def _render_what_is_missing() -> None:
     from alexdeploy.images.sample import write_photographs
 
     render(_SAMPLE_FOLDER)
-    if not _PHOTOGRAPHS_FOLDER.exists():
-        write_photographs(_PHOTOGRAPHS_FOLDER, num=_NUM_PHOTOGRAPHS)
-        output.note(f"wrote {_NUM_PHOTOGRAPHS} more images, not in the data set, to {_PHOTOGRAPHS_FOLDER}/ for predict")
+    if not output.PHOTOGRAPHS_FOLDER.exists():
+        write_photographs(output.PHOTOGRAPHS_FOLDER, num=_NUM_PHOTOGRAPHS)
+        output.note(
+            f"wrote {_NUM_PHOTOGRAPHS} more images, not in the data set, to {output.PHOTOGRAPHS_FOLDER}/ for predict"
+        )

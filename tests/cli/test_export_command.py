@@ -29,6 +29,7 @@ def run(program: Run, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) 
 def test_the_newest_model_is_exported_and_said_what_was_checked(run: Run, tiny_model: ModelFolder) -> None:
     for precision in ("fp32", "fp16"):
         tiny_model.onnx_path(precision).unlink()
+    Path("images").mkdir()
     result = run("--fp16")
     assert result.exit_code == 0
     assert "model models/tiny\n" in result.stderr
@@ -167,6 +168,7 @@ def test_where_an_fp16_engine_was_built_the_next_command_asks_for_it_and_a_failu
     run: Run, builds: Callable[[], list[str]], codes: dict[str, int], precision: str, exit_code: int
 ) -> None:
     Path("codes.json").write_text(json.dumps(codes))
+    Path("images").mkdir()
     result = run("tiny", "--fp16")
     assert len(builds()) == 4
     assert result.stderr.endswith(f"next: alexdeploy predict images/ --tencrop --model models/tiny{precision}\n")

@@ -54,8 +54,7 @@ def test_a_model_folder_is_made_and_what_comes_next_is_said(run: Run) -> None:
     assert result == Result(
         exit_code=0,
         stdout="",
-        stderr="wrote models/theirs: 4 classes, views of 32 pixels\n"
-        "next: alexdeploy predict images/ --tencrop --model models/theirs\n",
+        stderr="wrote models/theirs: 4 classes, views of 32 pixels\nnext: alexdeploy verify models/theirs\n",
     )
     spec = find_model("theirs").spec()
     assert spec.classes == ("cat", "dog", "crane", "crane")
