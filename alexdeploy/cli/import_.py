@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from alexdeploy.cli import output
+from alexdeploy.cli.completion import recipe_names
 from alexdeploy.cli.options import JsonOption, OverwriteOption, QuietOption, VerboseOption, model_folder
 from alexdeploy.core.errors import DataError, UsageError
 
@@ -36,7 +37,9 @@ def import_(
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FILE", help="Recipe of its preprocessing; of its network too where weights do not tell it."
+            metavar="NAME|FILE",
+            autocompletion=recipe_names,
+            help="Recipe of its preprocessing; of its network too where weights do not tell it.",
         ),
     ] = None,
     labels: Annotated[

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alexdeploy.cli import output
+from alexdeploy.cli.completion import model_and_recipe_names
 from alexdeploy.cli.options import JsonOption, ModelOption, QuietOption, SetOption, VerboseOption, find_one_model
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def inspect(
         str | None,
         typer.Argument(
             metavar="MODEL",
+            autocompletion=model_and_recipe_names,
             help="Model folder, or a name under models/; or a recipe, an .onnx, a .safetensors, an .engine. "
             "Default: the recipe alexnet.",
         ),

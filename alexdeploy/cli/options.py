@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, get_ar
 import typer
 
 from alexdeploy.cli import output
+from alexdeploy.cli.completion import model_names
 from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,12 +21,19 @@ _Value = TypeVar("_Value")
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Model folder, or a name under models/; the newest there if left out."),
+    typer.Argument(
+        metavar="MODEL",
+        autocompletion=model_names,
+        help="Model folder, or a name under models/; the newest there if left out.",
+    ),
 ]
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="MODEL", help="Model folder, or a name under models/; the newest there if left out."
+        "--model",
+        metavar="MODEL",
+        autocompletion=model_names,
+        help="Model folder, or a name under models/; the newest there if left out.",
     ),
 ]
 PrecisionOption = Annotated[

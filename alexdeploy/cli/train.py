@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from alexdeploy.cli import output
+from alexdeploy.cli.completion import model_names, recipe_names
 from alexdeploy.cli.options import (
     ExcludeOption,
     JsonOption,
@@ -58,6 +59,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
+            autocompletion=recipe_names,
             help="Recipe to train; alexnet if left out, alexnet-quarter for the rendered images.",
         ),
     ] = None,
@@ -66,6 +68,7 @@ def train(
         str | None,
         typer.Option(
             metavar="MODEL",
+            autocompletion=model_names,
             help="Go on from the weights of this model; its architecture and preprocessing are kept, the last layer "
             "is new unless the classes are the same.",
         ),

@@ -17,6 +17,7 @@ from alexdeploy.core.errors import RecipeError
 from alexdeploy.core.model_folder import CALIBRATION_FOLDER
 from alexdeploy.core.overrides import apply_override, check_keys, suggest
 from alexdeploy.core.reading import read_text
+from alexdeploy.core.shipped import shipped_folder, shipped_recipes
 from alexdeploy.core.spec import Architecture, ModelSpec
 
 if sys.version_info >= (3, 11):
@@ -168,7 +169,7 @@ class CalibrationRecipe:
 def load_calibration() -> CalibrationRecipe:
     """Read `calibration/default.toml` of the working folder, else the shipped one. Raises RecipeError."""
     local = CALIBRATION_FOLDER / "default.toml"
-    path = local if local.is_file() else _shipped("calibration") / "default.toml"
+    path = local if local.is_file() else shipped_folder("calibration") / "default.toml"
     data = _read_toml(path)
     check_keys(data, CalibrationRecipe, frozenset())
     try:
@@ -179,7 +180,7 @@ def load_calibration() -> CalibrationRecipe:
 
 def list_recipes() -> tuple[str, ...]:
     """Names of the shipped recipes."""
-    return tuple(sorted(path.stem for path in _shipped("models").glob("*.toml")))
+    return shipped_recipes()
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -247,19 +248,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path} cannot be read as a recipe: {exc}") from exc
 
 
-def _shipped(folder: Literal["models", "calibration"]) -> Path:
-    """Where the files of a tracked folder are: in the wheel under recipes/, in a checkout at its root."""
-    package = Path(__file__).resolve().parents[1]
-    in_wheel = package / "recipes" / folder
-    return in_wheel if in_wheel.is_dir() else package.parent / folder
-
-
 def _recipe_path(name: str) -> Path:
     if name.endswith(".toml"):
         if not os.path.isfile(name):
             raise RecipeError(f"no recipe file at {name}")
         return Path(name)
-    for folder in (Path("models"), _shipped("models")):
+    for folder in (Path("models"), shipped_folder("models")):
         path = folder / f"{name}.toml"
         if os.path.isfile(path):
             return path

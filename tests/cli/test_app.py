@@ -163,6 +163,40 @@ def test_bash_completes_commands_and_options(words: str, expected: set[str]) -> 
     assert set(done.stdout.split()) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("alexdeploy export ti", {"tiny"}),
+        ("alexdeploy predict x.jpg --model ", {"tiny", "other"}),
+        ("alexdeploy train --pretrained ot", {"other"}),
+        ("alexdeploy train --recipe caffe", {"caffe-alexnet", "caffenet"}),
+        ("alexdeploy train --recipe mi", {"mine"}),
+        ("alexdeploy inspect t", {"tiny", "torchvision"}),
+        ("alexdeploy import x.onnx --recipe one", {"one-tower"}),
+    ],
+)
+def test_bash_completes_models_and_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, expected: set[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "other"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "spec.json").touch()
+    (tmp_path / "models" / "no-model").mkdir()
+    (tmp_path / "models" / "mine.toml").touch()
+    last = len(words.split(" ")) - 1
+    done = program(_ALEXDEPLOY_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(last))
+    assert (done.returncode, set(done.stdout.split())) == (0, expected)
+
+
+def test_completion_of_names_imports_nothing_heavy() -> None:
+    loaded = python(
+        "import sys; from alexdeploy.cli.completion import model_and_recipe_names; model_and_recipe_names('')\n"
+        "print(*sys.modules)"
+    ).split()
+    assert not {"numpy", "msgspec", "onnx", "typer", "rich"} & set(loaded)
+
+
 @posix_only
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_the_completion_script_works_in_bash(tmp_path: Path) -> None:
