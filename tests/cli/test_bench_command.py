@@ -168,6 +168,7 @@ def test_what_an_agreement_on_few_images_means_is_told(run: Run) -> None:
         (("--batch-size", ""), "--batch-size : expected numbers"),
         (("--views", "3"), "--views 3: found '3', expected any of 1, 5, 10"),
         (("--html", "models"), "--html models is a folder; expected a file"),
+        (("--html", "models/tiny/spec.json"), "--html models/tiny/spec.json exists already"),
         (("--seconds", "inf"), "seconds is inf; expected a finite number"),
         (("--precision", "fp8"), "expected any of fp32, fp16, bf16, int8"),
         (("--precision", "int8"), "nothing is left to measure; onnxruntime int8 is left out: there is no"),

@@ -293,6 +293,33 @@ def test_who_resumes_with_other_labels_is_not_told_to_resume(
     assert "was written with number of images" in result.stderr
 
 
+@pytest.mark.parametrize(("option", "name"), [("-o", "rows.csv"), ("-o", "rows.jsonl"), ("--html", "page.html")])
+def test_a_file_is_replaced_with_overwrite_alone(run: Run, workplace: Path, option: str, name: str) -> None:
+    Path(name).write_text("precious")
+    refused = run("data", "--views", "1", option, name)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert f"{name} exists already" in refused.stderr
+    assert Path(name).read_text() == "precious"
+    result = run("data", "--views", "1", option, name, "--overwrite")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1] == f"wrote {name}" + ": 10 rows" * (option == "-o")
+    assert "precious" not in Path(name).read_text(encoding="utf-8")
+
+
+def test_rows_have_the_same_values_as_csv_and_as_json_lines(run: Run, workplace: Path) -> None:
+    for name in ("rows.csv", "rows.jsonl"):
+        assert run("data", "-o", name).exit_code == 0
+    nested = [json.loads(line) for line in Path("rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    with Path("rows.csv").open(newline="", encoding="utf-8") as file:
+        flat = list(csv.DictReader(file))
+    for row, cells in zip(nested, flat, strict=True):
+        for answer in row.pop("answers"):
+            key = "_".join(str(answer[name]) for name in ("backend", "precision", "num_views"))
+            row |= {f"{name}_{key}": answer[name] for name in ("label", "index", "probability")}
+        assert row.pop("model") == cells.pop("model") == "tiny"
+        assert cells == {name: "" if value is None else str(value) for name, value in row.items()}
+
+
 def test_resume_needs_a_file(run: Run) -> None:
     result = run("data", "--resume")
     assert (result.exit_code, result.stdout) == (2, "")

@@ -25,7 +25,7 @@ _MISSING_PATHS = (
     ("prepare", "data", "out", "--val", "GONE"),
     ("prepare", "data", "out", "--train-list", "GONE"),
     ("prepare", "data", "out", "--train-list", "list.txt", "--val-list", "GONE"),
-    ("prepare", "data", "out", "--train-list", "list.txt", "--num-classes", "GONE"),
+    ("prepare", "data", "out", "--train-list", "list.txt", "--classes", "GONE"),
     ("prepare", "GONE", "out", "--train-list", "list.txt"),
     ("train", "GONE", "--name", "new"),
     ("train", "data", "--name", "new", "--val", "GONE"),
@@ -136,7 +136,7 @@ def test_a_named_path_that_does_not_exist_is_a_usage_error(words: tuple[str, ...
 
 
 def test_each_command_that_reads_a_path_is_in_the_table_of_missing_paths() -> None:
-    assert set(app._COMMANDS) - {words[0] for words in _MISSING_PATHS} == {"sample", "devices", "doctor"}
+    assert set(app._PANELS.keys()) - {words[0] for words in _MISSING_PATHS} == {"sample", "devices", "doctor"}
 
 
 @pytest.mark.parametrize(

@@ -431,9 +431,44 @@ def test_resuming_a_file_of_another_run_is_a_usage_error(
     result = run("images", *args, "--output", "out.jsonl", "--resume")
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
-    assert "eave out --resume" in result.stderr
+    assert "--overwrite" in result.stderr
     assert output.read_bytes() == before
-    assert run("images", *args, "--output", "out.jsonl").exit_code == 0
+    # An empty file, as mktemp makes it, has nothing to lose.
+    assert run("images", *args, "--output", "out.jsonl").exit_code == (2 if before else 0)
+    assert (output.read_bytes() == before) == bool(before)
+    assert run("images", *args, "--output", "out.jsonl", "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.txt", "link.jsonl"])
+def test_a_file_is_replaced_with_overwrite_alone(run: Run, workplace: Path, name: str) -> None:
+    if name == "link.jsonl":
+        Path(name).symlink_to("elsewhere.jsonl")
+    Path(name).write_text("precious")
+    result = run("images", "--output", name)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{name} exists already" in result.stderr
+    assert "--overwrite" in result.stderr
+    assert Path(name).read_text() == "precious"
+    result = run("images", "--output", name, "--overwrite")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1] == f"wrote {name}: 5 rows"
+    assert "precious" not in Path(name).read_text()
+    assert Path(name).is_symlink() == (name == "link.jsonl")
+
+
+def test_an_interrupted_run_over_an_old_file_is_resumed_over_it(run: Run, workplace: Path) -> None:
+    assert run("images", "--output", "out.jsonl").exit_code == 0
+    whole = Path("out.jsonl").read_bytes()
+    rows = whole.splitlines(keepends=True)
+    header = b'{"journal":2,"command":"predict","settings":{"batch_size":8}}\n'
+    lines = [b'{"crc":%d,"record":%s}\n' % (zlib.crc32(row.rstrip()), row.rstrip()) for row in rows[:2]]
+    Path("out.jsonl").write_text("of another run, which --overwrite gave up")
+    Path("out.jsonl.partial").write_bytes(header + b"".join(lines))
+    refused = run("images", "--output", "out.jsonl", "--overwrite")
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr
+    assert run("images", "--output", "out.jsonl", "--resume").exit_code == 0
+    assert Path("out.jsonl").read_bytes() == whole
 
 
 def test_resuming_a_finished_table_is_a_usage_error(run: Run) -> None:
