@@ -115,8 +115,8 @@ def predict(
     if chosen == "parquet" and path is None:
         raise UsageError("Parquet cannot be streamed", hint="Write it to a file: --output FILE.parquet")
     has_finished = path is not None and predict_file.has_finished(path, chosen, resume=resume)
-    if path is not None and not resume:
-        check_not_there(path, "--output", overwrite=overwrite)
+    if output is not None and path is not None and not resume:
+        check_not_there(output, "--output", overwrite=overwrite)
     check_named(inputs)
     is_single = _is_single_image(inputs)
     predictor = Predictor(
