@@ -28,7 +28,7 @@ def sha256_file(path: Path, max_bytes: int = MAX_DATA_BYTES) -> str:
         with open_regular(path) as file:
             left = os.fstat(file.fileno()).st_size
             if left > max_bytes:
-                raise ModelError(f"{path} holds {left:,} bytes; at most {max_bytes:,} are read")
+                raise ModelError(f"{path} has {left:,} bytes; the limit is {max_bytes:,}")
             # What is added meanwhile is none of it, and a file of the kernel's may have no end.
             while chunk := file.read(min(left, 1 << 20)):
                 digest.update(chunk)
@@ -134,7 +134,7 @@ def sync_folder(folder: Path) -> None:
 def output_error(path: Path, exc: OSError) -> OutputError:
     """The OutputError that says why `path` could not be written."""
     full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
-    hint = "Free some space and run it again." if full else None
+    hint = "Free disk space and run the command again." if full else None
     return OutputError(f"{path} could not be written: {exc.strerror or exc}", hint=hint)
 
 

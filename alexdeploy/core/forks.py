@@ -33,7 +33,7 @@ class OpenedHere:
         if self.is_fork:
             raise UsageError(
                 f"the {what} was opened in process {self._process}, and this is process {os.getpid()}, forked from it",
-                hint=f"Open the {what} after the fork, in each worker; once PyTorch has run, start workers by spawn.",
+                hint=f"Open the {what} in each worker, after the fork. After PyTorch has run, use spawn.",
             )
 
 

@@ -171,7 +171,7 @@ class InterruptGuard:
             if self._arrived is not None and now - self._arrived >= _DEAF_SECONDS and not self._has_told:
                 self._has_told = True
                 with contextlib.suppress(OSError):
-                    print("Stopping as soon as the work is saved. A second signal stops at once.", file=sys.stderr)
+                    print("Saving the work, then stopping. A second signal stops immediately.", file=sys.stderr)
         elif now - self._since >= (_CLEANUP_SECONDS if self._heard else _DEAF_SECONDS):
             if _last_words is not None:
                 with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 
 MODELS_FOLDER = Path("models")
 CALIBRATION_FOLDER = Path("calibration")
-_NO_MODEL_HINT = "Train one: alexdeploy train\nor bring one: alexdeploy import FILE.onnx"
+_NO_MODEL_HINT = "Train one: alexdeploy train\nor import one: alexdeploy import FILE.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +118,13 @@ class ModelFolder:
         try:
             content = read_regular(self.mean_path, MAX_TEXT_BYTES)
         except FileNotFoundError as exc:
-            raise ModelError(f"{self.path} has no {self.mean_path.name}, which its spec names", hint=hint) from exc
+            raise ModelError(f"{self.path} has no {self.mean_path.name}, which its spec requires", hint=hint) from exc
         except OSError as exc:
             raise ModelError(f"{self.mean_path} cannot be read: {exc.strerror}", hint=hint) from exc
         found = sha256_bytes(content)
         if found != spec.preprocessing.mean_image:
             raise StaleArtifactError(
-                f"{self.mean_path} has hash {found[:12]}, the spec expects {spec.preprocessing.mean_image[:12]}",
+                f"SHA-256 mismatch: {self.mean_path} {found[:12]}, recorded {spec.preprocessing.mean_image[:12]}",
                 hint=hint,
             )
         try:
@@ -158,11 +158,11 @@ class ModelFolder:
     def check_unused(self, *, can_resume: bool = False) -> None:
         """Raise UsageError if it is in use; with `can_resume` training may go on with what is there."""
         if self.is_used:
-            resume = "Go on with it: --resume\n" if can_resume else ""
+            resume = "Resume it: --resume\n" if can_resume else ""
             is_model = self.spec_path.exists() or not self.checkpoint_path.exists()
             raise UsageError(
                 f"{self.path} already holds {'a model' if is_model else 'an unfinished run'}",
-                hint=f"{resume}Put the new one beside it: --name NAME\nReplace it: --overwrite",
+                hint=f"{resume}Use another name: --name NAME\nReplace it: --overwrite",
             )
 
     def clear(self, keep: Collection[Path] = ()) -> None:
@@ -203,12 +203,12 @@ def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
             if os.path.isfile(path / "spec.json"):
                 return ModelFolder(path)
         if any(is_name_too_long(folder / name / "spec.json") for folder in (Path(), MODELS_FOLDER)):
-            raise UsageError(f"no model can be called {os.fspath(name)!r}: the file name is too long")
+            raise UsageError(f"invalid model name {os.fspath(name)!r}: the file name is too long")
         for path in (Path(name), MODELS_FOLDER / name):
             _refuse_part(ModelFolder(path))
         known = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
         hint = f"Models here: {', '.join(known)}" if known else _NO_MODEL_HINT
-        raise UsageError(f"no model at {os.fspath(name)} nor at {MODELS_FOLDER / name}", hint=hint)
+        raise UsageError(f"no model at {os.fspath(name)} or {MODELS_FOLDER / name}", hint=hint)
     specs = sorted(MODELS_FOLDER.glob("*/spec.json"), key=lambda path: path.stat().st_mtime_ns)
     if not specs:
         for path in sorted(MODELS_FOLDER.glob("*/")):
@@ -222,11 +222,11 @@ def _refuse_part(folder: ModelFolder) -> None:
     if not folder.is_used:
         return
     hints = [f"Restore {folder.spec_path.name} from a copy, or train or import the model again."]
-    problem = f"has no {folder.spec_path.name}, which says what the files in it are"
+    problem = f"has no {folder.spec_path.name}, which describes its files"
     if folder.checkpoint_path.is_file():
-        resume = f"alexdeploy train --name {folder.path.name} --resume, with the options that it was begun with"
+        resume = f"alexdeploy train --name {folder.path.name} --resume, with the options of the original run"
         if folder.weights_path.is_file():
-            hints.append(f"If its training was stopped, go on with it: {resume}")
+            hints.append(f"If its training was interrupted, resume it: {resume}")
         else:
-            problem, hints = "is not trained to the end", [f"Go on with it: {resume}"]
+            problem, hints = "is not fully trained", [f"Resume it: {resume}"]
     raise ModelError(f"{folder.path} {problem}", hint="\n".join(hints))

@@ -81,7 +81,7 @@ def _check_path(parts: list[str], cls: type, hidden: frozenset[str]) -> None:
             return
     else:
         return
-    raise RecipeError(f"{'.'.join(parts[:depth])} is a value, it has no key {part!r}")
+    raise RecipeError(f"{'.'.join(parts[:depth])} is a value and has no key {part!r}")
 
 
 def _unknown_key(

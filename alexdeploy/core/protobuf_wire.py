@@ -55,7 +55,7 @@ class Message:
                 self._chunks.setdefault(number, []).append(_part(data, position, size))
                 position += size
             else:
-                raise WireError(f"field {number} is of the unknown kind {kind}")
+                raise WireError(f"field {number} has unknown wire type {kind}")
             if num_fields > _MAX_FIELDS:
                 raise WireError(f"a message of more than {_MAX_FIELDS:,} fields")
 
@@ -109,7 +109,7 @@ class Message:
     def _repeated(self, number: int, size: int) -> bytes | bytearray | memoryview:
         chunks = self._chunks.get(number, [])
         if any(len(chunk) % size for chunk in chunks):
-            raise WireError(f"field {number} is no whole number of {8 * size}-bit values")
+            raise WireError(f"field {number} is not a multiple of {size} bytes")
         single = self._fixed.get((number, size))
         if single is None:
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -118,7 +118,7 @@ class Message:
 
 def _part(data: memoryview, start: int, size: int) -> memoryview:
     if size > len(data) - start:
-        raise WireError(f"a field of {size:,} bytes where {len(data) - start:,} are left")
+        raise WireError(f"a field of {size:,} bytes but only {len(data) - start:,} are left")
     return data[start : start + size]
 
 
@@ -127,7 +127,7 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if position == len(data):
-            raise WireError("it ends inside a field")
+            raise WireError("truncated inside a field")
         byte = data[position]
         position += 1
         value |= (byte & 0x7F) << shift

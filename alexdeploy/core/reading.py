@@ -39,7 +39,7 @@ class NonWaitingReader(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         data: Any = super().read(size)
         if data is None:
-            raise UnsuitableFileError(errno.EAGAIN, "has nothing to be read now")
+            raise UnsuitableFileError(errno.EAGAIN, "has no data to read")
         return bytes(data)
 
 
@@ -91,7 +91,7 @@ def open_regular(path: str | os.PathLike[str], *, own_pipe: bool = False) -> io.
     # Some of those have no end.
     if stat.S_ISREG(status.st_mode) and status.st_size == 0 and file.peek(1):
         file.close()
-        raise _unsuitable(errno.EINVAL, "is a file of the kernel", path)
+        raise _unsuitable(errno.EINVAL, "is a kernel file without a size, such as those in /proc", path)
     return file
 
 
@@ -104,7 +104,7 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int, *, own_pipe: bool
         status = os.fstat(file.fileno())
         size = status.st_size
         if size > max_bytes:
-            raise _unsuitable(errno.EFBIG, f"holds {size:,} bytes; at most {max_bytes:,} are read", path)
+            raise _unsuitable(errno.EFBIG, f"has {size:,} bytes; the limit is {max_bytes:,}", path)
         if size == 0 and stat.S_ISREG(status.st_mode):
             max_bytes = min(max_bytes, _MAX_SIZELESS_BYTES)
         parts: list[bytes] = []
@@ -113,7 +113,7 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int, *, own_pipe: bool
             while chunk := file.read(wanted):
                 parts.append(chunk)
                 if sum(map(len, parts)) > max_bytes:
-                    raise _unsuitable(errno.EFBIG, f"holds more than {max_bytes:,} bytes", path)
+                    raise _unsuitable(errno.EFBIG, f"has more than {max_bytes:,} bytes", path)
                 if len(chunk) < wanted:
                     break
                 # It grew, or never said how large it is.

@@ -123,7 +123,7 @@ class Recipe:
         layers = self.architecture.trained_layers
         for name in self.training.freeze:
             if name not in layers:
-                raise ValueError(f"training.freeze names {name!r}; it can be any of {', '.join(layers)}")
+                raise ValueError(f"training.freeze names {name!r}; expected one of {', '.join(layers)}")
         if layers and set(layers) == set(self.training.freeze):
             raise ValueError("training.freeze names every layer; nothing would be trained")
 
@@ -205,7 +205,7 @@ def fine_tuning_recipe(
         if override.strip().startswith("preprocessing"):
             raise RecipeError(
                 f"--set {override}: the weights of {parent.name} were trained with its own preprocessing",
-                hint="Leave that out, or --pretrained.",
+                hint="Remove this option, or --pretrained.",
             )
     steps = parent.preprocessing
     data: dict[str, Any]
@@ -233,9 +233,7 @@ def _convert(data: dict[str, Any], name: str, overrides: tuple[str, ...], parent
     try:
         return msgspec.convert(data | {"name": name, "overrides": overrides, "parent_sha256": parent_sha256}, Recipe)
     except msgspec.ValidationError as exc:
-        raise RecipeError(
-            f"recipe {name}: {exc}", hint="Look at a recipe that works: alexdeploy inspect alexnet"
-        ) from exc
+        raise RecipeError(f"recipe {name}: {exc}", hint="Show a valid recipe: alexdeploy inspect alexnet") from exc
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -259,7 +257,7 @@ def _recipe_path(name: str) -> Path:
             return path
     known = list_recipes()
     raise RecipeError(
-        f"no recipe is called {name!r}{suggest(name, known)}",
+        f"unknown recipe {name!r}{suggest(name, known)}",
         hint=f"Recipes: {', '.join(known)}, or a path to a .toml file.",
     )
 

@@ -90,7 +90,7 @@ class Architecture:
         names = [f"conv{i}" for i in range(2, len(self.convs) + 1)]
         for name in self.remove:
             if name not in names:
-                raise ValueError(f"remove names {name!r}; it can be any of {', '.join(names) or 'nothing'}")
+                raise ValueError(f"remove names {name!r}; expected one of {', '.join(names) or 'nothing'}")
         if self.input > IMAGE_SIZE:
             raise ValueError(f"input is {self.input}; views are cut from {IMAGE_SIZE}x{IMAGE_SIZE} images")
 

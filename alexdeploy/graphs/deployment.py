@@ -139,7 +139,7 @@ def check_network(network: onnx.ModelProto, spec: ModelSpec) -> None:
             )
         if any(have not in (None, want) for have, want in zip(found[1:], expected, strict=True)):
             raise ModelError(
-                f"{value.name} is {describe_value(value)}, the spec says float32 [N, {', '.join(map(str, expected))}]"
+                f"{value.name} is {describe_value(value)}, spec expects float32 [N, {', '.join(map(str, expected))}]"
             )
 
 

@@ -72,7 +72,7 @@ def read_graph(path: Path) -> Graph:
         # A path inside the file would make us read whatever it names.
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ModelError(
-                f"{path} keeps {tensor.name} in an external file, which is refused",
+                f"{path} stores {tensor.name} in an external file, which is not supported",
                 hint="Save it as one file: torch.onnx.export(..., external_data=False), "
                 "or onnx.save_model(onnx.load(PATH), NEW, save_as_external_data=False)",
             )

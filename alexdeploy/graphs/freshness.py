@@ -85,7 +85,7 @@ def check_fresh(facts: GraphMetadata, folder: ModelFolder, precision: str, spec:
     _check_sum(facts, folder, precision, hint)
     made_as = facts.metadata.get(PRECISION_KEY, precision)
     if made_as != precision:
-        raise StaleArtifactError(f"{path} is the {made_as} graph under another name", hint=hint)
+        raise StaleArtifactError(f"{path} contains the {made_as} graph, not the {precision} graph", hint=hint)
     if facts.metadata.get(CONTRACT_KEY) != spec.contract_sha256:
         raise StaleArtifactError(
             f"{path} was made for another architecture, preprocessing or classes than {folder.spec_path} has now",
@@ -94,7 +94,7 @@ def check_fresh(facts: GraphMetadata, folder: ModelFolder, precision: str, spec:
     weights, recorded = facts.weights_sha256, spec.recorded_weights
     if not has_weights and weights is not None and recorded is not None and weights != recorded:
         raise StaleArtifactError(
-            f"{path} was made from weights {weights[:12]}, {folder.spec_path.name} is of {recorded[:12]}", hint=hint
+            f"{path} was made from weights {weights[:12]}, {folder.spec_path.name} records {recorded[:12]}", hint=hint
         )
     made_from = {
         folder.weights_path.name: facts.weights_sha256 or "(unknown)",
@@ -125,7 +125,7 @@ def _check_weights(facts: GraphMetadata, folder: ModelFolder, path: Path, spec: 
         recorded = spec.recorded_weights
         is_right = recorded is not None and facts.weights_sha256 == recorded
         if is_right and facts.metadata.get(CONTRACT_KEY) == spec.contract_sha256:
-            exc.hint = f"{exc.hint}\n{path.name} is of the right weights: with the damaged file moved away, it runs."
+            exc.hint = f"{exc.hint}\n{path.name} matches the recorded weights. To run it, move the damaged file away."
         raise
 
 
@@ -141,8 +141,8 @@ def _check_sum(facts: GraphMetadata, folder: ModelFolder, precision: str, hint: 
     if recorded[:1] != [facts.sha256.encode()]:
         expected = recorded[0][:12].decode(errors="replace") if recorded else "nothing"
         raise StaleArtifactError(
-            f"{path} is {facts.sha256[:12]}, {sum_path.name} was written with {expected}: "
-            "one of them is damaged, or of another export",
+            f"SHA-256 mismatch: {path} {facts.sha256[:12]}, recorded {expected} in {sum_path.name}: "
+            "one of them is damaged or from another export",
             hint=hint,
         )
 
@@ -158,7 +158,7 @@ def renewal(folder: ModelFolder, precision: str, words: str = "Renew it", *, wei
             " --int8-weights 7" if weight_bits == "7" else ""
         )
         return f"{words}: alexdeploy export {folder.path}{options}"
-    return f"Copy it again, with {folder.spec_path.name}, from where it was made, or import the model again."
+    return f"Copy it and {folder.spec_path.name} again from the original folder, or import the model again."
 
 
 def newer_weights(folder: ModelFolder) -> str | None:

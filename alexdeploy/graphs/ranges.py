@@ -110,7 +110,7 @@ def check_owner(path: Path, model: Path) -> None:
         owner = Path(read_ranges(path).model)
         if os.path.isdir(owner) and not (model.is_dir() and owner.samefile(model)):
             raise UsageError(
-                f"{path} holds the ranges of {owner}, which this would replace with those of {model}",
+                f"{path} contains the ranges of {owner}; those of {model} would replace them",
                 hint="Give one of the folders another name, or remove the file.",
             )
 
@@ -129,7 +129,7 @@ def read_ranges(path: Path, model: str = "MODEL") -> Ranges:
         raise ModelError(
             f"no measured ranges at {path}: {exc.strerror}",
             hint=f"Measure them on real images: alexdeploy calibrate {model} IMAGES\n"
-            f"or in one go: alexdeploy export {model} --int8 --calibrate IMAGES",
+            f"or in one command: alexdeploy export {model} --int8 --calibrate IMAGES",
         ) from exc
     try:
         ranges = decode_json(content, Ranges)
@@ -171,7 +171,8 @@ def check_ranges(path: Path, ranges: Ranges, network_sha256: str, contract_sha25
     # None of them: the images stayed on another machine, and there is nothing to be stale against.
     if found and (gone := sorted(set(expected) - found)):
         raise StaleArtifactError(
-            f"{path} was measured on {gone[0]}, which is gone" + (f", and {len(gone) - 1} more" if gone[1:] else ""),
+            f"{path} was measured on {gone[0]}, which no longer exists"
+            + (f", and {len(gone) - 1} more" if gone[1:] else ""),
             hint=hint,
         )
 

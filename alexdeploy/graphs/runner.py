@@ -106,7 +106,7 @@ def _translated() -> Iterator[None]:
         raise
     # ONNX Runtime's own exceptions have no common base short of Exception.
     except Exception as exc:
-        raise device_error(exc, "End other programs, or use a machine with more memory.") from exc
+        raise device_error(exc, "Stop other processes, or use a machine with more memory.") from exc
 
 
 def _open_session(model: onnx.ModelProto, outputs: Iterable[str], *, optimize: bool = False) -> Any:

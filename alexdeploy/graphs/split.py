@@ -167,8 +167,8 @@ class _Towers:
             )
         if not self._folds and not any(attribute(node, "group", 1) == 2 for node in self._nodes):
             raise UsageError(
-                "this network has no two towers: each of its convolutions sees all maps, so that two devices would "
-                "have to exchange all of them before every layer",
+                "the network does not have two towers: each convolution reads all maps, so two devices would "
+                "exchange all of them before every layer",
                 hint=_PIPELINE,
             )
 
@@ -199,7 +199,7 @@ class _Towers:
             if node.output[0] not in self._folds:
                 raise UsageError(
                     f"{node.name or node.output[0]} normalizes across both towers (lrn.per_tower is false); the "
-                    "devices would have to exchange maps there, which the GPUs of 2012 did not",
+                    "devices would have to exchange maps there",
                     hint=_PIPELINE,
                 )
             return
@@ -271,7 +271,7 @@ def _place_pipeline(model: onnx.ModelProto, stages: _Stages) -> None:
     layers = [node for node in nodes[max(convolutions, default=0) :] if node.op_type in _FULLY_CONNECTED]
     if not convolutions or not layers:
         raise UsageError(
-            "this network has no fully connected layers after its convolutions, so a pipeline cannot be cut there",
+            "the network has no fully connected layers after its convolutions, where the pipeline would be cut",
             hint="Leave --placement out.",
         )
     cut, makers = layers[0].input[0], producers(model.graph)

@@ -55,14 +55,14 @@ def _at_opset(network: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         return network
     if found > opset:
         raise ModelError(
-            f"the graph is of ONNX opset {found}, this TensorRT reads {opset} at most",
+            f"the graph is of ONNX opset {found}, this TensorRT supports at most {opset}",
             hint=f"Export it at opset {opset}, or use TensorRT 10 or later.",
         )
     try:
         return version_converter.convert_version(network, opset)
     # The converter has no exceptions of its own.
     except (RuntimeError, ValueError) as exc:
-        raise ModelError(f"the graph cannot be brought from ONNX opset {found} to {opset}: {first_line(exc)}") from exc
+        raise ModelError(f"the graph cannot be converted from opset {found} to {opset}: {first_line(exc)}") from exc
 
 
 def _quantize_after_cutting(graph: GraphProto) -> None:

@@ -69,7 +69,7 @@ def _zip_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as exc:
-        yield Member(None, None, f"not a zip archive that can be read, or truncated: {_reason(exc)}")
+        yield Member(None, None, f"not a readable zip archive, or truncated: {_reason(exc)}")
         return
     with archive:
         for info in archive.infolist():
@@ -88,7 +88,7 @@ def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str)
     elif info.file_size > MAX_FILE_BYTES:
         problem = _too_large(info.file_size)
     elif info.compress_type not in _ZIP_METHODS:
-        problem = f"is compressed with method {info.compress_type}; stored and deflated members are read"
+        problem = f"uses compression method {info.compress_type}; supported are stored and deflated"
     else:
         problem = raw_problem(name)
     if problem is not None:
@@ -110,7 +110,7 @@ def _tar_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
             archive = _open_tar(stack.enter_context(open_regular(path)))
             stack.enter_context(archive)
         except Exception as exc:
-            yield Member(None, None, f"not a tar archive that can be read, or truncated: {_reason(exc)}")
+            yield Member(None, None, f"not a readable tar archive, or truncated: {_reason(exc)}")
             return
         while True:
             try:
@@ -188,7 +188,7 @@ def _is_wanted(name: str, skipped: Skipped) -> bool:
 
 
 def _too_large(num_bytes: int) -> str:
-    return f"holds {num_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+    return f"has {num_bytes:,} bytes; the limit is {MAX_FILE_BYTES:,}"
 
 
 def _reason(exc: Exception) -> str:

@@ -37,7 +37,7 @@ def cut_views(image: np.ndarray[Any, Any], size: int, num_views: int) -> np.ndar
     Raises UsageError for another number of views than 1, 5 or 10, ImageError if a side is below `size`.
     """
     if image.ndim != 3:
-        raise UsageError(f"views are cut from an array [H, W, C]; found the shape {list(image.shape)}")
+        raise UsageError(f"expected an array [H, W, C]; found shape {list(image.shape)}")
     height, width, channels = image.shape
     boxes = _boxes(num_views, size, height, width)
     views = np.empty((num_views, size, size, channels), image.dtype)
@@ -50,11 +50,11 @@ def cut_views(image: np.ndarray[Any, Any], size: int, num_views: int) -> np.ndar
 def _boxes(num_views: int, size: int, height: int, width: int) -> tuple[View, ...]:
     if num_views not in VIEW_COUNTS:
         raise UsageError(
-            f"{num_views} views of an image were asked for.",
-            hint="Ask for 1 (the centre), 5 (corners and centre) or 10 (those and their mirror images).",
+            f"num_views is {num_views}; expected 1, 5 or 10.",
+            hint="1 is the centre, 5 corners and centre, 10 those and their mirror images.",
         )
     if size < 1:
-        raise UsageError(f"a view has at least one pixel on a side; {size} were asked for")
+        raise UsageError(f"the view size is {size} pixels; expected at least 1")
     if min(height, width) < size:
         raise ImageError(f"the image is {width}x{height}, too small for views of {size}x{size}")
     bottom, right = height - size, width - size

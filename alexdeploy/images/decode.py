@@ -117,16 +117,16 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
     except ImageError:
         raise
     except Image.DecompressionBombError as exc:
-        raise ImageError(f"has more than {MAX_PIXELS:,} pixels, the most that is decoded") from exc
+        raise ImageError(f"has more than {MAX_PIXELS:,} pixels, the limit") from exc
     except UnidentifiedImageError as exc:
         if (other := _other_kind(data)) is not None:
             raise ImageError(f"is {other}, {CONVERT_IT}") from exc
         raise ImageError(
-            f"not an image of a kind that is read here ({', '.join(FORMATS)}), or its header is damaged; "
+            f"unsupported file type (supported: {', '.join(FORMATS)}), or a damaged header; "
             f"it begins with {data[:12]!r}"
         ) from exc
     except MemoryError as exc:
-        raise ImageError(f"decoding the {kind} takes more memory than there is") from exc
+        raise ImageError(f"not enough memory to decode the {kind}") from exc
     # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ZeroDivisionError,
     # KeyError, ... on damaged files: no list of them was ever complete.
     except Exception as exc:
@@ -147,7 +147,7 @@ def _other_kind(data: bytes) -> str | None:
 def _to_square(image: Image.Image, data: bytes, resize: ResizePolicy) -> np.ndarray[Any, np.dtype[np.uint8]]:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"is {width}x{height}; at most {MAX_PIXELS:,} pixels are decoded")
+        raise ImageError(f"is {width}x{height}; the limit is {MAX_PIXELS:,} pixels")
     # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the work; the sides stay at 256 and more. The size
     # that comes back is rounded up to whole pixels, the box is the exact one.
     frame = read_jpeg_frame(data)

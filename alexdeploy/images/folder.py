@@ -74,7 +74,7 @@ class ClassFolders:
             if names
         ]
         if self.num_loose:
-            text = "images beside the class folders, which have no label and do not count"
+            text = "images beside the class folders, which have no label, ignored"
             found.append(f"{self.root}: {text}: {self.num_loose:,}")
         return tuple(found)
 
@@ -115,7 +115,7 @@ def read_image_folder(
     classes = splits.train.names
     if len(classes) < 2:
         raise DataError(
-            f"{root} holds {len(classes)} folders of images; a classifier takes two classes at least.",
+            f"{root} has {len(classes)} folders of images; a classifier needs at least two classes.",
             hint=_LAYOUT,
         )
     if val is not None:
@@ -159,7 +159,7 @@ def find_splits(folder: str, exclude: Sequence[str] = ()) -> Splits:
     unused = tuple(name for name in top.names if name not in (train_name, val_name))
     flat = tuple(name for name in unused if name in val_names and not inner[name].names)
     if flat:
-        notes.append(f"{folder}: no split, as there are no class folders in it: {_shown(flat)}")
+        notes.append(f"{folder}: not a split, since it has no class folders: {_shown(flat)}")
     if others := tuple(name for name in unused if name not in flat):
         used = train_name if val_name is None else f"{train_name} and {val_name}"
         notes.append(f"{folder}: folders beside {used} ignored: {_shown(others)}")
@@ -203,7 +203,7 @@ def check_excluded(exclude: Sequence[str], splits: Splits, *others: ClassFolders
     found = {name for place in places for name in place.excluded}
     for name in exclude:
         if name not in found:
-            raise UsageError(f"--exclude {name}: no such folder in {splits.top.root}", hint="Leave the option out.")
+            raise UsageError(f"--exclude {name}: no such folder in {splits.top.root}", hint="Remove the option.")
 
 
 def _checked(folders: ClassFolders) -> ClassFolders:
@@ -236,16 +236,18 @@ def _refuse_nested(root: str, classes: Sequence[str], examples: Sequence[Sequenc
         num_in_others = sum(not others.isdisjoint(names) for names in inner)
         found = sorted(others.intersection(itertools.chain.from_iterable(inner)))
         if num_nested == len(inner):
-            problem = "holds no images, only folders of them"
+            problem = "contains no images, only folders with images"
         elif len(found) > 1 or num_in_others * 2 > len(inner):
-            problem = f"holds folders that are called as other classes: {_shown(found)}"
+            problem = f"contains folders with names of other classes: {_shown(found)}"
         elif num_nested * 2 > len(inner) and _is_called_as_split(name):
-            problem = f"is called as a split, and most of its images are in folders: {num_nested:,} of {len(inner):,}"
+            problem = (
+                f"has the name of a split, and most of its images are in folders: {num_nested:,} of {len(inner):,}"
+            )
         else:
             continue
         raise DataError(
             f"the class folder {folder} {problem}.",
-            hint=f"Name the folder in which each folder is one class, or leave this one out: --exclude {name}",
+            hint=f"Give the folder in which each folder is one class, or exclude this one: --exclude {name}",
         )
 
 
@@ -280,8 +282,8 @@ def list_examples(root: str, name: str, label: int, skipped: Skipped | None = No
         examples.append(Example(path, label))
     if not examples:
         raise DataError(
-            f"the class {name!r} has no images: {folder} holds no file ending in {' '.join(IMAGE_SUFFIXES)}.",
-            hint=f"Put images there, or leave the folder out: --exclude {name}",
+            f"the class {name!r} has no images: {folder} contains no file with suffix {' '.join(IMAGE_SUFFIXES)}.",
+            hint=f"Put images there, or exclude the folder: --exclude {name}",
         )
     return tuple(examples)
 
@@ -294,7 +296,7 @@ def _check_same_classes(train_root: str, train: tuple[str, ...], val_root: str, 
     raise DataError(
         f"{train_root} has {len(train)} classes and {val_root} has {len(val)}; expected the same names."
         f" Missing in the second: {missing}. Only in the second: {extra}.",
-        hint="Give both the same class folders, or name another folder with --val.",
+        hint="Give both the same class folders, or another folder: --val FOLDER",
     )
 
 

@@ -110,7 +110,7 @@ def _train_images(path: Path, on_image: Callable[[int], None]) -> dict[str, list
     for archive in _members(path, 0, path.stat().st_size):
         match = _CLASS_ARCHIVE.fullmatch(archive.name)
         if match is None:
-            raise DataError(f"{path} holds {archive.name!r}; expected one archive for each class, n01440764.tar")
+            raise DataError(f"{path} contains {archive.name!r}; expected one archive for each class, n01440764.tar")
         images = classes.setdefault(match[1], [])
         for member in _members(path, archive.offset, archive.num_bytes):
             if is_image_name(member.name):
@@ -119,10 +119,10 @@ def _train_images(path: Path, on_image: Callable[[int], None]) -> dict[str, list
                 if num_found % _IMAGES_PER_REPORT == 0:
                     on_image(num_found)
         if not images:
-            raise DataError(f"{path}: {archive.name} holds no images")
+            raise DataError(f"{path}: {archive.name} contains no images")
         images.sort()
     if len(classes) < 2:
-        raise DataError(f"{path} holds {len(classes)} classes; a classifier takes two at least.")
+        raise DataError(f"{path} has {len(classes)} classes; a classifier needs at least two.")
     return classes
 
 
@@ -140,11 +140,11 @@ def _members(path: Path, offset: int, num_bytes: int) -> Iterator[_Member]:
                     )
                 begin = offset + info.offset_data
                 if begin + info.size > end:
-                    raise DataError(f"{path} is cut off: {info.name} ends after it", hint="Download it again.")
+                    raise DataError(f"{path} is truncated: {info.name} ends after its end", hint="Download it again.")
                 if info.isfile():
                     yield _Member(info.name.removeprefix("./"), begin, info.size)
     except tarfile.TarError as exc:
-        raise DataError(f"{path} is no tar archive, or cut off or damaged: {exc}", hint="Download it again.") from exc
+        raise DataError(f"{path} is truncated, damaged or not a tar archive: {exc}", hint="Download it again.") from exc
     except OSError as exc:
         raise DataError(f"{path} cannot be read: {describe(exc)}") from exc
 
@@ -199,23 +199,23 @@ def _devkit_files(path: Path) -> dict[str, bytes]:
         raise DataError(f"{path} cannot be read: {exc}", hint="Download it again.") from exc
     for name in (_TRUTH_NAME, _META_NAME):
         if name not in found:
-            raise DataError(f"{path} holds no {name}", hint="Download it again: it is the one of tasks 1 and 2.")
+            raise DataError(f"{path} contains no {name}", hint="Download the development kit of tasks 1 and 2 again.")
     return found
 
 
 def _labels_by_devkit(root: Path, wnids: list[str], num_val: int, devkit: _Devkit) -> list[int]:
     if len(devkit.wnids) != num_val:
         raise DataError(
-            f"{root / VAL_NAME} holds {num_val:,} images, and the devkit labels of {len(devkit.wnids):,}",
+            f"{root / VAL_NAME} holds {num_val:,} images, the devkit has {len(devkit.wnids):,} labels",
             hint="Download both again.",
         )
     indices = {wnid: index for index, wnid in enumerate(wnids)}
     missing = sorted(set(devkit.wnids) - set(indices))
     if missing:
         raise DataError(
-            f"{root / TRAIN_NAME} holds no class {missing[0]}, which validation images have"
+            f"{root / TRAIN_NAME} has no class {missing[0]}, which validation images have"
             + (f", and {len(missing) - 1} more are missing" if missing[1:] else ""),
-            hint="Is it whole? Download it again.",
+            hint="It may be incomplete; download it again.",
         )
     return [indices[wnid] for wnid in devkit.wnids]
 
@@ -228,7 +228,7 @@ def _labels_by_list(root: Path, wnids: list[str], val: list[_Member], path: str 
         raise UsageError(
             f"{root / VAL_NAME} holds none of the {len(labels):,} images that {os.fspath(path)} names: the list has "
             f"{printable_path(next(iter(labels)))!r}, the archive {val[0].name!r}.",
-            hint="Name the list of the validation images.",
+            hint="Give the list of the validation images.",
         )
     if missing or len(labels) != len(val):
         example = f"; {missing[0]} has none" if missing else ""

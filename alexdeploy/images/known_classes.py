@@ -46,7 +46,7 @@ class KnownClasses:
         if found is not None and len(found) > 1:
             indices = " and ".join(map(str, found))
             raise DataError(
-                f"{printable_path(text)!r} is the name of the model's classes {indices}",
+                f"{printable_path(text)!r} is the name of several classes of the model: {indices}",
                 hint="Give the labels as indices, in a list: --labels FILE",
             )
         return None if found is None else found[0]

@@ -65,7 +65,7 @@ def read_label_list(path: str | os.PathLike[str], classes: Sequence[str]) -> Ite
         normal = os.path.normpath(image)
         if normal in first_lines:
             raise DataError(
-                f"{place}: {printable_path(image)!r} is in line {first_lines[normal]} already; expected each "
+                f"{place}: {printable_path(image)!r} is already in line {first_lines[normal]}; expected each "
                 "image once.",
                 hint="Remove one of the lines.",
             )
@@ -104,7 +104,7 @@ def find_listed(root: str, path: str | os.PathLike[str], rows: Iterable[tuple[st
         raise UsageError(
             f"{root} holds none of the {len(named):,} images that {os.fspath(path)} names: "
             f"the list has {printable_path(named[0][0])!r}, the folder {example}.",
-            hint="Names are relative to the data folder, or to the folder of the list.",
+            hint="Names are relative to the data folder or to the folder of the list.",
         )
     paths = [file or finder.path(name) for file, (name, _) in zip(found, named, strict=True)]
     _refuse_twice(paths, [name for name, _ in named], os.fspath(path))
@@ -133,8 +133,8 @@ class _Finder:
         found = self._stems(folder).get(stem, [])
         if len(found) > 1:
             raise DataError(
-                f"{printable_path(name)!r} may be {' or '.join(map(printable_path, sorted(found)))}",
-                hint="Give the name in the list its suffix.",
+                f"{printable_path(name)!r} is ambiguous: {' or '.join(map(printable_path, sorted(found)))}",
+                hint="Write the name with its suffix.",
             )
         if found:
             return os.path.join(folder, found[0])
@@ -249,7 +249,7 @@ def _cells(line: str, form: _Form, place: str) -> tuple[str, ...]:
             hint=f'Quote what holds a separator: "a{form.separator}b"',
         )
     if not cells[form.name]:
-        raise DataError(f"{place}: found no name of an image.", hint=LIST_FORM)
+        raise DataError(f"{place}: no image name found.", hint=LIST_FORM)
     return cells[form.name], cells[form.label], *(cells[column] for column in form.others)
 
 
@@ -290,7 +290,7 @@ def _index(text: str, known: KnownClasses, place: str) -> int:
         if found is not None:
             return found
         raise DataError(
-            f"{place}: found the label {printable_path(text)!r}, which is no class of the model{known.nearest(text)}.",
+            f"{place}: the label {printable_path(text)!r} is not a class of the model{known.nearest(text)}.",
             hint=f"{LIST_FORM}\n{known.describe()}",
         )
     index = int(text)
@@ -299,7 +299,7 @@ def _index(text: str, known: KnownClasses, place: str) -> int:
     if found is not None and found != index:
         raise DataError(
             f"{place}: {text!r} is the name of class {found}, and class {index} has another name.",
-            hint="Where classes are called by numbers, put the images into class folders.",
+            hint="If class names are numbers, put the images into class folders.",
         )
     if readings := known.numbered_otherwise(index):
         raise DataError(
@@ -324,9 +324,9 @@ def _check_others(text: str, label: int, others: Sequence[str], known: KnownClas
         index = int(other) if _is_number(other) else known.find(other)
         if index is not None and index != label:
             raise DataError(
-                f"{place}: two columns give the label, and they contradict each other: {printable_path(text)!r} is "
+                f"{place}: two columns give different labels: {printable_path(text)!r} is "
                 f"class {label}, {printable_path(other)!r} is class {index}.",
-                hint="Remove the column that is wrong. The first class has the index 0.",
+                hint="Remove the wrong column. The first class has index 0.",
             )
 
 

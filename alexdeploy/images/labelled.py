@@ -57,19 +57,19 @@ def read_labelled(
     UsageError for a path that does not exist.
     """
     if exclude and (labels is not None or is_packed(folder)):
-        raise UsageError("--exclude is for class folders, not for a list or a packed set", hint="Leave it out.")
+        raise UsageError("--exclude applies to class folders, not to a list or a packed set", hint="Leave it out.")
     if labels is None and is_packed(folder):
         return _read_packed(os.fspath(folder), classes)
     found = (
         _read_folders(os.fspath(folder), classes, exclude) if labels is None else _read_list(folder, classes, labels)
     )
     if not found.examples:
-        what = "holds no labelled images" if labels is None else f"has no labelled images: {os.fspath(labels)} is empty"
+        what = "has no labelled images" if labels is None else f"has no labelled images: {os.fspath(labels)} is empty"
         raise DataError(f"{os.fspath(folder)} {what}.", hint=_LAYOUT if labels is None else LIST_FORM)
     return found
 
 
-_LAYOUT = "Give a folder that has one folder of images for each class, or name a list of labels: --labels FILE"
+_LAYOUT = "Give a folder that has one folder of images for each class, or a list of labels: --labels FILE"
 
 
 def _read_folders(folder: str, classes: Sequence[str], exclude: Sequence[str]) -> LabelledSources:
@@ -77,17 +77,17 @@ def _read_folders(folder: str, classes: Sequence[str], exclude: Sequence[str]) -
     check_excluded(exclude, splits)
     if splits.val is None and splits.train is not splits.top:
         raise DataError(
-            f"{folder} holds training images and none of {', '.join(f'{name}/' for name in VAL_NAMES)}",
-            hint=f"For the error on the images that were trained on: alexdeploy evaluate {splits.train.root}",
+            f"{folder} contains training images and none of {', '.join(f'{name}/' for name in VAL_NAMES)}",
+            hint=f"To measure the error on the training images: alexdeploy evaluate {splits.train.root}",
         )
     chosen = splits.val or splits.top
     notes = splits.notes
     if splits.val is not None:
-        notes = (f"{folder} holds training and validation images: these are the ones in {chosen.root}", *notes)
+        notes = (f"{folder} contains training and validation images: using those in {chosen.root}", *notes)
     known = KnownClasses(classes)
     labels = {name: known.find(name) for name in chosen.names}
     if not labels:
-        raise DataError(f"{chosen.root} holds no folders; the images in it have no labels.", hint=_LAYOUT)
+        raise DataError(f"{chosen.root} contains no folders; its images have no labels.", hint=_LAYOUT)
     _refuse_unknown(chosen.root, labels, known)
     examples = [
         e for name, label in labels.items() if label is not None for e in list_examples(chosen.root, name, label)
@@ -101,8 +101,8 @@ def _refuse_unknown(root: str, labels: Mapping[str, int | None], known: KnownCla
         shown = ", ".join(f"{printable_path(name)!r}{known.nearest(name)}" for name in unknown[:5])
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise DataError(
-            f"{root} holds folders that are no class of the model: {shown}{more}.",
-            hint=f"{known.describe()}\nRename the folders, leave them out: --exclude NAME, or give a list: --labels",
+            f"{root} contains folders that are not classes of the model: {shown}{more}.",
+            hint=f"{known.describe()}\nRename the folders, exclude them: --exclude NAME, or give a list: --labels",
         )
 
 
@@ -116,7 +116,7 @@ def _read_packed(folder: str, classes: Sequence[str]) -> LabelledSources:
     return LabelledSources(
         root=os.path.join(folder, "val"),
         examples=tuple(Example(name, indices[label]) for name, label in zip(names, opened.val.labels, strict=True)),
-        notes=(f"{folder} holds training and validation images: these are the {len(names):,} for validation",),
+        notes=(f"{folder} contains training and validation images: using the {len(names):,} for validation",),
         packed=opened.val,
     )
 
@@ -137,9 +137,7 @@ def _read_list(
         elif os.path.normpath(path) not in listed:
             num_unlabelled += 1
     if num_unlabelled:
-        notes.append(
-            f"{root}: images that {name} does not name, which have no label and do not count: {num_unlabelled:,}"
-        )
+        notes.append(f"{root}: images that {name} does not name and that have no label, ignored: {num_unlabelled:,}")
     return LabelledSources(
         root=root,
         examples=tuple(examples),

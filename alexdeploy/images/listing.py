@@ -91,7 +91,7 @@ _MOST_SUFFIXES = 100
 
 @dataclass(slots=True, kw_only=True)
 class Skipped:
-    """What walks of folders have passed over: files that are no images, by their suffix, and hidden names."""
+    """What walks of folders have passed over: files that are not images, by their suffix, and hidden names."""
 
     suffixes: Counter[str] = field(default_factory=Counter)
     num_hidden: int = 0
@@ -111,7 +111,7 @@ class Skipped:
         if num_files := self.suffixes.total():
             common = ", ".join(f"{suffix} {number:,}" for suffix, number in self.suffixes.most_common(5))
             more = ", ..." if len(self.suffixes) > 5 else ""
-            what = "file that is no image" if num_files == 1 else "files that are no images"
+            what = "file that is not an image" if num_files == 1 else "files that are not images"
             parts.append(f"{num_files:,} {what} ({common}{more})")
         if self.num_hidden:
             parts.append(f"{self.num_hidden:,} hidden or system name{'s' * (self.num_hidden != 1)}")

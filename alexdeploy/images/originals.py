@@ -35,7 +35,7 @@ class Original(NamedTuple):
         if self.offset is None:
             return read_file(self.path, was_listed=self.num_bytes >= 0)
         if self.num_bytes > MAX_FILE_BYTES:
-            raise ImageError(f"holds {self.num_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+            raise ImageError(f"has {self.num_bytes:,} bytes; the limit is {MAX_FILE_BYTES:,}")
         try:
             with open_regular(self.path) as file:
                 file.seek(self.offset)
@@ -43,7 +43,7 @@ class Original(NamedTuple):
         except OSError as exc:
             raise ImageError(f"{printable_path(self.path)} cannot be read: {describe(exc)}") from exc
         if len(data) != self.num_bytes:
-            raise ImageError(f"{printable_path(self.path)} ends {self.num_bytes - len(data):,} bytes too early")
+            raise ImageError(f"{printable_path(self.path)} is truncated by {self.num_bytes - len(data):,} bytes")
         return data
 
 
@@ -92,11 +92,13 @@ def from_lists(
     root = os.fspath(folder)
     check_exists(root)
     if not os.path.isdir(root):
-        raise DataError(f"{root} is no folder; the names in the lists are relative to it.", hint="Name their folder.")
+        raise DataError(
+            f"{root} is not a folder; the names in the lists are relative to it.", hint="Name their folder."
+        )
     check_fraction(val_fraction)
     classes = _listed_classes(train_list) if classes_file is None else read_classes(classes_file)
     if len(classes) < 2:
-        raise DataError(f"{os.fspath(classes_file or train_list)} has {len(classes)} classes; it takes two at least.")
+        raise DataError(f"{os.fspath(classes_file or train_list)} has {len(classes)} classes; expected at least two.")
     train = _read_list(root, train_list, classes)
     if val_list is not None:
         val = _read_list(root, val_list, classes)
@@ -141,8 +143,8 @@ def _refuse_shared(train: tuple[Example, ...], val: tuple[Example, ...], train_l
         more = f" and {len(shared) - 1:,} more images are" if shared[1:] else " is"
         raise DataError(
             f"{printable_path(shared[0])}{more} in both {train_list} and {val_list}: "
-            "the error on images that were trained on says nothing.",
-            hint="Name each image in one of the lists.",
+            "validation on training images is meaningless.",
+            hint="Put each image into only one of the lists.",
         )
 
 
@@ -161,6 +163,6 @@ def _numbers(path: str | os.PathLike[str], words: Iterable[str]) -> tuple[str, .
     if missing:
         raise DataError(
             f"{os.fspath(path)}: labels go up to {max(found)} and no image has the label {missing[0]}; the first is 0.",
-            hint="Name the classes, one in each line, in the order of their numbers: --classes FILE",
+            hint="List the classes, one per line, in the order of their numbers: --classes FILE",
         )
     return tuple(str(number) for number in range(max(found) + 1))

@@ -146,12 +146,14 @@ def open_packed(folder: str | os.PathLike[str]) -> PackedSet:
     path = Path(folder)
     plan = read_plan(path)
     if plan is None:
-        raise DataError(f"{path} is no packed set: it has no {PLAN_NAME}", hint="Make one: alexdeploy prepare DATA OUT")
+        raise DataError(
+            f"{path} is not a packed set: it has no {PLAN_NAME}", hint="Make one: alexdeploy prepare DATA OUT"
+        )
     if not os.path.isfile(path / INDEX_NAME):
         raise damaged(path, f"{path} is not finished: {_how_far(path, plan)}", verb="Go on")
     index: Index = read_json(path / INDEX_NAME, Index)
     if index.plan != plan:
-        raise damaged(path, f"{path / INDEX_NAME} is that of another set than {path / PLAN_NAME}")
+        raise damaged(path, f"{path / INDEX_NAME} belongs to another set than {path / PLAN_NAME}")
     _allow_open_files(len(index.train.shards) + len(index.val.shards) + _OTHER_FILES)
     train, val = (_open_split(path, split, getattr(index, split), index) for split in SPLITS)
     return PackedSet(path=path, index=index, train=train, val=val)
@@ -170,7 +172,7 @@ def _open_split(folder: Path, split: Split, part: SplitIndex, index: Index) -> P
     if labels.min() < 0 or labels.max() >= len(index.classes):
         raise damaged(
             folder,
-            f"{labels_path(folder, split)} holds labels from {labels.min()} to {labels.max()}; "
+            f"{labels_path(folder, split)} contains labels from {labels.min()} to {labels.max()}; "
             f"expected 0 to {len(index.classes) - 1}",
         )
     return PackedImages(folder, split, part, index.plan, labels)
@@ -203,7 +205,7 @@ def check_resize(folder: str | os.PathLike[str], resize: str) -> None:
     plan = read_plan(Path(folder))
     if plan is not None and plan.resize != resize:
         raise DataError(
-            f"{os.fspath(folder)} was packed with --resize {plan.resize}; found where {resize} is expected",
+            f"{os.fspath(folder)} was packed with --resize {plan.resize}; expected {resize}",
             hint=f"Pack the images again: alexdeploy prepare {shlex.quote(plan.arguments[0])} OUT --resize {resize}",
         )
 
@@ -211,7 +213,7 @@ def check_resize(folder: str | os.PathLike[str], resize: str) -> None:
 def _how_far(folder: Path, plan: Plan) -> str:
     total = sum(num_shards(num, plan.images_per_shard) for num in (plan.num_train, plan.num_val))
     done = len(list((folder / RECORDS_NAME).glob("*.json")))
-    return f"{done} of {total} shards are there"
+    return f"{done} of {total} shards are written"
 
 
 def _check_size(folder: Path, shard: Shard) -> None:
@@ -245,7 +247,7 @@ def _read_array(folder: Path, path: Path, sha256: str) -> NDArray[np.int64]:
     except OSError as exc:
         raise damaged(folder, f"{path} cannot be read: {describe(exc)}") from exc
     if sha256_bytes(content) != sha256:
-        raise damaged(folder, f"{path} is not the file that was written: its hash differs")
+        raise damaged(folder, f"{path} SHA-256 mismatch: it is not the file that was written")
     try:
         array: NDArray[np.int64] = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as exc:

@@ -111,7 +111,7 @@ def read_plan(folder: Path) -> Plan | None:
     if f'"{FORMAT}"'.encode() not in data[:100]:
         raise DataError(
             f"{path} has another format than {FORMAT}",
-            hint="Use the version of alexdeploy that wrote it, or pack anew.",
+            hint="Use the version of alexdeploy that wrote it, or pack the images again.",
         )
     plan: Plan = read_json(path, Plan)
     return plan
@@ -155,5 +155,5 @@ def read_json(path: Path, kind: Any) -> Any:
         return decode_json(read_regular(path, MAX_TEXT_BYTES), kind)
     except (OSError, msgspec.DecodeError) as exc:
         raise DataError(
-            f"{path} is damaged: {exc}", hint="Pack the set anew: alexdeploy prepare ... --overwrite"
+            f"{path} is damaged: {exc}", hint="Pack the set again: alexdeploy prepare ... --overwrite"
         ) from exc

@@ -60,7 +60,7 @@ def refuse_absent(sources: Sequence[Source], origin: str) -> None:
     with suppress(OSError):
         there = sorted(filter(is_image_name, os.listdir(folder or os.curdir)), key=os.fsencode)
     raise UsageError(
-        f"none of the {len(paths):,} images looked for in {origin} is there: the list has "
+        f"none of the {len(paths):,} images listed in {origin} exists: the list has "
         f"{sources[0].name!r}, the folder {repr(printable_path(there[0])) if there else 'no images'}.",
         hint="Names are relative to the folder of the list.",
     )

@@ -61,8 +61,8 @@ def write_sample(
     """
     if num_train < 1 or num_val < 1 or seed < 0:
         raise UsageError(
-            f"a sample of {num_train} + {num_val} images a class with seed {seed} was asked for;"
-            " expected one image at least of each, and a seed that is not negative"
+            f"num_train is {num_train}, num_val {num_val}, seed {seed};"
+            " expected at least one image of each and a seed of at least 0"
         )
     root = Path(folder)
     manifest = _Manifest(version=_VERSION, seed=seed, num_train=num_train, num_val=num_val, classes=CLASSES)
@@ -87,9 +87,7 @@ def write_photographs(folder: str | os.PathLike[str], *, num: int, seed: int = 0
     Files that are there already stay as they are. Raises OutputError if the folder cannot be written.
     """
     if num < 1 or seed < 0:
-        raise UsageError(
-            f"{num} photographs with seed {seed} were asked for; expected one at least, and a seed that is not negative"
-        )
+        raise UsageError(f"num is {num}, seed {seed}; expected at least one photograph and a seed of at least 0")
     root = Path(folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -112,8 +110,8 @@ def _is_finished(root: Path, manifest: _Manifest) -> bool:
         return False
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(
-            f"{root} holds something that is not a rendered sample; nothing was written there.",
-            hint="Name an empty or a new folder for the sample.",
+            f"{root} contains files that are not a rendered sample; nothing was written.",
+            hint="Give an empty or a new folder.",
         )
     root.mkdir(parents=True, exist_ok=True)
     _write_bytes(root / STARTED_NAME, text.encode())
@@ -127,9 +125,8 @@ def _read(path: Path) -> str:
 def _check_same(root: Path, found: str, expected: str) -> None:
     if found != expected:
         raise UsageError(
-            f"{root} holds a sample made with other settings.\nfound: {_compact(found)}\n"
-            f"expected: {_compact(expected)}",
-            hint=f"Name another folder, or remove this one: rm -r {root}",
+            f"{root} contains a sample with other settings.\nfound: {_compact(found)}\nexpected: {_compact(expected)}",
+            hint=f"Give another folder, or remove this one: rm -r {root}",
         )
 
 
@@ -182,5 +179,5 @@ def _write_bytes(path: Path, data: bytes) -> None:
 def _not_written(root: Path, exc: OSError) -> OutputError:
     return OutputError(
         f"{exc.filename or root} could not be written: {(exc.strerror or str(exc)).lower()}.",
-        hint="Free some space or name another folder; the same command goes on where this one stopped.",
+        hint="Free disk space or give another folder. The same command resumes.",
     )

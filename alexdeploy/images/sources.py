@@ -27,7 +27,7 @@ from alexdeploy.images.text_lists import split_names
 
 _STANDARD_INPUT = "-"
 _LIST_SUFFIXES = (".txt", ".lst", ".list")
-_NO_NAME = "is the root folder or a folder above the list; name such a folder on the command line, not in a list"
+_NO_NAME = "is the root folder or a folder above the list; give such a folder on the command line, not in a list"
 
 
 class PackedImage(NamedTuple):
@@ -39,7 +39,7 @@ class PackedImage(NamedTuple):
     def read(self, resize: str | None) -> bytes:
         if resize not in (None, self.images.resize):
             raise ImageError(
-                f"was packed with --resize {self.images.resize}, and the model takes images made square by {resize}"
+                f"was packed with --resize {self.images.resize}, and the model expects --resize {resize}"
             )
         return self.images.encoded(self.number)
 
@@ -132,7 +132,7 @@ def check_named(inputs: Iterable[str | os.PathLike[str]]) -> None:
     if missing:
         shown = ", ".join(map(printable_path, missing[:5])) + (f" and {len(missing) - 5:,} more" * (len(missing) > 5))
         verb = "does" if len(missing) == 1 else "do"
-        raise UsageError(f"{shown} {verb} not exist", hint="Correct the path, or leave it out.")
+        raise UsageError(f"{shown} {verb} not exist", hint="Correct the path, or remove it.")
     for text in named:
         if _is_bare_list(text):
             raise UsageError(
@@ -246,7 +246,7 @@ def _from_glob(pattern: str, skipped: Skipped) -> Iterator[Source]:
         found = sorted(set(expand(pattern)), key=lambda match: os.fsencode(match.path))
     # A NUL, or half of a character in UTF-16.
     except ValueError as exc:
-        yield Source(name=printable_path(pattern), problem=f"the pattern cannot be used: {exc}")
+        yield Source(name=printable_path(pattern), problem=f"invalid pattern: {exc}")
         return
     if "**" in pattern:
         # ** has been inside every folder already; walking those it matched would give their images twice.
@@ -313,7 +313,7 @@ def _explain(exc: OSError, path: str, was_listed: bool) -> str:
     if exc.errno == errno.ENOENT and os.path.islink(path):
         return f"broken symbolic link to {printable_path(os.readlink(path))}"
     if exc.errno == errno.ENOENT and was_listed:
-        return "vanished: it was there when the folder was listed"
+        return "vanished after the folder was listed"
     if exc.errno in (errno.ENOENT, errno.ENOTDIR):
         return "not found: no such file"
     if exc.errno in (errno.EACCES, errno.EPERM):

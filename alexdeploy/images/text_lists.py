@@ -39,7 +39,7 @@ def split_names(data: bytes, name: str) -> list[str]:
     """
     encoding = _encoding(data[:_SAMPLE_BYTES], name)
     if encoding in _UTF8 and _has_wide_lines(data):
-        raise DataError(f"{name} has lines in UTF-16 or UTF-32 among others.", hint=_SAVE_AS_UTF8)
+        raise DataError(f"{name} mixes lines in UTF-16 or UTF-32 with other encodings.", hint=_SAVE_AS_UTF8)
     try:
         text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8)) if encoding in _UTF8 else data.decode(encoding)
     except UnicodeDecodeError as exc:
@@ -61,7 +61,7 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
         with open_regular(path, own_pipe=True) as file, _decoded(file, name) as text:
             for number, line in enumerate(iter(lambda: text.readline(_MAX_LINE + 1), ""), start=1):
                 if "\0" in line:
-                    raise DataError(f"{name}:{number}: found a NUL; the file is not text.", hint=_SAVE_AS_UTF8)
+                    raise DataError(f"{name}:{number}: NUL character found; the file is not text.", hint=_SAVE_AS_UTF8)
                 if len(line) > _MAX_LINE:
                     raise DataError(
                         f"{name}:{number}: a line of more than {_MAX_LINE:,} characters",
@@ -71,7 +71,7 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     except FileNotFoundError as exc:
         raise missing_path(name) from exc
     except OSError as exc:
-        raise DataError(f"{name} cannot be read: {describe(exc)}.", hint="Name a text file.") from exc
+        raise DataError(f"{name} cannot be read: {describe(exc)}.", hint="Give a text file.") from exc
     except UnicodeDecodeError as exc:
         raise _not_decodable(name, exc) from exc
 

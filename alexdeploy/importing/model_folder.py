@@ -146,7 +146,7 @@ def read_mean_image(path: Path) -> MeanImage:
         )
     result: MeanImage = np.ascontiguousarray(mean, np.float32)
     if not np.isfinite(result).all():
-        raise ModelError(f"{path} holds values that are not finite")
+        raise ModelError(f"{path} contains NaN or infinity")
     if result.min() < 0 or result.max() > 255:
         raise ModelError(
             f"{path} holds values from {result.min():g} to {result.max():g}; a mean image is in pixels of 0 to 255"

@@ -106,7 +106,7 @@ def _features(architecture: Architecture) -> Iterator[Layer]:
                     # The shape that halves the maps would take what is left over from the next image of the batch.
                     raise RecipeError(
                         f"norm{index}: {channels} maps do not divide into {towers} towers",
-                        hint=f"Give {name} another number of channels, or set architecture.lrn.per_tower=false.",
+                        hint=f"Change the number of channels of {name}, or set architecture.lrn.per_tower=false.",
                     )
                 yield Layer(
                     kind="lrn",

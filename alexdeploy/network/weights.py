@@ -64,8 +64,8 @@ def check_origin(folder: ModelFolder, spec: ModelSpec, hash_file: Callable[[Path
     found, recorded = hash_file(path), spec.recorded_weights
     if recorded is not None and found != recorded:
         raise StaleArtifactError(
-            f"{path} is {found[:12]}, {folder.spec_path.name} was written with {recorded[:12]}: "
-            "one of them is damaged, or of another training",
+            f"SHA-256 mismatch: {path} {found[:12]}, recorded {recorded[:12]} in {folder.spec_path.name}: "
+            "one of them is damaged or from another training run",
             hint=_restore(folder) + _resume(folder),
         )
     if contract is not None and contract != spec.contract_sha256:
@@ -78,7 +78,7 @@ def check_origin(folder: ModelFolder, spec: ModelSpec, hash_file: Callable[[Path
 
 def _restore(folder: ModelFolder) -> str:
     both = f"{folder.weights_path.name} and {folder.spec_path.name}"
-    return f"Restore {both} from one copy, or train or import the model again."
+    return f"Restore {both} from the same copy, or train or import the model again."
 
 
 def _resume(folder: ModelFolder) -> str:
@@ -87,7 +87,7 @@ def _resume(folder: ModelFolder) -> str:
         return f"\nIf an export was stopped, run it again: alexdeploy export {folder.path}"
     if not folder.checkpoint_path.is_file():
         return ""
-    return "\nIf its training was stopped, go on with that first: the same alexdeploy train, with --resume"
+    return "\nIf its training was interrupted, resume it first: the same alexdeploy train command with --resume"
 
 
 def load_weights(path: Path, plan: tuple[Layer, ...]) -> Weights:
@@ -116,10 +116,10 @@ def check_weights(weights: Weights, plan: tuple[Layer, ...], source: str) -> Non
         if found.dtype != np.float32:
             raise ModelError(f"{source}: {name} is {found.dtype}, expected float32")
         if not np.isfinite(found).all():
-            raise ModelError(f"{source}: {name} holds values that are not finite")
+            raise ModelError(f"{source}: {name} contains NaN or infinity")
     extra = sorted(set(weights) - set(expected))
     if extra:
-        raise ModelError(f"{source} holds {extra[0]}, which the architecture does not have")
+        raise ModelError(f"{source} contains {extra[0]}, which the architecture does not have")
 
 
 def expected_shapes(plan: tuple[Layer, ...]) -> dict[str, tuple[int, ...]]:

@@ -59,7 +59,7 @@ def test_json_says_what_was_written_and_how_it_was_checked(run: Run, tiny_model:
 def test_an_unknown_model_is_a_usage_error_that_names_those_there_are(run: Run) -> None:
     result = run("other")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "error: no model at other nor at models/other\nModels here: tiny\n"
+    assert result.stderr == "error: no model at other or models/other\nModels here: tiny\n"
 
 
 def test_no_model_at_all_is_a_usage_error_that_says_how_to_get_one(
@@ -68,7 +68,7 @@ def test_no_model_at_all_is_a_usage_error_that_says_how_to_get_one(
     monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
     result = run()
     assert result.exit_code == 2
-    assert "Train one: alexdeploy train\nor bring one: alexdeploy import FILE.onnx\n" in result.stderr
+    assert "Train one: alexdeploy train\nor import one: alexdeploy import FILE.onnx\n" in result.stderr
 
 
 def test_damaged_weights_leave_the_old_graph(run: Run, tiny_model: ModelFolder) -> None:

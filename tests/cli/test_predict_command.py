@@ -246,7 +246,7 @@ def test_files_that_are_no_images_are_counted_in_the_summary(run: Run, workplace
     result = run("images")
     assert (result.exit_code, len(result.rows)) == (0, 5)
     last = result.stderr.splitlines()[-1]
-    assert last == "skipped 3 files that are no images (.txt 2, .xml 1) and 1 hidden or system name"
+    assert last == "skipped 3 files that are not images (.txt 2, .xml 1) and 1 hidden or system name"
     assert run("images", "--quiet").stderr == ""
 
 

@@ -77,7 +77,7 @@ def test_lists_are_packed_as_the_folders_are(run: Run) -> None:
     refused = run("train", "listed", *QUICK)
     assert refused.exit_code == 3
     command = "alexdeploy prepare photos listed --train-list train.txt --val-list val.txt"
-    assert f"error: listed is not finished: 2 of 2 shards are there\nGo on: {command}\n" in refused.stderr
+    assert f"error: listed is not finished: 2 of 2 shards are written\nGo on: {command}\n" in refused.stderr
     assert run(*command.split()[1:]).exit_code == 0
     assert open_packed("listed").index == by_list
 
@@ -153,7 +153,7 @@ def test_a_recipe_that_warps_is_refused_on_a_set_that_was_cropped(run: Run) -> N
     assert run("prepare", "photos", "set").exit_code == 0
     result = run("train", "set", "--set", "preprocessing.resize=warp", *QUICK)
     assert result.exit_code == 3
-    assert "set was packed with --resize crop; found where warp is expected" in result.stderr
+    assert "set was packed with --resize crop; expected warp" in result.stderr
     assert "Pack the images again: alexdeploy prepare photos OUT --resize warp" in result.stderr
     assert not Path("models").exists()
 

@@ -116,7 +116,7 @@ def test_who_has_something_to_save_is_ended_by_a_second_signal_alone(work: str) 
     with guarded(work) as process:
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
-        assert process.stderr.readline().endswith("A second signal stops at once.\n")
+        assert process.stderr.readline().endswith("A second signal stops immediately.\n")
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert ended(process) == (143, "")

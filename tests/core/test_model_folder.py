@@ -77,7 +77,7 @@ def test_a_checkpoint_without_a_model_is_an_unfinished_run(tmp_path: Path) -> No
     fill(folder, "checkpoints/last.pt", "mean.npy", "weights.safetensors")
     with pytest.raises(UsageError, match="already holds an unfinished run") as caught:
         folder.check_unused(can_resume=True)
-    assert str(caught.value.hint).startswith("Go on with it: --resume\n")
+    assert str(caught.value.hint).startswith("Resume it: --resume\n")
     with pytest.raises(UsageError, match="already holds an unfinished run") as caught:
         folder.check_unused()
     assert "--resume" not in str(caught.value.hint)
@@ -137,7 +137,7 @@ def test_a_changed_mean_image_is_stale(tmp_path: Path) -> None:
     assert mean is not None
     assert mean.shape == (3, 256, 256)
     np.save(folder.mean_path, np.ones((3, 256, 256), np.float32))
-    with pytest.raises(StaleArtifactError, match=r"mean\.npy has hash"):
+    with pytest.raises(StaleArtifactError, match=r"SHA-256 mismatch: .*mean\.npy"):
         folder.mean_image(spec)
 
 
@@ -209,15 +209,15 @@ def working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", [None, "begun", "models/begun"])
-def test_a_model_whose_first_training_was_stopped_is_to_be_gone_on_with(working: Path, name: str | None) -> None:
+def test_a_model_whose_first_training_was_interrupted_is_to_be_resumed(working: Path, name: str | None) -> None:
     fill(ModelFolder(MODELS_FOLDER / "begun"), "checkpoints/last.pt")
-    with pytest.raises(ModelError, match="models/begun is not trained to the end") as caught:
+    with pytest.raises(ModelError, match="models/begun is not fully trained") as caught:
         find_model(name)
     assert "alexdeploy train --name begun --resume" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", [None, "bad"])
-def test_a_folder_without_its_spec_is_told_what_it_lacks(working: Path, name: str | None) -> None:
+def test_a_folder_without_its_spec_is_an_error_that_names_the_spec(working: Path, name: str | None) -> None:
     fill(ModelFolder(MODELS_FOLDER / "bad"), "weights.safetensors", "model.onnx")
     with pytest.raises(ModelError, match=r"models/bad has no spec\.json") as caught:
         find_model(name)

@@ -79,7 +79,7 @@ def test_an_unknown_key_suggests_the_nearest(override: str, suggestion: str) -> 
         ("preprocessing.mean=media", "mean"),
         (
             "training.freeze=['conv6']",
-            "names 'conv6'; it can be any of conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8",
+            "names 'conv6'; expected one of conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8",
         ),
         ("training.freeze=['conv1','conv2','conv3','conv4','conv5','fc6','fc7','fc8']", "nothing would be trained"),
         ("training.label_smoothing=1", "label_smoothing"),

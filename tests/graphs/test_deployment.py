@@ -134,7 +134,7 @@ def test_it_is_valid_at_every_opset(opset: int) -> None:
 def test_a_graph_that_is_not_the_specs_is_refused(tiny_model: ModelFolder) -> None:
     network = onnx.load(tiny_model.onnx_path())
     other = ModelSpec(name="t", classes=("a", "b"), preprocessing=tiny_model.spec().preprocessing)
-    with pytest.raises(ModelError, match=r"logits is float32 \[N, 5\], the spec says float32 \[N, 2\]"):
+    with pytest.raises(ModelError, match=r"logits is float32 \[N, 5\], spec expects float32 \[N, 2\]"):
         deployment_graph(network, other, 10, np.zeros((3, 256, 256), np.float32))
     with pytest.raises(UsageError, match="mean image"):
         deployment_graph(network, tiny_model.spec(), 10)

@@ -144,7 +144,9 @@ def test_a_graph_that_was_damaged_in_place_is_refused(int8_model: ModelFolder, p
     content[middle : middle + 3000] = b"\x3c" * 3000
     path.write_bytes(content)
     for read in (load_metadata, load_graph):
-        with pytest.raises(StaleArtifactError, match=rf"{path.name} is .*, {path.name}\.sha256 was written") as caught:
+        with pytest.raises(
+            StaleArtifactError, match=rf"SHA-256 mismatch: .*{path.name} .* in {path.name}\.sha256"
+        ) as caught:
             read(int8_model, precision, int8_model.spec())
         assert "alexdeploy export" in str(caught.value.hint)
 
@@ -152,9 +154,9 @@ def test_a_graph_that_was_damaged_in_place_is_refused(int8_model: ModelFolder, p
 def test_a_damaged_graph_without_its_weights_is_to_be_copied_again(tiny_model: ModelFolder) -> None:
     tiny_model.weights_path.unlink()
     tiny_model.sum_path().write_text("no hash at all\n")
-    with pytest.raises(StaleArtifactError, match=r"model\.onnx\.sha256 was written with no:") as caught:
+    with pytest.raises(StaleArtifactError, match=r"recorded no.* in model\.onnx\.sha256") as caught:
         load_metadata(tiny_model, "fp32", tiny_model.spec())
-    assert "Copy it again" in str(caught.value.hint)
+    assert "Copy it and spec.json again" in str(caught.value.hint)
 
 
 def test_a_graph_without_a_hash_beside_it_is_taken_as_it_is(tiny_model: ModelFolder) -> None:
@@ -170,7 +172,7 @@ def test_the_hash_beside_a_graph_is_one_that_sha256sum_checks(tiny_model: ModelF
 def test_a_graph_of_another_precision_under_a_new_name_is_refused(int8_model: ModelFolder) -> None:
     int8_model.sum_path("fp16").unlink()
     int8_model.onnx_path("fp16").write_bytes(int8_model.onnx_path("int8").read_bytes())
-    with pytest.raises(StaleArtifactError, match=r"model\.fp16\.onnx is the int8 graph under another name"):
+    with pytest.raises(StaleArtifactError, match=r"model\.fp16\.onnx contains the int8 graph"):
         load_metadata(int8_model, "fp16", int8_model.spec())
 
 

@@ -140,13 +140,13 @@ def test_fp16_halves_are_exchanged_in_fp16(tiny_model: ModelFolder) -> None:
 
 
 def test_a_network_of_one_tower_is_refused_with_the_cure(exported: Callable[..., ModelFolder]) -> None:
-    with pytest.raises(UsageError, match="no two towers") as caught:
+    with pytest.raises(UsageError, match="two towers") as caught:
         split_graph(_deployed(exported("one-tower")), "towers")
     assert "--placement pipeline" in str(caught.value)
 
 
 def test_an_lrn_over_both_towers_is_refused_with_the_reason(exported: Callable[..., ModelFolder]) -> None:
-    with pytest.raises(UsageError, match=r"norm1 normalizes across both towers .*2012 did not") as caught:
+    with pytest.raises(UsageError, match=r"norm1 normalizes across both towers") as caught:
         split_graph(_deployed(exported("caffe-alexnet")), "towers")
     assert "--placement pipeline" in str(caught.value)
 

@@ -166,7 +166,7 @@ def test_a_graph_that_is_too_new_for_tensorrt_8_is_a_model_error(int8_model: Mod
     network = load_graph(int8_model, "fp32", spec).model
     network.opset_import[0].version = 20
     mean = int8_model.mean_image(spec)
-    with pytest.raises(ModelError, match="opset 20, this TensorRT reads 17") as caught:
+    with pytest.raises(ModelError, match="opset 20, this TensorRT supports at most 17") as caught:
         engine_graph(network, spec, 1, mean, 17)
     assert caught.value.hint is not None
     assert engine_graph(network, spec, 1, mean, 19).opset_import[0].version == 20
@@ -179,7 +179,7 @@ def test_a_graph_that_cannot_be_converted_is_a_model_error(int8_model: ModelFold
     for node in network.graph.node:
         node.input[:] = ["odd" if each == name else each for each in node.input]
     network.graph.node.insert(1, helper.make_node("NoSuchOperator", [name], ["odd"]))
-    with pytest.raises(ModelError, match="from ONNX opset 17 to 19"):
+    with pytest.raises(ModelError, match="from opset 17 to 19"):
         engine_graph(network, spec, 1, None, 19)
 
 

@@ -359,7 +359,7 @@ def test_every_format_of_the_list_is_read(image_format):
 @pytest.mark.parametrize("image_format", ["ICO", "DIB", "PCX", "EPS", "ICNS", "SGI"])
 def test_formats_off_the_list_are_refused(image_format):
     data = encode(Image.new("RGB", (64, 64), "white"), image_format)
-    with pytest.raises(ImageError, match="not an image of a kind that is read here"):
+    with pytest.raises(ImageError, match="unsupported file type"):
         decode(data)
 
 
@@ -460,7 +460,7 @@ def test_a_bomb_is_refused_by_its_header(width, height, monkeypatch):
 
 def test_a_bomb_is_refused_where_pillow_was_told_to_allow_it(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    with pytest.raises(ImageError, match="is 60000x60000; at most 89,478,485 pixels"):
+    with pytest.raises(ImageError, match="is 60000x60000; the limit is 89,478,485 pixels"):
         decode(png_claiming(60_000, 60_000))
 
 

@@ -170,7 +170,7 @@ def test_a_file_is_no_data_set(tmp_path):
 
 def test_one_class_is_too_few(tmp_path):
     fill(tmp_path, a=4)
-    assert message(tmp_path).startswith(f"{tmp_path} holds 1 folders of images")
+    assert message(tmp_path).startswith(f"{tmp_path} has 1 folders of images")
 
 
 def test_a_class_without_images_is_named(tmp_path):
@@ -231,14 +231,14 @@ def test_a_flat_test_folder_is_no_split_and_that_is_said(tmp_path):
     fill(tmp_path, train__a=10, train__b=10, test=5)
     data = read_image_folder(tmp_path)
     assert (data.classes, len(data.train), len(data.val)) == (("a", "b"), 18, 2)
-    assert data.notes == (f"{tmp_path}: no split, as there are no class folders in it: test",)
+    assert data.notes == (f"{tmp_path}: not a split, since it has no class folders: test",)
 
 
 def test_a_flat_test_folder_beside_both_splits_is_said_to_be_none(tmp_path):
     fill(tmp_path, train__a=2, train__b=2, val__a=1, val__b=1, test=5)
     data = read_image_folder(tmp_path)
     assert len(data.val) == 2
-    assert data.notes == (f"{tmp_path}: no split, as there are no class folders in it: test",)
+    assert data.notes == (f"{tmp_path}: not a split, since it has no class folders: test",)
 
 
 def test_hidden_and_system_folders_are_ignored_and_named(tmp_path):
@@ -250,30 +250,34 @@ def test_hidden_and_system_folders_are_ignored_and_named(tmp_path):
     assert (data.classes, len(data.train) + len(data.val)) == (("cat", "dog"), 4)
     assert data.notes == (
         f"{tmp_path}: hidden and system folders ignored: .git, @eaDir, __MACOSX, lost+found",
-        "skipped 1 file that is no image (.txt 1) and 1 hidden or system name in the class folders",
+        "skipped 1 file that is not an image (.txt 1) and 1 hidden or system name in the class folders",
     )
 
 
 @pytest.mark.parametrize("nested", ["data__cat", "data__deep__cat"])
 def test_a_class_that_holds_folders_alone_is_refused_and_can_be_excluded(tmp_path, nested):
     fill(tmp_path, cat=2, dog=2, **{nested: 2})
-    with pytest.raises(DataError, match=r"the class folder .*/data holds no images, only folders of them") as caught:
+    with pytest.raises(DataError, match=r"the class folder .*/data contains no images, only folders") as caught:
         read_image_folder(tmp_path)
-    assert str(caught.value.hint).endswith("or leave this one out: --exclude data")
+    assert str(caught.value.hint).endswith("or exclude this one: --exclude data")
     assert read_image_folder(tmp_path, exclude=["data"]).classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
     ("num_images", "loose", "refused"),
     [
-        ({"train__a": 4, "train__b": 4, "test": 4, "extra": 4}, "train", "train is called as a split, .*: 8 of 9"),
-        ({"a": 4, "b": 4, "val__a": 4, "val__b": 4}, "val", "val holds folders that are called as other classes: a, b"),
+        ({"train__a": 4, "train__b": 4, "test": 4, "extra": 4}, "train", "train has the name of a split, .*: 8 of 9"),
+        ({"a": 4, "b": 4, "val__a": 4, "val__b": 4}, "val", "val contains folders with names of other classes: a, b"),
         ({"a": 4, "b": 4, "val__a": 1}, "val", None),
-        ({"a": 4, "b": 4, "val__a": 2}, "val", "val holds folders that are called as other classes: a"),
-        ({"a": 4, "b": 4, "copy__a": 4, "copy__b": 4}, "copy", "copy holds folders that are called as other classes"),
-        ({"a": 4, "b": 4, "copy__deep__a": 4}, "copy", "copy holds folders that are called as other classes"),
-        ({"training_set__a": 4, "training_set__b": 4, "test_set__a": 4}, "training_set", "test_set holds no images"),
-        ({"training_set__a": 4, "training_set__b": 4, "rest": 4}, "training_set", "training_set is called as a split"),
+        ({"a": 4, "b": 4, "val__a": 2}, "val", "val contains folders with names of other classes: a"),
+        ({"a": 4, "b": 4, "copy__a": 4, "copy__b": 4}, "copy", "copy contains folders with names of other classes"),
+        ({"a": 4, "b": 4, "copy__deep__a": 4}, "copy", "copy contains folders with names of other classes"),
+        ({"training_set__a": 4, "training_set__b": 4, "test_set__a": 4}, "training_set", "test_set contains no images"),
+        (
+            {"training_set__a": 4, "training_set__b": 4, "rest": 4},
+            "training_set",
+            "training_set has the name of a split",
+        ),
         ({"bus__front": 4, "bus__side": 4, "car__front": 4, "car": 4, "trainer__old": 4}, "bus trainer", None),
         ({"a": 4, "b__a": 1, "b": 4}, "b", None),
         ({"bus": 2, "train__steam": 2, "train": 2}, "train", None),
@@ -293,12 +297,12 @@ def test_an_image_beside_folders_of_classes_makes_no_class_of_them(tmp_path, num
 
 def test_both_splits_called_as_sets_with_an_image_beside_their_classes_are_refused(tmp_path):
     fill(tmp_path, training_set__a=4, training_set__b=4, test_set__a=4, test_set__b=4, training_set=1, test_set=1)
-    assert "test_set is called as a split, and most of its images are in folders: 8 of 9" in message(tmp_path)
+    assert "test_set has the name of a split, and most of its images are in folders: 8 of 9" in message(tmp_path)
 
 
 def test_splits_that_have_no_class_in_common_are_no_classes_beside_others(tmp_path):
     fill(tmp_path, train__a=2, train__b=2, val__c=2, extra=2)
-    assert "train holds no images, only folders" in message(tmp_path)
+    assert "train contains no images, only folders" in message(tmp_path)
 
 
 def test_an_empty_class_folder_can_be_excluded_in_every_split(tmp_path):

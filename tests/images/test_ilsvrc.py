@@ -190,24 +190,24 @@ def test_a_file_that_shrinks_later_is_an_image_that_cannot_be_read(downloads):
     image = read_ilsvrc(downloads).train[-1]
     path = downloads / TRAIN_NAME
     path.write_bytes(path.read_bytes()[: (image.offset or 0) + 10])
-    with pytest.raises(ImageError, match="bytes too early"):
+    with pytest.raises(ImageError, match="truncated by"):
         image.read()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / DEVKIT_NAME).write_bytes(devkit(TRUTH[1:])), "5 images, and the devkit labels of 4"),
+        (lambda folder: (folder / DEVKIT_NAME).write_bytes(devkit(TRUTH[1:])), "5 images, the devkit has 4 labels"),
         (lambda folder: (folder / DEVKIT_NAME).write_bytes(devkit((9, *TRUTH[1:]))), "not the devkit .* damaged: 9"),
         (lambda folder: (folder / DEVKIT_NAME).write_bytes(devkit(meta=b"no")), "not a MATLAB 5 file"),
         (lambda folder: (folder / DEVKIT_NAME).write_bytes(b"no"), "cannot be read: not a gzip file"),
-        (lambda folder: (folder / DEVKIT_NAME).write_bytes(tar({"a": b""}, "w:gz")), "holds no data/ILSVRC2012_val"),
+        (lambda folder: (folder / DEVKIT_NAME).write_bytes(tar({"a": b""}, "w:gz")), "contains no data/ILSVRC2012_val"),
         (lambda folder: (folder / VAL_NAME).unlink(), "no ILSVRC2012_img_val.tar"),
         (
             lambda folder: (folder / TRAIN_NAME).write_bytes(tar({"cat.jpg": b"x"})),
-            "holds 'cat.jpg'; expected one arch",
+            "contains 'cat.jpg'; expected one arch",
         ),
-        (lambda folder: (folder / TRAIN_NAME).write_bytes(tar({"n01440764.tar": tar({})})), "holds no images"),
+        (lambda folder: (folder / TRAIN_NAME).write_bytes(tar({"n01440764.tar": tar({})})), "contains no images"),
     ],
 )
 def test_files_that_do_not_belong_together_are_told(downloads, change: Callable[[Path], None], message: str):
@@ -219,7 +219,7 @@ def test_files_that_do_not_belong_together_are_told(downloads, change: Callable[
 def test_a_class_that_only_the_validation_images_have_is_told(downloads):
     two = {f"{wnid}.tar": tar(images) for wnid, images in list(TRAIN.items())[:2]}
     (downloads / TRAIN_NAME).write_bytes(tar(two))
-    with pytest.raises(DataError, match="holds no class n07753592, which validation images have"):
+    with pytest.raises(DataError, match="has no class n07753592"):
         read_ilsvrc(downloads)
 
 

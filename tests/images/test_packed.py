@@ -52,7 +52,7 @@ def test_its_images_are_sources_with_the_same_pixels(folder, data):
     assert [source.name for source in sources] == [f"{folder}!{name}" for name in names]
     for source, (path, _) in zip(sources, (*data.train, *data.val), strict=True):
         np.testing.assert_array_equal(decode(source.read("crop")), decode(Path(path).read_bytes()))
-    with pytest.raises(ImageError, match="packed with --resize crop, and the model takes images made square by warp"):
+    with pytest.raises(ImageError, match="packed with --resize crop, and the model expects --resize warp"):
         sources[0].read("warp")
 
 
@@ -62,7 +62,7 @@ def test_its_validation_images_are_labelled_in_the_order_of_the_model(folder):
     assert [source.name for source in found.sources()] == [
         f"{folder}!val/{name}/{index:03}.png" for name in ("cat", "dog") for index in range(2)
     ]
-    assert "these are the 4 for validation" in found.notes[0]
+    assert "using the 4 for validation" in found.notes[0]
     with pytest.raises(DataError, match="'dog'"):
         read_labelled(folder, ["cat", "bird"])
 
@@ -78,7 +78,7 @@ def test_images_are_read_from_any_shard_in_any_order(folder, data):
 def test_the_way_of_resizing_is_asked_for(folder, tmp_path):
     check_resize(folder, "crop")
     check_resize(tmp_path, "warp")
-    with pytest.raises(DataError, match="packed with --resize crop; found where warp is expected") as caught:
+    with pytest.raises(DataError, match="packed with --resize crop; expected warp") as caught:
         check_resize(folder, "warp")
     assert caught.value.hint == "Pack the images again: alexdeploy prepare 'photos of us' OUT --resize warp"
 
@@ -86,7 +86,7 @@ def test_the_way_of_resizing_is_asked_for(folder, tmp_path):
 def test_an_unfinished_set_is_told_with_the_command_that_finishes_it(folder):
     (folder / "index.json").unlink()
     assert is_packed(folder)
-    with pytest.raises(DataError, match="not finished: 6 of 6 shards are there") as caught:
+    with pytest.raises(DataError, match="not finished: 6 of 6 shards are written") as caught:
         open_packed(folder)
     command = f"alexdeploy prepare 'photos of us' {folder} --seed 3"
     assert caught.value.hint == f"Go on: {command}"
@@ -99,7 +99,7 @@ def test_an_unfinished_set_is_told_with_the_command_that_finishes_it(folder):
 def test_a_folder_with_a_plan_of_somebody_else_is_no_set(tmp_path, content):
     (tmp_path / "plan.json").write_text(content)
     assert not is_packed(tmp_path)
-    with pytest.raises(DataError, match="is no packed set"):
+    with pytest.raises(DataError, match="is not a packed set"):
         open_packed(tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_a_folder_with_a_plan_of_somebody_else_is_no_set(tmp_path, content):
     ("file", "before", "after", "message"),
     [
         ("index.json", b'"train-00001.bin"', b'"../../../secret"', "names a shard '../../../secret'"),
-        ("index.json", b'"num_train": 8', b'"num_train": 9', "is that of another set"),
+        ("index.json", b'"num_train": 8', b'"num_train": 9', "belongs to another set"),
         ("index.json", b'"classes"', b'"klasses"', "index.json is damaged: .*classes"),
         ("plan.json", b'"resize": "crop"', b'"resize": "blur"', "plan.json is damaged: Invalid enum value 'blur'"),
         ("plan.json", b"packed-1", b"packed-2", "has another format than alexdeploy-packed-1"),
@@ -177,7 +177,7 @@ def test_an_image_that_is_in_both_lists_is_refused(tmp_path):
     (tmp_path / "b.jpg").touch()
     with pytest.raises(DataError, match=r"b\.jpg and 1 more images are in both .*train\.txt and .*val\.txt") as caught:
         from_lists(tmp_path, lists["train"], lists["val"])
-    assert caught.value.hint == "Name each image in one of the lists."
+    assert caught.value.hint == "Put each image into only one of the lists."
 
 
 def test_classes_that_are_not_utf8_are_refused_wherever_they_are_read(tmp_path):
@@ -194,7 +194,7 @@ def test_a_listed_image_that_never_was_there_is_not_found_and_one_that_was_has_v
     lists = write_lists(tmp_path, train=["a.jpg cat", "b.jpg dog"], val=["c.jpg cat", "d.jpg dog"])
     originals = from_labelled(from_lists(tmp_path, lists["train"], lists["val"]))
     (tmp_path / "b.jpg").unlink()
-    for original, message in zip(originals.train, ("not found: no such file", "vanished: it was there"), strict=True):
+    for original, message in zip(originals.train, ("not found: no such file", "vanished after"), strict=True):
         with pytest.raises(ImageError, match=message):
             original.read()
 
@@ -225,7 +225,7 @@ def npy(array: object) -> bytes:
         (lambda index: index["train"]["shards"].pop(), r"counts the images of train as \[6, 8\]"),
         (lambda index: index["val"].update(num_images=3), r"counts the images of val as \[3, 4\]"),
         (lambda index: index["statistics"].update(num_images=0), r"counts the images of train as \[0, 8\]"),
-        (lambda index: index["classes"].pop(), "holds labels from 0 to 1; expected 0 to 0"),
+        (lambda index: index["classes"].pop(), "contains labels from 0 to 1; expected 0 to 0"),
     ],
 )
 def test_an_index_that_contradicts_itself_is_refused(folder, change: Callable[[dict[str, Any]], None], message: str):
@@ -240,7 +240,7 @@ def test_an_index_that_contradicts_itself_is_refused(folder, change: Callable[[d
     [
         (npy([0, 0, 0, 0, 1, 1, 1]), r"counts the images of train as \[7, 8\]"),
         (npy([[0], [0], [0], [0], [1], [1], [1], [1]]), "counts the images of train"),
-        (npy([0, 0, 0, 0, 1, 1, 1, -1]), "holds labels from -1 to 1; expected 0 to 1"),
+        (npy([0, 0, 0, 0, 1, 1, 1, -1]), "contains labels from -1 to 1; expected 0 to 1"),
         (b"no array", "train-labels.npy is damaged"),
         (b"", "train-labels.npy is damaged"),
     ],

@@ -134,7 +134,7 @@ def test_a_sample_with_other_settings_is_refused(small):
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="nothing was written there"):
+    with pytest.raises(UsageError, match="nothing was written"):
         write_sample(tmp_path, num_train=1, num_val=1)
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
@@ -166,7 +166,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_no_half_file(tmp_path, monkey
     monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(OutputError, match="no space left on device") as caught:
         write_sample(tmp_path, num_train=1, num_val=1)
-    assert "the same command goes on" in caught.value.hint
+    assert "The same command resumes" in caught.value.hint
     assert os.listdir(tmp_path / "train" / "disc") == []
 
 

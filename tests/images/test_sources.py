@@ -164,7 +164,7 @@ def test_a_file_is_read_by_its_path_and_a_fifo_never_waited_for(tmp_path):
     for name, listed, problem in (
         ("fifo", False, "is not a regular file"),
         ("gone", False, "not found: no such file"),
-        ("gone", True, "vanished: it was there when the folder was listed"),
+        ("gone", True, "vanished after the folder was listed"),
     ):
         with pytest.raises(ImageError) as caught:
             read_file(str(tmp_path / name), listed)
@@ -180,7 +180,7 @@ def test_a_file_above_the_limit_is_refused_by_its_size(tmp_path):
     with open(tmp_path / "a.jpg", "wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
     (source,) = iter_sources([str(tmp_path)])
-    assert problem(source) == "holds 268,435,457 bytes; at most 268,435,456 are read"
+    assert problem(source) == "has 268,435,457 bytes; the limit is 268,435,456"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -586,7 +586,7 @@ def test_an_encrypted_zip_member_is_an_error(tmp_path):
 def test_zip_methods_that_cannot_be_bounded_are_refused(tmp_path, method):
     write_zip(tmp_path / "a.zip", "1.jpg", method=method)
     (source,) = iter_sources([str(tmp_path / "a.zip")])
-    assert f"compressed with method {method}" in problem(source)
+    assert f"compression method {method}" in problem(source)
 
 
 def test_links_in_a_zip_are_errors(tmp_path):
@@ -627,7 +627,7 @@ def test_members_above_the_limit_are_refused_by_their_headers(tmp_path, monkeypa
             archive.addfile(info, io.BytesIO(b"2" * size))
     for kind in ("a.zip", "a.tgz"):
         found = [outcome(source) for source in iter_sources([str(tmp_path / kind)])]
-        assert found == ["holds 1,001 bytes; at most 1,000 are read", b"2"]
+        assert found == ["has 1,001 bytes; the limit is 1,000", b"2"]
 
 
 def test_a_zip_member_larger_than_it_says_is_not_inflated(tmp_path):
@@ -765,7 +765,7 @@ def test_members_of_a_zip_archive_with_backslashes_are_found(tmp_path):
         ("./a.jpg", b".\\a.jpg"),
         ("cats/b.jpg", b"cats\\b.jpg"),
     ]
-    assert str(inputs.skipped) == "1 file that is no image (.txt 1) and 2 hidden or system names"
+    assert str(inputs.skipped) == "1 file that is not an image (.txt 1) and 2 hidden or system names"
 
 
 def test_what_a_walk_passes_over_is_counted_by_suffix(tmp_path):
@@ -792,7 +792,7 @@ def test_what_a_walk_passes_over_is_counted_by_suffix(tmp_path):
     fill(tmp_path, *(f"many/{number}.{number}" for number in range(300)))
     assert sum(1 for _ in inputs) == 2
     assert len(inputs.skipped.suffixes) == 101
-    assert str(inputs.skipped).startswith("307 files that are no images (others ")
+    assert str(inputs.skipped).startswith("307 files that are not images (others ")
 
 
 @pytest.mark.parametrize("inputs", [None, 5, [None], [5], [b"a.jpg"], [["a.jpg"]], "a.jpg", b"a.jpg", Path("a.jpg")])

@@ -68,7 +68,7 @@ def test_names_between_nuls_may_be_in_wide_text_with_a_mark() -> None:
 @pytest.mark.parametrize("length", [30, 31])
 def test_wide_lines_far_down_in_a_list_are_refused(encoding: str, line_end: str, length: int) -> None:
     data = b"a\n" * length + (b"b" * length + b".jpg\n") * 3000 + f"c.jpg{line_end}猫{line_end}".encode(encoding)
-    with pytest.raises(DataError, match=r"^list has lines in UTF-16 or UTF-32 among others") as caught:
+    with pytest.raises(DataError, match=r"^list mixes lines in UTF-16 or UTF-32") as caught:
         split_names(data, "list")
     assert caught.value.hint == "Save it as UTF-8."
 

@@ -489,7 +489,7 @@ def test_safetensors_come_back_bit_for_bit_by_either_names(
         (lambda w: w.update(extra=np.zeros(2, np.float32)), "holds extra, which the architecture does not have"),
         (lambda w: w.update({"fc7.weight": w["fc7.weight"][:5]}), "fc7.weight has shape [5, 12]"),
         (lambda w: w.update({"fc7.bias": w["fc7.bias"].astype(np.int32)}), "fc7.bias is int32, expected float32"),
-        (lambda w: w.update({"conv1.bias": w["conv1.bias"] * np.nan}), "conv1.bias holds values that are not finite"),
+        (lambda w: w.update({"conv1.bias": w["conv1.bias"] * np.nan}), "conv1.bias contains NaN or infinity"),
         (lambda w: w.pop("conv3.weight"), "has the weights of conv1, conv2, conv4"),
         (lambda w: w.update({"conv9.weight": w.pop("conv5.weight")}), "expects those of conv1, conv2, conv3, conv4, c"),
     ],
@@ -564,7 +564,7 @@ def test_a_mean_image_is_read_from_npy_as_caffe_ships_it(tmp_path: Path) -> None
     [
         (np.full((3, 227, 227), 2.0), "holds float64 [3, 227, 227]; a mean image is [3, 256, 256]"),
         (np.zeros((256, 256, 3)), "holds float64 [256, 256, 3]"),
-        (np.full((3, 256, 256), np.nan), "holds values that are not finite"),
+        (np.full((3, 256, 256), np.nan), "contains NaN or infinity"),
         (np.full((3, 256, 256), "a"), "holds <U1 [3, 256, 256]"),
         (np.full((3, 256, 256), -0.5), "holds values from -0.5 to -0.5; a mean image is in pixels of 0 to 255"),
         (np.full((3, 256, 256), 256), "holds values from 256 to 256; a mean image is in pixels"),

@@ -183,7 +183,7 @@ def changed(name: str, **fields: Any) -> dict[str, Any]:
         (changed("conv5", pad=files.row(0, 0, 0, 0), stride=files.row(40, 40)), "leaves nothing of its input"),
         (files.network(WEIGHTS, average=np.full((227, 227, 3), np.nan)), "averageImage holds values outside"),
         (files.network(WEIGHTS, average=np.full((100, 100, 3), 9.0)), "averageImage is [100, 100, 3]"),
-        (files.network({**WEIGHTS, "conv1.bias": WEIGHTS["conv1.bias"] * np.nan}), "values that are not finite"),
+        (files.network({**WEIGHTS, "conv1.bias": WEIGHTS["conv1.bias"] * np.nan}), "contains NaN or infinity"),
     ],
 )
 @pytest.mark.parametrize("form", ["v7", "v7.3"])

@@ -301,4 +301,4 @@ def test_an_image_for_which_there_is_no_memory_is_a_row(classify, make_sources, 
     monkeypatch.setattr(pipeline, "decode", decode_little)
     outcomes = list(classify(make_sources(10)))
     assert [outcome.index for outcome in outcomes] == list(range(10))
-    assert [outcome.error for outcome in outcomes if outcome.error] == ["takes more memory than there is"]
+    assert [outcome.error for outcome in outcomes if outcome.error] == ["not enough memory"]

@@ -59,7 +59,7 @@ def damage(folder: ModelFolder) -> None:
 def test_damaged_weights_are_refused_and_the_graph_is_not_blamed(trained: ModelFolder, read: Reader) -> None:
     before = trained.onnx_path().read_bytes()
     damage(trained)
-    with pytest.raises(StaleArtifactError, match=r"weights\.safetensors is .*, spec\.json was written with") as caught:
+    with pytest.raises(StaleArtifactError, match=r"SHA-256 mismatch: .*weights\.safetensors .*spec\.json") as caught:
         read(trained)
     assert "Restore weights.safetensors" in str(caught.value.hint)
     assert "alexdeploy export" not in str(caught.value.hint)
@@ -70,7 +70,7 @@ def test_the_graph_of_weights_that_were_damaged_since_is_said_to_be_right_and_ru
     damage(trained)
     with pytest.raises(StaleArtifactError) as caught:
         load_metadata(trained, "fp16", trained.spec())
-    assert "model.fp16.onnx is of the right weights" in str(caught.value.hint)
+    assert "model.fp16.onnx matches the recorded weights" in str(caught.value.hint)
     trained.weights_path.unlink()
     load_graph(trained, "fp16", trained.spec())
 
@@ -108,7 +108,7 @@ def test_weights_of_another_number_of_classes_name_both_files_in_the_cure(tiny_m
     ) as caught:
         load_model_weights(tiny_model, tiny_model.spec())
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("Restore weights.safetensors and spec.json from one copy")
+    assert caught.value.hint.startswith("Restore weights.safetensors and spec.json from")
 
 
 def test_a_training_that_was_stopped_between_weights_and_spec_is_to_be_gone_on_with(trained: ModelFolder) -> None:
@@ -124,9 +124,9 @@ def test_a_graph_alone_of_other_weights_than_the_specs_is_refused(trained: Model
     spec = trained.spec()
     trained.weights_path.unlink()
     load_metadata(trained, "fp32", spec)
-    with pytest.raises(StaleArtifactError, match=r"was made from weights .*, spec\.json is of 0000") as caught:
+    with pytest.raises(StaleArtifactError, match=r"was made from weights .*, spec\.json records 0000") as caught:
         load_metadata(trained, "fp32", spec.replace_provenance(weights_sha256="0" * 64))
-    assert "Copy it again" in str(caught.value.hint)
+    assert "Copy it and spec.json again" in str(caught.value.hint)
 
 
 def test_weights_of_another_run_of_the_same_recipe_are_refused(trained: ModelFolder) -> None:

@@ -30,10 +30,10 @@ def test_weights_come_back_as_they_were_written(tiny_model: ModelFolder, plan: t
     ("change", "message"),
     [
         (lambda w: w.pop("conv3.bias"), r"has no conv3\.bias"),
-        (lambda w: w.update({"conv9.bias": np.zeros(3, np.float32)}), r"holds conv9\.bias"),
+        (lambda w: w.update({"conv9.bias": np.zeros(3, np.float32)}), r"contains conv9\.bias"),
         (lambda w: w.update({"fc7.weight": w["fc7.weight"].T[:5].copy()}), r"fc7\.weight has shape \[5, 32\]"),
         (lambda w: w.update({"fc7.weight": w["fc7.weight"].astype(np.float16)}), r"fc7\.weight is float16"),
-        (lambda w: w["conv1.weight"].fill(np.nan), r"conv1\.weight holds values that are not finite"),
+        (lambda w: w["conv1.weight"].fill(np.nan), r"conv1\.weight contains NaN or infinity"),
     ],
 )
 def test_the_first_mismatch_is_named(tiny_model: ModelFolder, plan: tuple[Layer, ...], change, message: str) -> None:

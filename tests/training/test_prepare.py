@@ -142,7 +142,7 @@ def test_a_stopped_run_goes_on_and_leaves_the_same_bytes(tmp_path, data_with_bro
     with pytest.raises(KeyboardInterrupt):
         prepare(from_labelled(data_with_broken), tmp_path / "set", SMALL, stop)
     assert not list((tmp_path / "set").rglob("*.tmp"))
-    with pytest.raises(DataError, match="2 of 9 shards are there") as caught:
+    with pytest.raises(DataError, match="2 of 9 shards are written") as caught:
         open_packed(tmp_path / "set")
     assert caught.value.hint == f"Go on: alexdeploy prepare DATA {tmp_path / 'set'}"
     assert pack(data_with_broken, tmp_path / "set").num_made == 7
@@ -196,7 +196,7 @@ def test_jpegs_are_near_and_so_are_their_statistics(tmp_path, tiny_data):
 
 def test_warped_images_are_kept_apart_from_cropped_ones(tmp_path, tiny_data):
     pack(tiny_data, tmp_path / "set", dataclasses.replace(SMALL, resize="warp"))
-    with pytest.raises(DataError, match="packed with --resize warp; found where crop is expected") as caught:
+    with pytest.raises(DataError, match="packed with --resize warp; expected crop") as caught:
         open_data(open_packed(tmp_path / "set"), "crop", num_threads=1)
     assert caught.value.hint == "Pack the images again: alexdeploy prepare DATA OUT --resize crop"
 

@@ -297,7 +297,7 @@ def _moved(entries: list[Entry], name: str, after: str) -> list[Entry]:
         (lambda e: files.changed(e, "fc8", blobs=()), "fc8 has 0 blobs"),
         (
             lambda e: files.changed(e, "conv5", blobs=(WEIGHTS["conv5.weight"] * np.nan, WEIGHTS["conv5.bias"])),
-            "conv5.weight holds values that are not finite",
+            "conv5.weight contains NaN or infinity",
         ),
         (
             lambda e: files.changed(e, "data", parameters={"crop_size": 224}),
