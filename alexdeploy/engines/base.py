@@ -164,9 +164,9 @@ def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
             return backend
     if able:
         raise ModelError(
-            f"no installed backend gives the answers of {folder.path}: "
+            f"no installed backend reproduces the answers of {folder.path}: "
             + "; ".join(f"{backend} {unfit[backend]}" for backend in able),
-            hint=f"Check them again: alexdeploy export {folder.path}\nUse one all the same: --backend {able[0]}",
+            hint=f"Check them again: alexdeploy export {folder.path}\nUse one anyway: --backend {able[0]}",
         )
     for backend in installed:
         if backend != "torch":
@@ -214,7 +214,7 @@ def open_graph(
 
 def _module(backend: Backend) -> ModuleType:
     if backend not in _PACKAGES:
-        raise UsageError(f"no backend is called {backend!r}", hint=f"Backends: {', '.join(_PACKAGES)}")
+        raise UsageError(f"unknown backend {backend!r}", hint=f"Backends: {', '.join(_PACKAGES)}")
     check_installed(backend)
     return importlib.import_module(f"alexdeploy.engines.{backend}")
 

@@ -80,7 +80,7 @@ class OnnxRuntimeEngine:
         self._bound: BoundInput | None = None
 
     def __enter__(self) -> OnnxRuntimeEngine:
-        assert self._content is not None, "an engine is entered once"
+        assert self._content is not None, "an engine can be entered only once"
         self._opened = OpenedHere(self)
         self._session = open_session(self._content, self.info.device, self._num_threads)
         index = _gpu_index(self.info.device)
@@ -102,7 +102,7 @@ class OnnxRuntimeEngine:
         """uint8 [N, 256, 256, 3] -> predictions of N rows."""
         check_images(images, self.info.batch_size)
         if self._session is None or self._opened is None:
-            raise DeviceError("the engine is not open", hint="Use it in a with statement.")
+            raise DeviceError("the engine is not open", hint="Open it in a with statement.")
         self._opened.check("engine")
         session = self._session
         run: Callable[[NDArray[np.uint8]], list[Any]] = (
@@ -171,8 +171,8 @@ def open_session(content: bytes, device: str, num_threads: int) -> Any:
     except Exception as exc:
         if "fallback to CPU" in str(exc):
             raise DeviceError(
-                f"ONNX Runtime would run a part of the graph on the CPU: {first_line(exc)}",
-                hint=f"Ask for the CPU: {_ON_CPU}",
+                f"ONNX Runtime would run part of the graph on the CPU: {first_line(exc)}",
+                hint=f"Use the CPU: {_ON_CPU}",
             ) from exc
         raise device_error(exc, MEMORY_HINT) from exc
     check_provider(session.get_providers(), provider)
@@ -188,7 +188,7 @@ def _gpu_index(device: str) -> int | None:
         raise UsageError(f"ONNX Runtime runs on cpu or on cuda:0 and so on, not on {device!r}")
     if _CUDA not in onnxruntime.get_available_providers():
         raise DeviceError(
-            f"{device} needs ONNX Runtime's CUDA provider, which {onnxruntime.__version__} here was built without",
+            f"{device} needs ONNX Runtime's CUDA provider, which the installed {onnxruntime.__version__} does not have",
             hint="pip uninstall onnxruntime; pip install 'alexdeploy[gpu]'",
         )
     return int(number or 0)
@@ -198,9 +198,9 @@ def check_provider(found: list[str], wanted: str) -> None:
     """Raise DeviceError if a session is not on the provider that was asked for: ONNX Runtime only warns."""
     if not found or found[0] != wanted:
         raise DeviceError(
-            f"ONNX Runtime opened {', '.join(found) or 'nothing'} where {wanted} was asked for: "
-            "its CUDA or cuDNN libraries do not load, or it sees no GPU",
-            hint=f"Install the CUDA and cuDNN that its version needs, or ask for the CPU: {_ON_CPU}",
+            f"ONNX Runtime opened {', '.join(found) or 'nothing'} instead of {wanted}: "
+            "its CUDA or cuDNN libraries do not load, or it finds no GPU",
+            hint=f"Install the CUDA and cuDNN that its version needs, or use the CPU: {_ON_CPU}",
         )
 
 

@@ -65,7 +65,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
 
         graph = load_graph(folder, precision, spec)
         if (graph.sha256, graph.metadata) != (facts.sha256, facts.metadata):
-            raise StaleArtifactError(f"{folder.onnx_path(precision)} has changed meanwhile", hint="Run it again.")
+            raise StaleArtifactError(f"{folder.onnx_path(precision)} changed while it was opened", hint="Run it again.")
         return graph.model
 
     return _engine(facts, read, spec, folder.mean_image(spec), options)
@@ -140,7 +140,7 @@ def precision_hint(capabilities: Collection[str], precision: str, allow_bfloat16
     """
     has_bfloat16 = "BF16" in capabilities
     if precision == "bf16" and not has_bfloat16:
-        raise DeviceError("this CPU has no bfloat16 arithmetic", hint="Use --precision fp32 here.")
+        raise DeviceError("this CPU has no bfloat16 arithmetic", hint="Use --precision fp32.")
     takes_bfloat16 = precision == "bf16" or (precision == "int8" and allow_bfloat16 and has_bfloat16)
     return "bf16" if takes_bfloat16 else "f32"
 
@@ -242,7 +242,7 @@ class OpenVINOEngine:
         return compiled
 
     def _compile(self, core: ov.Core, config: dict[str, str]) -> ov.CompiledModel:
-        assert self._load is not None, "an engine is entered once"
+        assert self._load is not None, "an engine can be entered only once"
         content = self._load()
         self.was_compiled = True
         # It holds the graph as read from disk, which is as large as all that follows.
@@ -277,7 +277,7 @@ class OpenVINOEngine:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
         check_images(images, self.info.batch_size)
         if self._compiled is None or self._opened is None:
-            raise DeviceError("the engine is not open", hint="Use it in a with statement.")
+            raise DeviceError("the engine is not open", hint="Open it in a with statement.")
         self._opened.check("engine")
         request = self._requests.get()
         try:

@@ -49,7 +49,7 @@ def profile(
     Raises UsageError for a backend that tells nothing of its layers, DeviceError and ModelError.
     """
     if backend not in PROFILED:
-        raise UsageError(f"{backend} tells no times of layers", hint=f"Backends that do: {', '.join(PROFILED)}")
+        raise UsageError(f"{backend} does not report times of layers", hint=f"Backends that do: {', '.join(PROFILED)}")
     spec = folder.spec()
     graph = load_graph(folder, graph_precision(precision), spec)
     mean_image = folder.mean_image(spec)

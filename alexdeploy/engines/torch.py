@@ -105,7 +105,7 @@ class TorchEngine:
         """uint8 [N, 256, 256, 3] -> predictions of N rows."""
         check_images(images, self.info.batch_size)
         if self._opened is None:
-            raise DeviceError("the engine is not open", hint="Use it in a with statement.")
+            raise DeviceError("the engine is not open", hint="Open it in a with statement.")
         self._opened.check("engine")
         with torch.inference_mode():
             views = self._views(torch.from_numpy(np.ascontiguousarray(images)))

@@ -247,7 +247,7 @@ def _read_array(folder: Path, path: Path, sha256: str) -> NDArray[np.int64]:
     except OSError as exc:
         raise damaged(folder, f"{path} cannot be read: {describe(exc)}") from exc
     if sha256_bytes(content) != sha256:
-        raise damaged(folder, f"{path} SHA-256 mismatch: it is not the file that was written")
+        raise damaged(folder, f"SHA-256 mismatch: {path} is not the file that was written")
     try:
         array: NDArray[np.int64] = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as exc:

@@ -24,10 +24,10 @@ _DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"))
 
 # By the codes of nvml.h, which do not change.
 _NVML_CURES = {
-    4: "This user may not talk to the driver: look at the permissions of /dev/nvidia*.",
-    9: "The driver's kernel module is not loaded: sudo modprobe nvidia; if that fails, install the driver again.",
+    4: "This user has no access to the driver: check the permissions of /dev/nvidia*.",
+    9: "The driver's kernel module is not loaded: sudo modprobe nvidia. If that fails, reinstall the driver.",
     12: "Install NVIDIA's driver. In a container: docker run --gpus all ...",
-    15: "The GPU has fallen off the bus: look at dmesg for Xid errors, and restart the machine.",
+    15: "The GPU has fallen off the bus: check dmesg for Xid errors and restart the machine.",
     18: "The driver was updated while the old one was running: restart the machine.",
 }
 
@@ -138,9 +138,11 @@ def _survey(nvml: Any) -> GpuSurvey:
         try:
             gpu = _read_gpu(nvml, index, driver)
             if not gpu.devices:
-                notes.append(f"GPU {index} has MIG on and no instance: make one with nvidia-smi mig, or turn MIG off")
+                notes.append(
+                    f"GPU {index} has MIG enabled and no instance: create one with nvidia-smi mig or disable MIG"
+                )
             elif num_gpus > 1 and not is_cuda_uuid(gpu.uuid):
-                notes.append(f"GPU {index} is left out: it is not alone, and CUDA does not take its UUID, {gpu.uuid}")
+                notes.append(f"GPU {index} is skipped: there are others, and CUDA does not accept its UUID, {gpu.uuid}")
                 gpu = replace(gpu, devices=())
         except nvml.NVMLError as exc:
             gpu = PhysicalGpu(uuid="", devices=())
@@ -155,7 +157,7 @@ def _survey(nvml: Any) -> GpuSurvey:
     num_hidden = sum(any(device.uuid not in shown for device in gpu.devices) for gpu in gpus)
     problem, hint = None, None
     if not gpus:
-        problem = "the driver is there, but no GPU"
+        problem = "a driver is installed, but no GPU was found"
     elif not devices and num_hidden:
         problem = f"CUDA_VISIBLE_DEVICES={mask!r} hides {'the GPU' if num_hidden == 1 else f'all {num_hidden} GPUs'}"
         hint = "unset CUDA_VISIBLE_DEVICES"
@@ -278,7 +280,7 @@ def find_devices(
         if is_fault and word.lower() == "all":
             raise DeviceError(
                 f"--devices {names}: no GPU can be used: {gpu_problem}",
-                hint="See: alexdeploy doctor. For the CPU alone: --devices cpu",
+                hint="Run: alexdeploy doctor. To use the CPU: --devices cpu",
             )
         match = _find(word, devices)
         if not match:
@@ -287,7 +289,7 @@ def find_devices(
             reason = f" No GPU: {gpu_problem}." if gpu_problem and not gpus else ""
             raise UsageError(
                 f"--devices {names}: found {word!r}, expected all or one of: {there}.{reason}",
-                hint="See them: alexdeploy devices",
+                hint="List them: alexdeploy devices",
             )
         found.extend(match)
     return tuple(found)

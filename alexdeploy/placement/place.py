@@ -86,7 +86,7 @@ def place(folder: ModelFolder, request: Request) -> Placed:
         return _split(folder, request, named, survey)
     if request.backend == "tensorrt" and not survey.devices and named is None:
         check_installed("tensorrt")
-        raise DeviceError(f"TensorRT runs on NVIDIA GPUs, and there is none: {survey.problem}", hint=survey.hint)
+        raise DeviceError(f"TensorRT needs an NVIDIA GPU, and none was found: {survey.problem}", hint=survey.hint)
     plan = plan_replicas(devices, _demand(folder, request, named, survey))
     notes = (*_notes(request, survey, plan), *_unfit(folder, request), *_newer(folder))
     if len(plan.replicas) == 1 and plan.replicas[0].device.kind == "cpu":
@@ -104,9 +104,9 @@ def _notes(request: Request, survey: GpuSurvey, plan: Plan) -> tuple[str, ...]:
     """What a user should know who did not say in so many words what to run on."""
     if not _may_use_gpu(request, [each.device for each in plan.replicas]):
         return ()
-    left_out = [f"{each.device} is left out: {each.reason}. {each.hint}" for each in plan.left_out]
+    left_out = [f"{each.device} is skipped: {each.reason}. {each.hint}" for each in plan.left_out]
     slower = [
-        f"{each.device} runs {replica.backend} and not TensorRT: {each.reason}. {each.hint}"
+        f"{each.device} runs {replica.backend} instead of TensorRT: {each.reason}. {each.hint}"
         for each in plan.without_engine
         for replica in [replica for replica in plan.replicas if replica.device == each.device][:1]
     ]
@@ -121,7 +121,7 @@ def _unfit(folder: ModelFolder, request: Request) -> tuple[str, ...]:
         return (
             ()
             if problem is None
-            else (f"{request.backend} was asked for, but was found unfit for this model: it {problem}",)
+            else (f"{request.backend} was requested, but failed the check of this model: it {problem}",)
         )
     return tuple(f"{backend} is not used for this model: it {problem}" for backend, problem in unfit.items())
 
@@ -140,7 +140,7 @@ def _fault(survey: GpuSurvey) -> tuple[str, ...]:
     """A machine without a GPU is nothing to speak of; a driver that does not work is."""
     if not survey.is_fault:
         return ()
-    return (f"The CPU is used, since no GPU can be: {survey.problem}. {survey.hint or 'See: alexdeploy doctor'}",)
+    return (f"Using the CPU, since no GPU can be used: {survey.problem}. {survey.hint or 'Run: alexdeploy doctor'}",)
 
 
 def _in_this_process(folder: ModelFolder, request: Request, replica: Replica) -> Engine:
@@ -234,15 +234,15 @@ def _split(folder: ModelFolder, request: Request, named: tuple[Device, ...] | No
         raise UsageError(f"--placement runs in ONNX Runtime, not in {request.backend}", hint="Leave out --backend.")
     if request.replicas_per_device != 1:
         raise UsageError(
-            f"--placement {request.placement} is one network on two devices, and --replicas "
-            f"{request.replicas_per_device} asks for several on each",
-            hint="Leave out one of them.",
+            f"--placement {request.placement} runs one network on two devices, and --replicas "
+            f"{request.replicas_per_device} requests several on each",
+            hint="Remove one of them.",
         )
     devices, notes = (named, ()) if named is not None else _two_devices(request.placement, survey)
     if len(devices) != 2:
         raise UsageError(
-            f"--placement {request.placement} takes two devices, found {len(devices)}",
-            hint="Name them: --devices 0,1 or --devices cpu,cpu",
+            f"--placement {request.placement} needs two devices, found {len(devices)}",
+            hint="Set them: --devices 0,1 or --devices cpu,cpu",
         )
     batch_size = CPU_BATCH_SIZE if request.batch_size == "auto" else request.batch_size
     options = EngineOptions(
@@ -263,13 +263,13 @@ def _two_devices(placement: Placement, survey: GpuSurvey) -> tuple[tuple[Device,
     gpus = survey.devices if "onnxruntime" in _gpu_backends() else ()
     if len(gpus) == 1:
         raise UsageError(
-            f"--placement {placement} takes two devices, found one GPU, {gpus[0]} ({gpus[0].name})",
-            hint="Name them: --devices 0,cpu or --devices 0,0 or --devices cpu,cpu",
+            f"--placement {placement} needs two devices, found one GPU, {gpus[0]} ({gpus[0].name})",
+            hint="Set them: --devices 0,cpu or --devices 0,0 or --devices cpu,cpu",
         )
     if gpus:
-        return gpus[:2], (f"--placement {placement} takes {gpus[0]} and {gpus[1]}; --devices names others",)
+        return gpus[:2], (f"--placement {placement} uses {gpus[0]} and {gpus[1]}; --devices selects others",)
     why = "there is no GPU"
     if survey.devices:
         why = f"onnxruntime-gpu is not installed for {', '.join(map(str, survey.devices))}"
-    cpus = f"--placement {placement} takes the CPU twice, half of the threads each, since {why}"
+    cpus = f"--placement {placement} uses the CPU twice, with half of the threads each, since {why}"
     return (cpu_device(), cpu_device()), (*_fault(survey), cpus)

@@ -101,7 +101,7 @@ def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
     named is left out instead.
     """
     if demand.replicas_per_device < 1:
-        raise UsageError(f"{demand.replicas_per_device} replicas on a device were asked for, expected at least 1")
+        raise UsageError(f"replicas per device is {demand.replicas_per_device}; expected at least 1")
     if demand.batch_size != "auto" and demand.batch_size < 1:
         raise UsageError(f"the batch size is {demand.batch_size}; it must be at least 1")
     if demand.named is not None:
@@ -131,7 +131,7 @@ def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
 
 def _plan(devices: Sequence[Device], demand: Demand) -> Plan:
     if not devices:
-        raise DeviceError("there is no device to run it on", hint="See them: alexdeploy devices")
+        raise DeviceError("no device can run the model", hint="List them: alexdeploy devices")
     slots = [device for device in devices for _ in range(demand.replicas_per_device)]
     num_on = Counter(slots)
     threads = _shares(demand.num_processors, sum(device.kind == "cpu" for device in slots))
@@ -185,7 +185,7 @@ def _engine_for(device: Device, num_replicas: int, demand: Demand) -> int | NoEn
     if needed <= room:
         return found
     why = f"its TensorRT engine is for up to {found} images, for which {TENSORRT_STREAMS} streams reserve memory"
-    hint = "End what else runs there"
+    hint = "Stop other processes on this GPU"
     smaller = found // 2
     while smaller and demand.fixed_bytes + TENSORRT_STREAMS * smaller * demand.image_bytes > room:
         smaller //= 2
@@ -216,7 +216,7 @@ def _reason_against(device: Device, num_replicas: int, demand: Demand) -> LeftOu
     return LeftOut(
         device=device,
         reason=_too_little(device, num_replicas, needed, f" with one image of {views}"),
-        hint=f"End what else runs there, or use {fewer}{'' if demand.num_views == 1 else 'fewer --views, '}"
+        hint=f"Stop other processes on this GPU, or use {fewer}{'' if demand.num_views == 1 else 'fewer --views, '}"
         "another device: --devices",
         error=DeviceMemoryError,
     )
@@ -247,7 +247,7 @@ def _no_backend(device: Device, num_replicas: int, demand: Demand) -> LeftOut:
         return LeftOut(
             device=device,
             reason=reason,
-            hint=f"pip install 'alexdeploy[{extra}]', then look at: alexdeploy doctor",
+            hint=f"pip install 'alexdeploy[{extra}]', then run: alexdeploy doctor",
             error=UsageError,
         )
     if not any(can_run(backend, demand.precision) for backend in wanted):

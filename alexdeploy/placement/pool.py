@@ -36,7 +36,7 @@ class Pool:
 
     def __init__(self, folder: ModelFolder, replicas: Sequence[Replica], options: PoolOptions) -> None:
         if not replicas:
-            raise UsageError("a pool takes at least one replica")
+            raise UsageError("a pool needs at least one replica")
         self._changed = threading.Condition()
         self._folder, self._precision = folder, options.precision
         self._supervisors = [ReplicaSupervisor(folder, replica, options, self._changed) for replica in replicas]
@@ -47,7 +47,7 @@ class Pool:
     @property
     def info(self) -> EngineInfo:
         if self._info is None:
-            raise DeviceError("the pool is not open", hint="Use it in a with statement.")
+            raise DeviceError("the pool is not open", hint="Open it in a with statement.")
         return self._info
 
     def __enter__(self) -> Pool:
@@ -58,7 +58,7 @@ class Pool:
                 supervisor.start()
             ready = [supervisor.wait_until_open().info for supervisor in self._supervisors]
             if _identities(self._folder, self._precision) != before:
-                raise ModelError("the model changed while its replicas were opened", hint="Run the command again.")
+                raise ModelError("the model changed while its replicas opened", hint="Run the command again.")
             self._info = join_infos([supervisor.replica.device for supervisor in self._supervisors], ready)
         except BaseException:
             self._close(_HURRY_SECONDS)
@@ -149,7 +149,7 @@ class Pool:
                         f"{supervisor.replica.device}: {supervisor.last_loss or 'closed'}"
                         for supervisor in self._supervisors
                     )
-                    raise DeviceError(f"every replica is lost: {losses}", hint=DOCTOR)
+                    raise DeviceError(f"all replicas failed: {losses}", hint=DOCTOR)
                 others = [supervisor for supervisor in living if supervisor is not avoid] or living
                 free = [supervisor for supervisor in others if supervisor.num_free > 0]
                 if free:

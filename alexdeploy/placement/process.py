@@ -17,7 +17,7 @@ from alexdeploy.placement.devices import environment_for
 from alexdeploy.placement.frames import Answer, Batch, Job, Ready, read_frame, write_frame
 from alexdeploy.placement.plan import Replica
 
-DOCTOR = "Look at: alexdeploy doctor"
+DOCTOR = "Run: alexdeploy doctor"
 _END_SECONDS = 10.0
 _TAKE_SECONDS = 0.5
 """How long a process that is to end may take for the batch that is being sent to it."""

@@ -73,7 +73,7 @@ class SplitEngine:
         self._opened: OpenedHere | None = None
 
     def __enter__(self) -> SplitEngine:
-        assert self._plan is not None, "an engine is entered once"
+        assert self._plan is not None, "an engine can be entered only once"
         self._opened = OpenedHere(self)
         self._workers = tuple(
             ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"alexdeploy-stages-{number}")
@@ -111,7 +111,7 @@ class SplitEngine:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
         check_images(images, self.info.batch_size)
         if not self._steps or self._opened is None:
-            raise DeviceError("the engine is not open", hint="Use it in a with statement.")
+            raise DeviceError("the engine is not open", hint="Open it in a with statement.")
         self._opened.check("engine")
         tensors: dict[str, NDArray[Any]] = {"images": images}
         for step in self._steps:

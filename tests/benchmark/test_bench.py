@@ -283,7 +283,7 @@ def test_the_layers_of_a_profile_are_those_of_the_network(tiny_model: ModelFolde
 
 
 def test_a_backend_that_tells_no_times_has_no_profile(tiny_model: ModelFolder) -> None:
-    with pytest.raises(UsageError, match="torch tells no times"):
+    with pytest.raises(UsageError, match="torch does not report times"):
         profile(tiny_model, "torch", "fp32", 1, smooth_images(1))
 
 

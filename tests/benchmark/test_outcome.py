@@ -168,7 +168,7 @@ def test_images_that_cannot_be_read_are_not_counted(tiny_model: ModelFolder, tmp
 
 
 def test_bf16_that_nobody_named_is_left_out_where_the_machine_has_none() -> None:
-    lacks = DeviceError("this CPU has no bfloat16 arithmetic", hint="Use --precision fp32 here.")
+    lacks = DeviceError("this CPU has no bfloat16 arithmetic", hint="Use --precision fp32.")
     failures = {
         configuration(): None,
         configuration(precision="fp16"): ModelError("no graph"),

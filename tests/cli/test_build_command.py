@@ -47,7 +47,7 @@ def test_without_tensorrt_it_is_a_usage_error_that_says_what_to_install(run: Run
     assert (result.exit_code, result.stdout) == (2, "")
     assert "error: TensorRT cannot be used here: No module named" in result.stderr
     assert "pip install 'alexdeploy[gpu]'" in result.stderr
-    assert "Without a GPU no engine is needed" in result.stderr
+    assert "Without a GPU, alexdeploy predict" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -153,7 +153,7 @@ def test_a_damaged_engine_is_not_trusted(run: Run, engine: Path) -> None:
     engine.write_bytes(PLAN[:-1] + b"x")
     result = run("--trust-engine", engine)
     assert result.exit_code == 4
-    assert "was changed or exchanged" in result.stderr
+    assert "was changed or replaced" in result.stderr
 
 
 def test_an_engine_without_its_sidecar_is_not_trusted(run: Run, engine: Path) -> None:

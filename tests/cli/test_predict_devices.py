@@ -140,7 +140,7 @@ def test_a_network_on_two_devices_gives_the_same_answers(
     [
         (("--devices", "gpu7"), "--devices gpu7: found 'gpu7', expected all or one of: cpu"),
         (("--batch-size", "many"), "--batch-size many: expected a number of images from 1 on, or auto"),
-        (("--placement", "towers", "--devices", "cpu"), "takes two devices, found 1"),
+        (("--placement", "towers", "--devices", "cpu"), "needs two devices, found 1"),
         (("--placement", "towers", "--backend", "openvino"), "--placement runs in ONNX Runtime"),
     ],
 )

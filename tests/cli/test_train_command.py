@@ -295,7 +295,7 @@ def test_a_folder_that_is_no_class_can_be_excluded(run, halves):
     (halves / "empty").mkdir()
     refused = train_halves(run)
     assert refused.exit_code == 3
-    assert "or leave the folder out: --exclude empty" in refused.stderr
+    assert "--exclude empty" in refused.stderr
     result = train_halves(run, "--exclude", "empty", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["classes"] == ["dark", "light"]

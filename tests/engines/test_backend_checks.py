@@ -156,7 +156,7 @@ def test_a_backend_with_other_answers_is_named_recorded_and_not_chosen(
     assert any("openvino is not used" in note for note in placed.notes)
     asked = place(folder, Request(backend="openvino"))
     assert asked.engine.info.backend == "openvino"
-    assert any("openvino was asked for" in note for note in asked.notes)
+    assert any("openvino was requested" in note for note in asked.notes)
     # A record of another graph says nothing.
     monkeypatch.undo()
     monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "another-cache"))

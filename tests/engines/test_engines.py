@@ -273,7 +273,7 @@ def test_bfloat16_without_openvino_is_left_to_pytorch(tiny_model: ModelFolder, m
 
 
 def test_an_unknown_backend_is_a_usage_error(tiny_model: ModelFolder) -> None:
-    with pytest.raises(UsageError, match="no backend is called 'tensorflow'"):
+    with pytest.raises(UsageError, match="unknown backend 'tensorflow'"):
         open_engine(tiny_model, "tensorflow", EngineOptions())  # type: ignore[arg-type]
 
 

@@ -34,9 +34,9 @@ def test_an_unknown_device_is_a_usage_error(tiny_model: ModelFolder, device: str
 
 
 def test_a_session_that_fell_back_to_the_cpu_is_an_error() -> None:
-    with pytest.raises(DeviceError, match="opened CPUExecutionProvider where CUDAExecutionProvider was asked for"):
+    with pytest.raises(DeviceError, match="opened CPUExecutionProvider instead of CUDAExecutionProvider"):
         check_provider(["CPUExecutionProvider"], "CUDAExecutionProvider")
-    with pytest.raises(DeviceError, match="opened nothing where"):
+    with pytest.raises(DeviceError, match="opened nothing instead of"):
         check_provider([], "CUDAExecutionProvider")
     check_provider(["CUDAExecutionProvider", "CPUExecutionProvider"], "CUDAExecutionProvider")
 

@@ -99,5 +99,5 @@ def test_bytes_that_are_not_utf8_come_as_in_file_names(tmp_path: Path) -> None:
 
 def test_a_nul_in_a_list_of_labels_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "list").write_bytes(b"a.jpg daisy\nb.jpg\0 roses\n")
-    with pytest.raises(DataError, match="list:2: found a NUL; the file is not text"):
+    with pytest.raises(DataError, match="list:2: NUL character found; the file is not text"):
         list(text_lines(tmp_path / "list"))

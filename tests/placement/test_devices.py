@@ -319,7 +319,7 @@ def test_a_gpu_that_cuda_cannot_be_pointed_at_is_left_out_beside_others(monkeypa
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     survey = survey_gpus()
     assert [device.uuid for device in survey.devices] == ["GPU-1"]
-    assert survey.notes == (f"GPU 1 is left out: it is not alone, and CUDA does not take its UUID, {JETSON}",)
+    assert survey.notes == (f"GPU 1 is skipped: there are others, and CUDA does not accept its UUID, {JETSON}",)
 
 
 def test_a_package_that_lacks_a_function_does_not_stop_the_survey(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def here(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def rows(placed: Placed) -> list[tuple[str, str, int]]:
     assert isinstance(placed.engine, Pool)
-    replicas = [member.replica for member in placed.engine._members]
+    replicas = [member.replica for member in placed.engine._supervisors]
     return [(str(each.device), each.backend, each.batch_size) for each in replicas]
 
 
@@ -73,7 +73,7 @@ def test_a_gpu_without_an_engine_runs_the_next_backend_and_the_note_has_the_comm
     placed = here.place(machine(H100, A100), batch_size="auto")
     assert rows(placed) == [("cuda:0", "tensorrt", 32), ("cuda:1", "onnxruntime", 256)]
     (note,) = placed.notes
-    assert note.startswith("cuda:1 runs onnxruntime and not TensorRT: ")
+    assert note.startswith("cuda:1 runs onnxruntime instead of TensorRT: ")
     assert "it is for sm_90, this device is sm_80. Build one there: " in note
     assert note.endswith(f"alexdeploy build {here.folder.path} --fp16 --views 10 --max-batch 32 --devices cuda:1")
 
@@ -84,7 +84,7 @@ def test_a_gpu_without_an_engine_and_without_another_backend_is_left_out_or_an_e
     put_engine(here.folder, capability=H100)
     placed = here.place(machine(H100, A100), backends=("tensorrt",))
     assert rows(placed) == [("cuda:0", "tensorrt", 8)]
-    assert placed.notes[0].startswith("cuda:1 is left out: ")
+    assert placed.notes[0].startswith("cuda:1 is skipped: ")
     assert "alexdeploy build" in placed.notes[0]
     with pytest.raises(ModelError, match=r"cuda:1 \(NVIDIA A100\): .* it is for sm_90, this device is sm_80") as caught:
         here.place(machine(H100, A100), backends=("tensorrt",), devices="0,1")
@@ -103,10 +103,10 @@ def test_tensorrt_by_name_and_no_engine_is_an_error_that_says_how_to_build_one(h
     [
         ({"tensorrt": "10.15.0"}, "it was built with TensorRT 10.15.0, here is 10.16.1.11"),
         ({"cuda": "12.2"}, "it was built with CUDA 12.2, here is 13.0"),
-        ({"precision": "fp32"}, "it is fp32, asked for fp16"),
-        ({"num_views": 1}, "it averages 1 views, asked for 10"),
+        ({"precision": "fp32"}, "its precision is fp32, requested fp16"),
+        ({"num_views": 1}, "it averages 1 views, requested 10"),
         ({"weights_sha256": "a" * 64}, "it was built from weights aaaaaaaaaaaa"),
-        ({"max_batch": 4}, "it takes 1 to 4 images, asked for 8"),
+        ({"max_batch": 4}, "it takes 1 to 4 images, requested 8"),
     ],
 )
 def test_an_engine_that_does_not_fit_in_any_part_is_not_chosen(here: Here, changes: dict[str, Any], told: str) -> None:
@@ -203,7 +203,7 @@ def test_the_process_of_a_replica_sees_its_gpu_alone_and_a_jetsons_as_it_is(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "before")
     engine = here.place(survey).engine
     assert isinstance(engine, Pool)
-    replica = engine._members[0].replica
+    replica = engine._supervisors[0].replica
     job = Job(
         folder=os.fsencode(here.folder.path),
         backend=replica.backend,
@@ -224,7 +224,7 @@ def test_the_process_of_a_replica_sees_its_gpu_alone_and_a_jetsons_as_it_is(
 
 def test_a_driver_that_does_not_work_is_told_where_the_cpu_is_used_instead(here: Here) -> None:
     placed = here.place(BROKEN)
-    assert placed.notes == ("The CPU is used, since no GPU can be: NVML: Driver Not Loaded. sudo modprobe nvidia",)
+    assert placed.notes == ("Using the CPU, since no GPU can be used: NVML: Driver Not Loaded. sudo modprobe nvidia",)
     assert not isinstance(placed.engine, Pool)
 
 
@@ -251,7 +251,7 @@ def test_all_devices_of_a_machine_whose_driver_does_not_work_is_an_error(here: H
 
 @pytest.mark.parametrize("survey", [LAPTOP, BROKEN])
 def test_tensorrt_by_name_and_no_gpu_is_an_error_that_says_why_there_is_none(here: Here, survey: GpuSurvey) -> None:
-    with pytest.raises(DeviceError, match=f"there is none: {survey.problem}") as caught:
+    with pytest.raises(DeviceError, match=f"none was found: {survey.problem}") as caught:
         here.place(survey, backend="tensorrt")
     assert caught.value.hint == survey.hint
 
@@ -269,10 +269,10 @@ def split_devices(placed: Placed) -> str:
 @pytest.mark.parametrize(
     ("survey", "backends", "devices", "notes"),
     [
-        (LAPTOP, (), "cpu,cpu", ("takes the CPU twice, half of the threads each, since there is no GPU",)),
-        (BROKEN, (), "cpu,cpu", ("Driver Not Loaded", "takes the CPU twice")),
+        (LAPTOP, (), "cpu,cpu", ("uses the CPU twice, with half of the threads each, since there is no GPU",)),
+        (BROKEN, (), "cpu,cpu", ("Driver Not Loaded", "uses the CPU twice")),
         (machine(H100), ("tensorrt",), "cpu,cpu", ("since onnxruntime-gpu is not installed for cuda:0",)),
-        (machine(H100, A100, H100), ("onnxruntime",), "cuda:0,cuda:1", ("takes cuda:0 and cuda:1; --devices names",)),
+        (machine(H100, A100, H100), ("onnxruntime",), "cuda:0,cuda:1", ("uses cuda:0 and cuda:1; --devices selects",)),
     ],
 )
 def test_a_placement_without_devices_says_what_it_takes(
@@ -285,7 +285,7 @@ def test_a_placement_without_devices_says_what_it_takes(
 
 
 def test_a_placement_on_one_gpu_asks_for_the_second_device(here: Here) -> None:
-    with pytest.raises(UsageError, match=r"takes two devices, found one GPU, cuda:0 \(NVIDIA H100\)") as caught:
+    with pytest.raises(UsageError, match=r"needs two devices, found one GPU, cuda:0 \(NVIDIA H100\)") as caught:
         here.place(machine(H100), placement="pipeline")
     assert "--devices 0,cpu" in str(caught.value.hint)
 
@@ -297,6 +297,6 @@ def test_a_placement_on_devices_that_were_named_says_nothing(here: Here) -> None
 
 @pytest.mark.parametrize("devices", [None, "cpu", "cpu,cpu"])
 def test_a_placement_has_no_replicas(here: Here, devices: str | None) -> None:
-    with pytest.raises(UsageError, match=r"--placement towers is one network .* --replicas 2") as caught:
+    with pytest.raises(UsageError, match=r"--placement towers runs one network .* --replicas 2") as caught:
         here.place(LAPTOP, placement="towers", devices=devices, replicas_per_device=2)
-    assert caught.value.hint == "Leave out one of them."
+    assert caught.value.hint == "Remove one of them."

@@ -92,7 +92,7 @@ def test_an_engine_that_a_gpu_has_no_room_for_and_that_was_asked_for_is_a_memory
         assert "--max-batch 64" in str(caught.value.hint)
     with pytest.raises(DeviceMemoryError) as caught:
         plan_replicas([gpu(0, free_gb=1)], asked)
-    assert caught.value.hint == "End what else runs there", "no engine is small enough"
+    assert caught.value.hint == "Stop other processes on this GPU", "no engine is small enough"
 
 
 def test_a_gpu_that_is_almost_full_is_left_out_with_its_reason() -> None:
@@ -180,7 +180,7 @@ def test_a_gpu_without_an_engine_and_without_another_backend_is_left_out_with_th
 
 @pytest.mark.parametrize("more", [{"named": (gpu(0),)}, {}])
 def test_who_asks_for_tensorrt_where_there_is_no_engine_gets_the_command_that_builds_one(more: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match=r"^(there is no device to run it on; )?cuda:0: it has no engine") as caught:
+    with pytest.raises(ModelError, match=r"^(no device can run the model; )?cuda:0: it has no engine") as caught:
         plan_replicas([CPU, gpu(0)], demand(backend="tensorrt", engines={(9, 0): NO_ENGINE}, **more))
     assert caught.value.hint == NO_ENGINE.hint
 

@@ -377,7 +377,7 @@ def test_a_model_that_changes_while_its_replicas_are_opened_is_refused(
         return found
 
     monkeypatch.setattr(pool_module, "_identities", look_and_change)
-    with pytest.raises(ModelError, match="changed while its replicas were opened"):
+    with pytest.raises(ModelError, match="changed while its replicas opened"):
         _pool(tiny_model).__enter__()
     assert not _workers()
 

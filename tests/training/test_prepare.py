@@ -262,7 +262,7 @@ def test_a_jpeg_that_is_damaged_is_named_when_it_is_read(tmp_path, tiny_data):
     content = bytearray(path.read_bytes())
     content[:100] = bytes(100)
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"train/above/00\.png in .*: not an image") as caught:
+    with pytest.raises(DataError, match=r"train/above/00\.png in .*: unsupported file type") as caught:
         list(open_data(open_packed(folder), "crop", num_threads=1).train.batches([np.array([1, 0])]))
     assert "--check" in (caught.value.hint or "")
 

@@ -65,7 +65,7 @@ def build_engine(
     another thread; an interrupt ends the build at its next step (from TensorRT 10 on).
     """
     if options.precision == "bf16":
-        raise UsageError("there are no bf16 engines", hint="Build --fp16 or --int8, or FP32 without either.")
+        raise UsageError("engines are not built in bf16", hint="Build --fp16 or --int8, or FP32 without either.")
     profile = options.profile
     spec = folder.spec()
     tactics = _tactic_sources(options.tactic_sources)
@@ -160,8 +160,8 @@ def _tactic_sources(names: tuple[str, ...] | None) -> int | None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UsageError(
-            f"TensorRT {trt.__version__} has no tactic source {', '.join(unknown)}",
-            hint=f"Those that it has: {', '.join(sorted(known))}",
+            f"TensorRT {trt.__version__} does not know the tactic sources {', '.join(unknown)}",
+            hint=f"Tactic sources: {', '.join(sorted(known))}",
         )
     return sum(1 << known[name] for name in set(names))
 
@@ -200,7 +200,7 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, job: _Job)
     if job.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
     if job.tactics is not None and not config.set_tactic_sources(job.tactics):
-        raise UsageError(f"TensorRT did not take the tactic sources {job.key.builder['tactic_sources']}")
+        raise UsageError(f"TensorRT rejected the tactic sources {job.key.builder['tactic_sources']}")
     if not is_strongly_typed():
         allow_precision(network, config, job.key.precision)
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
@@ -218,7 +218,7 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, job: _Job)
 def _profile_error(profile: tuple[int, int, int], said: str) -> UsageError:
     least, best, most = profile
     return UsageError(
-        f"TensorRT does not take a profile of {least} to {most} images, best {best}: {said or 'no reason given'}",
+        f"TensorRT rejected a profile of {least} to {most} images, best {best}: {said or 'no reason given'}",
         hint="Use another --max-batch.",
     )
 
@@ -285,7 +285,7 @@ def _build_error() -> DeviceError | ModelError:
         return error
     text = error.message
     if "insufficient workspace" in text.lower():
-        return DeviceMemoryError(text, hint="Give it more: --workspace")
+        return DeviceMemoryError(text, hint="Increase it: --workspace")
     if "could not find any implementation" in text.lower():
         return ModelError(text, hint="Allow more --tactic-sources, or build another precision.")
     return ModelError(text)

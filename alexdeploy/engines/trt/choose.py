@@ -115,9 +115,9 @@ def differences_from(record: EngineRecord, wanted: EngineRequirements) -> tuple[
     """Each part in which an engine is not what is wanted, in words."""
     told = []
     if record.precision != wanted.precision:
-        told.append(f"it is {record.precision}, asked for {wanted.precision}")
+        told.append(f"its precision is {record.precision}, requested {wanted.precision}")
     if record.num_views != wanted.num_views:
-        told.append(f"it averages {record.num_views} views, asked for {wanted.num_views}")
+        told.append(f"it averages {record.num_views} views, requested {wanted.num_views}")
     # The hash of another precision's graph differs as a matter of course.
     graph = wanted.graph_sha256 if record.precision == wanted.precision else None
     if wanted.weights_sha256 not in (None, record.weights_sha256):
@@ -129,7 +129,7 @@ def differences_from(record: EngineRecord, wanted: EngineRequirements) -> tuple[
     if record.contract_sha256 != wanted.contract_sha256:
         told.append("it was built for another architecture, preprocessing or classes")
     if not record.profile[0] <= wanted.batch_size <= record.profile[2]:
-        told.append(f"it takes {record.profile[0]} to {record.profile[2]} images, asked for {wanted.batch_size}")
+        told.append(f"it takes {record.profile[0]} to {record.profile[2]} images, requested {wanted.batch_size}")
     if record.compute_capability != wanted.compute_capability:
         told.append(f"it is for {_sm(record.compute_capability)}, this device is {_sm(wanted.compute_capability)}")
     versions = ("TensorRT", release(record.tensorrt), release(wanted.tensorrt)), ("CUDA", record.cuda, wanted.cuda)

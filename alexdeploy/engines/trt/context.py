@@ -27,8 +27,8 @@ except (ImportError, OSError) as exc:
     raise (UsageError if is_missing else DeviceError)(
         f"TensorRT cannot be used here: {first_line(exc)}",
         hint="On a machine with an NVIDIA GPU and its driver: pip install 'alexdeploy[gpu]'\n"
-        "(pycuda is compiled on the spot and needs g++ and the CUDA headers: put nvcc on PATH.)\n"
-        "Without a GPU no engine is needed: alexdeploy predict runs the ONNX files.",
+        "(pip compiles pycuda, which needs g++ and the CUDA headers: put nvcc on PATH.)\n"
+        "Without a GPU, alexdeploy predict runs the ONNX files.",
     ) from exc
 
 _Result = TypeVar("_Result")
@@ -85,7 +85,7 @@ def find_gpu(device: str) -> Gpu:
         num_gpus = cuda.Device.count()
         if index >= num_gpus:
             known = ", ".join(f"cuda:{each}" for each in range(num_gpus))
-            raise DeviceError(f"there is no cuda:{index}; this process sees {known or 'no GPU'}")
+            raise DeviceError(f"there is no cuda:{index}; visible to this process: {known or 'no GPU'}")
         gpu = cuda.Device(index)
         return Gpu(
             index=index,
@@ -96,7 +96,7 @@ def find_gpu(device: str) -> Gpu:
     except cuda.Error as exc:
         raise DeviceError(
             f"no NVIDIA GPU can be used: {first_line(exc)}",
-            hint="Look at what nvidia-smi says, and at CUDA_VISIBLE_DEVICES.",
+            hint="Check nvidia-smi and CUDA_VISIBLE_DEVICES.",
         ) from exc
 
 

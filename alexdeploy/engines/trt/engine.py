@@ -72,7 +72,7 @@ class TensorRTEngine:
         record, plan = load_engine(self._path)
         # What was chosen by was not yet verified; this is.
         if record.engine_sha256 != self.info.artifact or differences_from(record, self._wanted):
-            raise ModelError(f"{self._path} was exchanged while it was opened", hint="Run the command again.")
+            raise ModelError(f"{self._path} was replaced while it was being opened", hint="Run the command again.")
         plans = [plan]
         # Hundreds of megabytes, which the engine does not need once it is there.
         del plan
@@ -127,11 +127,12 @@ def _check_engine(engine: trt.ICudaEngine, path: Path, info: EngineInfo) -> None
     }
     if found != expected:
         raise ModelError(
-            f"{path} takes and gives {found}, expected {expected}", hint="Build it again: alexdeploy build"
+            f"the inputs and outputs of {path} are {found}, expected {expected}",
+            hint="Build it again: alexdeploy build",
         )
     least, _, most = (shape[0] for shape in engine.get_tensor_profile_shape("images", 0))
     if not least <= info.batch_size <= most:
-        raise ModelError(f"{path} takes {least} to {most} images, asked for {info.batch_size}")
+        raise ModelError(f"{path} takes {least} to {most} images, requested {info.batch_size}")
 
 
 def inspect_engine(path: Path, device: str) -> str:

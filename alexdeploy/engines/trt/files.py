@@ -172,7 +172,7 @@ def read_record(path: Path) -> EngineRecord:
         content = read_regular(sidecar, MAX_TEXT_BYTES)
     except OSError as exc:
         raise ModelError(
-            f"{path} has no readable {sidecar.name}, which says what it was built from: {exc.strerror}",
+            f"{path} has no readable {sidecar.name}, which describes what it was built from: {exc.strerror}",
             hint="Copy the .json that belongs to it, or build it here: alexdeploy build",
         ) from exc
     try:
@@ -244,13 +244,13 @@ def _read_plan(path: Path, record: EngineRecord) -> bytes:
         raise ModelError(f"{path} cannot be read: {exc.strerror}", hint=_BUILD_HINT) from exc
     if len(plan) != record.engine_bytes:
         raise ModelError(
-            f"{path} has {len(plan):,} bytes, its sidecar says {record.engine_bytes:,}: it was truncated or exchanged",
+            f"{path} has {len(plan):,} bytes, its sidecar records {record.engine_bytes:,}: truncated or replaced",
             hint=_BUILD_HINT,
         )
     found = sha256_bytes(plan)
     if found != record.engine_sha256:
         raise ModelError(
-            f"{path} has hash {found[:12]}, its sidecar says {record.engine_sha256[:12]}: it was changed or exchanged",
+            f"SHA-256 mismatch: {path} {found[:12]}, recorded {record.engine_sha256[:12]}: it was changed or replaced",
             hint=_BUILD_HINT,
         )
     return plan

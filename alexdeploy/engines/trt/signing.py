@@ -26,7 +26,7 @@ def state_folder() -> Path:
     except RuntimeError as exc:
         raise ModelError(
             f"there is no home folder for the secret that signs engines: {exc}",
-            hint="Name a folder for it: ALEXDEPLOY_STATE=/some/folder",
+            hint="Set a folder for it: ALEXDEPLOY_STATE=/some/folder",
         ) from exc
 
 
@@ -77,7 +77,7 @@ def own_secret() -> bytes:
         _make_secret(state_folder() / "engine.key")
         found = read_secret()
     if found is None:
-        raise ModelError(f"{state_folder()} does not keep its engine.key", hint="Name another: ALEXDEPLOY_STATE")
+        raise ModelError(f"{state_folder()} cannot store engine.key", hint="Name another: ALEXDEPLOY_STATE")
     return found
 
 

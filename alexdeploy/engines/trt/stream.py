@@ -28,7 +28,7 @@ def make_context(engine: trt.ICudaEngine, stream: cuda.Stream, hint: str) -> trt
     if context is None:
         raise refused("TensorRT could not make an execution context", hint)
     if not context.set_optimization_profile_async(0, stream.handle):
-        raise refused("TensorRT did not take the optimization profile", hint)
+        raise refused("TensorRT rejected the optimization profile", hint)
     stream.synchronize()
     return context
 
@@ -70,7 +70,7 @@ class Stream:
             self._host[name][...] = 0
             self._device[name] = cuda.mem_alloc(self._host[name].nbytes)
             if not context.set_tensor_address(name, int(self._device[name])):
-                raise refused(f"TensorRT did not take the address of {name}")
+                raise refused(f"TensorRT rejected the address of {name}")
         blank = np.zeros((self._batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         # The first enqueues, the second captures.
         self.run(blank)
@@ -122,7 +122,7 @@ class Stream:
         # Until all is well with the new shape, the context has none.
         self._num_images = self._num_runs = 0
         if not context.set_input_shape("images", (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)):
-            raise refused(f"TensorRT did not take a batch of {num_images} images")
+            raise refused(f"TensorRT rejected a batch of {num_images} images")
         missing = context.infer_shapes()
         rows = [context.get_tensor_shape(name)[0] for name in ("probabilities", "view_classes")]
         if missing or rows != [num_images, num_images]:

@@ -96,7 +96,7 @@ class StreamThreads(Generic[_EngineT]):
         batch = _Batch(images)
         with self._lock:
             if not self._is_open:
-                raise DeviceError("the engine is not open", hint="Use it in a with statement.")
+                raise DeviceError("the engine is not open", hint="Open it in a with statement.")
             self._batches.put(batch)
         found = batch.answer.get()
         if isinstance(found, AlexDeployError):

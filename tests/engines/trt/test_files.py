@@ -110,7 +110,7 @@ def test_a_plan_and_its_sidecar_under_another_name_are_taken_for_what_they_are(f
     path, other = make_engine(folder), make_engine(folder, PLAN[::-1], precision="int8")
     os.replace(other, path)
     os.replace(sidecar_path(other), sidecar_path(path))
-    with pytest.raises(ModelError, match="it is int8, asked for fp16"):
+    with pytest.raises(ModelError, match="its precision is int8, requested fp16"):
         choose_engine(folder, WANTED)
 
 
@@ -149,12 +149,12 @@ def test_no_engine_at_all_names_the_command_that_builds_one(folder: ModelFolder)
         ({"compute_capability": (8, 0)}, "it is for sm_80, this device is sm_90"),
         ({"tensorrt": "8.6.0"}, r"it was built with TensorRT 8\.6\.0, here is 10\.16\.1\.11"),
         ({"cuda": "12.2"}, r"it was built with CUDA 12\.2, here is 13\.0"),
-        ({"precision": "fp32", "graph_sha256": "d" * 64}, "does not fit: it is fp32, asked for fp16\n"),
-        ({"num_views": 1}, "it averages 1 views, asked for 10"),
+        ({"precision": "fp32", "graph_sha256": "d" * 64}, "does not fit: its precision is fp32, requested fp16\n"),
+        ({"num_views": 1}, "it averages 1 views, requested 10"),
         ({"graph_sha256": "d" * 64}, "it was built from graph dddddddddddd, the model's is aaaaaaaaaaaa"),
         ({"weights_sha256": "d" * 64}, "it was built from weights dddddddddddd, the model's are ffffffffffff"),
         ({"contract_sha256": "d" * 64}, "another architecture, preprocessing or classes"),
-        ({"profile": (1, 4, 4)}, "it takes 1 to 4 images, asked for 8"),
+        ({"profile": (1, 4, 4)}, "it takes 1 to 4 images, requested 8"),
     ],
 )
 def test_an_engine_that_does_not_fit_says_in_which_part(

@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> ModelFolder:
 def test_a_truncated_engine_is_refused(folder: ModelFolder, size: int) -> None:
     path = make_engine(folder)
     path.write_bytes(PLAN[:size])
-    with pytest.raises(ModelError, match=rf"has {size:,} bytes, its sidecar says 10,240"):
+    with pytest.raises(ModelError, match=rf"has {size:,} bytes, its sidecar records 10,240"):
         load_engine(path)
 
 
@@ -58,21 +58,21 @@ def test_an_engine_with_one_bit_flipped_is_refused(folder: ModelFolder, position
     content = bytearray(PLAN)
     content[position] ^= 1 << bit
     path.write_bytes(content)
-    with pytest.raises(ModelError, match="was changed or exchanged"):
+    with pytest.raises(ModelError, match="was changed or replaced"):
         load_engine(path)
 
 
 def test_the_plan_of_another_engine_of_this_installation_is_refused(folder: ModelFolder) -> None:
     path, other = make_engine(folder), make_engine(folder, PLAN[::-1], precision="int8")
     os.replace(other, path)
-    with pytest.raises(ModelError, match="was changed or exchanged"):
+    with pytest.raises(ModelError, match="was changed or replaced"):
         load_engine(path)
 
 
 def test_the_sidecar_of_another_engine_is_refused(folder: ModelFolder) -> None:
     path, other = make_engine(folder), make_engine(folder, PLAN[::-1], precision="int8")
     os.replace(sidecar_path(other), sidecar_path(path))
-    with pytest.raises(ModelError, match="was changed or exchanged"):
+    with pytest.raises(ModelError, match="was changed or replaced"):
         load_engine(path)
 
 
@@ -152,7 +152,7 @@ def test_a_damaged_engine_of_another_installation_cannot_be_trusted(
     path = make_engine(folder)
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "other"))
     path.write_bytes(PLAN[:-1])
-    with pytest.raises(ModelError, match="was truncated or exchanged"):
+    with pytest.raises(ModelError, match="truncated or replaced"):
         trust_engine(path)
 
 
