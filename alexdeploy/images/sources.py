@@ -38,9 +38,7 @@ class PackedImage(NamedTuple):
 
     def read(self, resize: str | None) -> bytes:
         if resize not in (None, self.images.resize):
-            raise ImageError(
-                f"was packed with --resize {self.images.resize}, and the model expects --resize {resize}"
-            )
+            raise ImageError(f"was packed with --resize {self.images.resize}, and the model expects --resize {resize}")
         return self.images.encoded(self.number)
 
 
