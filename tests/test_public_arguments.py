@@ -51,7 +51,7 @@ _REFUSED: tuple[tuple[Callable[..., object], str, Any, str], ...] = (
     *((Predictor, "placement", value, "towers, pipeline or None") for value in ("tower", 2)),
     *((Predictor, "devices", value, "a string or None") for value in (0, ["cpu"])),
     (Predictor, "model", 5, "a string or None"),
-    (find_model, "name", 5, "a string or None"),
+    (find_model, "model", 5, "a string or None"),
     (ModelFolder, "path", None, "a string"),
     (ExportOptions, "fp16", "yes", "True or False"),
     (ExportOptions, "int8", 1, "True or False"),
@@ -106,18 +106,16 @@ def test_a_wrong_argument_is_a_usage_error_with_its_name_its_value_and_the_choic
     take: Callable[..., object], name: str, value: Any, expected: str
 ) -> None:
     shown = value.item() if isinstance(value, np.generic) else tuple(value) if isinstance(value, list) else value
-    # For a model the positional name is find_model's.
-    name_told = "name" if name == "model" else name
-    with pytest.raises(UsageError, match=f"^{re.escape(f'{name_told} is {shown!r}; expected {expected}')}$"):
+    with pytest.raises(UsageError, match=f"^{re.escape(f'{name} is {shown!r}; expected {expected}')}$"):
         take(**{name: value})
 
 
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: export_model("m"), "folder is 'm'; expected a ModelFolder"),
+        (lambda: export_model(5), "model is 5; expected a string or None"),
         (lambda: export_model(_NOWHERE, {"fp16": True}), "options is {'fp16': True}; expected an ExportOptions"),
-        (lambda: calibrate("m", "photographs"), "folder is 'm'; expected a ModelFolder"),
+        (lambda: calibrate(5, "photographs"), "model is 5; expected a string or None"),
         (lambda: calibrate(_NOWHERE, ["a", "b"]), "images is ('a', 'b'); expected a string"),
         (lambda: calibrate(_NOWHERE, "a", 512), "recipe is 512; expected a CalibrationRecipe or None"),
         (lambda: evaluate("m", "data"), "folder is 'm'; expected a ModelFolder"),

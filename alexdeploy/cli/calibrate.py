@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from alexdeploy.cli import output
+from alexdeploy.cli.export_progress import watch
 from alexdeploy.cli.options import (
     JsonOption,
     ModelArgument,
@@ -92,19 +93,17 @@ def calibrate(
         from alexdeploy.export.export import export_model
 
         output.note(f"{folder.path.as_posix()} has no {folder.onnx_path().name} yet, which is what is measured")
-        export_model(folder, on_step=lambda step: output.note(f"  {step}"), on_warning=output.warn)
+        with watch() as show:
+            export_model(folder, on_event=show)
     output.note(f"model {folder.path.as_posix()}, {recipe.num_views} view{'s' * (recipe.num_views > 1)} an image")
     if (note := newer_weights(folder)) is not None:
         output.warn(note)
     num_chosen = None
-    with output.progress("images") as bar:
-        task = bar.add_task("calibrate", total=None)
-        try:
-            ranges = measure(
-                folder, given_images[0], recipe, lambda done, total: bar.update(task, completed=done, total=total)
-            )
-        except CalibrationInterrupted as stop:
-            ranges, num_chosen = stop.ranges, stop.num_chosen
+    try:
+        with watch() as show:
+            ranges = measure(folder, given_images[0], recipe, show)
+    except CalibrationInterrupted as stop:
+        ranges, num_chosen = stop.ranges, stop.num_chosen
     for warning in ranges.warnings:
         output.warn(warning)
     for name, reason in ranges.skipped.items():

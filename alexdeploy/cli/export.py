@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import itertools
-import shlex
-import signal
-import subprocess
-import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alexdeploy.cli import output
+from alexdeploy.cli.export_progress import watch
 from alexdeploy.cli.options import (
     JsonOption,
     ModelArgument,
@@ -25,17 +19,13 @@ from alexdeploy.cli.options import (
     pick,
     precisions_option,
 )
-from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from alexdeploy.core.model_folder import ModelFolder
     from alexdeploy.export.export import Exported
     from alexdeploy.export.fp16 import HalfLayer
     from alexdeploy.export.parity import Parity
     from alexdeploy.export.quantize.quantize import Quantization
-    from alexdeploy.placement.devices import Device, GpuSurvey
 
 EXAMPLES = (
     "alexdeploy export --fp16",
@@ -92,14 +82,19 @@ def export(
         str | None,
         typer.Option(metavar="IMAGES", help="Photographs to check on; the training data if left out."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Export model.onnx again, even if it is up to date.")
+    ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Write model.onnx from the weights, with LRN as one native node, and check that the answers stay.
 
-    Every layer is compared with an independent float64 computation before a file is replaced.
+    Every layer is compared with an independent float64 computation before a file is replaced. A model.onnx that is up
+    to date is kept; the backends are checked on it again.
     """
+    from alexdeploy.export.build import build_engines
     from alexdeploy.export.export import ExportOptions, export_model
     from alexdeploy.export.quantize.quantize import Budget
 
@@ -120,90 +115,25 @@ def export(
         fp16=fp16,
         int8=int8,
         int8_weights=7 if int8_weights == 7 else 8,
+        overwrite=overwrite,
         images=images,
         calibrate=calibrate,
         budget=Budget(max_drop=max_drop, labelled=labelled, keep=_names(keep)),
     )
-    exported = export_model(folder, options, lambda step: output.note(f"  {step}"), output.warn)
+    with watch() as show:
+        exported = export_model(folder, options, show)
     if json:
         output.print_json([{**dataclasses.asdict(item), "path": str(item.path)} for item in exported])
     else:
         for item in exported:
             _report(item)
-    built, code = _build_engines(folder, [name for name, asked in (("fp16", fp16), ("int8", int8)) if asked])
+    with watch() as show:
+        built = build_engines(folder, [item.precision for item in exported if item.precision != "fp32"], show)
     # FP16 is faster only where its engine is: a CPU computes in FP32 all the same.
-    best = "int8" if int8 else "fp16" if "fp16" in built else "fp32"
+    best = "int8" if int8 else "fp16" if ("fp16", 10) in built.fit else "fp32"
     output.next_with_images(folder.path, *(("--precision", best) if best != "fp32" else ()))
-    if code:
-        raise typer.Exit(code)
-
-
-def _build_engines(folder: ModelFolder, precisions: list[str]) -> tuple[set[str], int]:
-    """Where there are GPUs and TensorRT: for each reduced precision an engine for one view and one for ten.
-
-    What cannot be built on one GPU does not stop the others. The precisions with an engine for ten views, and the exit
-    code of the first build that failed or 0.
-    """
-    from alexdeploy.placement.devices import survey_gpus
-
-    survey = survey_gpus()
-    why = _why_no_engines(survey)
-    if why is not None:
-        output.note(f"no TensorRT engine: {why}")
-        return set(), 0
-    built, first_code = set(), 0
-    for gpu, precision, num_views in itertools.product(one_of_each_kind(survey.devices), precisions, (1, 10)):
-        code = _run(build_words(folder, precision, num_views, gpu))
-        first_code = first_code or code
-        if code == 0 and num_views == 10:
-            built.add(precision)
-    return built, first_code
-
-
-def _why_no_engines(survey: GpuSurvey) -> str | None:
-    from alexdeploy.engines.base import is_installed
-
-    others = "the ONNX files run on every other backend"
-    if not survey.devices:
-        return f"no GPU was found ({survey.problem}); {others}"
-    if not is_installed("tensorrt"):
-        return f"TensorRT is not installed; {others}"
-    if not _has_pycuda():
-        # The graphs are written and right: this is no failure of the export.
-        return f"TensorRT needs pycuda here, and it is not installed: pip install pycuda; until then {others}"
-    return None
-
-
-def _has_pycuda() -> bool:
-    return importlib.util.find_spec("pycuda") is not None
-
-
-def one_of_each_kind(gpus: Sequence[Device]) -> list[Device]:
-    """An engine runs on every GPU of one compute capability: the first of each."""
-    kinds: dict[tuple[int, int] | None, Device] = {}
-    for gpu in gpus:
-        kinds.setdefault(gpu.compute_capability, gpu)
-    return list(kinds.values())
-
-
-def build_words(folder: ModelFolder, precision: str, num_views: int, gpu: Device) -> list[str]:
-    return ["build", f"--{precision}", "--views", str(num_views), "--devices", str(gpu), "--", str(folder.path)]
-
-
-def _run(words: list[str]) -> int:
-    """`alexdeploy` in a process of its own, which sees one GPU: TensorRT does not build for two kinds of them in one.
-
-    Its exit code; it says itself why it failed, unless a signal ended it.
-    """
-    code = subprocess.run([sys.executable, "-m", "alexdeploy", *words], check=False).returncode
-    if code >= 0:
-        return code
-    name = f"signal {-code}"
-    with suppress(ValueError):
-        name = signal.Signals(-code).name
-    hint = "See: alexdeploy doctor. SIGKILL is what Linux sends where memory ran out."
-    output.fail(DeviceError(f"alexdeploy {shlex.join(words)} was ended by {name}", hint=hint))
-    return DeviceError.exit_code
+    if built.exit_code:
+        raise typer.Exit(built.exit_code)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -212,7 +142,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 def _report(item: Exported) -> None:
     size = item.path.stat().st_size / 1e6
-    verb = "wrote" if item.written else "kept the imported"
+    verb = "wrote" if item.written else "up to date:"
     output.note(f"{verb} {item.path.as_posix()} ({size:.1f} MB, sha256 {item.sha256[:12]})")
     if item.parity is not None:
         _report_parity(item.parity)

@@ -234,6 +234,7 @@ def _choose(
     is_sample: bool,
 ) -> tuple[Recipe, ModelFolder, Parent | None]:
     """What to train by, where the model goes, and the one whose weights are the first."""
+    from alexdeploy.core.arguments import check_layer_names
     from alexdeploy.core.errors import UsageError
     from alexdeploy.core.model_folder import find_model
     from alexdeploy.core.recipe import DEFAULT_RECIPE, SAMPLE_RECIPE, fine_tuning_recipe, load_recipe
@@ -244,6 +245,8 @@ def _choose(
         chosen = load_recipe(recipe or (SAMPLE_RECIPE if is_sample else DEFAULT_RECIPE), overrides)
         return chosen, model_folder(chosen.name if name is None else name), None
     parent_folder = find_model(pretrained)
+    if freeze is not None and (architecture := parent_folder.spec().architecture) is not None:
+        check_layer_names(_layer_names(freeze), architecture.trained_layers)
     folder = model_folder(f"{parent_folder.path.resolve().name}-tuned" if name is None else name)
     if folder.path.resolve() == parent_folder.path.resolve():
         raise UsageError(
@@ -302,8 +305,11 @@ def _frozen(layers: str | None) -> list[str]:
     """Recipe overrides for --freeze, which is from the first epoch on whatever the recipe says."""
     if layers is None:
         return []
-    names = [name.strip() for name in layers.split(",")]
-    return [f"training.freeze={names}", "training.freeze_epoch=1"]
+    return [f"training.freeze={list(_layer_names(layers))}", "training.freeze_epoch=1"]
+
+
+def _layer_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _refuse_said_twice(overrides: Iterable[str], named: Iterable[str], frozen: Iterable[str]) -> None:

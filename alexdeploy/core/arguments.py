@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import types
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -49,6 +50,13 @@ def check_argument(name: str, value: Any, kind: Any) -> Any:
     except msgspec.ValidationError as exc:
         raise UsageError(f"{name} is {plain!r}; expected {_expected(kind)}") from exc
     return found
+
+
+def check_layer_names(names: Collection[str], layers: Collection[str]) -> None:
+    """Raise UsageError for a name that is none of a network's `layers` with weights."""
+    for name in names:
+        if name not in layers:
+            raise UsageError(f"no layer with weights is called {name!r}", hint=f"Layers: {', '.join(layers)}")
 
 
 @functools.cache

@@ -192,12 +192,15 @@ def is_model(name: str | os.PathLike[str]) -> bool:
     return any(os.path.isfile(folder / name / "spec.json") for folder in (Path(), MODELS_FOLDER))
 
 
-def find_model(name: str | os.PathLike[str] | None = None) -> ModelFolder:
-    """A model folder by path, by name under `models/`, or the newest there when `name` is None.
+def find_model(model: ModelFolder | str | os.PathLike[str] | None = None) -> ModelFolder:
+    """A model folder by path, by name under `models/`, or the newest there when `model` is None.
 
-    Raises UsageError where there is none, ModelError for a folder with only a part of a model.
+    A ModelFolder is returned as it is. Raises UsageError where there is none, ModelError for a folder with only a part
+    of a model.
     """
-    name = check_argument("name", name, str | None)
+    if isinstance(model, ModelFolder):
+        return model
+    name: str | None = check_argument("model", model, str | None)
     if name is not None:
         for path in (Path(name), MODELS_FOLDER / name):
             if os.path.isfile(path / "spec.json"):

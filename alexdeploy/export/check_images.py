@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import ImageError
+from alexdeploy.core.events import Status
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.decode import decode
 from alexdeploy.images.pick import pick_sources
@@ -30,7 +31,7 @@ def check_images(
     spec: ModelSpec,
     mean_image: NDArray[np.float32] | None,
     named: str | None,
-    on_step: Callable[[str], None] = lambda message: None,
+    on_event: Callable[[Status], None] = lambda event: None,
 ) -> CheckImages:
     """The images to check a model on: they lie evenly over `named`, which is anything that `iter_sources` takes.
 
@@ -38,7 +39,8 @@ def check_images(
     read; in the training data, which nobody named, only if that is true of all that were tried.
     """
     origin, photographs = _photographs(spec, named)
-    on_step(f"checking on {_NUM_RANDOM} random inputs and {len(photographs)} images of {origin}")
+    message = f"checking on {_NUM_RANDOM} random inputs and {len(photographs)} images of {origin}"
+    on_event(Status(message=message))
     real = np.concatenate([network_input(photograph, spec.preprocessing, 1, mean_image) for photograph in photographs])
     rng = np.random.default_rng(0)
     random = rng.normal(float(real.mean()), float(real.std()), (_NUM_RANDOM, *real.shape[1:])).astype(np.float32)

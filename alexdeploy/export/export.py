@@ -12,17 +12,20 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.arguments import check_argument, check_fields
 from alexdeploy.core.backend_checks import BackendCheck, record_backend_checks
-from alexdeploy.core.errors import StaleArtifactError
-from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.core.packages import missing_package
+from alexdeploy.core.errors import ModelError, StaleArtifactError
+from alexdeploy.core.events import Notice, Status
+from alexdeploy.core.model_folder import ModelFolder, find_model
+from alexdeploy.core.packages import missing_package, package_version
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.export.check_images import check_images
 from alexdeploy.export.engine_check import check_engines
+from alexdeploy.export.events import Event, ignore
 from alexdeploy.export.fp16 import HalfLayer, plan_fp16, to_fp16
 from alexdeploy.export.parity import Parity, check_parity, compare_outputs
 from alexdeploy.export.publish import Network, check_complete, publish, read_network
 from alexdeploy.export.quantize.calibrate import measured_tensors
-from alexdeploy.export.quantize.quantize import Budget, Quantization, quantize
+from alexdeploy.export.quantize.int8 import quantizable_layers
+from alexdeploy.export.quantize.quantize import Budget, Quantization, check_kept_layers, quantize
 from alexdeploy.graphs import files as graph_files
 from alexdeploy.graphs.deployment import check_network
 from alexdeploy.graphs.edit import WeightBits
@@ -42,7 +45,7 @@ class Exported:
     """
 
     path: Path
-    precision: str
+    precision: Precision
     sha256: str
     written: bool
     parity: Parity | None
@@ -57,11 +60,13 @@ class ExportOptions:
 
     `calibrate` are images to measure INT8's ranges on; None takes those measured before. `budget` is what INT8 may
     cost. `int8_weights` is how many bits its weights have: 7 are for processors without VNNI, see docs/precision.md.
+    `overwrite` exports a `model.onnx` that is up to date again.
     """
 
     fp16: bool = False
     int8: bool = False
     int8_weights: WeightBits = 8
+    overwrite: bool = False
     images: str | None = None
     calibrate: str | None = None
     budget: Budget = field(default_factory=Budget)
@@ -71,34 +76,40 @@ class ExportOptions:
 
 
 def export_model(
-    folder: ModelFolder,
+    model: ModelFolder | str | os.PathLike[str] | None = None,
     options: ExportOptions = ExportOptions(),
-    on_step: Callable[[str], None] = lambda message: None,
-    on_warning: Callable[[str], None] = lambda message: None,
+    on_event: Callable[[Event], None] = ignore,
 ) -> tuple[Exported, ...]:
     """Write `model.onnx`, and `model.fp16.onnx` and `model.int8.onnx` if asked, after each has been checked.
 
-    An imported model has no weights of its own: its `model.onnx` stays, and the others are checked against it. Raises
+    `model` is a folder or what `find_model` takes. An imported model has no weights of its own: its `model.onnx` stays,
+    and the others are checked against it. So does a `model.onnx` that is up to date, unless `overwrite` is set. Raises
     ParityError, with every graph left as it was, if one does not give the answers of the weights, does not hold the
     budget, or has its answers from no installed backend: nothing is written before all that was asked for is checked.
     """
-    folder = check_argument("folder", folder, ModelFolder)
+    folder = find_model(model)
     options = check_argument("options", options, ExportOptions)
     network = read_network(folder)
     spec = network.spec
     _check_options(folder, network, options)
-    images = check_images(spec, network.mean_image, options.images, on_step)
-    fp32 = _checked_fp32(folder, network, images.inputs, on_step)
+    images = check_images(spec, network.mean_image, options.images, on_event)
+    fp32 = (None if options.overwrite else _kept_fp32(folder, network)) or _checked_fp32(
+        folder, network, images.inputs, on_event
+    )
     # First of the two: ranges that are measured for it say where FP16 would overflow as well.
-    int8 = _checked_int8(fp32, folder, spec, options, on_step, on_warning) if options.int8 else None
+    int8 = _checked_int8(fp32, folder, spec, options, on_event) if options.int8 else None
     ranges = None if int8 is None else int8.ranges
-    fp16 = _checked_fp16(fp32, folder, spec, images.inputs, ranges, on_step) if options.fp16 else None
+    fp16 = _checked_fp16(fp32, folder, spec, images.inputs, ranges, on_event) if options.fp16 else None
     checked = [each for each in (fp32, fp16, int8) if each is not None]
     backends: dict[str, tuple[BackendCheck, ...]] = {}
+
+    def warn(message: str) -> None:
+        on_event(Notice(message=message))
+
     for each in checked:
-        on_step(f"checking every backend on the {each.precision} graph, with one view and ten")
+        on_event(Status(message=f"checking every backend on the {each.precision} graph, with one view and ten"))
         backends[each.precision] = check_engines(
-            each.graph, spec, each.precision, network.mean_image, images.photographs, on_warning
+            each.graph, spec, each.precision, network.mean_image, images.photographs, warn
         )
 
     def write_first() -> None:
@@ -129,6 +140,13 @@ def _check_options(folder: ModelFolder, network: Network, options: ExportOptions
     """Raise what can be known before any work."""
     asked: tuple[Precision, ...] = ("fp32", *(("fp16",) if options.fp16 else ()), *(("int8",) if options.int8 else ()))
     check_complete(folder, network, asked)
+    if options.int8 and options.budget.keep:
+        architecture = network.spec.architecture
+        if network.weights is not None and architecture is not None:
+            layers = architecture.trained_layers
+        else:
+            layers = quantizable_layers(load_graph(folder, "fp32", network.spec).model)
+        check_kept_layers(options.budget.keep, layers)
     if options.int8 and options.calibrate is None:
         ranges = read_ranges(folder.ranges_path, folder.path.as_posix())
         if network.weights is not None and ranges.network_sha256 != network.weights.sha256 and network.new_files:
@@ -154,8 +172,31 @@ class _Checked:
     ranges: Ranges | None = None
 
 
+def _kept_fp32(folder: ModelFolder, network: Network) -> _Checked | None:
+    """`model.onnx` if another export would write the same bytes, by what is recorded in it and beside it; else None."""
+    if network.weights is None or network.new_files or not folder.sum_path().is_file():
+        return None
+    try:
+        graph = load_graph(folder, "fp32", network.spec)
+    except ModelError:
+        return None
+    written_by = (graph.model.producer_version, [each.version for each in graph.model.opset_import])
+    if written_by != (package_version("torch"), [graph_files.OPSET]):
+        return None
+    if graph.spec() != network.spec:
+        return None
+    return _Checked(
+        path=folder.onnx_path(),
+        precision="fp32",
+        graph=graph,
+        content=None,
+        weights=network.weights.tensors,
+        parity=None,
+    )
+
+
 def _checked_fp32(
-    folder: ModelFolder, network: Network, images: NDArray[np.float32], on_step: Callable[[str], None]
+    folder: ModelFolder, network: Network, images: NDArray[np.float32], on_event: Callable[[Event], None]
 ) -> _Checked:
     path, spec = folder.onnx_path(), network.spec
     if network.weights is None:
@@ -167,10 +208,10 @@ def _checked_fp32(
         raise missing_package("torch", "exporting weights", "train") from exc
     weights, digest = network.weights
     assert spec.architecture is not None
-    on_step("exporting with torch.onnx")
+    on_event(Status(message="exporting with torch.onnx"))
     model, plan, torch_activations = export_network(spec.architecture, spec.num_classes, weights, images)
     check_network(model, spec)
-    on_step("checking ONNX Runtime and PyTorch against NumPy float64")
+    on_event(Status(message="checking ONNX Runtime and PyTorch against NumPy float64"))
     parity = check_parity(model, plan, weights, images, "fp32", {"PyTorch": torch_activations})
     source = graph_files.Source(name=folder.weights_path.name, sha256=digest, weights_sha256=digest)
     content = graph_files.serialize(model, spec, source, "fp32")
@@ -184,13 +225,13 @@ def _checked_fp16(
     spec: ModelSpec,
     images: NDArray[np.float32],
     ranges: Ranges | None,
-    on_step: Callable[[str], None],
+    on_event: Callable[[Event], None],
 ) -> _Checked:
-    layers = plan_fp16(fp32.graph.model, _largest(fp32, folder, spec, images, ranges, on_step))
+    layers = plan_fp16(fp32.graph.model, _largest(fp32, folder, spec, images, ranges, on_event))
     islands = [layer.layer for layer in layers if layer.precision == "fp32"]
-    on_step(f"converting to FP16, {', '.join(islands) or 'nothing'} in FP32")
+    on_event(Status(message=f"converting to FP16, {', '.join(islands) or 'nothing'} in FP32"))
     model = to_fp16(fp32.graph.model, islands)
-    on_step("checking the FP16 graph")
+    on_event(Status(message="checking the FP16 graph"))
     if spec.architecture is not None and fp32.weights is not None:
         plan = plan_layers(spec.architecture, spec.num_classes)
         parity = check_parity(model, plan, fp32.weights, images, "fp16")
@@ -215,7 +256,7 @@ def _largest(
     spec: ModelSpec,
     images: NDArray[np.float32],
     ranges: Ranges | None,
-    on_step: Callable[[str], None],
+    on_event: Callable[[Event], None],
 ) -> dict[str, float]:
     """The largest |x| of each tensor: as calibrated if that was on this network, else on the images of the check."""
     if ranges is not None:
@@ -223,11 +264,15 @@ def _largest(
     if os.path.isfile(folder.ranges_path):
         ranges = read_ranges(folder.ranges_path)
         if (ranges.network_sha256, ranges.contract_sha256) == (fp32.graph.network_sha256, spec.contract_sha256):
-            on_step(f"ranges of {folder.ranges_path}: {ranges.num_images} images of {ranges.images_from}")
+            on_event(
+                Status(message=f"ranges of {folder.ranges_path}: {ranges.num_images} images of {ranges.images_from}")
+            )
             return {name: tensor.largest for name, tensor in ranges.tensors.items()}
-        on_step(f"{folder.ranges_path} was measured on another graph or preprocessing and is not used")
+        on_event(Status(message=f"{folder.ranges_path} was measured on another graph or preprocessing and is not used"))
     runner = GraphRunner(fp32.graph.model, measured_tensors(fp32.graph.model))
-    on_step(f"ranges of the {len(images)} inputs of the check; alexdeploy calibrate measures them on more")
+    on_event(
+        Status(message=f"ranges of the {len(images)} inputs of the check; alexdeploy calibrate measures them on more")
+    )
     return {name: float(np.abs(values).max()) for name, values in runner.run(images).items()}
 
 
@@ -236,8 +281,7 @@ def _checked_int8(
     folder: ModelFolder,
     spec: ModelSpec,
     options: ExportOptions,
-    on_step: Callable[[str], None],
-    on_warning: Callable[[str], None],
+    on_event: Callable[[Event], None],
 ) -> _Checked:
     quantized = quantize(
         folder,
@@ -246,8 +290,7 @@ def _checked_int8(
         options.calibrate,
         options.budget,
         weight_bits=options.int8_weights,
-        on_step=on_step,
-        on_warning=on_warning,
+        on_event=on_event,
     )
     source = graph_files.Source(
         name=fp32.path.name,

@@ -17,12 +17,10 @@ from onnx import ModelProto, NodeProto
 
 from alexdeploy.core.errors import ParityError
 from alexdeploy.core.spec import Architecture
+from alexdeploy.graphs.files import OPSET
 from alexdeploy.network.alexnet import AlexNet
 from alexdeploy.network.layers import Layer
 from alexdeploy.network.weights import Weights
-
-OPSET = 17
-"""The newest opset that TensorRT 8.6 reads."""
 
 _IR_VERSION = 8
 """The file format that goes with opset 17; older readers refuse a newer one."""

@@ -31,6 +31,9 @@ from alexdeploy.graphs.metadata import (
     GraphMetadata,
 )
 
+OPSET = 17
+"""Of the files that are written: the newest opset that TensorRT 8.6 reads."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:

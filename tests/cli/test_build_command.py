@@ -12,11 +12,11 @@ from made_engines import GPU, PLAN, make_engine
 from program import Run
 
 from alexdeploy.cli.build import see_only
-from alexdeploy.cli.export import build_words, one_of_each_kind
 from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.diagnosis.inspect import _device_for
 from alexdeploy.engines.trt.files import load_engine, sidecar_path
+from alexdeploy.export.build import build_words, one_of_each_kind
 from alexdeploy.placement.devices import Device, GpuSurvey
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "placement"))

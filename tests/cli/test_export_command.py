@@ -6,14 +6,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import onnx
 import pytest
+from helpers import change_weights, replace_graph
 from program import Run
 
-from alexdeploy.cli import export
+from alexdeploy.cli.export_progress import watch
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.engines import base
-from alexdeploy.placement import devices
+from alexdeploy.export import build, export
+from alexdeploy.export.export import _kept_fp32
+from alexdeploy.export.publish import read_network
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "placement"))
 from imagined import machine
@@ -41,6 +44,77 @@ def test_the_newest_model_is_exported_and_said_what_was_checked(run: Run, tiny_m
     assert "next: alexdeploy predict images/ --tencrop --model models/tiny\n" in result.stderr
 
 
+def test_a_graph_that_is_up_to_date_is_kept_and_overwrite_gives_the_same_bytes(
+    run: Run, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tiny_model.onnx_path().read_bytes()
+    with monkeypatch.context() as patch:
+        # Nothing is exported, so nothing of PyTorch is needed.
+        patch.setitem(sys.modules, "alexdeploy.export.onnx_export", None)
+        result = run("tiny", "--json")
+    assert result.exit_code == 0
+    (item,) = json.loads(result.stdout)
+    assert (item["written"], item["parity"], item["sha256"]) == (False, None, sha256_file(tiny_model.onnx_path()))
+    assert {check["problem"] for check in item["backends"]} == {None}
+    inode = tiny_model.onnx_path().stat().st_ino
+    (item,) = json.loads(run("tiny", "--json", "--overwrite").stdout)
+    assert item["written"]
+    assert tiny_model.onnx_path().stat().st_ino != inode
+    assert tiny_model.onnx_path().read_bytes() == before
+
+
+def _other_weights(folder: ModelFolder) -> None:
+    change_weights(folder, fc8__bias=lambda bias: bias + 1)
+
+
+def _other_spec(folder: ModelFolder) -> None:
+    folder.write_spec(folder.spec().replace_provenance(note="of somebody"))
+
+
+def _other_exporter(folder: ModelFolder) -> None:
+    model = onnx.load(folder.onnx_path())
+    model.producer_version = "2.0.0"
+    replace_graph(folder, "fp32", model)
+
+
+def _damaged(folder: ModelFolder) -> None:
+    content = bytearray(folder.onnx_path().read_bytes())
+    content[len(content) // 2] ^= 1
+    folder.onnx_path().write_bytes(content)
+
+
+def _without_hash(folder: ModelFolder) -> None:
+    folder.sum_path().unlink()
+
+
+@pytest.mark.parametrize("change", [_other_weights, _other_spec, _other_exporter, _damaged, _without_hash])
+def test_a_graph_that_is_not_up_to_date_is_exported_again(
+    tiny_model: ModelFolder, change: Callable[[ModelFolder], None]
+) -> None:
+    change(tiny_model)
+    assert _kept_fp32(tiny_model, read_network(tiny_model)) is None
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [
+        ("conv9", "Layers: conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8"),
+        ("conv1,CONV2", "Layers: conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8"),
+        ("conv1,conv2,conv3,conv4,conv5,fc6,fc7,fc8", "--keep"),
+    ],
+)
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_wrong_layers_to_keep_are_a_usage_error_before_any_work(
+    run: Run, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch, layers: str, told: str, is_imported: bool
+) -> None:
+    monkeypatch.setattr(export, "check_images", None)
+    if is_imported:
+        tiny_model.weights_path.unlink()
+    result = run("tiny", "--int8", "--keep", layers, "--calibrate", "nowhere")
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
 def test_fp16_is_written_only_when_it_is_asked_for(run: Run, tiny_model: ModelFolder) -> None:
     tiny_model.onnx_path("fp16").unlink()
     assert run("models/tiny").exit_code == 0
@@ -48,7 +122,7 @@ def test_fp16_is_written_only_when_it_is_asked_for(run: Run, tiny_model: ModelFo
 
 
 def test_json_says_what_was_written_and_how_it_was_checked(run: Run, tiny_model: ModelFolder) -> None:
-    result = run("tiny", "--json")
+    result = run("tiny", "--json", "--overwrite")
     assert result.exit_code == 0
     (item,) = json.loads(result.stdout)
     assert item["sha256"] == sha256_file(tiny_model.onnx_path())
@@ -91,7 +165,7 @@ def test_a_missing_pytorch_is_a_usage_error_with_the_command_that_installs_it(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "alexdeploy.export.onnx_export", None)
-    result = run("tiny")
+    result = run("tiny", "--overwrite")
     assert result.exit_code == 2
     assert result.stderr.endswith(
         "error: exporting weights needs the package torch, which is not installed\n"
@@ -122,9 +196,9 @@ def builds(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text(STAND_IN)
-    monkeypatch.setattr(devices, "survey_gpus", lambda: machine((9, 0), (8, 0), (9, 0)))
-    monkeypatch.setattr(base, "is_installed", lambda backend: True)
-    monkeypatch.setattr(export, "_has_pycuda", lambda: True)
+    monkeypatch.setattr(build, "survey_gpus", lambda: machine((9, 0), (8, 0), (9, 0)))
+    monkeypatch.setattr(build, "is_installed", lambda backend: True)
+    monkeypatch.setattr(build, "_has_pycuda", lambda: True)
     return lambda: Path("builds.txt").read_text().splitlines()
 
 
@@ -151,12 +225,13 @@ def test_a_gpu_that_nothing_can_be_built_on_does_not_stop_the_others(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     Path("codes.json").write_text(json.dumps(codes))
-    built, code = export._build_engines(ModelFolder(Path("models/tiny")), ["fp16"])
+    with watch() as show:
+        built = build.build_engines(ModelFolder(Path("models/tiny")), ["fp16"], show)
     assert builds() == [
         f"build --fp16 --views {num_views} --devices cuda:{index}" for index in (0, 1) for num_views in (1, 10)
     ]
-    assert code == exit_code
-    assert built == ({"fp16"} if len(codes) < 2 else set())
+    assert built.exit_code == exit_code
+    assert built.fit == ({("fp16", 1), ("fp16", 10)} if len(codes) < 2 else set())
     assert told in capfd.readouterr().err
 
 
@@ -180,7 +255,7 @@ def test_where_an_fp16_engine_was_built_the_next_command_asks_for_it_and_a_failu
 def test_tensorrt_without_pycuda_is_a_note_and_the_graphs_are_written(
     run: Run, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_has_pycuda", lambda: False)
+    monkeypatch.setattr(build, "_has_pycuda", lambda: False)
     tiny_model.onnx_path("fp16").unlink()
     result = run("tiny", "--fp16")
     assert result.exit_code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import heapq
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -16,9 +17,10 @@ from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.errors import ImageError, InputError, ModelError, UsageError
 from alexdeploy.core.files import sha256_bytes
 from alexdeploy.core.interrupts import be_patient, deferred_interrupts
-from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.recipe import CalibrationRecipe, load_calibration
 from alexdeploy.core.spec import ModelSpec
+from alexdeploy.export.events import Calibrated, Event, ignore
 from alexdeploy.export.quantize.histogram import Histogram
 from alexdeploy.graphs import files as graph_files
 from alexdeploy.graphs.edit import WEIGHTED_OPS
@@ -66,24 +68,24 @@ class CalibrationInterrupted(KeyboardInterrupt):
 
 
 def calibrate(
-    folder: ModelFolder,
+    model: ModelFolder | str | os.PathLike[str] | None,
     images: str,
     recipe: CalibrationRecipe | None = None,
-    on_image: Callable[[int, int], None] = lambda done, total: None,
+    on_event: Callable[[Event], None] = ignore,
 ) -> Ranges:
     """Measure `model.onnx` on `images`, anything that `iter_sources` takes; write `calibration/<model>.ranges.json`.
 
-    Labels are not needed. `recipe` None takes `calibration/default.toml`. `on_image` hears how many images of how
-    many are done. Raises ModelError for a graph that is missing or stale, InputError if no image can be read, and
-    CalibrationInterrupted on a KeyboardInterrupt, with nothing written.
+    `model` is a folder or what `find_model` takes. Labels are not needed. `recipe` None takes
+    `calibration/default.toml`. Raises ModelError for a graph that is missing or stale, InputError if no image can be
+    read, and CalibrationInterrupted on a KeyboardInterrupt, with nothing written.
     """
-    folder = check_argument("folder", folder, ModelFolder)
+    folder = find_model(model)
     images = check_argument("images", images, str)
     recipe = check_argument("recipe", recipe, CalibrationRecipe | None)
     spec = folder.spec()
     graph = load_graph(folder, "fp32", spec)
     check_owner(folder.ranges_path, folder.path)
-    ranges = measure(folder, spec, graph, images, recipe or load_calibration(), on_image)
+    ranges = measure(folder, spec, graph, images, recipe or load_calibration(), on_event)
     write_ranges(folder.ranges_path, ranges)
     return ranges
 
@@ -94,7 +96,7 @@ def measure(
     graph: graph_files.Graph,
     images: str,
     recipe: CalibrationRecipe,
-    on_image: Callable[[int, int], None] = lambda done, total: None,
+    on_event: Callable[[Event], None] = ignore,
 ) -> Ranges:
     """The ranges of `graph`, not written. Memory does not grow with the number of images. Raises as `calibrate`."""
     _check_text(images, folder.path.as_posix())
@@ -153,7 +155,7 @@ def measure(
             if len(batch) * recipe.num_views >= _VIEWS_PER_BATCH:
                 run(batch)
                 batch = []
-                on_image(len(used) + len(skipped), total)
+                on_event(Calibrated(num_done=len(used) + len(skipped), num_total=total))
         if batch:
             run(batch)
     except KeyboardInterrupt:
@@ -161,7 +163,7 @@ def measure(
             raise
         be_patient()
         raise CalibrationInterrupted(measured(), total) from None
-    on_image(total, total)
+    on_event(Calibrated(num_done=total, num_total=total))
     if not used:
         reason = next(iter(skipped.items()), (images, "no images"))
         raise InputError(

@@ -10,21 +10,22 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from alexdeploy.core.arguments import NotNegative, check_fields
+from alexdeploy.core.arguments import NotNegative, check_fields, check_layer_names
 from alexdeploy.core.errors import DataError, ImageError, InputError, ModelError, UsageError
+from alexdeploy.core.events import Notice, Status
 from alexdeploy.core.files import sha256_bytes
 from alexdeploy.core.metrics import wilson_interval
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import CalibrationRecipe, load_calibration
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
+from alexdeploy.export.events import Event, ignore
 from alexdeploy.export.quantize.calibrate import FEWEST_IMAGES, choose_images, measure, read_photographs
 from alexdeploy.export.quantize.int8 import quantizable_layers, to_int8
 from alexdeploy.export.quantize.sensitivity import (
     Choice,
-    Drop,
     Evaluator,
     LayerCost,
-    describe,
+    Trials,
     layer_macs,
     rank_layers,
     search,
@@ -98,8 +99,7 @@ def quantize(
     budget: Budget,
     *,
     weight_bits: WeightBits = 8,
-    on_step: Callable[[str], None] = lambda message: None,
-    on_warning: Callable[[str], None] = lambda message: None,
+    on_event: Callable[[Event], None] = ignore,
 ) -> Quantized:
     """Quantize `graph` as far as the budget allows.
 
@@ -111,16 +111,19 @@ def quantize(
 
     def warn(message: str) -> None:
         warnings.append(message)
-        on_warning(message)
+        on_event(Notice(message=message))
 
-    ranges = _ranges(folder, spec, graph, calibration_images, on_step, warn)
+    layers = quantizable_layers(graph.model)
+    check_kept_layers(budget.keep, layers)
+    layers = tuple(name for name in layers if name not in budget.keep)
+    ranges = _ranges(folder, spec, graph, calibration_images, on_event, warn)
     thresholds = {name: tensor.threshold for name, tensor in ranges.tensors.items()}
     limit = DEFAULT_MAX_DROP if budget.max_drop is None else budget.max_drop
     found = _images(spec, ranges, budget, limit)
     images = found.pixels
     what = "changed answers" if found.labels is None else "top-1 error"
     used = f"{found.num_calibrated} of them also used to measure the ranges"
-    on_step(f"measuring {what} on {len(images)} images of {found.origin}, {used}")
+    on_event(Status(message=f"measuring {what} on {len(images)} images of {found.origin}, {used}"))
     evaluator = Evaluator(graph.model, spec, folder.mean_image(spec), ranges.num_views, images, found.labels)
     if (note := _too_few(evaluator, limit)) is not None:
         warn(note)
@@ -128,19 +131,18 @@ def quantize(
     def convert(keep: Collection[str]) -> onnx.ModelProto:
         return to_int8(graph.model, thresholds, spec.preprocessing, {*keep, *budget.keep}, weight_bits)
 
-    def drop_with(keep: Collection[str]) -> Drop:
-        return evaluator.measure(convert(keep))
-
-    layers = _layers(graph.model, budget.keep)
+    trials = Trials(lambda keep: evaluator.measure(convert(keep)), on_event)
     max_drop = max(limit, 100 / len(images)) if budget.max_drop is None else limit
     macs = layer_macs(graph.model)
-    whole = drop_with(())
-    on_step(f"{', '.join(layers)} in INT8: {describe(whole)}")
+    trials.expect(1 if budget.max_drop is None else 1 + len(layers))
+    whole = trials(())
     ranking: tuple[LayerCost, ...] = ()
     choice = Choice(keep=(), drop=whole, num_trials=1)
     if budget.max_drop is not None or whole.points > max_drop:
-        ranking = rank_layers(layers, macs, drop_with, on_step)
-        choice = search(ranking, whole, max_drop, drop_with, on_step)
+        # The bisection of all mixtures of the layers takes about as many measurements as there are layers.
+        trials.expect(len(layers) * (1 if whole.points <= max_drop else 2))
+        ranking = rank_layers(layers, macs, trials)
+        choice = search(ranking, whole, max_drop, trials, trials.expect)
     model = convert(choice.keep)
     _check_saving(graph.model, model, macs, {*choice.keep, *budget.keep})
     report = Quantization(
@@ -156,12 +158,13 @@ def quantize(
     return Quantized(model=model, ranges=ranges, report=report)
 
 
-def _layers(model: onnx.ModelProto, keep: Collection[str]) -> tuple[str, ...]:
-    layers = quantizable_layers(model)
-    for name in keep:
-        if name not in layers:
-            raise UsageError(f"no layer with weights is called {name!r}", hint=f"Layers: {', '.join(layers)}")
-    return tuple(name for name in layers if name not in keep)
+def check_kept_layers(keep: Collection[str], layers: Collection[str]) -> None:
+    """Raise UsageError unless all of `keep` are among the `layers` with weights, and not all of these."""
+    check_layer_names(keep, layers)
+    if set(keep) == set(layers):
+        raise UsageError(
+            "every layer would stay in FP32, and none is left for INT8", hint="Leave out --keep or --int8."
+        )
 
 
 def _check_saving(fp32: onnx.ModelProto, int8: onnx.ModelProto, macs: Mapping[str, int], keep: Collection[str]) -> None:
@@ -203,19 +206,20 @@ def _ranges(
     spec: ModelSpec,
     graph: graph_files.Graph,
     images: str | None,
-    on_step: Callable[[str], None],
+    on_event: Callable[[Event], None],
     on_warning: Callable[[str], None],
 ) -> Ranges:
     path = folder.ranges_path
     if images is None:
         ranges = read_ranges(path, folder.path.as_posix())
         check_ranges(path, ranges, graph.network_sha256, spec.contract_sha256)
-        on_step(f"ranges of {path}: {ranges.num_images} images of {ranges.images_from}, method {ranges.method}")
+        found = f"ranges of {path}: {ranges.num_images} images of {ranges.images_from}, method {ranges.method}"
+        on_event(Status(message=found))
         return ranges
     check_owner(path, folder.path)
-    on_step(f"measuring ranges on images of {images}")
-    ranges = measure(folder, spec, graph, images, load_calibration())
-    on_step(f"ranges of {ranges.num_images} images, method {ranges.method}")
+    on_event(Status(message=f"measuring ranges on images of {images}"))
+    ranges = measure(folder, spec, graph, images, load_calibration(), on_event)
+    on_event(Status(message=f"ranges of {ranges.num_images} images, method {ranges.method}"))
     for warning in (*ranges.warnings, *(f"{name} was left out: {why}" for name, why in ranges.skipped.items())):
         on_warning(warning)
     return ranges

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -53,6 +54,20 @@ class LayerCost:
 
     layer: str
     macs: int
+    drop: Drop
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureMeasured:
+    """`num_done` of about `num_expected` graphs are measured; about `seconds_left` remain.
+
+    The last one has the layers `fp32` in FP32 and loses `drop`.
+    """
+
+    num_done: int
+    num_expected: int
+    seconds_left: float
+    fp32: tuple[str, ...]
     drop: Drop
 
 
@@ -149,17 +164,49 @@ def _short(points: float, sign: str = "") -> str:
     return f"{points:{sign}.2g}" if abs(points) < 99.5 else f"{points:{sign}.0f}"
 
 
+class Trials:
+    """Calls `measure`, which takes the layers that stay float32, and reports each call.
+
+    `expect` sets how many calls are still to come. `clock` gives seconds.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[Collection[str]], Drop],
+        on_measured: Callable[[MixtureMeasured], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._measure, self._on_measured, self._clock = measure, on_measured, clock
+        self._began = clock()
+        self._num_done = self._num_expected = 0
+
+    def expect(self, num_more: int) -> None:
+        self._num_expected = self._num_done + num_more
+
+    def __call__(self, keep: Collection[str]) -> Drop:
+        drop = self._measure(keep)
+        self._num_done += 1
+        self._num_expected = max(self._num_expected, self._num_done)
+        seconds_each = (self._clock() - self._began) / self._num_done
+        self._on_measured(
+            MixtureMeasured(
+                num_done=self._num_done,
+                num_expected=self._num_expected,
+                seconds_left=seconds_each * (self._num_expected - self._num_done),
+                fp32=tuple(sorted(keep)),
+                drop=drop,
+            )
+        )
+        return drop
+
+
 def rank_layers(
-    layers: Collection[str],
-    macs: Mapping[str, int],
-    measure: Callable[[Collection[str]], Drop],
-    on_step: Callable[[str], None] = lambda message: None,
+    layers: Collection[str], macs: Mapping[str, int], measure: Callable[[Collection[str]], Drop]
 ) -> tuple[LayerCost, ...]:
     """Quantize each layer alone, the others float32: the worst first. `measure` takes the layers that stay float32."""
     costs = []
     for layer in layers:
         drop = measure([other for other in layers if other != layer])
-        on_step(f"{layer} alone in INT8: {describe(drop)}")
         costs.append(LayerCost(layer=layer, macs=macs[layer], drop=drop))
     return tuple(sorted(costs, key=lambda cost: (-cost.drop.logit_error, cost.layer)))
 
@@ -169,14 +216,15 @@ def search(
     whole: Drop,
     budget: float,
     measure: Callable[[Collection[str]], Drop],
-    on_step: Callable[[str], None] = lambda message: None,
+    expect: Callable[[int], None] = lambda num_more: None,
 ) -> Choice:
     """The mixture with the most multiply-accumulates in INT8 whose drop is at most `budget` points.
 
     `whole` is the drop of all layers in INT8. Quantization errors of different layers hardly correlate, so the squares
     of what the layers cost alone add up to a prediction. Of the mixtures that no other beats in both speed and
     prediction the fastest that holds is found by bisection; then the mixtures that are faster still get their chance,
-    the most promising first. Raises ParityError if not even a single layer may be INT8.
+    the most promising first. `expect` gets the number of measurements still to come, at most. Raises ParityError if
+    not even a single layer may be INT8.
     """
     tried: dict[frozenset[str], Drop] = {frozenset(): whole}
     names = [cost.layer for cost in ranking]
@@ -198,13 +246,13 @@ def search(
     def drop_of(keep: frozenset[str]) -> Drop:
         if keep not in tried:
             tried[keep] = measure(keep)
-            on_step(f"with {', '.join(sorted(keep))} in FP32: {tried[keep].points:.2f} points, allowed are {budget:g}")
         return tried[keep]
 
     # Along the front the prediction falls as the cost rises: bisect for the first that holds.
     front = mixtures.front()
     low, high = 0, len(front)
     while low < high:
+        expect((high - low).bit_length())
         middle = (low + high) // 2
         if drop_of(front[middle]).points <= budget:
             high = middle
@@ -212,13 +260,17 @@ def search(
             low = middle + 1
     # At least one single layer holds, whatever was predicted.
     best_keep = min((keep for keep, drop in tried.items() if drop.points <= budget), key=mixtures.cost)
-    for keep in mixtures.most_promising_first():
-        if len(tried) - num_measured >= _MOST_TRIALS:
+    promising = mixtures.most_promising_first()
+    for position, keep in enumerate(promising):
+        num_left = _MOST_TRIALS - (len(tried) - num_measured)
+        if num_left <= 0 or mixtures.predicted(keep) > _CHANCE * mixtures.predicted(best_keep):
             break
-        if mixtures.predicted(keep) > _CHANCE * mixtures.predicted(best_keep):
-            break
-        if mixtures.cost(keep) < mixtures.cost(best_keep) and drop_of(keep).points <= budget:
-            best_keep = keep
+        if mixtures.cost(keep) < mixtures.cost(best_keep):
+            if keep not in tried:
+                faster = mixtures.worth_a_trial(promising[position:], best_keep)
+                expect(min(num_left, sum(each not in tried for each in faster)))
+            if drop_of(keep).points <= budget:
+                best_keep = keep
     keep_in_order = tuple(name for name in names if name in best_keep)
     return Choice(keep=keep_in_order, drop=tried[best_keep], num_trials=len(tried))
 
@@ -247,6 +299,11 @@ class _Mixtures:
 
     def predicted(self, keep: frozenset[str]) -> float:
         return sum(square for name, square in self._squares.items() if name not in keep)
+
+    def worth_a_trial(self, keeps: Collection[frozenset[str]], best: frozenset[str]) -> list[frozenset[str]]:
+        """Those of `keeps` that are faster than `best`, and predicted to lose little enough."""
+        limit = _CHANCE * self.predicted(best)
+        return [keep for keep in keeps if self.predicted(keep) <= limit and self.cost(keep) < self.cost(best)]
 
     def front(self) -> list[frozenset[str]]:
         """The mixtures that are predicted to be better than all that are faster, the fastest first."""

@@ -22,9 +22,11 @@ from alexdeploy.core.errors import (
     StaleArtifactError,
     UsageError,
 )
+from alexdeploy.core.events import Status
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import CalibrationRecipe, load_calibration
+from alexdeploy.export.events import Event
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.quantize.calibrate import calibrate, choose_images
 from alexdeploy.export.quantize.quantize import Budget
@@ -257,13 +259,18 @@ def test_one_changed_preprocessing_constant_makes_ranges_and_int8_stale(int8_mod
 
 def test_fp16_does_not_take_ranges_of_another_preprocessing(int8_model: ModelFolder) -> None:
     steps: list[str] = []
-    export_model(int8_model, ExportOptions(fp16=True), steps.append)
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Status):
+            steps.append(event.message)
+
+    export_model(int8_model, ExportOptions(fp16=True), watch)
     assert any(step.startswith("ranges of calibration/tiny.ranges.json: 40 images") for step in steps)
     spec = int8_model.spec()
     scaled = dataclasses.replace(spec.preprocessing, scale=0.5)
     int8_model.write_spec(dataclasses.replace(spec, preprocessing=scaled))
     steps.clear()
-    export_model(int8_model, ExportOptions(fp16=True), steps.append)
+    export_model(int8_model, ExportOptions(fp16=True), watch)
     assert "calibration/tiny.ranges.json was measured on another graph or preprocessing and is not used" in steps
 
 

@@ -16,7 +16,16 @@ from alexdeploy.core.errors import ParityError
 from alexdeploy.core.metrics import paired_difference, wilson_interval
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineOptions, open_engine
-from alexdeploy.export.quantize.sensitivity import Drop, Evaluator, describe, layer_macs, rank_layers, search
+from alexdeploy.export.quantize.sensitivity import (
+    Drop,
+    Evaluator,
+    MixtureMeasured,
+    Trials,
+    describe,
+    layer_macs,
+    rank_layers,
+    search,
+)
 from alexdeploy.network.layers import plan_layers
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
@@ -70,6 +79,30 @@ def test_where_errors_add_up_the_fastest_mixture_of_all_is_found(errors: dict[st
     _, choice = _search(measure, budget)
     assert choice.drop.points <= budget
     assert sum(MACS[name] for name in choice.keep) == _best_cost(measure, budget)
+
+
+@settings(max_examples=40, deadline=None)
+@given(errors_of_layers, st.floats(0.05, 0.95))
+def test_each_measurement_is_reported_and_the_number_expected_ends_as_what_there_were(
+    errors: dict[str, float], share: float
+) -> None:
+    """With a clock on which each measurement takes two seconds."""
+    events: list[MixtureMeasured] = []
+    seconds = itertools.count(step=2)
+    trials = Trials(_additive(errors), events.append, clock=lambda: next(seconds))
+    trials.expect(1 + len(LAYERS))
+    whole = trials(())
+    budget = max(share * whole.points, 1.001 * min(errors.values()) ** 2)
+    ranking = rank_layers(LAYERS, MACS, trials)
+    choice = search(ranking, whole, budget, trials, trials.expect)
+    assert [event.num_done for event in events] == list(range(1, choice.num_trials + 1))
+    assert [event.num_expected for event in events[:9]] == [9] * 9
+    for event in events:
+        assert event.num_done <= event.num_expected <= 1 + 8 + 24
+        assert event.seconds_left == pytest.approx(2 * (event.num_expected - event.num_done))
+    assert events[0].fp32 == ()
+    assert events[1].fp32 == tuple(sorted(set(LAYERS) - {LAYERS[0]}))
+    assert events[-1].drop == trials(events[-1].fp32)
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,19 @@
+"""Events that every room may send to its `on_event`; others are in the room's own `events.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """A warning: something that does not stop the work and that somebody should know."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A step that begins, or what the last one found."""
+
+    message: str
