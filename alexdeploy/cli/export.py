@@ -187,7 +187,7 @@ def _print_half_layers(layers: tuple[HalfLayer, ...]) -> None:
 def _print_quantization(found: Quantization) -> None:
     from rich.table import Table
 
-    from alexdeploy.export.quantize.sensitivity import describe
+    from alexdeploy.export.drop import describe
 
     drop = found.choice.drop
     kept = ", ".join([*found.choice.keep, *found.keep_asked])

@@ -12,16 +12,14 @@ from alexdeploy.cli import output
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from alexdeploy.export.events import Event
-    from alexdeploy.export.quantize.sensitivity import MixtureMeasured
+    from alexdeploy.export.events import Event, MixtureMeasured
 
 
 @contextmanager
 def watch() -> Iterator[Callable[[Event], None]]:
     """Takes the events of an export while the block runs: lines on stderr, and a bar for images on a terminal."""
     from alexdeploy.core.events import Notice, Status
-    from alexdeploy.export.events import Calibrated, EngineBuildFailed
-    from alexdeploy.export.quantize.sensitivity import MixtureMeasured
+    from alexdeploy.export.events import Calibrated, EngineBuildFailed, MixtureMeasured
 
     with output.progress("images") as bar:
         tasks: list[TaskID] = []
@@ -47,7 +45,7 @@ def watch() -> Iterator[Callable[[Event], None]]:
 
 
 def _measured(event: MixtureMeasured) -> str:
-    from alexdeploy.export.quantize.sensitivity import describe
+    from alexdeploy.export.drop import describe
 
     which = f"{', '.join(event.fp32)} in FP32" if event.fp32 else "all layers in INT8"
     left = timedelta(seconds=round(event.seconds_left))

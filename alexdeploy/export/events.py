@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from alexdeploy.core.errors import DeviceError
 from alexdeploy.core.events import Notice, Status
-from alexdeploy.export.quantize.sensitivity import MixtureMeasured
+from alexdeploy.export.drop import Drop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,20 @@ class Calibrated:
 
     num_done: int
     num_total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureMeasured:
+    """`num_done` of about `num_expected` graphs are measured; about `seconds_left` remain.
+
+    The last one has the layers `fp32` in FP32 and loses `drop`.
+    """
+
+    num_done: int
+    num_expected: int
+    seconds_left: float
+    fp32: tuple[str, ...]
+    drop: Drop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from alexdeploy.core.errors import ParityError
 from alexdeploy.core.metrics import Interval, paired_difference, wilson_interval
 from alexdeploy.core.spec import ModelSpec
+from alexdeploy.export.drop import Drop, describe
+from alexdeploy.export.events import MixtureMeasured
 from alexdeploy.graphs.deployment import LOGITS, deployment_graph
 from alexdeploy.graphs.edit import WEIGHTED_OPS, node_macs
 from alexdeploy.graphs.files import tensor_shapes
@@ -31,43 +33,11 @@ _MOST_TRIALS = 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drop:
-    """What a graph loses against FP32 on `num_images` images.
-
-    `points` is what a budget limits, in percent of the images: answers that changed, or with labels by how much the
-    top-1 error grew. `low_points` and `high_points` are its 95 % interval. `logit_error` is the RMS error of the logits
-    as a share of their RMS; infinite if one is not finite.
-    """
-
-    num_images: int
-    num_flips: int
-    has_labels: bool
-    points: float
-    low_points: float
-    high_points: float
-    logit_error: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LayerCost:
     """What quantizing this layer alone costs; `macs` are of one view."""
 
     layer: str
     macs: int
-    drop: Drop
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MixtureMeasured:
-    """`num_done` of about `num_expected` graphs are measured; about `seconds_left` remain.
-
-    The last one has the layers `fp32` in FP32 and loses `drop`.
-    """
-
-    num_done: int
-    num_expected: int
-    seconds_left: float
-    fp32: tuple[str, ...]
     drop: Drop
 
 
@@ -148,20 +118,6 @@ class Evaluator:
             logits.append(found[LOGITS] - found[LOGITS].mean(axis=1, keepdims=True))
             answers.append(found["probabilities"].argmax(axis=1))
         return np.concatenate(logits), np.concatenate(answers)
-
-
-def describe(drop: Drop) -> str:
-    """In words: how many answers changed, or by how much the top-1 error grew, with the 95 % interval."""
-    flips = f"{drop.num_flips} of {drop.num_images} answers changed"
-    if drop.has_labels:
-        interval = f"{_short(drop.low_points, '+')} to {_short(drop.high_points, '+')}"
-        return f"top-1 error {_short(drop.points, '+')} points (95 % interval: {interval}), {flips}"
-    return f"{flips} (95 % interval: {_short(drop.low_points)} to {_short(drop.high_points)} %)"
-
-
-def _short(points: float, sign: str = "") -> str:
-    """Two digits; three of 100."""
-    return f"{points:{sign}.2g}" if abs(points) < 99.5 else f"{points:{sign}.0f}"
 
 
 class Trials:

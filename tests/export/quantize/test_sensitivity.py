@@ -16,16 +16,9 @@ from alexdeploy.core.errors import ParityError
 from alexdeploy.core.metrics import paired_difference, wilson_interval
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineOptions, open_engine
-from alexdeploy.export.quantize.sensitivity import (
-    Drop,
-    Evaluator,
-    MixtureMeasured,
-    Trials,
-    describe,
-    layer_macs,
-    rank_layers,
-    search,
-)
+from alexdeploy.export.drop import Drop, describe
+from alexdeploy.export.events import MixtureMeasured
+from alexdeploy.export.quantize.sensitivity import Evaluator, Trials, layer_macs, rank_layers, search
 from alexdeploy.network.layers import plan_layers
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
