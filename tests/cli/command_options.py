@@ -75,7 +75,7 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
     ("--overwrite",): {
         **dict.fromkeys(("verify", "inspect", "devices", "doctor"), "writes no file"),
         "sample": "completes a rendering, and never replaces anything else",
-        **dict.fromkeys(("calibrate", "export", "build"), "renews what is derived from the model, under its own names"),
+        **dict.fromkeys(("calibrate", "build"), "renews what is derived from the model, under its own names"),
     },
 }
 """Options -> command -> why it does not have them."""
@@ -95,6 +95,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "train": "is part of the recipe",
     },
     "--output": {"evaluate": "has no table and no Parquet"},
+    "--overwrite": {"export": "renews what is up to date, which is kept without it"},
     "--num-images": {"calibrate": "chooses by name and seed"},
     "--seed": dict.fromkeys(("train", "sample", "prepare", "calibrate", "bench"), "each draws something else"),
     "--name": dict.fromkeys(("train", "import"), "another default"),

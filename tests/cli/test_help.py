@@ -80,4 +80,4 @@ def test_the_environment_variables_are_in_the_help_and_in_the_docs(program: Run)
     assert found == {"ALEXDEPLOY_CACHE", "ALEXDEPLOY_STATE", "ALEXDEPLOY_DEBUG"}
     assert found == set(re.findall(r"\bALEXDEPLOY_[A-Z]+\b", program("--help").stdout))
     code = "".join(path.read_text(encoding="utf-8") for path in Path(app.__file__).parents[1].rglob("*.py"))
-    assert found == set(re.findall(r"\"(ALEXDEPLOY_[A-Z]+)\"", code))
+    assert found == set(re.findall(r"\bALEXDEPLOY_[A-Z]+\b", code))
