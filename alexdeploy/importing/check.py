@@ -80,8 +80,8 @@ def check_same_answers(network: ModelProto, probe: ReferenceRun, spec: ModelSpec
         # Not "error > tolerance": a NaN must fail as well.
         if not all(error <= tolerance for error in errors):
             raise ParityError(
-                f"{path}: rewritten, it does not give its own answers: off by {max(errors):.2e} for a batch of {num}, "
-                f"allowed are {tolerance:.0e}",
+                f"{path}: the rewritten graph differs from the original by {max(errors):.2e} for a batch of {num}, "
+                f"allowed {tolerance:.0e}",
                 hint="Nothing was written. Export it with a dynamic batch and logits as its output.",
             )
 
@@ -105,7 +105,7 @@ def check_against_caffe(
     # Not "error > tolerance": a NaN must fail as well.
     if not error <= _CAFFE_TOLERANCE:
         raise ParityError(
-            f"{path}: converted, it is off by {error:.2e} of the largest score from what Caffe computes, allowed are "
+            f"{path}: the converted network differs from Caffe's result by {error:.2e} of the largest score, allowed "
             f"{_CAFFE_TOLERANCE:.0e}",
             hint="Nothing was written. Report this with the .prototxt of the network.",
         )

@@ -51,7 +51,7 @@ class ImageInput:
         plain = Preprocessing(resize=steps.resize, channels=steps.channels, crop=steps.crop)
         if self.element_type == TensorProto.UINT8 and steps != plain:
             raise UsageError(
-                f"{path} takes uint8 pixels and normalizes them itself: no scale, mean or std can be applied before it",
+                f"{path} normalizes its uint8 input itself: scale, mean and std cannot be applied before it",
                 hint="Give --scale 1 and no --recipe, --mean, --mean-image or --std.",
             )
 
@@ -72,11 +72,11 @@ def one_input(model: ModelProto, path: Path) -> tuple[ModelProto, ImageInput]:
     images = [value for value in inputs if len(value.type.tensor_type.shape.dim) == 4]
     found = ", ".join(f"{value.name} {describe_value(value)}" for value in inputs) or "nothing"
     if not images:
-        raise ModelError(f"{path} takes {found}; expected one image input, float32 [N, 3, H, W]")
+        raise ModelError(f"the inputs of {path} are {found}; expected one image input, float32 [N, 3, H, W]")
     image = next(filter(None, map(_image_input, images)), None)
     if image is None:
         raise ModelError(
-            f"{path} takes {found}; expected float32 [N, 3, H, H] with a fixed H of at most {IMAGE_SIZE} "
+            f"the input of {path} is {found}; expected float32 [N, 3, H, H] with a fixed H of at most {IMAGE_SIZE} "
             "(or [N, H, H, 3], or float16 or uint8)",
             hint=_cure(images[0]),
         )
@@ -85,7 +85,7 @@ def one_input(model: ModelProto, path: Path) -> tuple[ModelProto, ImageInput]:
     alone = [value for value in graph.output if not others.intersection(needed[value.name])]
     if not alone:
         raise ModelError(
-            f"{path} takes {found}; expected one image input", hint="Export it with the others as constants."
+            f"inputs of {path}: {found}; expected one image input", hint="Export it with the others as constants."
         )
     outputs = [value for value in alone if image.name in needed[value.name]]
     if not outputs:
@@ -175,7 +175,7 @@ def _cure(value: onnx.ValueInfoProto) -> str:
             )
     if tensor.elem_type not in _TAKEN:
         return "Export it with a float32 input."
-    return f"Views are squares cut from photographs of {IMAGE_SIZE}x{IMAGE_SIZE} in colour; export it for such."
+    return f"Views are squares cut from {IMAGE_SIZE}x{IMAGE_SIZE} colour photographs; export the model for that input."
 
 
 def _check_lrn(graph: GraphProto, path: Path) -> None:
@@ -184,5 +184,5 @@ def _check_lrn(graph: GraphProto, path: Path) -> None:
         if size % 2 == 0 or size < 1:
             raise ModelError(
                 f"{path}: LRN {node.name or node.output[0]} has size {size}; it must be odd and at least 1 "
-                "(TensorRT and ONNX Runtime refuse other windows)"
+                "(TensorRT and ONNX Runtime do not accept other sizes)"
             )

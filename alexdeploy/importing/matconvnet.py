@@ -48,7 +48,7 @@ def read_matconvnet(content: bytes, source: str) -> MatConvNet:
         raise ModelError(f"{source} is a DagNN network of MatConvNet; only SimpleNN networks are supported")
     if not isinstance(layers, list) or not layers or not all(isinstance(each, dict) for each in layers):
         raise ModelError(
-            f"{source} holds no network of MatConvNet: expected a cell array `layers`",
+            f"{source} contains no MatConvNet network: expected a cell array `layers`",
             hint="Save one in MATLAB: save('net.mat', '-struct', 'net')",
         )
     meta = found.get("meta")
@@ -85,7 +85,7 @@ def _average(value: Any, size: int, source: str) -> tuple[tuple[float, ...], NDA
     if not isinstance(value, np.ndarray) or value.size < 3:
         return (), None
     if not np.isfinite(value).all() or value.min() < 0 or value.max() > 255:
-        raise ModelError(f"{source}: averageImage holds values outside of 0 to 255")
+        raise ModelError(f"{source}: averageImage contains values outside 0 to 255")
     if value.size == 3:
         return tuple(float(each) for each in value.reshape(-1)), None
     if value.ndim != 3 or value.shape not in ((size, size, 3), (IMAGE_SIZE, IMAGE_SIZE, 3)):

@@ -108,7 +108,7 @@ class _Hdf5Reader:
             raise ValueError(f"{node.name} has its values in another file")
         self._left -= node.size * node.dtype.itemsize
         if self._left < 0:
-            raise ValueError("it holds much more than its own size")
+            raise ValueError("it expands to much more than its own size")
         return np.asarray(node[()])
 
 

@@ -40,7 +40,7 @@ def class_names(given: tuple[str, ...] | None, num_classes: int, path: Path) -> 
         return tuple(f"class-{index}" for index in range(num_classes))
     if len(given) != num_classes:
         raise ModelError(
-            f"{path} has {num_classes} classes, the labels are {len(given)}",
+            f"{path} has {num_classes} classes; found {len(given)} labels",
             hint="Give one label per line, in the order of the output.",
         )
     return given
@@ -98,22 +98,22 @@ def graph_preprocessing(
     if recipe is not None:
         if "mean" not in steps and not has_mean_image:
             raise UsageError(
-                f"recipe {recipe} measures its mean on the training set, which is not here", hint=mean_hint(steps)
+                f"recipe {recipe} measures its mean on the training set, which is not available", hint=mean_hint(steps)
             )
     elif has_mean_image and "channels" not in given:
         raise UsageError(
-            "--mean-image does not say which order its colours have, nor does an ONNX file",
-            hint="Name a recipe with the same preprocessing: --recipe caffe-alexnet (BGR, warped to 256x256)\n"
-            "or say the order of the colours: --channels bgr, as Caffe's mean images have it, and --resize.",
+            "neither --mean-image nor an ONNX file defines the order of the colour channels",
+            hint="Give a recipe with the same preprocessing: --recipe caffe-alexnet (BGR, warped to 256x256)\n"
+            "or give the channel order and resize: --channels bgr (Caffe's mean images) and --resize.",
         )
     elif not {"mean", "scale"} & given.keys() and not has_mean_image:
         raise UsageError(
-            "an ONNX file does not say how its images were prepared",
-            hint="Say it: --recipe torchvision (or caffe-alexnet, ...), or --channels, --scale, --mean and --std.",
+            "an ONNX file does not define the preprocessing of its images",
+            hint="Give it: --recipe torchvision (or caffe-alexnet, ...), or --channels, --scale, --mean and --std.",
         )
     result = msgspec.convert(steps, Preprocessing)
     if taken := [f"--{key} {getattr(result, key)}" for key in ("channels", "resize") if key not in steps]:
-        on_warning(f"not told, and taken to be: {', '.join(taken)}")
+        on_warning(f"not given; assuming: {', '.join(taken)}")
     return result
 
 
@@ -130,7 +130,7 @@ def read_mean_image(path: Path) -> MeanImage:
         except Exception as exc:
             raise ModelError(f"{path} cannot be read as a NumPy array: {first_line(exc)}") from exc
         if not isinstance(mean, np.ndarray):
-            raise ModelError(f"{path} is an archive of arrays (.npz), expected one array: .npy")
+            raise ModelError(f"{path} is an archive of arrays (.npz); expected one array (.npy)")
     else:
         mean = read_binaryproto(content, str(path))
     found = mean.shape
@@ -140,7 +140,7 @@ def read_mean_image(path: Path) -> MeanImage:
         hint = None
         if mean.ndim == 3 and len(mean) == 3 and mean.dtype.kind in "fiu":
             values = ",".join(f"{value:.3f}" for value in mean.mean(axis=(1, 2)))
-            hint = f"Its means per channel may do instead: --mean {values} (times --scale, if there is one)"
+            hint = f"Alternatively, give its means per channel: --mean {values} (times --scale, if there is one)"
         raise ModelError(
             f"{path} holds {mean.dtype} {list(found)}; a mean image is [3, {IMAGE_SIZE}, {IMAGE_SIZE}]", hint=hint
         )
@@ -173,8 +173,8 @@ def mean_file(image: MeanImage, scale: float) -> MeanFile:
     """
     if scale < _SMALL_SCALE and 0 < image.max() <= 255 * scale:
         raise UsageError(
-            f"the mean image is at most {image.max():.4g}: it is scaled already, expected pixels of 0 to 255",
-            hint=f"Divide it by the scale, {scale:g}, and save it anew.",
+            f"the mean image is already scaled: its largest value is {image.max():.4g}, expected pixels of 0 to 255",
+            hint=f"Divide it by the scale, {scale:g}, and save it again.",
         )
     scaled: MeanImage = image if scale == 1 else image * np.float32(scale)
     return MeanFile(image=scaled, content=npy_bytes(scaled))

@@ -75,10 +75,10 @@ def _from_caffe(path: Path, content: bytes, recipe: Recipe | None, on_warning: C
     if not convert.tells_its_layers(net):
         if recipe is None:
             raise ModelError(
-                f"{path} has weights and no parameters of its layers: strides, groups, LRN are not in it",
-                hint="Name the recipe of its network: --recipe caffe-alexnet (or caffenet, ...)",
+                f"{path} contains weights but no layer parameters (strides, groups, LRN)",
+                hint="Give the recipe of its network: --recipe caffe-alexnet (or caffenet, ...)",
             )
-        on_warning(f"{path} does not tell its layers: they are taken from the recipe, and could not be checked")
+        on_warning(f"{path} contains no layer definitions: using those of the recipe, which could not be checked")
         return _stripped(net, recipe, steps, mean, str(path))
     converted = convert.convert(net, str(path), None if recipe is None else recipe.architecture.input)
     if recipe is not None:
@@ -113,7 +113,7 @@ def _check_recipe(converted: Converted, recipe: Recipe, path: Path) -> None:
         if found != expected:
             raise ModelError(
                 f"{path}: its layer {_described(found)} is {_described(expected)} in recipe {recipe.name}",
-                hint="Leave --recipe out: the file tells its layers itself.",
+                hint="Remove --recipe: the file defines its layers.",
             )
     if len(theirs) != len(named):
         raise ModelError(f"{path} has {len(theirs)} layers, recipe {recipe.name} has {len(named)}")
@@ -182,10 +182,10 @@ def _implied_recipe(
         return _TORCHVISION
     if kind == "numpy" and path.stem in _NUMPY_RECIPES:
         name = _NUMPY_RECIPES[path.stem]
-        on_warning(f"{path} does not tell its layers: by its name they are those of recipe {name}")
+        on_warning(f"{path} contains no layer definitions: by its name, using recipe {name}")
         return name
     raise UsageError(
-        f"{path} holds weights and nothing of their network",
-        hint="Name the recipe of its network: "
+        f"{path} contains weights but no network definition",
+        hint="Give the recipe of its network: "
         + ("--recipe caffe-alexnet (or caffenet, ...)" if kind == "numpy" else "--recipe alexnet (or a .toml file)"),
     )

@@ -26,7 +26,7 @@ MAGIC = b"\x93NUMPY"
 _MAX_OPCODES = 100_000
 """Of a pickle: a hundred or so for each layer. Without a bound one byte each makes an object of fifty."""
 
-_HINT = "Save the weights as .safetensors where they can be loaded."
+_HINT = "Load the file where it is trusted, and save the weights as .safetensors."
 
 
 class _Dtype:
@@ -108,8 +108,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._known:
             raise ModelError(
-                f"{self._source} is refused: it would call {module}.{name} when it is loaded, "
-                "and weights have no need to",
+                f"{self._source} is refused: loading it would call {module}.{name}, which weights do not need",
                 hint=_HINT,
             )
         return self._known[module, name]
@@ -159,7 +158,7 @@ def _unpickle(content: bytes, source: str) -> object:
         if dtype.kind != "O" or math.prod(shape) != 1:
             raise ModelError(
                 f"{source} holds {dtype} {list(shape)}; expected a dictionary of layers, as bvlc_alexnet.npy is",
-                hint="A mean image is given beside the weights: --mean-image FILE",
+                hint="Give a mean image together with the weights: --mean-image FILE",
             )
         start = file.tell()
         _check_size(file)
@@ -200,7 +199,7 @@ def _layers(value: object, source: str) -> dict[str, tuple[NDArray[Any], NDArray
             layers[_text(key)] = (weight, bias)
     except (KeyError, ValueError, TypeError, AttributeError) as exc:
         raise ModelError(
-            f"{source} holds no weights by layer; expected a dictionary: layer -> [weights, biases]", hint=_HINT
+            f"{source} contains no weights by layer; expected a dictionary: layer -> [weights, biases]", hint=_HINT
         ) from exc
     # conv1 ... conv5, fc6 ...: a dictionary of Python 2 has no order.
     return dict(sorted(layers.items(), key=lambda layer: (layer[1][0].ndim != 4, len(layer[0]), layer[0])))

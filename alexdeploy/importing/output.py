@@ -110,7 +110,7 @@ def choose_output(
         _refuse([each if each.values is None else replace(each, why_not=features) for each in outputs], batch, path)
     if len(found) > 1:
         raise ModelError(
-            f"{path} has {len(found)} outputs that can be the class scores: {', '.join(map(str, found))}",
+            f"{path} has {len(found)} outputs that could be the class scores: {', '.join(map(str, found))}",
             hint=f"Choose one: --output-name {found[0].name}",
         )
     (chosen,) = found
@@ -271,7 +271,7 @@ def _refuse(outputs: Sequence[_Output], batch: int, path: Path) -> NoReturn:
     found = ", ".join(map(str, outputs))
     is_map = any(node.op_type == "ZipMap" for output in outputs for node in output.chain)
     raise ModelError(
-        f"{path} gives {found} for a batch of {batch}; expected class scores, float32 [N, C]",
+        f"the outputs of {path} are {found} for a batch of {batch}; expected class scores, float32 [N, C]",
         hint="Convert it without ZipMap: skl2onnx.to_onnx(..., options={'zipmap': False})" if is_map else None,
     )
 
@@ -290,7 +290,7 @@ def _check_tail(chosen: _Output, outputs: list[_Output], graph: GraphProto, path
     names = [each.name for each in better if found.has_better and each.values is not None]
     raise ModelError(
         f"{path}: output {chosen} {found.why}",
-        hint=f"Take the output before it: --output-name {names[0]}" if names else found.hint,
+        hint=f"Use the output before it: --output-name {names[0]}" if names else found.hint,
     )
 
 
@@ -298,24 +298,24 @@ def _scores(output: _Output, labels: tuple[str, ...] | None, path: Path, on_warn
     values, total = output.values, output.total
     assert values is not None
     if not np.isfinite(values).all():
-        raise ModelError(f"{path} gives {output.name} that is not finite (NaN or infinity)")
+        raise ModelError(f"output {output.name} of {path} contains NaN or infinity")
     ops = [node.op_type for node in output.chain]
     if values.shape[1] == 1:
         is_sigmoid = "Sigmoid" in ops
         if labels is None:
             raise UsageError(
                 f"{path} is binary: its output {output} is one {'sigmoid' if is_sigmoid else 'logit'}",
-                hint="Name both classes, first the one that a low value stands for: --labels negative,positive",
+                hint="Give both classes, the one for a low value first: --labels negative,positive",
             )
         what = "the probability" if is_sigmoid else "the logit, as there is no sigmoid,"
-        on_warning(f"binary: output {output} is taken as {what} of {labels[-1]!r}")
+        on_warning(f"binary: output {output} is interpreted as {what} of {labels[-1]!r}")
         both = np.concatenate([1 - values if is_sigmoid else np.zeros_like(values), values], axis=1)
         return Scores(name=output.name, values=both, total=1.0 if is_sigmoid else None, is_binary=True)
     if total is None:
         return Scores(name=output.name, values=values, total=None, is_binary=False)
     if total != 1:
         what = "percentages" if total == 100 else "probabilities times a constant"
-        on_warning(f"output {output} sums to {total:g} for each image: it is taken as {what}")
+        on_warning(f"output {output} sums to {total:g} for each image: interpreted as {what}")
     return Scores(name=output.name, values=values / np.float32(total), total=total, is_binary=False)
 
 

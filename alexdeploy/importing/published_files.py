@@ -97,7 +97,7 @@ def refuse_other_format(path: Path, supported: Sequence[str]) -> NoReturn:
     """Raise UsageError for a file of another format than `supported`, with the command that converts it, if known."""
     suffix = path.suffix.lower()
     if suffix not in _CONVERSIONS:
-        raise UsageError(f"unsupported file type: {path}", hint=f"Supported are {', '.join(supported)}.")
+        raise UsageError(f"unsupported file type: {path}", hint=f"Supported: {', '.join(supported)}.")
     kind, command = _CONVERSIONS[suffix]
     raise UsageError(
         f"{path} is {kind}, which is not supported; convert it to ONNX",
@@ -127,7 +127,7 @@ def read_foreign(path: Path) -> bytes:
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
     if content.startswith(b"version https://git-lfs.github.com/"):
-        raise ModelError(f"{path} is a pointer of Git LFS, not the file itself", hint="Get the file: git lfs pull")
+        raise ModelError(f"{path} is a Git LFS pointer, not the file itself", hint="Get the file: git lfs pull")
     if content[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise ModelError(
             f"{path} is a web page, not a model", hint="Download it again: follow the link to the raw file."

@@ -51,7 +51,7 @@ def read_safetensors(content: bytes, source: str) -> StateDict:
     except (safetensors.SafetensorError, KeyError, ValueError) as exc:
         raise ModelError(
             f"{source} cannot be read as safetensors: {first_line(exc)}",
-            hint="It may be truncated, or hold a type that NumPy has not (bfloat16): save it again as float32.",
+            hint="It may be truncated, or have a type that NumPy lacks (bfloat16): save it again as float32.",
         ) from exc
 
 
@@ -85,7 +85,7 @@ def read_torch(content: bytes, source: str) -> StateDict:
         except (TypeError, RuntimeError) as exc:
             raise ModelError(
                 f"{source}: {name} is a tensor of {value.dtype}, {value.layout}, on {value.device}; "
-                "expected dense numbers that NumPy has",
+                "expected dense numbers of a NumPy type",
                 hint="Save the weights as float32: torch.save(model.float().state_dict(), FILE)",
             ) from exc
     return arrays
@@ -118,7 +118,7 @@ def _choose(candidates: Mapping[str, Mapping[str, Any]], checkpoint: object, sou
     fitting = {place: state for place, state in candidates.items() if _layer_names(plain_names(state))}
     if len(fitting) > 1:
         raise ModelError(
-            f"{source} holds the weights of {len(fitting)} networks: {', '.join(fitting)}",
+            f"{source} contains the weights of {len(fitting)} networks: {', '.join(fitting)}",
             hint="Save the one you want: torch.save(torch.load(FILE, map_location='cpu', weights_only=True)"
             f"{list(fitting)[-1]}, 'weights.pth')",
         )
@@ -157,11 +157,11 @@ def _refused(source: str, exc: Exception) -> ModelError:
     # torch's message tells a page about its own options; what was found in the file is one line in it.
     if name := re.search(r"GLOBAL ([\w.]+)", str(exc)):
         return ModelError(
-            f"{source} is refused: it would call {name[1]} when it is loaded, and weights have no need to",
-            hint="Where you trust it, save the weights alone: torch.save(model.state_dict(), FILE)",
+            f"{source} is refused: loading it would call {name[1]}, which weights do not need",
+            hint="If you trust it, save only the weights: torch.save(model.state_dict(), FILE)",
         )
     return ModelError(
-        f"{source} cannot be read as PyTorch weights: it is damaged or truncated, or no file of PyTorch's",
+        f"{source} cannot be read as PyTorch weights: it is damaged or truncated, or not a PyTorch file",
         hint="Get the file again, or save one: torch.save(model.state_dict(), FILE)",
     )
 
@@ -231,7 +231,7 @@ def take_weights(tensors: StateDict, plan: tuple[Layer, ...], source: str) -> We
         weights[ours] = np.ascontiguousarray(value, np.float32)
     extra = sorted(set(tensors) - set(names.values()))
     if extra:
-        raise ModelError(f"{source} holds {extra[0]}, which the architecture does not have")
+        raise ModelError(f"{source} contains {extra[0]}, which the architecture does not have")
     check_weights(weights, plan, source)
     return weights
 

@@ -81,7 +81,7 @@ def test_a_prefix_is_taken_from_safetensors_too(tmp_path: Path, folder: ModelFol
     [
         (
             {"model": STATE, "ema": {"shadow": OTHER}},
-            "holds the weights of 2 networks: ['model'], ['ema']['shadow']\nSave the one you want: "
+            "contains the weights of 2 networks: ['model'], ['ema']['shadow']\nSave the one you want: "
             "torch.save(torch.load(FILE, map_location='cpu', weights_only=True)['ema']['shadow'], 'weights.pth')",
         ),
         (

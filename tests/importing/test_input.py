@@ -107,7 +107,7 @@ def test_uint8_with_a_preprocessing_that_makes_fractions_is_refused(tmp_path: Pa
     cast = helper.make_node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT)
     model = classifier([cast, *head(), *tail()], image="pixels", image_type=TensorProto.UINT8)
     message = refused(model, tmp_path, UsageError, preprocessing=steps)
-    assert "takes uint8 pixels and normalizes them itself: no scale, mean or std can be applied before it" in message
+    assert "uint8" in message
     assert "Give --scale 1" in message
 
 

@@ -170,7 +170,7 @@ def changed(name: str, **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"data": np.zeros((3, 3))}, "holds no network of MatConvNet: expected a cell array `layers`"),
+        ({"data": np.zeros((3, 3))}, "contains no MatConvNet network: expected a cell array `layers`"),
         ({"layers": files.cell({"type": "dagnn.Conv"}), "params": files.cell({"name": "f"})}, "is a DagNN network"),
         (changed("conv3", type="bnorm"), "conv3 is of type bnorm, which no AlexNet has"),
         (changed("pool1", method="avg"), "pool1 pools by avg; expected max"),
@@ -181,7 +181,7 @@ def changed(name: str, **fields: Any) -> dict[str, Any]:
         (changed("conv2", weights=files.cell(np.zeros((5, 4, 4, 16)), np.zeros((1, 16)))), "expected square ones"),
         (changed("norm1", param=files.row(5, 1, 2e-5)), "norm1 has the parameters [5.0, 1.0, 2e-05]"),
         (changed("conv5", pad=files.row(0, 0, 0, 0), stride=files.row(40, 40)), "leaves nothing of its input"),
-        (files.network(WEIGHTS, average=np.full((227, 227, 3), np.nan)), "averageImage holds values outside"),
+        (files.network(WEIGHTS, average=np.full((227, 227, 3), np.nan)), "averageImage contains values outside"),
         (files.network(WEIGHTS, average=np.full((100, 100, 3), 9.0)), "averageImage is [100, 100, 3]"),
         (files.network({**WEIGHTS, "conv1.bias": WEIGHTS["conv1.bias"] * np.nan}), "contains NaN or infinity"),
     ],
@@ -242,7 +242,7 @@ def _itself(root: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("fill", "message"),
     [
-        (_bomb, "it holds much more than its own size"),
+        (_bomb, "much more than its own size"),
         (_external_link, "layers is a link to another place"),
         (_external_values, "/layers has its values in another file"),
         (_itself, "values nested deeper than"),

@@ -156,7 +156,7 @@ def test_the_recipe_is_that_of_the_published_name_or_is_asked_for(tmp_path: Path
     # Of full width, which these are not.
     with pytest.raises(ModelError, match=r"conv1\.weight has shape \[8, 3, 11, 11\], the architecture expects \[96"):
         import_weights(tmp_path / "bvlc_alexnet.npy", folder, options, warnings.append)
-    assert "by its name they are those of recipe caffe-alexnet" in warnings[0]
+    assert "by its name, using recipe caffe-alexnet" in warnings[0]
     (tmp_path / "other.npy").write_bytes(saved(LAYERS))
     with pytest.raises(UsageError, match="--recipe caffe-alexnet"):
         import_weights(tmp_path / "other.npy", folder, options)
@@ -176,23 +176,23 @@ def array_of(pickled: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (saved({**LAYERS, "conv1": _Bomb()}), "is refused: it would call posix.system when it is loaded"),
-        (saved(_Bomb()), "is refused: it would call posix.system"),
-        (npy(pickle.dumps(_Bomb(), protocol=0)), "it would call posix.system"),
-        (array_of(b"cbuiltins\neval\nU\x0eopen('x', 'w')\x85R"), "it would call builtins.eval"),
-        (array_of(b"c__builtin__\neval\nU\x01x\x85R"), "it would call __builtin__.eval"),
-        (array_of(b"cnumpy\nload\nU\x01x\x85R"), "it would call numpy.load"),
-        (array_of(b"cnumpy.core.multiarray\nscalar\n"), "it would call numpy.core.multiarray.scalar"),
-        (array_of(b"(U\x01xios\nsystem\n"), "it would call os.system"),
+        (saved({**LAYERS, "conv1": _Bomb()}), "is refused: loading it would call posix.system"),
+        (saved(_Bomb()), "is refused: loading it would call posix.system"),
+        (npy(pickle.dumps(_Bomb(), protocol=0)), "loading it would call posix.system"),
+        (array_of(b"cbuiltins\neval\nU\x0eopen('x', 'w')\x85R"), "loading it would call builtins.eval"),
+        (array_of(b"c__builtin__\neval\nU\x01x\x85R"), "loading it would call __builtin__.eval"),
+        (array_of(b"cnumpy\nload\nU\x01x\x85R"), "loading it would call numpy.load"),
+        (array_of(b"cnumpy.core.multiarray\nscalar\n"), "loading it would call numpy.core.multiarray.scalar"),
+        (array_of(b"(U\x01xios\nsystem\n"), "loading it would call os.system"),
         (array_of(b"]r\xff\xff\xff\x7f"), "its pickle has more than 100,000 operations or objects"),
         (array_of(b"(" + b"}" * 200_000 + b"l"), "its pickle has more than 100,000 operations or objects"),
-        (array_of(b"]" * 20_000 + b"a" * 19_999), "holds no weights by layer"),
+        (array_of(b"]" * 20_000 + b"a" * 19_999), "contains no weights by layer"),
         (array_of(b"T\xff\xff\xff\x7f"), "cannot be read as weights by layer"),
         (array_of(b"\x8e" + b"\xff" * 7 + b"\x7f"), "cannot be read as weights by layer"),
         (array_of(b"\x82\x01"), "cannot be read as weights by layer"),
         (array_of(b"U\x01xQ"), "cannot be read as weights by layer"),
-        (array_of(python_2({"conv1": "weights"})), "holds no weights by layer"),
-        (array_of(python_2(["conv1"])), "holds no weights by layer"),
+        (array_of(python_2({"conv1": "weights"})), "contains no weights by layer"),
+        (array_of(python_2(["conv1"])), "contains no weights by layer"),
         (saved({**LAYERS, "conv1": [np.zeros(3, np.int64)] * 2}), "numbers of type <i8; expected f2, f4 or f8"),
         (saved({**LAYERS, "conv1": [np.zeros(3, np.float32)] * 2}), "conv1 has weights of [3]; expected four"),
         (saved({**LAYERS, "fc6": [np.zeros((30, 12), np.float32)] * 2}), "fc6 has 30 inputs; expected 8 maps of as"),

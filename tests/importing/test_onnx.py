@@ -115,7 +115,7 @@ def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
 def test_answers_that_depend_on_the_rest_of_the_batch_are_refused(tmp_path: Path) -> None:
     nodes = [*head(), *tail("fc"), helper.make_node("ReduceMean", ["fc"], ["mean"], axes=[0], keepdims=1)]
     nodes.append(helper.make_node("Sub", ["fc", "mean"], ["scores"]))
-    assert "does not give its own answers" in refused(classifier(nodes), tmp_path, ParityError)
+    assert "differs from the original" in refused(classifier(nodes), tmp_path, ParityError)
 
 
 def test_weights_may_be_listed_as_inputs_before_the_image(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_the_output_that_is_asked_for_is_taken(imported: Import) -> None:
 
 def test_an_output_that_holds_no_class_scores_is_refused_when_asked_for(tmp_path: Path) -> None:
     message = refused(two_outputs(), tmp_path, ModelError, output_name="features")
-    assert "gives features [1, 6, 3, 3] for a batch of 1; expected class scores" in message
+    assert "features [1, 6, 3, 3] for a batch of 1; expected class scores" in message
 
 
 def test_an_unknown_output_is_refused_with_those_there_are(tmp_path: Path) -> None:
@@ -247,12 +247,12 @@ def test_an_unknown_output_is_refused_with_those_there_are(tmp_path: Path) -> No
 
 def test_a_graph_without_class_scores_is_refused(tmp_path: Path) -> None:
     model = classifier(head()[:2], outputs={"relu": ["N", FEATURES, 10, 10]})
-    assert "gives relu [1, 6, 10, 10] for a batch of 1; expected class scores" in refused(model, tmp_path, ModelError)
+    assert "relu [1, 6, 10, 10] for a batch of 1; expected class scores" in refused(model, tmp_path, ModelError)
 
 
 def test_one_score_alone_is_no_classifier(tmp_path: Path) -> None:
     nodes = [*head(), *tail("fc"), helper.make_node("ReduceMax", ["fc"], ["scores"], axes=[1], keepdims=1)]
-    assert "gives scores [1, 1]" in refused(classifier(nodes, outputs={"scores": ["N", 1]}), tmp_path, ModelError)
+    assert "scores [1, 1]" in refused(classifier(nodes, outputs={"scores": ["N", 1]}), tmp_path, ModelError)
 
 
 def test_an_output_whose_sizes_nobody_declared_is_found(imported: Import) -> None:
@@ -262,7 +262,7 @@ def test_an_output_whose_sizes_nobody_declared_is_found(imported: Import) -> Non
 def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     nan = numpy_helper.from_array(np.array(np.nan, np.float32), "nan")
     nodes = [*head(), *tail("fc"), helper.make_node("Mul", ["fc", "nan"], ["scores"])]
-    assert "not finite (NaN or infinity)" in refused(classifier(nodes, constants=[nan]), tmp_path, ModelError)
+    assert "contains NaN or infinity" in refused(classifier(nodes, constants=[nan]), tmp_path, ModelError)
 
 
 def test_scores_of_one_pixel_are_flattened(imported: Import) -> None:
@@ -342,7 +342,7 @@ def test_a_second_input_that_the_scores_need_is_refused(tmp_path: Path) -> None:
     model = classifier([*head(), *tail("fc"), helper.make_node("Mul", ["fc", "temperature"], ["scores"])])
     model.graph.input.append(helper.make_tensor_value_info("temperature", TensorProto.FLOAT, []))
     message = refused(model, tmp_path, ModelError)
-    assert "takes x float32 [N, 3, 32, 32], temperature float32 []; expected one image input" in message
+    assert "x float32 [N, 3, 32, 32], temperature float32 []; expected one image input" in message
 
 
 @pytest.mark.parametrize(
@@ -350,8 +350,8 @@ def test_a_second_input_that_the_scores_need_is_refused(tmp_path: Path) -> None:
     [
         (("height", "width", 3), "--input_name x --input_shape 1,224,224,3"),
         ((3, SIZE, SIZE + 1), "Views are squares"),
-        ((1, SIZE, SIZE), "in colour"),
-        ((3, 300, 300), "cut from photographs of 256x256"),
+        ((1, SIZE, SIZE), "colour"),
+        ((3, 300, 300), "cut from 256x256"),
         ((3, "height", "width"), "Fix its size: python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name x"),
     ],
 )
@@ -359,7 +359,7 @@ def test_an_input_that_is_no_square_photograph_is_refused_with_its_cure(
     tmp_path: Path, shape: tuple[int | str, ...], hint: str
 ) -> None:
     message = refused(classifier(shape=shape), tmp_path, ModelError)
-    assert f"takes x float32 [N, {', '.join(map(str, shape))}]; expected float32 [N, 3, H, H]" in message
+    assert f"x float32 [N, {', '.join(map(str, shape))}]; expected float32 [N, 3, H, H]" in message
     assert hint in message
 
 
@@ -371,7 +371,7 @@ def test_a_side_of_256_pixels_is_accepted(imported: Import) -> None:
 @pytest.mark.parametrize("labels", [(), ("a",), tuple("abcdef")])
 def test_labels_of_another_number_are_refused(tmp_path: Path, labels: tuple[str, ...]) -> None:
     message = refused(classifier(), tmp_path, ModelError, classes=labels)
-    assert f"has 5 classes, the labels are {len(labels)}" in message
+    assert f"has 5 classes; found {len(labels)}" in message
 
 
 def test_an_operator_that_nobody_knows_is_refused(tmp_path: Path) -> None:

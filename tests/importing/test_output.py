@@ -92,7 +92,7 @@ def test_a_top_k_alone_is_refused(tmp_path: Path) -> None:
     model = several(TOPK, "values", "indices:int", constants=[ints("k", CLASSES)])
     for options in ({}, {"output_name": "values"}):
         message = refused(model, tmp_path, ModelError, **options)
-        assert "gives values [1, 5] (values of a TopK, which are not in the order of the classes)" in message
+        assert "values [1, 5] (values of a TopK, which are not in the order of the classes)" in message
         assert "expected class scores, float32 [N, C]" in message
 
 
@@ -107,13 +107,13 @@ def test_the_values_of_a_top_k_after_an_activation_are_refused(tmp_path: Path, a
 def test_features_from_which_an_answer_is_computed_are_not_taken_for_scores(tmp_path: Path) -> None:
     nodes = [*flat_features(), GEMM, node("ArgMax", "scores", "label", axis=1, keepdims=0)]
     message = refused(several(nodes, "flat", "label:label"), tmp_path, ModelError)
-    assert "gives flat [1, 6] (features that another output is computed from), label [1] (int64) for a batch" in message
+    assert "flat [1, 6] (features that another output is computed from), label [1] (int64) for a batch" in message
 
 
 def test_an_embedding_of_length_one_is_refused(tmp_path: Path) -> None:
     nodes = [*flat_features(), node("LpNormalization", "flat", "embedding", axis=1, p=2)]
     message = refused(several(nodes, "embedding"), tmp_path, ModelError)
-    assert "gives embedding [1, 6] (L2-normalized, an embedding) for a batch of 1" in message
+    assert "embedding [1, 6] (L2-normalized, an embedding) for a batch of 1" in message
 
 
 def test_an_embedding_beside_scores_is_passed_over(imported: Import) -> None:
@@ -175,7 +175,7 @@ def two_heads(first: str = "first", second: str = "second") -> ModelProto:
 
 def test_outputs_that_nothing_tells_apart_are_refused_with_the_option(tmp_path: Path) -> None:
     message = refused(two_heads(), tmp_path, ModelError)
-    assert "has 2 outputs that can be the class scores: first [1, 5], second [1, 7]" in message
+    assert "has 2 outputs that could be the class scores: first [1, 5], second [1, 7]" in message
     assert "Choose one: --output-name first" in message
 
 
@@ -206,7 +206,7 @@ def test_an_output_that_does_not_depend_on_the_image_is_no_candidate(imported: I
 @pytest.mark.parametrize("total", [100, 255, 0.5])
 def test_probabilities_times_a_constant_are_probabilities(imported: Import, total: float) -> None:
     told = [
-        f"output out [1, 5] sums to {total:g} for each image: it is taken as "
+        f"output out [1, 5] sums to {total:g} for each image: interpreted as "
         + ("percentages" if total == 100 else "probabilities times a constant")
     ]
     folder = imported(
@@ -255,7 +255,7 @@ NAMES = ("negative", "positive")
 def test_one_sigmoid_is_the_probability_of_the_second_class(imported: Import, after: tuple[NodeProto, ...]) -> None:
     last = "out" if after else "p"
     model = binary(node("Sigmoid", "z", "p"), *after, last=last)
-    told = [f"binary: output {last} [1, 1] is taken as the probability of 'positive'"]
+    told = [f"binary: output {last} [1, 1] is interpreted as the probability of 'positive'"]
     folder = imported(model, last, meaning=of_probability, classes=NAMES, warnings=told)
     assert folder.spec().classes == NAMES
     assert not {"Sigmoid", "Log"} & set(node_types(folder)), "its logits are inside"
@@ -272,7 +272,7 @@ def test_a_sigmoid_that_is_clipped_is_a_probability_as_well(imported: Import) ->
 
 
 def test_one_logit_is_that_of_the_second_class(imported: Import) -> None:
-    told = ["binary: output z [1, 1] is taken as the logit, as there is no sigmoid, of 'positive'"]
+    told = ["binary: output z [1, 1] is interpreted as the logit, as there is no sigmoid, of 'positive'"]
     imported(binary(last="z"), "z", meaning=of_logit, classes=NAMES, warnings=told)
 
 
@@ -293,7 +293,7 @@ def test_one_score_without_labels_is_refused_with_the_option(
 
 def test_one_score_needs_two_labels(tmp_path: Path) -> None:
     model = binary(node("Sigmoid", "z", "p"), last="p")
-    assert "has 2 classes, the labels are 3" in refused(model, tmp_path, ModelError, classes=("a", "b", "c"))
+    assert "has 2 classes; found 3 labels" in refused(model, tmp_path, ModelError, classes=("a", "b", "c"))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_one_score_needs_two_labels(tmp_path: Path) -> None:
 )
 def test_one_value_that_is_no_score_is_refused(tmp_path: Path, after: list[NodeProto], why: str) -> None:
     model = binary(*after, last="out", constants=[scalar("hundred", 100)])
-    assert f"gives out [1, 1] ({why})" in refused(model, tmp_path, ModelError, classes=NAMES)
+    assert f"out [1, 1] ({why})" in refused(model, tmp_path, ModelError, classes=NAMES)
 
 
 def test_two_labels_choose_one_score_among_others(imported: Import) -> None:
@@ -432,7 +432,7 @@ def test_the_probabilities_before_are_named_if_they_are_an_output(tmp_path: Path
     model.graph.output.insert(0, helper.make_tensor_value_info("p", TensorProto.FLOAT, ["N", "C"]))
     message = refused(model, tmp_path, ModelError, output_name="out")
     assert "out [1, 5] is computed from Softmax p, but " + NO_SUM in message
-    assert "Take the output before it: --output-name p" in message
+    assert "Use the output before it: --output-name p" in message
 
 
 def test_logits_before_a_sigmoid_are_not_recommended(tmp_path: Path) -> None:

@@ -63,12 +63,12 @@ def convert(net: CaffeNet, source: str, input_size: int | None) -> Converted:
     Weights are copied bit for bit. Raises ModelError naming the first layer that is not as an Architecture has it.
     """
     if not tells_its_layers(net):
-        raise ModelError(f"{source} does not tell the parameters of all its layers")
+        raise ModelError(f"{source} does not contain the parameters of all its layers")
     size = net.transform.crop or input_size
     if size is None:
         raise ModelError(
-            f"{source} does not say how large its input is",
-            hint="Name a recipe with the same input: --recipe caffe-alexnet (227 pixels).",
+            f"{source} does not contain the size of its input",
+            hint="Give a recipe with the same input: --recipe caffe-alexnet (227 pixels).",
         )
     chain = tuple(layer for layer in _chain(net, source) if layer.type != "Flatten")
     blocks = _blocks(chain, source)
@@ -100,7 +100,7 @@ def count_classes(net: CaffeNet, source: str) -> int:
     """The rows of the last layer with weights."""
     shaped = [layer for layer in net.layers if layer.blobs]
     if not shaped:
-        raise ModelError(f"{source} holds no weights", hint="Give the .caffemodel, not its .prototxt.")
+        raise ModelError(f"{source} contains no weights", hint="Give the .caffemodel, not its .prototxt.")
     return math.prod(shaped[-1].blobs[0].shape[:-1])
 
 
@@ -220,7 +220,7 @@ def _architecture(convs: list[_Block], hidden: list[_Block], size: int, source: 
     try:
         return msgspec.convert(msgspec.to_builtins(parts), Architecture)
     except msgspec.ValidationError as exc:
-        raise ModelError(f"{source} is not a network that can be described here: {exc}") from exc
+        raise ModelError(f"{source} cannot be expressed as an AlexNet: {exc}") from exc
 
 
 def _convolution(block: _Block) -> parse.Convolution:
@@ -296,7 +296,7 @@ def _activation(blocks: list[_Block], source: str) -> Activation:
 
 def _check_rounding(blocks: list[_Block], plan: tuple[Layer, ...], source: str, *, is_size_told: bool) -> None:
     """Caffe rounds the size after pooling up; where that is not the same as down, the network cannot be had here."""
-    recipe = "Name the input size that it was trained with by a recipe, if this is not it: --recipe NAME"
+    recipe = "If it was trained with another input size, give a recipe with that size: --recipe NAME"
     pools = [block.first("Pooling") for block in blocks]
     found = iter([pool for pool in pools if pool is not None])
     size = 0

@@ -122,7 +122,7 @@ def read_caffemodel(content: bytes, source: str) -> CaffeNet:
         net = Message(memoryview(content))
         is_v1 = not net.has(100)
         if is_v1 and not net.has(2):
-            raise ModelError(f"{source} holds no layers of Caffe", hint="Give the .caffemodel, not its .prototxt.")
+            raise ModelError(f"{source} contains no layer definitions", hint="Give the .caffemodel, not its .prototxt.")
         number = 2 if is_v1 else 100
         layers = tuple(_layer(entry, source, is_v1=is_v1) for entry in net.messages(number))
         transform = _transform(net, net.messages(number), source, is_v1=is_v1)
@@ -144,8 +144,8 @@ def read_binaryproto(content: bytes, source: str) -> NDArray[np.float32]:
 def _layer(entry: Message, source: str, *, is_v1: bool) -> CaffeLayer:
     if is_v1 and entry.has(1):
         raise ModelError(
-            f"{source} has layers in the form that Caffe had before 2014 (V0)",
-            hint="Renew it with Caffe's own tool: upgrade_net_proto_binary OLD NEW",
+            f"{source} has layers in Caffe's format from before 2014 (V0)",
+            hint="Upgrade it with Caffe's tool: upgrade_net_proto_binary OLD NEW",
         )
     name = entry.text(4 if is_v1 else 1)
     kind = entry.integer(5) if is_v1 else 0
