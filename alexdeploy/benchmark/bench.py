@@ -194,8 +194,9 @@ def _measure(
     rounds = Rounds(jobs, configurations, prepared.workspace, limit, on_step)
     with rounds.processes:
         try:
-            rounds.open(groups, choices)
-            _ask_references(rounds, hidden, on_step)
+            rounds.open(groups, choices, deadline if options.seconds else None)
+            if not rounds.is_late:
+                _ask_references(rounds, hidden, on_step)
             for note in length_note(options, deadline - time.monotonic(), rounds.round_seconds(deadline)):
                 on_note(note)
             rounds.run(deadline, options.seed)

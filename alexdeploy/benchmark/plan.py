@@ -36,8 +36,9 @@ class BenchOptions:
 
     `backends` and `precisions` None: all that are installed, and all that the model has. `images` is what
     `iter_sources` takes, None: JPEGs rendered now; of more than `num_images` those that lie evenly over all.
-    `seconds` is for everything but one whole round, which there always is, and the profile. `num_threads` None: all
-    that the process may use. `devices` as for `Predictor`. `with_profile`: also the time of each layer, of the fastest
+    `seconds` is for opening and rounds: what is not open after half of it is left out, and a note names it. One whole
+    round of what is open there always is, and the profile comes on top; 0 opens everything and measures one round.
+    `num_threads` None: all that the process may use. `devices` as for `Predictor`. `with_profile`: also the time of each layer, of the fastest
     configuration of each backend that tells it.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from alexdeploy.benchmark.processes import Processes
 from alexdeploy.benchmark.roofline import CPU_SIZE, ceiling_size
 from alexdeploy.benchmark.statistics import PAUSE_SECONDS, Configuration, Group, Slice, interleaved, slice_seconds
 from alexdeploy.benchmark.worker import Job, Task
-from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ModelError
+from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend
@@ -24,6 +25,9 @@ from alexdeploy.inference.pipeline import window_size
 
 DECODE = "decoding"
 DECODE_BATCH = 8
+
+_OPENING_SHARE = 0.5
+"""Of the time for everything: afterwards nothing more is opened, so that what is open can be measured."""
 
 _LEAST_WAVES = 2
 """Batches for each stream in a run from files: while the first runs the next is decoded."""
@@ -75,6 +79,7 @@ class Rounds:
         folder: Path,
         limit_bytes: int | None,
         on_step: OnStep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.processes = Processes(jobs, limit_bytes)
         self.measured: dict[Configuration | str, Measured] = {key: Measured() for key in configurations}
@@ -84,6 +89,9 @@ class Rounds:
         self._configurations = tuple(configurations)
         self._folder = folder
         self._on_step = on_step
+        self._clock = clock
+        self._last_opening = math.inf
+        self._left_out: list[str] = []
         self._items: list[_Item] = []
         self._without_answers: list[str] = []
 
@@ -91,6 +99,11 @@ class Rounds:
     def notes(self) -> tuple[str, ...]:
         """What a reader of the figures should know, and no row says."""
         notes = list(self._without_answers)
+        if self._left_out:
+            notes.append(
+                f"not opened for lack of time, and not measured: {', '.join(self._left_out)}. More --seconds, or fewer "
+                "configurations, measure all"
+            )
         if (decoding := self.measured.get(DECODE)) is not None and decoding.error is not None:
             notes.append(f"no bound is known, as decoding alone failed: {decoding.error}")
         if count := self.processes.num_restarts:
@@ -105,25 +118,54 @@ class Rounds:
             )
         return tuple(notes)
 
-    def open(self, groups: Sequence[Group], ceilings: Sequence[tuple[Backend, Precision]]) -> None:
+    def open(
+        self,
+        groups: Sequence[Group],
+        ceilings: Sequence[tuple[Backend, Precision]],
+        deadline: float | None = None,
+    ) -> None:
         """Start every process once and warm it up, smallest batch first: its memory is then that of this batch.
 
-        From files as many images are taken as the pipeline holds at once: its memory is then that of a long run.
+        From files as many images are taken as the pipeline holds at once: its memory is then that of a long run. With a
+        `deadline`, a time of the clock, nothing is opened after half of the time until then, but for the first
+        configuration that opens. An opening that has begun is not stopped: it may compile a model for minutes.
         """
+        if deadline is not None:
+            now = self._clock()
+            self._last_opening = now + _OPENING_SHARE * (deadline - now)
         total = len(groups) + len(ceilings) + 1
         self._on_step("opening: decoding", 0, total)
         self._warm(_Item(process=DECODE, key=DECODE, kind="files", batch_size=DECODE_BATCH), num_images=DECODE_BATCH)
         for number, group in enumerate(groups, start=1):
+            if self.is_late:
+                self._leave_out(str(group), *(each for each in self._configurations if each.group == group))
+                continue
             self._on_step(f"opening: {group}", number, total)
             self._open_group(group)
         for number, (backend, precision) in enumerate(ceilings, start=1 + len(groups)):
             name = ceiling_name(backend, precision)
+            if self.is_late:
+                self._leave_out(name, name)
+                continue
             self._on_step(f"opening: {name}", number, total)
             self._open_ceiling(name, ceiling_name(backend, precision, on_gpu=True))
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the time for opening is over, and there is a configuration to measure."""
+        return self._clock() >= self._last_opening and any(item.key != DECODE for item in self._items)
+
+    def _leave_out(self, name: str, *keys: Configuration | str) -> None:
+        self._left_out.append(name)
+        for key in keys:
+            self.measured.setdefault(key, Measured()).failure = UsageError(
+                "not opened: the time of --seconds was over",
+                hint="Give more --seconds, or name fewer --backend, --precision, --views or --batch-size.",
+            )
+
     def round_seconds(self, deadline: float) -> float:
         """About how long a round will take if `run` begins now, by the first run of each."""
-        seconds = slice_seconds(deadline - time.monotonic(), len(self._items), len(self._turns()))
+        seconds = slice_seconds(deadline - self._clock(), len(self._items), len(self._turns()))
         items = [item for item in self._items if self._of(item).failure is None]
         total = 0.0
         for item in items:
@@ -141,11 +183,11 @@ class Rounds:
     def run(self, deadline: float, seed: int) -> None:
         """One whole round, and then as many as `deadline`, a time of the monotonic clock, leaves."""
         items, turns = tuple(self._items), self._turns()
-        seconds = slice_seconds(deadline - time.monotonic(), len(items), len(turns))
+        seconds = slice_seconds(deadline - self._clock(), len(items), len(turns))
         process = ""
         for done, (number, item) in enumerate(interleaved(tuple(turns.values()), seed)):
             self.num_rounds = done // len(items)
-            has_time = number == 0 or time.monotonic() < deadline
+            has_time = number == 0 or self._clock() < deadline
             if not has_time or all(self._of(each).failure is not None for each in items):
                 return
             self._on_step(f"round {number + 1}: {item.key}", done % len(items), len(items))
@@ -181,6 +223,10 @@ class Rounds:
                 job = msgspec.structs.replace(self._jobs[str(group)], batch_size=own[-1].batch_size)
                 self.processes.set_job(str(group), job)
         for each in own:
+            # The group itself is open by now: at least one of its batches is measured.
+            if each is not own[0] and self.is_late:
+                self._leave_out(str(each), each)
+                continue
             process = self._process_of(each, is_largest=each is own[-1])
             engine = _Item(
                 process=process,

@@ -86,7 +86,10 @@ def bench(
     seconds: Annotated[
         float,
         typer.Option(
-            min=0, metavar="SECONDS", help="Time for all of it; each configuration is measured once at least."
+            min=0,
+            metavar="SECONDS",
+            help="Time for everything, opening included: what is not open after half of it is left out. The rest is "
+            "measured once at least. 0: everything once, however long it takes.",
         ),
     ] = 120.0,
     num_images: Annotated[

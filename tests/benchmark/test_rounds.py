@@ -23,7 +23,7 @@ from alexdeploy.benchmark.processes import Process, Processes, Start
 from alexdeploy.benchmark.rounds import DECODE, Rounds
 from alexdeploy.benchmark.statistics import Configuration, Group
 from alexdeploy.benchmark.worker import AnswersAtOnce, Done, Job, Task
-from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.inference.predictor import Predictor
 
@@ -300,6 +300,60 @@ def test_how_long_a_round_takes_is_told_from_the_first_run_of_each(
         assert rounds.round_seconds(time.monotonic()) == pytest.approx(1.85)
         # With time, slices of 1 s: 96 and 100 images.
         assert rounds.round_seconds(time.monotonic() + 600) == pytest.approx(0.96 + 1.0 + 1.0 + 2 * 0.3 + 1.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "measured", "end"),
+    [
+        # Decoding opens at 0 s and each of three groups takes 10 s: until 20 s two of them begin.
+        (40.0, ["onnxruntime fp32 1 view", "onnxruntime fp32 5 views"], 40.0),
+        # The first opens whatever the time is, and is measured once.
+        (2.0, ["onnxruntime fp32 1 view"], 10.0),
+        (None, ["onnxruntime fp32 1 view", "onnxruntime fp32 5 views", "onnxruntime fp32 10 views"], 30.0),
+    ],
+)
+def test_opening_counts_towards_the_time_and_what_was_not_opened_is_told(
+    job: Job,
+    tmp_path: Path,
+    on_gpu: type[OnGpu],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float | None,
+    measured: list[str],
+    end: float,
+) -> None:
+    now = [0.0]
+
+    class Slow(OnGpu):
+        """Takes 10 s to open, and a second for each slice of a round."""
+
+        def __init__(self, job: Job) -> None:
+            super().__init__(job)
+            now[0] += 10.0 if job.backend is not None else 0.0
+
+        def ask(self, task: Task) -> Done:
+            is_round = len(opened) == 1
+            now[0] += 1.0 if is_round else 0.0
+            return super().ask(task)
+
+    opened: list[bool] = []
+    monkeypatch.setattr(processes_module, "Process", Slow)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    own = [
+        Configuration(backend="onnxruntime", precision="fp32", num_views=views, batch_size=2) for views in (1, 5, 10)
+    ]
+    jobs = {str(each.group): msgspec.structs.replace(job, num_views=each.num_views) for each in own}
+    jobs[DECODE] = msgspec.structs.replace(job, backend=None, batch_size=8)
+    rounds = Rounds(jobs, own, tmp_path, None, lambda step, done, total: None, clock=lambda: now[0])
+    with rounds.processes:
+        rounds.open([each.group for each in own], [], seconds)
+        opened.append(True)
+        rounds.run(now[0] if seconds is None else seconds, seed=0)
+    assert [str(each.group) for each in own if rounds.measured[each].slices] == measured
+    left_out = [each for each in own if str(each.group) not in measured]
+    assert all(isinstance(rounds.measured[each].failure, UsageError) for each in left_out)
+    assert [all(str(each.group) in note for each in left_out) for note in rounds.notes] == [True] * bool(left_out)
+    # One slice more than the time at most; a round of what is open is 2 slices each, and 1 of decoding.
+    assert now[0] <= max(end, len(measured) * 10.0 + 2 * len(measured) + 1) + 1
 
 
 def test_answers_that_fail_leave_agreement_unknown_and_nothing_else(job: Job, tmp_path: Path) -> None:
