@@ -38,8 +38,8 @@ class BenchOptions:
     `iter_sources` takes, None: JPEGs rendered now; of more than `num_images` those that lie evenly over all.
     `seconds` is for opening and rounds: what is not open after half of it is left out, and a note names it. One whole
     round of what is open there always is, and the profile comes on top; 0 opens everything and measures one round.
-    `num_threads` None: all that the process may use. `devices` as for `Predictor`. `with_profile`: also the time of each layer, of the fastest
-    configuration of each backend that tells it.
+    `num_threads` None: all that the process may use. `devices` as for `Predictor`. `with_profile`: also the time of
+    each layer, of the fastest configuration of each backend that tells it.
     """
 
     backends: tuple[Backend, ...] | None = None
