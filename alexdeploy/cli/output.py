@@ -33,13 +33,15 @@ _STARTED = time.monotonic()
 
 
 @dataclass(slots=True)
-class _Verbosity:
+class _State:
+    """What --quiet and --verbose of the running command ask for, and the bar that is shown, above which lines go."""
+
     quiet: bool = False
     verbose: bool = False
+    bar: Progress | None = None
 
 
-_VERBOSITY = _Verbosity()
-"""What --quiet and --verbose of the running command ask for."""
+_STATE = _State()
 
 
 class ReaderGoneError(OutputError):
@@ -82,21 +84,37 @@ def line(console: Console, text: str, style: str = "") -> None:
 
 
 def stderr() -> Console:
+    """A console on stderr; while a bar is shown that of the bar, which makes room above it and folds no line."""
+    if _STATE.bar is not None:
+        return _STATE.bar.console
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
+@contextmanager
+def showing(bar: Progress) -> Iterator[Progress]:
+    """Show `bar` while the block runs."""
+    before = _STATE.bar
+    with bar:
+        # Where nobody watches, lines need no room.
+        _STATE.bar = before if bar.disable else bar
+        try:
+            yield bar
+        finally:
+            _STATE.bar = before
+
+
 def set_quiet(value: bool) -> bool:
     """The callback of --quiet."""
-    _VERBOSITY.quiet = value
+    _STATE.quiet = value
     _refuse_both()
     return value
 
 
 def set_verbose(value: bool) -> bool:
     """The callback of --verbose; names the versions that run."""
-    _VERBOSITY.verbose = value
+    _STATE.verbose = value
     _refuse_both()
     if value:
         note(f"alexdeploy {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
@@ -104,27 +122,27 @@ def set_verbose(value: bool) -> bool:
 
 
 def _refuse_both() -> None:
-    if _VERBOSITY.quiet and _VERBOSITY.verbose:
+    if _STATE.quiet and _STATE.verbose:
         raise UsageError("--quiet and --verbose exclude each other", hint="Give one of them.")
 
 
 def is_quiet() -> bool:
-    return _VERBOSITY.quiet
+    return _STATE.quiet
 
 
 def note(message: str, *, bar: Progress | None = None, always: bool = False) -> None:
-    """One line of information on stderr, above `bar` if one is shown. With --quiet only if it is to be shown `always`.
+    """One line of information on stderr. With --quiet only if it is to be shown `always`.
 
     A disk that has no room for it is no reason to stop, here and below.
     """
-    if _VERBOSITY.quiet and not always:
+    if _STATE.quiet and not always:
         return
     text = printable(message)
-    if _VERBOSITY.verbose:
+    if _STATE.verbose:
         text = f"[{time.monotonic() - _STARTED:7.2f} s] {text}"
     with suppress(OSError):
-        if bar is not None:
-            bar.console.print(text, markup=False, soft_wrap=True)
+        if _STATE.bar is not None:
+            _STATE.bar.console.print(text, markup=False, soft_wrap=True)
         else:
             # rich would take twenty times as long to load as the line to write.
             print(text, file=sys.stderr)
@@ -144,10 +162,9 @@ def next_with_images(model: Path, *options: str) -> None:
 
 
 def warn(message: str, *, bar: Progress | None = None) -> None:
-    """A warning on stderr, above `bar` if one is shown."""
+    """A warning on stderr."""
     with suppress(OSError):
-        console = stderr() if bar is None else bar.console
-        console.print(f"warning: {printable(message)}", style="yellow", markup=False, soft_wrap=True)
+        stderr().print(f"warning: {printable(message)}", style="yellow", markup=False, soft_wrap=True)
 
 
 def fail(error: AlexDeployError) -> None:
@@ -166,7 +183,7 @@ def printable(text: str) -> str:
 
 def first_few(items: Sequence[str]) -> list[str]:
     """What is enough to print of many: the first of them, and how many more there are; all of them with --verbose."""
-    if _VERBOSITY.verbose:
+    if _STATE.verbose:
         return list(items)
     rest = len(items) - _NUM_NAMED
     return [*items[:_NUM_NAMED], *([f"and {rest:,} more"] if rest > 0 else [])]
@@ -230,7 +247,7 @@ def progress(unit: str) -> Iterator[Progress]:
     console = stderr()
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), Rate(), TimeLeft())
     is_shown = console.is_terminal and not is_quiet()
-    with Progress(*columns, console=console, disable=not is_shown, transient=True) as bar:
+    with showing(Progress(*columns, console=console, disable=not is_shown, transient=True)) as bar:
         yield bar
 
 

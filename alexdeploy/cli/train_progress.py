@@ -85,10 +85,10 @@ class Watcher:
             self._say(f"going on after {done}")
 
     def _warn(self, line: str) -> None:
-        output.warn(line, bar=self._bar)
+        output.warn(line)
 
     def _say(self, line: str) -> None:
-        output.note(line, bar=self._bar)
+        output.note(line)
 
 
 @contextlib.contextmanager
@@ -103,9 +103,8 @@ def watch(recipe: Recipe, *, num_classes: int, is_packed: bool = False) -> Itera
         TextColumn("{task.fields[detail]}"),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal or output.is_quiet(), transient=True
-    ) as bar:
+    is_shown = console.is_terminal and not output.is_quiet()
+    with output.showing(Progress(*columns, console=console, disable=not is_shown, transient=True)) as bar:
         yield Watcher(bar, recipe, num_classes, is_packed)
 
 

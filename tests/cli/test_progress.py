@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
+from patience import PATIENCE
 from rich.progress import Progress
 
 from alexdeploy.cli.output import _speed
@@ -25,3 +30,34 @@ def test_there_is_no_rate_before_anything_is_done() -> None:
     bar = Progress(disable=True)
     bar.add_task("predict", start=False, total=None, kept=0)
     assert _speed(bar.tasks[0]) is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_a_line_that_is_longer_than_the_terminal_is_not_folded_above_a_bar() -> None:
+    import pty
+
+    code = (
+        "from alexdeploy.cli import output\n"
+        "with output.progress('images') as bar:\n"
+        "    bar.add_task('work', total=2)\n"
+        "    output.note('note ' + 'n' * 200)\n"
+        "    output.warn('w' * 200)\n"
+        "    output.fail(output.AlexDeployError('e' * 200))\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:
+                break
+            if not part:
+                break
+            shown += part
+        assert process.wait(timeout=PATIENCE) == 0
+    os.close(ours)
+    for word in (b"note " + b"n" * 200, b"w" * 200, b"e" * 200):
+        assert word in shown
