@@ -1,12 +1,16 @@
 """AlexNet from training to production inference: ONNX, FP16/INT8, TensorRT, ten-crop.
 
-from alexdeploy import ExportOptions, Predictor, export_model, find_model
+Each command has a function of its name here, which takes a model folder, its path or its name under models/:
 
-model = find_model("models/alexnet")
-export_model(model, ExportOptions(fp16=True))
-with Predictor(model, num_views=10) as predictor:
-    for row in predictor.predict(["images/"]):
-        print(row.source, row.label)
+    import alexdeploy as ad
+
+    ad.export_model("models/alexnet", ad.ExportOptions(fp16=True))
+    with ad.Predictor("models/alexnet", num_views=10) as predictor:
+        for row in predictor.predict(["images/"]):
+            print(row.source, row.label, row.probability)
+
+Errors are AlexDeployError and its subclasses. What a step warns of is a Python warning, AlexDeployWarning, unless a
+function is passed as `on_warning`.
 """
 
 from __future__ import annotations
@@ -20,56 +24,96 @@ if TYPE_CHECKING:
     from alexdeploy.benchmark.bench import benchmark
     from alexdeploy.benchmark.plan import BenchOptions
     from alexdeploy.benchmark.statistics import Limits
-    from alexdeploy.core.errors import AlexDeployError
+    from alexdeploy.core.errors import (
+        AlexDeployError,
+        AlexDeployWarning,
+        DataError,
+        DeviceError,
+        DeviceMemoryError,
+        DivergedError,
+        ImageError,
+        InputError,
+        ModelError,
+        OutputError,
+        ParityError,
+        RecipeError,
+        StaleArtifactError,
+        UsageError,
+    )
     from alexdeploy.core.model_folder import ModelFolder, find_model
     from alexdeploy.core.recipe import CalibrationRecipe
+    from alexdeploy.diagnosis.inspect import inspect
     from alexdeploy.evaluation.evaluate import EvaluateOptions, evaluate
     from alexdeploy.evaluation.verify import VerifyOptions, verify
     from alexdeploy.export.export import ExportOptions, export_model
     from alexdeploy.export.quantize.calibrate import calibrate
     from alexdeploy.export.quantize.quantize import Budget
+    from alexdeploy.importing.import_model import ImportOptions, import_model
     from alexdeploy.inference.predictor import Predictor
 
 _HOMES = {
-    "AlexDeployError": "alexdeploy.core.errors",
-    "BenchOptions": "alexdeploy.benchmark.plan",
-    "Budget": "alexdeploy.export.quantize.quantize",
-    "CalibrationRecipe": "alexdeploy.core.recipe",
-    "EvaluateOptions": "alexdeploy.evaluation.evaluate",
-    "ExportOptions": "alexdeploy.export.export",
-    "Limits": "alexdeploy.benchmark.statistics",
-    "ModelFolder": "alexdeploy.core.model_folder",
-    "Predictor": "alexdeploy.inference.predictor",
-    "VerifyOptions": "alexdeploy.evaluation.verify",
-    "benchmark": "alexdeploy.benchmark.bench",
-    "calibrate": "alexdeploy.export.quantize.calibrate",
-    "evaluate": "alexdeploy.evaluation.evaluate",
-    "export_model": "alexdeploy.export.export",
-    "find_model": "alexdeploy.core.model_folder",
-    "verify": "alexdeploy.evaluation.verify",
+    "benchmark.bench": ("benchmark",),
+    "benchmark.plan": ("BenchOptions",),
+    "benchmark.statistics": ("Limits",),
+    "core.errors": (
+        *("AlexDeployError", "AlexDeployWarning", "DataError", "DeviceError", "DeviceMemoryError", "DivergedError"),
+        *("ImageError", "InputError", "ModelError", "OutputError", "ParityError", "RecipeError", "StaleArtifactError"),
+        "UsageError",
+    ),
+    "core.model_folder": ("ModelFolder", "find_model"),
+    "core.recipe": ("CalibrationRecipe",),
+    "diagnosis.inspect": ("inspect",),
+    "evaluation.evaluate": ("EvaluateOptions", "evaluate"),
+    "evaluation.verify": ("VerifyOptions", "verify"),
+    "export.export": ("ExportOptions", "export_model"),
+    "export.quantize.calibrate": ("calibrate",),
+    "export.quantize.quantize": ("Budget",),
+    "importing.import_model": ("ImportOptions", "import_model"),
+    "inference.predictor": ("Predictor",),
 }
 __all__ = [
     "AlexDeployError",
+    "AlexDeployWarning",
     "BenchOptions",
     "Budget",
     "CalibrationRecipe",
+    "DataError",
+    "DeviceError",
+    "DeviceMemoryError",
+    "DivergedError",
     "EvaluateOptions",
     "ExportOptions",
+    "ImageError",
+    "ImportOptions",
+    "InputError",
     "Limits",
+    "ModelError",
     "ModelFolder",
+    "OutputError",
+    "ParityError",
     "Predictor",
+    "RecipeError",
+    "StaleArtifactError",
+    "UsageError",
     "VerifyOptions",
     "benchmark",
     "calibrate",
     "evaluate",
     "export_model",
     "find_model",
+    "import_model",
+    "inspect",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use, so that `alexdeploy --help` imports neither NumPy nor ONNX.
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"alexdeploy.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

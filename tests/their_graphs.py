@@ -16,7 +16,7 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.images.preprocess import network_input
-from alexdeploy.importing.onnx import ImportOptions, import_onnx
+from alexdeploy.importing.onnx import OnnxOptions, import_onnx
 
 SIZE, CLASSES, FEATURES = 32, 5, 6
 STEPS = Preprocessing(channels="bgr", scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), crop=SIZE)
@@ -140,7 +140,7 @@ def refused(model: ModelProto | bytes, tmp_path: Path, error: type[AlexDeployErr
     path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
     folder = ModelFolder(tmp_path / "models" / "theirs")
     with pytest.raises(error) as caught:
-        import_onnx(path, folder, ImportOptions(**{"preprocessing": STEPS, **options}))
+        import_onnx(path, folder, OnnxOptions(**{"preprocessing": STEPS, **options}))
     assert not folder.path.exists()
     return str(caught.value)
 

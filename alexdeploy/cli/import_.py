@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,8 +9,8 @@ import typer
 
 from alexdeploy.cli import output
 from alexdeploy.cli.completion import recipe_names
-from alexdeploy.cli.options import JsonOption, OverwriteOption, QuietOption, VerboseOption, model_folder
-from alexdeploy.core.errors import DataError, UsageError
+from alexdeploy.cli.options import JsonOption, OverwriteOption, QuietOption, VerboseOption
+from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.core.model_folder import ModelFolder
@@ -89,51 +87,23 @@ def import_(
     and a .mat tell their layers, and what they do not tell is asked for. torchvision's alexnet is known by its names.
     The format of weights is recognized by the file's first bytes, whatever it is called.
     """
-    from alexdeploy.core.reading import check_exists
-    from alexdeploy.importing.model_folder import read_mean_image
-    from alexdeploy.importing.published_files import refuse_other_format
-    from alexdeploy.importing.weight_format import SUFFIXES, file_format
+    from alexdeploy.importing.import_model import ImportOptions, import_model
 
-    kind = file_format(file)
-    if kind is None:
-        refuse_other_format(file, (".onnx", *SUFFIXES))
-    for path in (file, mean_image):
-        if path is not None:
-            check_exists(path)
-    if mean is not None and mean_image is not None:
-        raise UsageError("--mean and --mean-image are both given", hint="Leave one of them out.")
-    if output_name is not None and kind != "onnx":
-        raise UsageError(f"--output-name is for graphs; {file} has weights only", hint="Leave it out.")
-    given: dict[str, object] = {
-        key: value for key, value in (("channels", channels), ("scale", scale), ("resize", resize)) if value is not None
-    }
-    given |= {key: _three(key, value) for key, value in (("mean", mean), ("std", std)) if value is not None}
-    _check_numbers(given)
-    # weights.pth.tar is called weights.
-    stem = Path(file.stem).stem if file.suffix.lower() == ".tar" else file.stem
-    folder = model_folder(stem if name is None else name)
-    image = None if mean_image is None else read_mean_image(mean_image)
-    classes = None if labels is None else _read_labels(labels)
-    if kind == "onnx":
-        from alexdeploy.importing.model_folder import graph_preprocessing
-        from alexdeploy.importing.onnx import ImportOptions, import_onnx
-
-        options = ImportOptions(
-            preprocessing=graph_preprocessing(recipe, given, has_mean_image=image is not None, on_warning=output.warn),
-            mean_image=image,
-            classes=classes,
-            output_name=output_name,
-            recipe=recipe,
-            overwrite=overwrite,
-        )
-        spec = import_onnx(file, folder, options, output.warn)
-    else:
-        from alexdeploy.importing.weights import WeightsOptions, import_weights
-
-        weights = WeightsOptions(steps=given, mean_image=image, classes=classes, recipe=recipe, overwrite=overwrite)
-        spec = import_weights(file, folder, weights, output.warn)
-    if classes is None and spec.classes[0] == "class-0":
-        output.warn(f"no --labels: the classes are called {spec.classes[0]} to {spec.classes[-1]}")
+    options = ImportOptions(
+        recipe=recipe,
+        labels=labels,
+        name=name,
+        channels=channels,
+        scale=scale,
+        mean=_three("mean", mean),
+        mean_image=mean_image,
+        std=_three("std", std),
+        resize=resize,
+        output_name=output_name,
+        overwrite=overwrite,
+    )
+    folder = import_model(file, options, on_warning=output.warn)
+    spec = folder.spec()
     if json:
         output.print_json({"model": folder.path.as_posix(), "classes": spec.classes, **spec.provenance})
     _report(spec, file, folder)
@@ -151,45 +121,11 @@ def _report(spec: ModelSpec, file: Path, folder: ModelFolder) -> None:
         output.next_step("export", folder.path)
 
 
-def _check_numbers(given: dict[str, object]) -> None:
-    for key in ("scale", "mean", "std"):
-        values = given.get(key, ())
-        values = values if isinstance(values, tuple) else (values,)
-        if not all(math.isfinite(value) and (value > 0 or key == "mean") for value in values):
-            raise UsageError(
-                f"--{key} is {', '.join(map(str, values))}; expected "
-                + ("numbers" if key == "mean" else "numbers above 0")
-            )
-
-
-def _three(key: str, text: str) -> tuple[float, ...]:
+def _three(key: str, text: str | None) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
     try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != 3:
-        raise UsageError(f"--{key} {text!r} is not three numbers", hint=f"Write it as --{key} A,B,C")
-    return values
-
-
-def _read_labels(text: str) -> tuple[str, ...]:
-    """The classes in the file of that name; where there is none, those between the commas."""
-    from alexdeploy.images.folder import check_class_name
-    from alexdeploy.images.text_lists import text_lines
-
-    is_list = "," in text and not os.path.exists(text)
-    try:
-        lines = [name.strip() for name in text.split(",")] if is_list else [line for _, line in text_lines(Path(text))]
-        for line in lines:
-            check_class_name(line, "--labels" if is_list else text)
-    except DataError as exc:
-        raise UsageError(exc.message, hint=exc.hint) from exc
-    if is_list and "" in lines:
-        raise UsageError(f"--labels {text!r} has an empty name", hint="Write it as --labels negative,positive")
-    while lines and not lines[-1]:
-        lines.pop()
-    if not lines or "" in lines:
-        # Leaving it out would shift every class after it.
-        number = lines.index("") + 1 if lines else 1
-        raise UsageError(f"{text}: line {number} is empty", hint="Give one label per line.")
-    return tuple(lines)
+        first, second, third = (float(part) for part in text.split(","))
+    except ValueError as exc:
+        raise UsageError(f"--{key} {text!r} is not three numbers", hint=f"Write it as --{key} A,B,C") from exc
+    return first, second, third

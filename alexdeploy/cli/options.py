@@ -170,20 +170,9 @@ def find_model_and_images(arguments: Sequence[str | None], option: str | None) -
 
 def model_folder(name: str) -> ModelFolder:
     """The folder models/NAME. Raises UsageError if it would be any other, where no command would look for it."""
-    from alexdeploy.core.files import is_name_too_long
-    from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder
+    from alexdeploy.core.model_folder import model_named
 
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise UsageError(
-            f"--name {name!r} is not a name of a folder under {MODELS_FOLDER}/", hint="Give one without / in it."
-        )
-    folder = ModelFolder(MODELS_FOLDER / name)
-    if is_name_too_long(folder.ranges_path):
-        raise UsageError(
-            f"--name {name!r} is too long: {folder.ranges_path.name} is a file that the model may have",
-            hint="Give a shorter one.",
-        )
-    return folder
+    return model_named(name)
 
 
 def check_not_there(path: Path, option: str, *, overwrite: bool) -> None:

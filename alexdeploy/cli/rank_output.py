@@ -61,7 +61,7 @@ def _tell_torchrun(error: Exception) -> None:
     """Leave the reason for the summary with which torchrun ends, which would say where to read about such reasons."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path is not None and isinstance(error, AlexDeployError):
-        message = {"message": str(error), "extraInfo": {"timestamp": str(int(time.time()))}}
+        message = {"message": error.text, "extraInfo": {"timestamp": str(int(time.time()))}}
         with contextlib.suppress(OSError):
             Path(path).write_text(json.dumps({"message": message}))
 

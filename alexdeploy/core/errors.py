@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from alexdeploy.core.python_words import in_python
 
 
 class AlexDeployError(Exception):
     """Base of every error that alexdeploy raises on purpose.
 
-    `message` says what is wrong, found against expected; `hint` is the command or the change that mends it.
+    `message` says what is wrong, found against expected; `hint` is the command or the change that mends it. Both are
+    in the words of the command line, which prints them; str() of the error is in those of Python.
     """
 
     exit_code = 1
@@ -19,8 +24,13 @@ class AlexDeployError(Exception):
         self.message = message
         self.hint = hint
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """Message and hint as the command line has them."""
         return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+    def __str__(self) -> str:
+        return in_python(self.text)
 
 
 class UsageError(AlexDeployError):
@@ -79,6 +89,18 @@ class OutputError(AlexDeployError):
     """Results or artifacts could not be written."""
 
     exit_code = 6
+
+
+class AlexDeployWarning(UserWarning):
+    """What a step tells while it goes on; given to `on_warning` instead where that is passed."""
+
+
+def warn(message: str) -> None:
+    """The `on_warning` of who passes none: an AlexDeployWarning, shown at the first line outside of this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "alexdeploy":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(in_python(message), AlexDeployWarning, stacklevel=level)
 
 
 def by_name(name: str) -> type[AlexDeployError]:

@@ -192,6 +192,21 @@ def is_model(name: str | os.PathLike[str]) -> bool:
     return any(os.path.isfile(folder / name / "spec.json") for folder in (Path(), MODELS_FOLDER))
 
 
+def model_named(name: str) -> ModelFolder:
+    """The folder models/NAME. Raises UsageError if it would be any other, where no command would look for it."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UsageError(
+            f"--name {name!r} is not a name of a folder under {MODELS_FOLDER}/", hint="Give one without / in it."
+        )
+    folder = ModelFolder(MODELS_FOLDER / name)
+    if is_name_too_long(folder.ranges_path):
+        raise UsageError(
+            f"--name {name!r} is too long: {folder.ranges_path.name} is a file that the model may have",
+            hint="Give a shorter one.",
+        )
+    return folder
+
+
 def find_model(model: ModelFolder | str | os.PathLike[str] | None = None) -> ModelFolder:
     """A model folder by path, by name under `models/`, or the newest there when `model` is None.
 

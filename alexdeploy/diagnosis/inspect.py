@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import safetensors
 
+from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.backend_checks import read_backend_checks
 from alexdeploy.core.errors import DeviceError, ModelError, RecipeError, UsageError
 from alexdeploy.core.files import sha256_file
@@ -58,13 +59,18 @@ class Inspection:
         return sum(layer.macs for layer in self.layers)
 
 
-def inspect(target: str, *, overrides: tuple[str, ...] = (), num_classes: int | None = None) -> Inspection:
+def inspect(
+    target: ModelFolder | str | os.PathLike[str], *, overrides: tuple[str, ...] = (), num_classes: int | None = None
+) -> Inspection:
     """Look at a recipe's name or file, a model folder or name, an .onnx, a .safetensors or a TensorRT .engine.
 
     `overrides` and `num_classes` (1000 if None) are for recipes, which do not know their classes: with them, a name
     that a model and a recipe have is the recipe's. Raises ModelError, RecipeError, and UsageError where they are
     given for something else, and for a target that does not exist.
     """
+    if isinstance(target, ModelFolder):
+        return _inspect_folder(target)
+    target = os.fspath(check_argument("target", target, str))
     is_recipe = target.endswith(".toml") or target in list_recipes() or os.path.isfile(MODELS_FOLDER / f"{target}.toml")
     changes_recipe = bool(overrides) or num_classes is not None
     if is_recipe and (changes_recipe or not is_model(target)):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from alexdeploy.core.backend_checks import BackendCheck
-from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ParityError, first_line
+from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ParityError, first_line, warn
 from alexdeploy.core.packages import backend_version
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import (
@@ -52,7 +52,7 @@ def check_engines(
     precision: Precision,
     mean_image: NDArray[np.float32] | None,
     photographs: NDArray[np.uint8],
-    on_warning: Callable[[str], None] = lambda message: None,
+    on_warning: Callable[[str], None] = warn,
 ) -> tuple[BackendCheck, ...]:
     """Run `photographs` uint8 [N, 256, 256, 3] through the deployment graph in every installed backend for the CPU.
 

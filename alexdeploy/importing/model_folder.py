@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.errors import ModelError, UsageError, first_line
+from alexdeploy.core.errors import ModelError, UsageError, first_line, warn
 from alexdeploy.core.files import atomic_write, npy_bytes, sha256_bytes
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe, load_recipe
@@ -88,7 +88,7 @@ def graph_preprocessing(
     given: Mapping[str, object],
     *,
     has_mean_image: bool,
-    on_warning: Callable[[str], None] = lambda message: None,
+    on_warning: Callable[[str], None] = warn,
 ) -> Preprocessing:
     """What goes before a graph, which tells nothing of it: the recipe's, with what was given in its place.
 

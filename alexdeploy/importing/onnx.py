@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.backend_checks import backend_checks_json
-from alexdeploy.core.errors import AlexDeployError, ModelError
+from alexdeploy.core.errors import AlexDeployError, ModelError, warn
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.export.check_images import check_images
@@ -38,7 +38,7 @@ _TAKEN = ("images", "logits", "probabilities", "view_classes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImportOptions:
+class OnnxOptions:
     """What an ONNX file does not say of itself. The crop is taken from the graph."""
 
     preprocessing: Preprocessing
@@ -52,8 +52,8 @@ class ImportOptions:
 def import_onnx(
     path: Path,
     folder: ModelFolder,
-    options: ImportOptions,
-    on_warning: Callable[[str], None] = lambda message: None,
+    options: OnnxOptions,
+    on_warning: Callable[[str], None] = warn,
 ) -> ModelSpec:
     """Write `model.onnx` and `spec.json` into `folder`, and `mean.npy` if a mean image is given; returns the spec.
 
@@ -111,7 +111,7 @@ def _scores_of(
     image: ImageInput,
     steps: Preprocessing,
     mean: MeanFile | None,
-    options: ImportOptions,
+    options: OnnxOptions,
     path: Path,
     on_warning: Callable[[str], None],
 ) -> tuple[Scores, ReferenceRun]:

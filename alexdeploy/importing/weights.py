@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from safetensors.numpy import save
 
-from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.errors import ModelError, UsageError, warn
 from alexdeploy.core.files import sha256_bytes
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe, load_recipe
@@ -40,7 +40,7 @@ def import_weights(
     path: Path,
     folder: ModelFolder,
     options: WeightsOptions,
-    on_warning: Callable[[str], None] = lambda message: None,
+    on_warning: Callable[[str], None] = warn,
 ) -> ModelSpec:
     """Write `weights.safetensors`, `mean.npy` where there is one, and `spec.json` into `folder`; returns the spec.
 

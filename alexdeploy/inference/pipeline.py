@@ -238,7 +238,7 @@ class _Pipeline:
         try:
             image = decode(source.read(self._resize), self._resize)
         except ImageError as exc:
-            error = str(exc)
+            error = exc.text
         except MemoryError:
             error = "takes more memory than there is"
         with self._lock:

@@ -148,7 +148,7 @@ def test_single_options_override_the_recipe(run: Run) -> None:
         (("--mean", "nan,0,0"), "--mean is nan, 0.0, 0.0; expected numbers"),
         (("--std", "1,0,1"), "--std is 1.0, 0.0, 1.0; expected numbers above 0"),
         (("--scale", "0"), "--scale is 0.0; expected numbers above 0"),
-        (("--scale", "inf"), "--scale is inf; expected numbers above 0"),
+        (("--scale", "inf"), "scale is inf; expected a finite number"),
         (("--channels", "grey"), "'grey' is not one of 'rgb'"),
         (("--recipe", "torchvison"), "did you mean 'torchvision'"),
         (("--name", "a/b"), "--name 'a/b' is not a name"),

@@ -125,8 +125,8 @@ def test_without_any_model_the_error_names_train_and_import(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as caught:
         find_model()
-    assert "alexdeploy train" in str(caught.value)
-    assert "alexdeploy import" in str(caught.value)
+    assert "alexdeploy train" in str(caught.value.hint)
+    assert "alexdeploy import" in str(caught.value.hint)
 
 
 def test_a_changed_mean_image_is_stale(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.graphs import openvino
 from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.images.preprocess import network_input
-from alexdeploy.importing.onnx import ImportOptions, import_onnx
+from alexdeploy.importing.onnx import OnnxOptions, import_onnx
 from alexdeploy.placement.place import Request, place
 
 STEPS = Preprocessing(scale=1 / 32, mean=(4.0, 4.0, 4.0), crop=64)
@@ -81,7 +81,7 @@ def imported(path: Path, k: float, size: int, warnings: list[str] | None = None)
     path.mkdir(parents=True, exist_ok=True)
     (path / "lrn.onnx").write_bytes(lrn_classifier(k, size).SerializeToString())
     folder = ModelFolder(path / "model")
-    import_onnx(path / "lrn.onnx", folder, ImportOptions(preprocessing=STEPS), (warnings or []).append)
+    import_onnx(path / "lrn.onnx", folder, OnnxOptions(preprocessing=STEPS), (warnings or []).append)
     return folder
 
 
@@ -145,7 +145,7 @@ def test_a_backend_with_other_answers_is_named_recorded_and_not_chosen(
     warnings: list[str] = []
     (tmp_path / "lrn.onnx").write_bytes(lrn_classifier(0.3, 5).SerializeToString())
     folder = ModelFolder(tmp_path / "model")
-    import_onnx(tmp_path / "lrn.onnx", folder, ImportOptions(preprocessing=STEPS), warnings.append)
+    import_onnx(tmp_path / "lrn.onnx", folder, OnnxOptions(preprocessing=STEPS), warnings.append)
     assert [each for each in warnings if "openvino" in each and "gives other answers" in each]
     by_backend = {each.backend: each for each in read_backend_checks(folder)}
     assert by_backend["onnxruntime"].problem is None
@@ -160,7 +160,7 @@ def test_a_backend_with_other_answers_is_named_recorded_and_not_chosen(
     # A record of another graph says nothing.
     monkeypatch.undo()
     monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "another-cache"))
-    import_onnx(tmp_path / "lrn.onnx", folder, ImportOptions(preprocessing=STEPS, overwrite=True))
+    import_onnx(tmp_path / "lrn.onnx", folder, OnnxOptions(preprocessing=STEPS, overwrite=True))
     assert choose_backend(folder, "fp32") == "openvino"
 
 
@@ -250,7 +250,7 @@ def test_a_model_that_every_backend_gets_wrong_is_not_run_by_itself(
 def test_a_graph_that_openvino_cannot_load_runs_in_onnx_runtime(tmp_path: Path, kind: type[np.integer]) -> None:
     folder, warnings = ModelFolder(tmp_path / "model"), []
     (tmp_path / "q.onnx").write_bytes(qoperator_classifier(kind).SerializeToString())
-    import_onnx(tmp_path / "q.onnx", folder, ImportOptions(preprocessing=STEPS), warnings.append)
+    import_onnx(tmp_path / "q.onnx", folder, OnnxOptions(preprocessing=STEPS), warnings.append)
     assert [each for each in warnings if "openvino" in each and "cannot run the graph" in each and "QGemm" in each]
     assert choose_backend(folder, "fp32") == "onnxruntime"
     with open_engine(folder, "onnxruntime", EngineOptions(num_views=10)) as engine:

@@ -24,7 +24,7 @@ from alexdeploy.evaluation.verify import VerifyOptions, verify
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.graphs.metadata import PRECISION_KEY
 from alexdeploy.images.preprocess import network_input
-from alexdeploy.importing.onnx import ImportOptions, import_onnx
+from alexdeploy.importing.onnx import OnnxOptions, import_onnx
 from alexdeploy.network import reference
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import load_weights
@@ -245,7 +245,7 @@ def imported(path: Path) -> ModelFolder:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path / "theirs.onnx")
     folder = ModelFolder(path / "theirs")
-    import_onnx(path / "theirs.onnx", folder, ImportOptions(preprocessing=Preprocessing(mean=(128.0, 128.0, 128.0))))
+    import_onnx(path / "theirs.onnx", folder, OnnxOptions(preprocessing=Preprocessing(mean=(128.0, 128.0, 128.0))))
     export_model(folder, ExportOptions(fp16=True))
     return folder
 

@@ -11,7 +11,7 @@ from onnx import ModelProto
 from their_graphs import STEPS, TOLERANCE, Import, original_scores, probabilities, save, smooth_images, softmax
 
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.importing.onnx import ImportOptions, import_onnx
+from alexdeploy.importing.onnx import OnnxOptions, import_onnx
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def imported(tmp_path: Path) -> Import:
         path = save(model, tmp_path / "theirs.onnx")
         folder = ModelFolder(tmp_path / "models" / "theirs")
         told: list[str] = []
-        import_onnx(path, folder, ImportOptions(**{"preprocessing": STEPS, **options}), told.append)
+        import_onnx(path, folder, OnnxOptions(**{"preprocessing": STEPS, **options}), told.append)
         assert told == (told if warnings is None else warnings)
         images = smooth_images(4, seed=1)
         scores = original_scores(path, images, expected_output, folder.spec().preprocessing)

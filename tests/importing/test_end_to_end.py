@@ -22,7 +22,7 @@ from alexdeploy.export.quantize.calibrate import calibrate
 from alexdeploy.export.quantize.quantize import Budget
 from alexdeploy.graphs.edit import WEIGHTED_OPS
 from alexdeploy.images.preprocess import network_input
-from alexdeploy.importing.onnx import ImportOptions, import_onnx
+from alexdeploy.importing.onnx import OnnxOptions, import_onnx
 
 SIZE, MAPS, HIDDEN, CLASSES = 32, 16, 24, 5
 STEPS = Preprocessing(channels="bgr", scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), crop=SIZE)
@@ -216,7 +216,7 @@ def test_in_every_precision_both_engines_give_the_answers_of_the_file(
     content = _model(case).SerializeToString()
     Path("theirs.onnx").write_bytes(content)
     folder = ModelFolder(Path("models/theirs"))
-    import_onnx(Path("theirs.onnx"), folder, ImportOptions(preprocessing=STEPS))
+    import_onnx(Path("theirs.onnx"), folder, OnnxOptions(preprocessing=STEPS))
     calibrate(folder, str(pictures))
     # With weights of 8 bits OpenVINO's sums saturate on processors without VNNI.
     kind = ExportOptions(int8_weights=7, images=str(pictures), budget=Budget(max_drop=100.0))

@@ -43,7 +43,7 @@ from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.graphs.files import read_graph
 from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.images.preprocess import network_input
-from alexdeploy.importing.onnx import ImportOptions, import_onnx
+from alexdeploy.importing.onnx import OnnxOptions, import_onnx
 
 
 def test_a_graph_with_a_dynamic_batch_gives_its_own_answers(imported: Import) -> None:
@@ -121,7 +121,7 @@ def test_answers_that_depend_on_the_rest_of_the_batch_are_refused(tmp_path: Path
 def test_weights_may_be_listed_as_inputs_before_the_image(tmp_path: Path) -> None:
     path = save(classifier(listed_inputs=True, batch=1, opset=9), tmp_path / "old.onnx")
     folder = ModelFolder(tmp_path / "models" / "old")
-    import_onnx(path, folder, ImportOptions(preprocessing=STEPS))
+    import_onnx(path, folder, OnnxOptions(preprocessing=STEPS))
     images = smooth_images(2)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     scores = [session.run(None, {"x": network_input(image, STEPS, 1)})[0] for image in images]
@@ -334,7 +334,7 @@ def test_an_input_that_the_scores_do_not_need_is_left_out(imported: Import, tmp_
     model.graph.input.append(helper.make_tensor_value_info("temperature", TensorProto.FLOAT, []))
     path = save(model, tmp_path / "theirs.onnx")
     folder = ModelFolder(tmp_path / "models" / "theirs")
-    import_onnx(path, folder, ImportOptions(preprocessing=STEPS))
+    import_onnx(path, folder, OnnxOptions(preprocessing=STEPS))
     assert "Mul" not in node_types(folder)
 
 
@@ -510,7 +510,7 @@ def test_a_sparse_constant_stays_a_node(tmp_path: Path) -> None:
     nodes = [constant, *head(), *tail("fc"), helper.make_node("Add", ["fc", "shift"], ["scores"])]
     folder = ModelFolder(tmp_path / "models" / "theirs")
     path = save(classifier(nodes), tmp_path / "theirs.onnx")
-    import_onnx(path, folder, ImportOptions(preprocessing=STEPS))
+    import_onnx(path, folder, OnnxOptions(preprocessing=STEPS))
     images = smooth_images(2)
     expected = softmax(original_scores(path, images, "scores", STEPS))
     np.testing.assert_allclose(probabilities(folder, images, "onnxruntime"), expected, rtol=0, atol=TOLERANCE)
@@ -521,7 +521,7 @@ def test_an_existing_model_is_not_replaced_unasked(tiny_model: ModelFolder, tmp_
     path = save(classifier(), tmp_path / "theirs.onnx")
     before = {file.name: file.read_bytes() for file in tiny_model.path.iterdir()}
     with pytest.raises(UsageError, match="already holds a model"):
-        import_onnx(path, tiny_model, ImportOptions(preprocessing=STEPS))
+        import_onnx(path, tiny_model, OnnxOptions(preprocessing=STEPS))
     assert {file.name: file.read_bytes() for file in tiny_model.path.iterdir()} == before
 
 
@@ -533,7 +533,7 @@ def test_overwriting_removes_what_belonged_to_the_old_model_and_nothing_else(
         (tiny_model.path / name).write_text("old")
     assert tiny_model.weights_path.is_file()
     path = save(classifier(), tmp_path / "theirs.onnx")
-    import_onnx(path, tiny_model, ImportOptions(preprocessing=STEPS, overwrite=True))
+    import_onnx(path, tiny_model, OnnxOptions(preprocessing=STEPS, overwrite=True))
     left = {file.name for file in tiny_model.path.iterdir()}
     assert left == {"model.onnx", "model.onnx.sha256", "spec.json", "backends.json", "notes.txt"}
     images = smooth_images(1)
@@ -545,7 +545,7 @@ def test_an_import_that_fails_leaves_the_old_model_as_it_was(tiny_model: ModelFo
     path = save(classifier(shape=(1, SIZE, SIZE)), tmp_path / "theirs.onnx")
     before = {file.name: file.read_bytes() for file in tiny_model.path.iterdir()}
     with pytest.raises(ModelError):
-        import_onnx(path, tiny_model, ImportOptions(preprocessing=STEPS, overwrite=True))
+        import_onnx(path, tiny_model, OnnxOptions(preprocessing=STEPS, overwrite=True))
     assert {file.name: file.read_bytes() for file in tiny_model.path.iterdir()} == before
 
 
@@ -556,7 +556,7 @@ def test_an_import_stopped_between_its_files_leaves_no_folder(tmp_path: Path, mo
     monkeypatch.setattr(ModelFolder, "write_spec", stop)
     path = save(classifier(), tmp_path / "theirs.onnx")
     with pytest.raises(KeyboardInterrupt):
-        import_onnx(path, ModelFolder(tmp_path / "models" / "theirs"), ImportOptions(preprocessing=STEPS))
+        import_onnx(path, ModelFolder(tmp_path / "models" / "theirs"), OnnxOptions(preprocessing=STEPS))
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -564,7 +564,7 @@ def test_an_import_stopped_between_its_files_leaves_no_folder(tmp_path: Path, mo
 def test_the_file_may_be_called_as_one_of_a_model_folder(tmp_path: Path, name: str) -> None:
     path = save(classifier(), tmp_path / name)
     folder = ModelFolder(tmp_path / "models" / "theirs")
-    import_onnx(path, folder, ImportOptions(preprocessing=STEPS))
+    import_onnx(path, folder, OnnxOptions(preprocessing=STEPS))
     export_model(folder, ExportOptions(fp16=True))
     assert load_graph(folder, "fp16", folder.spec()).sha256
 

@@ -22,7 +22,7 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.images.preprocess import network_input
 from alexdeploy.importing.model_folder import read_mean_image
-from alexdeploy.importing.onnx import ImportOptions, import_onnx
+from alexdeploy.importing.onnx import OnnxOptions, import_onnx
 
 SIZE = 224
 STEPS = Preprocessing(resize="warp", channels="bgr", mean=(104.0, 117.0, 123.0), crop=SIZE)
@@ -105,11 +105,11 @@ def torch_scores(weights: dict[str, np.ndarray], inputs: np.ndarray, *, pool_fir
     return functional.linear(x, w["fc8.weight"], w["fc8.bias"]).numpy()
 
 
-def imported(model: ModelProto, tmp_path: Path, options: ImportOptions | None = None) -> ModelFolder:
+def imported(model: ModelProto, tmp_path: Path, options: OnnxOptions | None = None) -> ModelFolder:
     path = tmp_path / "zoo.onnx"
     path.write_bytes(model.SerializeToString())
     folder = ModelFolder(tmp_path / "models" / "zoo")
-    import_onnx(path, folder, options or ImportOptions(preprocessing=STEPS))
+    import_onnx(path, folder, options or OnnxOptions(preprocessing=STEPS))
     return folder
 
 
@@ -162,7 +162,7 @@ def test_an_old_opset_with_other_operators_is_refused_with_its_reason(tmp_path: 
 def test_a_mean_image_goes_with_a_graph_as_well(tmp_path: Path) -> None:
     mean = np.random.default_rng(0).uniform(90, 130, (3, 256, 256)).astype(np.float32)
     (tmp_path / "mean.binaryproto").write_bytes(files.blob(mean[None], "legacy"))
-    options = ImportOptions(preprocessing=STEPS, mean_image=read_mean_image(tmp_path / "mean.binaryproto"))
+    options = OnnxOptions(preprocessing=STEPS, mean_image=read_mean_image(tmp_path / "mean.binaryproto"))
     weights = files.weights()
     folder = imported(zoo_model(weights, 9), tmp_path, options)
     spec = folder.spec()

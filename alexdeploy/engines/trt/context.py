@@ -28,7 +28,7 @@ except (ImportError, OSError) as exc:
         f"TensorRT cannot be used here: {first_line(exc)}",
         hint="On a machine with an NVIDIA GPU and its driver: pip install 'alexdeploy[gpu]'\n"
         "(pip compiles pycuda, which needs g++ and the CUDA headers: put nvcc on PATH.)\n"
-        "Without a GPU, alexdeploy predict runs the ONNX files.",
+        "Without a GPU, every other backend runs the ONNX files.",
     ) from exc
 
 _Result = TypeVar("_Result")

@@ -69,7 +69,7 @@ class CalibrationInterrupted(KeyboardInterrupt):
 
 def calibrate(
     model: ModelFolder | str | os.PathLike[str] | None,
-    images: str,
+    images: str | os.PathLike[str],
     recipe: CalibrationRecipe | None = None,
     on_event: Callable[[Event], None] = ignore,
 ) -> Ranges:

@@ -1,0 +1,141 @@
+"""A model folder from somebody else's file, whatever its format: what `alexdeploy import` does."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from alexdeploy.core.arguments import check_argument, check_fields
+from alexdeploy.core.errors import DataError, UsageError, warn
+from alexdeploy.core.model_folder import ModelFolder, model_named
+from alexdeploy.core.reading import check_exists
+from alexdeploy.images.folder import check_class_name
+from alexdeploy.images.text_lists import text_lines
+from alexdeploy.importing.model_folder import graph_preprocessing, read_mean_image
+from alexdeploy.importing.onnx import OnnxOptions, import_onnx
+from alexdeploy.importing.published_files import refuse_other_format
+from alexdeploy.importing.weight_format import SUFFIXES, file_format
+from alexdeploy.importing.weights import WeightsOptions, import_weights
+
+_Three = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportOptions:
+    """What a file does not say of itself; None for what it says, or what `recipe` does, a name or a .toml file.
+
+    `labels` are the classes in the order of the output, or a file with one in each line. `name` is the folder under
+    models/, None: the file's. `scale` is a factor on pixels of 0 to 255; `mean` and `std` are per channel, after
+    scaling, in the network's order of `channels`. `mean_image` is a file, .binaryproto or .npy: [3, 256, 256] in pixels
+    of 0 to 255. `output_name` is the output with the class scores, where a graph has several.
+    """
+
+    recipe: str | None = None
+    labels: tuple[str, ...] | str | os.PathLike[str] | None = None
+    name: str | None = None
+    channels: Literal["rgb", "bgr"] | None = None
+    scale: float | None = None
+    mean: _Three | None = None
+    mean_image: str | os.PathLike[str] | None = None
+    std: _Three | None = None
+    resize: Literal["crop", "warp"] | None = None
+    output_name: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        scale = () if self.scale is None else (self.scale,)
+        for key, values in (("scale", scale), ("mean", self.mean or ()), ("std", self.std or ())):
+            if not all(math.isfinite(value) and (value > 0 or key == "mean") for value in values):
+                kind = "numbers" if key == "mean" else "numbers above 0"
+                raise UsageError(f"--{key} is {', '.join(map(str, values))}; expected {kind}")
+        if self.mean is not None and self.mean_image is not None:
+            raise UsageError("--mean and --mean-image are both given", hint="Leave one of them out.")
+
+    def steps(self) -> dict[str, object]:
+        """The fields of Preprocessing that are given."""
+        keys = ("channels", "scale", "mean", "std", "resize")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+
+def import_model(
+    file: str | os.PathLike[str],
+    options: ImportOptions | None = None,
+    *,
+    on_warning: Callable[[str], None] = warn,
+) -> ModelFolder:
+    """Make a model folder of an ONNX classifier, or of an AlexNet's weights; returns the folder, under models/.
+
+    `file` is an .onnx, or weights as .caffemodel, .pth or .ckpt (PyTorch), .safetensors, .npy (caffe-tensorflow) or
+    .mat (MatConvNet), recognized by their first bytes. See `import_onnx` and `import_weights` for what they may hold.
+    Raises UsageError for another format, a folder in use, or where the preprocessing is not known; ModelError for a
+    file that is damaged or no classifier; ParityError if the imported network does not give the file's answers. Nothing
+    is written, and no earlier model touched, before all of that is known.
+    """
+    path = Path(check_argument("file", file, str))
+    options = check_argument("options", options or ImportOptions(), ImportOptions)
+    kind = file_format(path)
+    if kind is None:
+        refuse_other_format(path, (".onnx", *SUFFIXES))
+    for each in (path, options.mean_image):
+        if each is not None:
+            check_exists(each)
+    if options.output_name is not None and kind != "onnx":
+        raise UsageError(f"--output-name is for graphs; {path} has weights only", hint="Leave it out.")
+    # weights.pth.tar is called weights.
+    stem = Path(path.stem).stem if path.suffix.lower() == ".tar" else path.stem
+    folder = model_named(stem if options.name is None else options.name)
+    image = None if options.mean_image is None else read_mean_image(Path(options.mean_image))
+    classes = None if options.labels is None else _read_labels(options.labels)
+    if kind == "onnx":
+        graph = OnnxOptions(
+            preprocessing=graph_preprocessing(
+                options.recipe, options.steps(), has_mean_image=image is not None, on_warning=on_warning
+            ),
+            mean_image=image,
+            classes=classes,
+            output_name=options.output_name,
+            recipe=options.recipe,
+            overwrite=options.overwrite,
+        )
+        spec = import_onnx(path, folder, graph, on_warning)
+    else:
+        weights = WeightsOptions(
+            steps=options.steps(),
+            mean_image=image,
+            classes=classes,
+            recipe=options.recipe,
+            overwrite=options.overwrite,
+        )
+        spec = import_weights(path, folder, weights, on_warning)
+    if classes is None and spec.classes[0] == "class-0":
+        on_warning(f"no --labels: the classes are called {spec.classes[0]} to {spec.classes[-1]}")
+    return folder
+
+
+def _read_labels(given: tuple[str, ...] | str | os.PathLike[str]) -> tuple[str, ...]:
+    """The classes, those in the file of that name, or where there is none those between its commas."""
+    text = "" if isinstance(given, tuple) else os.fspath(given)
+    is_list = isinstance(given, tuple) or ("," in text and not os.path.exists(text))
+    try:
+        if is_list:
+            lines = [name.strip() for name in (given if isinstance(given, tuple) else text.split(","))]
+        else:
+            lines = [line for _, line in text_lines(Path(text))]
+        for line in lines:
+            check_class_name(line, "--labels" if is_list else text)
+    except DataError as exc:
+        raise UsageError(exc.message, hint=exc.hint) from exc
+    if is_list and (not lines or "" in lines):
+        raise UsageError(f"--labels {given!r} has an empty name", hint="Write it as --labels negative,positive")
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines or "" in lines:
+        # Leaving it out would shift every class after it.
+        number = lines.index("") + 1 if lines else 1
+        raise UsageError(f"{text}: line {number} is empty", hint="Give one label per line.")
+    return tuple(lines)
