@@ -17,7 +17,7 @@ help:
 	@echo "make test-gpu    every check that needs an NVIDIA GPU, with plain PYTHON, without torch"
 	@echo "make gpu-models  train and export a model for test-gpu in $(GPU_MODELS)/, where torch is"
 	@echo "make check   lint, types, import contracts, then the tests: what CI runs"
-	@echo "make docs    write docs/cli.md and docs/options.md again"
+	@echo "make docs    write docs/cli.md, docs/options.md and docs/api.md again"
 	@echo "make bench   compare with other software and measure how costs grow, for half an hour; the loader of"
 	@echo "             training too: BENCH_OPTIONS='--train-images DIR'; all options: python -m benchmarks --help"
 	@echo "make clean   remove .venv and $(DEMO)/"
@@ -64,6 +64,7 @@ check: lint test
 docs: setup
 	$(BIN)/python -m typer --app app alexdeploy.cli.app utils docs --name alexdeploy --title "Command line" --output docs/cli.md
 	$(BIN)/python tests/cli/command_options.py > docs/options.md
+	$(BIN)/griffe2md alexdeploy --output docs/api.md
 
 bench: setup
 	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)

@@ -1,27 +1,65 @@
-"""What `from alexdeploy import ...` gives."""
+"""What `import alexdeploy` gives: the same steps as the command line, named alike."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import inspect
+import os
 import typing
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
 import alexdeploy
-from alexdeploy import ModelFolder
+from alexdeploy import AlexDeployError, AlexDeployWarning, ModelFolder
+from alexdeploy.cli.app import command_line
+from alexdeploy.core import errors, python_words
+from alexdeploy.core.spec import Precision
+from alexdeploy.engines.base import Backend, NumViews
 
 STEPS = ("benchmark", "calibrate", "evaluate", "export_model", "verify")
+OPEN = ("calibrate", "find_model", "Predictor")
+"""These take a path as well as a ModelFolder."""
+
+CLASSES = [kind for name in alexdeploy.__all__ if isinstance(kind := getattr(alexdeploy, name), type)]
+FUNCTIONS = [each for name in alexdeploy.__all__ if inspect.isfunction(each := getattr(alexdeploy, name))]
 
 
-def test_every_public_name_can_be_imported() -> None:
+def test_every_public_name_can_be_imported_and_is_shown() -> None:
     assert {name for name in alexdeploy.__all__ if getattr(alexdeploy, name).__name__ != name} == set()
+    assert set(dir(alexdeploy)) == {*alexdeploy.__all__, "__version__"}
+    assert sorted(name for names in alexdeploy._HOMES.values() for name in names) == sorted(alexdeploy.__all__)
+    with pytest.raises(AttributeError):
+        _ = alexdeploy.no_such_name
+
+
+def test_editors_see_the_names_that_python_gives() -> None:
+    tree = ast.parse(Path(str(alexdeploy.__file__)).read_text(encoding="utf-8"))
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    imported = {
+        (node.module, name.name) for node in guarded.body if isinstance(node, ast.ImportFrom) for name in node.names
+    }
+    given = {(f"alexdeploy.{module}", name) for module, names in alexdeploy._HOMES.items() for name in names}
+    assert imported == given
+
+
+def test_every_error_is_exported() -> None:
+    defined = {
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, (AlexDeployError, AlexDeployWarning))
+    }
+    assert defined <= set(alexdeploy.__all__)
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_takes_a_model_folder_first_and_only_what_is_public(name: str) -> None:
+def test_a_step_takes_a_model_first_and_only_what_is_public(name: str) -> None:
     step = getattr(alexdeploy, name)
     hints = typing.get_type_hints(step)
     first, *_ = inspect.signature(step).parameters
@@ -29,6 +67,12 @@ def test_a_step_takes_a_model_folder_first_and_only_what_is_public(name: str) ->
     del hints["return"]
     taken = {kind for hint in hints.values() for kind in made_by_the_caller(hint)}
     assert taken == {kind for kind in taken if getattr(alexdeploy, kind.__name__, None) is kind}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_a_model_is_a_folder_a_path_or_a_name(name: str) -> None:
+    hints = typing.get_type_hints(taker(getattr(alexdeploy, name)))
+    assert set(typing.get_args(hints["model"])) == {ModelFolder, str, os.PathLike[str], type(None)}
 
 
 def made_by_the_caller(hint: Any) -> Iterator[type]:
@@ -40,3 +84,97 @@ def made_by_the_caller(hint: Any) -> Iterator[type]:
         inner = () if callable(hint) else typing.get_args(hint)
     for each in inner:
         yield from made_by_the_caller(each)
+
+
+def taker(public: Any) -> Callable[..., Any]:
+    return public.__init__ if isinstance(public, type) else public
+
+
+def parameters() -> Iterator[tuple[str, str, Any]]:
+    """Whose, the name and the type of every parameter and field that is public; errors have none that are options."""
+    for public in (*CLASSES, *FUNCTIONS):
+        if isinstance(public, type) and issubclass(public, (Exception, Warning)):
+            continue
+        kinds = typing.get_type_hints(taker(public))
+        for name in inspect.signature(public).parameters:
+            yield public.__name__, name, kinds.get(name)
+
+
+NAMES = {
+    "precision": (Precision,),
+    "precisions": (tuple[Precision, ...],),
+    "num_views": (NumViews, typing.Literal[1, 10], tuple[NumViews, ...]),
+    "backend": (Backend,),
+    "backends": (tuple[Backend, ...],),
+    "devices": (str,),
+}
+"""What an option is called, and the types that are called so."""
+
+
+def test_the_same_thing_has_the_same_name() -> None:
+    wrong = []
+    for whose, name, kind in parameters():
+        kinds = [each for each in (typing.get_args(kind) or (kind,)) if each is not type(None)]
+        kinds = [kind] if typing.get_origin(kind) in (typing.Literal, tuple) else kinds
+        if name in NAMES and not set(kinds) <= set(NAMES[name]):
+            wrong.append((whose, name, kind))
+        for right, types in NAMES.items():
+            if types != (str,) and set(kinds) & set(types) and name not in (right, f"{right}s", right.rstrip("s")):
+                wrong.append((whose, name, kind))
+    assert wrong == []
+    others = {"views", "threads", "gpu", "gpus", "device_ids", "batch", "workers", "folder", "dtype"}
+    assert [(whose, name) for whose, name, _ in parameters() if name in others] == []
+
+
+def test_who_passes_no_on_warning_is_warned() -> None:
+    takers = {each.__name__: each for each in FUNCTIONS if "on_warning" in inspect.signature(each).parameters}
+    assert {"import_model", "export_model"} <= takers.keys()
+    assert {name: inspect.signature(each).parameters["on_warning"].default for name, each in takers.items()} == (
+        dict.fromkeys(takers, errors.warn)
+    )
+
+
+def test_a_warning_is_of_the_callers_line_and_in_the_words_of_python() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        errors.warn("choose with --output-name")
+    ((warning),) = caught
+    assert (warning.category, str(warning.message)) == (AlexDeployWarning, "choose with output_name")
+    assert warning.filename == __file__
+
+
+SHELL_ONLY = {
+    "check",
+    "checkpoint-minutes",
+    "debug",
+    "dry-run",
+    "format",
+    "help",
+    "html",
+    "json",
+    "output",
+    "quiet",
+} | {
+    *("report", "trust-engine", "verbose", "version", "profile", "show-completion", "install-completion"),
+}
+"""Options that only the command line has: what it prints and which files of results it writes."""
+
+
+def test_every_option_has_its_word_in_python_or_none() -> None:
+    program = typer.main.get_command(command_line())
+    options = {
+        word[2:]
+        for command in program.commands.values()  # type: ignore[attr-defined]
+        for parameter in command.params
+        for word in parameter.opts
+        if word.startswith("--")
+    }
+    known = python_words._KEYWORDS.keys() | python_words._SWITCHES.keys()
+    assert sorted(options - known - SHELL_ONLY) == []
+
+
+def test_every_call_that_a_hint_names_is_there() -> None:
+    for function, _, options in python_words._CALLS.values():
+        assert not options or hasattr(alexdeploy, options)
+        assert callable(getattr(alexdeploy, function))
+    assert importlib.import_module("alexdeploy").__doc__

@@ -142,7 +142,7 @@ def refused(model: ModelProto | bytes, tmp_path: Path, error: type[AlexDeployErr
     with pytest.raises(error) as caught:
         import_onnx(path, folder, OnnxOptions(**{"preprocessing": STEPS, **options}))
     assert not folder.path.exists()
-    return str(caught.value)
+    return caught.value.text
 
 
 def node_types(folder: ModelFolder) -> list[str]:

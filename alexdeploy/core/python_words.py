@@ -26,18 +26,18 @@ _CALLS = {
 }
 """Command -> its function, how many parameters stand before its options, and what they are."""
 
-_KEYWORDS = {
-    **{"backend": "backend", "batch-size": "batch_size", "calibrate": "calibrate", "channels": "channels"},
-    **{"classes": "classes", "compile": "compile", "device": "device", "devices": "devices", "exclude": "exclude"},
-    **{"freeze": "freeze", "images": "images", "int8-weights": "int8_weights", "jpeg": "jpeg_quality", "keep": "keep"},
-    **{"labelled": "labelled", "labels": "labels", "max-batch": "max_batch", "max-drop": "max_drop", "mean": "mean"},
-    **{"mean-image": "mean_image", "method": "method", "model": "model", "name": "name", "num-images": "num_images"},
-    **{"output-name": "output_name", "overwrite": "overwrite", "parallel": "parallel", "percentile": "percentile"},
-    **{"placement": "placement", "precision": "precision", "pretrained": "pretrained", "recipe": "recipe"},
-    **{"replicas": "replicas", "resize": "resize", "resume": "resume", "scale": "scale", "seconds": "seconds"},
-    **{"seed": "seed", "set": "overrides", "skip-broken": "skip_broken", "std": "std", "threads": "num_threads"},
-    **{"tactic-sources": "tactic_sources", "train-list": "train_list", "val": "val", "val-fraction": "val_fraction"},
-    **{"val-list": "val_list", "views": "num_views", "workspace": "workspace_bytes"},
+_SAME = """
+    backend batch-size calibrate channels classes device devices exclude freeze images int8-weights keep labelled labels
+    learning-rate max-batch max-drop max-flips mean mean-image method model name num-classes num-images output-name
+    parallel percentile placement precision pretrained recipe replicas resize scale seconds seed std tactic-sources
+    top-k train-list val val-fraction val-list
+"""
+_KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
+    "jpeg": "jpeg_quality",
+    "set": "overrides",
+    "threads": "num_threads",
+    "views": "num_views",
+    "workspace": "workspace_bytes",
 }
 """Option -> field of an options class, or parameter, that means the same."""
 

@@ -70,33 +70,33 @@ def inspect(
     """
     if isinstance(target, ModelFolder):
         return _inspect_folder(target)
-    target = os.fspath(check_argument("target", target, str))
-    is_recipe = target.endswith(".toml") or target in list_recipes() or os.path.isfile(MODELS_FOLDER / f"{target}.toml")
+    name: str = check_argument("target", target, str)
+    is_recipe = name.endswith(".toml") or name in list_recipes() or os.path.isfile(MODELS_FOLDER / f"{name}.toml")
     changes_recipe = bool(overrides) or num_classes is not None
-    if is_recipe and (changes_recipe or not is_model(target)):
-        return _inspect_recipe(target, overrides, 1000 if num_classes is None else num_classes)
-    if os.sep in target or target.endswith(_SUFFIXES):
-        check_exists(target)
-    if target.endswith(_SUFFIXES) or is_model(target):
+    if is_recipe and (changes_recipe or not is_model(name)):
+        return _inspect_recipe(name, overrides, 1000 if num_classes is None else num_classes)
+    if os.sep in name or name.endswith(_SUFFIXES):
+        check_exists(name)
+    if name.endswith(_SUFFIXES) or is_model(name):
         if changes_recipe:
             raise UsageError(
-                f"{target} is what it is: --set and --num-classes change recipes",
+                f"{name} is what it is: --set and --num-classes change recipes",
                 hint=f"Recipes: {', '.join(list_recipes())}",
             )
-        if is_model(target):
-            return _inspect_folder(find_model(target))
-        if target.endswith(".engine"):
-            return _inspect_engine(Path(target))
-        return _inspect_onnx(Path(target)) if target.endswith(".onnx") else _inspect_safetensors(Path(target))
-    if os.sep in target or os.path.exists(target):
+        if is_model(name):
+            return _inspect_folder(find_model(name))
+        if name.endswith(".engine"):
+            return _inspect_engine(Path(name))
+        return _inspect_onnx(Path(name)) if name.endswith(".onnx") else _inspect_safetensors(Path(name))
+    if os.sep in name or os.path.exists(name):
         raise ModelError(
-            f"{target} is not something that can be inspected",
+            f"{name} is not something that can be inspected",
             hint="Give a recipe, a model folder, an .onnx, a .safetensors or an .engine.",
         )
     models = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
-    near = difflib.get_close_matches(target, [*list_recipes(), *models], n=1)
+    near = difflib.get_close_matches(name, [*list_recipes(), *models], n=1)
     raise RecipeError(
-        f"{target!r} is neither a recipe nor a model here" + (f"; did you mean {near[0]!r}?" if near else ""),
+        f"{name!r} is neither a recipe nor a model here" + (f"; did you mean {near[0]!r}?" if near else ""),
         hint="\n".join(
             f"{kind}: {', '.join(names)}" for kind, names in (("Recipes", list_recipes()), ("Models", models)) if names
         ),

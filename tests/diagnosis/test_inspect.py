@@ -240,7 +240,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"overrides": ("architecture.towers=1",)}, {"num_classes": 10}])
 def test_what_is_for_recipes_is_refused_for_models(tiny_model: ModelFolder, options: dict[str, object]) -> None:
     for target in (tiny_model.path, tiny_model.onnx_path(), tiny_model.weights_path):
-        with pytest.raises(UsageError, match="--set and --classes change recipes"):
+        with pytest.raises(UsageError, match="overrides and num_classes change recipes"):
             inspect(str(target), **options)
 
 

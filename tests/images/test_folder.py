@@ -313,7 +313,7 @@ def test_an_empty_class_folder_can_be_excluded_in_every_split(tmp_path):
 
 def test_a_folder_to_exclude_that_is_nowhere_is_a_usage_error(tmp_path):
     fill(tmp_path, a=1, b=1)
-    with pytest.raises(UsageError, match=f"--exclude c: no such folder in {tmp_path}"):
+    with pytest.raises(UsageError, match=f"exclude c: no such folder in {tmp_path}"):
         read_image_folder(tmp_path, exclude=["c"])
 
 

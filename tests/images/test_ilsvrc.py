@@ -283,7 +283,7 @@ def test_damaged_bytes_of_a_mat_file_raise_nothing_else():
 
 def test_without_scipy_the_list_of_labels_serves(downloads, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(UsageError, match=r"alexdeploy\[matlab\](?s:.)*--val-list"):
+    with pytest.raises(UsageError, match=r"alexdeploy\[matlab\](?s:.)*val_list"):
         read_ilsvrc(downloads)
     wnids = {number: wnid for wnid, (number, _) in SYNSETS.items()}
     labels = tmp_path / "val.txt"

@@ -251,9 +251,9 @@ def test_the_longest_line_that_is_read_takes_little_memory(root: Path) -> None:
 def test_folders_that_are_no_classes_can_be_excluded(root: Path) -> None:
     fill(root, "daisy/a.jpg", "extra/a.jpg")
     assert found(read_labelled(root, FLOWERS, exclude=["extra"])) == [("daisy/a.jpg", 0)]
-    with pytest.raises(UsageError, match="--exclude etxra: no such folder in"):
+    with pytest.raises(UsageError, match="exclude etxra: no such folder in"):
         read_labelled(root, FLOWERS, exclude=["etxra"])
-    with pytest.raises(UsageError, match="--exclude applies to class folders"):
+    with pytest.raises(UsageError, match="exclude applies to class folders"):
         read_labelled(root, FLOWERS, write_list(root, "daisy/a.jpg 0"), exclude=["extra"])
 
 

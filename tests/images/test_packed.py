@@ -52,7 +52,7 @@ def test_its_images_are_sources_with_the_same_pixels(folder, data):
     assert [source.name for source in sources] == [f"{folder}!{name}" for name in names]
     for source, (path, _) in zip(sources, (*data.train, *data.val), strict=True):
         np.testing.assert_array_equal(decode(source.read("crop")), decode(Path(path).read_bytes()))
-    with pytest.raises(ImageError, match="packed with --resize crop, and the model expects --resize warp"):
+    with pytest.raises(ImageError, match='packed with resize="crop", and the model expects resize="warp"'):
         sources[0].read("warp")
 
 
@@ -78,7 +78,7 @@ def test_images_are_read_from_any_shard_in_any_order(folder, data):
 def test_the_way_of_resizing_is_asked_for(folder, tmp_path):
     check_resize(folder, "crop")
     check_resize(tmp_path, "warp")
-    with pytest.raises(DataError, match="packed with --resize crop; expected warp") as caught:
+    with pytest.raises(DataError, match='packed with resize="crop"; expected warp') as caught:
         check_resize(folder, "warp")
     assert caught.value.hint == "Pack the images again: alexdeploy prepare 'photos of us' OUT --resize warp"
 

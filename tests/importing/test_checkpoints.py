@@ -103,7 +103,7 @@ def test_weights_that_are_not_one_networks_are_refused(
     torch.save(checkpoint, tmp_path / "theirs.pth")
     with pytest.raises(ModelError) as caught:
         import_weights(tmp_path / "theirs.pth", folder, options)
-    assert message in str(caught.value)
+    assert message in caught.value.text
     assert not folder.path.exists()
 
 

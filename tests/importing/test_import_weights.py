@@ -57,7 +57,7 @@ def refused(path: Path, folder: ModelFolder, error: type[AlexDeployError], **opt
     with pytest.raises(error) as caught:
         import_weights(path, folder, WeightsOptions(**options))
     assert not folder.path.exists()
-    return str(caught.value)
+    return caught.value.text
 
 
 def mean_image(tmp_path: Path, seed: int = 0) -> tuple[np.ndarray, Path]:
@@ -574,9 +574,9 @@ def test_another_array_is_no_mean_image(tmp_path: Path, mean: np.ndarray, messag
     np.save(tmp_path / "mean.npy", mean)
     with pytest.raises(ModelError) as caught:
         read_mean_image(tmp_path / "mean.npy")
-    assert message in str(caught.value)
+    assert message in caught.value.text
     if mean.shape == (3, 227, 227):
-        assert "--mean 2.000,2.000,2.000 (times --scale, if there is one)" in str(caught.value)
+        assert "--mean 2.000,2.000,2.000 (times --scale, if there is one)" in caught.value.text
 
 
 def npy(shape: str) -> bytes:
@@ -615,7 +615,7 @@ def test_what_is_no_mean_image_at_all_is_refused(
         written(tmp_path, content, name)
     with pytest.raises(ModelError) as caught:
         read_mean_image(tmp_path / name)
-    assert message in str(caught.value)
+    assert message in caught.value.text
 
 
 def test_a_pickled_mean_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def refused(tmp_path: Path, folder: ModelFolder, content: bytes, error: type[Ale
     with pytest.raises(error) as caught:
         imported(tmp_path, folder, content)
     assert not folder.path.exists()
-    return str(caught.value)
+    return caught.value.text
 
 
 def matconvnet(variables: dict[str, Any], image: np.ndarray) -> np.ndarray:

@@ -103,7 +103,7 @@ def refused(tmp_path: Path, folder: ModelFolder, content: bytes, error: type[Ale
             tmp_path / "theirs.npy", folder, WeightsOptions(recipe=files.narrow(tmp_path), steps={"mean": MEAN})
         )
     assert not folder.path.exists()
-    return str(caught.value)
+    return caught.value.text
 
 
 @pytest.mark.parametrize("form", list(FORMS))
@@ -158,7 +158,7 @@ def test_the_recipe_is_that_of_the_published_name_or_is_asked_for(tmp_path: Path
         import_weights(tmp_path / "bvlc_alexnet.npy", folder, options, warnings.append)
     assert "by its name, using recipe caffe-alexnet" in warnings[0]
     (tmp_path / "other.npy").write_bytes(saved(LAYERS))
-    with pytest.raises(UsageError, match="--recipe caffe-alexnet"):
+    with pytest.raises(UsageError, match='recipe="caffe-alexnet"'):
         import_weights(tmp_path / "other.npy", folder, options)
 
 

@@ -108,7 +108,7 @@ def test_the_newest_model_is_taken_where_none_is_named(
 
 def test_no_model_at_hand_names_the_cures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="alexdeploy train"):
+    with pytest.raises(UsageError, match=r"alexdeploy\.train\(\)"):
         Predictor()
 
 

@@ -245,7 +245,7 @@ def test_who_has_no_gpu_or_wants_none_hears_of_none(here: Here, survey: GpuSurve
 
 @pytest.mark.parametrize("more", [{}, {"placement": "towers"}])
 def test_all_devices_of_a_machine_whose_driver_does_not_work_is_an_error(here: Here, more: dict[str, Any]) -> None:
-    with pytest.raises(DeviceError, match="--devices all: no GPU can be used: NVML: Driver Not Loaded"):
+    with pytest.raises(DeviceError, match='devices="all": no GPU can be used: NVML: Driver Not Loaded'):
         here.place(BROKEN, devices="all", **more)
 
 
@@ -297,6 +297,6 @@ def test_a_placement_on_devices_that_were_named_says_nothing(here: Here) -> None
 
 @pytest.mark.parametrize("devices", [None, "cpu", "cpu,cpu"])
 def test_a_placement_has_no_replicas(here: Here, devices: str | None) -> None:
-    with pytest.raises(UsageError, match=r"--placement towers runs one network .* --replicas 2") as caught:
+    with pytest.raises(UsageError, match=r'placement="towers" runs one network .* replicas=2') as caught:
         here.place(LAPTOP, placement="towers", devices=devices, replicas_per_device=2)
     assert caught.value.hint == "Remove one of them."

@@ -196,7 +196,7 @@ def test_jpegs_are_near_and_so_are_their_statistics(tmp_path, tiny_data):
 
 def test_warped_images_are_kept_apart_from_cropped_ones(tmp_path, tiny_data):
     pack(tiny_data, tmp_path / "set", dataclasses.replace(SMALL, resize="warp"))
-    with pytest.raises(DataError, match="packed with --resize warp; expected crop") as caught:
+    with pytest.raises(DataError, match='packed with resize="warp"; expected crop') as caught:
         open_data(open_packed(tmp_path / "set"), "crop", num_threads=1)
     assert caught.value.hint == "Pack the images again: alexdeploy prepare DATA OUT --resize crop"
 
@@ -273,7 +273,7 @@ def test_another_set_is_not_overwritten_unless_asked(tmp_path, tiny_data):
     fewer = dataclasses.replace(tiny_data, train=tiny_data.train[1:])
     with pytest.raises(UsageError, match="40 training and 16 validation images, not 39 training and 16"):
         pack(fewer, folder)
-    with pytest.raises(UsageError, match="holds another packed set: of raw pixels, not --jpeg 95") as caught:
+    with pytest.raises(UsageError, match="holds another packed set: of raw pixels, not jpeg_quality=95") as caught:
         pack(tiny_data, folder, dataclasses.replace(SMALL, jpeg_quality=95))
     assert "Go on" not in str(caught.value.hint)
     pack(fewer, folder, dataclasses.replace(SMALL, overwrite=True))

@@ -27,7 +27,7 @@ def refused(content: bytes, input_size: int | None = None) -> str:
     with pytest.raises(ModelError) as caught:
         converted(content, input_size)
     assert caught.value.message.startswith("theirs.caffemodel")
-    return str(caught.value)
+    return caught.value.text
 
 
 @pytest.mark.parametrize("old", [False, True])
