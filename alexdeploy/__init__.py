@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from alexdeploy.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from alexdeploy.benchmark.bench import benchmark
+    from alexdeploy.benchmark.bench import bench
     from alexdeploy.benchmark.plan import BenchOptions
     from alexdeploy.benchmark.statistics import Limits
     from alexdeploy.core.errors import (
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from alexdeploy.inference.predictor import Predictor
 
 _HOMES = {
-    "benchmark.bench": ("benchmark",),
+    "benchmark.bench": ("bench",),
     "benchmark.plan": ("BenchOptions",),
     "benchmark.statistics": ("Limits",),
     "core.errors": (
@@ -96,7 +96,7 @@ __all__ = [
     "StaleArtifactError",
     "UsageError",
     "VerifyOptions",
-    "benchmark",
+    "bench",
     "calibrate",
     "evaluate",
     "export_model",

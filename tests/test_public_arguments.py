@@ -12,21 +12,23 @@ import pytest
 
 import alexdeploy
 from alexdeploy import (
-    AlexDeployError,
     BenchOptions,
     Budget,
     CalibrationRecipe,
     EvaluateOptions,
     ExportOptions,
+    ImportOptions,
     Limits,
     ModelFolder,
     Predictor,
     VerifyOptions,
-    benchmark,
+    bench,
     calibrate,
     evaluate,
     export_model,
     find_model,
+    import_model,
+    inspect,
     verify,
 )
 from alexdeploy.core.errors import UsageError
@@ -60,6 +62,9 @@ _REFUSED: tuple[tuple[Callable[..., object], str, Any, str], ...] = (
     (ExportOptions, "calibrate", ["a"], "a string or None"),
     (ExportOptions, "budget", 1.0, "a Budget"),
     *((Budget, "max_drop", value, f"{_NUMBER} or None") for value in (-1, "1", float("nan"), float("inf"))),
+    (ImportOptions, "channels", "RGB", "rgb, bgr or None"),
+    (ImportOptions, "scale", "1", "a finite number or None"),
+    (ImportOptions, "overwrite", 1, "True or False"),
     (Budget, "keep", "conv1", "a list, each a string"),
     (Budget, "labelled", 1, "a string or None"),
     (CalibrationRecipe, "method", "max", "minmax, percentile, entropy or mse"),
@@ -118,14 +123,17 @@ def test_a_wrong_argument_is_a_usage_error_with_its_name_its_value_and_the_choic
         (lambda: calibrate(5, "photographs"), "model is 5; expected a string or None"),
         (lambda: calibrate(_NOWHERE, ["a", "b"]), "images is ('a', 'b'); expected a string"),
         (lambda: calibrate(_NOWHERE, "a", 512), "recipe is 512; expected a CalibrationRecipe or None"),
+        (lambda: import_model(5), "file is 5; expected a string"),
+        (lambda: import_model("m.onnx", "torchvision"), "options is 'torchvision'; expected an ImportOptions"),
+        (lambda: inspect(5), "target is 5; expected a string"),
         (lambda: evaluate("m", "data"), "folder is 'm'; expected a ModelFolder"),
         (lambda: evaluate(_NOWHERE, 5), "data is 5; expected a string"),
         (lambda: evaluate(_NOWHERE, "data", 8), "options is 8; expected an EvaluateOptions"),
         (lambda: verify("m"), "folder is 'm'; expected a ModelFolder"),
         (lambda: verify(_NOWHERE, "photographs"), "images is 'photographs'; expected a list, each a string or None"),
         (lambda: verify(_NOWHERE, None, 64), "options is 64; expected a VerifyOptions"),
-        (lambda: benchmark("m"), "folder is 'm'; expected a ModelFolder"),
-        (lambda: benchmark(_NOWHERE, 60), "options is 60; expected a BenchOptions"),
+        (lambda: bench("m"), "folder is 'm'; expected a ModelFolder"),
+        (lambda: bench(_NOWHERE, 60), "options is 60; expected a BenchOptions"),
     ],
 )
 def test_a_function_refuses_what_is_not_of_its_types(call: Callable[[], object], told: str) -> None:
@@ -134,9 +142,10 @@ def test_a_function_refuses_what_is_not_of_its_types(call: Callable[[], object],
 
 
 def test_every_public_name_is_among_those_that_are_checked() -> None:
-    of_functions = {"export_model", "calibrate", "evaluate", "verify", "benchmark"}
-    named = {take.__name__ for take, *_ in _REFUSED} | of_functions | {AlexDeployError.__name__}
-    assert named == set(alexdeploy.__all__)
+    of_functions = {"export_model", "import_model", "inspect", "calibrate", "evaluate", "verify", "bench"}
+    kinds = {name: getattr(alexdeploy, name) for name in alexdeploy.__all__}
+    raised = {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, (Exception, Warning))}
+    assert {take.__name__ for take, *_ in _REFUSED} | of_functions | raised == set(alexdeploy.__all__)
 
 
 def test_numbers_of_numpy_lists_and_paths_are_taken_for_what_they_mean() -> None:

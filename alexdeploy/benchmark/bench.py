@@ -50,7 +50,7 @@ _MEMORY_SHARE = 0.6
 _PROFILED_IMAGES = 4
 
 
-def benchmark(
+def bench(
     folder: ModelFolder,
     options: BenchOptions | None = None,
     on_note: Callable[[str], None] = lambda note: None,

@@ -112,7 +112,7 @@ def bench(
     Ends with exit code 5 if nothing keeps --budget-ms and --min-agreement; if nothing could be measured at all, with
     that of the first error. Ctrl-C shows what was measured so far.
     """
-    from alexdeploy.benchmark.bench import benchmark
+    from alexdeploy.benchmark.bench import bench as run_bench
     from alexdeploy.benchmark.plan import BenchOptions
     from alexdeploy.benchmark.statistics import Limits
     from alexdeploy.core.spec import Precision
@@ -138,7 +138,7 @@ def bench(
         check_page_path(html)
         check_not_there(html, "--html", overwrite=overwrite)
     with _watching(quiet=quiet) as (note, step):
-        found = benchmark(find_one_model(model, model_option), options, note, step)
+        found = run_bench(find_one_model(model, model_option), options, note, step)
     try:
         if json:
             out.print_json(_document(found))

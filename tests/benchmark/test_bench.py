@@ -16,7 +16,7 @@ from helpers import smooth_images, write_pictures
 from numpy.typing import NDArray
 from patience import PATIENCE
 
-from alexdeploy.benchmark.bench import benchmark
+from alexdeploy.benchmark.bench import bench as benchmark
 from alexdeploy.benchmark.plan import BenchOptions, busy_note, plan
 from alexdeploy.benchmark.results import Row, make_row, measured_ceiling, parts, predict_command
 from alexdeploy.benchmark.roofline import CPU_SIZE, GPU_SIZE, ceiling_flops, ceiling_size, make_ceiling, num_flops

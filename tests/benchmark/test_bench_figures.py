@@ -11,7 +11,7 @@ import pytest
 from helpers import replace_graph, smooth_images, write_pictures
 from onnx import numpy_helper
 
-from alexdeploy.benchmark.bench import benchmark
+from alexdeploy.benchmark.bench import bench as benchmark
 from alexdeploy.benchmark.plan import BenchOptions
 from alexdeploy.benchmark.results import Profile, make_row
 from alexdeploy.benchmark.rounds import Measured

@@ -12,7 +12,7 @@ import pytest
 from helpers import write_pictures
 
 from alexdeploy.benchmark import plan as plan_module
-from alexdeploy.benchmark.bench import benchmark
+from alexdeploy.benchmark.bench import bench as benchmark
 from alexdeploy.benchmark.format import errors_of
 from alexdeploy.benchmark.html import write_report
 from alexdeploy.benchmark.plan import BenchOptions, agreement_notes, hidden_references, plan, references, unable

@@ -144,9 +144,9 @@ def test_all_is_the_cpu_where_there_is_no_gpu() -> None:
 def test_a_device_that_is_not_there_is_an_error_that_lists_what_is(names: str) -> None:
     with pytest.raises(UsageError) as caught:
         find_devices(names, HERE)
-    assert f"--devices {names}: found " in str(caught.value)
-    assert "one of: cpu, 0 (GPU GPU-8932f937, GPU-8932f937), 1 (" in str(caught.value)
-    assert "alexdeploy devices" in str(caught.value)
+    assert f"--devices {names}: found " in caught.value.text
+    assert "one of: cpu, 0 (GPU GPU-8932f937, GPU-8932f937), 1 (" in caught.value.text
+    assert "alexdeploy devices" in caught.value.text
 
 
 def test_the_error_says_why_there_is_no_gpu() -> None:
