@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from alexdeploy.core.model_folder import ModelFolder, find_model
     from alexdeploy.core.recipe import CalibrationRecipe
     from alexdeploy.diagnosis.inspect import inspect
+    from alexdeploy.engines.trt.files import BuildOptions
     from alexdeploy.evaluation.evaluate import EvaluateOptions, evaluate
     from alexdeploy.evaluation.verify import VerifyOptions, verify
+    from alexdeploy.export.build import build
     from alexdeploy.export.export import ExportOptions, export_model
     from alexdeploy.export.quantize.calibrate import calibrate
     from alexdeploy.export.quantize.quantize import Budget
@@ -63,8 +65,10 @@ _HOMES = {
     "core.model_folder": ("ModelFolder", "find_model"),
     "core.recipe": ("CalibrationRecipe",),
     "diagnosis.inspect": ("inspect",),
+    "engines.trt.files": ("BuildOptions",),
     "evaluation.evaluate": ("EvaluateOptions", "evaluate"),
     "evaluation.verify": ("VerifyOptions", "verify"),
+    "export.build": ("build",),
     "export.export": ("ExportOptions", "export_model"),
     "export.quantize.calibrate": ("calibrate",),
     "export.quantize.quantize": ("Budget",),
@@ -76,6 +80,7 @@ __all__ = [
     "AlexDeployWarning",
     "BenchOptions",
     "Budget",
+    "BuildOptions",
     "CalibrationRecipe",
     "DataError",
     "DeviceError",
@@ -97,6 +102,7 @@ __all__ = [
     "UsageError",
     "VerifyOptions",
     "bench",
+    "build",
     "calibrate",
     "evaluate",
     "export_model",

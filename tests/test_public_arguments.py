@@ -14,6 +14,7 @@ import alexdeploy
 from alexdeploy import (
     BenchOptions,
     Budget,
+    BuildOptions,
     CalibrationRecipe,
     EvaluateOptions,
     ExportOptions,
@@ -23,6 +24,7 @@ from alexdeploy import (
     Predictor,
     VerifyOptions,
     bench,
+    build,
     calibrate,
     evaluate,
     export_model,
@@ -88,6 +90,11 @@ _REFUSED: tuple[tuple[Callable[..., object], str, Any, str], ...] = (
     (VerifyOptions, "num_views", "1", "1, 5 or 10"),
     (VerifyOptions, "num_images", 0, _COUNT),
     (VerifyOptions, "max_flips", 101, "a finite number from 0 to 100 or None"),
+    (BuildOptions, "precision", "half", _PRECISIONS),
+    (BuildOptions, "num_views", 2, "1, 5 or 10"),
+    (BuildOptions, "max_batch", 0, _COUNT),
+    (BuildOptions, "workspace_bytes", 0, f"{_COUNT} or None"),
+    (BuildOptions, "device", 0, "a string"),
     (BenchOptions, "backends", ("onnx",), f"a list, each {_BACKENDS} or None"),
     (BenchOptions, "precisions", ("half",), f"a list, each {_PRECISIONS} or None"),
     (BenchOptions, "views", (0,), "a list, each 1, 5 or 10"),
@@ -123,6 +130,8 @@ def test_a_wrong_argument_is_a_usage_error_with_its_name_its_value_and_the_choic
         (lambda: calibrate(5, "photographs"), "model is 5; expected a string or None"),
         (lambda: calibrate(_NOWHERE, ["a", "b"]), "images is ('a', 'b'); expected a string"),
         (lambda: calibrate(_NOWHERE, "a", 512), "recipe is 512; expected a CalibrationRecipe or None"),
+        (lambda: build(5), "model is 5; expected a string or None"),
+        (lambda: build(_NOWHERE, "fp16"), "options is 'fp16'; expected a BuildOptions"),
         (lambda: import_model(5), "file is 5; expected a string"),
         (lambda: import_model("m.onnx", "torchvision"), "options is 'torchvision'; expected an ImportOptions"),
         (lambda: inspect(5), "target is 5; expected a string"),
@@ -142,7 +151,7 @@ def test_a_function_refuses_what_is_not_of_its_types(call: Callable[[], object],
 
 
 def test_every_public_name_is_among_those_that_are_checked() -> None:
-    of_functions = {"export_model", "import_model", "inspect", "calibrate", "evaluate", "verify", "bench"}
+    of_functions = {"build", "export_model", "import_model", "inspect", "calibrate", "evaluate", "verify", "bench"}
     kinds = {name: getattr(alexdeploy, name) for name in alexdeploy.__all__}
     raised = {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, (Exception, Warning))}
     assert {take.__name__ for take, *_ in _REFUSED} | of_functions | raised == set(alexdeploy.__all__)

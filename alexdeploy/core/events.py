@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from alexdeploy.core.errors import warn
+
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
@@ -17,3 +19,9 @@ class Status:
     """A step that begins, or what the last one found."""
 
     message: str
+
+
+def warn_of_notices(event: object) -> None:
+    """The `on_event` of who passes none: a Notice is an AlexDeployWarning, all others are nothing."""
+    if isinstance(event, Notice):
+        warn(event.message)

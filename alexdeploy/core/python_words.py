@@ -27,10 +27,10 @@ _CALLS = {
 """Command -> its function, how many parameters stand before its options, and what they are."""
 
 _SAME = """
-    backend batch-size budget-ms calibrate channels classes device devices epochs exclude freeze images int8-weights keep
-    labelled labels learning-rate max-batch max-drop max-flips mean mean-image method min-agreement model name num-classes
-    num-images num-train num-val output-name parallel percentile placement precision pretrained recipe replicas resize
-    scale seconds seed std tactic-sources top-k train-list val val-fraction val-list
+    backend batch-size budget-ms calibrate channels classes device devices epochs exclude freeze images int8-weights
+    keep labelled labels learning-rate max-batch max-drop max-flips mean mean-image method min-agreement model name
+    num-classes num-images num-train num-val output-name parallel percentile placement precision pretrained recipe
+    replicas resize scale seconds seed std tactic-sources top-k train-list val val-fraction val-list
 """
 _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
     "checkpoint-minutes": "checkpoint_minutes",

@@ -14,17 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.errors import DeviceError
-from alexdeploy.core.events import Status
+from alexdeploy.core.events import Status, warn_of_notices
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews, is_installed
 from alexdeploy.engines.trt.files import BuildOptions
-from alexdeploy.export.events import EngineBuildFailed, Event, ignore
+from alexdeploy.export.events import EngineBuildFailed, Event
 from alexdeploy.placement.devices import Device, GpuSurvey, survey_gpus
 
 if TYPE_CHECKING:
-    from alexdeploy.engines.trt.build import BuiltEngine, OnProgress
+    from alexdeploy.engines.trt.build import BuiltEngine
 
 _NUM_VIEWS: tuple[NumViews, ...] = (1, 10)
 
@@ -40,19 +41,22 @@ class BuiltEngines:
 def build(
     model: ModelFolder | str | os.PathLike[str] | None = None,
     options: BuildOptions | None = None,
-    on_progress: OnProgress = lambda phase, done, total: None,
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> BuiltEngine:
     """Build the TensorRT engine of a model for a GPU of this machine, or find it built already.
 
     `model` is a folder or what `find_model` takes. Raises as `build_engine`, and UsageError without tensorrt or pycuda.
     """
+    folder = find_model(model)
+    options = check_argument("options", options or BuildOptions(), BuildOptions)
+    # Says what is missing where TensorRT cannot be imported.
     from alexdeploy.engines.trt.build import build_engine
 
-    return build_engine(find_model(model), options or BuildOptions(), on_progress)
+    return build_engine(folder, options, on_progress)
 
 
 def build_engines(
-    folder: ModelFolder, precisions: Sequence[Precision], on_event: Callable[[Event], None] = ignore
+    folder: ModelFolder, precisions: Sequence[Precision], on_event: Callable[[Event], None] = warn_of_notices
 ) -> BuiltEngines:
     """Build an engine for one view and one for ten, for each precision and each kind of GPU, if TensorRT is installed.
 

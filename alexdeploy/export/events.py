@@ -39,7 +39,3 @@ class EngineBuildFailed:
 
 
 Event = Status | Notice | Calibrated | MixtureMeasured | EngineBuildFailed
-
-
-def ignore(event: Event) -> None:
-    """For whoever does not watch."""

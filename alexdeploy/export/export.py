@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from alexdeploy.core.arguments import check_argument, check_fields
 from alexdeploy.core.backend_checks import BackendCheck, record_backend_checks
 from alexdeploy.core.errors import ModelError, StaleArtifactError
-from alexdeploy.core.events import Notice, Status
+from alexdeploy.core.events import Notice, Status, warn_of_notices
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.packages import missing_package, package_version
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.export.check_images import check_images
 from alexdeploy.export.engine_check import check_engines
-from alexdeploy.export.events import Event, ignore
+from alexdeploy.export.events import Event
 from alexdeploy.export.fp16 import HalfLayer, plan_fp16, to_fp16
 from alexdeploy.export.parity import Parity, check_parity, compare_outputs
 from alexdeploy.export.publish import Network, check_complete, publish, read_network
@@ -78,7 +78,7 @@ class ExportOptions:
 def export_model(
     model: ModelFolder | str | os.PathLike[str] | None = None,
     options: ExportOptions = ExportOptions(),
-    on_event: Callable[[Event], None] = ignore,
+    on_event: Callable[[Event], None] = warn_of_notices,
 ) -> tuple[Exported, ...]:
     """Write `model.onnx`, and `model.fp16.onnx` and `model.int8.onnx` if asked, after each has been checked.
 

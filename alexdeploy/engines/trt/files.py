@@ -19,8 +19,9 @@ from pathlib import Path
 
 import msgspec
 
+from alexdeploy.core.arguments import Count, check_fields
 from alexdeploy.core.cache import cache_folder
-from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.errors import ModelError
 from alexdeploy.core.files import atomic_write, output_error, sha256_bytes
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, read_regular
@@ -98,16 +99,17 @@ class BuildOptions:
 
     precision: Precision = "fp32"
     num_views: NumViews = 1
-    max_batch: int = DEFAULT_MAX_BATCH
-    workspace_bytes: int | None = None
+    max_batch: Count = DEFAULT_MAX_BATCH
+    workspace_bytes: Count | None = None
     device: str = "cuda:0"
     tactic_sources: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def profile(self) -> tuple[int, int, int]:
-        """Least, best and greatest batch. Raises UsageError for a greatest of less than one image."""
-        if self.max_batch < 1:
-            raise UsageError(f"max_batch is {self.max_batch}; it must be at least 1")
+        """Least, best and greatest batch."""
         return 1, self.max_batch, self.max_batch
 
 

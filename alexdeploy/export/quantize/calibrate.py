@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.errors import ImageError, InputError, ModelError, UsageError
+from alexdeploy.core.events import warn_of_notices
 from alexdeploy.core.files import sha256_bytes
 from alexdeploy.core.interrupts import be_patient, deferred_interrupts
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.recipe import CalibrationRecipe, load_calibration
 from alexdeploy.core.spec import ModelSpec
-from alexdeploy.export.events import Calibrated, Event, ignore
+from alexdeploy.export.events import Calibrated, Event
 from alexdeploy.export.quantize.histogram import Histogram
 from alexdeploy.graphs import files as graph_files
 from alexdeploy.graphs.edit import WEIGHTED_OPS
@@ -71,7 +72,7 @@ def calibrate(
     model: ModelFolder | str | os.PathLike[str] | None,
     images: str | os.PathLike[str],
     recipe: CalibrationRecipe | None = None,
-    on_event: Callable[[Event], None] = ignore,
+    on_event: Callable[[Event], None] = warn_of_notices,
 ) -> Ranges:
     """Measure `model.onnx` on `images`, anything that `iter_sources` takes; write `calibration/<model>.ranges.json`.
 
@@ -80,12 +81,12 @@ def calibrate(
     read, and CalibrationInterrupted on a KeyboardInterrupt, with nothing written.
     """
     folder = find_model(model)
-    images = check_argument("images", images, str)
+    named: str = check_argument("images", images, str)
     recipe = check_argument("recipe", recipe, CalibrationRecipe | None)
     spec = folder.spec()
     graph = load_graph(folder, "fp32", spec)
     check_owner(folder.ranges_path, folder.path)
-    ranges = measure(folder, spec, graph, images, recipe or load_calibration(), on_event)
+    ranges = measure(folder, spec, graph, named, recipe or load_calibration(), on_event)
     write_ranges(folder.ranges_path, ranges)
     return ranges
 
@@ -96,7 +97,7 @@ def measure(
     graph: graph_files.Graph,
     images: str,
     recipe: CalibrationRecipe,
-    on_event: Callable[[Event], None] = ignore,
+    on_event: Callable[[Event], None] = warn_of_notices,
 ) -> Ranges:
     """The ranges of `graph`, not written. Memory does not grow with the number of images. Raises as `calibrate`."""
     _check_text(images, folder.path.as_posix())

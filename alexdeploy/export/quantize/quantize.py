@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.arguments import NotNegative, check_fields, check_layer_names
 from alexdeploy.core.errors import DataError, ImageError, InputError, ModelError, UsageError
-from alexdeploy.core.events import Notice, Status
+from alexdeploy.core.events import Notice, Status, warn_of_notices
 from alexdeploy.core.files import sha256_bytes
 from alexdeploy.core.metrics import wilson_interval
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import CalibrationRecipe, load_calibration
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
-from alexdeploy.export.events import Event, ignore
+from alexdeploy.export.events import Event
 from alexdeploy.export.quantize.calibrate import FEWEST_IMAGES, choose_images, measure, read_photographs
 from alexdeploy.export.quantize.int8 import quantizable_layers, to_int8
 from alexdeploy.export.quantize.sensitivity import (
@@ -99,7 +99,7 @@ def quantize(
     budget: Budget,
     *,
     weight_bits: WeightBits = 8,
-    on_event: Callable[[Event], None] = ignore,
+    on_event: Callable[[Event], None] = warn_of_notices,
 ) -> Quantized:
     """Quantize `graph` as far as the budget allows.
 
