@@ -96,7 +96,7 @@ def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[Configuratio
     if not configurations:
         raise UsageError(
             "nothing is left to measure" + "".join(f"; {note}" for note in notes),
-            hint=f"Ask for another --backend or --precision, or make a graph: alexdeploy export {folder.path} --fp16",
+            hint=f"Ask for another --backend or --precision, or make a graph: alexdeploy export {folder.quoted} --fp16",
         )
     return configurations, tuple(notes)
 

@@ -43,7 +43,7 @@ def read_backend_checks(folder: ModelFolder) -> tuple[BackendCheck, ...]:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
     except msgspec.DecodeError as exc:
         raise ModelError(
-            f"{path} is damaged: {exc}", hint=f"Check the backends again: alexdeploy export {folder.path}"
+            f"{path} is damaged: {exc}", hint=f"Check the backends again: alexdeploy export {folder.quoted}"
         ) from exc
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class ModelFolder:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(check_argument("path", self.path, str)))
+
+    @property
+    def quoted(self) -> str:
+        """The path as one word of a command to be pasted into a shell."""
+        return shlex.quote(str(self.path))
 
     @property
     def spec_path(self) -> Path:
@@ -242,7 +248,8 @@ def _refuse_part(folder: ModelFolder) -> None:
     hints = [f"Restore {folder.spec_path.name} from a copy, or train or import the model again."]
     problem = f"has no {folder.spec_path.name}, which describes its files"
     if folder.checkpoint_path.is_file():
-        resume = f"alexdeploy train --name {folder.path.name} --resume, with the options of the original run"
+        name = shlex.quote(folder.path.name)
+        resume = f"alexdeploy train --name {name} --resume, with the options of the original run"
         if folder.weights_path.is_file():
             hints.append(f"If its training was interrupted, resume it: {resume}")
         else:

@@ -166,7 +166,7 @@ def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
         raise ModelError(
             f"no installed backend reproduces the answers of {folder.path}: "
             + "; ".join(f"{backend} {unfit[backend]}" for backend in able),
-            hint=f"Check them again: alexdeploy export {folder.path}\nUse one anyway: --backend {able[0]}",
+            hint=f"Check them again: alexdeploy export {folder.quoted}\nUse one anyway: --backend {able[0]}",
         )
     for backend in installed:
         if backend != "torch":

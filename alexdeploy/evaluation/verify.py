@@ -159,7 +159,7 @@ def _plan(folder: ModelFolder, spec: ModelSpec, options: VerifyOptions) -> _Plan
     reference: Reference = "torch" if has_weights and is_installed("torch") else "onnxruntime"
     precisions = options.precisions or tuple(name for name in FLOORS if folder.onnx_path(name).is_file())
     if not precisions:
-        raise ModelError(f"{folder.path} has no ONNX graph", hint=f"Make one: alexdeploy export {folder.path}")
+        raise ModelError(f"{folder.path} has no ONNX graph", hint=f"Make one: alexdeploy export {folder.quoted}")
     backends = options.backends or tuple(backend for backend in get_args(Backend) if is_installed(backend))
     engines = tuple(
         (backend, precision)
@@ -173,7 +173,7 @@ def _plan(folder: ModelFolder, spec: ModelSpec, options: VerifyOptions) -> _Plan
     if not engines and not networks:
         raise UsageError(
             f"nothing to verify: {REFERENCE_NAMES[reference]} is itself what all else is compared with",
-            hint=f"Ask for another --precision or --backend, or make a graph: alexdeploy export {folder.path} --fp16",
+            hint=f"Ask for another --precision or --backend, or make a graph: alexdeploy export {folder.quoted} --fp16",
         )
     graphs = [graph_precision(precision) for precision in precisions]
     if reference == "onnxruntime":

@@ -93,7 +93,7 @@ def publish(
                 raise StaleArtifactError(
                     f"{folder.weights_path} was {network.weights.sha256[:12]} when the export began, "
                     f"and is now {found[:12]}",
-                    hint=f"Run it again: alexdeploy export {folder.path}",
+                    hint=f"Run it again: alexdeploy export {folder.quoted}",
                 )
         write_first()
         write_graphs(folder, graphs, network.new_files)

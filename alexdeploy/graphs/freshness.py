@@ -157,7 +157,7 @@ def renewal(folder: ModelFolder, precision: str, words: str = "Renew it", *, wei
         options = ("" if precision == "fp32" else f" --{precision}") + (
             " --int8-weights 7" if weight_bits == "7" else ""
         )
-        return f"{words}: alexdeploy export {folder.path}{options}"
+        return f"{words}: alexdeploy export {folder.quoted}{options}"
     return f"Copy it and {folder.spec_path.name} again from the original folder, or import the model again."
 
 
@@ -184,7 +184,7 @@ def export_command(folder: ModelFolder, *also: Precision) -> str:
     if "--int8" in options:
         ranges = _ranges_of(folder)
         options += ["--calibrate", "IMAGES" if ranges is None else shlex.quote(ranges.images_from)]
-    return " ".join(["alexdeploy export", shlex.quote(str(folder.path)), *options])
+    return " ".join(["alexdeploy export", folder.quoted, *options])
 
 
 def _ranges_of(folder: ModelFolder) -> Ranges | None:

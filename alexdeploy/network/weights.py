@@ -84,7 +84,7 @@ def _restore(folder: ModelFolder) -> str:
 def _resume(folder: ModelFolder) -> str:
     """Training and `export` write the weights first: one that was stopped there goes on with the spec."""
     if folder.candidate.spec_path.is_file():
-        return f"\nIf an export was stopped, run it again: alexdeploy export {folder.path}"
+        return f"\nIf an export was stopped, run it again: alexdeploy export {folder.quoted}"
     if not folder.checkpoint_path.is_file():
         return ""
     return "\nIf its training was interrupted, resume it first: the same alexdeploy train command with --resume"

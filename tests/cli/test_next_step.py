@@ -51,3 +51,19 @@ def test_the_next_step_after_an_export_runs(
     words = next_words(program("export").stderr)
     assert words == ["verify", "models/a model"]
     assert program(*words, "--backend", "onnxruntime", "--num-images", "2").exit_code == 0
+
+
+def test_the_command_in_a_hint_is_quoted_as_well(
+    program: Run, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_model.path.rename(tiny_model.path.with_name("a model"))
+    monkeypatch.chdir(path.parents[1])
+    (path / "model.fp16.onnx").unlink()
+    result = program("predict", "x.jpg", "--model", "a model", "--precision", "fp16")
+    assert result.exit_code == 2
+    Path("x.jpg").touch()
+    result = program("predict", "x.jpg", "--model", "a model", "--precision", "fp16", "--backend", "onnxruntime")
+    assert result.exit_code == 4
+    words = shlex.split(result.stderr.splitlines()[-1].partition("alexdeploy ")[2])
+    assert words == ["export", "models/a model", "--fp16"]
+    assert program(*words).exit_code == 0

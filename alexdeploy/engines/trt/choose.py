@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -141,7 +140,7 @@ def differences_from(record: EngineRecord, wanted: EngineRequirements) -> tuple[
 
 def build_command(folder: ModelFolder, wanted: EngineRequirements, device: str | None = None) -> str:
     """The command that builds what is wanted, for the first GPU unless another is named."""
-    words = ["alexdeploy build", shlex.quote(str(folder.path))]
+    words = ["alexdeploy build", folder.quoted]
     words += [f"--{wanted.precision}"] * (wanted.precision != "fp32")
     words += [f"--views {wanted.num_views}"] * (wanted.num_views != 1)
     words += [f"--max-batch {wanted.batch_size}"]
