@@ -32,7 +32,8 @@ def doctor(json: JsonOption = False, quiet: QuietOption = False, verbose: Verbos
     """
     from alexdeploy.diagnosis.doctor import examine
 
-    findings = examine()
+    with output.status() as show:
+        findings = examine(lambda event: show(event.message))
     num_problems = sum(finding.status == "problem" for finding in findings)
     if json:
         output.print_json(

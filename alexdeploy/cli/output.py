@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -249,6 +249,17 @@ def progress(unit: str) -> Iterator[Progress]:
     is_shown = console.is_terminal and not is_quiet()
     with showing(Progress(*columns, console=console, disable=not is_shown, transient=True)) as bar:
         yield bar
+
+
+@contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """Takes what is being done, and shows it on stderr until the block ends; only on a terminal, without --quiet."""
+    console = stderr()
+    if not console.is_terminal or is_quiet():
+        yield lambda message: None
+        return
+    with console.status("") as shown:
+        yield lambda message: shown.update(f"{printable(message)} ...")
 
 
 def _speed(task: Task) -> float | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +16,28 @@ if TYPE_CHECKING:
 
     from alexdeploy.core.recipe import Recipe
     from alexdeploy.core.spec import ModelSpec
-    from alexdeploy.training.events import EpochRecord, Event, Started
+    from alexdeploy.training.events import EpochRecord, Event, Started, Step
+
+
+_FIRST_LINE_SECONDS = 5.0
+"""Of training: by then the first batches say how fast it is, unless a step takes longer."""
 
 
 class Watcher:
     """Turns events into a moving bar on a terminal, and one plain line for each epoch everywhere."""
 
-    def __init__(self, bar: Progress, recipe: Recipe, num_classes: int, is_packed: bool) -> None:
+    def __init__(
+        self,
+        bar: Progress,
+        recipe: Recipe,
+        num_classes: int,
+        is_packed: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._bar = bar
+        self._clock = clock
+        self._began = clock()
+        self._next_line = _FIRST_LINE_SECONDS
         self._num_classes = num_classes
         self._is_packed = is_packed
         self._num_epochs = recipe.training.epochs
@@ -32,6 +48,7 @@ class Watcher:
         """Names of the images that are left out."""
 
     def show(self, event: Event) -> None:
+        from alexdeploy.core.events import Notice
         from alexdeploy.training import events
 
         if isinstance(event, events.Decoded):
@@ -39,7 +56,9 @@ class Watcher:
         elif isinstance(event, events.Started):
             self._start(event)
         elif isinstance(event, events.Step):
-            detail = f"{_rate(event.images_per_second)} images/s, loss {event.loss:.3f}"
+            rate = f"{_rate(event.images_per_second)} images/s"
+            detail = f"{rate}, loss {event.loss:.3f}"
+            self._say_first_steps(event, rate)
             done = (event.epoch - 1) * event.num_steps + event.step
             self._bar.update(
                 self._task,
@@ -47,6 +66,7 @@ class Watcher:
                 completed=done,
                 total=self._num_epochs * event.num_steps,
                 detail=detail,
+                seconds_left=event.seconds_left,
             )
         elif isinstance(event, events.EpochFinished):
             self._say(_epoch_line(event.record, self._num_epochs, self._num_classes, event.is_best))
@@ -57,8 +77,18 @@ class Watcher:
             self.skipped = event.skipped
             more = f"; more: --resume --epochs {event.num_epochs + 10}" if self._takes_more else ""
             self._say(f"all {event.num_epochs} epochs are done{more}")
-        elif isinstance(event, events.Notice):
+        elif isinstance(event, Notice):
             self._say(event.message)
+
+    def _say_first_steps(self, event: Step, rate: str) -> None:
+        """Where there is no bar: lines of the first epoch, each after twice the time of the one before."""
+        seconds = self._clock() - self._began
+        if not self._bar.disable or self._last is not None or seconds < self._next_line:
+            return
+        self._next_line = 2 * seconds
+        left = timedelta(seconds=round(event.seconds_left))
+        where = f"step {event.step} of {event.num_steps} of epoch {event.epoch}/{self._num_epochs}"
+        self._say(f"{where}  loss {event.loss:.4f}  {rate}  about {left} left")
 
     def speeds(self) -> dict[str, float | None]:
         """Images per second of the epoch that was finished last, all in all and in parts."""
@@ -74,6 +104,7 @@ class Watcher:
         # A new task: the rate at which images are decoded says nothing about the time that training takes.
         self._bar.remove_task(self._task)
         self._task = self._bar.add_task("training", total=None, detail="")
+        self._began = self._clock()
         self._say(f"training on {event.device}")
         self.skipped = event.skipped
         if event.skipped:
@@ -94,14 +125,23 @@ class Watcher:
 @contextlib.contextmanager
 def watch(recipe: Recipe, *, num_classes: int, is_packed: bool = False) -> Iterator[Watcher]:
     """A bar on a terminal while the block runs; `show` takes the events of training."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class TimeLeft(TimeRemainingColumn):
+        """Of training as its events say: rich would know no speed where a step takes more than half a minute."""
+
+        def render(self, task: Task) -> Text:
+            if (seconds := task.fields.get("seconds_left")) is None:
+                return super().render(task)
+            return Text(str(timedelta(seconds=round(seconds))), style="progress.remaining")
 
     console = output.stderr()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[detail]}"),
-        TimeRemainingColumn(),
+        TimeLeft(),
     )
     is_shown = console.is_terminal and not output.is_quiet()
     with output.showing(Progress(*columns, console=console, disable=not is_shown, transient=True)) as bar:

@@ -7,11 +7,12 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from alexdeploy.core import events
 from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.memory import host_memory
 from alexdeploy.core.model_folder import MODELS_FOLDER
@@ -37,16 +38,25 @@ _LEAST_DISK_BYTES = 2 << 30
 """A full-size model is 0.25 GB of weights, as much for each graph, and compiled models are cached up to 2 GiB."""
 
 
-def examine() -> tuple[Finding, ...]:
-    """Look at everything; takes seconds, for each package that is installed is really imported. Never raises."""
+def examine(on_event: Callable[[events.Status], None] = lambda event: None) -> tuple[Finding, ...]:
+    """Look at everything; takes seconds, for each package that is installed is really imported. Never raises.
+
+    `on_event` may be called from another thread.
+    """
+    on_event(events.Status(message="looking for GPUs"))
     survey = survey_gpus()
     libcuda = run_probe(PROBES["libcuda"])
     # A GPU that CUDA_VISIBLE_DEVICES hides is not asked for; one whose driver fails is.
     has_gpu = bool(survey.devices) or bool(libcuda.facts.get("count"))
     has_board = has_gpu or (not survey.num_hidden and has_nvidia_board())
     packages = [name for name in PROBES if name != "libcuda" and importlib.util.find_spec(name) is not None]
+
+    def probe(name: str) -> PackageCheck:
+        on_event(events.Status(message=f"importing {name}, {packages.index(name) + 1} of {len(packages)} packages"))
+        return run_probe(PROBES[name], has_gpu=has_gpu)
+
     with ThreadPoolExecutor(max_workers=2) as pool:
-        told = pool.map(lambda name: run_probe(PROBES[name], has_gpu=has_gpu), packages)
+        told = pool.map(probe, packages)
         probes = dict(zip(packages, told, strict=True))
     number = libcuda.facts.get("version")
     driver_cuda = survey.cuda_version or (None if number is None else cuda_version(number))

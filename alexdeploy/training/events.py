@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from alexdeploy.core.events import Notice
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
@@ -29,7 +31,10 @@ class Started:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """`step` of `num_steps` of `epoch` (from 1) is done; `loss` is the mean over the epoch so far."""
+    """`step` of `num_steps` of `epoch` (from 1) is done; `loss` is the mean over the epoch so far.
+
+    `images_per_second` is the rate of the epoch so far; `seconds_left` what all steps to come take at it.
+    """
 
     epoch: int
     step: int
@@ -37,6 +42,7 @@ class Step:
     loss: float
     learning_rate: float
     images_per_second: float
+    seconds_left: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +88,6 @@ class AlreadyFinished:
 
     num_epochs: int
     skipped: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Notice:
-    """Something that does not stop training and that somebody should know."""
-
-    message: str
 
 
 Event = Decoded | Started | Step | EpochFinished | CheckpointSaved | AlreadyFinished | Notice

@@ -147,7 +147,7 @@ class Run:
             with meter.step(len(indices)):
                 self._take_step(epoch, step, indices, pixels, rate)
             if step % every == 0 or step == self.num_steps:
-                loss = self._mean_loss(epoch, step, rate)
+                loss, speed = self._mean_loss(epoch, step, rate), meter.images_per_second
                 self._on_event(
                     Step(
                         epoch=epoch,
@@ -155,11 +155,17 @@ class Run:
                         num_steps=self.num_steps,
                         loss=loss,
                         learning_rate=rate,
-                        images_per_second=meter.images_per_second,
+                        images_per_second=speed,
+                        seconds_left=self._images_left(epoch, step) / speed,
                     )
                 )
                 self._stop_or_save()
         return meter.stop()
+
+    def _images_left(self, epoch: int, step: int) -> float:
+        """About how many training images are still to come after `step` of `epoch`, in all epochs."""
+        num_epochs = self._training.epochs - epoch + 1 - step / self.num_steps
+        return num_epochs * len(self._setting.train_indices)
 
     def _stop_or_save(self) -> None:
         """Stop, or save, if it is time to. All processes do the same: any of them may have been interrupted."""

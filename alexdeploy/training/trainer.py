@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from alexdeploy.core.errors import DataError, DeviceMemoryError, UsageError
+from alexdeploy.core.events import Notice
 from alexdeploy.core.locks import hold_folder
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
@@ -19,6 +20,7 @@ from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.folder import LabelledImages
 from alexdeploy.images.packed import PackedSet
+from alexdeploy.network.layers import plan_layers
 from alexdeploy.training.checkpoint import (
     Checkpoint,
     Identity,
@@ -27,7 +29,7 @@ from alexdeploy.training.checkpoint import (
     read_checkpoint,
 )
 from alexdeploy.training.data import TrainingData, half_of_free_memory, open_data
-from alexdeploy.training.events import AlreadyFinished, Event, Notice, Started
+from alexdeploy.training.events import AlreadyFinished, Event, Started
 from alexdeploy.training.learner import Learner, choose_device
 from alexdeploy.training.log import TrainingLog, log_path
 from alexdeploy.training.parallel import ALONE, ProcessGroup
@@ -44,6 +46,9 @@ from alexdeploy.training.publish import (
 from alexdeploy.training.run import Run, Setting
 from alexdeploy.training.scan import names_left_out, scan, without
 from alexdeploy.training.towers import TowerLearner, check_towers
+
+_LARGE_MACS = 300_000_000
+"""Of one image: the full networks have 0.7 billion and more, `alexnet-quarter` a tenth of that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,8 @@ def train(
     opened = open_data(
         data, recipe.preprocessing.resize, num_threads=num_threads, cache_bytes=cache_bytes // group.local_size
     )
+    if group.is_main and (note := _slow_note(recipe, len(data.classes), len(data.train), device, options)) is not None:
+        on_event(Notice(message=note))
     identity = describe_run(recipe, opened)
     _check_same_everywhere(group, _shared_facts(identity, recipe, options, device))
     if group.has_begun:
@@ -150,6 +157,22 @@ def train(
                     f"{device} ran out of memory with batches of {recipe.training.batch_size}",
                     hint="Use smaller ones: --batch-size",
                 ) from exc
+
+
+def _slow_note(
+    recipe: Recipe, num_classes: int, num_train: int, device: torch.device, options: TrainOptions
+) -> str | None:
+    """A hint at smaller recipes where a full-size network is about to be trained from scratch on a CPU."""
+    macs = sum(layer.macs for layer in plan_layers(recipe.architecture, num_classes))
+    if device.type != "cpu" or macs < _LARGE_MACS or options.resume or options.parent is not None:
+        return None
+    # Forwards, and twice as much backwards.
+    total = 3 * macs * num_train * recipe.training.epochs
+    return (
+        f"{recipe.name} takes {2e-9 * macs:.1f} GFLOP for an image, {2e-15 * total:,.1f} PFLOP for "
+        f"{recipe.training.epochs} epochs of {num_train:,} images: slow on a CPU. A recipe of the size of "
+        "alexnet-quarter is many times faster: --recipe alexnet-quarter"
+    )
 
 
 def _ignore(_event: Event) -> None:

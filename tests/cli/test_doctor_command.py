@@ -27,7 +27,7 @@ def run(program: Run) -> Run:
 @pytest.fixture
 def finding(monkeypatch: pytest.MonkeyPatch) -> object:
     """Let it find what the test says, since machines differ."""
-    return lambda found: monkeypatch.setattr(doctor, "examine", lambda: found)
+    return lambda found: monkeypatch.setattr(doctor, "examine", lambda *_: found)
 
 
 def test_this_machine_is_examined_without_a_traceback(run: Run) -> None:

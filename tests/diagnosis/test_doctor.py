@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from patience import HANG
 
+from alexdeploy.core.events import Status
 from alexdeploy.core.packages import package_version
 from alexdeploy.diagnosis import doctor, gpu_checks
 from alexdeploy.diagnosis.doctor import examine
@@ -18,7 +19,7 @@ from alexdeploy.diagnosis.gpu_errors import (
     missing_library,
     supported_capabilities,
 )
-from alexdeploy.diagnosis.package_check import PackageCheck, run_probe
+from alexdeploy.diagnosis.package_check import PROBES, PackageCheck, run_probe
 from alexdeploy.placement.devices import GpuSurvey, survey_gpus
 
 
@@ -321,3 +322,19 @@ def test_a_cache_that_cannot_be_made_is_a_warning(tmp_path: Path, monkeypatch: p
     finding = doctor._disk()[1]
     assert (finding.name, finding.status) == ("disk cache", "warning")
     assert "ALEXDEPLOY_CACHE" in str(finding.hint)
+
+
+def test_each_step_is_told_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def probe(code: str, *, has_gpu: bool = False) -> PackageCheck:
+        seen.append("asked" if code == PROBES["onnxruntime"] else "another")
+        return PackageCheck(error="not tried")
+
+    def show(event: Status) -> None:
+        seen.append(event.message)
+
+    monkeypatch.setattr(doctor, "run_probe", probe)
+    examine(show)
+    assert seen[0] == "looking for GPUs"
+    assert seen.index(next(each for each in seen if each.startswith("importing onnxruntime"))) < seen.index("asked")

@@ -25,8 +25,10 @@ from training_helpers import tiny_recipe, train_and_tell
 
 import alexdeploy
 from alexdeploy.core.errors import DataError, DivergedError, OutputError, UsageError
+from alexdeploy.core.events import Notice
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import CONTRACT_KEY
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.network.layers import plan_layers
@@ -34,7 +36,7 @@ from alexdeploy.network.weights import load_weights
 from alexdeploy.training import run
 from alexdeploy.training.checkpoint import check_same_run, describe_run, read_checkpoint
 from alexdeploy.training.data import open_data
-from alexdeploy.training.events import AlreadyFinished, EpochFinished, EpochRecord, Event, Notice, Started, Step
+from alexdeploy.training.events import AlreadyFinished, Decoded, EpochFinished, EpochRecord, Event, Started, Step
 from alexdeploy.training.log import TrainingLog, log_path, read_log
 from alexdeploy.training.pixels import FilePixels
 from alexdeploy.training.trainer import TrainOptions, train
@@ -109,6 +111,42 @@ def test_an_easy_task_is_learned(folder, tiny_data):
     records = read_log(log_path(folder))
     assert records[-1].loss < records[0].loss * 0.8
     assert spec.provenance["val_top1_error"] <= 0.1
+
+
+def test_each_step_tells_the_time_left_by_the_rate_so_far(folder, tiny_data):
+    """Two epochs of 40 images in 5 steps of 8."""
+    steps: list[Step] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Step):
+            steps.append(event)
+
+    train(tiny_data, tiny_recipe("training.epochs=2"), folder, ONE_THREAD, watch)
+    images_left = [80 - 8 * done for done in range(1, 11)]
+    found = [step.seconds_left * step.images_per_second for step in steps]
+    assert found == pytest.approx(images_left)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "is_told"),
+    [("alexnet", {}, True), ("alexnet-quarter", {}, False), ("alexnet", {"resume": True}, False)],
+)
+def test_a_full_size_network_on_a_cpu_gets_a_hint_at_smaller_recipes_before_any_work(
+    folder, tiny_data, recipe, changes, is_told
+):
+    events: list[Event] = []
+
+    def stop(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Decoded):
+            raise KeyboardInterrupt
+
+    options = dataclasses.replace(ONE_THREAD, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_data, load_recipe(recipe), folder, options, stop)
+    told = [isinstance(event, Notice) and "--recipe alexnet-quarter" in event.message for event in events]
+    assert told.count(True) == is_told
+    assert told[0] == is_told
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(1, 1), (2, 3), (3, 5)])
