@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from alexdeploy.export.quantize.quantize import Budget
     from alexdeploy.importing.import_model import ImportOptions, import_model
     from alexdeploy.inference.predictor import Predictor
+    from alexdeploy.training.train import TrainOptions, train
 
 _HOMES = {
     "benchmark.bench": ("bench",),
@@ -74,6 +75,7 @@ _HOMES = {
     "export.quantize.quantize": ("Budget",),
     "importing.import_model": ("ImportOptions", "import_model"),
     "inference.predictor": ("Predictor",),
+    "training.train": ("TrainOptions", "train"),
 }
 __all__ = [
     "AlexDeployError",
@@ -99,6 +101,7 @@ __all__ = [
     "Predictor",
     "RecipeError",
     "StaleArtifactError",
+    "TrainOptions",
     "UsageError",
     "VerifyOptions",
     "bench",
@@ -109,6 +112,7 @@ __all__ = [
     "find_model",
     "import_model",
     "inspect",
+    "train",
     "verify",
 ]
 

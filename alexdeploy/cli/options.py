@@ -168,13 +168,6 @@ def find_model_and_images(arguments: Sequence[str | None], option: str | None) -
     return find_model(option), words
 
 
-def model_folder(name: str) -> ModelFolder:
-    """The folder models/NAME. Raises UsageError if it would be any other, where no command would look for it."""
-    from alexdeploy.core.model_folder import model_named
-
-    return model_named(name)
-
-
 def check_not_there(path: Path, option: str, *, overwrite: bool) -> None:
     """Raise UsageError if `path`, which came with `option`, is a file with something in it that is not to be replaced.
 

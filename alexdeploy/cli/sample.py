@@ -9,10 +9,7 @@ import typer
 
 from alexdeploy.cli import output
 from alexdeploy.cli.options import JsonOption, QuietOption, VerboseOption
-
-NUM_TRAIN = 200
-NUM_VAL = 40
-"""Images of each class that `train` renders where it is given no data: enough to learn from, few enough to wait for."""
+from alexdeploy.core.recipe import SAMPLE_NUM_TRAIN, SAMPLE_NUM_VAL
 
 EXAMPLES = (
     "alexdeploy sample data/shapes",
@@ -23,8 +20,8 @@ EXAMPLES = (
 
 def sample(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it: a new or an empty folder.")],
-    num_train: Annotated[int, typer.Option(min=1, metavar="N", help="Training images of each class.")] = NUM_TRAIN,
-    num_val: Annotated[int, typer.Option(min=1, metavar="N", help="Validation images of each class.")] = NUM_VAL,
+    num_train: Annotated[int, typer.Option(min=1, metavar="N", help="Training images a class.")] = SAMPLE_NUM_TRAIN,
+    num_val: Annotated[int, typer.Option(min=1, metavar="N", help="Validation images a class.")] = SAMPLE_NUM_VAL,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed renders the same images.")] = 0,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -41,7 +38,7 @@ def sample(
     output.next_step("train", folder, "--recipe", "alexnet-quarter")
 
 
-def render(folder: Path, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL, seed: int = 0) -> None:
+def render(folder: Path, *, num_train: int = SAMPLE_NUM_TRAIN, num_val: int = SAMPLE_NUM_VAL, seed: int = 0) -> None:
     """Write the sample and show how far it is."""
     from alexdeploy.images.sample import write_sample
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,12 @@ from alexdeploy.cli import output
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from alexdeploy.core.recipe import Recipe
+    from alexdeploy.core.model_folder import ModelFolder
     from alexdeploy.core.spec import ModelSpec
-    from alexdeploy.training.events import EpochRecord, Event, Started, Step
+    from alexdeploy.training.events import EpochRecord, Event, Planned, Started, Step
 
+
+_NUM_CLASSES_SHOWN = 10
 
 _FIRST_LINE_SECONDS = 5.0
 """Of training: by then the first batches say how fast it is, unless a step takes longer."""
@@ -26,33 +28,42 @@ _FIRST_LINE_SECONDS = 5.0
 class Watcher:
     """Turns events into a moving bar on a terminal, and one plain line for each epoch everywhere."""
 
-    def __init__(
-        self,
-        bar: Progress,
-        recipe: Recipe,
-        num_classes: int,
-        is_packed: bool,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, bar: Progress, clock: Callable[[], float] = time.monotonic) -> None:
         self._bar = bar
         self._clock = clock
         self._began = clock()
         self._next_line = _FIRST_LINE_SECONDS
-        self._num_classes = num_classes
-        self._is_packed = is_packed
-        self._num_epochs = recipe.training.epochs
-        self._takes_more = recipe.training.schedule != "cosine"
-        self._task = bar.add_task("decoding", total=None, detail="")
+        self._planned: Planned | None = None
+        self._task = bar.add_task("", total=None, detail="", visible=False)
         self._last: EpochRecord | None = None
         self.skipped: tuple[str, ...] = ()
         """Names of the images that are left out."""
 
+    @property
+    def folder(self) -> ModelFolder | None:
+        """Where the model goes, once it is known."""
+        return None if self._planned is None else self._planned.folder
+
+    @property
+    def _plan(self) -> Planned:
+        assert self._planned is not None, "what is trained is told before anything of it"
+        return self._planned
+
+    @property
+    def _num_epochs(self) -> int:
+        return self._plan.recipe.training.epochs
+
     def show(self, event: Event) -> None:
-        from alexdeploy.core.events import Notice
+        from alexdeploy.core.events import Notice, Status
         from alexdeploy.training import events
 
-        if isinstance(event, events.Decoded):
-            self._bar.update(self._task, completed=event.num_done, total=event.num_total)
+        if isinstance(event, events.Rendered):
+            self._count(f"rendering {event.folder}", event.num_done, event.num_total)
+        elif isinstance(event, events.Planned):
+            self._planned = event
+            self._say_plan(event)
+        elif isinstance(event, events.Decoded):
+            self._count("decoding", event.num_done, event.num_total)
         elif isinstance(event, events.Started):
             self._start(event)
         elif isinstance(event, events.Step):
@@ -69,16 +80,31 @@ class Watcher:
                 seconds_left=event.seconds_left,
             )
         elif isinstance(event, events.EpochFinished):
-            self._say(_epoch_line(event.record, self._num_epochs, self._num_classes, event.is_best))
-            if self._last is None and (line := _speed_line(event.record, self._is_packed)):
+            self._say(_epoch_line(event.record, self._num_epochs, len(self._plan.classes), event.is_best))
+            if self._last is None and (line := _speed_line(event.record, self._plan.is_packed)):
                 self._say(line)
             self._last = event.record
         elif isinstance(event, events.AlreadyFinished):
             self.skipped = event.skipped
-            more = f"; more: --resume --epochs {event.num_epochs + 10}" if self._takes_more else ""
+            takes_more = self._plan.recipe.training.schedule != "cosine"
+            more = f"; more: --resume --epochs {event.num_epochs + 10}" if takes_more else ""
             self._say(f"all {event.num_epochs} epochs are done{more}")
-        elif isinstance(event, Notice):
+        elif isinstance(event, Notice | Status):
             self._say(event.message)
+
+    def _count(self, what: str, num_done: int, num_total: int) -> None:
+        self._bar.update(self._task, description=what, completed=num_done, total=num_total, visible=True)
+
+    def _say_plan(self, plan: Planned) -> None:
+        self._say(_describe_classes(plan.classes))
+        self._say(
+            f"recipe {plan.recipe.name}, {len(plan.classes)} classes, {plan.num_train:,} training and "
+            f"{plan.num_val:,} validation images from {plan.data}"
+        )
+        training = plan.recipe.training
+        if training.freeze:
+            since = f" from epoch {training.freeze_epoch} on" if training.freeze_epoch > 1 else ""
+            self._say(f"frozen{since}: {', '.join(training.freeze)}")
 
     def _say_first_steps(self, event: Step, rate: str) -> None:
         """Where there is no bar: lines of the first epoch, each after twice the time of the one before."""
@@ -122,8 +148,16 @@ class Watcher:
         output.note(line)
 
 
+def _describe_classes(classes: Sequence[str]) -> str:
+    from alexdeploy.images.sources import printable_path
+
+    shown = ", ".join(map(printable_path, classes[:_NUM_CLASSES_SHOWN]))
+    rest = len(classes) - _NUM_CLASSES_SHOWN
+    return f"classes: {shown}" + (f" and {rest:,} more" if rest > 0 else "")
+
+
 @contextlib.contextmanager
-def watch(recipe: Recipe, *, num_classes: int, is_packed: bool = False) -> Iterator[Watcher]:
+def watch() -> Iterator[Watcher]:
     """A bar on a terminal while the block runs; `show` takes the events of training."""
     from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
@@ -145,7 +179,7 @@ def watch(recipe: Recipe, *, num_classes: int, is_packed: bool = False) -> Itera
     )
     is_shown = console.is_terminal and not output.is_quiet()
     with output.showing(Progress(*columns, console=console, disable=not is_shown, transient=True)) as bar:
-        yield Watcher(bar, recipe, num_classes, is_packed)
+        yield Watcher(bar)
 
 
 def _epoch_line(record: EpochRecord, num_epochs: int, num_classes: int, is_best: bool) -> str:

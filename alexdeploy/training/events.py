@@ -5,7 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from alexdeploy.core.events import Notice
+from alexdeploy.core.events import Notice, Status
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """`num_done` of `num_total` images of the built-in data set are in `folder`."""
+
+    folder: Path
+    num_done: int
+    num_total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What will be trained, where the model goes, and on which images of `data`."""
+
+    folder: ModelFolder
+    recipe: Recipe
+    classes: tuple[str, ...]
+    num_train: int
+    num_val: int
+    data: Path
+    is_packed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,4 +114,6 @@ class AlreadyFinished:
     skipped: tuple[str, ...] = ()
 
 
-Event = Decoded | Started | Step | EpochFinished | CheckpointSaved | AlreadyFinished | Notice
+Event = (
+    Rendered | Planned | Decoded | Started | Step | EpochFinished | CheckpointSaved | AlreadyFinished | Notice | Status
+)

@@ -52,7 +52,7 @@ _LARGE_MACS = 300_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class RunOptions:
     """How a run is done, as against what is learned, which the recipe says.
 
     `device` is "cpu", "cuda" or "cuda:1", None for the best there is. `threads` is for PyTorch on the CPU and for
@@ -81,7 +81,7 @@ class _Job:
 
     recipe: Recipe
     folder: ModelFolder
-    options: TrainOptions
+    options: RunOptions
     device: torch.device
     identity: Identity
     group: ProcessGroup
@@ -91,7 +91,7 @@ def train(
     data: LabelledImages | PackedSet,
     recipe: Recipe,
     folder: ModelFolder,
-    options: TrainOptions,
+    options: RunOptions,
     on_event: Callable[[Event], None],
     group: ProcessGroup = ALONE,
 ) -> ModelSpec:
@@ -160,7 +160,7 @@ def train(
 
 
 def _slow_note(
-    recipe: Recipe, num_classes: int, num_train: int, device: torch.device, options: TrainOptions
+    recipe: Recipe, num_classes: int, num_train: int, device: torch.device, options: RunOptions
 ) -> str | None:
     """A hint at smaller recipes where a full-size network is about to be trained from scratch on a CPU."""
     macs = sum(layer.macs for layer in plan_layers(recipe.architecture, num_classes))
@@ -179,7 +179,7 @@ def _ignore(_event: Event) -> None:
     pass
 
 
-def _shared_facts(identity: Identity, recipe: Recipe, options: TrainOptions, device: torch.device) -> dict[str, Any]:
+def _shared_facts(identity: Identity, recipe: Recipe, options: RunOptions, device: torch.device) -> dict[str, Any]:
     """What all processes must have alike, by what a user would call it."""
     return identity.recipe | {
         "training.epochs": recipe.training.epochs,
@@ -218,7 +218,7 @@ def _lock_model_folder(folder: ModelFolder) -> AbstractContextManager[None]:
     )
 
 
-def _find_checkpoint(folder: ModelFolder, identity: Identity, options: TrainOptions) -> Checkpoint | None:
+def _find_checkpoint(folder: ModelFolder, identity: Identity, options: RunOptions) -> Checkpoint | None:
     path = folder.checkpoint_path
     if options.resume:
         if path.is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -18,8 +17,7 @@ from PIL import Image
 from program import Result, Run
 from safetensors.numpy import load_file
 
-from alexdeploy.cli import train
-from alexdeploy.cli.sample import render
+from alexdeploy.training import train
 
 TINY = (
     "--set",
@@ -166,7 +164,8 @@ def test_what_makes_no_sense_gives_exit_code_2(run, halves, arguments, said):
 
 
 def test_with_no_data_the_sample_and_photographs_are_rendered(run, monkeypatch):
-    monkeypatch.setattr(train, "render", functools.partial(render, num_train=2, num_val=1))
+    monkeypatch.setattr(train, "SAMPLE_NUM_TRAIN", 2)
+    monkeypatch.setattr(train, "SAMPLE_NUM_VAL", 1)
     result = run("train", *TINY, "--epochs", "1")
     assert result.exit_code == 0, result.stderr
     assert len(list(Path("data/sample/train").rglob("*.jpg"))) == 20

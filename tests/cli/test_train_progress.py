@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 
 from alexdeploy.cli.train_progress import Watcher
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import load_recipe
-from alexdeploy.training.events import EpochFinished, EpochRecord, Started, Step
+from alexdeploy.training.events import EpochFinished, EpochRecord, Planned, Started, Step
 
 
 def test_lines_of_the_first_epoch_come_after_five_seconds_and_then_ever_more_rarely(
@@ -18,7 +20,18 @@ def test_lines_of_the_first_epoch_come_after_five_seconds_and_then_ever_more_rar
 ) -> None:
     now = [100.0]
     bar = Progress(console=Console(file=io.StringIO()), disable=True)
-    watcher = Watcher(bar, load_recipe("alexnet", ["training.epochs=2"]), 5, False, clock=lambda: now[0])
+    watcher = Watcher(bar, clock=lambda: now[0])
+    watcher.show(
+        Planned(
+            folder=ModelFolder(Path("models/alexnet")),
+            recipe=load_recipe("alexnet", ["training.epochs=2"]),
+            classes=("a", "b"),
+            num_train=800,
+            num_val=80,
+            data=Path("data"),
+            is_packed=False,
+        )
+    )
     watcher.show(
         Started(device="cpu", num_train=800, num_val=80, skipped=(), in_memory=True, num_epochs=0, num_steps=0)
     )

@@ -15,7 +15,7 @@ from alexdeploy.export.export import export_model
 from alexdeploy.images.folder import LabelledImages
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.training.events import Step
-from alexdeploy.training.trainer import TrainOptions, train
+from alexdeploy.training.trainer import RunOptions, train
 
 NARROW = ("architecture.width=0.0625", "architecture.hidden=[256, 256]", "training.epochs=1", "training.batch_size=8")
 # Kernels of conv1 to conv5 as the paper's net on one GPU has them: half of them, but for conv5 (footnote 3).
@@ -100,7 +100,7 @@ def test_it_trains_and_its_graph_has_the_operators_that_are_left(
         LabelledImages(classes=tiny_data.classes, train=tiny_data.train[::2], val=tiny_data.val[::4]),
         recipe,
         folder,
-        TrainOptions(device="cpu", threads=1),
+        RunOptions(device="cpu", threads=1),
         lambda event: losses.append(event.loss) if isinstance(event, Step) else None,
     )
     assert len(losses) == 3

@@ -19,7 +19,7 @@ from alexdeploy.images.folder import LabelledImages
 from alexdeploy.network.weights import Weights
 from alexdeploy.training.events import Event, Notice, Step
 from alexdeploy.training.pretrained import Parent, kept_rows, read_parent, recipe_for_child
-from alexdeploy.training.trainer import TrainOptions, train
+from alexdeploy.training.trainer import RunOptions, train
 
 ARCHITECTURE = ("architecture.input=67", "architecture.width=0.0625", "architecture.hidden=[256, 256]")
 STILL = ("training.learning_rate=1e-30", "training.epochs=1", "training.batch_size=20")
@@ -40,7 +40,7 @@ def tune(
     data: LabelledImages, parent: Parent, folder: ModelFolder, *overrides: str, resume: bool = False
 ) -> list[Event]:
     events: list[Event] = []
-    options = TrainOptions(device="cpu", threads=1, parent=parent, resume=resume)
+    options = RunOptions(device="cpu", threads=1, parent=parent, resume=resume)
     train(data, recipe_for(parent, *overrides), folder, options, events.append)
     return events
 
@@ -145,7 +145,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_its_parent_alone(tmp_path, 
         if isinstance(event, Step) and (event.epoch, event.step) == (2, 1):
             raise KeyboardInterrupt
 
-    options = TrainOptions(device="cpu", threads=1, parent=parent)
+    options = RunOptions(device="cpu", threads=1, parent=parent)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_data, recipe_for(parent, *overrides), stopped, options, interrupt)
     other = dataclasses.replace(parent, weights_sha256="0" * 64)
@@ -177,7 +177,7 @@ def test_another_width_is_refused_and_nothing_is_touched(tmp_path, tiny_data, pa
     before = folder.weights_path.read_bytes()
     parent = read_parent(parent_folder)
     recipe = recipe_for(parent, "architecture.width=0.25")
-    options = TrainOptions(device="cpu", threads=1, parent=parent, overwrite=True)
+    options = RunOptions(device="cpu", threads=1, parent=parent, overwrite=True)
     with pytest.raises(
         RecipeError, match=r"conv1\.weight would be \[24, 3, 11, 11\]; parent has it as \[8, 3, 11, 11\]"
     ):

@@ -33,9 +33,9 @@ from alexdeploy.training.learner import Learner
 from alexdeploy.training.log import log_path, read_log
 from alexdeploy.training.parallel import ALONE, ProcessGroup, SlicedDropout, _reason, process_group
 from alexdeploy.training.torchrun import Launch, launched
-from alexdeploy.training.trainer import TrainOptions, train
+from alexdeploy.training.trainer import RunOptions, train
 
-ONE_THREAD = TrainOptions(device="cpu", threads=1)
+ONE_THREAD = RunOptions(device="cpu", threads=1)
 RESUME = dataclasses.replace(ONE_THREAD, resume=True)
 RECIPE = ("architecture.dropout=0.5", "training.batch_size=7", "training.augmentation.jitter=0.2", "training.epochs=4")
 """40 images in steps of 7 or 6, 24 in all: one process has 4 or 3 rows, the other 3."""
@@ -95,7 +95,7 @@ def _train(
     data: Path,
     folder: Path,
     *overrides: str,
-    options: TrainOptions = ONE_THREAD,
+    options: RunOptions = ONE_THREAD,
     on_event: Callable[[Event], None] | None = None,
 ) -> list[Event]:
     """Train in this process, or in both if this is one of a pair; returns what was told here."""

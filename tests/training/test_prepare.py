@@ -30,9 +30,9 @@ from alexdeploy.training.checkpoint import read_checkpoint
 from alexdeploy.training.data import open_data
 from alexdeploy.training.events import Event, Notice, Started, Step
 from alexdeploy.training.prepare import Prepared, PrepareOptions, prepare
-from alexdeploy.training.trainer import TrainOptions, train
+from alexdeploy.training.trainer import RunOptions, train
 
-ONE_THREAD = TrainOptions(device="cpu", threads=1)
+ONE_THREAD = RunOptions(device="cpu", threads=1)
 SMALL = PrepareOptions(images_per_shard=7, num_threads=2)
 
 

@@ -24,9 +24,9 @@ from alexdeploy.inference.row import Row
 from alexdeploy.training import run
 from alexdeploy.training.events import AlreadyFinished, EpochFinished, Event
 from alexdeploy.training.publish import publish_best
-from alexdeploy.training.trainer import TrainOptions, train
+from alexdeploy.training.trainer import RunOptions, train
 
-ONE_THREAD = TrainOptions(device="cpu", threads=1, checkpoint_seconds=1e9)
+ONE_THREAD = RunOptions(device="cpu", threads=1, checkpoint_seconds=1e9)
 RESUME = dataclasses.replace(ONE_THREAD, resume=True)
 
 

@@ -13,7 +13,7 @@ from alexdeploy.images.preprocess import network_input
 from alexdeploy.network import reference
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import load_weights
-from alexdeploy.training.trainer import TrainOptions, train
+from alexdeploy.training.trainer import RunOptions, train
 
 
 @pytest.mark.parametrize("mean", ["image", "channel"])
@@ -23,7 +23,7 @@ def test_both_errors_are_those_of_float64_on_the_same_images(
     # So few steps that the network is still wrong about some of them.
     recipe = tiny_recipe("training.epochs=1", "training.learning_rate=0.0003", f"preprocessing.mean={mean}")
     folder = ModelFolder(tmp_path / "model")
-    spec = train(tiny_data, recipe, folder, TrainOptions(device="cpu", threads=1), lambda event: None)
+    spec = train(tiny_data, recipe, folder, RunOptions(device="cpu", threads=1), lambda event: None)
     assert spec.architecture is not None
     plan = plan_layers(spec.architecture, spec.num_classes)
     weights = load_weights(folder.weights_path, plan)

@@ -13,7 +13,7 @@ from alexdeploy.training import throughput
 from alexdeploy.training.log import log_path, read_log
 from alexdeploy.training.pixels import FilePixels
 from alexdeploy.training.throughput import SpeedMeter, loader_speed
-from alexdeploy.training.trainer import TrainOptions, train
+from alexdeploy.training.trainer import RunOptions, train
 
 BATCHES = [np.arange(10)] * 8
 
@@ -92,7 +92,7 @@ def test_an_epoch_of_no_steps_has_no_speed():
 
 def test_the_log_says_what_limits_training(tmp_path, tiny_data):
     folder = ModelFolder(tmp_path / "model")
-    options = TrainOptions(device="cpu", threads=1, cache_bytes=0)
+    options = RunOptions(device="cpu", threads=1, cache_bytes=0)
     train(tiny_data, tiny_recipe("training.epochs=2"), folder, options, lambda event: None)
     records = read_log(log_path(folder))
     assert all(record.step_images_per_second > 0 for record in records)

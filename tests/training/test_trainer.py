@@ -39,9 +39,9 @@ from alexdeploy.training.data import open_data
 from alexdeploy.training.events import AlreadyFinished, Decoded, EpochFinished, EpochRecord, Event, Started, Step
 from alexdeploy.training.log import TrainingLog, log_path, read_log
 from alexdeploy.training.pixels import FilePixels
-from alexdeploy.training.trainer import TrainOptions, train
+from alexdeploy.training.trainer import RunOptions, train
 
-ONE_THREAD = TrainOptions(device="cpu", threads=1)
+ONE_THREAD = RunOptions(device="cpu", threads=1)
 EMPTY = open_data(LabelledImages(classes=("a", "b"), train=(), val=()), "crop", num_threads=1)
 
 

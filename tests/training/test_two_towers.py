@@ -29,7 +29,7 @@ from alexdeploy.training.learner import Learner
 from alexdeploy.training.parallel import ProcessGroup, held_interrupts
 from alexdeploy.training.torchrun import Launch
 from alexdeploy.training.towers import TowerLearner, check_towers
-from alexdeploy.training.trainer import TrainOptions, train
+from alexdeploy.training.trainer import RunOptions, train
 
 CPU = torch.device("cpu")
 RECIPE = tiny_recipe("architecture.dropout=0.5")
@@ -296,7 +296,7 @@ def test_a_step_in_which_one_tower_overflowed_is_left_out_by_both(pair: Pair, on
 
 
 _TWO_EPOCHS = tiny_recipe("architecture.dropout=0.5", "training.epochs=2")
-_OPTIONS = TrainOptions(device="cpu", threads=1, parallel="towers")
+_OPTIONS = RunOptions(device="cpu", threads=1, parallel="towers")
 
 
 def test_the_published_model_is_that_of_one_process(pair: Pair, tiny_folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe, load_recipe
 from alexdeploy.images.folder import read_image_folder
 from alexdeploy.training.events import Event, Step
-from alexdeploy.training.trainer import TrainOptions, train
+from alexdeploy.training.trainer import RunOptions, train
 
 TINY = (
     "architecture.input=67",
@@ -49,7 +49,7 @@ def train_and_tell(data: Path, folder: Path, steps: Connection) -> None:
             if next(steps_taken) == 0:
                 steps.poll(PATIENCE)
 
-    options = TrainOptions(device="cpu", threads=1, resume=True, checkpoint_seconds=0.05)
+    options = RunOptions(device="cpu", threads=1, resume=True, checkpoint_seconds=0.05)
     try:
         train(
             read_image_folder(data),
