@@ -1,4 +1,4 @@
-# Two commands: `make demo` shows everything working, `make test` proves it. Both set up .venv by themselves.
+# `make demo` shows train, export and predict; `make test` runs the tests. Both create .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -18,7 +18,7 @@ help:
 	@echo "make gpu-models  train and export a model for test-gpu in $(GPU_MODELS)/, where torch is"
 	@echo "make check   lint, types, import contracts, then the tests: what CI runs"
 	@echo "make docs    write docs/cli.md, docs/options.md and docs/api.md again"
-	@echo "make bench   compare with other software and measure how costs grow, for half an hour; the loader of"
+	@echo "make bench   compare with other software and measure scaling, for half an hour; the loader of"
 	@echo "             training too: BENCH_OPTIONS='--train-images DIR'; all options: python -m benchmarks --help"
 	@echo "make clean   remove .venv and $(DEMO)/"
 
@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,dev]'
 	touch $@
 
-# The three commands of the README, as a newcomer types them, in a folder that starts empty.
+# The three commands of the README, in an empty folder.
 demo: setup
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
 	cd $(DEMO) && PATH="$(abspath $(BIN)):$$PATH" sh -ec '\
@@ -37,7 +37,7 @@ demo: setup
 		echo "$$ alexdeploy export --fp16"; alexdeploy export --fp16; \
 		echo "$$ alexdeploy predict images/ --tencrop"; alexdeploy predict images/ --tencrop'
 
-# Two processes: a file's tests stay together, so that what they share is made once.
+# Two processes; the tests of a file run in one process, so that their fixtures are built once.
 test: setup
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
