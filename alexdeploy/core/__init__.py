@@ -1,1 +1,1 @@
-"""What every room stands on: errors, the model spec, recipes, artifacts and metrics."""
+"""The base of all other rooms: errors, the model spec, recipes, the model folder and metrics."""

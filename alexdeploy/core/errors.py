@@ -13,7 +13,7 @@ from alexdeploy.core.python_words import in_python
 class AlexDeployError(Exception):
     """Base of every error that alexdeploy raises on purpose.
 
-    `message` says what is wrong, found against expected; `hint` is the command or the change that mends it. Both are
+    `message` says what is wrong, found against expected; `hint` is the command or the change that fixes it. Both are
     in the words of the command line, which prints them; str() of the error is in those of Python.
     """
 
@@ -92,7 +92,7 @@ class OutputError(AlexDeployError):
 
 
 class AlexDeployWarning(UserWarning):
-    """What a step tells while it goes on; given to `on_warning` instead where that is passed."""
+    """A warning of a running step; passed to `on_warning` instead, if given."""
 
 
 def warn(message: str) -> None:
@@ -111,7 +111,7 @@ def by_name(name: str) -> type[AlexDeployError]:
 
 @contextmanager
 def default_hint(hint: str) -> Iterator[None]:
-    """Give an error that has no hint of its own this one: whoever calls may know more than who raises."""
+    """Give an error that has no hint of its own this one: the caller may know more than the code that raises."""
     try:
         yield
     except AlexDeployError as exc:

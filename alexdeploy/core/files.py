@@ -1,4 +1,4 @@
-"""How files are hashed, and written so that no half file is ever seen."""
+"""Hashing of files, and atomic writes: no reader ever sees half a file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sha256_file(path: Path, max_bytes: int = MAX_DATA_BYTES) -> str:
             left = os.fstat(file.fileno()).st_size
             if left > max_bytes:
                 raise ModelError(f"{path} has {left:,} bytes; the limit is {max_bytes:,}")
-            # What is added meanwhile is none of it, and a file of the kernel's may have no end.
+            # Bytes appended meanwhile do not count, and a kernel file may have no end.
             while chunk := file.read(min(left, 1 << 20)):
                 digest.update(chunk)
                 left -= len(chunk)

@@ -1,4 +1,4 @@
-"""What was opened in one process cannot be used in its forks, which have its memory and none of its threads."""
+"""Objects opened in one process cannot be used in its forks, which have its memory but none of its threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hashes of large files, remembered for as long as the files are as they were: by what git's index goes by."""
+"""Hashes of large files, cached while the files are unchanged, by the same criteria as git's index."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _Memory = dict[str, tuple[int, int, int, _Digest]]
 def remembered_sha256(path: Path) -> str:
     """`sha256_file`, from memory if file, size and times are those of when it was hashed.
 
-    It tells whether a file of one's own has changed since, as fast as asking for its size. Nobody but the user, the
+    It shows whether the user's own file has changed, as fast as a stat call. Nobody but the user, the
     clock or the disk can deceive it: what must not be believed, like a file from elsewhere, is hashed by `sha256_file`.
     A write through a shared mapping changes the times when a page becomes dirty, and not again before that page was
     written back, some 30 seconds later: what is written in between is not seen until then. On Windows, and where the
@@ -72,7 +72,7 @@ def remembered_sha256(path: Path) -> str:
 def _keeps_change_time(found: stat_result, *folders: Path) -> bool:
     """Whether the file system of a file has a ctime of its own; `folders` are where that may be tried.
 
-    squashfs, vfat and many of FUSE give the mtime for it, which whoever writes a file can set back: there an image of
+    squashfs, vfat and many of FUSE give the mtime for it, which any writer of a file can set back: there an image of
     fixed times may take the place of another, file by file with the same inodes. Elsewhere the two are equal as well,
     in a file that nobody renamed or touched since it was written.
     """

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: obeyed within two seconds whatever the process is doing, or at a moment that suits."""
+"""Ctrl-C and SIGTERM: end the process within two seconds in any state, or after its work is saved."""
 
 from __future__ import annotations
 

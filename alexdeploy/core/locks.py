@@ -1,4 +1,4 @@
-"""One process at a time: the system's own locks, which end with the process that has them, however that ends."""
+"""One process at a time: system locks, which are released when their process ends in any way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alexdeploy.core.errors import UsageError
 from alexdeploy.core.files import output_error
 
 _MOST_SECONDS = 60.0
-"""For whoever only writes a few files."""
+"""For processes that only write a few files."""
 
 
 def take_lock(descriptor: int, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""How much memory this process may still take: the host's, or what a container leaves of it."""
+"""The memory that this process may still allocate: the host's, or the rest of a container's limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Softmax, top-k choices, and how far errors and confidences can be trusted: the same wherever they are needed."""
+"""Softmax, top-k choices, confidence intervals of errors and calibration of probabilities, shared by all rooms."""
 
 from __future__ import annotations
 

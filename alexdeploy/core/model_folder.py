@@ -58,7 +58,7 @@ class ModelFolder:
 
     @property
     def checkpoint_path(self) -> Path:
-        """What a run that was stopped goes on from."""
+        """The checkpoint from which an interrupted run resumes."""
         return self.checkpoints / "last.pt"
 
     @property
@@ -76,7 +76,7 @@ class ModelFolder:
 
     @property
     def publish_lock(self) -> Path:
-        """The lock file of whoever replaces weights and graphs; unlike `.lock`, not for as long as a run takes."""
+        """The lock file for replacing weights and graphs; unlike `.lock`, it is not held during a whole run."""
         return self.path / ".publish.lock"
 
     @property
@@ -162,7 +162,7 @@ class ModelFolder:
         return any(os.path.exists(path) for path in parts)
 
     def check_unused(self, *, can_resume: bool = False) -> None:
-        """Raise UsageError if it is in use; with `can_resume` training may go on with what is there."""
+        """Raise UsageError if it is in use; with `can_resume`, training may resume."""
         if self.is_used:
             resume = "Resume it: --resume\n" if can_resume else ""
             is_model = self.spec_path.exists() or not self.checkpoint_path.exists()
@@ -172,7 +172,7 @@ class ModelFolder:
             )
 
     def clear(self, keep: Collection[Path] = ()) -> None:
-        """Remove the model, but for the files to `keep` and what is none of it. Raises OutputError.
+        """Remove the model, except for the files to `keep` and unrelated files. Raises OutputError.
 
         The spec goes first, without which a folder is no model.
         """

@@ -19,7 +19,7 @@ else:
 
 
 def apply_override(data: dict[str, Any], override: str, cls: type, hidden: frozenset[str]) -> None:
-    """Put the value of `key=value` where its dotted key says; `hidden` are top keys that nobody sets.
+    """Put the value of `key=value` where its dotted key says; `hidden` are top keys that cannot be set.
 
     Raises RecipeError for a key that `cls` and the dataclasses in it do not have; it suggests the nearest.
     """

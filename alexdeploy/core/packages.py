@@ -44,14 +44,14 @@ def tensorrt_version() -> str | None:
 
 
 def backend_version(name: str) -> str:
-    """The version of a backend, or of another package by its name; "unknown" if it does not tell."""
+    """The version of a backend, or of another package by its name; "unknown" if it has none."""
     # ONNX Runtime has a distribution for each kind of device.
     names = ("onnxruntime", "onnxruntime-gpu") if name == "onnxruntime" else (name,)
     return (tensorrt_version() if name == "tensorrt" else package_version(*names)) or "unknown"
 
 
 def versions_for_report(backends: Iterable[str]) -> dict[str, str]:
-    """The versions of what a result depends on, by name: ours, Python's and the libraries'; "unknown" if not told."""
+    """The versions that a result depends on, by name: ours, Python's and the libraries'; "unknown" if it has none."""
     versions = {"alexdeploy": __version__, "python": platform.python_version()}
     names = ("numpy", "pillow", *dict.fromkeys(backends))
     return versions | {name: backend_version(name) for name in names}

@@ -1,4 +1,4 @@
-"""How many processors this process may use: what the number of threads follows."""
+"""How many processors this process may use: the default number of threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How files are opened for reading: regular ones alone, never waited for, and never more than a limit of bytes."""
+"""Opening files for reading: only regular files, without blocking, and at most a limit of bytes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_exists(path: str | os.PathLike[str], *, hint: str | None = None) -> No
     """Raise UsageError for a path that was named and is not there. A broken link is there."""
     try:
         is_there = os.path.lexists(path)
-    # Not a path that any file can have: whoever opens it says why.
+    # Not a valid path: opening it raises the reason.
     except ValueError:
         is_there = True
     if not is_there:
@@ -80,7 +80,7 @@ def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
 
 
 def open_regular(path: str | os.PathLike[str], *, own_pipe: bool = False) -> io.BufferedReader:
-    """Open a regular file, or a link to one, to read its bytes. Returns at once, whatever the path leads to.
+    """Open a regular file, or a link to one, to read its bytes. Returns immediately for any kind of path.
 
     With `own_pipe` also a pipe that this process was started with, by its name in /dev/fd. Raises OSError, whose
     `strerror` says why, for a folder, a fifo, a socket, a device and a file of /proc that has more bytes than it says,
@@ -96,7 +96,7 @@ def open_regular(path: str | os.PathLike[str], *, own_pipe: bool = False) -> io.
 
 
 def read_regular(path: str | os.PathLike[str], max_bytes: int, *, own_pipe: bool = False) -> bytes:
-    """The bytes of a file, opened by `open_regular`. Takes memory for what is there, and not for `max_bytes`.
+    """The bytes of a file, opened by `open_regular`. Allocates memory for the content, not for `max_bytes`.
 
     Raises OSError for a file with more than `max_bytes`, and where there is not enough memory for it.
     """
@@ -137,7 +137,7 @@ def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
 
 
 def decode_json(content: bytes | str, kind: type[_T]) -> _T:
-    """Like msgspec's, but whatever is wrong with `content` is a msgspec.DecodeError."""
+    """Like msgspec's, but every error in `content` is a msgspec.DecodeError."""
     try:
         return msgspec.json.decode(content, type=kind)
     # Not UTF-8, and nested without end.

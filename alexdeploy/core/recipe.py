@@ -138,7 +138,7 @@ FINE_TUNING = Training(
     schedule="cosine",
     init=Init(std=0.01, biased_layers=()),
 )
-"""Half of the paper's rate for what is there, all of it for the new last layer: measured in docs/training.md.
+"""Half of the paper's rate for existing layers, the full rate for the new last layer: measured in docs/training.md.
 
 A few hundred images make few steps an epoch: small batches, and more epochs than a large set needs.
 """
@@ -197,7 +197,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 def fine_tuning_recipe(
     parent: ModelSpec, parent_sha256: str, name: str | Path | None = None, overrides: Iterable[str] = ()
 ) -> Recipe:
-    """How to go on from the weights of `parent`, whose architecture and preprocessing it keeps.
+    """The recipe that continues from the weights of `parent` and keeps its architecture and preprocessing.
 
     The rest is that of the recipe `name`, or FINE_TUNING. Raises RecipeError as `load_recipe` does, and for an override
     of the preprocessing: the weights were trained with the parent's.

@@ -1,4 +1,4 @@
-"""What a model is: architecture, preprocessing, classes and provenance. Frozen; stored as `spec.json`."""
+"""The model spec: architecture, preprocessing, classes and provenance. Frozen; stored as `spec.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every backend is: an engine that maps uint8 images to probabilities, opened on one device."""
+"""The engine protocol of every backend: it maps uint8 images to probabilities on one device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NumViews = Literal[1, 5, 10]
 
 TENSORRT_STREAMS = 2
 """Batches that TensorRT has in flight: one is copied while the other is computed. Each stream reserves memory for the
-greatest batch of its engine, whatever the batches are."""
+greatest batch of its engine, for any batch size."""
 
 
 class Predictions(NamedTuple):

@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU the engine that is everywhere, on an NVIDIA GPU the second one, beside TensorRT."""
+"""ONNX Runtime: available on every CPU; on an NVIDIA GPU the second choice after TensorRT."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _VIEWS_AT_ONCE = 40
 """Views that are computed together: with more nothing gets faster, and what lies between layers leaves the cache."""
 
 _LRN_MAPS = 16
-"""OpenVINO's bfloat16 LRN for AVX-512 takes multiples of so many maps."""
+"""OpenVINO's bfloat16 LRN for AVX-512 needs a multiple of this number of maps."""
 
 _CACHE_BYTES = 2 << 30
 """Compiled models kept in the cache, one for each precision, number of views and number of images at once: of the full
@@ -199,7 +199,7 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": str(self._num_threads),
             "ENABLE_CPU_PINNING": "NO",
         }
-        # A home folder may be that of many machines. Streams and threads are set anew when a model is imported.
+        # A home folder may be that of many machines. Streams and threads are set again when a model is imported.
         device_name = core.get_property("CPU", "FULL_DEVICE_NAME")
         processor = (platform.machine(), device_name, max_cpu_isa(), sorted(capabilities))
         self._cache_key = sha256_bytes(repr((self._key, hint, processor)).encode())[:32]
@@ -222,7 +222,7 @@ class OpenVINOEngine:
                 # OpenVINO loads a damaged blob without a word, and then gives other answers.
                 if remembered_sha256(path) == path.stem.partition("-")[2]:
                     return self._import(core, path, config)
-        # Not there, damaged, or of another build: then it is compiled again, and written anew.
+        # Not there, damaged, or of another build: then it is compiled and written again.
         return None
 
     def _import(self, core: ov.Core, path: Path, config: dict[str, str]) -> ov.CompiledModel:

@@ -1,4 +1,4 @@
-"""Where an engine's time goes, layer by layer, as its own runtime tells it: on one core, so that times add up."""
+"""The time of each layer as reported by an engine's runtime: on one core, so that times add up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.graphs.runner import new_session
 
 PROFILED: tuple[Backend, ...] = ("openvino", "onnxruntime")
-"""Backends whose runtimes tell the time of each layer."""
+"""Backends whose runtimes report the time of each layer."""
 
 _NUM_RUNS = 5
 _AFTER_NETWORK = tuple(PREFIX + name for name in ("softmax", "by_view", "answers", "logits"))
@@ -46,7 +46,7 @@ def profile(
 ) -> tuple[LayerTime, ...]:
     """Run `images`, uint8 [N, 256, 256, 3], a few times on one core; the median of each layer, in their order.
 
-    Raises UsageError for a backend that tells nothing of its layers, DeviceError and ModelError.
+    Raises UsageError for a backend that does not report times of layers, DeviceError and ModelError.
     """
     if backend not in PROFILED:
         raise UsageError(f"{backend} does not report times of layers", hint=f"Backends that do: {', '.join(PROFILED)}")

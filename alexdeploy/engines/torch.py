@@ -1,4 +1,4 @@
-"""PyTorch itself, straight from the weights: the slowest engine, and the one that the others are judged by."""
+"""PyTorch, directly from the weights: the slowest engine, and the reference for the others."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""An ONNX graph as a thing to read, derive and run: what is on disk, and the forms that engines take."""
+"""ONNX graphs: read, derived and run; the files on disk, and the forms that engines need."""

@@ -1,4 +1,4 @@
-"""Walking in an ONNX graph, the branches of If and Loop included, and reading what its nodes say."""
+"""Traversing an ONNX graph, including the branches of If and Loop, and reading attributes of its nodes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def attribute(node: NodeProto, name: str, default: _Value) -> _Value:
 
 
 def has_padding(conv: NodeProto) -> bool:
-    """Whether a convolution sees anything beyond the edges, as far as its attributes tell."""
+    """Whether a convolution is padded, according to its attributes."""
     return any(attribute(conv, "pads", [0])) or attribute(conv, "auto_pad", b"NOTSET") != b"NOTSET"
 
 

@@ -1,4 +1,4 @@
-"""ONNX files on disk: one file each, carrying the spec and the hash of what they were made from."""
+"""ONNX files on disk: one file each, with the spec and the hash of their source in the metadata."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def read_graph(path: Path) -> Graph:
     except DecodeError as exc:
         raise ModelError(f"{path} is not an ONNX file, or it is truncated ({len(content):,} bytes)") from exc
     for tensor in _tensors(model):
-        # A path inside the file would make us read whatever it names.
+        # A path inside the file would make us read any file that it names.
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ModelError(
                 f"{path} stores {tensor.name} in an external file, which is not supported",
@@ -91,7 +91,7 @@ def read_graph(path: Path) -> Graph:
 def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source, precision: Precision | None = None) -> bytes:
     """The bytes of a file that holds `model`, the spec, and what it was made from. Replaces the model's metadata.
 
-    `precision` is what the graph was made as; None for somebody else's, which may hold anything.
+    `precision` is the precision that the graph was made in; None for an imported graph, which may contain any.
     """
     facts = {
         SPEC_KEY: msgspec.json.encode(spec).decode(),
@@ -146,7 +146,7 @@ def deploy(graph: Graph, spec: ModelSpec, num_views: int, mean_image: NDArray[np
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    # By way of every field, whatever it is: graphs, branches, local functions, training, attributes, sparse tensors.
+    # Through every field: graphs, branches, local functions, training, attributes, sparse tensors.
     if isinstance(message, onnx.TensorProto):
         yield message
         return

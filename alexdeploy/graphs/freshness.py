@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself, and whether that still holds: read without reading the graph."""
+"""The metadata of an ONNX file, and whether they still hold: read without reading the graph."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _METADATA_PROPS = 14
 
 
 def read_metadata(path: Path) -> GraphMetadata:
-    """What the file says of itself. The graph is passed over: whoever runs it reads it with `read_graph`.
+    """The metadata of the file. The graph is skipped; to run it, read it with `read_graph`.
 
     Raises ModelError for a file that is no ONNX file.
     """

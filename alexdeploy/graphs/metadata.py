@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself."""
+"""The metadata of an ONNX file."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class GraphMetadata:
 
     @property
     def weights_sha256(self) -> str | None:
-        """The hash of the weights that it comes from, at any remove; None for an imported model."""
+        """The hash of the weights that it was derived from, directly or not; None for an imported model."""
         return self.metadata.get(WEIGHTS_KEY)
 
     @property
     def network_sha256(self) -> str:
-        """What tells the network apart: its weights, or for an imported model its FP32 file."""
+        """What identifies the network: its weights, or its FP32 file for an imported model."""
         is_derived = self.metadata.get(SOURCE_NAME_KEY) == ModelFolder(Path()).onnx_path().name
         return self.weights_sha256 or (self.metadata[SOURCE_KEY] if is_derived else self.sha256)
 

@@ -1,4 +1,4 @@
-"""The deployment graph in the form that OpenVINO runs fastest: the same sums, with less moved about in memory."""
+"""The deployment graph in the form that OpenVINO runs fastest: the same sums with fewer copies in memory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _factored_bias(graph: onnx.GraphProto, lrn: NodeProto, k: float, opset: int)
     multiply = helper.make_node("Mul", [lrn.output[0], factor.name], [output], f"{output}/bias_factor")
     if opset < _CAST_LIKE_OPSET:
         return [multiply]
-    # In somebody else's FP16 graph the LRN may be FP16.
+    # In an imported FP16 graph the LRN may be FP16.
     multiply.input[1] = f"{output}/typed_bias_factor"
     cast = helper.make_node("CastLike", [factor.name, lrn.output[0]], [multiply.input[1]], multiply.input[1])
     return [cast, multiply]

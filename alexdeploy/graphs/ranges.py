@@ -1,4 +1,4 @@
-"""`calibration/<model>.ranges.json`: what the tensors of one graph were seen to hold, and on which images."""
+"""`calibration/<model>.ranges.json`: the ranges of one graph's tensors, and the images they were measured on."""
 
 from __future__ import annotations
 

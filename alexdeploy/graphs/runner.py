@@ -55,7 +55,7 @@ def run_graph(
 ) -> list[NDArray[Any]]:
     """Run a network once; `outputs` may name any tensors inside it, default its outputs.
 
-    Raises whatever ONNX Runtime raises: of a graph just imported, the caller knows better what that means.
+    Raises the exceptions of ONNX Runtime; for an imported graph the caller translates them.
     """
     names = list(_output_names(model) if outputs is None else outputs)
     return _run(_open_session(model, names), names, {model.graph.input[0].name: images})

@@ -1,7 +1,7 @@
 """A deployment graph cut into stages for two devices: by towers, as on the two GPUs of 2012, or as a pipeline.
 
 By towers each device holds half of every layer's maps or units. A layer that sees only its own tower (conv2, conv4,
-conv5) goes on with what its device has. Before one that sees both (conv3, the fully connected layers) the devices give
+conv5) uses the maps of its device. Before one that sees both (conv3, the fully connected layers) the devices give
 each other their halves; then each computes half of the outputs from all of the inputs (Krizhevsky et al. 2012, section
 3.2 and figure 2). The last layer and the average over views are on the first device alone: the paper draws one layer
 of 1000 after both halves and does not say where it ran, and it is 7 % of the fully connected multiplications.

@@ -1,4 +1,4 @@
-"""The graph that TensorRT is given: the deployment graph, in the form that each of its major versions reads."""
+"""The graph for TensorRT: the deployment graph, in the form that each of its major versions reads."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def unroll_towers(model: onnx.ModelProto) -> onnx.ModelProto:
 def tower_folds(nodes: Sequence[NodeProto], weights: Mapping[str, TensorProto]) -> set[str]:
     """What the nodes give out that fold two towers into the batch round an LRN, from Reshape to Reshape.
 
-    They are told by what they do, [N, C, H, W] to [2N, C / 2, H, W] and back: a name may be anybody's.
+    They are recognized by their effect, [N, C, H, W] to [2N, C / 2, H, W] and back, not by their names.
     """
     readers: dict[str, list[NodeProto]] = {}
     for node in nodes:

@@ -1,1 +1,1 @@
-"""From files, folders and archives to uint8 images of 256x256x3, and the views cut from them."""
+"""Files, folders and archives decoded to uint8 images of 256x256x3, and the views cut from them."""

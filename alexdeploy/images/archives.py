@@ -131,7 +131,7 @@ def _tar_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
 
 
 def _open_tar(file: BufferedReader) -> tarfile.TarFile:
-    """Open an archive in the compression that its bytes tell, with `seek` and not as a stream of tarfile's ("r|*").
+    """Open a tar with the compression detected from its bytes, with `seek` and not as a stream of tarfile's ("r|*").
 
     A stream copies all that a block inflates to for each 10 KB that it skips, and knows one member of a gzip file.
     """

@@ -1,6 +1,6 @@
 """The only decoder: training, calibration and prediction all get their pixels here.
 
-Bytes nobody vouches for go in, so what Pillow raises, and it raises nearly everything, comes out as
+The input is untrusted bytes, for which Pillow raises nearly every exception; all of them become
 ImageError, and what it warns of stays inside.
 """
 
@@ -71,7 +71,7 @@ _PLUGINS = (
 )
 
 # Kinds that are not read, by how their files begin: their decoders are in some builds of Pillow and not in others, or
-# in none. The dots stand for the length of the first box of an ISO media file.
+# in none. The dots match the length of the first box of an ISO media file.
 _OTHER_KINDS = (
     (rb"....ftyp(avif|avis)", "an AVIF image"),
     (rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", "a HEIC image"),
@@ -101,7 +101,7 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
 
     "crop" brings the shorter side to 256 and keeps the centre square (Krizhevsky et al. 2012, section 2);
     "warp" brings both sides to 256, as Caffe's networks were trained. The first frame of an animation
-    counts; transparency is laid over white. The format is told from the bytes, whatever the file is called.
+    counts; transparency is laid over white. The format is detected from the bytes, not from the file name.
     Raises ImageError for anything that is not a whole image of one of FORMATS. Safe in threads.
     """
     if resize not in get_args(ResizePolicy):
@@ -169,7 +169,7 @@ def _loaded_to_square(
     image: Image.Image, data: bytes, resize: ResizePolicy, drafted: Box | None
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """`drafted` is the box of the picture in what libjpeg decoded at a fraction."""
-    # PNG and TIFF tell their orientation only now, and TIFF has applied it, sides and all.
+    # PNG and TIFF report their orientation only now, and TIFF has applied it, sides and all.
     size = (float(image.width), float(image.height)) if drafted is None else drafted[2:]
     orientation = _orientation(image)
     pixels = _to_eight_bit(image, data)

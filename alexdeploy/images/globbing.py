@@ -23,7 +23,7 @@ _Identity = tuple[int, int]
 def expand(pattern: str) -> Iterator[Found]:
     """Find what matches `pattern`, in no order; a folder that could not be listed comes with the reason.
 
-    As in a shell, a leading dot must be in the pattern. `**` stands for any number of folders, hidden ones left out;
+    As in a shell, a leading dot must be in the pattern. `**` matches any number of folders except hidden ones;
     where several links lead to one folder, it goes into that folder once.
     """
     drive, tail = os.path.splitdrive(pattern)

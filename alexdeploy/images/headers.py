@@ -1,4 +1,4 @@
-"""What the headers of image files say that Pillow does not tell."""
+"""Fields of image headers that Pillow does not report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classes of a model, found by what folders and lists call them."""
+"""The classes of a model, found by the names in folders and lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WNID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
 
 
 def class_key(name: str) -> str:
-    """What tells a class: the WordNet id that its name begins with, else the name."""
+    """The key of a class: the WordNet id that its name begins with, else the name."""
     match = _WNID.match(name)
     return match[1] if match else name
 

@@ -190,7 +190,7 @@ def _find_form(lines: Sequence[str]) -> _Form:
 
 
 def _try(lines: Sequence[str], separator: str) -> _Form | None:
-    """The form of a list without a header if `separator` is what separates, told by the names."""
+    """The form of a list without a header if `separator` is its separator, recognized by the names."""
     rows = [_split(line, separator) for line in lines]
     cells = [row for row in rows if row is not None and len(row) > 1]
     if len(cells) < len(rows):

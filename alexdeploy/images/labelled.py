@@ -1,4 +1,4 @@
-"""Which image has which label: class folders whose names a model knows, or a list of names and labels."""
+"""Labels of images: class folders with names of a model's classes, or a list of names and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""libtiff's errors, which it prints to stderr without the name of a file, raised in the thread that decodes.
+"""libtiff's errors, which it prints to stderr without a file name, raised in the decoding thread.
 
 libtiff has one error handler for the whole process. The one set here keeps the messages of threads that decode with
 `errors_raised`, and hands those of all others to the handler that was there before.

@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = (
     ".tiff",
     ".webp",
 )
-"""Of what is read; what a file really is, its bytes tell."""
+"""Suffixes of files that are read; the format itself is detected from the bytes."""
 
 _OTHER_SUFFIXES = (
     ".avif",
@@ -135,13 +135,13 @@ class _Entry(NamedTuple):
 def is_image_name(name: str) -> bool:
     """Tell by its suffix whether a file found in a folder or an archive counts as an image.
 
-    A photograph of a kind that is not read counts: it is told when it is read, and is not left out in silence.
+    A photograph of an unsupported type counts: it has an error row and is not skipped silently.
     """
     return name.lower().endswith(_LISTED_SUFFIXES)
 
 
 def raw_problem(name: str) -> str | None:
-    """What is wrong with a camera's raw file, told by its suffix; None for any other.
+    """The problem of a camera raw file, recognized by its suffix; None for any other.
 
     By its bytes many a raw file is a TIFF, the first image of which is a thumbnail.
     """
@@ -160,7 +160,7 @@ def walk_images(folder: str, skipped: Skipped | None = None) -> Iterator[Found]:
 
     Links to folders are followed, except back into a folder that the walk is inside of, and one link to each folder:
     folders that link to each other have as many paths as there are orders of them. Only the names in the folders on the
-    way down are in memory. A folder that cannot be listed is told, not raised. `skipped` counts what is passed over.
+    way down are in memory. A folder that cannot be listed is reported, not raised. `skipped` counts skipped files.
     """
     # A stack and not recursion: a tree may be deeper than Python's frames.
     ancestors: list[tuple[int, int]] = []
@@ -216,6 +216,6 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     """Whether `entry` is a folder, or a link to one."""
     try:
         return entry.is_dir()
-    # A link that leads to itself. Whoever reads it will be told.
+    # A link that leads to itself; reading it gives the error.
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""A packed set: images decoded once, 256x256, in shards that are read where they lie; see packed_files.py."""
+"""A packed set: images decoded once, 256x256, in memory-mapped shards; see packed_files.py."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def _open_split(folder: Path, split: Split, part: SplitIndex, index: Index) -> P
 
 
 def _allow_open_files(num_files: int) -> None:
-    """Let this process open so many, as far as the system allows it: each shard is one."""
+    """Raise this process's limit of open files to this number, as far as the system allows: each shard is one."""
     if sys.platform == "win32":
         return
     import resource

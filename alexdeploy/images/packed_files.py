@@ -1,4 +1,4 @@
-"""The files of a packed set: their names, and what those that tell of it say.
+"""The files of a packed set: their names, and the contents of its metadata files.
 
 plan.json          what the set is made of, written first
 train-00000.bin    a shard: rows of uint8 [256, 256, 3], one after the other, or JPEGs and then where each begins
@@ -33,7 +33,7 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a set is made of. `jpeg_quality` None stands for raw rows.
+    """What a set is made of. `jpeg_quality` None means raw rows.
 
     `arguments` are what follows `alexdeploy prepare`, first the data; the set's own folder is not among them.
     """

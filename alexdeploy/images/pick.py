@@ -1,4 +1,4 @@
-"""Photographs to check a model on: those that are named, else its training data, else rendered pictures."""
+"""Photographs to check a model on: the given ones, else its training data, else rendered pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from alexdeploy.images.shapes import CLASSES, render_image
 from alexdeploy.images.sources import Source, check_named, iter_sources, printable_path
 
 MOST_SOURCES = 100_000
-"""Of what lies behind a name, so many are looked at: in a larger folder, the first ones."""
+"""The most images of one input that are considered: in a larger folder, the first ones."""
 
 
 class Picked(NamedTuple):
@@ -42,7 +42,7 @@ def pick_sources(named: Sequence[str] | None, spec: ModelSpec, count: int, *, nu
         return Picked(", ".join(named), *_spread(iter_sources(named), count))
     trained_on = str(spec.provenance.get("data") or "")
     if trained_on and Path(trained_on).is_dir():
-        # The name comes from spec.json, whoever wrote that: behind a folder it is never a list or standard input.
+        # The name comes from spec.json, which anyone may have written: it is a folder, never a list or standard input.
         found = iter_sources([os.path.join(os.curdir, trained_on)])
         picked = Picked(trained_on, *_spread(found, count + num_spare))
         if any(source.problem is None for source in picked.sources):

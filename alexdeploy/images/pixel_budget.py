@@ -1,4 +1,4 @@
-"""How many pixels are decoded at a time, by all threads together: what a few kilobytes of a file can ask for."""
+"""A limit on the pixels that all threads decode at a time: a file of a few kilobytes can have millions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PixelBudget:
 
     @contextmanager
     def take(self, num_pixels: int) -> Iterator[None]:
-        """Wait for a place for so many pixels, and give it back when the block ends. Safe in threads."""
+        """Reserve this number of pixels, waiting if necessary, and release them when the block ends. Thread-safe."""
         if num_pixels <= self._free_pixels:
             yield
             return

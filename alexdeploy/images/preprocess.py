@@ -1,4 +1,4 @@
-"""The reference preprocessing in NumPy: what the deployment graph does, for checks and for peers."""
+"""The reference preprocessing in NumPy: the same as in the deployment graph, for checks and benchmarks."""
 
 from __future__ import annotations
 

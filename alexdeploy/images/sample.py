@@ -1,4 +1,4 @@
-"""The rendered data set: ten classes of shapes, so that training works where nobody has given any data."""
+"""The rendered data set: ten classes of shapes, so that training works without data."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_sample(
     """Render a data set to folder/train/<class> and folder/val/<class>, and return the folder.
 
     `num_train` and `num_val` are images of each of the ten classes; the same seed gives the same bytes (with
-    the same Pillow and NumPy), image by image, whatever the counts. A run that was killed is completed by
+    the same Pillow and NumPy), image by image, for any counts. An interrupted run is completed by
     the next with the same arguments; a finished sample is returned at once. `progress` gets images done and
     images in all. Raises UsageError if the folder holds anything else, OutputError if it cannot be written.
     """
@@ -166,7 +166,7 @@ def _render_jpeg(key: tuple[int, int, int, int]) -> bytes:
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that its name never stands for half of it."""
+    """Write a file atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Textured shapes drawn by chance: what the rendered data set shows."""
+"""Randomly drawn textured shapes: the pictures of the rendered data set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MIN_CONTRAST = 105.0
 def render_image(class_index: int, rng: Rng) -> Image.Image:
     """Draw one shape of class CLASSES[class_index] somewhere on a background: RGB, sides of 180 to 640.
 
-    Place, size, turn, colours and textures are drawn from `rng` and tell nothing about the class. The shape
+    Place, size, turn, colours and textures are drawn from `rng` and are independent of the class. The shape
     lies within the centre square of the image, which is what the decoder keeps.
     """
     width, height = _draw_size(rng)
@@ -47,7 +47,7 @@ def _draw_colours(rng: Rng) -> tuple[Array, Array]:
     """Draw two tones each for shape and background, float [2, 3]; the pairs differ, the tones less so."""
     while True:
         paint, ground = rng.uniform(15, 240, (2, 3))
-        # Brightness tells things apart better than hue, to people and after JPEG's chroma subsampling.
+        # Brightness separates objects better than hue, to people and after JPEG's chroma subsampling.
         distance = math.sqrt(float(((paint - ground) ** 2 * (0.9, 1.6, 0.5)).sum()))
         if distance >= _MIN_CONTRAST:
             break

@@ -1,4 +1,4 @@
-"""What the user named, one image after the other: files, folders, globs, lists, archives, packed sets.
+"""The user's inputs, one image after the other: files, folders, globs, lists, archives, packed sets.
 
 Nothing named is ever left out: what cannot be read becomes a source that says so when it is read.
 """
@@ -327,9 +327,9 @@ def _is_kind(path: str, kind: int) -> bool:
 
 
 def printable_path(path: str) -> str:
-    r"""Write bytes of a path that are not UTF-8 as \xff, so that whatever prints the name can encode it."""
+    r"""Write bytes of a path that are not UTF-8 as \xff, so that the name can be encoded for printing."""
     try:
         return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    # A surrogate that stands for no byte: names on Windows can hold them.
+    # A surrogate that represents no byte: names on Windows can contain them.
     except UnicodeEncodeError:
         return path.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Which folders alexdeploy itself wrote: they may lie among the class folders of a data set and are no classes."""
+"""Folders that alexdeploy itself wrote: they may be among the class folders of a data set but are not classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_LEVELS = 3
 
 
 def is_written(folder: str) -> bool:
-    """Whether `folder` is one that alexdeploy writes, told by what it holds and not by its name.
+    """Whether `folder` is one that alexdeploy writes, recognized by its files and not by its name.
 
     A folder with an image in it is none, but for the photographs that `train` renders. A folder of such folders is one.
     """

@@ -1,1 +1,1 @@
-"""Models that others made: ONNX graphs and weights of many formats become a model folder."""
+"""Import of models: ONNX graphs and weights of many formats become a model folder."""

@@ -1,4 +1,4 @@
-"""Does an imported network give the answers of the file that it came from?"""
+"""Compares an imported network with the file that it came from."""
 
 from __future__ import annotations
 

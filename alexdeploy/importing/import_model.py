@@ -1,4 +1,4 @@
-"""A model folder from somebody else's file, whatever its format: what `alexdeploy import` does."""
+"""A model folder from an ONNX or weight file of any supported format: what `alexdeploy import` does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image input of somebody else's graph: which one it is, and the nodes that let it take float32 [N, 3, H, H]."""
+"""The image input of an imported graph: its selection, and the nodes that let it take float32 [N, 3, H, H]."""
 
 from __future__ import annotations
 

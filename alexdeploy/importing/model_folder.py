@@ -1,4 +1,4 @@
-"""What all imports share: the preprocessing that they were told, and the folder that they fill.
+"""Code shared by all imports: the given preprocessing, and the model folder that they write.
 
 The folder is refused while it is in use, written last and whole, and cleared of an earlier model.
 """
@@ -31,7 +31,7 @@ _CAFFE_MEAN = (104.007, 116.669, 122.679)
 """Of ILSVRC's images, BGR, in pixels of 0 to 255, as Caffe's examples have it."""
 
 _SMALL_SCALE = 0.1
-"""Below it means of pixels and of scaled ones are told apart: those of photographs are not under 25 everywhere."""
+"""Separates means of pixels from means of scaled pixels: those of photographs are not under 25 everywhere."""
 
 
 def class_names(given: tuple[str, ...] | None, num_classes: int, path: Path) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def graph_preprocessing(
     has_mean_image: bool,
     on_warning: Callable[[str], None] = warn,
 ) -> Preprocessing:
-    """What goes before a graph, which tells nothing of it: the recipe's, with what was given in its place.
+    """The preprocessing, which a graph does not contain: the recipe's, overridden by what was given.
 
     Raises UsageError where something is missing that cannot be guessed; warns of what is taken.
     """
@@ -126,7 +126,7 @@ def read_mean_image(path: Path) -> MeanImage:
     if path.suffix.lower() == ".npy":
         try:
             mean = np.load(io.BytesIO(content), allow_pickle=False)
-        # np.load raises whatever the readers of its header do: ValueError, OverflowError, TokenError, MemoryError ...
+        # np.load raises the exceptions of its header readers: ValueError, OverflowError, TokenError, MemoryError ...
         except Exception as exc:
             raise ModelError(f"{path} cannot be read as a NumPy array: {first_line(exc)}") from exc
         if not isinstance(mean, np.ndarray):

@@ -1,4 +1,4 @@
-"""Somebody else's network from the bytes of its weights: what each format tells, and what a recipe adds."""
+"""An imported network from the bytes of its weights: what each format contains, and what a recipe adds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NUMPY_RECIPES = {"bvlc_alexnet": "caffe-alexnet", "bvlc_reference_caffenet": "c
 """By the names that caffe-tensorflow gives its files: shapes are the same, the order of LRN and pooling is not."""
 
 _CAFFE_STEPS: Mapping[str, object] = {"channels": "bgr", "resize": "warp"}
-"""What Caffe's tools do: OpenCV reads BGR, convert_imageset warps to 256x256. The file tells neither."""
+"""What Caffe's tools do: OpenCV reads BGR, convert_imageset warps to 256x256. The file contains neither."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +52,9 @@ class Network:
 def read_network(
     path: Path, content: bytes, kind: WeightFormat, recipe: Recipe | None, on_warning: Callable[[str], None]
 ) -> tuple[Network, Recipe | None]:
-    """The network in a file, and the recipe that it needed: `recipe`, or the one that its names stand for.
+    """The network in a file, and the recipe that it needed: `recipe`, or the one identified by its names.
 
-    Raises ModelError for a file that is damaged or does not fit, UsageError if it does not tell its layers.
+    Raises ModelError for a file that is damaged or does not fit, UsageError if it has no layer definitions.
     """
     if kind == "caffe":
         return _from_caffe(path, content, recipe, on_warning), recipe

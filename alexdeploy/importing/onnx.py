@@ -1,4 +1,4 @@
-"""From somebody else's ONNX classifier to a model folder: `images` [N, 3, H, W] -> `logits` [N, C], batch dynamic."""
+"""From any ONNX classifier to a model folder: `images` [N, 3, H, W] -> `logits` [N, C], batch dynamic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output of somebody else's graph that holds the class scores: which one it is, and the nodes from it to logits."""
+"""The output of an imported graph that has the class scores: its selection, and the nodes from it to logits."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def choose_output(
     """The class scores among the outputs of `model`; `run` gives the named ones for one part after the other of
     the probe images, each of `batch` images.
 
-    They are told by shape, by the number of labels, by the operators that they come from, and last by their names.
+    They are recognized by shape, number of labels, the operators before them, and last by their names.
     Raises ModelError where none or more than one can be the scores, UsageError for one score without two labels.
     """
     outputs = _outputs(model, run, batch)

@@ -106,7 +106,7 @@ def refuse_other_format(path: Path, supported: Sequence[str]) -> NoReturn:
 
 
 def recognise(path: Path, content: bytes, on_warning: Callable[[str], None]) -> KnownFile | None:
-    """The published file that `content` is, whatever it is called; warns of one that has only its name."""
+    """The published file with this content, under any name; warns of a file that has only the name of one."""
     digests = {algorithm: hashlib.new(algorithm, content).hexdigest() for algorithm in ("sha1", "sha256")}
     for known in KNOWN:
         if digests[known.algorithm].startswith(known.digest):
@@ -121,7 +121,7 @@ def recognise(path: Path, content: bytes, on_warning: Callable[[str], None]) -> 
 
 
 def read_foreign(path: Path) -> bytes:
-    """The bytes of somebody's model. Raises ModelError for what was downloaded in its place."""
+    """The bytes of a model file. Raises ModelError for a web page or Git LFS pointer downloaded instead."""
     try:
         content = read_regular(path, MAX_DATA_BYTES)
     except OSError as exc:

@@ -69,7 +69,7 @@ def read_torch(content: bytes, source: str) -> StateDict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    # torch.load raises whatever its readers do: UnpicklingError, RuntimeError, EOFError, KeyError ...
+    # torch.load raises the exceptions of its readers: UnpicklingError, RuntimeError, EOFError, KeyError ...
     except Exception as exc:
         raise _refused(source, exc) from exc
     found = _choose(_state_dicts(found, torch.Tensor), found, source)
@@ -132,7 +132,7 @@ def _choose(candidates: Mapping[str, Mapping[str, Any]], checkpoint: object, sou
 
 def _refuse_inflated(content: bytes, source: str) -> None:
     """Raise ModelError for an archive that unpacks to more than itself: torch.save stores tensors as they are."""
-    # torch.load tells an archive by the same four bytes.
+    # torch.load recognizes an archive by the same four bytes.
     if not content.startswith(b"PK\x03\x04"):
         return
     try:
@@ -154,7 +154,7 @@ def _refuse_inflated(content: bytes, source: str) -> None:
 
 
 def _refused(source: str, exc: Exception) -> ModelError:
-    # torch's message tells a page about its own options; what was found in the file is one line in it.
+    # torch's message is a page about its own options; one line of it names what was found in the file.
     if name := re.search(r"GLOBAL ([\w.]+)", str(exc)):
         return ModelError(
             f"{source} is refused: loading it would call {name[1]}, which weights do not need",
@@ -167,7 +167,7 @@ def _refused(source: str, exc: Exception) -> ModelError:
 
 
 def has_torchvision_names(tensors: StateDict) -> bool:
-    """Whether these are the layers of torchvision's alexnet, which its names tell with all that is not in the file."""
+    """Whether these are the layers of torchvision's alexnet, whose names identify what is not in the file."""
     return {f"{name}.{kind}" for name in _TORCHVISION for kind in ("weight", "bias")} == set(plain_names(tensors))
 
 

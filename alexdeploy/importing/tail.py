@@ -27,7 +27,7 @@ _ROUNDING = ("Floor", "Ceil", "Round")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objection:
-    """Why an output cannot be imported. `has_better` tells whether an output before it may be taken in its place."""
+    """Why an output cannot be imported. `has_better`: whether an output before it can be used instead."""
 
     why: str
     hint: str
@@ -35,7 +35,7 @@ class Objection:
 
 
 def loses_classes(graph: GraphProto, output: str) -> str:
-    """Why the places of `output` do not stand for classes; empty if they do, as far as the operators tell."""
+    """Why the elements of `output` are not classes; empty if they are, as far as the operators show."""
     ops = [node.op_type for node in _tail(graph, output)]
     if "TopK" in ops:
         return "values of a TopK, which are not in the order of the classes"
@@ -47,7 +47,7 @@ def objection(graph: GraphProto, output: str, num_scores: int, total: float | No
     """Why `output` [N, num_scores] cannot be imported; None if it can.
 
     `total` is what its values sum to for each image, None if they have no constant sum. One score is never refused:
-    the user names what a low and a high value stand for. Nor are 1 - p and p of a binary model.
+    the user names the classes of a low and a high value. Nor are 1 - p and p of a binary model.
     """
     if num_scores == 1 or (num_scores == 2 and total == 1 and _are_both_of_one(graph, output)):
         return None
@@ -64,7 +64,7 @@ def objection(graph: GraphProto, output: str, num_scores: int, total: float | No
             why=f"ends in a {sigmoid.op_type}: a score for each label by itself, not one class out of {num_scores}",
             hint="Models of several labels for one image are not supported.",
         )
-    # The logarithm of shares are logits, whatever they sum to.
+    # The logarithms of shares are logits for any sum.
     shares = _tail(graph, output, ("Log",))
     softmax, rounding = _first(shares, ("Softmax",)), _first(shares, _ROUNDING)
     if softmax is None or (total is not None and rounding is None):

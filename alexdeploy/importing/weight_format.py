@@ -1,4 +1,4 @@
-"""Which format a file of weights has: by its first bytes, and by its name only where these do not tell."""
+"""The format of a weight file: detected from its first bytes, and from its name only if they do not identify it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def file_format(path: Path) -> WeightFormat | Literal["onnx"] | None:
-    """What to import a file as; by its name alone where it cannot be read, which whoever reads it reports."""
+    """The format to import a file as; from its name alone if it cannot be read, which its reader reports."""
     head = b""
     with suppress(OSError), open_regular(path) as file:
         head = file.read(HEAD_BYTES)

@@ -1,4 +1,4 @@
-"""From somebody else's weights to a model folder as `train` writes it."""
+"""From weights of other tools to a model folder as `train` writes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers that an Architecture stands for, as plain data: names, shapes, parameters, multiply-accumulates.
+"""The layers of an Architecture as plain data: names, shapes, parameters, multiply-accumulates.
 
 The PyTorch module, the NumPy reference, the exporter's check and `inspect` all read this one plan.
 """

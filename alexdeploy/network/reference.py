@@ -1,4 +1,4 @@
-"""The forward pass in NumPy float64, written from the formulas: the judge between two float32 implementations."""
+"""The forward pass in NumPy float64, written from the formulas: the reference for float32 implementations."""
 
 from __future__ import annotations
 

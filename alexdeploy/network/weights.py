@@ -33,7 +33,7 @@ def load_model_weights(
 ) -> ModelWeights:
     """The weights of a folder that has some, for use: those that `spec` was written with, as its architecture wants.
 
-    What is written into other files is to be hashed anew: `hash_file=sha256_file`. Raises ModelError and
+    A hash that is written into other files must be computed again: `hash_file=sha256_file`. Raises ModelError and
     StaleArtifactError.
     """
     # Before they are read: if they change in between, what is made of them is refused and not taken for the new ones.
@@ -82,7 +82,7 @@ def _restore(folder: ModelFolder) -> str:
 
 
 def _resume(folder: ModelFolder) -> str:
-    """Training and `export` write the weights first: one that was stopped there goes on with the spec."""
+    """Training and `export` write the weights first: after an interruption there, resuming writes the spec."""
     if folder.candidate.spec_path.is_file():
         return f"\nIf an export was stopped, run it again: alexdeploy export {folder.quoted}"
     if not folder.checkpoint_path.is_file():

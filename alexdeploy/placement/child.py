@@ -1,4 +1,4 @@
-"""A process of this package that works for another and may fail alone: what its two sides share, whatever they say.
+"""A worker process of this package that may fail alone: code shared by both sides, independent of their messages.
 
 `Child` is for the one that starts it; `adopt_stdio` and `failure_of` are for the one that is started.
 """
@@ -137,7 +137,7 @@ def take_over_stdout() -> IO[bytes]:
 
 
 def failure_of(exc: Exception, number: int | None = None) -> Failure:
-    """Of whatever a runtime raises as well, which is a DeviceError."""
+    """Also of any exception of a runtime, which is a DeviceError."""
     if not isinstance(exc, AlexDeployError):
         exc = DeviceError(f"{type(exc).__name__}: {first_line(exc)}")
     return Failure(kind=type(exc).__name__, message=exc.message, hint=exc.hint, number=number)

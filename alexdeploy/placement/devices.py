@@ -190,7 +190,7 @@ def _ask(nvml: Any, name: str, *arguments: object) -> Any:
 
 
 def _read_gpu(nvml: Any, index: int, driver: str | None) -> PhysicalGpu:
-    """Raises NVMLError where the GPU does not even tell its UUID."""
+    """Raises NVMLError if the GPU does not report its UUID."""
     gpu = nvml.nvmlDeviceGetHandleByIndex(index)
     uuid: str = nvml.nvmlDeviceGetUUID(gpu)
     capability = _ask(nvml, "nvmlDeviceGetCudaComputeCapability", gpu)
@@ -233,7 +233,7 @@ def environment_for(device: Device) -> dict[str, str]:
 
 
 def visible_devices(gpus: Sequence[PhysicalGpu], mask: str | None) -> tuple[Device, ...]:
-    """The devices that CUDA_VISIBLE_DEVICES=`mask` leaves, in its order, counted anew; all if it is None.
+    """The devices that CUDA_VISIBLE_DEVICES=`mask` leaves, in its order, renumbered; all if it is None.
 
     The mask names GPUs by index, UUID or the beginning of one; it ends, as in CUDA, before the first word that names
     none (CUDA Programming Guide, "Environment Variables"). A GPU with MIG on stands for all its instances.
@@ -272,7 +272,7 @@ def find_devices(
     """The devices that a text like "0,1" names, in its order; one that is named twice is there twice.
 
     `cpu`; `all`, which is all GPUs, or the CPU where there is none; `0` or `cuda:0`; a GPU's UUID or its beginning.
-    Raises UsageError for one that is not there; `gpu_problem` is told with it. Raises DeviceError for `all` where there
+    Raises UsageError, with `gpu_problem`, for one that does not exist. Raises DeviceError for `all` where there
     should be GPUs (`is_fault`) and are none.
     """
     found: list[Device] = []

@@ -1,4 +1,4 @@
-"""Which engine files TensorRT can run on which GPU, by what lies beside them. Imports no TensorRT."""
+"""Which engine files TensorRT can run on which GPU, according to their sidecars. Imports no TensorRT."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _required_or_why_not(
 
 
 def _required(folder: ModelFolder, survey: GpuSurvey, precision: Precision, num_views: NumViews) -> EngineRequirements:
-    """What an engine must be for this machine; its compute capability is filled in by whoever asks for a GPU."""
+    """What an engine must be for this machine; its compute capability is filled in by the caller for each GPU."""
     return engine_requirements(
         folder,
         precision=precision,

@@ -1,4 +1,4 @@
-"""What goes over the pipes between a pool and its workers: a small header, and arrays as they lie in memory."""
+"""The frames between a pool and its workers: a small header, and arrays in their memory layout."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Header = Job | Ready | Batch | Answer | Failure
 
 
 def write_frame(pipe: IO[bytes], header: Header, *arrays: NDArray[np.generic]) -> None:
-    """Write and flush. Raises OSError (BrokenPipeError) when nobody reads."""
+    """Write and flush. Raises OSError (BrokenPipeError) if the reader is gone."""
     head = msgspec.msgpack.encode(header)
     parts = [np.ascontiguousarray(array).view(np.uint8).data.cast("B") for array in arrays]
     pipe.write(_SIZES.pack(len(head), sum(map(len, parts))))

@@ -101,7 +101,7 @@ def place(folder: ModelFolder, request: Request) -> Placed:
 
 
 def _notes(request: Request, survey: GpuSurvey, plan: Plan) -> tuple[str, ...]:
-    """What a user should know who did not say in so many words what to run on."""
+    """Notes for a user who did not choose the backend and devices explicitly."""
     if not _may_use_gpu(request, [each.device for each in plan.replicas]):
         return ()
     left_out = [f"{each.device} is skipped: {each.reason}. {each.hint}" for each in plan.left_out]

@@ -1,4 +1,4 @@
-"""From devices and a demand to replicas: a pure function."""
+"""Planning of replicas from devices and requirements: a pure function."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Demand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeftOut:
-    """A device that nobody named and that the plan does without, and why; `error` is the kind if it had been named."""
+    """A device that was not requested and is skipped, and why; `error` is the kind if it had been named."""
 
     device: Device
     reason: str

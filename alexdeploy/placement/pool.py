@@ -28,7 +28,7 @@ class Pool:
     """An engine made of replicas, with as many streams as all of them have.
 
     A batch goes to the replica with the most free streams. One that fails, or whose replica is lost, goes to
-    another; a replica that is lost, or fails again and again, is started anew. A replica that is out of memory gets
+    another; a replica that is lost, or fails again and again, is restarted. A replica that is out of memory gets
     less at a time, which helps it unless it is OpenVINO's: that computes as many images as it was opened for. A
     batch that fails twice is halved until the image that it fails on is alone, which then has an error instead of
     an answer, if a black image is answered.
@@ -80,9 +80,9 @@ class Pool:
         return self._run(images, 0)
 
     def cancel(self) -> None:
-        """Have all calls of `run` that are under way raise DeviceError; replicas that are at work are started anew.
+        """Make all running calls of `run` raise DeviceError; replicas that are computing are restarted.
 
-        To be called until they have ended: one that is about to send its batch goes on. The pool can be used after it.
+        Call it until they have ended: one that is about to send its batch continues. The pool can be used afterwards.
         """
         with self._changed:
             self._num_cancels += 1
@@ -188,7 +188,7 @@ def join_infos(devices: Sequence[Device], infos: Sequence[EngineInfo]) -> Engine
 
 
 def _identities(folder: ModelFolder, precision: Precision) -> list[tuple[int, int, int] | None]:
-    """What tells whether a file that engines are made from, or compared with, was replaced."""
+    """Detects whether a file that engines are made from, or compared with, was replaced."""
     found: list[tuple[int, int, int] | None] = []
     for path in (folder.spec_path, folder.weights_path, folder.mean_path, folder.onnx_path(graph_precision(precision))):
         try:

@@ -34,7 +34,7 @@ class RunStoppedError(DeviceError):
 class ReplicaProcess:
     """One process of a replica, from its start to its end. `num_free` streams wait for a batch.
 
-    `was_late`: it was ended because an answer was overdue; `was_stopped`: because nobody waits for its answers.
+    `was_late`: it was ended because an answer was overdue; `was_stopped`: because its answers are no longer needed.
     """
 
     def __init__(self, job: Job, replica: Replica) -> None:
@@ -77,7 +77,7 @@ class ReplicaProcess:
         # A process that stands still does not read either: the deadline is for writing as well.
         with self._time_limit(seconds, "gave no answer"):
             with contextlib.suppress(OSError, ValueError), self._write_lock:
-                # If the pipe is broken, whoever listens finds out why and answers.
+                # If the pipe is broken, the listening thread finds out why and answers.
                 write_frame(self._requests, Batch(number=number, num_images=len(images)), images)
             found = reply.get()
         if isinstance(found, AlexDeployError):
@@ -121,7 +121,7 @@ class ReplicaProcess:
             self._write_lock.release()
 
     def stop(self) -> None:
-        """End it now if it is at work on a batch, whose answer nobody wants."""
+        """Terminate it now if it is running a batch, whose answer is no longer needed."""
         with self._lock:
             is_busy = bool(self._pending)
         if is_busy:

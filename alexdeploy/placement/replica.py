@@ -204,7 +204,7 @@ class ReplicaSupervisor:
         )
 
     def _supervise(self) -> None:
-        """One process after the other; whatever goes wrong here, nobody is left waiting."""
+        """One process after the other; after any error, no caller is left waiting."""
         try:
             self._live()
         # BaseException: a thread that died of anything at all must not leave the others waiting.

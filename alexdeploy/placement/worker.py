@@ -69,7 +69,7 @@ def _serve(engine: Engine, requests: IO[bytes], answers: IO[bytes]) -> None:
     for thread in threads:
         thread.join(timeout=_END_SECONDS)
     if any(thread.is_alive() for thread in threads):
-        # A batch that hangs; whoever wanted its answer has gone.
+        # A batch that hangs, and its answer is no longer needed.
         os._exit(1)
 
 
@@ -77,7 +77,7 @@ def _answer(engine: Engine, batch: Batch, payload: bytes, answers: IO[bytes], lo
     images = np.frombuffer(payload, np.uint8).reshape(batch.num_images, IMAGE_SIZE, IMAGE_SIZE, 3)
     try:
         found = engine.run(images)
-    # Whatever a runtime raises: the pool decides, and this process goes on.
+    # Any exception of a runtime: the pool decides, and this process continues.
     except Exception as exc:
         with lock:
             write_frame(answers, failure_of(exc, batch.number))

@@ -45,7 +45,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltEngine:
-    """An engine that was built, or was there already. `notes` tell why those that are there do not fit."""
+    """An engine that was built, or was there already. `notes` say why existing engines do not fit."""
 
     path: Path
     record: EngineRecord
@@ -192,7 +192,7 @@ def _build(job: _Job, on_progress: OnProgress, stop: threading.Event) -> bytes:
 def _configure(builder: trt.Builder, network: trt.INetworkDefinition, job: _Job) -> trt.IBuilderConfig:
     config: trt.IBuilderConfig = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
-    # So that the inspector can tell kernels and formats; inference is not slower for it.
+    # So that the inspector can report kernels and formats; inference is not slower for it.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if VERSION[0] < 10:
         # The contexts of all streams use the one profile; from 10 on they always may.
@@ -260,7 +260,7 @@ def _use_timing_cache(config: trt.IBuilderConfig, gpu: Gpu) -> Path | None:
         content = read_regular(path, MAX_DATA_BYTES)
     cache: trt.ITimingCache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        # Damaged, or of another GPU after all: begin anew.
+        # Damaged or from another GPU: start with an empty cache.
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
         LOG.take()

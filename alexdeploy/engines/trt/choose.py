@@ -1,4 +1,4 @@
-"""Which engine file of a model does what is wanted, on the GPU that is here. Imports no TensorRT."""
+"""Choosing the engine file of a model that meets the requirements on the present GPU. Imports no TensorRT."""
 
 from __future__ import annotations
 

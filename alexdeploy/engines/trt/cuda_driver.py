@@ -1,4 +1,4 @@
-"""What pycuda and ONNX Runtime lack, asked of NVIDIA's driver itself: CUDA graphs, and which number a UUID has."""
+"""Calls to NVIDIA's driver that pycuda and ONNX Runtime lack: CUDA graphs, and which number a UUID has."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_cuda_uuid(text: str) -> bool:
 
 
 def cuda_version(number: int) -> tuple[int, int]:
-    """Of the one number that CUDA and NVML tell: 12040 is 12.4."""
+    """From the number that CUDA and NVML report: 12040 is 12.4."""
     return number // 1000, number % 1000 // 10
 
 
@@ -77,7 +77,7 @@ def cuda_ordinal(uuid: str) -> int:
 
 
 def driver_cuda_version() -> tuple[int, int] | None:
-    """The newest CUDA that the driver runs, if it tells."""
+    """The newest CUDA version that the driver supports, if it reports one."""
     number = ctypes.c_int()
     with suppress(DeviceError):
         _call(open_driver(), "cuDriverGetVersion", ctypes.byref(number))

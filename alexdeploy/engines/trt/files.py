@@ -45,7 +45,7 @@ _VIEW_WORDS: dict[NumViews, str] = {1: "centre", 5: "fivecrop", 10: "tencrop"}
 class EngineKey:
     """All that an engine depends on. `graph_sha256` is of the ONNX file, `contract_sha256` of the preprocessing.
 
-    `weights_sha256` tells the network apart: it is of the safetensors, or for an imported model of its `model.onnx`.
+    `weights_sha256` identifies the network: it is of the safetensors, or for an imported model of its `model.onnx`.
     `profile` is the least, best and greatest number of images in a batch; `cuda` the version that the driver speaks;
     `builder` every other option that the builder was given.
     """

@@ -1,4 +1,4 @@
-"""What a library complains of, kept for the error that follows, for each thread its own."""
+"""Messages of a library, kept per thread for the error that follows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Complaints:
         self._others: deque[str] = deque(maxlen=_MOST_LINES)
 
     def add(self, line: str) -> None:
-        """Called in whatever thread the library is in. Never raises."""
+        """Called in any thread of the library. Never raises."""
         # A thread that Python did not start asks for nothing, and with it what is local to it ends.
         lines = self._own.lines if _is_pythons(threading.get_ident()) else self._others
         lines.append(line)

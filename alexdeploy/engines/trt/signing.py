@@ -82,7 +82,7 @@ def own_secret() -> bytes:
 
 
 def name_of(secret: bytes) -> str:
-    """What tells installations apart, and may be seen by all."""
+    """The public identifier of this installation."""
     return hashlib.sha256(b"alexdeploy engine key\0" + secret).hexdigest()[:16]
 
 

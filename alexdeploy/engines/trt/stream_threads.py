@@ -22,7 +22,7 @@ _EngineT = TypeVar("_EngineT")
 _EngineT_contra = TypeVar("_EngineT_contra", contravariant=True)
 
 _Opened = queue.SimpleQueue[AlexDeployError | None]
-"""How a thread tells that it is ready, or why it is not."""
+"""How a thread reports that it is ready, or why it is not."""
 
 
 class BatchStream(Protocol[_EngineT_contra]):

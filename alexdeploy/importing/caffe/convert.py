@@ -1,4 +1,4 @@
-"""From a Caffe network to an Architecture and its weights, by what the file says of its layers and by nothing else."""
+"""From a Caffe network to an Architecture and its weights, according to the layer definitions of the file only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _AFTER_CONV = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Converted:
-    """A network of ours. `chain` are the layers of Caffe's that it stands for, from the image to the scores."""
+    """A converted network. `chain` are the Caffe layers that it represents, from the image to the scores."""
 
     architecture: Architecture
     num_classes: int
@@ -58,7 +58,7 @@ class _Block:
 
 
 def convert(net: CaffeNet, source: str, input_size: int | None) -> Converted:
-    """Convert; `input_size` is used where the file does not tell its own (`net.transform.crop`).
+    """Convert; `input_size` is used if the file does not contain its own (`net.transform.crop`).
 
     Weights are copied bit for bit. Raises ModelError naming the first layer that is not as an Architecture has it.
     """
@@ -210,7 +210,7 @@ def _architecture(convs: list[_Block], hidden: list[_Block], size: int, source: 
         "towers": groups,
         "order": "pool-lrn" if orders == {("Pooling", "LRN")} else "lrn-pool",
         "activation": _activation(blocks, source),
-        # Of no account for answers; training goes on with it where all hidden layers have the same.
+        # Irrelevant for answers; training uses it if all hidden layers have the same value.
         "dropout": rates.pop() if len(rates) == 1 else 0.0,
         "pooling": Pooling() if pooling is None else _pooling(pooling),
         "lrn": None if lrn is None else _lrn(lrn, source),

@@ -1,4 +1,4 @@
-"""Caffe's files: the layers and weights of a .caffemodel, and the mean image of a .binaryproto, as they stand there.
+"""Caffe's files: the layers and weights of a .caffemodel, and the mean image of a .binaryproto, unchanged.
 
 Field numbers are those of BVLC's caffe.proto. Both forms of a network are read: `layer` (LayerParameter), whose types
 are words, and `layers` (V1LayerParameter), whose types are numbers and which old files such as bvlc_alexnet have.
@@ -80,7 +80,7 @@ Parameters = Convolution | InnerProduct | Pooling | LRNAcross | ReLU | Dropout
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaffeLayer:
-    """One layer. `parameters` is None where its type has none, or the file does not tell them.
+    """One layer. `parameters` is None where its type has none, or the file does not contain them.
 
     `blobs` are float32 in the shapes of the file: a bias may be (1, 1, 1, N), a fully connected weight (1, 1, O, I).
     """
@@ -294,7 +294,7 @@ def _first_shape(message: Message, number: int) -> tuple[int, ...]:
 
 
 def _input_size(shape: tuple[int, ...], source: str) -> int | None:
-    """The side of an input [N, 3, H, H], None where its shape is not told."""
+    """The side of an input [N, 3, H, H], None if its shape is unknown."""
     if len(shape) != 4:
         return None
     if shape[2] != shape[3]:
