@@ -5,6 +5,7 @@ All of it is computed from arrays; `verify` runs the graphs and engines that giv
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -230,7 +231,7 @@ def _hints(found: Verification) -> Iterator[str]:
     options = {"fp32": "", "fp16": " --fp16", "int8": " --int8 --max-drop 0.5"}
     precisions = {report.precision for report in failed}
     for precision in sorted(precisions & differing):
-        yield f"Make {precision} again: alexdeploy export {found.model}{options[precision]}"
+        yield f"Make {precision} again: alexdeploy export {shlex.quote(found.model)}{options[precision]}"
     if precisions - differing:
         yield "Where only an engine differs its graph is not at fault: use another --backend or --precision."
     fewest = min(report.agreement.num_rows for report in failed)
