@@ -159,7 +159,7 @@ def test_a_photograph_of_a_kind_that_is_not_read_has_a_row_with_the_cure(run: Ru
     [
         (lambda path: path.write_bytes(b""), "the file is empty"),
         (make_truncated, "damaged PNG image"),
-        (lambda path: path.write_text("I am text"), "not an image"),
+        (lambda path: path.write_text("I am text"), "unsupported file type"),
         (make_bomb, "pixels"),
         (lambda path: path.mkdir(), "no images in folder"),
         (lambda path: path.symlink_to("nowhere"), "link"),
