@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from alexdeploy.export.quantize.quantize import Budget
     from alexdeploy.importing.import_model import ImportOptions, import_model
     from alexdeploy.inference.predictor import Predictor
+    from alexdeploy.training.prepare import PrepareOptions, prepare
     from alexdeploy.training.train import TrainOptions, train
 
 _HOMES = {
@@ -75,6 +76,7 @@ _HOMES = {
     "export.quantize.quantize": ("Budget",),
     "importing.import_model": ("ImportOptions", "import_model"),
     "inference.predictor": ("Predictor",),
+    "training.prepare": ("PrepareOptions", "prepare"),
     "training.train": ("TrainOptions", "train"),
 }
 __all__ = [
@@ -99,6 +101,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "Predictor",
+    "PrepareOptions",
     "RecipeError",
     "StaleArtifactError",
     "TrainOptions",
@@ -112,6 +115,7 @@ __all__ = [
     "find_model",
     "import_model",
     "inspect",
+    "prepare",
     "train",
     "verify",
 ]

@@ -18,7 +18,7 @@ import numpy as np
 from alexdeploy.core.processors import available_processors
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.originals import from_labelled
-from alexdeploy.training.prepare import PrepareOptions, prepare
+from alexdeploy.training.pack import PackOptions, pack_images
 from benchmarks.process import Process, take_turns
 from benchmarks.subjects import Ask, Setup
 
@@ -52,7 +52,7 @@ def measure_loader(images: Path, workspace: Path, options: TrainingOptions, say:
         say(f"loader: making the set {name}")
         folders[name] = workspace / name
         began = time.perf_counter()
-        packed = prepare(originals, folders[name], PrepareOptions(jpeg_quality=quality), lambda done, total: None)
+        packed = pack_images(originals, folders[name], PackOptions(jpeg_quality=quality), lambda done, total: None)
         made[name] = {"seconds": time.perf_counter() - began, "bytes": packed.num_bytes}
     setups = {
         name: Setup(side="loader", data=str(folder), batch_size=options.loader_batch_size, num_images=num_images)

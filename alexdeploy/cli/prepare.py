@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,11 +19,10 @@ from alexdeploy.cli.options import (
     ThreadsOption,
     VerboseOption,
 )
-from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from alexdeploy.images.originals import Originals
-    from alexdeploy.training.prepare import Prepared
+    from alexdeploy.training.events import PrepareEvent
+    from alexdeploy.training.pack import Prepared
 
 EXAMPLES = (
     "alexdeploy prepare photographs/ packed/photographs",
@@ -92,43 +92,26 @@ def prepare(
     --jpeg, nearly). A run that was stopped goes on with the same command, also with --overwrite. Broken images
     are left out, listed in OUT/broken.json, and make the exit code 3.
     """
-    from alexdeploy.images.sources import printable_path
     from alexdeploy.training.prepare import PrepareOptions
-    from alexdeploy.training.prepare import prepare as pack
+    from alexdeploy.training.prepare import prepare as run
 
-    if train_list is None:
-        _refuse_inside(out, data, val)
-    found = _find(data, val, val_fraction, seed, train_list, val_list, classes, exclude or ())
-    total = len(found.train) + len(found.val)
-    output.note(
-        f"{len(found.classes):,} classes, {len(found.train):,} training and {len(found.val):,} validation images "
-        f"from {data}"
-    )
-    given = {
-        "--val": val,
-        "--val-fraction": None if val_fraction == 0.1 else val_fraction,
-        "--seed": seed or None,
-        "--train-list": train_list,
-        "--val-list": val_list,
-        "--classes": classes,
-        "--resize": None if resize == "crop" else resize,
-        "--jpeg": jpeg,
-    }
-    pairs = [(option, str(value)) for option, value in given.items() if value is not None]
-    pairs += [("--exclude", name) for name in exclude or ()]
-    words = [printable_path(word) for pair in pairs for word in pair]
     options = PrepareOptions(
+        val=val,
+        val_fraction=val_fraction,
+        exclude=tuple(exclude or ()),
+        seed=seed,
+        train_list=train_list,
+        val_list=val_list,
+        classes=classes,
         resize=resize,
         jpeg_quality=jpeg,
         num_threads=threads,
-        overwrite=overwrite,
         check=check,
-        arguments=(printable_path(str(data)), *words),
+        overwrite=overwrite,
     )
     try:
-        with output.progress("images") as bar:
-            task = bar.add_task(f"packing {out}", total=total)
-            prepared = pack(found, out, options, lambda done, _total: bar.update(task, completed=done))
+        with _watching() as show:
+            prepared = run(data, out, options, show)
     except KeyboardInterrupt:
         output.note("stopped; what is finished stays, and the same command goes on")
         raise
@@ -139,57 +122,29 @@ def prepare(
         raise typer.Exit(3)
 
 
-def _refuse_inside(out: Path, data: Path, val: Path | None) -> None:
-    """Raise UsageError if the set would lie among class folders: the next command would take it for one of them."""
-    from alexdeploy.images import ilsvrc
+@contextmanager
+def _watching() -> Iterator[Callable[[PrepareEvent], None]]:
+    """Takes the events while the block runs: lines on stderr, and a bar on a terminal."""
+    from alexdeploy.core.events import Notice, Status
+    from alexdeploy.training.events import Listed, Packed
 
-    if ilsvrc.is_ilsvrc(data):
-        return
-    for folder in (data, val):
-        if folder is not None and folder.resolve() in out.resolve().parents:
-            raise UsageError(
-                f"{out} lies in {folder}, where each folder is a class of images",
-                hint="Name a folder beside it.",
-            )
+    with output.progress("images") as bar:
+        task = bar.add_task("", total=None, visible=False)
 
+        def show(event: PrepareEvent) -> None:
+            if isinstance(event, Status | Notice):
+                output.note(event.message)
+            elif isinstance(event, Listed):
+                bar.update(task, description="reading the archives' headers", completed=event.num_found, visible=True)
+            elif isinstance(event, Packed):
+                total, done = event.num_total, event.num_done
+                bar.update(task, description=f"packing {event.folder}", completed=done, total=total, visible=True)
 
-def _find(
-    data: Path,
-    val: Path | None,
-    val_fraction: float,
-    seed: int,
-    train_list: Path | None,
-    val_list: Path | None,
-    classes: Path | None,
-    exclude: Sequence[str],
-) -> Originals:
-    from alexdeploy.images import ilsvrc
-    from alexdeploy.images.folder import read_image_folder
-    from alexdeploy.images.originals import from_labelled, from_lists
-
-    if exclude and (train_list is not None or ilsvrc.is_ilsvrc(data)):
-        raise UsageError("--exclude is for class folders", hint="Leave it out.")
-    if train_list is not None:
-        if val is not None:
-            raise UsageError("--val is a folder of classes; with --train-list it is a list", hint="Give --val-list.")
-        listed = from_lists(data, train_list, val_list, classes, val_fraction=val_fraction, seed=seed)
-        return from_labelled(listed)
-    if ilsvrc.is_ilsvrc(data):
-        if val is not None or classes is not None:
-            raise UsageError("--val and --classes have no meaning for the files of ILSVRC", hint="Leave them out.")
-        with output.progress("images") as bar:
-            task = bar.add_task("reading the archives' headers", total=None)
-            return ilsvrc.read_ilsvrc(data, val_list, lambda done: bar.update(task, completed=done))
-    if val_list is not None or classes is not None:
-        raise UsageError("--val-list and --classes belong to a --train-list", hint="Give --train-list FILE as well.")
-    found = read_image_folder(data, val_fraction=val_fraction, seed=seed, val_folder=val, exclude=exclude)
-    for note in found.notes:
-        output.note(note)
-    return from_labelled(found)
+        yield show
 
 
 def _tell(out: Path, prepared: Prepared) -> None:
-    from alexdeploy.training.prepare import size_text
+    from alexdeploy.training.pack import size_text
 
     index = prepared.index
     if prepared.num_made < prepared.num_shards:

@@ -114,6 +114,24 @@ class AlreadyFinished:
     skipped: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """So many images are found in the headers of archives."""
+
+    num_found: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """`num_done` of `num_total` images are in the packed set `folder`."""
+
+    folder: Path
+    num_done: int
+    num_total: int
+
+
+PrepareEvent = Listed | Packed | Notice | Status
+
 Event = (
     Rendered | Planned | Decoded | Started | Step | EpochFinished | CheckpointSaved | AlreadyFinished | Notice | Status
 )

@@ -22,7 +22,7 @@ from alexdeploy.images.originals import from_labelled, from_lists
 from alexdeploy.images.packed import check_resize, is_packed, open_packed
 from alexdeploy.images.packed_files import BYTES_PER_IMAGE
 from alexdeploy.images.sources import iter_sources
-from alexdeploy.training.prepare import PrepareOptions, prepare
+from alexdeploy.training.pack import PackOptions, pack_images
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def data(tmp_path: Path) -> LabelledImages:
 @pytest.fixture
 def folder(tmp_path: Path, data: LabelledImages) -> Path:
     """Six shards of the eight and the four images."""
-    options = PrepareOptions(images_per_shard=2, arguments=("photos of us", "--seed", "3"))
-    prepare(from_labelled(data), tmp_path / "set", options, lambda done, total: None)
+    options = PackOptions(images_per_shard=2, arguments=("photos of us", "--seed", "3"))
+    pack_images(from_labelled(data), tmp_path / "set", options, lambda done, total: None)
     return tmp_path / "set"
 
 

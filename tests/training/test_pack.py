@@ -29,15 +29,15 @@ from alexdeploy.images.packed import open_packed
 from alexdeploy.training.checkpoint import read_checkpoint
 from alexdeploy.training.data import open_data
 from alexdeploy.training.events import Event, Notice, Started, Step
-from alexdeploy.training.prepare import Prepared, PrepareOptions, prepare
+from alexdeploy.training.pack import PackOptions, Prepared, pack_images
 from alexdeploy.training.trainer import RunOptions, train
 
 ONE_THREAD = RunOptions(device="cpu", threads=1)
-SMALL = PrepareOptions(images_per_shard=7, num_threads=2)
+SMALL = PackOptions(images_per_shard=7, num_threads=2)
 
 
-def pack(data: LabelledImages, folder: Path, options: PrepareOptions = SMALL) -> Prepared:
-    return prepare(from_labelled(data), folder, options, lambda done, total: None)
+def pack(data: LabelledImages, folder: Path, options: PackOptions = SMALL) -> Prepared:
+    return pack_images(from_labelled(data), folder, options, lambda done, total: None)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on_and_leaves_the_same_bytes(tmp_path, data_with_bro
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(from_labelled(data_with_broken), tmp_path / "set", SMALL, stop)
+        pack_images(from_labelled(data_with_broken), tmp_path / "set", SMALL, stop)
     assert not list((tmp_path / "set").rglob("*.tmp"))
     with pytest.raises(DataError, match="2 of 9 shards are written") as caught:
         open_packed(tmp_path / "set")
@@ -154,10 +154,10 @@ import sys
 from pathlib import Path
 from alexdeploy.images.folder import read_image_folder
 from alexdeploy.images.originals import from_labelled
-from alexdeploy.training.prepare import PrepareOptions, prepare
+from alexdeploy.training.pack import PackOptions, pack_images
 originals = from_labelled(read_image_folder(sys.argv[1]))
 show = lambda done, total: print(done, flush=True)
-prepare(originals, Path(sys.argv[2]), PrepareOptions(images_per_shard=7, num_threads=2), show)
+pack_images(originals, Path(sys.argv[2]), PackOptions(images_per_shard=7, num_threads=2), show)
 """
 
 
@@ -335,7 +335,7 @@ def test_overwriting_that_was_stopped_goes_on_when_it_is_asked_for_again(tmp_pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(from_labelled(tiny_data), folder, overwrite, stop)
+        pack_images(from_labelled(tiny_data), folder, overwrite, stop)
     assert pack(tiny_data, folder, overwrite).num_made == 7
     assert files(folder) == files(tmp_path / "whole")
     # Of a set that is finished nothing is kept.
