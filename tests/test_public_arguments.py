@@ -22,6 +22,8 @@ from alexdeploy import (
     Limits,
     ModelFolder,
     Predictor,
+    PrepareOptions,
+    TrainOptions,
     VerifyOptions,
     bench,
     build,
@@ -31,6 +33,8 @@ from alexdeploy import (
     find_model,
     import_model,
     inspect,
+    prepare,
+    train,
     verify,
 )
 from alexdeploy.core.errors import UsageError
@@ -90,6 +94,13 @@ _REFUSED: tuple[tuple[Callable[..., object], str, Any, str], ...] = (
     (VerifyOptions, "num_views", "1", "1, 5 or 10"),
     (VerifyOptions, "num_images", 0, _COUNT),
     (VerifyOptions, "max_flips", 101, "a finite number from 0 to 100 or None"),
+    (TrainOptions, "num_threads", 0, f"{_COUNT} or None"),
+    (TrainOptions, "parallel", "layers", "batches or towers"),
+    (TrainOptions, "checkpoint_seconds", -1, _NUMBER),
+    (TrainOptions, "freeze", "conv1", "a list, each a string or None"),
+    (PrepareOptions, "jpeg_quality", 101, "an integer from 1 to 100 or None"),
+    (PrepareOptions, "resize", "fit", "crop or warp"),
+    (PrepareOptions, "val", 1, "a string or None"),
     (BuildOptions, "precision", "half", _PRECISIONS),
     (BuildOptions, "num_views", 2, "1, 5 or 10"),
     (BuildOptions, "max_batch", 0, _COUNT),
@@ -132,6 +143,11 @@ def test_a_wrong_argument_is_a_usage_error_with_its_name_its_value_and_the_choic
         (lambda: calibrate(_NOWHERE, "a", 512), "recipe is 512; expected a CalibrationRecipe or None"),
         (lambda: build(5), "model is 5; expected a string or None"),
         (lambda: build(_NOWHERE, "fp16"), "options is 'fp16'; expected a BuildOptions"),
+        (lambda: train(5), "data is 5; expected a string or None"),
+        (lambda: train("data", "alexnet"), "options is 'alexnet'; expected a TrainOptions"),
+        (lambda: prepare(5, "out"), "data is 5; expected a string"),
+        (lambda: prepare("data", None), "out is None; expected a string"),
+        (lambda: prepare("data", "out", 95), "options is 95; expected a PrepareOptions"),
         (lambda: import_model(5), "file is 5; expected a string"),
         (lambda: import_model("m.onnx", "torchvision"), "options is 'torchvision'; expected an ImportOptions"),
         (lambda: inspect(5), "target is 5; expected a string"),
@@ -151,7 +167,18 @@ def test_a_function_refuses_what_is_not_of_its_types(call: Callable[[], object],
 
 
 def test_every_public_name_is_among_those_that_are_checked() -> None:
-    of_functions = {"build", "export_model", "import_model", "inspect", "calibrate", "evaluate", "verify", "bench"}
+    of_functions = {
+        "train",
+        "prepare",
+        "build",
+        "export_model",
+        "import_model",
+        "inspect",
+        "calibrate",
+        "evaluate",
+        "verify",
+        "bench",
+    }
     kinds = {name: getattr(alexdeploy, name) for name in alexdeploy.__all__}
     raised = {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, (Exception, Warning))}
     assert {take.__name__ for take, *_ in _REFUSED} | of_functions | raised == set(alexdeploy.__all__)

@@ -33,7 +33,7 @@ _SAME = """
     replicas resize scale seconds seed std tactic-sources top-k train-list val val-fraction val-list
 """
 _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
-    "checkpoint-minutes": "checkpoint_minutes",
+    "checkpoint-minutes": "checkpoint_seconds",
     "jpeg": "jpeg_quality",
     "layers": "with_profile",
     "set": "overrides",
