@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from alexdeploy.export.quantize.quantize import Budget
     from alexdeploy.importing.import_model import ImportOptions, import_model
     from alexdeploy.inference.predictor import Predictor
+    from alexdeploy.placement.options import PredictOptions
     from alexdeploy.training.prepare import PrepareOptions, prepare
     from alexdeploy.training.train import TrainOptions, train
 
@@ -76,6 +77,7 @@ _HOMES = {
     "export.quantize.quantize": ("Budget",),
     "importing.import_model": ("ImportOptions", "import_model"),
     "inference.predictor": ("Predictor",),
+    "placement.options": ("PredictOptions",),
     "training.prepare": ("PrepareOptions", "prepare"),
     "training.train": ("TrainOptions", "train"),
 }
@@ -100,6 +102,7 @@ __all__ = [
     "ModelFolder",
     "OutputError",
     "ParityError",
+    "PredictOptions",
     "Predictor",
     "PrepareOptions",
     "RecipeError",

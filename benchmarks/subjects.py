@@ -110,7 +110,7 @@ def _ours(setup: Setup, stack: ExitStack) -> tuple[Work, EngineInfo]:
     predictor = stack.enter_context(
         Predictor(
             setup.model,
-            precision=setup.precision,  # type: ignore[arg-type]
+            precision=setup.precision,
             num_views=NUM_VIEWS,
             batch_size=setup.batch_size,
             devices=setup.device,

@@ -39,7 +39,6 @@ from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
 from alexdeploy.placement.pool import Pool
-from alexdeploy.placement.replica import PoolOptions
 
 CEILINGS = {"fp16": 683_000, "int8": 2 * 683_000}
 """Views/s of the full network that an H100's arithmetic allows: 989.5 TFLOPS in FP16, double in INT8."""
@@ -419,11 +418,11 @@ def _uuid() -> str:
 def _replicas(session: Session, folder: ModelFolder) -> str:
     device = Device(kind="cuda", index=0, uuid=_uuid())
     size = min(session.max_batch, 8, len(session.images))
-    replica = Replica(device=device, backend="tensorrt", batch_size=size)
-    options = PoolOptions(precision="fp16", num_views=10)
+    options = EngineOptions(precision="fp16", num_views=10, batch_size=size, device="cuda:0")
+    replica = Replica(device=device, backend="tensorrt", options=options)
     with session.open(folder, "fp16", 10, size) as engine:
         expected = _run_all(engine, session.images)
-    with Pool(folder, [replica, replica], options) as pool, ThreadPoolExecutor(4) as threads:
+    with Pool(folder, [replica, replica]) as pool, ThreadPoolExecutor(4) as threads:
         parts = [session.images[at : at + size] for at in range(0, len(session.images), size)]
         found = np.concatenate([part.probabilities for part in threads.map(pool.run, parts)])
         counts = [report.num_images for report in pool.reports()]

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.benchmark import results
+from alexdeploy.benchmark.events import OnEvent, Step
 from alexdeploy.benchmark.plan import (
     BenchOptions,
     agreement_notes,
@@ -27,16 +29,17 @@ from alexdeploy.benchmark.plan import (
     unable,
 )
 from alexdeploy.benchmark.roofline import CPU_SIZE, GPU_SIZE, ceiling_flops, ceiling_size, make_ceiling, num_flops
-from alexdeploy.benchmark.rounds import DECODE, DECODE_BATCH, Measured, OnStep, Rounds, ceiling_name
-from alexdeploy.benchmark.statistics import Candidate, Configuration, Group, Limits, median_rate, pick, rivals
+from alexdeploy.benchmark.rounds import DECODE, DECODE_BATCH, Measured, Rounds, ceiling_name
+from alexdeploy.benchmark.statistics import BatchConfiguration, Candidate, Limits, close_seconds, median_rate, pick
 from alexdeploy.benchmark.worker import Job
 from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.errors import AlexDeployError, ImageError
+from alexdeploy.core.events import Notice
 from alexdeploy.core.interrupts import be_patient
 from alexdeploy.core.memory import host_memory
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import ModelSpec, Precision
-from alexdeploy.engines.base import Backend, NumViews
+from alexdeploy.engines.base import Backend, Configuration, NumViews
 from alexdeploy.engines.profile import PROFILED, profile
 from alexdeploy.evaluation.agreement import compare
 from alexdeploy.images import sample
@@ -53,8 +56,8 @@ _PROFILED_IMAGES = 4
 def bench(
     folder: ModelFolder,
     options: BenchOptions | None = None,
-    on_note: Callable[[str], None] = lambda note: None,
-    on_step: OnStep = lambda step, done, total: None,
+    *,
+    on_event: OnEvent = lambda event: None,
 ) -> results.Benchmark:
     """Measure all configurations in turns, each in a process of its own that was started cold.
 
@@ -72,15 +75,13 @@ def bench(
     def tell(*words: str) -> None:
         for note in words:
             notes.append(note)
-            on_note(note)
+            on_event(Notice(message=note))
 
     tell(*planned, *busy_note(load))
     with tempfile.TemporaryDirectory(prefix="alexdeploy-bench-") as temporary:
-        prepared = _prepare(options, spec, Path(temporary), on_note)
+        prepared = _prepare(options, spec, Path(temporary), on_event)
         tell(*agreement_notes(options, len(prepared.images)))
-        rounds, interrupted = _measure(
-            folder, options, configurations, prepared, began + options.seconds, on_note, on_step
-        )
+        rounds, interrupted = _measure(folder, options, configurations, prepared, began + options.seconds, on_event)
         # What failed later than at once did run here.
         seen = {each: rounds.measured[each] for each in configurations}
         lacking = unable(options, {each: None if one.slices else one.failure for each, one in seen.items()})
@@ -93,7 +94,7 @@ def bench(
         if options.with_profile and not interrupted:
             try:
                 # One by one: an interrupt keeps those that are done.
-                for each_profile in _profiles(folder, rows, prepared.images, on_step, tell):
+                for each_profile in _profiles(folder, rows, prepared.images, on_event, tell):
                     profiles.append(each_profile)
             except KeyboardInterrupt:
                 be_patient()
@@ -138,12 +139,13 @@ class _Prepared(NamedTuple):
     origin: str
 
 
-def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_note: Callable[[str], None]) -> _Prepared:
+def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_event: OnEvent) -> _Prepared:
     named = options.images
     if named is None:
         folder = sample.write_photographs(workspace / "photographs", num=options.num_images)
         picked = pick_sources([str(folder)], spec, options.num_images)
-        on_note(f"no --images: {len(picked.sources)} rendered JPEGs are decoded, which are simpler than photographs")
+        note = f"no --images: {len(picked.sources)} rendered JPEGs are decoded, which are simpler than photographs"
+        on_event(Notice(message=note))
     else:
         picked = pick_sources(named, spec, options.num_images)
     images, files, problems, num_bytes = [], [], [], 0
@@ -153,7 +155,7 @@ def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_note: C
             images.append(decode(data, spec.preprocessing.resize))
         except ImageError as exc:
             problems.append(f"{source.name}: {exc.message}")
-            on_note(f"left out: {problems[-1]}")
+            on_event(Notice(message=f"left out: {problems[-1]}"))
             continue
         path = source.path
         if path is None:
@@ -179,11 +181,10 @@ def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_note: C
 def _measure(
     folder: ModelFolder,
     options: BenchOptions,
-    configurations: Sequence[Configuration],
+    configurations: Sequence[BatchConfiguration],
     prepared: _Prepared,
     deadline: float,
-    on_note: Callable[[str], None],
-    on_step: OnStep,
+    on_event: OnEvent,
 ) -> tuple[Rounds, bool]:
     """What was seen, and whether a KeyboardInterrupt ended it before `deadline`, a time of the monotonic clock."""
     groups = tuple(dict.fromkeys(each.group for each in configurations))
@@ -191,14 +192,14 @@ def _measure(
     free, _ = host_memory()
     limit = None if free is None else int(_MEMORY_SHARE * free)
     jobs = _jobs(folder, options, prepared, (*groups, *hidden.values()), choices)
-    rounds = Rounds(jobs, configurations, prepared.workspace, limit, on_step)
+    rounds = Rounds(jobs, configurations, prepared.workspace, limit, on_event)
     with rounds.processes:
         try:
             rounds.open(groups, choices, deadline if options.seconds else None)
             if not rounds.is_late:
-                _ask_references(rounds, hidden, on_step)
+                _ask_references(rounds, hidden, on_event)
             for note in length_note(options, deadline - time.monotonic(), rounds.round_seconds(deadline)):
-                on_note(note)
+                on_event(Notice(message=note))
             rounds.run(deadline, options.seed)
         except KeyboardInterrupt:
             be_patient()
@@ -206,7 +207,7 @@ def _measure(
     return rounds, False
 
 
-def _choices(configurations: Sequence[Configuration]) -> tuple[tuple[Backend, Precision], ...]:
+def _choices(configurations: Sequence[BatchConfiguration]) -> tuple[tuple[Backend, Precision], ...]:
     return tuple(dict.fromkeys((each.backend, each.precision) for each in configurations))
 
 
@@ -214,24 +215,21 @@ def _jobs(
     folder: ModelFolder,
     options: BenchOptions,
     prepared: _Prepared,
-    groups: Sequence[Group],
+    groups: Sequence[Configuration],
     choices: Sequence[tuple[Backend, Precision]],
 ) -> dict[str, Job]:
-    def job(path: Path, backend: Backend | None, precision: Precision, views: NumViews, batch_size: int) -> Job:
+    def job(path: Path, backend: Backend, precision: Precision, views: NumViews, batch_size: int) -> Job:
         return Job(
-            folder=str(path),
-            backend=backend,
-            precision=precision,
-            num_views=views,
-            batch_size=batch_size,
-            num_threads=options.num_threads,
-            devices=options.devices,
-            images=str(prepared.workspace / "images.npy"),
-            files=tuple(prepared.files),
+            folder=os.fsencode(path),
+            options=options.predict_options(backend, precision, views, batch_size),
+            images=os.fsencode(prepared.workspace / "images.npy"),
+            files=tuple(map(os.fsencode, prepared.files)),
         )
 
     largest = max(options.batch_sizes)
-    jobs = {DECODE: job(folder.path, None, "fp32", 1, DECODE_BATCH)}
+    first = groups[0]
+    decoding = job(folder.path, first.backend, first.precision, first.num_views, DECODE_BATCH)
+    jobs = {DECODE: msgspec.structs.replace(decoding, decodes_only=True)}
     for group in groups:
         jobs[str(group)] = job(folder.path, group.backend, group.precision, group.num_views, largest)
     # Which of them it is to be is known when one is open.
@@ -244,13 +242,13 @@ def _jobs(
     return jobs
 
 
-def _ask_references(rounds: Rounds, hidden: Mapping[NumViews, Group], on_step: OnStep) -> None:
+def _ask_references(rounds: Rounds, hidden: Mapping[NumViews, Configuration], on_event: OnEvent) -> None:
     """Have answers of FP32 also where nothing that is measured gave any."""
     for num_views, reference in hidden.items():
         # Nor where there is nothing to compare.
         if num_views in references(rounds.answers) or all(group.num_views != num_views for group in rounds.answers):
             continue
-        on_step(f"comparing: {reference}", 0, 1)
+        on_event(Step(phase="comparing", name=str(reference)))
         rounds.answer(reference, str(reference), batch_size=1)
         rounds.processes.end(str(reference))
 
@@ -265,7 +263,7 @@ def _ceilings(rounds: Rounds, choices: Sequence[tuple[Backend, Precision]]) -> I
 
 def _rows(
     rounds: Rounds,
-    configurations: Sequence[Configuration],
+    configurations: Sequence[BatchConfiguration],
     decode_rates: Sequence[float],
     ceilings: Sequence[results.Ceiling],
     spec: ModelSpec,
@@ -285,7 +283,7 @@ def _rows(
         )
 
 
-def _agreed(rounds: Rounds, group: Group, reference: Group | None) -> results.Agreed | None:
+def _agreed(rounds: Rounds, group: Configuration, reference: Configuration | None) -> results.Agreed | None:
     if reference is None or reference not in rounds.answers or group not in rounds.answers:
         return None
     expected, actual = rounds.answers[reference], rounds.answers[group]
@@ -301,7 +299,7 @@ def _profiles(
     folder: ModelFolder,
     rows: Sequence[results.Row],
     images: NDArray[np.uint8],
-    on_step: OnStep,
+    on_event: OnEvent,
     tell: Callable[[str], None],
 ) -> Iterator[results.Profile]:
     """Of the fastest of each backend, with the most views that were measured."""
@@ -318,7 +316,7 @@ def _profiles(
         if best is None or best.images_per_second is None:
             continue
         group = best.configuration.group
-        on_step(f"profiling: {group}", 0, 1)
+        on_event(Step(phase="profiling", name=str(group)))
         try:
             layers = profile(folder, group.backend, group.precision, group.num_views, batch)
         except AlexDeployError as exc:
@@ -334,9 +332,9 @@ def _picked(folder: ModelFolder, best: Candidate, found: Sequence[Candidate], op
         files_per_second=best.images_per_second,
         file_rates=best.rates,
         p95_ms=best.p95_ms,
-        command=results.predict_command(str(folder.path), named, options.images, options.num_threads, options.devices),
-        rivals=tuple(
-            results.Rival(configuration=each.configuration, files_per_second=each.images_per_second)
-            for each in rivals(best, found, options.limits)
+        command=results.predict_command(str(folder.path), named, options.images, options),
+        close_seconds=tuple(
+            results.CloseSecond(configuration=each.configuration, files_per_second=each.images_per_second)
+            for each in close_seconds(best, found, options.limits)
         ),
     )

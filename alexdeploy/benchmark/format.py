@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from alexdeploy.benchmark.results import Picked, Row
-from alexdeploy.benchmark.statistics import Group
+from alexdeploy.engines.base import Configuration
 
 _MOST_NAMED = 4
 """Of the configurations that could have been picked as well; the others are counted."""
@@ -14,7 +14,7 @@ _MOST_NAMED = 4
 
 def errors_of(rows: Sequence[Row]) -> list[str]:
     """One line for each error: of a group where it is that of all its batches, else of a configuration."""
-    by_group: dict[Group, list[Row]] = {}
+    by_group: dict[Configuration, list[Row]] = {}
     for row in rows:
         by_group.setdefault(row.configuration.group, []).append(row)
     lines = []
@@ -61,10 +61,10 @@ def confidence_note(picked: Picked) -> str | None:
     """What speaks against relying on a pick; None where it was faster in every round than all others in any."""
     if len(picked.file_rates) < 2:
         return "measured in one round alone: how far its rate varies is not known, and another run may pick another"
-    if not picked.rivals:
+    if not picked.close_seconds:
         return None
-    behind = 100 * (1 - picked.rivals[-1].files_per_second / picked.files_per_second)
-    others = [each.configuration for each in picked.rivals]
+    behind = 100 * (1 - picked.close_seconds[-1].files_per_second / picked.files_per_second)
+    others = [each.configuration for each in picked.close_seconds]
     # All have as many views.
     names = ", ".join(f"{each.backend} {each.precision} batch {each.batch_size}" for each in others[:_MOST_NAMED])
     more = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from alexdeploy.benchmark.results import Machine
-from alexdeploy.benchmark.statistics import Configuration, Group, Limits
+from alexdeploy.benchmark.statistics import BatchConfiguration, Limits
 from alexdeploy.core.arguments import Count, Natural, NotNegative, check_fields
 from alexdeploy.core.errors import AlexDeployError, DeviceError, UsageError
 from alexdeploy.core.memory import host_memory
@@ -20,9 +20,11 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import versions_for_report
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision, graph_precision
-from alexdeploy.engines.base import Backend, NumViews, can_run, is_installed
+from alexdeploy.engines.base import Backend, Configuration, NumViews, can_run, is_installed
 from alexdeploy.engines.trt.files import find_engines
 from alexdeploy.placement.devices import cpu_device, survey_gpus
+from alexdeploy.placement.options import DeviceOptions
+from alexdeploy.placement.place import check_devices
 
 _BUSY_SHARE = 0.25
 """A machine is busy whose load, before anything runs here, is more than this of its processors."""
@@ -31,15 +33,14 @@ _LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BenchOptions:
+class BenchOptions(DeviceOptions):
     """Every backend runs every precision with every number of views in every batch.
 
     `backends` and `precisions` None: all that are installed, and all that the model has. `images` is what
     `iter_sources` takes, None: JPEGs rendered now; of more than `num_images` those that lie evenly over all.
     `seconds` is for opening and rounds: what is not open after half of it is left out, and a note names it. One whole
     round of what is open there always is, and the profile comes on top; 0 opens everything and measures one round.
-    `num_threads` None: all that the process may use. `devices` as for `Predictor`. `with_profile`: also the time of
-    each layer, of the fastest configuration of each backend that tells it.
+    `with_profile`: also the time of each layer, of the fastest configuration of each backend that tells it.
     """
 
     backends: tuple[Backend, ...] | None = None
@@ -50,8 +51,6 @@ class BenchOptions:
     num_images: Count = 64
     seconds: NotNegative = 120.0
     seed: Natural = 0
-    num_threads: Count | None = None
-    devices: str | None = None
     limits: Limits = field(default_factory=Limits)
     with_profile: bool = False
 
@@ -61,8 +60,9 @@ class BenchOptions:
             raise UsageError("no batch size or no number of views is named")
 
 
-def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[Configuration, ...], tuple[str, ...]]:
+def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[BatchConfiguration, ...], tuple[str, ...]]:
     """All that can run here, and notes on what was asked for and cannot. Raises UsageError if nothing can."""
+    check_devices(options)
     has_gpu = bool(survey_gpus().devices)
     backends = options.backends or tuple(
         backend for backend in get_args(Backend) if is_installed(backend) and (backend != "tensorrt" or has_gpu)
@@ -77,7 +77,7 @@ def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[Configuratio
         elif options.backends is not None or (options.precisions is not None and can_run(backend, precision)):
             notes.append(f"{backend} {precision} is left out: {reason}")
     groups = [
-        Group(backend=backend, precision=precision, num_views=num_views)
+        Configuration(backend=backend, precision=precision, num_views=num_views)
         for num_views in options.views
         for backend, precision in choices
     ]
@@ -86,7 +86,7 @@ def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[Configuratio
         words = ", ".join(str(group) for group in without)
         notes.append(f"left out, as the model has no engine for them: {words}. To make one: alexdeploy build")
     configurations = tuple(
-        Configuration(
+        BatchConfiguration(
             backend=group.backend, precision=group.precision, num_views=group.num_views, batch_size=batch_size
         )
         for group in groups
@@ -110,7 +110,7 @@ def _reason_against(folder: ModelFolder, backend: Backend, precision: Precision)
     return None if path.is_file() else f"there is no {path.name}"
 
 
-def _without_engine(folder: ModelFolder, groups: Sequence[Group]) -> list[Group]:
+def _without_engine(folder: ModelFolder, groups: Sequence[Configuration]) -> list[Configuration]:
     """The TensorRT groups that no engine was built for; whether one fits this GPU is seen when it is opened."""
     built = {(record.precision, record.num_views) for _, record in find_engines(folder)}
     return [
@@ -119,7 +119,7 @@ def _without_engine(folder: ModelFolder, groups: Sequence[Group]) -> list[Group]
 
 
 def unable(
-    options: BenchOptions, failures: Mapping[Configuration, AlexDeployError | None]
+    options: BenchOptions, failures: Mapping[BatchConfiguration, AlexDeployError | None]
 ) -> dict[tuple[Backend, Precision], str]:
     """The bf16 that nobody asked for and that this machine has not, with what its backend says: it alone knows.
 
@@ -139,22 +139,22 @@ def unable(
     return found if len(found) < len(by_choice) else {}
 
 
-def references(answered: Iterable[Group]) -> dict[NumViews, Group]:
+def references(answered: Iterable[Configuration]) -> dict[NumViews, Configuration]:
     """For each number of views, which of the groups that gave answers gives those of FP32: the first."""
-    found: dict[NumViews, Group] = {}
+    found: dict[NumViews, Configuration] = {}
     for group in answered:
         if group.precision == "fp32":
             found.setdefault(group.num_views, group)
     return found
 
 
-def hidden_references(folder: ModelFolder, groups: Sequence[Group]) -> dict[NumViews, Group]:
+def hidden_references(folder: ModelFolder, groups: Sequence[Configuration]) -> dict[NumViews, Configuration]:
     """For each number of views, what could give the answers of FP32 if none of the groups does, where anything can."""
-    found: dict[NumViews, Group] = {}
+    found: dict[NumViews, Configuration] = {}
     # Not TensorRT, which runs what was built, and that may lie there for no FP32.
     backends = [backend for backend in get_args(Backend) if backend != "tensorrt"]
     for num_views, backend in itertools.product(dict.fromkeys(group.num_views for group in groups), backends):
-        group = Group(backend=backend, precision="fp32", num_views=num_views)
+        group = Configuration(backend=backend, precision="fp32", num_views=num_views)
         if group not in groups and _reason_against(folder, backend, "fp32") is None:
             found.setdefault(num_views, group)
     return found

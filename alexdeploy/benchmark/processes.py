@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
-from alexdeploy.benchmark.worker import Done, Job, Opened, Reply, Task, read_frame, write_frame
+from alexdeploy.benchmark.worker import Done, Job, Opened, Reply, Task
 from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError
 from alexdeploy.engines.base import EngineInfo
 from alexdeploy.placement.child import Child, Failure
+from alexdeploy.placement.frames import read_frame, write_frame
 
 OPEN_SECONDS = 300.0
 """How long an engine may take to open: a full network, compiled on a machine that is busy."""
@@ -101,11 +102,12 @@ class Process:
                 # If it has gone, what is read says why. A process that hangs does not empty the pipe either.
                 with contextlib.suppress(OSError):
                     write_frame(self._process.requests, frame)
-            reply: Reply | None = read_frame(self._process.answers, Reply)
-        if reply is None:
+            answered = read_frame(self._process.answers, Reply)
+        if answered is None:
             ended = self._process.close(_END_SECONDS)
             what = f"no answer in {seconds:.0f} s" if is_late.is_set() else f"its process {ended}"
             raise DeviceError(self._process.with_last_words(what), hint="Look at: alexdeploy doctor")
+        reply: Reply = answered[0]
         if isinstance(reply, Failure):
             raise reply.error()
         return reply

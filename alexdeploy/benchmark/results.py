@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from alexdeploy.benchmark.processes import Start
 from alexdeploy.benchmark.rounds import Measured
 from alexdeploy.benchmark.statistics import (
+    BatchConfiguration,
     Candidate,
-    Configuration,
-    Group,
     Latency,
     Limits,
     bound,
@@ -21,8 +20,9 @@ from alexdeploy.benchmark.statistics import (
     why_none,
 )
 from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import Backend, NumViews
+from alexdeploy.engines.base import Backend, Configuration, NumViews
 from alexdeploy.engines.profile import LayerTime
+from alexdeploy.placement.options import DeviceOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class Row:
     `peak_bytes` is of the process, which had run no larger batch, and whose compiled model came from the cache.
     """
 
-    configuration: Configuration
+    configuration: BatchConfiguration
     device: str | None = None
     error: str | None = None
     error_kind: str | None = None
@@ -90,7 +90,7 @@ class Ceiling:
 class Profile:
     """Milliseconds of each layer for a batch of `num_images`, on one core."""
 
-    group: Group
+    group: Configuration
     num_images: int
     layers: tuple[LayerTime, ...]
 
@@ -102,10 +102,10 @@ class Profile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rival:
+class CloseSecond:
     """A configuration that is slower than the pick by its median, and in some round was not."""
 
-    configuration: Configuration
+    configuration: BatchConfiguration
     files_per_second: float
 
 
@@ -113,15 +113,15 @@ class Rival:
 class Picked:
     """The fastest configuration of its number of views that keeps the limits, and the command that runs it.
 
-    `rivals` keep them too, fastest first; of one round none are known.
+    `close_seconds` keep them too, fastest first; of one round none are known.
     """
 
-    configuration: Configuration
+    configuration: BatchConfiguration
     files_per_second: float
     file_rates: tuple[float, ...]
     p95_ms: float
     command: str
-    rivals: tuple[Rival, ...]
+    close_seconds: tuple[CloseSecond, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +190,7 @@ class Parts:
 
 
 def make_row(
-    configuration: Configuration,
+    configuration: BatchConfiguration,
     seen: Measured,
     *,
     device: str | None,
@@ -301,10 +301,9 @@ def _is_cpu(device: str | None) -> bool:
 
 def predict_command(
     model: str,
-    configuration: Configuration,
+    configuration: BatchConfiguration,
     images: Sequence[str] | None,
-    num_threads: int | None,
-    devices: str | None,
+    where: DeviceOptions,
 ) -> str:
     """The command line that runs `predict` so; without `images`, IMAGES stands in their place."""
     # What begins with a dash would be an option; a dash alone is a list on standard input.
@@ -312,10 +311,12 @@ def predict_command(
     words = ["alexdeploy", "predict", *named, "--model", model]
     words += ["--backend", configuration.backend, "--precision", configuration.precision]
     words += ["--views", str(configuration.num_views), "--batch-size", str(configuration.batch_size)]
-    if num_threads is not None:
-        words += ["--threads", str(num_threads)]
-    if devices is not None:
-        words += ["--devices", devices]
+    if where.num_threads is not None:
+        words += ["--threads", str(where.num_threads)]
+    if where.devices is not None:
+        words += ["--devices", where.devices]
+    if where.replicas != 1:
+        words += ["--replicas", str(where.replicas)]
     return shlex.join(words)
 
 
@@ -323,7 +324,7 @@ def ceiling_of(ceilings: Sequence[Ceiling], backend: Backend, precision: Precisi
     return next((each.gflops for each in ceilings if (each.backend, each.precision) == (backend, precision)), None)
 
 
-def best_of(rows: Sequence[Row], group: Group) -> Row | None:
+def best_of(rows: Sequence[Row], group: Configuration) -> Row | None:
     """The batch of a group that is fastest from files, of those that never failed."""
     own = [row for row in rows if row.configuration.group == group and row.files_per_second and row.error is None]
     return max(own, key=lambda row: row.files_per_second or 0.0, default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,14 +14,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from alexdeploy.benchmark.events import OnEvent, Step
 from alexdeploy.benchmark.processes import Processes
 from alexdeploy.benchmark.roofline import CPU_SIZE, ceiling_size
-from alexdeploy.benchmark.statistics import PAUSE_SECONDS, Configuration, Group, Slice, interleaved, slice_seconds
+from alexdeploy.benchmark.statistics import PAUSE_SECONDS, BatchConfiguration, Slice, interleaved, slice_seconds
 from alexdeploy.benchmark.worker import Job, Task
 from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import Backend
+from alexdeploy.engines.base import Backend, Configuration
 from alexdeploy.inference.pipeline import window_size
 
 DECODE = "decoding"
@@ -31,9 +33,6 @@ _OPENING_SHARE = 0.5
 
 _LEAST_WAVES = 2
 """Batches for each stream in a run from files: while the first runs the next is decoded."""
-
-OnStep = Callable[[str, int, int], None]
-"""What is being done, how many are done, and of how many."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,7 +58,7 @@ class _Item:
     """One thing to do in each round."""
 
     process: str
-    key: Configuration | str
+    key: BatchConfiguration | str
     kind: Literal["engine", "files"]
     batch_size: int
     is_largest: bool = True
@@ -75,20 +74,20 @@ class Rounds:
     def __init__(
         self,
         jobs: Mapping[str, Job],
-        configurations: Sequence[Configuration],
+        configurations: Sequence[BatchConfiguration],
         folder: Path,
         limit_bytes: int | None,
-        on_step: OnStep,
+        on_event: OnEvent,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.processes = Processes(jobs, limit_bytes)
-        self.measured: dict[Configuration | str, Measured] = {key: Measured() for key in configurations}
-        self.answers: dict[Group, NDArray[np.float32]] = {}
+        self.measured: dict[BatchConfiguration | str, Measured] = {key: Measured() for key in configurations}
+        self.answers: dict[Configuration, NDArray[np.float32]] = {}
         self.num_rounds = 0
         self._jobs = dict(jobs)
         self._configurations = tuple(configurations)
         self._folder = folder
-        self._on_step = on_step
+        self._on_event = on_event
         self._clock = clock
         self._last_opening = math.inf
         self._left_out: list[str] = []
@@ -120,7 +119,7 @@ class Rounds:
 
     def open(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[Configuration],
         ceilings: Sequence[tuple[Backend, Precision]],
         deadline: float | None = None,
     ) -> None:
@@ -134,20 +133,20 @@ class Rounds:
             now = self._clock()
             self._last_opening = now + _OPENING_SHARE * (deadline - now)
         total = len(groups) + len(ceilings) + 1
-        self._on_step("opening: decoding", 0, total)
+        self._on_event(Step(phase="opening", name=DECODE, num_total=total))
         self._warm(_Item(process=DECODE, key=DECODE, kind="files", batch_size=DECODE_BATCH), num_images=DECODE_BATCH)
         for number, group in enumerate(groups, start=1):
             if self.is_late:
                 self._leave_out(str(group), *(each for each in self._configurations if each.group == group))
                 continue
-            self._on_step(f"opening: {group}", number, total)
+            self._on_event(Step(phase="opening", name=str(group), num_done=number, num_total=total))
             self._open_group(group)
         for number, (backend, precision) in enumerate(ceilings, start=1 + len(groups)):
             name = ceiling_name(backend, precision)
             if self.is_late:
                 self._leave_out(name, name)
                 continue
-            self._on_step(f"opening: {name}", number, total)
+            self._on_event(Step(phase="opening", name=name, num_done=number, num_total=total))
             self._open_ceiling(name, ceiling_name(backend, precision, on_gpu=True))
 
     @property
@@ -155,7 +154,7 @@ class Rounds:
         """Whether the time for opening is over, and there is a configuration to measure."""
         return self._clock() >= self._last_opening and any(item.key != DECODE for item in self._items)
 
-    def _leave_out(self, name: str, *keys: Configuration | str) -> None:
+    def _leave_out(self, name: str, *keys: BatchConfiguration | str) -> None:
         self._left_out.append(name)
         for key in keys:
             self.measured.setdefault(key, Measured()).failure = UsageError(
@@ -190,7 +189,14 @@ class Rounds:
             has_time = number == 0 or self._clock() < deadline
             if not has_time or all(self._of(each).failure is not None for each in items):
                 return
-            self._on_step(f"round {number + 1}: {item.key}", done % len(items), len(items))
+            step = Step(
+                phase="measuring",
+                name=str(item.key),
+                num_done=done % len(items),
+                num_total=len(items),
+                number=number + 1,
+            )
+            self._on_event(step)
             if self._of(item).failure is None:
                 if item.process != process:
                     time.sleep(PAUSE_SECONDS)
@@ -206,7 +212,7 @@ class Rounds:
     def _of(self, item: _Item) -> Measured:
         return self.measured.setdefault(item.key, Measured())
 
-    def _open_group(self, group: Group) -> None:
+    def _open_group(self, group: Configuration) -> None:
         """All batches of a group; where the engine does not open for the largest, for the next smaller."""
         own = sorted((each for each in self._configurations if each.group == group), key=lambda each: each.batch_size)
         while own:
@@ -220,8 +226,7 @@ class Rounds:
                     self.measured[each].failure = exc
                 own = own[:-1] if is_batch else []
             if own:
-                job = msgspec.structs.replace(self._jobs[str(group)], batch_size=own[-1].batch_size)
-                self.processes.set_job(str(group), job)
+                self.processes.set_job(str(group), self._job_of(own[-1]))
         for each in own:
             # The group itself is open by now: at least one of its batches is measured.
             if each is not own[0] and self.is_late:
@@ -253,7 +258,7 @@ class Rounds:
             self.processes.set_job(name, self._jobs[name_on_gpu])
         self._warm(_Item(process=name, key=name, kind="engine", batch_size=size.batch_size))
 
-    def _process_of(self, configuration: Configuration, *, is_largest: bool) -> str:
+    def _process_of(self, configuration: BatchConfiguration, *, is_largest: bool) -> str:
         """The group's, open for the largest batch; its own where that decides on shapes, kernels and memory."""
         shared = str(configuration.group)
         info = self.processes.infos[shared]
@@ -261,9 +266,12 @@ class Rounds:
             return shared
         name = str(configuration)
         if not self.processes.knows(name):
-            job = msgspec.structs.replace(self._jobs[shared], batch_size=configuration.batch_size)
-            self.processes.set_job(name, job)
+            self.processes.set_job(name, self._job_of(configuration))
         return name
+
+    def _job_of(self, configuration: BatchConfiguration) -> Job:
+        job = self._jobs[str(configuration.group)]
+        return msgspec.structs.replace(job, options=replace(job.options, batch_size=configuration.batch_size))
 
     def _wave(self, item: _Item) -> int:
         """Images that keep every stream busy for one batch."""
@@ -271,7 +279,9 @@ class Rounds:
 
     def _window(self, item: _Item) -> int:
         """Images that the pipeline of `predict` holds at once."""
-        num_decoders = self._jobs[str(item.key.group)].num_threads if isinstance(item.key, Configuration) else None
+        num_decoders = (
+            self._jobs[str(item.key.group)].options.num_threads if isinstance(item.key, BatchConfiguration) else None
+        )
         return window_size(
             item.batch_size, self.processes.infos[item.process].num_streams, num_decoders or available_processors()
         )
@@ -290,11 +300,11 @@ class Rounds:
         self._items.append(item)
         return True
 
-    def answer(self, group: Group, process: str, batch_size: int) -> None:
+    def answer(self, group: Configuration, process: str, batch_size: int) -> None:
         """Ask for the answers of `group`. Without them no agreement is known; what is measured needs none."""
         path = self._folder / "answers.npy"
         num_images = len(self._jobs[str(group)].files)
-        task = Task(kind="answers", batch_size=batch_size, num_images=num_images, path=str(path))
+        task = Task(kind="answers", batch_size=batch_size, num_images=num_images, path=os.fsencode(path))
         try:
             self.processes.ask(process, task)
             self.answers[group] = np.load(path, allow_pickle=False)

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from alexdeploy.core.arguments import NotNegative, Share, check_fields
-from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import Backend, NumViews
+from alexdeploy.engines.base import Configuration
 
 PAUSE_SECONDS = 0.3
 """Between processes that take turns: threads of some runtimes spin for a while after their work, on cores that the next
@@ -24,33 +23,18 @@ _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Configuration:
-    """One way to run the model; `batch_size` counts images."""
+class BatchConfiguration(Configuration):
+    """A configuration with the number of images that run together."""
 
-    backend: Backend
-    precision: Precision
-    num_views: NumViews
     batch_size: int
 
     @property
-    def group(self) -> Group:
-        """What one process can run where no engine is made for a batch: configurations that differ in that alone."""
-        return Group(backend=self.backend, precision=self.precision, num_views=self.num_views)
+    def group(self) -> Configuration:
+        """What one process can run where no engine is made for a batch: all batches of a configuration."""
+        return Configuration(backend=self.backend, precision=self.precision, num_views=self.num_views)
 
     def __str__(self) -> str:
         return f"{self.group}, batch {self.batch_size}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """Configurations that differ only in their batch."""
-
-    backend: Backend
-    precision: Precision
-    num_views: NumViews
-
-    def __str__(self) -> str:
-        return f"{self.backend} {self.precision} {self.num_views} view{'' if self.num_views == 1 else 's'}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,7 +158,7 @@ class Candidate:
     `agreement` None: not known.
     """
 
-    configuration: Configuration
+    configuration: BatchConfiguration
     images_per_second: float
     p95_ms: float
     agreement: float | None
@@ -194,7 +178,7 @@ def pick(candidates: Sequence[Candidate], limits: Limits) -> tuple[Candidate, ..
     return tuple(best[views] for views in sorted(best))
 
 
-def rivals(best: Candidate, candidates: Sequence[Candidate], limits: Limits) -> list[Candidate]:
+def close_seconds(best: Candidate, candidates: Sequence[Candidate], limits: Limits) -> list[Candidate]:
     """What could have been picked for `best` in another run, fastest first: its rounds overlap those of `best`."""
     least = min(best.rates, default=math.inf)
     found = [

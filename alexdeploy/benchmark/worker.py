@@ -8,8 +8,7 @@ what each frame asks for. PARENT is the id of the process that started it, with 
 from __future__ import annotations
 
 import dataclasses
-import json
-import struct
+import os
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from contextlib import closing, suppress
 from itertools import cycle, islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import msgspec
 import numpy as np
@@ -27,34 +26,30 @@ from alexdeploy.benchmark.statistics import stream_rate
 from alexdeploy.core.errors import DeviceError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
-from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import Backend, Engine, EngineInfo, NumViews, Predictions
+from alexdeploy.engines.base import Engine, EngineInfo, Predictions
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
 from alexdeploy.inference.predictor import make_row
 from alexdeploy.placement.child import Failure, adopt_stdio, failure_of
-from alexdeploy.placement.place import Request, place
+from alexdeploy.placement.frames import read_frame, write_frame
+from alexdeploy.placement.options import BATCH_SIZE, PredictOptions
+from alexdeploy.placement.place import place
 
-_SIZE = struct.Struct("<I")
 _TOP_K = 5
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What to open. `backend` None is an engine that answers at once: what is left is decoding.
+    """What to open; `options.batch_size` is the largest batch that will be asked for.
 
-    `batch_size` is the largest that will be asked for. `images` is a .npy file, uint8 [N, 256, 256, 3]; `files` are
-    photographs.
+    `decodes_only`: an engine that answers at once takes the place of the model's. `images` is a .npy file,
+    uint8 [N, 256, 256, 3]; `files` are photographs. Paths are as the system has them, which need not be UTF-8.
     """
 
-    folder: str
-    backend: Backend | None
-    precision: Precision
-    num_views: NumViews
-    batch_size: int
-    num_threads: int | None
-    devices: str | None
-    images: str
-    files: tuple[str, ...]
+    folder: bytes
+    options: PredictOptions
+    images: bytes
+    files: tuple[bytes, ...]
+    decodes_only: bool = False
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -79,7 +74,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     batch_size: int
     seconds: float = 0.0
     num_images: int = 0
-    path: str = ""
+    path: bytes = b""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -90,25 +85,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     peak_bytes: int | None = None
 
 
-Asked = Job | Task
 Reply = Opened | Done | Failure
-
-
-def write_frame(pipe: IO[bytes], frame: Asked | Reply) -> None:
-    # Paths whose bytes are no UTF-8, which neither msgpack nor msgspec's own JSON can say.
-    content = json.dumps(msgspec.to_builtins(frame)).encode("ascii")
-    pipe.write(_SIZE.pack(len(content)) + content)
-    pipe.flush()
-
-
-def read_frame(pipe: IO[bytes], kind: Any) -> Any:
-    """The next frame, decoded as `kind`; None at the end."""
-    head = pipe.read(_SIZE.size)
-    if len(head) < _SIZE.size:
-        return None
-    (size,) = _SIZE.unpack(head)
-    content = pipe.read(size)
-    return None if len(content) < size else msgspec.convert(json.loads(content), kind)
 
 
 class Sized:
@@ -133,7 +110,7 @@ class Sized:
 class AnswersAtOnce:
     """An engine that looks at no image: with it, a pipeline does nothing but decode and gather batches."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int = BATCH_SIZE) -> None:
         self.info = EngineInfo(
             backend="none",
             device="cpu",
@@ -243,11 +220,11 @@ def _high_water(process: str) -> int | None:
 
 def main() -> None:
     asked, replies = adopt_stdio()
-    job = read_frame(asked, Asked)
-    if not isinstance(job, Job):
+    frame = read_frame(asked, Job)
+    if frame is None:
         return
     try:
-        _serve(job, asked, replies)
+        _serve(frame[0], asked, replies)
     # The parent has gone.
     except BrokenPipeError:
         pass
@@ -258,43 +235,31 @@ def main() -> None:
 
 def _serve(job: Job, asked: IO[bytes], replies: IO[bytes]) -> None:
     began = time.perf_counter()
-    folder = ModelFolder(Path(job.folder))
+    folder = ModelFolder(Path(os.fsdecode(job.folder)))
     options = PipelineOptions(
-        resize=folder.spec().preprocessing.resize, num_decoders=job.num_threads or available_processors()
+        resize=folder.spec().preprocessing.resize, num_decoders=job.options.num_threads or available_processors()
     )
-    sources = [Source(name=name, path=name) for name in job.files]
-    with _open(job, folder) as engine:
+    sources = [Source(name=name, path=name) for name in map(os.fsdecode, job.files)]
+    engine = AnswersAtOnce() if job.decodes_only else place(folder, job.options).engine
+    with engine:
         seconds = time.perf_counter() - began
         # Only OpenVINO's engines compile: TensorRT's are built before.
         was_compiled = getattr(engine, "was_compiled", False)
         write_frame(replies, Opened(info=engine.info, load_seconds=seconds, was_compiled=was_compiled))
         run_files(Sized(engine, 1), sources, 1, options)
         write_frame(replies, Done())
-        while (task := read_frame(asked, Asked)) is not None:
+        while (frame := read_frame(asked, Task)) is not None:
+            task = frame[0]
             write_frame(replies, _do(task, Sized(engine, task.batch_size), job.images, sources, options))
 
 
-def _open(job: Job, folder: ModelFolder) -> Engine:
-    if job.backend is None:
-        return AnswersAtOnce(job.batch_size)
-    request = Request(
-        precision=job.precision,
-        num_views=job.num_views,
-        batch_size=job.batch_size,
-        num_threads=job.num_threads,
-        backend=job.backend,
-        devices=job.devices,
-    )
-    return place(folder, request).engine
-
-
-def _mapped(path: str) -> NDArray[np.uint8]:
+def _mapped(path: bytes) -> NDArray[np.uint8]:
     """Anew each time that some are taken: pages that were read count as this process's memory while they are mapped."""
-    images: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    images: NDArray[np.uint8] = np.load(os.fsdecode(path), mmap_mode="r", allow_pickle=False)
     return images
 
 
-def _do(task: Task, engine: Engine, images: str, sources: list[Source], options: PipelineOptions) -> Done:
+def _do(task: Task, engine: Engine, images: bytes, sources: list[Source], options: PipelineOptions) -> Done:
     if task.kind != "answers":
         is_engine = task.kind == "engine"
         done = (
@@ -308,7 +273,7 @@ def _do(task: Task, engine: Engine, images: str, sources: list[Source], options:
         np.array(engine.run(np.array(_mapped(images)[start : start + task.batch_size])).probabilities)
         for start in range(0, len(_mapped(images)), task.batch_size)
     ]
-    np.save(task.path, np.concatenate(parts))
+    np.save(os.fsdecode(task.path), np.concatenate(parts))
     return Done()
 
 

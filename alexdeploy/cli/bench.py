@@ -20,6 +20,7 @@ from alexdeploy.cli.options import (
     ModelOption,
     OverwriteOption,
     QuietOption,
+    ReplicasOption,
     TencropOption,
     ThreadsOption,
     VerboseOption,
@@ -36,6 +37,7 @@ from alexdeploy.core.errors import DeviceError, UsageError, by_name
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from alexdeploy.benchmark.events import Event, Step
     from alexdeploy.benchmark.results import Benchmark, Row
 
 _INTERRUPTED = 130
@@ -96,6 +98,7 @@ def bench(
         int, typer.Option(min=1, metavar="N", help="Most images that are used; they lie evenly over all.")
     ] = 64,
     devices: DevicesOption = None,
+    replicas: ReplicasOption = 1,
     threads: ThreadsOption = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the order within the rounds.")] = 0,
     html: HtmlOption = None,
@@ -129,6 +132,7 @@ def bench(
         seed=seed,
         num_threads=threads,
         devices=devices,
+        replicas=replicas,
         limits=Limits(budget_ms=budget_ms, min_agreement=min_agreement),
         with_profile=html is not None,
     )
@@ -137,8 +141,8 @@ def bench(
 
         check_page_path(html)
         check_not_there(html, "--html", overwrite=overwrite)
-    with _watching(quiet=quiet) as (note, step):
-        found = run_bench(find_one_model(model, model_option), options, note, step)
+    with _watching(quiet=quiet) as show:
+        found = run_bench(find_one_model(model, model_option), options, on_event=show)
     try:
         if json:
             out.print_json(_document(found))
@@ -183,37 +187,50 @@ def _batch_sizes(text: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def _watching(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
-    """Functions for notes and for steps: a bar on a terminal, elsewhere a line for each phase."""
+def _watching(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
+    """A function that shows events: notes, and a bar on a terminal, elsewhere a line for each phase."""
+    from alexdeploy.core.events import Notice
+
     if quiet:
-        yield lambda note: None, lambda step, done, total: None
+        yield lambda event: None
         return
     if not sys.stderr.isatty():
         told: set[str] = set()
 
-        def line(step: str, done: int, total: int) -> None:
-            phase, _, name = step.partition(":")
-            lines = {
-                "opening": f"opening {total} processes, one after the other",
-                "comparing": f"opening{name} as well, for answers to compare with",
-                "round 1": "measuring, round after round",
-                "round 2": "each is measured once; from here on Ctrl-C shows figures of all",
-                "profiling": step,
-            }
-            text = lines.get(phase)
+        def show_line(event: Event) -> None:
+            if isinstance(event, Notice):
+                out.note(event.message)
+                return
+            text = _line_of(event)
             if text is not None and text not in told:
                 told.add(text)
                 out.note(text)
 
-        yield out.note, line
+        yield show_line
         return
     with out.progress("steps") as bar:
         task = bar.add_task("bench", total=None)
 
-        yield (
-            partial(out.note, bar=bar),
-            lambda step, done, total: bar.update(task, description=step, completed=done, total=total),
-        )
+        def show(event: Event) -> None:
+            if isinstance(event, Notice):
+                out.note(event.message, bar=bar)
+            else:
+                bar.update(task, description=str(event), completed=event.num_done, total=event.num_total)
+
+        yield show
+
+
+def _line_of(step: Step) -> str | None:
+    rounds = {
+        1: "measuring, round after round",
+        2: "each is measured once; from here on Ctrl-C shows figures of all",
+    }
+    return {
+        "opening": f"opening {step.num_total} processes, one after the other",
+        "comparing": f"opening {step.name} as well, for answers to compare with",
+        "measuring": rounds.get(step.number),
+        "profiling": str(step),
+    }[step.phase]
 
 
 def _document(found: Benchmark) -> dict[str, object]:

@@ -14,12 +14,14 @@ import typer
 from alexdeploy.cli import output as out
 from alexdeploy.cli.options import (
     BatchSizeOption,
+    DevicesOption,
     ExcludeOption,
     HtmlOption,
     JsonOption,
     ModelOption,
     OverwriteOption,
     QuietOption,
+    ReplicasOption,
     ResumeOption,
     TencropOption,
     ThreadsOption,
@@ -70,7 +72,9 @@ def evaluate(
     precision: Annotated[str, precisions_option()] = "fp32",
     views: ViewsListOption = None,
     tencrop: TencropOption = False,
-    backend: Annotated[str | None, backends_option("for each precision the first that is installed")] = None,
+    backend: Annotated[str | None, backends_option("for each precision the first that fits the devices")] = None,
+    devices: DevicesOption = None,
+    replicas: ReplicasOption = 1,
     batch_size: BatchSizeOption = 8,
     threads: ThreadsOption = None,
     html: HtmlOption = None,
@@ -104,6 +108,8 @@ def evaluate(
         exclude=tuple(exclude or ()),
         batch_size=batch_size,
         num_threads=threads,
+        devices=devices,
+        replicas=replicas,
     )
     if output is not None:
         rows.check_rows_path(output, resume=resume)
@@ -117,9 +123,7 @@ def evaluate(
         check_page_path(html)
         check_not_there(html, "--html", overwrite=overwrite)
     with _Watcher(output, resume=resume, quiet=quiet) as watcher:
-        found = run_evaluate(
-            find_model(model), data, options, on_start=watcher.start, on_image=watcher.count, kept=watcher.kept
-        )
+        found = run_evaluate(find_model(model), data, options, on_event=watcher.show, kept=watcher.kept)
         watcher.finish(found)
     try:
         if json:
@@ -166,7 +170,17 @@ class _Watcher:
         if self._rows is not None and error[0] is not None:
             self._tell_of_rows(self._rows)
 
-    def start(self, plan: Plan) -> None:
+    def show(self, event: Plan | ImageResult) -> None:
+        from alexdeploy.evaluation.evaluate import Plan
+
+        if isinstance(event, Plan):
+            self._start(event)
+            return
+        if self._rows is not None:
+            self._rows.write(event)
+        self._advance()
+
+    def _start(self, plan: Plan) -> None:
         if self._quiet:
             return
         for note in plan.notes:
@@ -184,11 +198,6 @@ class _Watcher:
             num_kept += 1
         if not self._quiet:
             self._bar.update(self._task, completed=num_kept, kept=num_kept)
-
-    def count(self, image: ImageResult) -> None:
-        if self._rows is not None:
-            self._rows.write(image)
-        self._advance()
 
     def finish(self, found: Evaluation) -> None:
         if self._rows is None:

@@ -11,11 +11,15 @@ import typer
 
 from alexdeploy.cli import output
 from alexdeploy.cli.options import (
+    BatchSizeOption,
+    DevicesOption,
     JsonOption,
     ModelArgument,
     ModelOption,
     QuietOption,
+    ReplicasOption,
     TencropOption,
+    ThreadsOption,
     VerboseOption,
     ViewsOption,
     backends_option,
@@ -52,7 +56,11 @@ def verify(
     ] = None,
     model_option: ModelOption = None,
     precision: Annotated[str | None, precisions_option("every graph there is")] = None,
-    backend: Annotated[str | None, backends_option("all that are installed")] = None,
+    backend: Annotated[str | None, backends_option("all that are installed and fit the devices")] = None,
+    devices: DevicesOption = None,
+    replicas: ReplicasOption = 1,
+    batch_size: BatchSizeOption = 8,
+    threads: ThreadsOption = None,
     views: ViewsOption = None,
     tencrop: TencropOption = False,
     num_images: Annotated[
@@ -81,15 +89,20 @@ def verify(
 
     Ends with exit code 3 if all is well but some of the images could not be read.
     """
+    from alexdeploy.core.events import Notice
     from alexdeploy.core.spec import Precision
     from alexdeploy.engines.base import Backend
-    from alexdeploy.evaluation.verify import VerifyOptions
+    from alexdeploy.evaluation.verify import Event, ImagesDone, VerifyOptions
     from alexdeploy.evaluation.verify import verify as run_verify
 
     options = VerifyOptions(
         precisions=None if precision is None else pick("--precision", precision, get_args(Precision)),
         backends=None if backend is None else pick("--backend", backend, get_args(Backend)),
         num_views=view_count(views, tencrop=tencrop),
+        devices=devices,
+        replicas=replicas,
+        batch_size=batch_size,
+        num_threads=threads,
         num_images=num_images,
         max_flips=max_flips,
     )
@@ -98,14 +111,16 @@ def verify(
     with output.progress("images") as bar:
         task = bar.add_task("verify", total=None)
 
-        def begin(step: str) -> None:
-            output.note(f"  {step}", bar=bar)
-            bar.reset(task, total=None)
+        def show(event: Event) -> None:
+            if isinstance(event, ImagesDone):
+                bar.update(task, completed=event.num_done, total=event.num_images)
+            elif isinstance(event, Notice):
+                output.note(event.message, bar=bar)
+            else:
+                output.note(f"  {event.message}", bar=bar)
+                bar.reset(task, total=None)
 
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        found = run_verify(folder, images or None, options, begin, advance)
+        found = run_verify(folder, images or None, options, on_event=show)
     for broken in found.broken:
         output.warn(f"{broken.source}: {broken.error}")
     if json:

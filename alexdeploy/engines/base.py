@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,18 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Configuration:
+    """One way to run a model. `num_views` are averaged."""
+
+    backend: Backend
+    precision: Precision
+    num_views: NumViews
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision} {self.num_views} view{'' if self.num_views == 1 else 's'}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineInfo:
     """What really runs: asked for = got. `artifact` is the SHA-256 of the graph, engine file or weights on disk.
 
@@ -92,6 +104,15 @@ class EngineInfo:
     artifact: str
     batch_size: int
     num_streams: int
+
+    @property
+    def configuration(self) -> Configuration:
+        """Of replicas on several backends the names joined by "+", as `backend` is."""
+        return Configuration(
+            backend=cast("Backend", self.backend),
+            precision=cast("Precision", self.precision),
+            num_views=cast("NumViews", self.num_views),
+        )
 
 
 class Engine(Protocol):
@@ -216,7 +237,7 @@ def _module(backend: Backend) -> ModuleType:
     if backend not in _PACKAGES:
         raise UsageError(f"unknown backend {backend!r}", hint=f"Backends: {', '.join(_PACKAGES)}")
     check_installed(backend)
-    return importlib.import_module(f"alexdeploy.engines.{backend}")
+    return importlib.import_module("alexdeploy.engines." + ("trt.engine" if backend == "tensorrt" else backend))
 
 
 def check_images(images: NDArray[np.uint8], batch_size: int) -> None:

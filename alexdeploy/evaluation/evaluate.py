@@ -11,28 +11,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alexdeploy.core.arguments import Count, check_argument, check_fields
+from alexdeploy.core.arguments import Count, check_argument
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.interrupts import be_patient, deferred_interrupts
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import versions_for_report
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Precision
-from alexdeploy.engines.base import Backend, Engine, EngineOptions, NumViews, choose_backend, open_engine
+from alexdeploy.engines.base import Backend, Configuration, NumViews
 from alexdeploy.evaluation.multi_engine import SideBySide
-from alexdeploy.evaluation.scoring import Answer, Configuration, Score, Tally, answer_of
+from alexdeploy.evaluation.scoring import Answer, Score, Tally, answer_of
 from alexdeploy.images.labelled import LabelledSources, read_labelled
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
+from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions
+from alexdeploy.placement.place import Placed, check_devices, place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateOptions:
+class EvaluateOptions(DeviceOptions):
     """Every precision runs with every number of views on every backend.
 
-    `backends` None: for each precision the best that is installed. `labels` is a list of names and labels in place of
-    class folders, of which those in `exclude` are left out. `batch_size` counts images, not views. `num_threads` None:
-    all that the process may use.
+    `backends` None: for each precision the best that is installed and fits the devices. `labels` is a list of names and
+    labels in place of class folders, of which those in `exclude` are left out. `batch_size` counts images, not views.
     """
 
     precisions: tuple[Precision, ...] = ("fp32",)
@@ -40,16 +41,12 @@ class EvaluateOptions:
     backends: tuple[Backend, ...] | None = None
     labels: str | os.PathLike[str] | None = None
     exclude: tuple[str, ...] = ()
-    batch_size: Count = 8
-    num_threads: Count | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
+    batch_size: Count = BATCH_SIZE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What is about to run. `notes` say what of it a user might not expect.
+    """Everything is open. `notes` say what of it a user might not expect.
 
     `artifacts` are the SHA-256 of what the configurations run, `batch_size` images go through all of them together.
     """
@@ -73,6 +70,10 @@ class ImageResult:
     label: int
     answers: tuple[Answer, ...] = ()
     error: str | None = None
+
+
+Event = Plan | ImageResult
+"""The plan comes first, when everything is open, and then each image, in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,27 +131,29 @@ def evaluate(
     data: str | os.PathLike[str],
     options: EvaluateOptions | None = None,
     *,
-    on_start: Callable[[Plan], None] = lambda plan: None,
-    on_image: Callable[[ImageResult], None] = lambda image: None,
+    on_event: Callable[[Event], None] = lambda event: None,
     kept: Callable[[Plan], Iterable[ImageResult]] = lambda plan: (),
 ) -> Evaluation:
     """Classify the labelled images of `data` in all configurations at once, decoding each image once.
 
-    `on_start` is called when everything is open, `on_image` for each image in order. `kept` gives the results of the
-    first images, whole batches of them, where an earlier evaluation has them. A KeyboardInterrupt ends it: what was
-    found so far is returned, marked as interrupted. A combination that no backend can run is left out with a note.
-    Raises UsageError, ModelError, DeviceError, and DataError where the labels cannot be used.
+    `kept` gives the results of the first images, whole batches of them, where an earlier evaluation has them. A
+    KeyboardInterrupt ends it: what was found so far is returned, marked as interrupted. A combination that no backend
+    can run is left out with a note. No answer depends on the devices: each engine gets the same batches. Raises
+    UsageError, ModelError, DeviceError, and DataError where the labels cannot be used.
     """
     folder = check_argument("folder", folder, ModelFolder)
     data = check_argument("data", data, str)
     options = check_argument("options", options or EvaluateOptions(), EvaluateOptions)
+    check_devices(options)
     spec = folder.spec()
     labelled = read_labelled(data, spec.classes, options.labels, exclude=options.exclude)
     with ExitStack() as stack:
-        engines, skipped = _open_engines(folder, options, stack)
-        notes = (*_notes_on_training(spec, labelled), *labelled.notes, *skipped)
-        configurations = tuple(_configuration(engine) for engine in engines)
-        side = stack.enter_context(SideBySide(engines))
+        opened, told = _open_engines(folder, options, stack)
+        engines = [placed.engine for placed in opened]
+        notes = (*_notes_on_training(spec, labelled), *labelled.notes, *told)
+        configurations = tuple(engine.info.configuration for engine in engines)
+        num_threads = options.num_threads or available_processors()
+        side = stack.enter_context(SideBySide(engines, num_parts=num_threads))
         plan = Plan(
             model=spec.name,
             num_images=len(labelled.examples),
@@ -161,17 +164,23 @@ def evaluate(
             batch_size=side.info.batch_size,
             notes=notes,
         )
-        on_start(plan)
+        on_event(plan)
         counts = _Counts(spec.num_classes, configurations)
         sources = labelled.sources()
         for image in kept(plan):
             _check_kept(image, counts.num_images, next(sources, None), labelled, spec.classes)
             counts.add(image)
         num_kept, num_kept_broken = counts.num_images, len(counts.broken)
+
+        def cancel() -> None:
+            for placed in opened:
+                placed.cancel()
+
         pipeline = PipelineOptions(
             resize=spec.preprocessing.resize,
-            num_decoders=options.num_threads or available_processors(),
+            num_decoders=num_threads,
             first_index=num_kept,
+            cancel=cancel,
         )
         be_patient()
         interrupted = False
@@ -181,7 +190,7 @@ def evaluate(
                     # All or nothing, so that no configuration has an image more than another.
                     with deferred_interrupts():
                         counts.add(image)
-                        on_image(image)
+                        on_event(image)
         except KeyboardInterrupt:
             if not counts.num_images:
                 raise
@@ -221,36 +230,35 @@ def evaluate(
             "platform": platform.platform(),
             "architecture": platform.machine(),
             "processors": available_processors(),
-            "threads": options.num_threads or available_processors(),
+            "threads": num_threads,
         },
         interrupted=interrupted,
     )
 
 
-def _open_engines(folder: ModelFolder, options: EvaluateOptions, stack: ExitStack) -> tuple[list[Engine], list[str]]:
-    """Open an engine for each combination; those that cannot exist are told instead."""
-    engines: list[Engine] = []
-    skipped: list[str] = []
-    hints = []
+def _open_engines(folder: ModelFolder, options: EvaluateOptions, stack: ExitStack) -> tuple[list[Placed], list[str]]:
+    """Open an engine for each combination, and notes; those that cannot exist are left out with one."""
+    opened: list[Placed] = []
+    notes: list[str] = []
+    skipped: list[UsageError] = []
     for precision, num_views in itertools.product(options.precisions, options.views):
-        for backend in options.backends or (choose_backend(folder, precision),):
-            engine_options = EngineOptions(
-                precision=precision,
-                num_views=num_views,
-                batch_size=options.batch_size,
-                num_threads=options.num_threads,
-            )
+        for backend in options.backends or (None,):
             try:
-                engine = open_engine(folder, backend, engine_options)
+                placed = place(folder, options.predict_options(backend, precision, num_views, options.batch_size))
             except UsageError as exc:
-                skipped.append(f"{backend} {precision} is left out: {exc.message}")
-                hints.append(exc.hint)
+                if backend is None:
+                    raise
+                skipped.append(exc)
+                notes.append(f"{backend} {precision} is left out: {exc.message}")
                 continue
-            engines.append(stack.enter_context(engine))
-    notes = list(dict.fromkeys(skipped))
-    if not engines:
-        raise UsageError("nothing is left to evaluate: " + "; ".join(notes), hint=next(iter(hints), None))
-    return engines, notes
+            stack.enter_context(placed.engine)
+            opened.append(placed)
+            notes += placed.notes
+    notes = list(dict.fromkeys(notes))
+    if not opened:
+        hint = skipped[0].hint if skipped else None
+        raise UsageError("nothing is left to evaluate: " + "; ".join(notes), hint=hint)
+    return opened, notes
 
 
 def choose_bases(configurations: Sequence[Configuration]) -> tuple[int | None, ...]:
@@ -261,11 +269,6 @@ def choose_bases(configurations: Sequence[Configuration]) -> tuple[int | None, .
         same = views.index(configuration.num_views) if configuration.num_views in views else 0
         bases.append(same if number else None)
     return tuple(bases)
-
-
-def _configuration(engine: Engine) -> Configuration:
-    info = engine.info
-    return Configuration(backend=info.backend, precision=info.precision, num_views=info.num_views)
 
 
 class _Counts:

@@ -6,25 +6,27 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.engines.base import Engine, EngineInfo, Predictions
+from alexdeploy.engines.base import Engine, EngineInfo, Predictions, join_predictions
 
 
 class SideBySide:
     """Engines of one model that are open; whoever opened them closes them.
 
     They run one after the other, each with all of its streams, so that none takes time from another: `seconds` is
-    what each took. A batch is `batch_size` images for each stream of the engine that has the most.
+    what each took. A batch is `num_parts` batches of the engines, enough to keep their streams busy. An engine gets
+    the same images together whatever its devices and streams are, and so gives the same bits.
     """
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
+    def __init__(self, engines: Sequence[Engine], num_parts: int) -> None:
         first = engines[0].info
-        num_streams = max(engine.info.num_streams for engine in engines)
+        self._part_size = min(engine.info.batch_size for engine in engines)
         self._engines = tuple(engines)
         self._stack = ExitStack()
         self._threads: tuple[ThreadPoolExecutor, ...] = ()
@@ -36,7 +38,7 @@ class SideBySide:
             num_views=0,
             classes=first.classes,
             artifact=",".join(engine.info.artifact for engine in engines),
-            batch_size=min(engine.info.batch_size for engine in engines) * num_streams,
+            batch_size=self._part_size * num_parts,
             num_streams=1,
         )
 
@@ -58,18 +60,22 @@ class SideBySide:
         self._threads = ()
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
-        """uint8 [N, 256, 256, 3] -> probabilities float32 [N, K, C] of K engines, and no view_classes: int32 [N, 0]."""
-        answers = []
+        """uint8 [N, 256, 256, 3] -> probabilities float32 [N, K, C] of K engines, and no view_classes: int32 [N, 0].
+
+        An image on which an engine fails has an error, as in a pool.
+        """
+        answers, errors = [], dict[int, str]()
+        parts = [images[start : start + self._part_size] for start in range(0, len(images), self._part_size)]
         for number, (engine, threads) in enumerate(zip(self._engines, self._threads, strict=True)):
             began = time.perf_counter()
-            answers.append(_run(engine, threads, images))
+            found = join_predictions(list(threads.map(partial(_run, engine), parts)))
             self.seconds[number] += time.perf_counter() - began
-        return Predictions(np.stack(answers, axis=1), np.empty((len(images), 0), np.int32))
+            answers.append(found.probabilities)
+            errors |= found.errors
+        return Predictions(np.stack(answers, axis=1), np.empty((len(images), 0), np.int32), errors)
 
 
-def _run(engine: Engine, threads: ThreadPoolExecutor, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    # All streams get something to do, also in the last batch, which is smaller.
-    num_parts = min(max(engine.info.num_streams, -(-len(images) // engine.info.batch_size)), len(images))
-    # Copied by the thread that ran it: an engine may give the same memory again with its next answer.
-    answers = threads.map(lambda part: np.array(engine.run(part).probabilities), np.array_split(images, num_parts))
-    return np.concatenate(list(answers))
+def _run(engine: Engine, images: NDArray[np.uint8]) -> Predictions:
+    """A copy: an engine may give the same memory again with its next answer."""
+    found = engine.run(images)
+    return Predictions(np.array(found.probabilities), np.array(found.view_classes), found.errors)

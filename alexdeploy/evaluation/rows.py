@@ -13,8 +13,8 @@ import msgspec
 
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.files import atomic_write, check_output
+from alexdeploy.engines.base import Configuration
 from alexdeploy.evaluation.evaluate import ImageResult, Plan
-from alexdeploy.evaluation.scoring import Configuration
 from alexdeploy.inference.journal import Header, Journal, check_setting, journal_path, read_header, read_journal
 from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
 from alexdeploy.inference.writers import csv_line

@@ -10,20 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.metrics import Bin, Calibration, paired_difference, top_k, wilson_interval
+from alexdeploy.engines.base import Configuration
 
 NUM_WORST = 10
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Configuration:
-    """One way to run the model. `num_views` are averaged."""
-
-    backend: str
-    precision: str
-    num_views: int
-
-    def __str__(self) -> str:
-        return f"{self.backend} {self.precision} {self.num_views} view{'' if self.num_views == 1 else 's'}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

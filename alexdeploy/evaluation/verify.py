@@ -6,21 +6,23 @@ probabilities, show what users get.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar, get_args
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from alexdeploy.core.arguments import Count, Percent, check_argument, check_fields
-from alexdeploy.core.errors import ImageError, ModelError, UsageError
+from alexdeploy.core.arguments import Count, Percent, check_argument
+from alexdeploy.core.errors import DeviceError, ImageError, ModelError, UsageError
+from alexdeploy.core.events import Notice, Status, warn_of_notices
 from alexdeploy.core.metrics import softmax
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import ModelSpec, Precision, graph_precision
-from alexdeploy.engines.base import Backend, EngineOptions, NumViews, can_run, is_installed, open_engine
+from alexdeploy.engines.base import Backend, NumViews, can_run, is_installed
+from alexdeploy.engines.trt.files import find_engines
 from alexdeploy.evaluation.agreement import (
     FLOORS,
     REFERENCE_NAMES,
@@ -34,94 +36,105 @@ from alexdeploy.evaluation.agreement import (
     failure,
     first_jump,
 )
-from alexdeploy.export.parity import layer_tensors
+from alexdeploy.evaluation.layers import are_comparable, graph_layers, graph_tensors, reference_layers
 from alexdeploy.graphs.freshness import load_graph
-from alexdeploy.graphs.runner import GraphRunner
 from alexdeploy.images.decode import decode
 from alexdeploy.images.pick import Picked, pick_sources, refuse_absent
 from alexdeploy.images.preprocess import network_input
 from alexdeploy.images.sources import is_list
-from alexdeploy.network.layers import plan_layers
+from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions, PredictOptions
+from alexdeploy.placement.place import check_devices, place
 
 DEFAULT_MAX_FLIPS = 1.0
 """Percent of the answers that may differ where the user names no limit; always at least those of one image."""
 
 _VIEWS_PER_BATCH = 16
 
-Layers = Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.floating]]]
-"""float32 [N, 3, crop, crop] -> the outputs of layers by the layer's name; of floating point, but not all float32."""
-
 _Item = TypeVar("_Item")
-_OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerifyOptions:
-    """`precisions` None: every graph there is. `backends` None: every one installed.
+class VerifyOptions(DeviceOptions):
+    """`precisions` None: every graph there is. `backends` None: every one installed that the devices can run.
 
-    `num_images` are held decoded, 0.2 MB each. `max_flips` is in percent; None means DEFAULT_MAX_FLIPS.
+    `num_images` are held decoded, 0.2 MB each. `max_flips` is in percent; None means DEFAULT_MAX_FLIPS. The devices are
+    those of the engines; the reference and the graphs run on the CPU.
     """
 
     precisions: tuple[Precision, ...] | None = None
     backends: tuple[Backend, ...] | None = None
     num_views: NumViews = 1
+    batch_size: Count = BATCH_SIZE
     num_images: Count = 64
     max_flips: Percent | None = None
 
-    def __post_init__(self) -> None:
-        check_fields(self)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagesDone:
+    """Of the images of the step that a Status named last."""
+
+    num_done: int
+    num_images: int
+
+
+Event = Status | Notice | ImagesDone
 
 
 def verify(
     folder: ModelFolder,
     images: Sequence[str] | None = None,
     options: VerifyOptions = VerifyOptions(),
-    on_step: Callable[[str], None] = lambda message: None,
-    on_progress: _OnProgress = lambda done, total: None,
+    *,
+    on_event: Callable[[Event], None] = warn_of_notices,
 ) -> Verification:
     """Compare every artifact of a model with FP32: PyTorch on the weights where both are there, else `model.onnx`.
 
     `images` is what `iter_sources` takes; None takes the training data if it is here, else rendered pictures. Of more
     than `options.num_images` those are taken that lie evenly over all. An image that cannot be read is in `broken`.
-    `on_progress` gets the images that are done, and of how many, within a step. Answers that differ are reported, not
-    raised: see `Verification.check`. Raises StaleArtifactError, ModelError, ImageError if no image can be read, and
-    UsageError if there is nothing to compare or a list names images of which none is there.
+    A Notice is of what is left out because nothing here can run it. Answers that differ are reported, not raised:
+    see `Verification.check`. Raises StaleArtifactError, ModelError, ImageError if no image can be read, DeviceError if
+    a backend that was named cannot run, and UsageError if there is nothing to compare or a list names images of which
+    none is there.
     """
     folder = check_argument("folder", folder, ModelFolder)
     images = check_argument("images", images, tuple[str, ...] | None)
     options = check_argument("options", options, VerifyOptions)
+    check_devices(options)
     spec = folder.spec()
     plan = _plan(folder, spec, options)
-    # Before minutes of work, not after: each is read again when it is its turn.
-    for precision in plan.graphs:
-        load_graph(folder, precision, spec)
+    for note in plan.notes:
+        on_event(Notice(message=note))
     picked = pick_sources(images, spec, options.num_images)
     spread = ", evenly spread" if len(picked.sources) < picked.num_found else ""
-    on_step(f"reading {len(picked.sources)} of {picked.num_found} images of {picked.origin}{spread}")
+
+    def begin(step: str) -> None:
+        on_event(Status(message=step))
+
+    begin(f"reading {len(picked.sources)} of {picked.num_found} images of {picked.origin}{spread}")
     if images and all(is_list(text) for text in images):
         refuse_absent(picked.sources, picked.origin)
     photographs, broken = _read(picked, spec)
     max_flips = max(DEFAULT_MAX_FLIPS, 100 / len(photographs)) if options.max_flips is None else options.max_flips
-    run = _Run(folder, spec, plan.reference, photographs, options.num_views, max_flips, on_progress)
+    run = _Run(folder, spec, plan.reference, photographs, options, max_flips, on_event)
 
     networks = []
     for precision in plan.networks:
-        on_step(f"{folder.onnx_path(precision).name} layer by layer against {REFERENCE_NAMES[plan.reference]}")
+        begin(f"{folder.onnx_path(precision).name} layer by layer against {REFERENCE_NAMES[plan.reference]}")
         networks.append(_verify_network(run, precision))
     jumps = {report.precision: report.jump for report in networks}
     engines = []
     if plan.engines:
-        on_step(f"{plan.reference} fp32, the reference")
-        _, expected = _probabilities(run, plan.reference, "fp32")
+        begin(f"{plan.reference} fp32, the reference")
+        on_cpu = PredictOptions(backend=plan.reference, num_views=options.num_views, devices="cpu")
+        _, expected = _probabilities(run, on_cpu)
         _check_reference(expected)
         for backend, precision in plan.engines:
-            on_step(f"{backend} {precision}")
-            sha256, actual = _probabilities(run, backend, precision)
+            begin(f"{backend} {precision}")
+            sha256, actual = _probabilities(run, _options_for(options, backend, precision))
             agreement = compare(expected, actual, expected)
-            path = folder.weights_path if backend == "torch" else folder.onnx_path(graph_precision(precision))
             engines.append(
                 EngineReport(
-                    artifact=path.name,
+                    artifact=_artifact(folder, backend, precision, sha256),
                     precision=precision,
                     backend=backend,
                     sha256=sha256,
@@ -145,40 +158,67 @@ def verify(
 
 
 class _Plan(NamedTuple):
-    """What is compared with what. `graphs` are those read from disk."""
+    """What is compared with what, and what a user should know of it."""
 
     reference: Reference
-    graphs: tuple[Precision, ...]
     networks: tuple[Precision, ...]
     engines: tuple[tuple[Backend, Precision], ...]
+    notes: tuple[str, ...]
 
 
 def _plan(folder: ModelFolder, spec: ModelSpec, options: VerifyOptions) -> _Plan:
-    """Raises UsageError if there is nothing to compare, ModelError if there is no graph at all."""
+    """Opens everything once, before minutes of work and not after, and lets it go: each is opened again in its turn.
+
+    Raises UsageError if there is nothing to compare, ModelError if there is no graph at all, and what `load_graph` and
+    `place` raise. What nobody named and cannot run here is left out with a note.
+    """
     has_weights = folder.weights_path.is_file() and spec.architecture is not None
     reference: Reference = "torch" if has_weights and is_installed("torch") else "onnxruntime"
     precisions = options.precisions or tuple(name for name in FLOORS if folder.onnx_path(name).is_file())
     if not precisions:
         raise ModelError(f"{folder.path} has no ONNX graph", hint=f"Make one: alexdeploy export {folder.quoted}")
-    backends = options.backends or tuple(backend for backend in get_args(Backend) if is_installed(backend))
-    engines = tuple(
-        (backend, precision)
-        for precision in precisions
-        for backend in backends
-        if can_run(backend, precision)
-        and (has_weights or backend != "torch")
-        and (backend, precision) != (reference, "fp32")
-    )
-    networks = tuple(name for name in precisions if name in FLOORS and (reference, name) != ("onnxruntime", "fp32"))
-    if not engines and not networks:
-        raise UsageError(
-            f"nothing to verify: {REFERENCE_NAMES[reference]} is itself what all else is compared with",
-            hint=f"Ask for another --precision or --backend, or make a graph: alexdeploy export {folder.quoted} --fp16",
-        )
     graphs = [graph_precision(precision) for precision in precisions]
     if reference == "onnxruntime":
         graphs.insert(0, "fp32")
-    return _Plan(reference, tuple(dict.fromkeys(graphs)), networks, engines)
+    for graph in dict.fromkeys(graphs):
+        load_graph(folder, graph, spec)
+    built = {record.precision for _, record in find_engines(folder)}
+    backends = options.backends or tuple(backend for backend in get_args(Backend) if is_installed(backend))
+    engines, notes = [], dict[str, None]()
+    for precision, backend in itertools.product(precisions, backends):
+        is_reference = (backend, precision) == (reference, "fp32")
+        if is_reference or not can_run(backend, precision) or (backend == "torch" and not has_weights):
+            continue
+        if options.backends is None and backend == "tensorrt" and precision not in built:
+            continue
+        try:
+            notes.update(dict.fromkeys(place(folder, _options_for(options, backend, precision)).notes))
+        except (UsageError, DeviceError, ModelError) as exc:
+            # A graph that cannot be used is at fault, whoever reads it; an engine file may be for another GPU.
+            if options.backends is not None or (isinstance(exc, ModelError) and backend != "tensorrt"):
+                raise
+            notes[f"{backend} {precision} is left out: {exc.message}"] = None
+        else:
+            engines.append((backend, precision))
+    networks = tuple(name for name in precisions if name in FLOORS and (reference, name) != ("onnxruntime", "fp32"))
+    if not engines and not networks:
+        raise UsageError(
+            f"nothing to verify: {REFERENCE_NAMES[reference]} is itself what all else is compared with"
+            + "".join(f"; {note}" for note in notes),
+            hint=f"Ask for another --precision or --backend, or make a graph: alexdeploy export {folder.quoted} --fp16",
+        )
+    return _Plan(reference, networks, tuple(engines), tuple(notes))
+
+
+def _options_for(options: VerifyOptions, backend: Backend, precision: Precision) -> PredictOptions:
+    return options.predict_options(backend, precision, options.num_views, options.batch_size)
+
+
+def _artifact(folder: ModelFolder, backend: Backend, precision: Precision, sha256: str) -> str:
+    """The name of the file that an engine ran, of several those of all."""
+    if backend == "tensorrt":
+        return "+".join(path.name for path, record in find_engines(folder) if record.engine_sha256 in sha256.split("+"))
+    return (folder.weights_path if backend == "torch" else folder.onnx_path(graph_precision(precision))).name
 
 
 def _read(picked: Picked, spec: ModelSpec) -> tuple[list[NDArray[np.uint8]], tuple[BrokenImage, ...]]:
@@ -201,34 +241,38 @@ class _Run(NamedTuple):
     spec: ModelSpec
     reference: Reference
     photographs: Sequence[NDArray[np.uint8]]
-    num_views: NumViews
+    options: VerifyOptions
     max_flips: float
-    on_progress: _OnProgress
+    on_event: Callable[[Event], None]
+
+    def tell(self, num_done: int) -> None:
+        self.on_event(ImagesDone(num_done=num_done, num_images=len(self.photographs)))
 
 
 def _verify_network(run: _Run, precision: Precision) -> NetworkReport:
     folder, spec = run.folder, run.spec
     graph = load_graph(folder, precision, spec)
-    tensors = _layer_tensors(graph.model, spec)
-    network = _graph_layers(graph.model, tensors)
+    tensors = graph_tensors(graph.model, spec)
+    network = graph_layers(graph.model, tensors)
     sha256 = graph.sha256
     # A full-size graph is 244 MB, and its session has its own copy.
     del graph
-    reference = _reference_layers(run, tensors)
+    reference = reference_layers(folder, spec, run.reference, tensors)
     mean = folder.mean_image(spec)
     last = list(tensors)[-1]
     sums: dict[str, ErrorSums] = {}
     expected, actual, num_done = [], [], 0
-    for batch in _batches(run.photographs, max(1, _VIEWS_PER_BATCH // run.num_views)):
-        inputs = np.concatenate([network_input(image, spec.preprocessing, run.num_views, mean) for image in batch])
+    num_views = run.options.num_views
+    for batch in _batches(run.photographs, max(1, _VIEWS_PER_BATCH // num_views)):
+        inputs = np.concatenate([network_input(image, spec.preprocessing, num_views, mean) for image in batch])
         theirs, ours = reference(inputs), network(inputs)
         for name in tensors:
-            if name in theirs and _are_comparable(theirs[name], ours[name]):
+            if name in theirs and are_comparable(theirs[name], ours[name]):
                 sums.setdefault(name, ErrorSums()).add(theirs[name], ours[name])
         expected.append(theirs[last])
         actual.append(ours[last])
         num_done += len(batch)
-        run.on_progress(num_done, len(run.photographs))
+        run.tell(num_done)
     logits = np.concatenate(expected)
     _check_reference(logits)
     agreement = compare(logits, np.concatenate(actual), softmax(logits))
@@ -244,65 +288,26 @@ def _verify_network(run: _Run, precision: Precision) -> NetworkReport:
     )
 
 
-def _layer_tensors(model: onnx.ModelProto, spec: ModelSpec) -> dict[str, str]:
-    """The tensor of each layer by the layer's name, in order, the logits last.
-
-    Where the architecture is not known, a layer is any tensor that depends on the images.
-    """
-    graph = model.graph
-    output = graph.output[0].name
-    if spec.architecture is not None:
-        names = layer_tensors(model, plan_layers(spec.architecture, spec.num_classes))
-        known = {name for node in graph.node for name in node.output}
-        return {layer: name for layer, name in names.items() if name in known}
-    reached = dict.fromkeys([graph.input[0].name])
-    for node in graph.node:
-        if any(name in reached for name in node.input):
-            reached.update(dict.fromkeys(name for name in node.output if name))
-    inner = list(reached)[1:]
-    return {**{name: name for name in inner if name not in (output, "logits")}, "logits": output}
-
-
-def _graph_layers(model: onnx.ModelProto, tensors: Mapping[str, str]) -> Layers:
-    runner = GraphRunner(model, tensors.values())
-
-    def run(images: NDArray[np.float32]) -> dict[str, NDArray[np.floating]]:
-        outputs = runner.run(images)
-        return {layer: outputs[name] for layer, name in tensors.items()}
-
-    return run
-
-
-def _reference_layers(run: _Run, wanted: Mapping[str, str]) -> Layers:
-    if run.reference == "torch":
-        from alexdeploy.engines.torch import open_layers
-
-        return open_layers(run.folder)
-    model = load_graph(run.folder, "fp32", run.spec).model
-    tensors = _layer_tensors(model, run.spec)
-    return _graph_layers(model, {layer: name for layer, name in tensors.items() if layer in wanted})
-
-
-def _are_comparable(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> bool:
-    """Both floating point, and of one size: in an imported graph a name may stand for a shape, or for a sequence."""
-    are_floats = all(np.issubdtype(getattr(values, "dtype", None), np.floating) for values in (expected, actual))
-    return are_floats and expected.size == actual.size > 0
-
-
-def _probabilities(run: _Run, backend: Backend, precision: Precision) -> tuple[str, NDArray[np.float32]]:
-    """The hash of the artifact that ran, and float32 [N, C]."""
+def _probabilities(run: _Run, options: PredictOptions) -> tuple[str, NDArray[np.float32]]:
+    """The hash of the artifact that ran, and float32 [N, C]. Raises DeviceError if an image has no answer."""
     parts: list[NDArray[np.float32]] = []
     num_done = 0
-    with open_engine(run.folder, backend, EngineOptions(precision=precision, num_views=run.num_views)) as engine:
+    with place(run.folder, options).engine as engine:
         info = engine.info
+
+        def answer(batch: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+            found = engine.run(np.stack(batch))
+            for message in found.errors.values():
+                raise DeviceError(f"{options.backend} {options.precision} gives no answer: {message}")
+            # A copy: an engine may give the same memory again with its next answer.
+            return np.array(found.probabilities)
+
         # Each stream of an engine has a thread of its own: one batch at a time would leave the others idle.
         with ThreadPoolExecutor(info.num_streams) as pool:
-            batches = _batches(run.photographs, info.batch_size)
-            # Copies: an engine may give the same memory again with its next answer.
-            for part in pool.map(lambda batch: np.array(engine.run(np.stack(batch)).probabilities), batches):
+            for part in pool.map(answer, _batches(run.photographs, info.batch_size)):
                 parts.append(part)
                 num_done += len(part)
-                run.on_progress(num_done, len(run.photographs))
+                run.tell(num_done)
     return info.artifact, np.concatenate(parts)
 
 

@@ -6,24 +6,25 @@ import inspect
 import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alexdeploy.core.arguments import Count, check_argument
+from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.metrics import top_k as best_classes
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.processors import available_processors
-from alexdeploy.core.spec import Placement, Precision
-from alexdeploy.engines.base import Backend, EngineInfo, NumViews
+from alexdeploy.engines.base import EngineInfo
 from alexdeploy.images.sources import Source, iter_sources
 from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
 from alexdeploy.inference.row import Choice, Row
 from alexdeploy.inference.writers import short_artifact
-from alexdeploy.placement.place import Request, place
+from alexdeploy.placement.options import PredictOptions
+from alexdeploy.placement.place import place
 
 if TYPE_CHECKING:
     from alexdeploy.placement.replica import ReplicaReport
@@ -58,11 +59,7 @@ class Predictor:
     """A model opened for predictions; a context manager, to be used from one thread.
 
     `model` is a folder or what `find_model` takes: a path, a name under `models/`, None for the newest there.
-    `backend` None takes the best that is installed. `batch_size` counts images, not views; "auto" is what fits the
-    device. `num_threads` None: all the process may use. `num_streams` batches at most run at once on the CPU. One image
-    at a time is fastest with `batch_size` 1 and `num_streams` 1: then nothing is computed beside it, and it has all
-    threads. `devices` names where to run ("cpu,cpu", "0,1", "all"), None: the GPUs if there are any that can run it,
-    else the CPU; each has `replicas` of the network. `placement` splits one network over two devices.
+    The fields of PredictOptions are taken as keywords as well, which stand above those of `options`.
 
         with Predictor("models/alexnet", num_views=10) as predictor:
             for row in predictor.predict(["images/"]):
@@ -72,38 +69,19 @@ class Predictor:
     def __init__(
         self,
         model: ModelFolder | str | os.PathLike[str] | None = None,
-        *,
-        backend: Backend | None = None,
-        precision: Precision = "fp32",
-        num_views: NumViews = 1,
-        batch_size: int | Literal["auto"] = 8,
-        top_k: int = 5,
-        num_threads: int | None = None,
-        num_streams: int | None = None,
-        devices: str | None = None,
-        replicas: int = 1,
-        placement: Placement | None = None,
+        options: PredictOptions | None = None,
+        **overrides: Any,
     ) -> None:
         """Find the model and check the options. Raises UsageError, ModelError or DeviceError."""
-        request = Request(
-            precision=precision,
-            num_views=num_views,
-            batch_size=batch_size,
-            num_threads=num_threads,
-            num_streams=num_streams,
-            backend=backend,
-            devices=devices,
-            replicas_per_device=check_argument("replicas", replicas, Count),
-            placement=placement,
-        )
-        self._top_k: int = check_argument("top_k", top_k, Count)
+        options = replace(check_argument("options", options or PredictOptions(), PredictOptions), **overrides)
+        self._top_k: int = options.top_k
         self.folder = model if isinstance(model, ModelFolder) else find_model(model)
         spec = self.folder.spec()
         self.model_name, self._resize = spec.name, spec.preprocessing.resize
-        placed = place(self.folder, request)
-        self._engine, self._pool = placed.engine, placed.pool
-        self.notes = placed.notes
-        self._num_decoders = request.num_threads or available_processors()
+        self._placed = place(self.folder, options)
+        self._engine = self._placed.engine
+        self.notes = self._placed.notes
+        self._num_decoders = options.num_threads or available_processors()
         self._opened: OpenedHere | None = None
         self._running: Rows | None = None
 
@@ -137,7 +115,8 @@ class Predictor:
         """What each replica has done so far; none where one engine runs in this process."""
         if self._opened is not None:
             self._opened.check("predictor")
-        return () if self._pool is None else self._pool.reports()
+        pool = self._placed.pool
+        return () if pool is None else pool.reports()
 
     @property
     def top_k(self) -> int:
@@ -176,7 +155,7 @@ class Predictor:
             resize=self._resize,
             num_decoders=self._num_decoders,
             first_index=first_index,
-            cancel=(lambda: None) if self._pool is None else self._pool.cancel,
+            cancel=self._placed.cancel,
         )
         with closing(run_pipeline(self._engine, sources, options)) as outcomes:
             for outcome in outcomes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.model_folder import ModelFolder
@@ -22,6 +21,7 @@ from alexdeploy.engines.trt.choose import (
 )
 from alexdeploy.engines.trt.files import DEFAULT_MAX_BATCH, EngineRecord, load_engine, read_record
 from alexdeploy.placement.devices import Device, GpuSurvey
+from alexdeploy.placement.options import PredictOptions
 from alexdeploy.placement.plan import NoEngine
 
 
@@ -37,10 +37,7 @@ class EngineFile:
 def local_engines(
     folder: ModelFolder,
     survey: GpuSurvey,
-    *,
-    precision: Precision,
-    num_views: NumViews,
-    batch_size: int | Literal["auto"],
+    options: PredictOptions,
 ) -> dict[tuple[int, int], int | NoEngine]:
     """For each compute capability here: the greatest batch of an engine that may run there, or why there is none.
 
@@ -53,15 +50,16 @@ def local_engines(
         if gpu.compute_capability is not None:
             gpus.setdefault(gpu.compute_capability, {}).setdefault(gpu.name, gpu)
     try:
-        required = _required(folder, survey, precision, num_views)
+        required = _required(folder, survey, options.precision, options.num_views)
     except AlexDeployError as exc:
         return dict.fromkeys(gpus, NoEngine(reason=exc.message, hint=exc.hint or "See: alexdeploy inspect"))
-    if batch_size != "auto":
-        required = replace(required, batch_size=batch_size)
+    is_auto = options.batch_size == "auto"
+    if options.batch_size != "auto":
+        required = replace(required, batch_size=options.batch_size)
     found: dict[tuple[int, int], int | NoEngine] = {}
     for capability, by_name in gpus.items():
         here = replace(required, compute_capability=capability)
-        engines = [_engine_for(folder, here, gpu, is_auto=batch_size == "auto") for gpu in by_name.values()]
+        engines = [_engine_for(folder, here, gpu, is_auto=is_auto) for gpu in by_name.values()]
         without = [each for each in engines if isinstance(each, NoEngine)]
         found[capability] = without[0] if without else min(each for each in engines if not isinstance(each, NoEngine))
     return found

@@ -1,15 +1,18 @@
-"""The frames between a pool and its workers: a small header, and arrays in their memory layout."""
+"""Frames on the pipes between processes: a small header, and arrays in their memory layout.
+
+The headers here are those of a pool and its workers.
+"""
 
 from __future__ import annotations
 
 import struct
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.engines.base import EngineInfo
+from alexdeploy.engines.base import Backend, EngineInfo, EngineOptions
 from alexdeploy.placement.child import Failure
 
 _SIZES = struct.Struct("<IQ")
@@ -19,12 +22,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """First of all to a worker: what to open. `folder` is a path as the system has it, which need not be UTF-8."""
 
     folder: bytes
-    backend: str
-    precision: str
-    num_views: int
-    batch_size: int
-    num_threads: int | None
-    device: str
+    backend: Backend
+    options: EngineOptions
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -49,10 +48,11 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     num_views: int
 
 
-Header = Job | Ready | Batch | Answer | Failure
+Request = Job | Batch
+Reply = Ready | Answer | Failure
 
 
-def write_frame(pipe: IO[bytes], header: Header, *arrays: NDArray[np.generic]) -> None:
+def write_frame(pipe: IO[bytes], header: msgspec.Struct, *arrays: NDArray[np.generic]) -> None:
     """Write and flush. Raises OSError (BrokenPipeError) if the reader is gone."""
     head = msgspec.msgpack.encode(header)
     parts = [np.ascontiguousarray(array).view(np.uint8).data.cast("B") for array in arrays]
@@ -63,8 +63,8 @@ def write_frame(pipe: IO[bytes], header: Header, *arrays: NDArray[np.generic]) -
     pipe.flush()
 
 
-def read_frame(pipe: IO[bytes]) -> tuple[Header, bytes] | None:
-    """The next header and its payload; None at the end, also when it comes in the middle of a frame."""
+def read_frame(pipe: IO[bytes], kind: Any) -> tuple[Any, bytes] | None:
+    """The next header, one of the structs `kind`, and its payload; None at the end, also in the middle of a frame."""
     sizes = pipe.read(_SIZES.size)
     if len(sizes) < _SIZES.size:
         return None
@@ -72,4 +72,4 @@ def read_frame(pipe: IO[bytes]) -> tuple[Header, bytes] | None:
     head, payload = pipe.read(head_size), pipe.read(payload_size)
     if len(head) < head_size or len(payload) < payload_size:
         return None
-    return msgspec.msgpack.decode(head, type=Header), payload
+    return msgspec.msgpack.decode(head, type=kind), payload

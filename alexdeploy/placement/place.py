@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
-from alexdeploy.core.arguments import Count, check_fields
 from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import package_version
@@ -16,7 +15,6 @@ from alexdeploy.engines.base import (
     Backend,
     Engine,
     EngineOptions,
-    NumViews,
     can_run,
     check_installed,
     choose_backend,
@@ -27,7 +25,8 @@ from alexdeploy.engines.base import (
 from alexdeploy.graphs.freshness import newer_weights
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.placement.devices import Device, GpuSurvey, cpu_device, find_devices, survey_gpus
-from alexdeploy.placement.plan import CPU_BATCH_SIZE, GPU_BACKENDS, Demand, NoEngine, Plan, Replica, plan_replicas
+from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions, PredictOptions
+from alexdeploy.placement.plan import GPU_BACKENDS, Demand, NoEngine, Plan, plan_replicas
 
 if TYPE_CHECKING:
     from alexdeploy.placement.pool import Pool
@@ -40,28 +39,6 @@ _LIBRARY_BYTES = 600_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """What a user asked for. `devices` None: the GPUs if there are any that can run it, else the CPU.
-
-    `num_streams` is that of EngineOptions, for an engine in this process.
-    `placement` None: replicas, each of which has the whole network.
-    """
-
-    precision: Precision = "fp32"
-    num_views: NumViews = 1
-    batch_size: Count | Literal["auto"] = CPU_BATCH_SIZE
-    num_threads: Count | None = None
-    num_streams: Count | None = None
-    backend: Backend | None = None
-    devices: str | None = None
-    replicas_per_device: Count = 1
-    placement: Placement | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
     """An engine that is not yet open, and what a user should know of the choice. `pool` is the engine if it is one."""
 
@@ -69,40 +46,53 @@ class Placed:
     pool: Pool | None = None
     notes: tuple[str, ...] = ()
 
+    def cancel(self) -> None:
+        """Have calls of `run` that are under way raise DeviceError, where the engine can do that."""
+        if self.pool is not None:
+            self.pool.cancel()
 
-def place(folder: ModelFolder, request: Request) -> Placed:
+
+def place(folder: ModelFolder, options: PredictOptions) -> Placed:
     """Choose devices, backends and batches. Raises UsageError, ModelError and DeviceError."""
-    if request.backend is not None and not can_run(request.backend, request.precision):
-        able = [backend for backend in get_args(Backend) if can_run(backend, request.precision)]
+    if options.backend is not None and not can_run(options.backend, options.precision):
+        able = [backend for backend in get_args(Backend) if can_run(backend, options.precision)]
         raise UsageError(
-            f"{request.backend} does not run {request.precision}", hint=f"Use --backend {' or '.join(able)}."
+            f"{options.backend} does not run {options.precision}", hint=f"Use --backend {' or '.join(able)}."
         )
     survey = survey_gpus()
-    devices = (cpu_device(), *survey.devices)
-    named = None
-    if request.devices is not None:
-        named = find_devices(request.devices, devices, survey.problem, is_fault=survey.is_fault)
-    if request.placement is not None:
-        return _split(folder, request, named, survey)
-    if request.backend == "tensorrt" and not survey.devices and named is None:
+    named = _named_devices(options, survey)
+    if options.placement is not None:
+        return _split(folder, options, named, survey)
+    if options.backend == "tensorrt" and not survey.devices and named is None:
         check_installed("tensorrt")
         raise DeviceError(f"TensorRT needs an NVIDIA GPU, and none was found: {survey.problem}", hint=survey.hint)
-    plan = plan_replicas(devices, _demand(folder, request, named, survey))
-    notes = (*_notes(request, survey, plan), *_unfit(folder, request), *_newer(folder))
-    if len(plan.replicas) == 1 and plan.replicas[0].device.kind == "cpu":
-        return Placed(engine=_in_this_process(folder, request, plan.replicas[0]), notes=notes)
+    plan = plan_replicas((cpu_device(), *survey.devices), _demand(folder, options, named, survey))
+    notes = (*_notes(options, survey, plan), *_unfit(folder, options), *_newer(folder))
+    first = plan.replicas[0]
+    if len(plan.replicas) == 1 and first.device.kind == "cpu":
+        return Placed(engine=open_engine(folder, first.backend, first.options), notes=notes)
     # Not above: most of the time there is one engine, in this process.
     from alexdeploy.placement.pool import Pool
-    from alexdeploy.placement.replica import PoolOptions
 
-    options = PoolOptions(precision=request.precision, num_views=request.num_views)
-    pool = Pool(folder, plan.replicas, options)
+    pool = Pool(folder, plan.replicas)
     return Placed(engine=pool, pool=pool, notes=notes)
 
 
-def _notes(request: Request, survey: GpuSurvey, plan: Plan) -> tuple[str, ...]:
+def check_devices(options: DeviceOptions) -> None:
+    """Raise UsageError unless the devices are there, DeviceError for all of them where the driver does not work."""
+    _named_devices(options, survey_gpus())
+
+
+def _named_devices(options: DeviceOptions, survey: GpuSurvey) -> tuple[Device, ...] | None:
+    if options.devices is None:
+        return None
+    devices = (cpu_device(), *survey.devices)
+    return find_devices(options.devices, devices, survey.problem, is_fault=survey.is_fault)
+
+
+def _notes(options: PredictOptions, survey: GpuSurvey, plan: Plan) -> tuple[str, ...]:
     """Notes for a user who did not choose the backend and devices explicitly."""
-    if not _may_use_gpu(request, [each.device for each in plan.replicas]):
+    if not _may_use_gpu(options, [each.device for each in plan.replicas]):
         return ()
     left_out = [f"{each.device} is skipped: {each.reason}. {each.hint}" for each in plan.left_out]
     slower = [
@@ -113,15 +103,15 @@ def _notes(request: Request, survey: GpuSurvey, plan: Plan) -> tuple[str, ...]:
     return (*_fault(survey), *survey.notes, *left_out, *slower)
 
 
-def _unfit(folder: ModelFolder, request: Request) -> tuple[str, ...]:
+def _unfit(folder: ModelFolder, options: PredictOptions) -> tuple[str, ...]:
     """Backends that do not give this model's answers: why another runs, or what the one that was asked for is."""
-    unfit = unfit_backends(folder, request.precision)
-    if request.backend is not None:
-        problem = unfit.get(request.backend)
+    unfit = unfit_backends(folder, options.precision)
+    if options.backend is not None:
+        problem = unfit.get(options.backend)
         return (
             ()
             if problem is None
-            else (f"{request.backend} was requested, but failed the check of this model: it {problem}",)
+            else (f"{options.backend} was requested, but failed the check of this model: it {problem}",)
         )
     return tuple(f"{backend} is not used for this model: it {problem}" for backend, problem in unfit.items())
 
@@ -131,8 +121,8 @@ def _newer(folder: ModelFolder) -> tuple[str, ...]:
     return () if note is None else (note,)
 
 
-def _may_use_gpu(request: Request, used: Sequence[Device]) -> bool:
-    is_open = request.devices is None and (request.backend is None or request.backend in GPU_BACKENDS)
+def _may_use_gpu(options: PredictOptions, used: Sequence[Device]) -> bool:
+    is_open = options.devices is None and (options.backend is None or options.backend in GPU_BACKENDS)
     return is_open or any(device.kind == "cuda" for device in used)
 
 
@@ -143,56 +133,37 @@ def _fault(survey: GpuSurvey) -> tuple[str, ...]:
     return (f"Using the CPU, since no GPU can be used: {survey.problem}. {survey.hint or 'Run: alexdeploy doctor'}",)
 
 
-def _in_this_process(folder: ModelFolder, request: Request, replica: Replica) -> Engine:
-    options = EngineOptions(
-        precision=request.precision,
-        num_views=request.num_views,
-        batch_size=replica.batch_size,
-        num_threads=replica.num_threads,
-        num_streams=request.num_streams,
-    )
-    return open_engine(folder, replica.backend, options)
-
-
-def _demand(folder: ModelFolder, request: Request, named: tuple[Device, ...] | None, survey: GpuSurvey) -> Demand:
+def _demand(
+    folder: ModelFolder, options: PredictOptions, named: tuple[Device, ...] | None, survey: GpuSurvey
+) -> Demand:
     may_use_gpu = bool(survey.devices) and (named is None or any(device.kind == "cuda" for device in named))
     on_gpu = _gpu_backends() if survey.devices else ()
     engines: dict[tuple[int, int], int | NoEngine] = {}
-    is_asked = request.backend in (None, "tensorrt") and can_run("tensorrt", request.precision)
+    is_asked = options.backend in (None, "tensorrt") and can_run("tensorrt", options.precision)
     if "tensorrt" in on_gpu and is_asked and may_use_gpu:
         from alexdeploy.placement.engine_fit import local_engines
 
-        engines = local_engines(
-            folder,
-            survey,
-            precision=request.precision,
-            num_views=request.num_views,
-            batch_size=request.batch_size,
-        )
+        engines = local_engines(folder, survey, options)
     return Demand(
-        precision=request.precision,
-        num_views=request.num_views,
-        batch_size=request.batch_size,
-        replicas_per_device=request.replicas_per_device,
+        options=options,
         named=named,
-        backend=request.backend,
-        available={"cpu": _cpu_backend(folder, request, is_needed=not (on_gpu and may_use_gpu)), "cuda": on_gpu},
+        available={"cpu": _cpu_backend(folder, options, is_needed=not (on_gpu and may_use_gpu)), "cuda": on_gpu},
         engines=engines,
-        num_processors=request.num_threads or available_processors(),
-        fixed_bytes=_LIBRARY_BYTES + 2 * _weight_bytes(folder, request.precision),
-        image_bytes=request.num_views * _view_bytes(folder.spec()),
+        num_processors=options.num_threads or available_processors(),
+        fixed_bytes=_LIBRARY_BYTES + 2 * _weight_bytes(folder, options.precision),
+        image_bytes=options.num_views * _view_bytes(folder.spec()),
     )
 
 
-def _cpu_backend(folder: ModelFolder, request: Request, *, is_needed: bool) -> tuple[Backend, ...]:
+def _cpu_backend(folder: ModelFolder, options: PredictOptions, *, is_needed: bool) -> tuple[Backend, ...]:
     """The best of those that have what they read: for the CPU it is one, and its own error says what is missing.
 
     None where none is installed and a GPU may run everything. Raises UsageError if it `is_needed`.
     """
-    if request.backend is not None:
-        return (request.backend,)
+    if options.backend is not None:
+        return (options.backend,)
     try:
-        return (choose_backend(folder, request.precision),)
+        return (choose_backend(folder, options.precision),)
     except UsageError:
         if is_needed:
             raise
@@ -226,32 +197,31 @@ def _view_bytes(spec: ModelSpec) -> int:
     return total + 4 * 3 * spec.preprocessing.crop**2
 
 
-def _split(folder: ModelFolder, request: Request, named: tuple[Device, ...] | None, survey: GpuSurvey) -> Placed:
+def _split(folder: ModelFolder, options: PredictOptions, named: tuple[Device, ...] | None, survey: GpuSurvey) -> Placed:
     from alexdeploy.placement.split_engine import open_split_engine
 
-    assert request.placement is not None
-    if request.backend not in (None, "onnxruntime"):
-        raise UsageError(f"--placement runs in ONNX Runtime, not in {request.backend}", hint="Leave out --backend.")
-    if request.replicas_per_device != 1:
+    assert options.placement is not None
+    if options.backend not in (None, "onnxruntime"):
+        raise UsageError(f"--placement runs in ONNX Runtime, not in {options.backend}", hint="Leave out --backend.")
+    if options.replicas != 1:
         raise UsageError(
-            f"--placement {request.placement} runs one network on two devices, and --replicas "
-            f"{request.replicas_per_device} requests several on each",
+            f"--placement {options.placement} runs one network on two devices, and --replicas "
+            f"{options.replicas} requests several on each",
             hint="Remove one of them.",
         )
-    devices, notes = (named, ()) if named is not None else _two_devices(request.placement, survey)
+    devices, notes = (named, ()) if named is not None else _two_devices(options.placement, survey)
     if len(devices) != 2:
         raise UsageError(
-            f"--placement {request.placement} needs two devices, found {len(devices)}",
+            f"--placement {options.placement} needs two devices, found {len(devices)}",
             hint="Set them: --devices 0,1 or --devices cpu,cpu",
         )
-    batch_size = CPU_BATCH_SIZE if request.batch_size == "auto" else request.batch_size
-    options = EngineOptions(
-        precision=request.precision,
-        num_views=request.num_views,
-        batch_size=batch_size,
-        num_threads=request.num_threads,
+    engine_options = EngineOptions(
+        precision=options.precision,
+        num_views=options.num_views,
+        batch_size=BATCH_SIZE if options.batch_size == "auto" else options.batch_size,
+        num_threads=options.num_threads,
     )
-    engine = open_split_engine(folder, request.placement, (devices[0], devices[1]), options)
+    engine = open_split_engine(folder, options.placement, (devices[0], devices[1]), engine_options)
     return Placed(engine=engine, notes=notes)
 
 

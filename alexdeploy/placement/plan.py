@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError, UsageError
-from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import TENSORRT_STREAMS, Backend, NumViews, can_run
+from alexdeploy.engines.base import TENSORRT_STREAMS, Backend, EngineOptions, can_run
 from alexdeploy.placement.devices import Device
+from alexdeploy.placement.options import BATCH_SIZE, PredictOptions
 
 Kind = Literal["cpu", "cuda"]
 
-CPU_BATCH_SIZE = 8
 MOST_IMAGES = 256
 """The largest batch chosen for a GPU: beyond it throughput stays and latency grows."""
 
@@ -30,12 +29,11 @@ GPU_BACKENDS = _PREFERENCE["cuda"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replica:
-    """One engine on one device. `batch_size` counts images; `num_threads` are CPU threads, None for a GPU."""
+    """One engine on one device. Its process sees no other GPU, which is "cuda:0" in `options`."""
 
     device: Device
     backend: Backend
-    batch_size: int
-    num_threads: int | None = None
+    options: EngineOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +47,7 @@ class NoEngine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """What is to run. `named` are the devices that the user asked for, None if any will do; `backend` None: the best.
+    """What is to run. `named` are the devices of `options.devices`, None if any will do.
 
     `available` are the backends that are installed for each kind of device. TensorRT also needs an engine file for the
     GPU: `engines` has the greatest batch that one takes for each compute capability, or why there is none. An engine
@@ -57,12 +55,8 @@ class Demand:
     batch, in each stream.
     """
 
-    precision: Precision = "fp32"
-    num_views: NumViews = 1
-    batch_size: int | Literal["auto"] = "auto"
-    replicas_per_device: int = 1
+    options: PredictOptions
     named: tuple[Device, ...] | None = None
-    backend: Backend | None = None
     available: Mapping[Kind, tuple[Backend, ...]]
     engines: Mapping[tuple[int, int], int | NoEngine] = field(default_factory=dict)
     num_processors: int
@@ -95,29 +89,26 @@ class Plan:
 def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
     """Place replicas on the devices that were named, or else on all GPUs that can run it, or else on the CPU.
 
-    Every device gets `replicas_per_device` of them for each time that it is named. Asked for = got: raises DeviceError
+    Every device gets `options.replicas` of them for each time that it is named. Asked for = got: raises DeviceError
     when a device that was named cannot run it, UsageError when no backend for it is installed, DeviceMemoryError when
     there is no room on it, and ModelError when the backend that was named lacks an engine for it. A GPU that nobody
     named is left out instead.
     """
-    if demand.replicas_per_device < 1:
-        raise UsageError(f"replicas per device is {demand.replicas_per_device}; expected at least 1")
-    if demand.batch_size != "auto" and demand.batch_size < 1:
-        raise UsageError(f"the batch size is {demand.batch_size}; it must be at least 1")
     if demand.named is not None:
         return _plan(demand.named, demand)
     fitting: list[Device] = []
     left_out: list[LeftOut] = []
     # Who asks for a backend that only CPUs have asks for the CPU.
-    wants_gpu = demand.backend is None or demand.backend in GPU_BACKENDS
+    backend = demand.options.backend
+    wants_gpu = backend is None or backend in GPU_BACKENDS
     for gpu in (device for device in devices if device.kind == "cuda" and wants_gpu):
-        reason = _reason_against(gpu, demand.replicas_per_device, demand)
+        reason = _reason_against(gpu, demand.options.replicas, demand)
         if reason is None:
             fitting.append(gpu)
         else:
             left_out.append(reason)
     cpus = [device for device in devices if device.kind == "cpu"][:1]
-    if left_out and demand.backend not in (None, *_PREFERENCE["cpu"]):
+    if left_out and backend not in (None, *_PREFERENCE["cpu"]):
         # Then the reasons of the GPUs are all that matters.
         cpus = []
     try:
@@ -132,7 +123,7 @@ def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
 def _plan(devices: Sequence[Device], demand: Demand) -> Plan:
     if not devices:
         raise DeviceError("no device can run the model", hint="List them: alexdeploy devices")
-    slots = [device for device in devices for _ in range(demand.replicas_per_device)]
+    slots = [device for device in devices for _ in range(demand.options.replicas)]
     num_on = Counter(slots)
     threads = _shares(demand.num_processors, sum(device.kind == "cpu" for device in slots))
     replicas = []
@@ -143,15 +134,17 @@ def _plan(devices: Sequence[Device], demand: Demand) -> Plan:
             raise against.error(f"{device}{name}: {against.reason}", hint=against.hint)
         backend = _backend_for(device, num_on[device], demand)
         assert backend is not None
-        replicas.append(
-            Replica(
-                device=device,
-                backend=backend,
-                batch_size=_batch_size(device, num_on[device], demand),
-                num_threads=threads.pop(0) if device.kind == "cpu" else None,
-            )
+        is_cpu = device.kind == "cpu"
+        options = EngineOptions(
+            precision=demand.options.precision,
+            num_views=demand.options.num_views,
+            batch_size=_batch_size(device, num_on[device], demand),
+            num_threads=threads.pop(0) if is_cpu else None,
+            num_streams=demand.options.num_streams,
+            device="cpu" if is_cpu else "cuda:0",
         )
-    wants_engine = demand.backend is None and can_run("tensorrt", demand.precision)
+        replicas.append(Replica(device=device, backend=backend, options=options))
+    wants_engine = demand.options.backend is None and can_run("tensorrt", demand.options.precision)
     lacking = [
         _without_engine(device, num_replicas, demand)
         for device, num_replicas in num_on.items()
@@ -163,9 +156,9 @@ def _plan(devices: Sequence[Device], demand: Demand) -> Plan:
 def _backend_for(device: Device, num_replicas: int, demand: Demand) -> Backend | None:
     for backend in _PREFERENCE[device.kind]:
         if (
-            demand.backend in (None, backend)
+            demand.options.backend in (None, backend)
             and backend in demand.available.get(device.kind, ())
-            and can_run(backend, demand.precision)
+            and can_run(backend, demand.options.precision)
             and (backend != "tensorrt" or isinstance(_engine_for(device, num_replicas, demand), int))
         ):
             return backend
@@ -211,12 +204,13 @@ def _reason_against(device: Device, num_replicas: int, demand: Demand) -> LeftOu
     needed = demand.fixed_bytes + demand.image_bytes
     if room is None or needed <= room:
         return None
-    views = "a view" if demand.num_views == 1 else f"{demand.num_views} views"
+    num_views = demand.options.num_views
+    views = "a view" if num_views == 1 else f"{num_views} views"
     fewer = "" if num_replicas == 1 else "fewer replicas on it, "
     return LeftOut(
         device=device,
         reason=_too_little(device, num_replicas, needed, f" with one image of {views}"),
-        hint=f"Stop other processes on this GPU, or use {fewer}{'' if demand.num_views == 1 else 'fewer --views, '}"
+        hint=f"Stop other processes on this GPU, or use {fewer}{'' if num_views == 1 else 'fewer --views, '}"
         "another device: --devices",
         error=DeviceMemoryError,
     )
@@ -232,26 +226,27 @@ def _too_little(device: Device, num_replicas: int, needed: int, what: str = "") 
 
 
 def _no_backend(device: Device, num_replicas: int, demand: Demand) -> LeftOut:
+    asked = demand.options
     kind = "GPUs" if device.kind == "cuda" else "the CPU"
     known = _PREFERENCE[device.kind]
     installed = [backend for backend in known if backend in demand.available.get(device.kind, ())]
-    if demand.backend is not None and demand.backend not in known:
-        reason = f"{demand.backend} does not run on {kind}"
+    if asked.backend is not None and asked.backend not in known:
+        reason = f"{asked.backend} does not run on {kind}"
         return LeftOut(device=device, reason=reason, hint=f"Use --backend {known[0]} there.")
-    wanted = [backend for backend in installed if demand.backend in (None, backend)]
+    wanted = [backend for backend in installed if asked.backend in (None, backend)]
     if not wanted:
         extra = "gpu" if device.kind == "cuda" else "cpu"
         reason = f"no backend for {kind} is installed"
-        if demand.backend is not None:
-            reason = f"{demand.backend} is not installed for {kind}"
+        if asked.backend is not None:
+            reason = f"{asked.backend} is not installed for {kind}"
         return LeftOut(
             device=device,
             reason=reason,
             hint=f"pip install 'alexdeploy[{extra}]', then run: alexdeploy doctor",
             error=UsageError,
         )
-    if not any(can_run(backend, demand.precision) for backend in wanted):
-        reason = f"{' and '.join(wanted)} cannot run {demand.precision} there"
+    if not any(can_run(backend, asked.precision) for backend in wanted):
+        reason = f"{' and '.join(wanted)} cannot run {asked.precision} there"
         return LeftOut(device=device, reason=reason, hint="Use another --precision.")
     lacking = _without_engine(device, num_replicas, demand)
     assert lacking is not None
@@ -266,14 +261,14 @@ def _room(device: Device, num_replicas: int) -> float | None:
 
 
 def _batch_size(device: Device, num_replicas: int, demand: Demand) -> int:
-    if demand.batch_size != "auto":
-        return demand.batch_size
+    if demand.options.batch_size != "auto":
+        return demand.options.batch_size
     engine = _engine_for(device, num_replicas, demand)
     is_tensorrt = _backend_for(device, num_replicas, demand) == "tensorrt"
     most = min(engine, MOST_IMAGES) if is_tensorrt and isinstance(engine, int) else MOST_IMAGES
     room = _room(device, num_replicas)
     if room is None:
-        return min(CPU_BATCH_SIZE, most)
+        return min(BATCH_SIZE, most)
     # TensorRT's greatest batch has room twice, or its engine would not have been taken.
     size = most
     while size > 1 and demand.fixed_bytes + size * demand.image_bytes > room:

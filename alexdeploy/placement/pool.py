@@ -18,7 +18,7 @@ from alexdeploy.engines.base import EngineInfo, Predictions, check_images, join_
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
 from alexdeploy.placement.process import DOCTOR, ReplicaLostError, ReplicaProcess, RunStoppedError
-from alexdeploy.placement.replica import CLOSE_SECONDS, PoolOptions, ReplicaReport, ReplicaSupervisor
+from alexdeploy.placement.replica import CLOSE_SECONDS, ReplicaReport, ReplicaSupervisor, TimeLimits
 
 _HURRY_SECONDS = 0.5
 """How long replicas may take to end where an error or Ctrl-C ended the run."""
@@ -34,12 +34,13 @@ class Pool:
     an answer, if a black image is answered.
     """
 
-    def __init__(self, folder: ModelFolder, replicas: Sequence[Replica], options: PoolOptions) -> None:
+    def __init__(self, folder: ModelFolder, replicas: Sequence[Replica], limits: TimeLimits | None = None) -> None:
         if not replicas:
             raise UsageError("a pool needs at least one replica")
         self._changed = threading.Condition()
-        self._folder, self._precision = folder, options.precision
-        self._supervisors = [ReplicaSupervisor(folder, replica, options, self._changed) for replica in replicas]
+        self._folder, self._precision = folder, replicas[0].options.precision
+        limits = limits or TimeLimits()
+        self._supervisors = [ReplicaSupervisor(folder, replica, limits, self._changed) for replica in replicas]
         self._info: EngineInfo | None = None
         self._num_cancels = 0
         self._opened: OpenedHere | None = None

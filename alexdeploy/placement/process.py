@@ -14,7 +14,7 @@ from alexdeploy.core.errors import AlexDeployError, DeviceError
 from alexdeploy.engines.base import Predictions
 from alexdeploy.placement.child import Child, Failure
 from alexdeploy.placement.devices import environment_for
-from alexdeploy.placement.frames import Answer, Batch, Job, Ready, read_frame, write_frame
+from alexdeploy.placement.frames import Answer, Batch, Job, Ready, Reply, read_frame, write_frame
 from alexdeploy.placement.plan import Replica
 
 DOCTOR = "Run: alexdeploy doctor"
@@ -58,7 +58,7 @@ class ReplicaProcess:
         # ValueError: the pipe was closed by another thread, because the pool closes.
         with self._time_limit(seconds, "did not open"), contextlib.suppress(OSError, ValueError):
             write_frame(self._requests, self._job)
-            frame = read_frame(self._answers)
+            frame = read_frame(self._answers, Reply)
         header = None if frame is None else frame[0]
         if isinstance(header, Ready):
             return header
@@ -86,7 +86,7 @@ class ReplicaProcess:
 
     def listen(self) -> str:
         """Hand out answers until the process ends; why it ended."""
-        while (frame := read_frame(self._answers)) is not None:
+        while (frame := read_frame(self._answers, Reply)) is not None:
             header, payload = frame
             if not isinstance(header, (Answer, Failure)) or header.number is None:
                 # The engine failed to close, after all answers.

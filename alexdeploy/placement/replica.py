@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, first_line
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import NumViews, Predictions, join_predictions
+from alexdeploy.engines.base import Predictions, join_predictions
 from alexdeploy.placement.frames import Job, Ready
 from alexdeploy.placement.plan import Replica
 from alexdeploy.placement.process import DOCTOR, ReplicaLostError, ReplicaProcess, RunStoppedError
@@ -29,24 +28,22 @@ _MOST_LATE = 3
 _MOST_PATIENCE = 8
 
 _CROPS = 480
-"""Images times views that `PoolOptions.batch_seconds` is for; AlexNet does four crops a second on very slow CPUs."""
+"""Images times views that `TimeLimits.batch_seconds` is for; AlexNet does four crops a second on very slow CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PoolOptions:
+class TimeLimits:
     """A replica that does not answer a batch in time, or does not open in `open_seconds`, is ended.
 
     `batch_seconds` is the time for a batch of up to 480 crops; larger ones have proportionally more.
     """
 
-    precision: Precision = "fp32"
-    num_views: NumViews = 1
     batch_seconds: float = 120.0
     open_seconds: float = 900.0
 
-    def seconds_for(self, num_images: int) -> float:
-        """How long a batch of `num_images` may take."""
-        return self.batch_seconds * max(1.0, num_images * self.num_views / _CROPS)
+    def seconds_for(self, num_crops: int) -> float:
+        """How long a batch of images may take that have `num_crops` views together."""
+        return self.batch_seconds * max(1.0, num_crops / _CROPS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,28 +68,19 @@ class ReplicaSupervisor:
     Everything but constants is read and written under `changed`, which all supervisors of a pool share.
     """
 
-    def __init__(
-        self, folder: ModelFolder, replica: Replica, options: PoolOptions, changed: threading.Condition
-    ) -> None:
+    def __init__(self, folder: ModelFolder, replica: Replica, limits: TimeLimits, changed: threading.Condition) -> None:
         self.replica = replica
-        self._options = options
+        self._limits = limits
         self._job = Job(
-            folder=os.fsencode(os.path.abspath(folder.path)),
-            backend=replica.backend,
-            precision=options.precision,
-            num_views=options.num_views,
-            batch_size=replica.batch_size,
-            num_threads=replica.num_threads,
-            # A worker sees one GPU only, its own.
-            device="cpu" if replica.device.kind == "cpu" else "cuda:0",
+            folder=os.fsencode(os.path.abspath(folder.path)), backend=replica.backend, options=replica.options
         )
         self._thread = threading.Thread(target=self._supervise, name=f"alexdeploy-{replica.device}", daemon=True)
         self._opened: queue.SimpleQueue[Ready | AlexDeployError] = queue.SimpleQueue()
         # Halving a batch down to the image that ends the process takes one loss for each step.
-        self._most_losses = 3 + replica.batch_size.bit_length()
+        self._most_losses = 3 + replica.options.batch_size.bit_length()
         self._changed = changed
         self._process: ReplicaProcess | None = None
-        self._most_images = replica.batch_size
+        self._most_images = replica.options.batch_size
         # Doubled whenever an answer is late: it may not hang but be slow.
         self._patience = 1
         self._is_closing = False
@@ -151,7 +139,7 @@ class ReplicaSupervisor:
         while start < len(images):
             size = min(self._most_images, len(images) - start)
             try:
-                seconds = self._options.seconds_for(size) * self._patience
+                seconds = self._limits.seconds_for(size * self.replica.options.num_views) * self._patience
                 parts.append(process.run(images[start : start + size], seconds))
             except DeviceMemoryError:
                 if size == 1:
@@ -228,7 +216,7 @@ class ReplicaSupervisor:
             process = ReplicaProcess(self._job, self.replica)
             with self._changed:
                 self._process = process
-            opened = process.open(self._options.open_seconds)
+            opened = process.open(self._limits.open_seconds)
             with self._changed:
                 if isinstance(opened, Ready):
                     self._num_streams = opened.info.num_streams

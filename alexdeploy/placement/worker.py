@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from typing import IO, cast
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.core.spec import IMAGE_SIZE, Precision
-from alexdeploy.engines.base import Backend, Engine, EngineOptions, NumViews, open_engine
+from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.engines.base import Engine, open_engine
 from alexdeploy.placement.child import adopt_stdio, failure_of
-from alexdeploy.placement.frames import Answer, Batch, Job, Ready, read_frame, write_frame
+from alexdeploy.placement.frames import Answer, Batch, Job, Ready, Request, read_frame, write_frame
 
 _END_SECONDS = 10.0
 """How long the batches in work may take when the pool has closed the pipe, or is gone."""
@@ -23,29 +24,16 @@ _END_SECONDS = 10.0
 def main() -> None:
     """Open what the first frame asks for, then answer batches until the pipe ends."""
     requests, answers = adopt_stdio()
-    frame = read_frame(requests)
+    frame = read_frame(requests, Request)
     if frame is None or not isinstance(frame[0], Job):
         return
+    job = frame[0]
     try:
-        engine = _open(frame[0])
-        with engine:
+        with open_engine(ModelFolder(Path(os.fsdecode(job.folder))), job.backend, job.options) as engine:
             write_frame(answers, Ready(info=engine.info))
             _serve(engine, requests, answers)
     except AlexDeployError as exc:
         write_frame(answers, failure_of(exc))
-
-
-def _open(job: Job) -> Engine:
-    from pathlib import Path
-
-    options = EngineOptions(
-        precision=cast("Precision", job.precision),
-        num_views=cast("NumViews", job.num_views),
-        batch_size=job.batch_size,
-        num_threads=job.num_threads,
-        device=job.device,
-    )
-    return open_engine(ModelFolder(Path(os.fsdecode(job.folder))), cast("Backend", job.backend), options)
 
 
 def _serve(engine: Engine, requests: IO[bytes], answers: IO[bytes]) -> None:
@@ -60,7 +48,7 @@ def _serve(engine: Engine, requests: IO[bytes], answers: IO[bytes]) -> None:
     threads = [threading.Thread(target=work) for _ in range(engine.info.num_streams)]
     for thread in threads:
         thread.start()
-    while (frame := read_frame(requests)) is not None:
+    while (frame := read_frame(requests, Request)) is not None:
         header, payload = frame
         assert isinstance(header, Batch)
         waiting.put((header, payload))

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from patience import PATIENCE
 
 from alexdeploy.benchmark.bench import bench as benchmark
+from alexdeploy.benchmark.events import Event, Step
 from alexdeploy.benchmark.plan import BenchOptions, busy_note, plan
 from alexdeploy.benchmark.results import Row, make_row, measured_ceiling, parts, predict_command
 from alexdeploy.benchmark.roofline import CPU_SIZE, GPU_SIZE, ceiling_flops, ceiling_size, make_ceiling, num_flops
 from alexdeploy.benchmark.rounds import Measured
 from alexdeploy.benchmark.statistics import (
+    BatchConfiguration,
     Candidate,
-    Configuration,
     Limits,
     Slice,
     bound,
@@ -43,6 +44,7 @@ from alexdeploy.engines.base import Backend, EngineOptions, open_engine
 from alexdeploy.engines.profile import profile
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import PipelineOptions
+from alexdeploy.placement.options import DeviceOptions
 
 QUICK = BenchOptions(backends=("onnxruntime",), views=(1,), batch_sizes=(1, 3), num_images=4, seconds=0.0)
 
@@ -52,8 +54,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("bench") / "pictures", 4)
 
 
-def configuration(**changes: Any) -> Configuration:
-    return Configuration(**({"backend": "openvino", "precision": "fp32", "num_views": 1, "batch_size": 1} | changes))
+def configuration(**changes: Any) -> BatchConfiguration:
+    return BatchConfiguration(
+        **({"backend": "openvino", "precision": "fp32", "num_views": 1, "batch_size": 1} | changes)
+    )
 
 
 def candidate(rate: float, p95: float, agreement: float | None = 1.0, **changes: Any) -> Candidate:
@@ -185,7 +189,9 @@ def test_where_nothing_keeps_the_limits_the_nearest_are_named() -> None:
 
 
 def test_the_command_of_a_pick_is_one_that_predict_reads() -> None:
-    words = predict_command("my models/a", configuration(precision="int8", num_views=10), ["pictures"], 2, None)
+    words = predict_command(
+        "my models/a", configuration(precision="int8", num_views=10), ["pictures"], DeviceOptions(num_threads=2)
+    )
     assert shlex.split(words) == [
         *("alexdeploy", "predict", "pictures", "--model", "my models/a", "--backend", "openvino"),
         *("--precision", "int8", "--views", "10", "--batch-size", "1", "--threads", "2"),
@@ -194,7 +200,7 @@ def test_the_command_of_a_pick_is_one_that_predict_reads() -> None:
 
 def test_in_the_command_of_a_pick_names_with_a_dash_are_no_options_and_a_place_is_marked() -> None:
     def named(images: list[str] | None) -> list[str]:
-        words = shlex.split(predict_command("tiny", configuration(), images, None, None))
+        words = shlex.split(predict_command("tiny", configuration(), images, DeviceOptions()))
         return words[2 : words.index("--model")]
 
     # A dash alone is a list on standard input.
@@ -320,7 +326,7 @@ def test_a_machine_with_a_load_of_its_own_is_told_to_be_busy() -> None:
 def test_everything_is_measured_and_fits_together(tiny_model: ModelFolder, pictures: Path) -> None:
     steps: list[str] = []
     options = dataclasses.replace(QUICK, images=(str(pictures),), views=(1, 10), precisions=("fp32", "fp16"))
-    found = benchmark(tiny_model, options, on_step=lambda step, done, total: steps.append(step))
+    found = benchmark(tiny_model, options, on_event=lambda event: steps.append(str(event)))
     assert [str(row.configuration) for row in found.rows] == [
         f"onnxruntime {precision} {views}, batch {batch}"
         for views in ("1 view", "10 views")
@@ -371,12 +377,12 @@ def test_answers_are_compared_with_fp32_also_where_it_is_not_measured(tiny_model
 
 
 def test_an_interrupt_keeps_what_was_measured_and_leaves_no_process(tiny_model: ModelFolder, pictures: Path) -> None:
-    def stop(step: str, done: int, total: int) -> None:
-        if step.startswith("round 2"):
+    def stop(event: Event) -> None:
+        if isinstance(event, Step) and event.number == 2:
             raise KeyboardInterrupt
 
     options = dataclasses.replace(QUICK, images=(str(pictures),), precisions=("fp32",), seconds=600.0)
-    found = benchmark(tiny_model, options, on_step=stop)
+    found = benchmark(tiny_model, options, on_event=stop)
     assert found.interrupted
     assert found.num_rounds == 1
     assert [row.num_rounds for row in found.rows] == [1, 1]
@@ -386,10 +392,12 @@ def test_an_interrupt_keeps_what_was_measured_and_leaves_no_process(tiny_model: 
 def test_without_photographs_they_are_rendered_and_that_is_told(tiny_model: ModelFolder) -> None:
     notes: list[str] = []
 
-    def stop(step: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
+    def stop(event: Event) -> None:
+        if isinstance(event, Step):
+            raise KeyboardInterrupt
+        notes.append(event.message)
 
-    found = benchmark(tiny_model, QUICK, notes.append, stop)
+    found = benchmark(tiny_model, QUICK, on_event=stop)
     assert found.images == "4 rendered JPEGs"
     assert any("no --images: 4 rendered JPEGs are decoded" in note for note in notes)
     assert [(row.error, row.num_rounds) for row in found.rows] == [(None, 0)] * 4
@@ -400,12 +408,14 @@ def test_photographs_that_cannot_be_read_are_left_out_and_none_is_an_error(
 ) -> None:
     notes: list[str] = []
 
-    def stop(step: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
+    def stop(event: Event) -> None:
+        if isinstance(event, Step):
+            raise KeyboardInterrupt
+        notes.append(event.message)
 
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     options = dataclasses.replace(QUICK, images=(str(pictures), str(tmp_path / "broken.jpg")), num_images=5)
-    assert benchmark(tiny_model, options, notes.append, stop).num_images == 4
+    assert benchmark(tiny_model, options, on_event=stop).num_images == 4
     assert any(note.startswith("left out: ") and "broken.jpg" in note for note in notes)
     with pytest.raises(ImageError, match=r"^no image can be read: .*broken\.jpg: "):
         benchmark(tiny_model, dataclasses.replace(QUICK, images=(str(tmp_path / "broken.jpg"),)))

@@ -15,15 +15,15 @@ from alexdeploy.benchmark.bench import bench as benchmark
 from alexdeploy.benchmark.plan import BenchOptions
 from alexdeploy.benchmark.results import Profile, make_row
 from alexdeploy.benchmark.rounds import Measured
-from alexdeploy.benchmark.statistics import Candidate, Configuration, Group, Limits, Slice, rivals
+from alexdeploy.benchmark.statistics import BatchConfiguration, Candidate, Limits, Slice, close_seconds
 from alexdeploy.benchmark.worker import run_files
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.engines.base import EngineOptions, open_engine
+from alexdeploy.engines.base import Configuration, EngineOptions, open_engine
 from alexdeploy.engines.profile import LayerTime
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import PipelineOptions
 
-GROUP = Group(backend="onnxruntime", precision="fp32", num_views=1)
+GROUP = Configuration(backend="onnxruntime", precision="fp32", num_views=1)
 
 
 def test_answers_that_are_not_fp32s_are_counted_and_a_limit_on_them_is_kept(
@@ -75,7 +75,7 @@ def test_the_share_of_the_bound_is_that_of_each_round_whose_figures_were_taken_t
         slices=[Slice(batch_seconds=(1 / rate,), images_per_second=rate) for rate in rates], file_rates=[40.0, 180.0]
     )
     row = make_row(
-        Configuration(backend="onnxruntime", precision="fp32", num_views=1, batch_size=1),
+        BatchConfiguration(backend="onnxruntime", precision="fp32", num_views=1, batch_size=1),
         seen,
         device="cpu",
         decode_rates=rates,
@@ -94,7 +94,7 @@ def test_rates_of_each_round_are_kept_as_they_were_taken() -> None:
         file_rates=[60.0, 65.0],
     )
     row = make_row(
-        Configuration(backend="onnxruntime", precision="fp32", num_views=1, batch_size=1),
+        BatchConfiguration(backend="onnxruntime", precision="fp32", num_views=1, batch_size=1),
         seen,
         device="cpu",
         decode_rates=[300.0] * 3,
@@ -107,11 +107,11 @@ def test_rates_of_each_round_are_kept_as_they_were_taken() -> None:
     assert (row.file_rates, row.files_per_second) == ((60.0, 65.0), 62.5)
 
 
-def test_rivals_of_a_pick_overlap_it_and_keep_the_limits_with_as_many_views() -> None:
+def test_close_seconds_of_a_pick_overlap_it_and_keep_the_limits_with_as_many_views() -> None:
     def candidate(*rates: float, p95: float = 5.0, **changes: Any) -> Candidate:
         named: dict[str, Any] = {"backend": "openvino", "precision": "fp32", "num_views": 1, "batch_size": 1}
         return Candidate(
-            configuration=Configuration(**(named | changes)),
+            configuration=BatchConfiguration(**(named | changes)),
             images_per_second=statistics.median(rates),
             p95_ms=p95,
             agreement=None,
@@ -122,9 +122,9 @@ def test_rivals_of_a_pick_overlap_it_and_keep_the_limits_with_as_many_views() ->
     below, above = candidate(80.0, 90.0, 99.0, batch_size=2), candidate(80.0, 90.0, 100.0, batch_size=3)
     nearer, late = candidate(150.0, 190.0, batch_size=4), candidate(150.0, 190.0, batch_size=5, p95=50.0)
     found = [above, below, best, late, nearer, candidate(150.0, 190.0, num_views=10)]
-    assert rivals(best, found, Limits(budget_ms=10)) == [nearer, above]
+    assert close_seconds(best, found, Limits(budget_ms=10)) == [nearer, above]
     once = candidate(169.0, precision="int8")
-    assert rivals(once, [once, candidate(94.0)], Limits()) == []
+    assert close_seconds(once, [once, candidate(94.0)], Limits()) == []
 
 
 def test_preprocessing_has_the_share_of_the_time_that_its_layers_take() -> None:

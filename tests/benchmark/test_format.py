@@ -8,23 +8,25 @@ import pytest
 
 from alexdeploy.benchmark.format import confidence_note, errors_of, rate, spread
 from alexdeploy.benchmark.plan import BenchOptions, few_rounds_note, length_note
-from alexdeploy.benchmark.results import Picked, Rival, Row
-from alexdeploy.benchmark.statistics import Configuration
+from alexdeploy.benchmark.results import CloseSecond, Picked, Row
+from alexdeploy.benchmark.statistics import BatchConfiguration
 from alexdeploy.core.errors import DeviceMemoryError, ModelError
 
 
-def configuration(**changes: Any) -> Configuration:
-    return Configuration(**({"backend": "openvino", "precision": "fp32", "num_views": 1, "batch_size": 1} | changes))
+def configuration(**changes: Any) -> BatchConfiguration:
+    return BatchConfiguration(
+        **({"backend": "openvino", "precision": "fp32", "num_views": 1, "batch_size": 1} | changes)
+    )
 
 
-def picked_of(rates: tuple[float, ...], *rivals: tuple[Configuration, float]) -> Picked:
+def picked_of(rates: tuple[float, ...], *close_seconds: tuple[BatchConfiguration, float]) -> Picked:
     return Picked(
         configuration=configuration(),
         files_per_second=200.0,
         file_rates=rates,
         p95_ms=1.0,
         command="",
-        rivals=tuple(Rival(configuration=each, files_per_second=speed) for each, speed in rivals),
+        close_seconds=tuple(CloseSecond(configuration=each, files_per_second=speed) for each, speed in close_seconds),
     )
 
 

@@ -13,20 +13,24 @@ from helpers import write_pictures
 
 from alexdeploy.benchmark import plan as plan_module
 from alexdeploy.benchmark.bench import bench as benchmark
+from alexdeploy.benchmark.events import Event, Step
 from alexdeploy.benchmark.format import errors_of
 from alexdeploy.benchmark.html import write_report
 from alexdeploy.benchmark.plan import BenchOptions, agreement_notes, hidden_references, plan, references, unable
 from alexdeploy.benchmark.results import Benchmark, Machine, Row, best_of, candidates, make_row, why_not
 from alexdeploy.benchmark.rounds import Measured
-from alexdeploy.benchmark.statistics import Candidate, Configuration, Group, Limits, Slice
+from alexdeploy.benchmark.statistics import BatchConfiguration, Candidate, Limits, Slice
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ImageError, ModelError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.engines.base import Configuration
 
 BATCH = Slice(batch_seconds=(0.1,), images_per_second=80)
 
 
-def configuration(**changes: Any) -> Configuration:
-    return Configuration(**({"backend": "openvino", "precision": "fp32", "num_views": 1, "batch_size": 1} | changes))
+def configuration(**changes: Any) -> BatchConfiguration:
+    return BatchConfiguration(
+        **({"backend": "openvino", "precision": "fp32", "num_views": 1, "batch_size": 1} | changes)
+    )
 
 
 def row_of(seen: Measured, **changes: Any) -> Row:
@@ -81,9 +85,9 @@ def found_of(*rows: Row, name: str = "tiny", model: str = "models/tiny") -> Benc
 
 def test_answers_are_compared_with_the_first_fp32_that_gave_any() -> None:
     first, second, other = (
-        Group(backend="onnxruntime", precision="fp32", num_views=1),
-        Group(backend="torch", precision="fp32", num_views=1),
-        Group(backend="openvino", precision="int8", num_views=10),
+        Configuration(backend="onnxruntime", precision="fp32", num_views=1),
+        Configuration(backend="torch", precision="fp32", num_views=1),
+        Configuration(backend="openvino", precision="int8", num_views=10),
     )
     assert references([other, first, second]) == {1: first}
     assert references([other, second]) == {1: second}
@@ -91,11 +95,11 @@ def test_answers_are_compared_with_the_first_fp32_that_gave_any() -> None:
 
 def test_what_else_could_give_fp32s_answers_is_none_of_what_is_measured(tiny_model: ModelFolder) -> None:
     groups = [
-        Group(backend=backend, precision="fp32", num_views=1)  # type: ignore[arg-type]
+        Configuration(backend=backend, precision="fp32", num_views=1)  # type: ignore[arg-type]
         for backend in ("openvino", "onnxruntime")
     ]
     pytest.importorskip("torch")
-    assert hidden_references(tiny_model, groups) == {1: Group(backend="torch", precision="fp32", num_views=1)}
+    assert hidden_references(tiny_model, groups) == {1: Configuration(backend="torch", precision="fp32", num_views=1)}
     tiny_model.weights_path.unlink()
     assert hidden_references(tiny_model, groups) == {}
 
@@ -123,8 +127,8 @@ def test_an_interrupt_while_layers_are_timed_keeps_what_is_done(tiny_model: Mode
     pytest.importorskip("openvino")
     pictures = write_pictures(tmp_path / "pictures", 1)
 
-    def stop(step: str, done: int, total: int) -> None:
-        if step.startswith("profiling: onnxruntime"):
+    def stop(event: Event) -> None:
+        if str(event).startswith("profiling: onnxruntime"):
             raise KeyboardInterrupt
 
     options = BenchOptions(
@@ -136,33 +140,35 @@ def test_an_interrupt_while_layers_are_timed_keeps_what_is_done(tiny_model: Mode
         seconds=0.0,
         with_profile=True,
     )
-    found = benchmark(tiny_model, options, on_step=stop)
+    found = benchmark(tiny_model, options, on_event=stop)
     assert found.interrupted
     assert [each.group.backend for each in found.profiles] == ["openvino"]
     assert all(row.error is None for row in found.rows)
 
 
 def test_an_empty_folder_is_no_image_among_others_and_an_error_alone(tiny_model: ModelFolder, tmp_path: Path) -> None:
-    def stop(step: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
+    def stop(event: Event) -> None:
+        if isinstance(event, Step):
+            raise KeyboardInterrupt
 
     pictures = write_pictures(tmp_path / "pictures", 2)
     (tmp_path / "empty").mkdir()
     options = BenchOptions(backends=("onnxruntime",), images=(str(pictures), str(tmp_path / "empty")))
-    found = benchmark(tiny_model, options, on_step=stop)
+    found = benchmark(tiny_model, options, on_event=stop)
     assert found.images == f"{pictures}, {tmp_path / 'empty'}: 2 of 2 images"
     with pytest.raises(ImageError, match=r"^no image can be read: .*empty: no images in folder; looked for "):
         benchmark(tiny_model, dataclasses.replace(options, images=(str(tmp_path / "empty"),)))
 
 
 def test_images_that_cannot_be_read_are_not_counted(tiny_model: ModelFolder, tmp_path: Path) -> None:
-    def stop(step: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
+    def stop(event: Event) -> None:
+        if isinstance(event, Step):
+            raise KeyboardInterrupt
 
     pictures = write_pictures(tmp_path / "pictures", 2)
     (pictures / "broken.jpg").write_bytes(b"no picture")
     options = BenchOptions(backends=("onnxruntime",), images=(str(pictures),))
-    found = benchmark(tiny_model, options, on_step=stop)
+    found = benchmark(tiny_model, options, on_event=stop)
     assert found.images == f"{pictures}: 2 of 3 images"
     assert found.image_bytes == sum(path.stat().st_size for path in pictures.iterdir() if path.name != "broken.jpg")
 

@@ -21,11 +21,13 @@ from patience import wait_for
 from alexdeploy.benchmark import processes as processes_module
 from alexdeploy.benchmark.processes import Process, Processes, Start
 from alexdeploy.benchmark.rounds import DECODE, Rounds
-from alexdeploy.benchmark.statistics import Configuration, Group
+from alexdeploy.benchmark.statistics import BatchConfiguration
 from alexdeploy.benchmark.worker import AnswersAtOnce, Done, Job, Task
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.engines.base import Configuration
 from alexdeploy.inference.predictor import Predictor
+from alexdeploy.placement.options import PredictOptions
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +39,27 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(tiny_model: ModelFolder, pictures: Path, tmp_path: Path) -> Job:
     np.save(tmp_path / "images.npy", smooth_images(4))
     return Job(
-        folder=str(tiny_model.path),
-        backend="onnxruntime",
-        precision="fp32",
-        num_views=1,
-        batch_size=2,
-        num_threads=1,
-        devices="cpu",
-        images=str(tmp_path / "images.npy"),
-        files=tuple(map(str, sorted(pictures.iterdir()))),
+        folder=os.fsencode(tiny_model.path),
+        options=PredictOptions(backend="onnxruntime", batch_size=2, num_threads=1, devices="cpu"),
+        images=os.fsencode(tmp_path / "images.npy"),
+        files=tuple(map(os.fsencode, sorted(pictures.iterdir()))),
     )
 
 
-def rounds_of(job: Job, folder: Path, *batches: int, limit_bytes: int | None = None) -> tuple[Rounds, Group]:
+def with_options(job: Job, **changes: object) -> Job:
+    return msgspec.structs.replace(job, options=dataclasses.replace(job.options, **changes))  # type: ignore[arg-type]
+
+
+def rounds_of(job: Job, folder: Path, *batches: int, limit_bytes: int | None = None) -> tuple[Rounds, Configuration]:
     """Rounds over one group, which `job` opens, and decoding; `folder` is where its answers go."""
-    assert job.backend is not None
+    backend, num_views = job.options.backend, job.options.num_views
+    assert backend is not None
     own = [
-        Configuration(backend=job.backend, precision="fp32", num_views=job.num_views, batch_size=batch)
+        BatchConfiguration(backend=backend, precision="fp32", num_views=num_views, batch_size=batch)
         for batch in batches
     ]
-    jobs = {str(own[0].group): job, DECODE: msgspec.structs.replace(job, backend=None, batch_size=8)}
-    return Rounds(jobs, own, folder, limit_bytes, lambda step, done, total: None), own[0].group
+    jobs = {str(own[0].group): job, DECODE: msgspec.structs.replace(with_options(job, batch_size=8), decodes_only=True)}
+    return Rounds(jobs, own, folder, limit_bytes, lambda step: None), own[0].group
 
 
 class OnGpu:
@@ -73,20 +75,20 @@ class OnGpu:
     device: str
 
     def __init__(self, job: Job) -> None:
-        if sum(each.job.batch_size for each in self.alive) + job.batch_size > self.capacity:
+        if sum(each.job.options.batch_size for each in self.alive) + job.options.batch_size > self.capacity:
             raise DeviceMemoryError("CUDA out of memory")
         self.job = job
         self.peak_bytes = 1
         self.was_compiled = False
-        self.info = dataclasses.replace(AnswersAtOnce(job.batch_size).info, device=self.device)
+        self.info = dataclasses.replace(AnswersAtOnce(job.options.batch_size).info, device=self.device)
         self.start = Start(open_seconds=1.0, load_seconds=1.0, first_row_seconds=1.0)
         self.alive.append(self)
 
     def ask(self, task: Task) -> Done:
-        self.events.append(f"{self.job.batch_size}: {task.kind}")
+        self.events.append(f"{self.job.options.batch_size}: {task.kind}")
         self.tasks.append(task)
         if task.kind == "answers":
-            np.save(task.path, np.ones((1, 2), np.float32))
+            np.save(os.fsdecode(task.path), np.ones((1, 2), np.float32))
         return Done(images_per_second=100.0, batch_seconds=(0.01,), peak_bytes=len(self.tasks))
 
     def end(self) -> None:
@@ -121,7 +123,7 @@ def test_the_answers_of_a_process_are_those_of_predict(
 ) -> None:
     process = Process(job)
     try:
-        process.ask(Task(kind="answers", batch_size=2, path=str(tmp_path / "answers.npy")))
+        process.ask(Task(kind="answers", batch_size=2, path=os.fsencode(tmp_path / "answers.npy")))
     finally:
         process.end()
     with Predictor(tiny_model.path, backend="onnxruntime", devices="cpu") as predictor:
@@ -133,7 +135,7 @@ def test_what_a_bench_compiles_does_not_fill_the_cache_that_predict_has(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
-    Process(msgspec.structs.replace(job, backend="openvino")).end()
+    Process(with_options(job, backend="openvino")).end()
     assert [path.parent for path in tmp_path.rglob("*.blob")] == [tmp_path / "cache" / "bench" / "openvino"]
 
 
@@ -141,7 +143,7 @@ def test_what_is_measured_did_not_compile_its_model_itself(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "cache"))
-    job = msgspec.structs.replace(job, backend="openvino")
+    job = with_options(job, backend="openvino")
     with Processes({"a": job}, limit_bytes=None) as processes:
         assert not processes.open("a").was_compiled
         assert len(list(tmp_path.rglob("*.blob"))) == 1
@@ -155,7 +157,7 @@ def test_where_nothing_compiled_can_be_kept_that_is_told(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "file"))
-    rounds, group = rounds_of(msgspec.structs.replace(job, backend="openvino"), tmp_path, 2)
+    rounds, group = rounds_of(with_options(job, backend="openvino"), tmp_path, 2)
     with rounds.processes:
         rounds.open([group], [])
         assert rounds.processes.open(str(group)).was_compiled
@@ -164,7 +166,7 @@ def test_where_nothing_compiled_can_be_kept_that_is_told(
 
 def test_a_process_that_cannot_open_raises_the_error_of_there(job: Job) -> None:
     with pytest.raises(ModelError, match=r"has no model\.int8\.onnx"):
-        Process(Job(**{name: getattr(job, name) for name in job.__struct_fields__} | {"precision": "int8"}))
+        Process(with_options(job, precision="int8"))
 
 
 def test_a_process_that_dies_is_an_error_with_its_end(job: Job) -> None:
@@ -185,14 +187,14 @@ def test_where_memory_is_short_the_process_asked_longest_ago_makes_room(job: Job
 
 
 def test_a_process_that_was_started_again_is_warmed_up_and_one_that_is_open_is_not(job: Job, tmp_path: Path) -> None:
-    warm_up = Task(kind="answers", batch_size=2, path=str(tmp_path / "warm.npy"))
+    warm_up = Task(kind="answers", batch_size=2, path=os.fsencode(tmp_path / "warm.npy"))
     with Processes({"a": job, "b": job}, limit_bytes=1) as processes:
         processes.open("a")
         processes.ask("a", Task(kind="engine", batch_size=1), warm_up)
-        assert not Path(warm_up.path).exists()
+        assert not Path(os.fsdecode(warm_up.path)).exists()
         processes.open("b")
         processes.ask("a", Task(kind="engine", batch_size=1), warm_up)
-        assert Path(warm_up.path).exists()
+        assert Path(os.fsdecode(warm_up.path)).exists()
 
 
 def test_processes_that_made_room_for_each_other_are_told_of(job: Job, tmp_path: Path) -> None:
@@ -223,10 +225,10 @@ def test_between_processes_there_is_a_pause_and_within_one_there_is_none(
 
 
 def test_on_a_gpu_every_batch_has_an_engine_of_its_own(job: Job, tmp_path: Path, on_gpu: type[OnGpu]) -> None:
-    rounds, group = rounds_of(msgspec.structs.replace(job, batch_size=4), tmp_path, 1, 2, 4)
+    rounds, group = rounds_of(with_options(job, batch_size=4), tmp_path, 1, 2, 4)
     with rounds.processes:
         rounds.open([group], [])
-        assert sorted(each.job.batch_size for each in on_gpu.alive) == [1, 2, 4, 8]
+        assert sorted(each.job.options.batch_size for each in on_gpu.alive) == [1, 2, 4, 8]
         batches = [f"{batch}: {kind}" for batch in (1, 2, 4) for kind in ("engine", "files")]
         assert on_gpu.events == ["8: files", *batches, "1: answers"]
     assert group in rounds.answers
@@ -234,9 +236,7 @@ def test_on_a_gpu_every_batch_has_an_engine_of_its_own(job: Job, tmp_path: Path,
 
 
 def test_in_openvino_whose_shapes_are_fixed_every_batch_has_an_engine_of_its_own(job: Job, tmp_path: Path) -> None:
-    rounds, group = rounds_of(
-        msgspec.structs.replace(job, backend="openvino", num_views=10, batch_size=4), tmp_path, 1, 4
-    )
+    rounds, group = rounds_of(with_options(job, backend="openvino", num_views=10, batch_size=4), tmp_path, 1, 4)
     with rounds.processes:
         rounds.open([group], [])
         starts = rounds.processes.starts
@@ -247,7 +247,7 @@ def test_in_openvino_whose_shapes_are_fixed_every_batch_has_an_engine_of_its_own
 def test_from_files_the_first_run_takes_as_many_images_as_the_pipeline_holds(
     job: Job, tmp_path: Path, on_gpu: type[OnGpu]
 ) -> None:
-    rounds, group = rounds_of(msgspec.structs.replace(job, num_threads=3), tmp_path, 2)
+    rounds, group = rounds_of(with_options(job, num_threads=3), tmp_path, 2)
     with rounds.processes:
         rounds.open([group], [])
     # A batch that runs, one that is ready and one that fills, of 2 images each, and one image in each of 3 threads.
@@ -278,7 +278,7 @@ def test_where_a_gpu_is_full_the_other_processes_end_and_it_is_tried_once_more(
     rounds, group = rounds_of(job, tmp_path, 2)
     with rounds.processes:
         rounds.open([group], [])
-        assert [each.job.batch_size for each in on_gpu.alive] == [2]
+        assert [each.job.options.batch_size for each in on_gpu.alive] == [2]
     assert all(seen.failure is None for seen in rounds.measured.values())
     on_gpu.capacity = 1
     rounds, group = rounds_of(job, tmp_path, 2)
@@ -328,7 +328,7 @@ def test_opening_counts_towards_the_time_and_what_was_not_opened_is_told(
 
         def __init__(self, job: Job) -> None:
             super().__init__(job)
-            now[0] += 10.0 if job.backend is not None else 0.0
+            now[0] += 0.0 if job.decodes_only else 10.0
 
         def ask(self, task: Task) -> Done:
             is_round = len(opened) == 1
@@ -338,12 +338,11 @@ def test_opening_counts_towards_the_time_and_what_was_not_opened_is_told(
     opened: list[bool] = []
     monkeypatch.setattr(processes_module, "Process", Slow)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    own = [
-        Configuration(backend="onnxruntime", precision="fp32", num_views=views, batch_size=2) for views in (1, 5, 10)
-    ]
-    jobs = {str(each.group): msgspec.structs.replace(job, num_views=each.num_views) for each in own}
-    jobs[DECODE] = msgspec.structs.replace(job, backend=None, batch_size=8)
-    rounds = Rounds(jobs, own, tmp_path, None, lambda step, done, total: None, clock=lambda: now[0])
+    common = {"backend": "onnxruntime", "precision": "fp32", "batch_size": 2}
+    own = [BatchConfiguration(**common, num_views=views) for views in (1, 5, 10)]
+    jobs = {str(each.group): with_options(job, num_views=each.num_views) for each in own}
+    jobs[DECODE] = msgspec.structs.replace(job, decodes_only=True)
+    rounds = Rounds(jobs, own, tmp_path, None, lambda step: None, clock=lambda: now[0])
     with rounds.processes:
         rounds.open([each.group for each in own], [], seconds)
         opened.append(True)
@@ -372,14 +371,14 @@ def test_more_images_may_take_longer(job: Job, tmp_path: Path, monkeypatch: pyte
     process = Process(job)
     monkeypatch.setattr(processes_module, "_TASK_SECONDS", 0.0)
     monkeypatch.setattr(processes_module, "_IMAGE_SECONDS", 10.0)
-    answers = Task(kind="answers", batch_size=2, num_images=4, path=str(tmp_path / "answers.npy"))
+    answers = Task(kind="answers", batch_size=2, num_images=4, path=os.fsencode(tmp_path / "answers.npy"))
     process.ask(answers)
     with pytest.raises(DeviceError, match="no answer in 0 s"):
         process.ask(msgspec.structs.replace(answers, num_images=0))
 
 
 def test_what_failed_is_kept_with_its_class_and_its_cure(job: Job, tmp_path: Path) -> None:
-    rounds, group = rounds_of(msgspec.structs.replace(job, precision="int8"), tmp_path, 2)
+    rounds, group = rounds_of(with_options(job, precision="int8"), tmp_path, 2)
     with rounds.processes:
         rounds.open([group], [])
     (seen,) = (seen for key, seen in rounds.measured.items() if key != DECODE)
@@ -389,7 +388,7 @@ def test_what_failed_is_kept_with_its_class_and_its_cure(job: Job, tmp_path: Pat
 
 
 def test_decoding_that_fails_is_told(job: Job, tmp_path: Path) -> None:
-    rounds, _ = rounds_of(msgspec.structs.replace(job, files=(str(tmp_path / "gone.jpg"),)), tmp_path, 2)
+    rounds, _ = rounds_of(msgspec.structs.replace(job, files=(os.fsencode(tmp_path / "gone.jpg"),)), tmp_path, 2)
     with rounds.processes:
         rounds.open([], [])
     (note,) = rounds.notes
@@ -402,8 +401,8 @@ def test_paths_that_are_not_utf_8_are_measured_as_others(job: Job, tiny_model: M
     folder = tmp_path / os.fsdecode(b"model \xff")
     shutil.copytree(tiny_model.path, folder)
     picture = tmp_path / os.fsdecode(b"picture \xff.jpg")
-    shutil.copy(job.files[0], picture)
-    process = Process(msgspec.structs.replace(job, folder=str(folder), files=(str(picture),)))
+    shutil.copy(os.fsdecode(job.files[0]), picture)
+    process = Process(msgspec.structs.replace(job, folder=os.fsencode(folder), files=(os.fsencode(picture),)))
     try:
         assert process.ask(Task(kind="files", batch_size=1, num_images=2)).images_per_second > 0
     finally:

@@ -38,7 +38,6 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         **dict.fromkeys(("prepare", "sample", "inspect", "import"), _RUNS_NOTHING),
         "devices": "lists all of them",
         "doctor": "examines all of them",
-        **dict.fromkeys(("evaluate", "verify"), "runs on the CPU"),
         "calibrate": "measures in ONNX Runtime on the CPU",
         "export": "checks on the CPU, and builds engines for every kind of GPU",
     },
@@ -56,7 +55,6 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
     ("--batch-size",): {
         **dict.fromkeys(("prepare", "sample", "devices", "doctor", "inspect", "import"), _RUNS_NOTHING),
         "calibrate": "is fixed: ranges do not depend on it",
-        "verify": "is fixed: answers are compared image by image",
         "export": "writes graphs of any batch size",
         "build": "builds for every size up to `--max-batch`",
     },

@@ -11,7 +11,7 @@ from rich.console import Console
 from alexdeploy.benchmark.processes import Start
 from alexdeploy.benchmark.results import Agreed, Row, make_row
 from alexdeploy.benchmark.rounds import Measured
-from alexdeploy.benchmark.statistics import Configuration, Slice
+from alexdeploy.benchmark.statistics import BatchConfiguration, Slice
 from alexdeploy.cli.bench import _print_rows
 
 
@@ -19,7 +19,7 @@ def row_of(*rounds: tuple[float, float], **changes: Any) -> Row:
     """A row of `rounds`: images/s of the engine alone and from files. Decoding alone gives 300, a batch takes 10 ms."""
     named: dict[str, Any] = {"backend": "onnxruntime", "precision": "fp32", "num_views": 1, "batch_size": 8}
     return make_row(
-        Configuration(**(named | changes)),
+        BatchConfiguration(**(named | changes)),
         Measured(
             slices=[Slice(batch_seconds=(0.01,) * 19 + (0.02,) * 2, images_per_second=rate) for rate, _ in rounds],
             file_rates=[rate for _, rate in rounds],

@@ -28,7 +28,8 @@ from PIL import Image
 from program import Run
 
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.placement.place import Placed, Request, place
+from alexdeploy.placement.options import PredictOptions
+from alexdeploy.placement.place import Placed, place
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and file names of POSIX")
 
@@ -558,9 +559,9 @@ def test_one_image_file_is_a_batch_of_its_own_and_has_all_threads(
 ) -> None:
     asked = []
 
-    def spy(folder: ModelFolder, request: Request) -> Placed:
-        asked.append((request.batch_size, request.num_streams))
-        return place(folder, request)
+    def spy(folder: ModelFolder, options: PredictOptions) -> Placed:
+        asked.append((options.batch_size, options.num_streams))
+        return place(folder, options)
 
     monkeypatch.setattr("alexdeploy.inference.predictor.place", spy)
     # The second is an image, but what is asked for is the list.

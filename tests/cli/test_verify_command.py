@@ -169,3 +169,22 @@ def test_an_unknown_name_in_a_list_is_a_usage_error_that_gives_the_known(
     result = run("tiny", "pictures", option, given)
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"error: {option} {given}: found {given.split(',')[-1]!r}, expected any of {known}" in result.stderr
+
+
+# The last bits of ONNX Runtime depend on an engine's threads, which replicas on one device share.
+@pytest.mark.parametrize("backend", [("openvino,torch",), ("onnxruntime", "--threads", "1")])
+def test_on_two_devices_the_figures_are_those_of_one(run: Run, backend: tuple[str, ...]) -> None:
+    words = ("tiny", "pictures", "--precision", "fp32,fp16", "--batch-size", "3", "--json", "--backend", *backend)
+    one, two = (run(*words, "--devices", devices) for devices in ("cpu", "cpu,cpu"))
+    assert (one.exit_code, two.exit_code) == (0, 0)
+    assert json.loads(one.stdout)["engines"]
+    assert one.stdout == two.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(("--devices", "7"), 2), (("--devices", "cpu", "--backend", "tensorrt"), 5)]
+)
+def test_what_cannot_run_is_told_before_any_image_is_read(run: Run, words: tuple[str, ...], code: int) -> None:
+    result = run("tiny", "pictures", *words)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert "reading" not in result.stderr

@@ -28,7 +28,8 @@ from alexdeploy.graphs import openvino
 from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.images.preprocess import network_input
 from alexdeploy.importing.onnx import OnnxOptions, import_onnx
-from alexdeploy.placement.place import Request, place
+from alexdeploy.placement.options import PredictOptions
+from alexdeploy.placement.place import place
 
 STEPS = Preprocessing(scale=1 / 32, mean=(4.0, 4.0, 4.0), crop=64)
 BIASES, SIZES = (0.3, 0.5, 0.999, 1.5, 2.25, 3.7), (3, 5, 31)
@@ -151,10 +152,10 @@ def test_a_backend_with_other_answers_is_named_recorded_and_not_chosen(
     assert by_backend["onnxruntime"].problem is None
     assert "0.0001 is allowed" in str(by_backend["openvino"].problem)
     assert choose_backend(folder, "fp32") == "onnxruntime"
-    placed = place(folder, Request())
+    placed = place(folder, PredictOptions())
     assert placed.engine.info.backend == "onnxruntime"
     assert any("openvino is not used" in note for note in placed.notes)
-    asked = place(folder, Request(backend="openvino"))
+    asked = place(folder, PredictOptions(backend="openvino"))
     assert asked.engine.info.backend == "openvino"
     assert any("openvino was requested" in note for note in asked.notes)
     # A record of another graph says nothing.

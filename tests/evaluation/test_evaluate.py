@@ -30,6 +30,7 @@ from alexdeploy.inference import pipeline
 from alexdeploy.inference.journal import journal_path
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.inference.row import Row
+from alexdeploy.placement import place as placing
 
 NUM_IMAGES = 30
 ON_ORT = EvaluateOptions(precisions=("fp32", "fp16"), views=(1, 10), backends=("onnxruntime",))
@@ -51,6 +52,18 @@ def predicted(model: ModelFolder, data: Path, score: Score) -> list[Row]:
     options = {"backend": named.backend, "precision": named.precision, "num_views": named.num_views}
     with Predictor(model.path, **options) as predictor:
         return list(predictor.predict([data]))
+
+
+def recorded(
+    folder: ModelFolder, data: Path, options: EvaluateOptions
+) -> tuple[Evaluation, list[Plan], list[ImageResult]]:
+    """What was found, and what was told on the way."""
+    plans: list[Plan] = []
+    images: list[ImageResult] = []
+    found = evaluate(
+        folder, data, options, on_event=lambda event: (plans if isinstance(event, Plan) else images).append(event)
+    )
+    return found, plans, images
 
 
 def true_label(row: Row) -> int:
@@ -96,8 +109,7 @@ def test_the_calibration_error_agrees_with_one_computed_in_numpy(tiny_model: Mod
 
 
 def test_what_changed_is_counted_against_the_first_of_the_same_views(tiny_model: ModelFolder, data: Path) -> None:
-    images: list[ImageResult] = []
-    found = evaluate(tiny_model, data, ON_ORT, on_image=images.append)
+    found, _, images = recorded(tiny_model, data, ON_ORT)
     assert [str(score.configuration) for score in found.scores] == [
         "onnxruntime fp32 1 view",
         "onnxruntime fp32 10 views",
@@ -139,9 +151,8 @@ def test_each_image_is_decoded_once_for_all_configurations(
 
 
 def test_backends_stand_beside_each_other_and_impossible_pairs_are_told(tiny_model: ModelFolder, data: Path) -> None:
-    plans: list[Plan] = []
     options = EvaluateOptions(precisions=("fp32", "fp16", "bf16"), views=(1,), backends=("onnxruntime", "torch"))
-    found = evaluate(tiny_model, data, options, on_start=plans.append)
+    found, plans, _ = recorded(tiny_model, data, options)
     assert [str(score.configuration) for score in found.scores] == [
         "onnxruntime fp32 1 view",
         "torch fp32 1 view",
@@ -176,8 +187,7 @@ def test_broken_images_count_as_wrong_everywhere_and_in_the_denominator(tiny_mod
     before = evaluate(tiny_model, data, ON_ORT)
     (data / "class-2" / "bad.jpg").write_bytes(b"no picture")
     (data / "class-4" / "empty.png").touch()
-    images: list[ImageResult] = []
-    found = evaluate(tiny_model, data, ON_ORT, on_image=images.append)
+    found, _, images = recorded(tiny_model, data, ON_ORT)
     assert (found.num_images, found.num_broken) == (NUM_IMAGES + 2, 2)
     assert [(Path(image.source).name, image.label) for image in found.broken] == [("bad.jpg", 2), ("empty.png", 4)]
     assert [image.index for image in images] == list(range(NUM_IMAGES + 2))
@@ -241,7 +251,7 @@ def test_what_cannot_run_is_an_error(
 def test_a_folder_without_labelled_images_is_an_error_before_an_engine_is_opened(
     tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate_module, "open_engine", None)
+    monkeypatch.setattr(evaluate_module, "place", None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError):
         evaluate(tiny_model, tmp_path / "empty")
@@ -255,23 +265,22 @@ def test_probabilities_that_are_not_finite_name_their_configuration(
     def open_engine(folder: ModelFolder, backend: str, options: EngineOptions) -> object:
         return colour_engine(options=options)
 
-    monkeypatch.setattr(evaluate_module, "open_engine", open_engine)
+    monkeypatch.setattr(placing, "open_engine", open_engine)
     with pytest.raises(ModelError, match=r"colour fp32 1 view .* not finite for .*00\.png"):
         evaluate(tiny_model, data, EvaluateOptions(backends=("torch",)))
 
 
-def test_an_engine_gets_batches_of_its_size_on_all_of_its_streams(colour_engine: type) -> None:
+def test_every_engine_gets_the_same_batches_whatever_its_streams(colour_engine: type) -> None:
     single = colour_engine(options=EngineOptions(batch_size=4))
     streams = colour_engine(options=EngineOptions(batch_size=4, num_views=10), num_streams=3)
-    images = smooth_images(5)
-    with single, streams, SideBySide([single, streams]) as side:
+    images = smooth_images(9)
+    with single, streams, SideBySide([single, streams], num_parts=3) as side:
         assert side.info.batch_size == 12
         single.batch_sizes.clear()
         streams.batch_sizes.clear()
         probabilities = side.run(images).probabilities
-        assert probabilities.shape == (5, 2, 3)
-        assert sorted(single.batch_sizes) == [2, 3]
-        assert sorted(streams.batch_sizes) == [1, 2, 2]
+        assert probabilities.shape == (9, 2, 3)
+        assert sorted(single.batch_sizes) == sorted(streams.batch_sizes) == [1, 4, 4]
         assert all(seconds > 0 for seconds in side.seconds)
         alone = np.concatenate([single.run(image[None]).probabilities for image in images])
         assert np.array_equal(probabilities, np.stack([alone, alone], axis=1))
@@ -292,7 +301,7 @@ def test_an_engine_beside_one_of_more_streams_is_not_called_more_often_at_once_t
         return wait
 
     engines = [colour_engine(options=options, num_streams=count, before_run=together(count)) for count in (1, 2, 4)]
-    with engines[0], engines[1], engines[2], SideBySide(engines) as side:
+    with engines[0], engines[1], engines[2], SideBySide(engines, num_parts=4) as side:
         side.run(smooth_images(4))
     assert [engine.max_running for engine in engines] == [1, 2, 4]
 
@@ -334,15 +343,17 @@ def evaluate_to(
     """Evaluate with rows in `path`, going on with those that are there; `stop_after` new rows it is interrupted."""
     num_rows = 0
 
-    def on_image(image: ImageResult) -> None:
+    def on_event(event: Plan | ImageResult) -> None:
         nonlocal num_rows
-        rows.write(image)
+        if isinstance(event, Plan):
+            return
+        rows.write(event)
         num_rows += 1
         if num_rows == stop_after:
             raise KeyboardInterrupt
 
     with RowsFile(path) as rows:
-        found = evaluate(model, data, options, on_image=on_image, kept=rows.kept)
+        found = evaluate(model, data, options, on_event=on_event, kept=rows.kept)
         if not found.interrupted:
             rows.complete()
     return found
@@ -427,8 +438,8 @@ def test_an_evaluation_of_another_image_is_not_gone_on_with(
 
 
 def test_an_interrupt_before_the_first_image_is_raised(tiny_model: ModelFolder, data: Path) -> None:
-    def stop(plan: Plan) -> None:
+    def stop(event: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tiny_model, data, ON_ORT, on_start=stop)
+        evaluate(tiny_model, data, ON_ORT, on_event=stop)

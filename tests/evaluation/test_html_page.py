@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from alexdeploy.core.errors import OutputError, UsageError
+from alexdeploy.engines.base import Configuration
 from alexdeploy.evaluation import html_page
 from alexdeploy.evaluation.evaluate import BrokenImage, Evaluation
 from alexdeploy.evaluation.html import write_report
-from alexdeploy.evaluation.scoring import Answer, Configuration, Tally
+from alexdeploy.evaluation.scoring import Answer, Tally
 
 pytest.importorskip("matplotlib")
 

@@ -198,9 +198,9 @@ def test_weights_that_are_not_finite_are_the_fault_of_the_reference(tiny_model: 
 
 def test_a_stale_graph_is_refused_before_anything_runs(tiny_model: ModelFolder, pictures: Path) -> None:
     change_weights(tiny_model, "fp32", scaled("conv3", 1.5))
-    steps: list[str] = []
+    steps: list[object] = []
     with pytest.raises(StaleArtifactError, match=r"model\.fp16\.onnx was made from model\.onnx") as caught:
-        verify(tiny_model, [str(pictures)], on_step=steps.append)
+        verify(tiny_model, [str(pictures)], on_event=steps.append)
     assert caught.value.hint == f"Renew it: alexdeploy export {tiny_model.path} --fp16"
     assert steps == []
 

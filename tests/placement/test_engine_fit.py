@@ -17,6 +17,7 @@ from alexdeploy.engines.trt.files import read_record, trust_engine, write_engine
 from alexdeploy.placement import engine_fit
 from alexdeploy.placement.devices import Device, GpuSurvey
 from alexdeploy.placement.engine_fit import local_engines, match_engines
+from alexdeploy.placement.options import PredictOptions
 from alexdeploy.placement.plan import NoEngine
 
 H100, A100 = (9, 0), (8, 0)
@@ -40,7 +41,7 @@ def put_foreign(folder: ModelFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def found(
     folder: ModelFolder, survey: GpuSurvey, batch_size: int | Literal["auto"]
 ) -> dict[tuple[int, int], int | NoEngine]:
-    return local_engines(folder, survey, precision="fp16", num_views=10, batch_size=batch_size)
+    return local_engines(folder, survey, PredictOptions(precision="fp16", num_views=10, batch_size=batch_size))
 
 
 def opened(folder: ModelFolder, batch_size: int, gpu: str) -> Path:

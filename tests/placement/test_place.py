@@ -18,7 +18,8 @@ from alexdeploy.placement import engine_fit
 from alexdeploy.placement import place as placing
 from alexdeploy.placement.devices import GpuSurvey
 from alexdeploy.placement.frames import Job
-from alexdeploy.placement.place import Placed, Request, place
+from alexdeploy.placement.options import PredictOptions
+from alexdeploy.placement.place import Placed, place
 from alexdeploy.placement.pool import Pool
 from alexdeploy.placement.process import ReplicaProcess
 from alexdeploy.placement.split_engine import SplitEngine
@@ -40,7 +41,7 @@ class Here:
         self._monkeypatch.setattr(placing, "survey_gpus", lambda: survey)
         self._monkeypatch.setattr(placing, "_gpu_backends", lambda: backends)
         self._monkeypatch.setattr(placing, "check_installed", lambda backend: None)
-        return place(self.folder, Request(**{"precision": "fp16", "num_views": 10, **request}))
+        return place(self.folder, PredictOptions(**{"precision": "fp16", "num_views": 10, **request}))
 
 
 @pytest.fixture
@@ -53,8 +54,8 @@ def here(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def rows(placed: Placed) -> list[tuple[str, str, int]]:
     assert isinstance(placed.engine, Pool)
-    replicas = [member.replica for member in placed.engine._supervisors]
-    return [(str(each.device), each.backend, each.batch_size) for each in replicas]
+    replicas = [supervisor.replica for supervisor in placed.engine._supervisors]
+    return [(str(each.device), each.backend, each.options.batch_size) for each in replicas]
 
 
 def test_each_gpu_runs_tensorrt_where_an_engine_fits_it_with_the_greatest_batch_of_that_engine(here: Here) -> None:
@@ -204,15 +205,7 @@ def test_the_process_of_a_replica_sees_its_gpu_alone_and_a_jetsons_as_it_is(
     engine = here.place(survey).engine
     assert isinstance(engine, Pool)
     replica = engine._supervisors[0].replica
-    job = Job(
-        folder=os.fsencode(here.folder.path),
-        backend=replica.backend,
-        precision="fp16",
-        num_views=10,
-        batch_size=replica.batch_size,
-        num_threads=None,
-        device="cuda:0",
-    )
+    job = Job(folder=os.fsencode(here.folder.path), backend=replica.backend, options=replica.options)
     process = ReplicaProcess(job, replica)
     try:
         environment = Path(f"/proc/{process._process.pid}/environ").read_bytes().split(b"\0")
@@ -298,5 +291,5 @@ def test_a_placement_on_devices_that_were_named_says_nothing(here: Here) -> None
 @pytest.mark.parametrize("devices", [None, "cpu", "cpu,cpu"])
 def test_a_placement_has_no_replicas(here: Here, devices: str | None) -> None:
     with pytest.raises(UsageError, match=r'placement="towers" runs one network .* replicas=2') as caught:
-        here.place(LAPTOP, placement="towers", devices=devices, replicas_per_device=2)
+        here.place(LAPTOP, placement="towers", devices=devices, replicas=2)
     assert caught.value.hint == "Remove one of them."

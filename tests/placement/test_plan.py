@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.placement.devices import Device
+from alexdeploy.placement.options import PredictOptions
 from alexdeploy.placement.plan import Demand, NoEngine, Plan, plan_replicas
 
 GB = 1_000_000_000
@@ -25,8 +26,13 @@ def gpu(index: int, free_gb: float | None = 80, capability: tuple[int, int] = (9
 
 
 def demand(**more: Any) -> Demand:
-    """1 GB for an engine and 10 MB for an image, on 8 processors; TensorRT has engines for A100 and H100."""
+    """1 GB for an engine and 10 MB for an image, on 8 processors; TensorRT has engines for A100 and H100.
+
+    `more` are fields of Demand and of its options, whose batch is "auto".
+    """
+    asked = {name: more.pop(name) for name in list(more) if name in PredictOptions.__dataclass_fields__}
     usual = {
+        "options": PredictOptions(**{"batch_size": "auto", **asked}),
         "available": BACKENDS,
         "engines": {(9, 0): 1024, (8, 0): 1024},
         "num_processors": 8,
@@ -37,7 +43,9 @@ def demand(**more: Any) -> Demand:
 
 
 def rows(plan: Plan) -> list[tuple[str, str, int, int | None]]:
-    return [(str(each.device), each.backend, each.batch_size, each.num_threads) for each in plan.replicas]
+    return [
+        (str(each.device), each.backend, each.options.batch_size, each.options.num_threads) for each in plan.replicas
+    ]
 
 
 def test_eight_equal_gpus_give_eight_equal_replicas() -> None:
@@ -79,7 +87,7 @@ def test_two_replicas_of_an_engine_need_its_memory_twice() -> None:
     machine = [gpu(0, free_gb=8)]
     asked = demand(engines={(9, 0): 128})
     assert rows(plan_replicas(machine, asked)) == [("cuda:0", "tensorrt", 128, None)]
-    two = plan_replicas(machine, replace(asked, replicas_per_device=2))
+    two = plan_replicas(machine, replace(asked, options=replace(asked.options, replicas=2)))
     assert [each.backend for each in two.replicas] == ["onnxruntime"] * 2
     assert "each of 2 replicas needs 3.6 GB" in two.without_engine[0].reason
 
@@ -132,23 +140,23 @@ def test_two_replicas_on_one_gpu_share_its_memory() -> None:
     one = plan_replicas([gpu(0, free_gb=5)], demand(named=(gpu(0, free_gb=5),)))
     two = plan_replicas([gpu(0, free_gb=5)], demand(named=(gpu(0, free_gb=5),) * 2))
     # 80 % of 5 GB less 1 GB is 300 images; of 2.5 GB, 100.
-    assert [each.batch_size for each in one.replicas] == [256]
-    assert [each.batch_size for each in two.replicas] == [64, 64]
+    assert [each.options.batch_size for each in one.replicas] == [256]
+    assert [each.options.batch_size for each in two.replicas] == [64, 64]
 
 
-def test_replicas_per_device_count_as_naming_it_as_often() -> None:
+def test_replicas_count_as_naming_it_as_often() -> None:
     devices = (CPU, gpu(0, free_gb=5), CPU)
-    asked = demand(named=devices, replicas_per_device=2)
+    asked = demand(named=devices, replicas=2)
     assert (
         plan_replicas(devices, asked).replicas
         == plan_replicas(devices, demand(named=(CPU, CPU, devices[1], devices[1], CPU, CPU))).replicas
     )
-    assert rows(plan_replicas([CPU], demand(replicas_per_device=2))) == [("cpu", "openvino", 8, 4)] * 2
+    assert rows(plan_replicas([CPU], demand(replicas=2))) == [("cpu", "openvino", 8, 4)] * 2
 
 
 def test_a_gpu_beside_the_cpu_takes_none_of_its_processors() -> None:
     plan = plan_replicas([CPU, gpu(0)], demand(named=(gpu(0), CPU)))
-    assert [each.num_threads for each in plan.replicas] == [None, 8]
+    assert [each.options.num_threads for each in plan.replicas] == [None, 8]
 
 
 def test_onnxruntime_runs_on_a_gpu_where_tensorrt_is_not_installed() -> None:
@@ -243,15 +251,15 @@ def test_without_any_device_there_is_no_plan() -> None:
         plan_replicas([], demand())
 
 
-@pytest.mark.parametrize("more", [{"replicas_per_device": 0}, {"batch_size": 0}, {"batch_size": -1}])
+@pytest.mark.parametrize("more", [{"replicas": 0}, {"batch_size": 0}, {"batch_size": -1}])
 def test_numbers_below_one_are_usage_errors(more: dict[str, int]) -> None:
     with pytest.raises(UsageError):
-        plan_replicas([CPU], demand(**more))
+        demand(**more)
 
 
 def test_a_batch_size_that_was_asked_for_is_kept() -> None:
     plan = plan_replicas([], demand(named=(CPU, gpu(0, free_gb=2)), batch_size=1000))
-    assert [each.batch_size for each in plan.replicas] == [1000, 1000]
+    assert [each.options.batch_size for each in plan.replicas] == [1000, 1000]
 
 
 def test_a_gpu_that_does_not_tell_its_memory_gets_a_small_batch() -> None:
@@ -269,7 +277,7 @@ def test_whatever_is_named_is_placed_in_order_and_fits(
 ) -> None:
     machine = (CPU, *(gpu(index, free_gb=10.0 * 3**index) for index in range(4)))
     named = tuple(machine[place] for place in places)
-    asked = demand(named=named, replicas_per_device=per_device, num_processors=num_processors, image_bytes=image_bytes)
+    asked = demand(named=named, replicas=per_device, num_processors=num_processors, image_bytes=image_bytes)
     num_on = {device: count * per_device for device, count in Counter(named).items()}
 
     def room(device: Device) -> float:
@@ -284,11 +292,11 @@ def test_whatever_is_named_is_placed_in_order_and_fits(
     assert [each.device for each in replicas] == [device for device in named for _ in range(per_device)]
     for each in replicas:
         if each.device.kind == "cuda":
-            size = each.batch_size
+            size = each.options.batch_size
             assert size in {2**power for power in range(9)}
             assert GB + size * image_bytes <= room(each.device)
             assert size == 256 or GB + 2 * size * image_bytes > room(each.device)
-    threads = [each.num_threads for each in replicas if each.device.kind == "cpu"]
+    threads = [each.options.num_threads for each in replicas if each.device.kind == "cpu"]
     if threads:
         assert all(count is not None and count >= 1 for count in threads)
         assert sum(count or 0 for count in threads) == max(num_processors, len(threads))
@@ -298,7 +306,7 @@ def test_whatever_is_named_is_placed_in_order_and_fits(
 @given(free=st.lists(st.floats(0, 100), max_size=8), per_device=st.integers(1, 4))
 def test_unnamed_gpus_are_used_or_left_out_and_none_is_forgotten(free: list[float], per_device: int) -> None:
     gpus = [gpu(index, free_gb=amount) for index, amount in enumerate(free)]
-    plan = plan_replicas([CPU, *gpus], demand(replicas_per_device=per_device))
+    plan = plan_replicas([CPU, *gpus], demand(replicas=per_device))
     used = [each.device for each in plan.replicas if each.device.kind == "cuda"]
     left_out = [each.device for each in plan.left_out]
     assert sorted([*used[::per_device], *left_out], key=lambda device: device.index) == gpus

@@ -33,7 +33,7 @@ from alexdeploy.placement import pool as pool_module
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
 from alexdeploy.placement.pool import Pool, _identities, join_infos
-from alexdeploy.placement.replica import PoolOptions
+from alexdeploy.placement.replica import TimeLimits
 
 CPU = Device(kind="cpu", index=0)
 IMAGES = smooth_images(32)
@@ -41,8 +41,8 @@ BATCHES = [IMAGES[start : start + 8] for start in range(0, 32, 8)]
 
 
 def _pool(folder: ModelFolder, count: int = 2, **options: float) -> Pool:
-    replica = Replica(device=CPU, backend="onnxruntime", batch_size=8, num_threads=1)
-    return Pool(folder, [replica] * count, PoolOptions(**options))  # type: ignore[arg-type]
+    replica = Replica(device=CPU, backend="onnxruntime", options=EngineOptions(batch_size=8, num_threads=1))
+    return Pool(folder, [replica] * count, TimeLimits(**options))  # type: ignore[arg-type]
 
 
 def _workers() -> list[psutil.Process]:
@@ -160,8 +160,8 @@ def test_a_replica_that_never_answers_is_given_up(
 
 
 def test_large_batches_have_more_time() -> None:
-    assert PoolOptions(num_views=10).seconds_for(8) == 120
-    assert PoolOptions(num_views=10).seconds_for(256) == 640
+    assert TimeLimits().seconds_for(80) == 120
+    assert TimeLimits().seconds_for(2560) == 640
 
 
 def test_time_in_which_the_program_stands_still_does_not_count(
@@ -334,8 +334,11 @@ def test_where_all_replicas_are_sick_the_run_ends_and_gives_no_rows_of_errors(
 
 
 def test_replicas_of_unequal_batches_share_the_work(tiny_model: ModelFolder, expected: list[Predictions]) -> None:
-    replicas = [Replica(device=CPU, backend="onnxruntime", batch_size=size, num_threads=1) for size in (3, 8)]
-    with Pool(tiny_model, replicas, PoolOptions()) as pool:
+    replicas = [
+        Replica(device=CPU, backend="onnxruntime", options=EngineOptions(batch_size=size, num_threads=1))
+        for size in (3, 8)
+    ]
+    with Pool(tiny_model, replicas) as pool:
         assert pool.info.batch_size == 8
         found = _run_all(pool, BATCHES * 2)
     for one, other in zip(found, expected * 2, strict=True):
@@ -390,10 +393,10 @@ def test_in_bfloat16_it_is_the_fp32_graph_that_may_not_change_meanwhile(tiny_mod
 
 def test_replicas_of_other_weights_files_of_one_network_are_one_engine(tiny_model: ModelFolder) -> None:
     replicas = [
-        Replica(device=CPU, backend="onnxruntime", batch_size=8, num_threads=1),
-        Replica(device=CPU, backend="torch", batch_size=8, num_threads=1),
+        Replica(device=CPU, backend="onnxruntime", options=EngineOptions(batch_size=8, num_threads=1)),
+        Replica(device=CPU, backend="torch", options=EngineOptions(batch_size=8, num_threads=1)),
     ]
-    with Pool(tiny_model, replicas, PoolOptions()) as pool:
+    with Pool(tiny_model, replicas) as pool:
         assert pool.info.backend == "onnxruntime+torch"
         graph, weights = pool.info.artifact.split("+")
     assert (graph, weights) == (sha256_file(tiny_model.onnx_path()), sha256_file(tiny_model.weights_path))
@@ -468,14 +471,15 @@ def _program(folder: ModelFolder, use: str, count: int = 2, **options: float) ->
         from pathlib import Path
         import numpy as np, psutil
         from alexdeploy.core.model_folder import ModelFolder
+        from alexdeploy.engines.base import EngineOptions
         from alexdeploy.placement.devices import Device
         from alexdeploy.placement.plan import Replica
         from alexdeploy.placement.pool import Pool
-        from alexdeploy.placement.replica import PoolOptions
+        from alexdeploy.placement.replica import TimeLimits
         images = np.zeros((8, 256, 256, 3), np.uint8)
         cpu = Device(kind="cpu", index=0)
-        replica = Replica(device=cpu, backend="onnxruntime", batch_size=8, num_threads=1)
-        with Pool(ModelFolder(Path({str(folder.path)!r})), [replica] * {count}, PoolOptions(**{options!r})) as pool:
+        replica = Replica(device=cpu, backend="onnxruntime", options=EngineOptions(batch_size=8, num_threads=1))
+        with Pool(ModelFolder(Path({str(folder.path)!r})), [replica] * {count}, TimeLimits(**{options!r})) as pool:
     """
     script = textwrap.dedent(script) + textwrap.indent(textwrap.dedent(use), "    ")
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

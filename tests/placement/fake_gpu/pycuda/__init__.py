@@ -1,0 +1,1 @@
+"""CUDA in the memory of the host."""
