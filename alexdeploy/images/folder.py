@@ -115,7 +115,7 @@ def read_image_folder(
     classes = splits.train.names
     if len(classes) < 2:
         raise DataError(
-            f"{root} has {len(classes)} folders of images; a classifier needs at least two classes.",
+            f"{root} has {len(classes)} class folder(s) with images; a classifier needs at least two classes.",
             hint=_LAYOUT,
         )
     if val is not None:

@@ -127,7 +127,7 @@ def _read_list(
     root, name = os.fspath(folder), os.fspath(labels)
     check_exists(root)
     if not os.path.isdir(root):
-        raise DataError(f"{root} is not a folder; the names in {name} are relative to it.", hint="Name their folder.")
+        raise DataError(f"{root} is not a folder; the names in {name} are relative to it.", hint="Give their folder.")
     examples = find_listed(root, name, read_label_list(name, classes))
     listed = {example.path for example in examples}
     num_unlabelled, notes = 0, []

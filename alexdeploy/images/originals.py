@@ -93,7 +93,7 @@ def from_lists(
     check_exists(root)
     if not os.path.isdir(root):
         raise DataError(
-            f"{root} is not a folder; the names in the lists are relative to it.", hint="Name their folder."
+            f"{root} is not a folder; the names in the lists are relative to it.", hint="Give their folder."
         )
     check_fraction(val_fraction)
     classes = _listed_classes(train_list) if classes_file is None else read_classes(classes_file)

@@ -150,7 +150,7 @@ def open_packed(folder: str | os.PathLike[str]) -> PackedSet:
             f"{path} is not a packed set: it has no {PLAN_NAME}", hint="Make one: alexdeploy prepare DATA OUT"
         )
     if not os.path.isfile(path / INDEX_NAME):
-        raise damaged(path, f"{path} is not finished: {_how_far(path, plan)}", verb="Go on")
+        raise damaged(path, f"{path} is not finished: {_how_far(path, plan)}", verb="Resume it")
     index: Index = read_json(path / INDEX_NAME, Index)
     if index.plan != plan:
         raise damaged(path, f"{path / INDEX_NAME} belongs to another set than {path / PLAN_NAME}")

@@ -122,11 +122,11 @@ def prepare_command(folder: Path, arguments: tuple[str, ...]) -> str:
     return shlex.join(("alexdeploy", "prepare", *arguments[:1], os.fspath(folder), *arguments[1:]))
 
 
-def damaged(folder: Path, message: str, *, verb: str = "Mend it") -> DataError:
+def damaged(folder: Path, message: str, *, verb: str = "Repair it") -> DataError:
     """The error that says `message` and names the command that makes what is missing."""
     plan = read_plan(folder)
     command = "alexdeploy prepare" if plan is None else prepare_command(folder, plan.arguments)
-    return DataError(message, hint=f"{verb}: {command}{' --check' if verb == 'Mend it' else ''}")
+    return DataError(message, hint=f"{verb}: {command}{' --check' if verb == 'Repair it' else ''}")
 
 
 def labels_path(folder: Path, split: Split) -> Path:

@@ -77,7 +77,7 @@ def test_lists_are_packed_as_the_folders_are(run: Run) -> None:
     refused = run("train", "listed", *QUICK)
     assert refused.exit_code == 3
     command = "alexdeploy prepare photos listed --train-list train.txt --val-list val.txt"
-    assert f"error: listed is not finished: 2 of 2 shards are written\nGo on: {command}\n" in refused.stderr
+    assert f"error: listed is not finished: 2 of 2 shards are written\nResume it: {command}\n" in refused.stderr
     assert run(*command.split()[1:]).exit_code == 0
     assert open_packed("listed").index == by_list
 
@@ -98,7 +98,7 @@ def test_what_is_excluded_stays_so_where_the_command_is_named(run: Run) -> None:
     assert open_packed("set").classes == ("cat", "dog")
     Path("set/index.json").unlink()
     unfinished = run("train", "set", *QUICK)
-    assert "Go on: alexdeploy prepare photos set --exclude extra\n" in unfinished.stderr
+    assert "Resume it: alexdeploy prepare photos set --exclude extra\n" in unfinished.stderr
     assert run("prepare", "photos", "set", "--exclude", "extra").exit_code == 0
 
 

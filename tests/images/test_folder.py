@@ -170,7 +170,7 @@ def test_a_file_is_no_data_set(tmp_path):
 
 def test_one_class_is_too_few(tmp_path):
     fill(tmp_path, a=4)
-    assert message(tmp_path).startswith(f"{tmp_path} has 1 folders of images")
+    assert message(tmp_path).startswith(f"{tmp_path} has 1 class folder(s) with images")
 
 
 def test_a_class_without_images_is_named(tmp_path):

@@ -89,7 +89,7 @@ def test_an_unfinished_set_is_told_with_the_command_that_finishes_it(folder):
     with pytest.raises(DataError, match="not finished: 6 of 6 shards are written") as caught:
         open_packed(folder)
     command = f"alexdeploy prepare 'photos of us' {folder} --seed 3"
-    assert caught.value.hint == f"Go on: {command}"
+    assert caught.value.hint == f"Resume it: {command}"
     (source,) = iter_sources([folder])
     assert source.problem is not None
     assert command in source.problem

@@ -144,7 +144,7 @@ def test_a_stopped_run_goes_on_and_leaves_the_same_bytes(tmp_path, data_with_bro
     assert not list((tmp_path / "set").rglob("*.tmp"))
     with pytest.raises(DataError, match="2 of 9 shards are written") as caught:
         open_packed(tmp_path / "set")
-    assert caught.value.hint == f"Go on: alexdeploy prepare DATA {tmp_path / 'set'}"
+    assert caught.value.hint == f"Resume it: alexdeploy prepare DATA {tmp_path / 'set'}"
     assert pack(data_with_broken, tmp_path / "set").num_made == 7
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
@@ -239,7 +239,7 @@ def test_a_damaged_set_is_refused_and_mended_by_the_command_that_is_named(
     harm(folder / name)
     with pytest.raises(DataError, match=message) as caught:
         open_data(open_packed(folder), "crop", num_threads=1)
-    assert caught.value.hint == f"Mend it: alexdeploy prepare DATA {folder} --check"
+    assert caught.value.hint == f"Repair it: alexdeploy prepare DATA {folder} --check"
     pack(tiny_data, folder, dataclasses.replace(SMALL, check=True))
     assert files(folder) == before
 
@@ -275,7 +275,7 @@ def test_another_set_is_not_overwritten_unless_asked(tmp_path, tiny_data):
         pack(fewer, folder)
     with pytest.raises(UsageError, match="holds another packed set: of raw pixels, not jpeg_quality=95") as caught:
         pack(tiny_data, folder, dataclasses.replace(SMALL, jpeg_quality=95))
-    assert "Go on" not in str(caught.value.hint)
+    assert "Resume it" not in str(caught.value.hint)
     pack(fewer, folder, dataclasses.replace(SMALL, overwrite=True))
     assert len(open_packed(folder).train) == 39
 

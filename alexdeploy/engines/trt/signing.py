@@ -77,7 +77,7 @@ def own_secret() -> bytes:
         _make_secret(state_folder() / "engine.key")
         found = read_secret()
     if found is None:
-        raise ModelError(f"{state_folder()} cannot store engine.key", hint="Name another: ALEXDEPLOY_STATE")
+        raise ModelError(f"{state_folder()} cannot store engine.key", hint="Set another folder: ALEXDEPLOY_STATE")
     return found
 
 
