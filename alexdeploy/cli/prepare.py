@@ -74,12 +74,15 @@ def prepare(
     jpeg: Annotated[
         int | None,
         typer.Option(
-            min=1, max=100, metavar="QUALITY", help="Keep JPEGs of this quality: a fifth of the space, decoded anew."
+            min=1,
+            max=100,
+            metavar="QUALITY",
+            help="Keep JPEGs of this quality: a fifth of the space, decoded in training.",
         ),
     ] = None,
     threads: ThreadsOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Compare the hashes of all shards; make those anew that are damaged.")
+        bool, typer.Option("--check", help="Compare the hashes of all shards; pack damaged ones again.")
     ] = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
@@ -89,7 +92,7 @@ def prepare(
     """Decode every image once and pack them for training, with their statistics.
 
     `train OUT` takes a packed set in place of a folder and gives the same weights (with
-    --jpeg, nearly). A run that was stopped goes on with the same command, also with --overwrite. Broken images
+    --jpeg, nearly). A run that was stopped is resumed by the same command, also with --overwrite. Broken images
     are left out, listed in OUT/broken.json, and make the exit code 3.
     """
     from alexdeploy.training.prepare import PrepareOptions
@@ -113,7 +116,7 @@ def prepare(
         with _watching() as show:
             prepared = run(data, out, options, show)
     except KeyboardInterrupt:
-        output.note("stopped; what is finished stays, and the same command goes on")
+        output.note("stopped; finished shards are kept, resume with the same command")
         raise
     if json:
         output.print_json(_document(out, prepared))

@@ -162,7 +162,7 @@ def train(
                 trained = train_in_group(None if data is None else str(data), options, watcher.show, group)
             except KeyboardInterrupt:
                 if watcher.folder is not None and watcher.folder.checkpoint_path.is_file():
-                    output.note("stopped; the same command with --resume goes on")
+                    output.note("stopped; resume with the same command and --resume")
                 raise
         folder, spec = trained.folder, trained.spec
         if json:

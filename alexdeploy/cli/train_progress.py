@@ -46,7 +46,7 @@ class Watcher:
 
     @property
     def _plan(self) -> Planned:
-        assert self._planned is not None, "what is trained is told before anything of it"
+        assert self._planned is not None, "Planned is the first event of training"
         return self._planned
 
     @property
@@ -139,7 +139,7 @@ class Watcher:
             self._warn(f"{output.count(len(event.skipped), 'image')} left out in all")
         if event.num_epochs or event.num_steps:
             done = f"{output.count(event.num_epochs, 'epoch')} and {output.count(event.num_steps, 'step')}"
-            self._say(f"going on after {done}")
+            self._say(f"resuming after {done}")
 
     def _warn(self, line: str) -> None:
         output.warn(line)

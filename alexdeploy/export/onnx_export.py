@@ -111,7 +111,7 @@ def _name_after_plan(model: ModelProto, plan: tuple[Layer, ...]) -> None:
             nodes[position].name = name
             position += 1
     if position != len(nodes):
-        raise ParityError(f"the exported graph goes on after its last layer with {nodes[position].op_type}")
+        raise ParityError(f"the exported graph continues after its last layer with {nodes[position].op_type}")
     _rename_tensors(model)
 
 

@@ -26,7 +26,7 @@ _FREE_KEYS = ("name", "description", "overrides", "training.epochs")
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What a run is made of; `recipe` has its values by dotted key. A checkpoint goes on only with the same."""
+    """What a run is made of; `recipe` has its values by dotted key. A checkpoint can be resumed only with the same."""
 
     recipe: dict[str, Any]
     data_sha256: str
@@ -143,7 +143,7 @@ def check_same_run(found: Identity, asked: Identity) -> None:
     if changes:
         raise UsageError(
             "the run to be resumed differs from what is asked for: " + "; ".join(changes),
-            hint="Ask for the same, or start anew under another --name or with --overwrite.",
+            hint="Use the same options and data, or start again: another --name, or --overwrite.",
         )
 
 

@@ -77,7 +77,7 @@ def open_data(
 def _open_packed(data: PackedSet, resize: Literal["crop", "warp"], num_threads: int) -> TrainingData:
     check_resize(data.path, resize)
     index, plan = data.index, data.index.plan
-    # Raw rows are the pixels that the files give: a run may go on with them. Those of JPEGs are others.
+    # Raw rows are the pixels that the files give: a run may resume with them. Those of JPEGs differ.
     sha256 = plan.sources_sha256
     if plan.jpeg_quality is not None:
         sha256 = sha256_bytes(f"{sha256} jpeg {plan.jpeg_quality}".encode())

@@ -1,4 +1,4 @@
-"""What training tells whoever watches it."""
+"""Events of training and of preparing data."""
 
 from __future__ import annotations
 

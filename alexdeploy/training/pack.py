@@ -37,10 +37,8 @@ _SPARE_BYTES = 64 << 20
 class PackOptions:
     """How a set is made. `jpeg_quality` None keeps raw pixels.
 
-    `check` compares the hashes of shards that are there. `overwrite` makes a finished set anew, and goes on with one of
-    the same images that is not finished: most likely its own work, stopped.
-    `arguments` are what to type after `alexdeploy prepare` to
-    do the same again, first the data, without the set's own folder; they are for messages.
+    `check` compares the hashes of existing shards. `overwrite` replaces a finished set, and resumes an unfinished
+    one of the same images. `arguments` are what to type after `alexdeploy prepare` to do the same again, first the data, without the set's own folder; they are for messages.
     """
 
     resize: Literal["crop", "warp"] = "crop"
@@ -79,14 +77,14 @@ class Prepared:
 def pack_images(
     originals: Originals, folder: Path, options: PackOptions, on_progress: Callable[[int, int], None]
 ) -> Prepared:
-    """Decode all images and write the packed set `folder`; `on_progress` hears how many of how many are done.
+    """Decode all images and write the packed set `folder`; `on_progress` gets the number of images done, and of all.
 
-    Finished shards of an earlier run stay as they are, so that a run that was stopped goes on; the set has the same
-    bytes in the end. Raises UsageError for a folder that holds something else, DataError where a split has no image
+    Finished shards of an earlier run stay as they are, so that a stopped run can be resumed; the set has the same bytes
+    in the end. Raises UsageError for a folder that holds something else, DataError where a split has no image
     that can be decoded, OutputError also where the disk has too little space for what is missing.
     """
     if not originals.train or not originals.val:
-        raise DataError(f"{len(originals.train)} training and {len(originals.val)} validation images; it takes both")
+        raise DataError(f"{len(originals.train)} training and {len(originals.val)} validation images; expected both")
     quality = options.jpeg_quality
     if quality is not None and not 1 <= quality <= 100:
         raise UsageError(f"a JPEG quality of {quality}; expected 1 to 100", hint="95 is nearly as good as raw pixels.")
@@ -139,7 +137,7 @@ def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
         if not overwrite:
             raise _another_set(folder, found, plan, changes)
     if found is None and not is_ours and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there and is no packed set", hint="Name a new or an empty folder.")
+        raise UsageError(f"{folder} exists but is not a packed set", hint="Name a new or an empty folder.")
     # Before what is there is removed, which makes room.
     _check_space(folder, plan, plan.num_train + plan.num_val, room=sum(path.stat().st_size for path in _shards(folder)))
     _clear(folder)
@@ -154,7 +152,7 @@ def _another_set(folder: Path, found: Plan, asked: Plan, changes: list[str]) -> 
     if found.arguments != asked.arguments:
         hint = f"Go on with that: {packed_files.prepare_command(folder, found.arguments)}\n{hint}"
     elif found.sources_sha256 != asked.sources_sha256:
-        # The same command: what there is to go on with is no more.
+        # The same command: the images of the unfinished set no longer exist.
         message = f"the images have changed since {folder} was packed"
     return UsageError(f"{message}: {'; '.join(changes)}", hint=hint)
 
@@ -238,7 +236,7 @@ def _check_space(folder: Path, plan: Plan, num_images: int, *, room: int = 0) ->
 def _finish(
     folder: Path, plan: Plan, originals: Originals, jobs: list[Job], records: list[Record], num_made: int
 ) -> Prepared:
-    """Put the records together: what follows from them is written anew, the index last."""
+    """Put the records together: what follows from them is written again, the index last."""
     broken = tuple(
         BrokenOriginal(split=job.split, name=printable_path(job.originals[place].name), reason=reason)
         for job, record in zip(jobs, records, strict=True)

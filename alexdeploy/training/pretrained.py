@@ -1,4 +1,4 @@
-"""A model whose weights training goes on from: all of its layers, the last one too where the classes are the same."""
+"""A model whose weights training continues from: all of its layers, the last one too where the classes are the same."""
 
 from __future__ import annotations
 

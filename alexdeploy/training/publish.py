@@ -47,7 +47,7 @@ def make_contract(
 ) -> Contract:
     """Put together what the model will be, from the recipe and what was measured on the training set.
 
-    A network that goes on from a parent is fed as the parent was, its mean included.
+    A network that continues from a parent gets the parent's preprocessing, its mean included.
     """
     if parent is None:
         preprocessing, mean_image, mean_file = _measured_preprocessing(recipe, statistics)

@@ -30,7 +30,7 @@ def advance(state: ScheduleState, training: Training, val_error: float) -> Sched
     """Take note of one more epoch and its validation error.
 
     "epochs": a drop when as many epochs as `drop_epochs` says are finished. "plateau": a drop when the error has not
-    been below its lowest for `patience` epochs, `max_drops` times at most; then the wait begins anew.
+    been below its lowest for `patience` epochs, `max_drops` times at most; then the wait starts again.
     """
     num_epochs = state.num_epochs + 1
     if training.schedule == "cosine":

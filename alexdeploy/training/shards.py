@@ -80,7 +80,7 @@ def find_record(job: Job, *, check: bool) -> Record | None:
 
 
 def make_shard(job: Job, plan: Plan, num_threads: int, on_progress: Callable[[int], None]) -> Record:
-    """Decode the images of a shard and write it; `on_progress` hears how many are done. Raises OutputError."""
+    """Decode the images of a shard and write it; `on_progress` gets the number of images done. Raises OutputError."""
     remove_file(job.record_path)
     broken: dict[int, str] = {}
     begins = [0]

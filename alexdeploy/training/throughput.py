@@ -17,7 +17,7 @@ _LOADER_SECONDS = 1.0
 
 
 def loader_speed(pixels: Pixels, batches: Sequence[NDArray[np.int64]], seconds: float = _LOADER_SECONDS) -> float:
-    """Images per second that `pixels` yields while nothing else goes on, over the first batches of an epoch.
+    """Images per second that `pixels` yields while nothing else runs, over the first batches of an epoch.
 
     It ends after `seconds`, or with the batches. Those are read once more when their turn comes.
     """

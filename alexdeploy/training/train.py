@@ -161,7 +161,7 @@ class _Choice:
 
 def _choose(options: TrainOptions, *, is_sample: bool) -> _Choice:
     if options.resume and options.overwrite:
-        raise UsageError("--resume goes on with a model and --overwrite removes it", hint="Give one of them.")
+        raise UsageError("--resume continues a model and --overwrite removes it", hint="Give one of them.")
     recipe = None if options.recipe is None else os.fspath(options.recipe)
     if options.pretrained is None:
         if options.freeze is not None:

@@ -97,7 +97,7 @@ def train(
 ) -> ModelSpec:
     """Train a network, leave its best epoch in `folder`, and return the spec of that.
 
-    With `options.resume` a run goes on from its checkpoint; on the CPU with one thread it ends with the same bits
+    With `options.resume` a run continues from its checkpoint; on the CPU with one thread it ends with the same bits
     as one that was never stopped, since every random draw comes from (seed, epoch, step). KeyboardInterrupt
     writes a checkpoint and goes up. Raises UsageError for a folder in use, by another process too, or a resumed run
     that has changed, DataError for images that cannot be decoded, DivergedError, DeviceError, OutputError.
@@ -107,7 +107,7 @@ def train(
     processes that differ in anything that is learned from or by.
     """
     if not data.train or not data.val:
-        raise DataError(f"{len(data.train)} training and {len(data.val)} validation images; it takes both")
+        raise DataError(f"{len(data.train)} training and {len(data.val)} validation images; both are required")
     if options.parent is not None:
         recipe = recipe_for_child(recipe, options.parent, data.classes)
     if options.parallel == "towers":
@@ -134,8 +134,8 @@ def train(
         if group.has_begun and group.is_main and checkpoint is None and not log_path(folder).is_file():
             on_event(
                 Notice(
-                    message=f"the processes were started again, and {folder.path} has nothing to go on from: training "
-                    "begins anew; if rank 0 is on another machine than before, the checkpoint is there"
+                    message=f"the processes were started again, and {folder.path} has no checkpoint: training "
+                    "starts from the beginning; if rank 0 is on another machine than before, the checkpoint is there"
                 )
             )
         job = _Job(recipe=recipe, folder=folder, options=options, device=device, identity=identity, group=group)
@@ -211,7 +211,7 @@ def _check_same_everywhere(group: ProcessGroup, facts: dict[str, Any]) -> None:
 
 
 def _lock_model_folder(folder: ModelFolder) -> AbstractContextManager[None]:
-    """To be taken before anything is read: with two at work, each would go on from what the other writes."""
+    """Taken before anything is read: of two processes, each would continue from what the other writes."""
     return hold_folder(
         folder.path,
         UsageError(f"another process is writing {folder.path}", hint="Wait for it, or choose another --name."),
@@ -228,7 +228,7 @@ def _find_checkpoint(folder: ModelFolder, identity: Identity, options: RunOption
         if folder.is_used:
             raise UsageError(
                 f"{folder.path} has no checkpoint to resume from",
-                hint="Start anew: --overwrite, or another --name",
+                hint="Start again: --overwrite, or another --name",
             )
     elif not options.overwrite:
         folder.check_unused(can_resume=True)

@@ -323,9 +323,10 @@ def test_stopping_saves_and_resuming_goes_on(run, halves, tmp_path, number, code
         process.send_signal(number)
         said = process.stderr.read()
     assert process.returncode == code, said
-    assert "--resume goes on" in said
+    assert "stopped; " in said
+    assert "--resume" in said
     num_epochs = 1 + said.count("\nepoch ") + said.startswith("epoch ")
     arguments[arguments.index("200")] = str(num_epochs + 2)
     resumed = run(*arguments, "--resume")
     assert resumed.exit_code == 0
-    assert "\ngoing on after" in resumed.stderr
+    assert "\nresuming after" in resumed.stderr

@@ -285,7 +285,7 @@ def test_a_folder_with_other_files_is_never_touched(tmp_path, tiny_data):
     folder.mkdir()
     (folder / "plan.json").write_text("{}")
     for overwrite in (False, True):
-        with pytest.raises(UsageError, match="is there and is no packed set"):
+        with pytest.raises(UsageError, match="exists but is not a packed set"):
             pack(tiny_data, folder, dataclasses.replace(SMALL, overwrite=overwrite))
     assert files(folder) == {"plan.json": b"{}"}
 

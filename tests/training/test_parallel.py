@@ -311,7 +311,7 @@ def test_processes_started_again_without_anything_to_go_on_from_say_so(tmp_path,
         log_path(folder).touch()
     events: list[Event] = []
     train(_images(tiny_folder), tiny_recipe(*RECIPE, "training.epochs=1"), folder, ONE_THREAD, events.append, group)
-    told = [event.message for event in events if isinstance(event, Notice) and "begins anew" in event.message]
+    told = [event.message for event in events if isinstance(event, Notice) and "has no checkpoint" in event.message]
     assert len(told) == (0 if has_log else 1)
 
 
@@ -442,7 +442,7 @@ def test_after_sigkill_torchrun_begins_again_and_the_run_goes_on(tmp_path, tiny_
     assert (tmp_path / "killed").exists()
     assert result.stderr.count("error: another of the processes that train together has ended") == 1
     assert "Traceback" not in result.stderr
-    assert result.stderr.count("going on after") == 1
+    assert result.stderr.count("resuming after") == 1
     assert result.stderr.count("wrote models/model (epoch") == 1
     assert [record.epoch for record in read_log(log_path(ModelFolder(model)))] == [1, 2, 3, 4]
     assert _largest_difference(model, one) <= 1e-5
