@@ -37,8 +37,9 @@ _SPARE_BYTES = 64 << 20
 class PackOptions:
     """How a set is made. `jpeg_quality` None keeps raw pixels.
 
-    `check` compares the hashes of existing shards. `overwrite` replaces a finished set, and resumes an unfinished
-    one of the same images. `arguments` are what to type after `alexdeploy prepare` to do the same again, first the data, without the set's own folder; they are for messages.
+    `check` compares the hashes of existing shards. `overwrite` replaces a finished set, and resumes an unfinished one
+    of the same images. `arguments` are what to type after `alexdeploy prepare` to do the same again, first the data,
+    without the set's own folder; they are for messages.
     """
 
     resize: Literal["crop", "warp"] = "crop"
