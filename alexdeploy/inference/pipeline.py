@@ -240,7 +240,7 @@ class _Pipeline:
         except ImageError as exc:
             error = exc.text
         except MemoryError:
-            error = "takes more memory than there is"
+            error = "not enough memory"
         with self._lock:
             self._decoded[index] = _Decoded(index=index, source=source.name, image=image, error=error)
             if image is None:

@@ -23,7 +23,7 @@ _DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"))
 """They are there while the driver's kernel module is loaded."""
 
 # By the codes of nvml.h, which do not change.
-_NVML_CURES = {
+_NVML_HINTS = {
     4: "This user has no access to the driver: check the permissions of /dev/nvidia*.",
     9: "The driver's kernel module is not loaded: sudo modprobe nvidia. If that fails, reinstall the driver.",
     12: "Install NVIDIA's driver. In a container: docker run --gpus all ...",
@@ -119,7 +119,7 @@ def _failed(error: Any) -> GpuSurvey:
     code: int = error.value
     return GpuSurvey(
         problem=f"NVML: {first_line(error).rstrip('.')}",
-        hint=_NVML_CURES.get(code),
+        hint=_NVML_HINTS.get(code),
         # Its library is a part of the driver, which a container may have got without it.
         is_fault=code != _NVML_NO_LIBRARY or _has_driver(),
     )
