@@ -63,7 +63,7 @@ def build(
         int | None,
         typer.Option(min=1, metavar="MIB", help="GPU memory that a layer may use for scratch. Default: all there is."),
     ] = None,
-    devices: Annotated[str | None, device_option("the first GPU")] = None,
+    devices: Annotated[str | None, device_option("0, cuda:0 or the UUID of a GPU", "the first GPU")] = None,
     tactic_sources: Annotated[
         str | None,
         typer.Option(

@@ -132,11 +132,9 @@ def backends_option(default: str) -> Any:
     )
 
 
-def device_option(default: str) -> Any:
-    """--devices of a command that uses one."""
-    return typer.Option(
-        "--devices", metavar="DEVICE", help=f"Where: cpu, 0 or cuda:0, a UUID; one device.{_default(default)}"
-    )
+def device_option(values: str, default: str) -> Any:
+    """--devices of a command that uses one, of these `values`."""
+    return typer.Option("--devices", metavar="DEVICE", help=f"Where: {values}; one device.{_default(default)}")
 
 
 def _default(text: str) -> str:

@@ -88,7 +88,7 @@ def train(
     precision: Annotated[
         str | None, typer.Option(metavar="PRECISION", help="fp32, bf16, or on a GPU fp16; weights stay fp32.")
     ] = None,
-    devices: Annotated[str | None, device_option("the GPU if there is one")] = None,
+    devices: Annotated[str | None, device_option("cpu, 0 or cuda:0", "the GPU if there is one")] = None,
     threads: ThreadsOption = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="Have torch.compile make kernels for the network; needs a compiler.")
