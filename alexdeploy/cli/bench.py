@@ -213,7 +213,7 @@ def _watching(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
 
         def show(event: Event) -> None:
             if isinstance(event, Notice):
-                out.note(event.message, bar=bar)
+                out.note(event.message)
             else:
                 bar.update(task, description=str(event), completed=event.num_done, total=event.num_total)
 

@@ -130,7 +130,7 @@ def is_quiet() -> bool:
     return _STATE.quiet
 
 
-def note(message: str, *, bar: Progress | None = None, always: bool = False) -> None:
+def note(message: str, *, always: bool = False) -> None:
     """One line of information on stderr. With --quiet only if it is to be shown `always`.
 
     A disk that has no room for it is no reason to stop, here and below.
@@ -161,7 +161,7 @@ def next_with_images(model: Path, *options: str) -> None:
         next_step("verify", model.as_posix())
 
 
-def warn(message: str, *, bar: Progress | None = None) -> None:
+def warn(message: str) -> None:
     """A warning on stderr."""
     with suppress(OSError):
         stderr().print(f"warning: {printable(message)}", style="yellow", markup=False, soft_wrap=True)

@@ -115,9 +115,9 @@ def verify(
             if isinstance(event, ImagesDone):
                 bar.update(task, completed=event.num_done, total=event.num_images)
             elif isinstance(event, Notice):
-                output.note(event.message, bar=bar)
+                output.note(event.message)
             else:
-                output.note(f"  {event.message}", bar=bar)
+                output.note(f"  {event.message}")
                 bar.reset(task, total=None)
 
         found = run_verify(folder, images or None, options, on_event=show)
