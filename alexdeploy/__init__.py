@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from alexdeploy.export.quantize.calibrate import calibrate
     from alexdeploy.export.quantize.quantize import Budget
     from alexdeploy.importing.import_model import ImportOptions, import_model
+    from alexdeploy.inference.predict import predict
     from alexdeploy.inference.predictor import Predictor
     from alexdeploy.placement.options import PredictOptions
     from alexdeploy.training.prepare import PrepareOptions, prepare
@@ -76,6 +77,7 @@ _HOMES = {
     "export.quantize.calibrate": ("calibrate",),
     "export.quantize.quantize": ("Budget",),
     "importing.import_model": ("ImportOptions", "import_model"),
+    "inference.predict": ("predict",),
     "inference.predictor": ("Predictor",),
     "placement.options": ("PredictOptions",),
     "training.prepare": ("PrepareOptions", "prepare"),
@@ -118,6 +120,7 @@ __all__ = [
     "find_model",
     "import_model",
     "inspect",
+    "predict",
     "prepare",
     "train",
     "verify",

@@ -34,6 +34,7 @@ from alexdeploy import (
     find_model,
     import_model,
     inspect,
+    predict,
     prepare,
     train,
     verify,
@@ -85,7 +86,7 @@ _REFUSED: tuple[tuple[Callable[..., object], str, Any, str], ...] = (
     (CalibrationRecipe, "exclude", "*.png", "a list, each a string"),
     (EvaluateOptions, "precisions", "fp32", f"a list, each {_PRECISIONS}"),
     (EvaluateOptions, "precisions", ("fp32", "float16"), f"a list, each {_PRECISIONS}"),
-    (EvaluateOptions, "views", (1, 7), "a list, each 1, 5 or 10"),
+    (EvaluateOptions, "num_views", (1, 7), "a list, each 1, 5 or 10"),
     (EvaluateOptions, "backends", ("tflite",), f"a list, each {_BACKENDS} or None"),
     (EvaluateOptions, "labels", 5, "a string or None"),
     (EvaluateOptions, "exclude", "x", "a list, each a string"),
@@ -111,7 +112,7 @@ _REFUSED: tuple[tuple[Callable[..., object], str, Any, str], ...] = (
     (BuildOptions, "device", 0, "a string"),
     (BenchOptions, "backends", ("onnx",), f"a list, each {_BACKENDS} or None"),
     (BenchOptions, "precisions", ("half",), f"a list, each {_PRECISIONS} or None"),
-    (BenchOptions, "views", (0,), "a list, each 1, 5 or 10"),
+    (BenchOptions, "num_views", (0,), "a list, each 1, 5 or 10"),
     (BenchOptions, "batch_sizes", (1, 0), f"a list, each {_COUNT}"),
     (BenchOptions, "batch_sizes", 8, f"a list, each {_COUNT}"),
     (BenchOptions, "images", "photographs", "a list, each a string or None"),
@@ -151,16 +152,18 @@ def test_a_wrong_argument_is_a_usage_error_with_its_name_its_value_and_the_choic
         (lambda: prepare(5, "out"), "data is 5; expected a string"),
         (lambda: prepare("data", None), "out is None; expected a string"),
         (lambda: prepare("data", "out", 95), "options is 95; expected a PrepareOptions"),
+        (lambda: predict(["a"], 5), "model is 5; expected a string or None"),
+        (lambda: predict(["a"], None, 8), "options is 8; expected a PredictOptions"),
         (lambda: import_model(5), "file is 5; expected a string"),
         (lambda: import_model("m.onnx", "torchvision"), "options is 'torchvision'; expected an ImportOptions"),
         (lambda: inspect(5), "target is 5; expected a string"),
-        (lambda: evaluate("m", "data"), "folder is 'm'; expected a ModelFolder"),
+        (lambda: evaluate(5, "data"), "model is 5; expected a string or None"),
         (lambda: evaluate(_NOWHERE, 5), "data is 5; expected a string"),
         (lambda: evaluate(_NOWHERE, "data", 8), "options is 8; expected an EvaluateOptions"),
-        (lambda: verify("m"), "folder is 'm'; expected a ModelFolder"),
+        (lambda: verify(5), "model is 5; expected a string or None"),
         (lambda: verify(_NOWHERE, "photographs"), "images is 'photographs'; expected a list, each a string or None"),
         (lambda: verify(_NOWHERE, None, 64), "options is 64; expected a VerifyOptions"),
-        (lambda: bench("m"), "folder is 'm'; expected a ModelFolder"),
+        (lambda: bench(5), "model is 5; expected a string or None"),
         (lambda: bench(_NOWHERE, 60), "options is 60; expected a BenchOptions"),
     ],
 )
@@ -177,6 +180,7 @@ def test_every_public_name_is_among_those_that_are_checked() -> None:
         "export_model",
         "import_model",
         "inspect",
+        "predict",
         "calibrate",
         "evaluate",
         "verify",
@@ -189,10 +193,18 @@ def test_every_public_name_is_among_those_that_are_checked() -> None:
 
 def test_numbers_of_numpy_lists_and_paths_are_taken_for_what_they_mean() -> None:
     options = BenchOptions(
-        views=[np.int64(1), 10], batch_sizes=np.array([1, 8]).tolist(), num_images=np.int32(5), seconds=np.float64(2)
+        num_views=[np.int64(1), 10],
+        batch_sizes=np.array([1, 8]).tolist(),
+        num_images=np.int32(5),
+        seconds=np.float64(2),
     )
-    assert options == BenchOptions(views=(1, 10), batch_sizes=(1, 8), num_images=5, seconds=2.0)
-    assert [type(value) for value in (*options.views, options.num_images, options.seconds)] == [int, int, int, float]
+    assert options == BenchOptions(num_views=(1, 10), batch_sizes=(1, 8), num_images=5, seconds=2.0)
+    assert [type(value) for value in (*options.num_views, options.num_images, options.seconds)] == [
+        int,
+        int,
+        int,
+        float,
+    ]
     assert EvaluateOptions(labels=Path("labels.txt")).labels == "labels.txt"
     assert ModelFolder("models/x").path == Path("models/x")
     assert hash(ModelFolder("models/x")) == hash(ModelFolder(Path("models/x")))

@@ -34,10 +34,10 @@ from alexdeploy.benchmark.statistics import BatchConfiguration, Candidate, Limit
 from alexdeploy.benchmark.worker import Job
 from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.errors import AlexDeployError, ImageError
-from alexdeploy.core.events import Notice
+from alexdeploy.core.events import Notice, warn_of_notices
 from alexdeploy.core.interrupts import be_patient
 from alexdeploy.core.memory import host_memory
-from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import Backend, Configuration, NumViews
 from alexdeploy.engines.profile import PROFILED, profile
@@ -54,19 +54,20 @@ _PROFILED_IMAGES = 4
 
 
 def bench(
-    folder: ModelFolder,
+    model: ModelFolder | str | os.PathLike[str] | None = None,
     options: BenchOptions | None = None,
     *,
-    on_event: OnEvent = lambda event: None,
+    on_event: OnEvent = warn_of_notices,
 ) -> results.Benchmark:
     """Measure all configurations in turns, each in a process of its own that was started cold.
 
-    A configuration that fails has its error in its row. A KeyboardInterrupt ends the measuring: what was measured so
-    far is returned, marked as interrupted. Limits that nothing keeps are in `failure`, not raised. Raises UsageError,
-    ModelError where nothing can run, ImageError if no image can be read.
+    `model` is a folder or what `find_model` takes. A configuration that fails has its error in its row. A
+    KeyboardInterrupt ends the measuring: what was measured so far is returned, marked as interrupted. Limits that
+    nothing keeps are in `failure`, not raised. Raises UsageError, ModelError where nothing can run, ImageError if
+    no image can be read.
     """
     began, load = time.monotonic(), load_average()
-    folder = check_argument("folder", folder, ModelFolder)
+    folder = find_model(model)
     options = check_argument("options", options or BenchOptions(), BenchOptions)
     spec = folder.spec()
     configurations, planned = plan(folder, options)

@@ -45,7 +45,7 @@ class BenchOptions(DeviceOptions):
 
     backends: tuple[Backend, ...] | None = None
     precisions: tuple[Precision, ...] | None = None
-    views: tuple[NumViews, ...] = (1, 10)
+    num_views: tuple[NumViews, ...] = (1, 10)
     batch_sizes: tuple[Count, ...] = (1, 2, 8)
     images: tuple[str, ...] | None = None
     num_images: Count = 64
@@ -56,7 +56,7 @@ class BenchOptions(DeviceOptions):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.batch_sizes or not self.views:
+        if not self.batch_sizes or not self.num_views:
             raise UsageError("no batch size or no number of views is named")
 
 
@@ -78,7 +78,7 @@ def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[BatchConfigu
             notes.append(f"{backend} {precision} is left out: {reason}")
     groups = [
         Configuration(backend=backend, precision=precision, num_views=num_views)
-        for num_views in options.views
+        for num_views in options.num_views
         for backend, precision in choices
     ]
     without = _without_engine(folder, groups)

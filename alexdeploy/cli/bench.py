@@ -124,7 +124,7 @@ def bench(
     options = BenchOptions(
         backends=None if backend is None else pick("--backend", backend, get_args(Backend)),
         precisions=None if precision is None else pick("--precision", precision, get_args(Precision)),
-        views=view_counts(views, tencrop=tencrop),
+        num_views=view_counts(views, tencrop=tencrop),
         batch_sizes=_batch_sizes(batch_size),
         images=tuple(images) if images else None,
         num_images=num_images,

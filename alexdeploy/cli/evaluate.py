@@ -102,7 +102,7 @@ def evaluate(
 
     options = EvaluateOptions(
         precisions=pick("--precision", precision, get_args(Precision)),
-        views=view_counts(views, tencrop=tencrop),
+        num_views=view_counts(views, tencrop=tencrop),
         backends=None if backend is None else pick("--backend", backend, get_args(Backend)),
         labels=labels,
         exclude=tuple(exclude or ()),

@@ -13,8 +13,9 @@ import numpy as np
 
 from alexdeploy.core.arguments import Count, check_argument
 from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.events import warn_of_notices
 from alexdeploy.core.interrupts import be_patient, deferred_interrupts
-from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.packages import versions_for_report
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Precision
@@ -37,7 +38,7 @@ class EvaluateOptions(DeviceOptions):
     """
 
     precisions: tuple[Precision, ...] = ("fp32",)
-    views: tuple[NumViews, ...] = (1, 10)
+    num_views: tuple[NumViews, ...] = (1, 10)
     backends: tuple[Backend, ...] | None = None
     labels: str | os.PathLike[str] | None = None
     exclude: tuple[str, ...] = ()
@@ -127,21 +128,22 @@ def describe_exceptions(found: Evaluation) -> str:
 
 
 def evaluate(
-    folder: ModelFolder,
+    model: ModelFolder | str | os.PathLike[str] | None,
     data: str | os.PathLike[str],
     options: EvaluateOptions | None = None,
     *,
-    on_event: Callable[[Event], None] = lambda event: None,
+    on_event: Callable[[Event], None] = warn_of_notices,
     kept: Callable[[Plan], Iterable[ImageResult]] = lambda plan: (),
 ) -> Evaluation:
     """Classify the labelled images of `data` in all configurations at once, decoding each image once.
 
-    `kept` gives the results of the first images, whole batches of them, where an earlier evaluation has them. A
-    KeyboardInterrupt ends it: what was found so far is returned, marked as interrupted. A combination that no backend
-    can run is left out with a note. No answer depends on the devices: each engine gets the same batches. Raises
-    UsageError, ModelError, DeviceError, and DataError where the labels cannot be used.
+    `model` is a folder or what `find_model` takes. `kept` gives the results of the first images, whole batches of them,
+    where an earlier evaluation has them. A KeyboardInterrupt ends it: what was found so far is returned, marked as
+    interrupted. A combination that no backend can run is left out with a note. No answer depends on the devices:
+    each engine gets the same batches. Raises UsageError, ModelError, DeviceError, and DataError where the labels
+    cannot be used.
     """
-    folder = check_argument("folder", folder, ModelFolder)
+    folder = find_model(model)
     data = check_argument("data", data, str)
     options = check_argument("options", options or EvaluateOptions(), EvaluateOptions)
     check_devices(options)
@@ -241,7 +243,7 @@ def _open_engines(folder: ModelFolder, options: EvaluateOptions, stack: ExitStac
     opened: list[Placed] = []
     notes: list[str] = []
     skipped: list[UsageError] = []
-    for precision, num_views in itertools.product(options.precisions, options.views):
+    for precision, num_views in itertools.product(options.precisions, options.num_views):
         for backend in options.backends or (None,):
             try:
                 placed = place(folder, options.predict_options(backend, precision, num_views, options.batch_size))

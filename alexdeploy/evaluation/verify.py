@@ -7,6 +7,7 @@ probabilities, show what users get.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from alexdeploy.core.arguments import Count, Percent, check_argument
 from alexdeploy.core.errors import DeviceError, ImageError, ModelError, UsageError
 from alexdeploy.core.events import Notice, Status, warn_of_notices
 from alexdeploy.core.metrics import softmax
-from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.spec import ModelSpec, Precision, graph_precision
 from alexdeploy.engines.base import Backend, NumViews, can_run, is_installed
 from alexdeploy.engines.trt.files import find_engines
@@ -81,7 +82,7 @@ Event = Status | Notice | ImagesDone
 
 
 def verify(
-    folder: ModelFolder,
+    model: ModelFolder | str | os.PathLike[str] | None = None,
     images: Sequence[str] | None = None,
     options: VerifyOptions = VerifyOptions(),
     *,
@@ -89,14 +90,14 @@ def verify(
 ) -> Verification:
     """Compare every artifact of a model with FP32: PyTorch on the weights where both are there, else `model.onnx`.
 
-    `images` is what `iter_sources` takes; None takes the training data if it is here, else rendered pictures. Of more
-    than `options.num_images` those are taken that lie evenly over all. An image that cannot be read is in `broken`.
-    A Notice is of what is left out because nothing here can run it. Answers that differ are reported, not raised:
-    see `Verification.check`. Raises StaleArtifactError, ModelError, ImageError if no image can be read, DeviceError if
-    a backend that was named cannot run, and UsageError if there is nothing to compare or a list names images of which
-    none is there.
+    `model` is a folder or what `find_model` takes. `images` is what `iter_sources` takes; None takes the training data
+    if it is here, else rendered pictures. Of more than `options.num_images` those are taken that lie evenly over
+    all. An image that cannot be read is in `broken`. A Notice is of what is left out because nothing here can run
+    it. Answers that differ are reported, not raised: see `Verification.check`. Raises StaleArtifactError,
+    ModelError, ImageError if no image can be read, DeviceError if a backend that was named cannot run, and
+    UsageError if there is nothing to compare or a list names images of which none is there.
     """
-    folder = check_argument("folder", folder, ModelFolder)
+    folder = find_model(model)
     images = check_argument("images", images, tuple[str, ...] | None)
     options = check_argument("options", options, VerifyOptions)
     check_devices(options)

@@ -46,7 +46,7 @@ from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import PipelineOptions
 from alexdeploy.placement.options import DeviceOptions
 
-QUICK = BenchOptions(backends=("onnxruntime",), views=(1,), batch_sizes=(1, 3), num_images=4, seconds=0.0)
+QUICK = BenchOptions(backends=("onnxruntime",), num_views=(1,), batch_sizes=(1, 3), num_images=4, seconds=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +300,7 @@ def test_a_profile_that_fails_is_an_error_of_ours(tiny_model: ModelFolder) -> No
 
 
 def test_what_can_run_is_every_backend_with_the_graphs_that_are_there(tiny_model: ModelFolder) -> None:
-    options = BenchOptions(backends=("onnxruntime", "torch"), views=(1, 10), batch_sizes=(8, 1))
+    options = BenchOptions(backends=("onnxruntime", "torch"), num_views=(1, 10), batch_sizes=(8, 1))
     found, notes = plan(tiny_model, options)
     assert [(each.backend, each.precision) for each in found if (each.num_views, each.batch_size) == (1, 1)] == [
         ("onnxruntime", "fp32"),
@@ -325,7 +325,7 @@ def test_a_machine_with_a_load_of_its_own_is_told_to_be_busy() -> None:
 
 def test_everything_is_measured_and_fits_together(tiny_model: ModelFolder, pictures: Path) -> None:
     steps: list[str] = []
-    options = dataclasses.replace(QUICK, images=(str(pictures),), views=(1, 10), precisions=("fp32", "fp16"))
+    options = dataclasses.replace(QUICK, images=(str(pictures),), num_views=(1, 10), precisions=("fp32", "fp16"))
     found = benchmark(tiny_model, options, on_event=lambda event: steps.append(str(event)))
     assert [str(row.configuration) for row in found.rows] == [
         f"onnxruntime {precision} {views}, batch {batch}"

@@ -44,7 +44,7 @@ def test_answers_that_are_not_fp32s_are_counted_and_a_limit_on_them_is_kept(
     options = BenchOptions(
         backends=("onnxruntime",),
         precisions=("fp16",),
-        views=(1,),
+        num_views=(1,),
         batch_sizes=(1,),
         images=(str(pictures),),
         seconds=0.0,

@@ -111,7 +111,7 @@ def test_where_the_first_fp32_fails_another_is_compared_with(tiny_model: ModelFo
     options = BenchOptions(
         backends=("onnxruntime", "torch"),
         precisions=("fp32",),
-        views=(1,),
+        num_views=(1,),
         batch_sizes=(1,),
         images=(str(pictures),),
         num_images=2,
@@ -134,7 +134,7 @@ def test_an_interrupt_while_layers_are_timed_keeps_what_is_done(tiny_model: Mode
     options = BenchOptions(
         backends=("openvino", "onnxruntime"),
         precisions=("fp32",),
-        views=(1,),
+        num_views=(1,),
         batch_sizes=(1,),
         images=(str(pictures),),
         seconds=0.0,

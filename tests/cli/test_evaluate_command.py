@@ -286,7 +286,7 @@ def test_who_resumes_with_other_labels_is_not_told_to_resume(
             raise KeyboardInterrupt
 
     with RowsFile(Path("rows.csv")) as rows:
-        options = EvaluateOptions(backends=("onnxruntime",), views=(1, 10), batch_size=1)
+        options = EvaluateOptions(backends=("onnxruntime",), num_views=(1, 10), batch_size=1)
         evaluate(tiny_model, "data", options, on_event=stop, kept=rows.kept)
     result = run(*words, "--batch-size", "1", "--resume", "--labels", "labels.txt")
     assert (result.exit_code, result.stdout) == (2, "")

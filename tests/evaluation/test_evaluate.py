@@ -33,7 +33,7 @@ from alexdeploy.inference.row import Row
 from alexdeploy.placement import place as placing
 
 NUM_IMAGES = 30
-ON_ORT = EvaluateOptions(precisions=("fp32", "fp16"), views=(1, 10), backends=("onnxruntime",))
+ON_ORT = EvaluateOptions(precisions=("fp32", "fp16"), num_views=(1, 10), backends=("onnxruntime",))
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_every_configuration_agrees_with_a_count_of_predicted_rows(tiny_model: M
 
 
 def test_the_calibration_error_agrees_with_one_computed_in_numpy(tiny_model: ModelFolder, data: Path) -> None:
-    (score,) = evaluate(tiny_model, data, EvaluateOptions(views=(1,), backends=("onnxruntime",))).scores
+    (score,) = evaluate(tiny_model, data, EvaluateOptions(num_views=(1,), backends=("onnxruntime",))).scores
     rows = predicted(tiny_model, data, score)
     confidence = np.array([row.top[0].probability for row in rows])
     right = np.array([row.top[0].index == true_label(row) for row in rows])
@@ -151,7 +151,7 @@ def test_each_image_is_decoded_once_for_all_configurations(
 
 
 def test_backends_stand_beside_each_other_and_impossible_pairs_are_told(tiny_model: ModelFolder, data: Path) -> None:
-    options = EvaluateOptions(precisions=("fp32", "fp16", "bf16"), views=(1,), backends=("onnxruntime", "torch"))
+    options = EvaluateOptions(precisions=("fp32", "fp16", "bf16"), num_views=(1,), backends=("onnxruntime", "torch"))
     found, plans, _ = recorded(tiny_model, data, options)
     assert [str(score.configuration) for score in found.scores] == [
         "onnxruntime fp32 1 view",
@@ -168,7 +168,7 @@ def test_backends_stand_beside_each_other_and_impossible_pairs_are_told(tiny_mod
 
 
 def test_openvino_runs_with_all_its_streams(tiny_model: ModelFolder, data: Path) -> None:
-    options = EvaluateOptions(views=(1, 5), backends=("openvino",), num_threads=2, batch_size=4)
+    options = EvaluateOptions(num_views=(1, 5), backends=("openvino",), num_threads=2, batch_size=4)
     found = evaluate(tiny_model, data, options)
     reference = evaluate(tiny_model, data, dataclasses.replace(options, backends=("onnxruntime",)))
     for score, expected in zip(found.scores, reference.scores, strict=True):
@@ -177,7 +177,7 @@ def test_openvino_runs_with_all_its_streams(tiny_model: ModelFolder, data: Path)
 
 def test_the_default_backend_in_bfloat16_is_one_that_can(tiny_model: ModelFolder, data: Path) -> None:
     try:
-        (score,) = evaluate(tiny_model, data, EvaluateOptions(precisions=("bf16",), views=(1,))).scores
+        (score,) = evaluate(tiny_model, data, EvaluateOptions(precisions=("bf16",), num_views=(1,))).scores
     except DeviceError as exc:
         pytest.skip(exc.message)
     assert (score.configuration.backend, score.configuration.precision) == ("openvino", "bf16")
@@ -212,14 +212,14 @@ def test_images_that_are_all_broken_are_all_errors(tiny_model: ModelFolder, tmp_
 def test_a_list_of_labels_counts_the_images_that_it_names(tiny_model: ModelFolder, data: Path, tmp_path: Path) -> None:
     labels = tmp_path / "val.txt"
     labels.write_text("class-0/00.png 4\nclass-1/01.png class-1\nclass-0/gone.png 0\n")
-    options = EvaluateOptions(views=(1,), backends=("onnxruntime",), labels=labels)
+    options = EvaluateOptions(num_views=(1,), backends=("onnxruntime",), labels=labels)
     found = evaluate(tiny_model, data, options)
     assert (found.num_images, found.num_broken, found.num_unlabelled) == (3, 1, NUM_IMAGES - 2)
     assert [(entry.index, entry.num_images) for entry in found.scores[0].classes] == [(0, 1), (1, 1), (4, 1)]
 
 
 def test_equal_errors_are_worst_in_the_order_of_their_names(tiny_model: ModelFolder, data: Path) -> None:
-    (score,) = evaluate(tiny_model, data, EvaluateOptions(views=(1,), backends=("onnxruntime",))).scores
+    (score,) = evaluate(tiny_model, data, EvaluateOptions(num_views=(1,), backends=("onnxruntime",))).scores
     keys = [(-entry.num_errors / entry.num_images, entry.name) for entry in score.worst_classes]
     assert keys == sorted(keys)
     assert all(entry.num_errors for entry in score.worst_classes)
@@ -227,7 +227,7 @@ def test_equal_errors_are_worst_in_the_order_of_their_names(tiny_model: ModelFol
 
 def test_training_images_are_pointed_out(tiny_model: ModelFolder, data: Path) -> None:
     tiny_model.write_spec(tiny_model.spec().replace_provenance(data=str(data)))
-    found = evaluate(tiny_model, data, EvaluateOptions(views=(1,), backends=("onnxruntime",)))
+    found = evaluate(tiny_model, data, EvaluateOptions(num_views=(1,), backends=("onnxruntime",)))
     assert "was trained on" in found.notes[0]
 
 

@@ -61,7 +61,7 @@ def test_evaluate_judges_the_engine(run: Run, engine: Path, tiny_model: ModelFol
     (score,) = json.loads(result.stdout)["scores"]
     assert score["configuration"] == {"backend": "tensorrt", "precision": "fp16", "num_views": 10}
     assert score["artifact"] == sha256_file(engine)
-    options = EvaluateOptions(precisions=("fp16",), views=(10,), backends=("onnxruntime",), devices="cpu")
+    options = EvaluateOptions(precisions=("fp16",), num_views=(10,), backends=("onnxruntime",), devices="cpu")
     (expected,) = evaluate(tiny_model, "data", options).scores
     found = {(each["true"], each["predicted"]): each["count"] for each in score["confusion"]}
     assert found == {(each.true, each.predicted): each.count for each in expected.confusion}
