@@ -433,7 +433,7 @@ def test_what_keeps_an_engine_from_opening_is_raised_as_it_is(tiny_model: ModelF
     tiny_model.onnx_path().unlink()
     with pytest.raises(ModelError, match=r"has no model\.onnx") as error, _pool(tiny_model):
         pass
-    assert "alexdeploy export" in str(error.value)
+    assert "alexdeploy.export_model" in str(error.value)
     assert not _workers()
 
 
