@@ -9,7 +9,7 @@ import typer
 
 from alexdeploy.cli import output
 from alexdeploy.cli.options import JsonOption, QuietOption, VerboseOption
-from alexdeploy.core.recipe import SAMPLE_NUM_TRAIN, SAMPLE_NUM_VAL
+from alexdeploy.core.shipped import SAMPLE_NUM_TRAIN, SAMPLE_NUM_VAL
 
 EXAMPLES = (
     "alexdeploy sample data/shapes",
@@ -31,15 +31,6 @@ def sample(
 
     A rendering that was stopped is completed, a finished one left as it is.
     """
-    render(folder, num_train=num_train, num_val=num_val, seed=seed)
-    if json:
-        output.print_json({"folder": folder.as_posix(), "num_train": num_train, "num_val": num_val, "seed": seed})
-    output.note(f"{folder}: ten classes, {num_train} training and {num_val} validation images of each")
-    output.next_step("train", folder, "--recipe", "alexnet-quarter")
-
-
-def render(folder: Path, *, num_train: int = SAMPLE_NUM_TRAIN, num_val: int = SAMPLE_NUM_VAL, seed: int = 0) -> None:
-    """Write the sample and show how far it is."""
     from alexdeploy.images.sample import write_sample
 
     with output.progress("images") as bar:
@@ -51,3 +42,7 @@ def render(folder: Path, *, num_train: int = SAMPLE_NUM_TRAIN, num_val: int = SA
             seed=seed,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    if json:
+        output.print_json({"folder": folder.as_posix(), "num_train": num_train, "num_val": num_val, "seed": seed})
+    output.note(f"{folder}: ten classes, {num_train} training and {num_val} validation images of each")
+    output.next_step("train", folder, "--recipe", "alexnet-quarter")

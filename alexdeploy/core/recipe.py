@@ -29,8 +29,6 @@ CalibrationMethod = Literal["minmax", "percentile", "entropy", "mse"]
 
 DEFAULT_RECIPE = "alexnet"
 SAMPLE_RECIPE = "alexnet-quarter"
-SAMPLE_NUM_TRAIN, SAMPLE_NUM_VAL = 200, 40
-"""Rendered images of each class by default: enough to learn from, few enough to wait for."""
 """What `train` uses on the rendered set, so that it ends in minutes on two cores."""
 
 

@@ -1,9 +1,12 @@
-"""Where the tracked files are that a wheel ships; imports nothing, for shell completion."""
+"""What comes with the package; imports nothing, for shell completion and for the defaults of options."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
+
+SAMPLE_NUM_TRAIN, SAMPLE_NUM_VAL = 200, 40
+"""Rendered images of each class by default: enough to learn from, few enough to wait for."""
 
 
 def shipped_folder(folder: Literal["models", "calibration"]) -> Path:

@@ -16,13 +16,12 @@ from alexdeploy.core.model_folder import ModelFolder, find_model, model_named
 from alexdeploy.core.packages import missing_package
 from alexdeploy.core.recipe import (
     DEFAULT_RECIPE,
-    SAMPLE_NUM_TRAIN,
-    SAMPLE_NUM_VAL,
     SAMPLE_RECIPE,
     Recipe,
     fine_tuning_recipe,
     load_recipe,
 )
+from alexdeploy.core.shipped import SAMPLE_NUM_TRAIN, SAMPLE_NUM_VAL
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.packed import PackedSet, is_packed, open_packed

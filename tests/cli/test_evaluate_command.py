@@ -147,7 +147,7 @@ def test_a_list_of_labels_is_taken_in_place_of_folders(run: Run, workplace: Path
     result = run("data", "--labels", "val.txt", "--views", "1")
     assert result.exit_code == 0
     assert "data: 2 images; 8 more without a label do not count" in result.stdout
-    assert "do not count: 8" in result.stderr
+    assert "ignored: 8" in result.stderr
 
 
 @pytest.mark.parametrize(

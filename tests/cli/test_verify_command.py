@@ -130,7 +130,7 @@ def test_images_that_cannot_be_read_are_warned_of_by_name(run: Run, tiny_model: 
     Path("pictures/003.png").write_bytes(b"no picture")
     result = run("tiny", "pictures", *QUICK)
     assert result.exit_code == 3
-    assert "warning: pictures/003.png: not an image of a kind that is read here" in result.stderr
+    assert "warning: pictures/003.png: unsupported file type" in result.stderr
     assert result.stdout.startswith("7 images of pictures, 1 view each\n")
     break_fp16(tiny_model)
     assert run("tiny", "pictures", *QUICK).exit_code == 4
