@@ -24,6 +24,8 @@ from alexdeploy.core.packages import missing_package
 
 _MAX_BYTES = 64 << 20
 _MAX_DEPTH = 32
+_MAX_SECONDS = 300
+"""Far more than a large file needs on a slow machine; a damaged one may keep SciPy in a loop."""
 
 
 class MatError(ValueError):
@@ -67,7 +69,11 @@ def read_variables(data: bytes, names: Collection[str], max_bytes: int = _MAX_BY
     if importlib.util.find_spec("scipy") is None:
         raise missing_package("scipy", "Reading a MATLAB file", "matlab")
     script = f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as it; it.serve({tuple(names)!r}, {max_bytes})"
-    done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=False)
+    command = [sys.executable, "-c", script]
+    try:
+        done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=_MAX_SECONDS)
+    except subprocess.TimeoutExpired as exc:
+        raise MatError(f"SciPy did not read it within {_MAX_SECONDS} seconds") from exc
     if done.returncode < 0:
         raise MatError(f"SciPy cannot read it: its process ended with signal {-done.returncode}")
     if done.returncode:

@@ -100,7 +100,7 @@ SMALL = saved(a={"x": cell("text", np.arange(6.0)), "y": np.float32(2.5)}, b=np.
 def test_damaged_bytes_give_variables_or_a_mat_error() -> None:
     rng = random.Random(3)
     refused = 0
-    for _ in range(8):
+    for _ in range(24):
         content = bytearray(SMALL)
         for _ in range(rng.randint(1, 6)):
             content[rng.randrange(124, len(content))] = rng.randrange(256)
