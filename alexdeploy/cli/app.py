@@ -1,4 +1,4 @@
-"""The `alexdeploy` program: loads the command that is asked for, and turns errors into messages and exit codes."""
+"""The `alexdeploy` program: loads the requested command, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _CANNOT_BE_WRITTEN = (errno.EBADF, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errn
 
 
 def command_line(commands: Iterable[str] = _PANELS) -> typer.Typer:
-    """The program with these commands. One of them is ready 40 ms before all are."""
+    """The program with these commands. Loading one takes 40 ms less than loading all."""
     program = typer.Typer(
         name="alexdeploy",
         cls=Group,
@@ -61,7 +61,7 @@ def command_line(commands: Iterable[str] = _PANELS) -> typer.Typer:
     )
     program.callback()(_options)
     for name in commands:
-        # "import" is a word of Python; its module and its function are called import_.
+        # "import" is a Python keyword; the module and its function are called import_.
         word = f"{name}_" * (name == "import") or name
         module = importlib.import_module(f"alexdeploy.cli.{word}")
         function = getattr(module, word)
@@ -76,7 +76,7 @@ def command_line(commands: Iterable[str] = _PANELS) -> typer.Typer:
 
 
 def __getattr__(name: str) -> Any:
-    # For Typer's own tools, which look for the whole program by this name.
+    # For Typer's own tools, which look up the whole program under this name.
     if name == "app":
         return command_line()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -102,7 +102,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line and exit with a code of docs/exit-codes.md."""
+    """Run the command line and exit with one of the codes in docs/exit-codes.md."""
     _open_closed_streams()
     silence_nonzero_ranks()
     with InterruptGuard() as guard:
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def _run(guard: InterruptGuard) -> str | int | None:
-    """The exit code of the command that was asked for."""
+    """Run the requested command and return its exit code."""
     output.set_quiet(False)
     output.set_verbose(False)
     try:
@@ -119,7 +119,7 @@ def _run(guard: InterruptGuard) -> str | int | None:
         _refuse_foreign(words)
         asked = set(words[: 2 if words[:1] == ["--debug"] else 1]) & _PANELS.keys()
         with _own_errors():
-            # Without one that there is: for the help, the completion, and the names that are like a misspelt one.
+            # Without a known command: for help, completion, and suggestions for misspelt commands.
             command_line(asked or _PANELS)(words, prog_name="alexdeploy")
     except AlexDeployError as error:
         if "ALEXDEPLOY_DEBUG" in os.environ:
@@ -130,13 +130,13 @@ def _run(guard: InterruptGuard) -> str | int | None:
     except SystemExit as stop:
         return guard.exit_code or stop.code
     except KeyboardInterrupt:
-        # Outside of Typer, which would have made an exit of it: while the command was imported.
+        # Raised while the command's module was imported, outside Typer, which would have turned it into an exit.
         return guard.exit_code or 130
     return 0
 
 
 def _refuse_foreign(words: list[str]) -> None:
-    """Raise UsageError for a word of another program, with the one that is meant."""
+    """Raise UsageError for another program's word, naming the equivalent here."""
     synonyms.refuse_command(words, _PANELS.keys())
     synonyms.refuse_urls(words)
     name = next((word for word in words if word in _PANELS), None)
@@ -148,16 +148,16 @@ def _refuse_foreign(words: list[str]) -> None:
 
 
 def options_of(commands: Iterable[str]) -> dict[str, set[str]]:
-    """Command -> the options that it has, by all their names."""
+    """Command -> its options, under all their names."""
     group: Any = typer.main.get_command(command_line(commands))
     return {name: {word for param in each.params for word in param.opts} for name, each in group.commands.items()}
 
 
 def _open_closed_streams() -> None:
-    """Open what a shell has closed (`2>&-`), and Python has None for. Messages are dropped, results cannot be written.
+    """Open the standard streams that a shell has closed (`2>&-`; None in Python): messages are dropped, results fail.
 
-    The descriptor is the lowest that is free, its own: else the next file, one of results perhaps, would have it, and
-    in it what libraries write there.
+    Each stream gets its own descriptor, which is the lowest free one. Otherwise the next file opened, perhaps a
+    result, would get it, and libraries' output with it.
     """
     for name, mode, flags in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
@@ -168,15 +168,15 @@ def _open_closed_streams() -> None:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Make OutputError of it where help, the version or a completion script cannot be written: click prints those.
+    """Raise OutputError where click cannot write the help, the version or a completion script.
 
-    And DeviceMemoryError where memory runs out.
+    Raise DeviceMemoryError where memory runs out.
     """
     try:
         try:
             yield
         except SystemExit as stop:
-            # What click makes of a broken pipe is exit code 1.
+            # click turns a broken pipe into exit code 1.
             if isinstance(stop.__context__, BrokenPipeError):
                 raise stop.__context__ from None
             sys.stdout.flush()
@@ -193,7 +193,7 @@ def _own_errors() -> Iterator[None]:
 
 
 def _leave(code: str | int | None) -> NoReturn:
-    """Exit. What still waits in a stream that cannot be written has nowhere to go: at exit it would only fail again."""
+    """Exit. Output still buffered in a stream that cannot be written is dropped: flushing at exit would fail again."""
     for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
             stream.flush()
@@ -203,7 +203,7 @@ def _leave(code: str | int | None) -> NoReturn:
 
 
 def _debug_first(arguments: list[str]) -> list[str]:
-    """Move --debug, an option of the program, in front of the command. After -- it is an argument like others."""
+    """Move --debug, an option of the program, in front of the command. After -- it is an ordinary argument."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     if "--debug" not in arguments[:end]:
         return arguments

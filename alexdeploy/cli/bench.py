@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 _INTERRUPTED = 130
 _WIDE = 100
-"""Columns of a terminal from which all figures stand in one line."""
+"""Terminal width, in columns, from which all figures fit on one line."""
 
 _WIDER = 120
-"""Columns from which two blanks are between them."""
+"""Terminal width from which columns are separated by two blanks."""
 
 EXAMPLES = (
     "alexdeploy bench",
@@ -150,7 +150,7 @@ def bench(
             with out.page() as console:
                 _print(found, console)
     finally:
-        # Also when nobody reads stdout any more: the page is what took the time.
+        # Also when nobody reads stdout any more: the page took the time to measure.
         if html is not None:
             from alexdeploy.benchmark.html import write_report
 
@@ -188,7 +188,7 @@ def _batch_sizes(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def _watching(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
-    """A function that shows events: notes, and a bar on a terminal, elsewhere a line for each phase."""
+    """Yield a function that shows events: notes, and a bar on a terminal or else one line per phase."""
     from alexdeploy.core.events import Notice
 
     if quiet:
@@ -234,7 +234,7 @@ def _line_of(step: Step) -> str | None:
 
 
 def _document(found: Benchmark) -> dict[str, object]:
-    """All of it; a configuration also by its name, and shares that are computed from counts."""
+    """The whole benchmark. Adds each configuration's name, and the shares computed from counts."""
     document = dataclasses.asdict(found)
     for row, cells in zip(found.rows, document["rows"], strict=True):
         cells["name"] = str(row.configuration)
@@ -254,7 +254,7 @@ def _print(found: Benchmark, console: Console) -> None:
         line(f"\n{out.count(num_views, 'view')} an image", "bold")
         _print_rows(console, [row for row in found.rows if row.configuration.num_views == num_views])
     for hint in hints_of(found.rows):
-        # That of the first is told with the error which the command then ends with.
+        # The first one's hint is printed with the error that ends the command.
         if not (_all_failed(found) and hint == found.rows[0].hint):
             line(hint)
     line("")

@@ -125,13 +125,13 @@ def _one_precision(
 
 
 def see_only(name: str, survey: GpuSurvey) -> str:
-    """Hide all GPUs but the one that is meant from CUDA, which counts them in another order; what it is called then.
+    """Hide all GPUs but the chosen one from CUDA, which counts them in another order; return its new name.
 
-    For a process that has not used CUDA yet. Raises UsageError for a GPU that is not there.
+    For a process that has not used CUDA yet. Raises UsageError if there is no such GPU.
     """
     from alexdeploy.placement.devices import environment_for, find_devices
 
-    # Without the list, CUDA itself says what is wrong.
+    # Without the list, CUDA itself reports the error.
     if not survey.devices:
         return name
     try:
@@ -146,8 +146,8 @@ def see_only(name: str, survey: GpuSurvey) -> str:
 
 
 def _build_with_progress(folder: ModelFolder, options: BuildOptions) -> BuiltEngine:
-    """Build an engine, or find it built, and say on stderr what came of it."""
-    # Says what is missing where TensorRT cannot be imported.
+    """Build an engine, or find it already built, and report the result on stderr."""
+    # Raises the error that names what is missing if TensorRT cannot be imported.
     from alexdeploy.engines.trt.build import build_engine
 
     output.note(f"model {folder.path}: {options.precision}, {output.count(options.num_views, 'view')}")

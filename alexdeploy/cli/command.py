@@ -1,4 +1,4 @@
-"""How commands look in Typer's help and in docs/cli.md: examples first, and values as people write them."""
+"""The layout of commands in Typer's help and in docs/cli.md: examples first, plain values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _for_terminal(markdown: str | None) -> str | None:
 
 
 def _use_plain_values(params: Sequence[Any]) -> None:
-    """Flags have no value to show, and arguments are shown by their name alone, without types of Python."""
+    """Show no value for flags, and arguments by name only, without Python types."""
     for param in params:
         if param.param_type_name == "argument":
             param.display_type_rich = lambda ctx: None
@@ -46,7 +46,7 @@ class Command(TyperCommand):
         return params
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """`INPUT...` and `[MODEL]`, without the braces that Typer sets around what is required."""
+        """`INPUT...` and `[MODEL]`, without the braces that Typer adds around required arguments."""
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

@@ -1,4 +1,4 @@
-"""Words for the shell's completion. A key press waits for them: only the names of files are read."""
+"""Words for the shell's completion. It runs on a key press, so it reads file names only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _MODELS = Path("models")
 
 
 def model_names(incomplete: str) -> list[str]:
-    """The models under models/ that begin so."""
+    """The models under models/ that start with `incomplete`."""
     return sorted(name for each in _MODELS.glob("*/spec.json") if (name := each.parent.name).startswith(incomplete))
 
 
 def recipe_names(incomplete: str) -> list[str]:
-    """The recipes, shipped and under models/, that begin so."""
+    """The recipes, shipped and under models/, that start with `incomplete`."""
     names = {*shipped_recipes(), *(path.stem for path in _MODELS.glob("*.toml"))}
     return sorted(name for name in names if name.startswith(incomplete))
 

@@ -55,7 +55,7 @@ def _print(findings: Sequence[Finding], num_problems: int) -> None:
             line.append(output.printable(f" {finding.name:{width}}  {finding.found}"), "default not bold")
             console.print(line, soft_wrap=True)
             if finding.hint:
-                # Beneath what it fixes, and in one piece, to be copied.
+                # Below the finding that it fixes, and unfolded, so that it can be copied.
                 console.print(Text(" " * (11 + width) + output.printable(finding.hint)), soft_wrap=True)
     num_warnings = sum(finding.status == "warning" for finding in findings)
     output.note(f"{output.count(num_problems, 'problem')}, {output.count(num_warnings, 'warning')}")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from alexdeploy.evaluation.scoring import Comparison, ErrorRate, Score
 
 _WIDE = 120
-"""Columns of a terminal from which errors and their intervals stand in one line."""
+"""Terminal width, in columns, from which errors and their intervals fit on one line."""
 
 EXAMPLES = (
     "alexdeploy evaluate photographs/",
@@ -132,7 +132,7 @@ def evaluate(
             with out.page() as console:
                 _print(found, console)
     finally:
-        # Also when nobody reads stdout any more: the page is what took the time.
+        # Also when nobody reads stdout any more: the page took the time to compute.
         if html is not None and not found.interrupted:
             from alexdeploy.evaluation.html import write_report
 
@@ -148,7 +148,7 @@ def evaluate(
 
 
 class _Watcher:
-    """Shows on stderr what comes and how far it is, and writes the rows where they are wanted."""
+    """Shows events and progress on stderr, and writes the rows to the output, if any."""
 
     def __init__(self, output: Path | None, *, resume: bool, quiet: bool) -> None:
         self._output = output

@@ -129,7 +129,7 @@ def export(
             _report(item)
     with watch() as show:
         built = build_engines(folder, [item.precision for item in exported if item.precision != "fp32"], show)
-    # FP16 is faster only where its engine is: a CPU computes in FP32 all the same.
+    # FP16 is faster only on engines that compute in it; a CPU computes in FP32 anyway.
     best = "int8" if int8 else "fp16" if ("fp16", 10) in built.fit else "fp32"
     output.next_with_images(folder.path, *(("--precision", best) if best != "fp32" else ()))
     if built.exit_code:
@@ -175,7 +175,7 @@ def _print_half_layers(layers: tuple[HalfLayer, ...]) -> None:
     table.add_column("runs in")
     table.add_column("why")
     for layer in layers:
-        # It only gives what it reads another shape.
+        # It only reshapes its input.
         if layer.op == "Reshape":
             continue
         limit = f"{layer.share:.1%}" + (" of 255" if layer.op == "LRN" else "")

@@ -1,4 +1,4 @@
-"""What `alexdeploy export` and `alexdeploy calibrate` say while they work."""
+"""Progress messages of `alexdeploy export` and `alexdeploy calibrate`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def watch() -> Iterator[Callable[[Event], None]]:
-    """Takes the events of an export while the block runs: lines on stderr, and a bar for images on a terminal."""
+    """Yield a function that shows an export's events: lines on stderr, and a bar for images on a terminal."""
     from alexdeploy.core.events import Notice, Status
     from alexdeploy.export.events import Calibrated, EngineBuildFailed, MixtureMeasured
 

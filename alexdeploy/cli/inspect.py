@@ -72,7 +72,7 @@ def _print(found: Inspection, console: Console) -> None:
             console.print(Text(title, "bold"))
         indent = 4 + max(map(len, told), default=0)
         for key, value in told.items():
-            # Between words only: a hash stays in one piece, to be copied.
+            # Fold between words only: a hash stays in one piece, so that it can be copied.
             first, *rest = textwrap.wrap(
                 value, max(console.width - indent, 20), break_long_words=False, break_on_hyphens=False
             ) or [""]

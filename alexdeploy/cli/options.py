@@ -133,7 +133,7 @@ def backends_option(default: str) -> Any:
 
 
 def device_option(values: str, default: str) -> Any:
-    """--devices of a command that uses one, of these `values`."""
+    """--devices of a command that uses a single device; `values` lists the accepted ones."""
     return typer.Option("--devices", metavar="DEVICE", help=f"Where: {values}; one device.{_default(default)}")
 
 
@@ -142,7 +142,7 @@ def _default(text: str) -> str:
 
 
 def find_one_model(argument: str | None, option: str | None) -> ModelFolder:
-    """The model that MODEL or --model names, or the newest. Raises UsageError if they name two."""
+    """The model named by MODEL or --model, else the newest. Raises UsageError if they name two."""
     from alexdeploy.core.model_folder import find_model
 
     if argument is None or option is None:
@@ -154,9 +154,9 @@ def find_one_model(argument: str | None, option: str | None) -> ModelFolder:
 
 
 def find_model_and_images(arguments: Sequence[str | None], option: str | None) -> tuple[ModelFolder, list[str]]:
-    """The model and the images of `MODEL IMAGES...`, where --model may stand in for MODEL.
+    """The model and the images of `MODEL IMAGES...`, where --model may replace MODEL.
 
-    With --model, a first word that names a model is MODEL all the same, and must be the same one.
+    With --model, a first word that names a model is still MODEL, and must name the same one.
     """
     from alexdeploy.core.model_folder import find_model, is_model
 
@@ -167,21 +167,21 @@ def find_model_and_images(arguments: Sequence[str | None], option: str | None) -
 
 
 def check_not_there(path: Path, option: str, *, overwrite: bool) -> None:
-    """Raise UsageError if `path`, which came with `option`, is a file with something in it that is not to be replaced.
+    """Raise UsageError if `path`, the value of `option`, is a non-empty file and `overwrite` is false.
 
-    To be asked before any work. Pipes and devices have nothing to lose, nor has an empty file, as mktemp makes it.
+    Call it before any work. Pipes, devices and empty files (as mktemp makes them) have nothing to lose.
     """
     if not overwrite and path.is_file() and path.stat().st_size:
         raise UsageError(f"{option} {path} exists already", hint="Replace it: --overwrite\nOr name another file.")
 
 
 def view_count(views: str | None, *, tencrop: bool) -> NumViews:
-    """What --views and --tencrop ask for together; one view if neither does. Raises UsageError if they disagree."""
+    """The number of views set by --views and --tencrop; one if neither is given. Raises UsageError if they disagree."""
     return cast("NumViews", int(_views(views, tencrop=tencrop) or 1))
 
 
 def view_counts(views: str | None, *, tencrop: bool) -> tuple[NumViews, ...]:
-    """The same where --views is a list: one view and ten views if neither says how many."""
+    """Like `view_count` where --views is a list; one view and ten views if neither is given."""
     from alexdeploy.engines.base import NumViews
 
     return pick("--views", _views(views, tencrop=tencrop) or "1,10", get_args(NumViews))
@@ -194,14 +194,14 @@ def _views(views: str | None, *, tencrop: bool) -> str | None:
 
 
 def one_device(devices: str | None, advice: str) -> str | None:
-    """--devices of a command that runs on one. Raises UsageError with `advice` for several."""
+    """--devices of a command that runs on one device. Raises UsageError with `advice` for several."""
     if devices is not None and ("," in devices or devices == "all"):
         raise UsageError(f"--devices {devices}: expected one device", hint=advice)
     return f"cuda:{devices}" if devices is not None and devices.isdecimal() else devices
 
 
 def pick(option: str, text: str, known: Sequence[_Value]) -> tuple[_Value, ...]:
-    """The values in a list with commas, each once. Raises UsageError for one that is none of `known`."""
+    """The values in a comma-separated list, each once. Raises UsageError for a value that is not in `known`."""
     by_text = {str(value): value for value in known}
     picked = []
     for word in (word.strip() for word in text.split(",")):

@@ -1,4 +1,4 @@
-"""What the user sees: results on stdout, everything else on stderr, and no animation where nobody watches."""
+"""Terminal output: results on stdout, everything else on stderr, animations on terminals only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, Task
 
 PHOTOGRAPHS_FOLDER = Path("images")
-"""Where `train` puts photographs to predict, if it is given no data."""
+"""Where `train` puts photographs to predict when it is given no data."""
 
 _WIDE = 1000
 _NUM_NAMED = 5
@@ -34,7 +34,7 @@ _STARTED = time.monotonic()
 
 @dataclass(slots=True)
 class _State:
-    """What --quiet and --verbose of the running command ask for, and the bar that is shown, above which lines go."""
+    """The settings of --quiet and --verbose, and the bar that is shown; lines are printed above it."""
 
     quiet: bool = False
     verbose: bool = False
@@ -45,22 +45,22 @@ _STATE = _State()
 
 
 class ReaderGoneError(OutputError):
-    """Nobody reads stdout any more, as in `| head`. It ends the command without a message, as SIGPIPE ends others."""
+    """Nobody reads stdout any more, as in `| head`. Ends the command without a message, as SIGPIPE does elsewhere."""
 
     exit_code = 141
 
 
 def stdout_error(exc: OSError) -> OutputError:
-    """The OutputError that says why stdout could not be written."""
+    """The OutputError for a failed write to stdout."""
     kind = ReaderGoneError if exc.errno == errno.EPIPE else OutputError
     return kind(f"stdout could not be written: {exc.strerror or exc}")
 
 
 @contextmanager
 def page() -> Iterator[Console]:
-    """A console for tables; what was printed on it goes to stdout when the block ends.
+    """A console for tables; its output goes to stdout when the block ends.
 
-    It is as wide as the terminal. Into a pipe or file nothing is folded, unless COLUMNS says where.
+    It is as wide as the terminal. Into a pipe or file nothing is folded unless COLUMNS is set.
     """
     from rich.console import Console
 
@@ -72,7 +72,7 @@ def page() -> Iterator[Console]:
         force_terminal=is_terminal or None,
         width=None if is_terminal or "COLUMNS" in os.environ else _WIDE,
     )
-    # A table pads its lines to one width.
+    # A table pads all its lines to one width.
     write("\n".join(line.rstrip() for line in text.getvalue().split("\n")))
 
 
@@ -84,7 +84,7 @@ def line(console: Console, text: str, style: str = "") -> None:
 
 
 def stderr() -> Console:
-    """A console on stderr; while a bar is shown that of the bar, which makes room above it and folds no line."""
+    """A console on stderr. While a bar is shown it is the bar's, which prints above the bar and folds no line."""
     if _STATE.bar is not None:
         return _STATE.bar.console
     from rich.console import Console
@@ -97,7 +97,7 @@ def showing(bar: Progress) -> Iterator[Progress]:
     """Show `bar` while the block runs."""
     before = _STATE.bar
     with bar:
-        # Where nobody watches, lines need no room.
+        # Without a terminal, lines need no room.
         _STATE.bar = before if bar.disable else bar
         try:
             yield bar
@@ -113,7 +113,7 @@ def set_quiet(value: bool) -> bool:
 
 
 def set_verbose(value: bool) -> bool:
-    """The callback of --verbose; names the versions that run."""
+    """The callback of --verbose; prints the versions in use."""
     _STATE.verbose = value
     _refuse_both()
     if value:
@@ -131,9 +131,9 @@ def is_quiet() -> bool:
 
 
 def note(message: str, *, always: bool = False) -> None:
-    """One line of information on stderr. With --quiet only if it is to be shown `always`.
+    """Print one line of information on stderr. With --quiet, only if `always`.
 
-    A disk that has no room for it is no reason to stop, here and below.
+    A full disk does not stop the command, here and in the functions below.
     """
     if _STATE.quiet and not always:
         return
@@ -144,17 +144,17 @@ def note(message: str, *, always: bool = False) -> None:
         if _STATE.bar is not None:
             _STATE.bar.console.print(text, markup=False, soft_wrap=True)
         else:
-            # rich would take twenty times as long to load as the line to write.
+            # Loading rich takes twenty times as long as writing the line.
             print(text, file=sys.stderr)
 
 
 def next_step(*words: str | os.PathLike[str]) -> None:
-    """The command that usually comes next, with what is there, as it can be pasted into a shell."""
+    """Print the command that usually comes next, with real paths, ready to paste into a shell."""
     note(f"next: {shlex.join(('alexdeploy', *map(str, words)))}")
 
 
 def next_with_images(model: Path, *options: str) -> None:
-    """Suggest to predict the photographs that are here; without any, to verify the model, which needs none."""
+    """Suggest `predict` on photographs that exist here; without any, suggest `verify`, which needs none."""
     if PHOTOGRAPHS_FOLDER.is_dir():
         next_step("predict", f"{PHOTOGRAPHS_FOLDER}/", "--tencrop", "--model", model.as_posix(), *options)
     else:
@@ -162,7 +162,7 @@ def next_with_images(model: Path, *options: str) -> None:
 
 
 def warn(message: str) -> None:
-    """A warning on stderr."""
+    """Print a warning on stderr."""
     with suppress(OSError):
         stderr().print(f"warning: {printable(message)}", style="yellow", markup=False, soft_wrap=True)
 
@@ -177,12 +177,12 @@ def fail(error: AlexDeployError) -> None:
 
 
 def printable(text: str) -> str:
-    """Names come from files: what would steer the terminal, like an escape code, becomes a question mark."""
+    """Replace characters that could control the terminal (names come from files), like escapes, by question marks."""
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def first_few(items: Sequence[str]) -> list[str]:
-    """What is enough to print of many: the first of them, and how many more there are; all of them with --verbose."""
+    """The first few items and the number of the others; all of them with --verbose."""
     if _STATE.verbose:
         return list(items)
     rest = len(items) - _NUM_NAMED
@@ -195,7 +195,7 @@ def count(number: int, noun: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout. A number that is not finite, for which JSON has no word, is null."""
+    """Print one JSON document on stdout. Numbers that are not finite, which JSON cannot represent, become null."""
     is_unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
     write(json.dumps(_finite(value), indent=2, ensure_ascii=not is_unicode, allow_nan=False) + "\n")
 
@@ -223,8 +223,8 @@ def progress(unit: str) -> Iterator[Progress]:
     """A progress bar on stderr with the rate and, where there is a total, the time left; only on a terminal
     and without --quiet.
 
-    Of a task with the field `kept`, what was done before it began, the rate is that since its start; of others, that of
-    the last seconds, for what has phases.
+    For a task with the field `kept` (work done before it began), the rate is the average since its start. For other
+    tasks, which have phases, it is that of the last few seconds.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
     from rich.text import Text
@@ -235,7 +235,7 @@ def progress(unit: str) -> Iterator[Progress]:
             return Text("" if speed is None else f"{speed:,.{0 if speed >= 10 else 1}f} {unit}/s")
 
     class TimeLeft(ProgressColumn):
-        # As rich's own: more often it would only flicker.
+        # The interval that rich uses itself: a shorter one would only flicker.
         max_refresh = 0.5
 
         def render(self, task: Task) -> Text:
@@ -253,7 +253,7 @@ def progress(unit: str) -> Iterator[Progress]:
 
 @contextmanager
 def status() -> Iterator[Callable[[str], None]]:
-    """Takes what is being done, and shows it on stderr until the block ends; only on a terminal, without --quiet."""
+    """Yield a function that shows the current step on stderr until the block ends; only on a terminal, not --quiet."""
     console = stderr()
     if not console.is_terminal or is_quiet():
         yield lambda message: None

@@ -108,7 +108,7 @@ def predict(
     is_special = output is not None and os.path.exists(output) and not (output.is_file() or output.is_dir())
     chosen = kind or _default_format(output, is_special)
     writers.check_format(chosen)
-    # The link stays and the file it names is replaced.
+    # The link stays and its target is replaced.
     path = None if output is None or is_special else Path(os.path.realpath(output))
     if resume and path is None:
         raise UsageError("--resume goes on with a file", hint="Name it: --output FILE")
@@ -166,13 +166,13 @@ def _default_format(output: Path | None, is_special: bool) -> Format:
 def _is_single_image(inputs: list[str]) -> bool:
     from alexdeploy.images.listing import is_image_name
 
-    # @FILE is a list, also where there is a file that is called so.
+    # @FILE is a list, even if a file named "@FILE" exists.
     return len(inputs) == 1 and not inputs[0].startswith("@") and is_image_name(inputs[0]) and os.path.isfile(inputs[0])
 
 
 def _batch_size(text: str | None, *, is_single: bool) -> int | Literal["auto"]:
     if text is None:
-        # OpenVINO computes the batch that it was compiled for, however few images there are.
+        # OpenVINO always computes the batch that it was compiled for, even for fewer images.
         return 1 if is_single else 8
     if text == "auto":
         return "auto"
@@ -202,7 +202,7 @@ def _write_file(predictor: Predictor, inputs: Inputs, path: Path, kind: Format, 
 
 
 def _stream(predictor: Predictor, inputs: Inputs, output: Path | None, kind: Format, report: _Report) -> None:
-    """Write rows to stdout, or to a pipe or device, each as it comes."""
+    """Write rows to stdout, a pipe or a device as they arrive."""
     import shutil
 
     from alexdeploy.inference.writers import Shape, text_format
@@ -213,7 +213,7 @@ def _stream(predictor: Predictor, inputs: Inputs, output: Path | None, kind: For
     form = text_format(kind, shape)
     if kind == "table" and not report.quiet:
         out.note(f"{predictor.folder.path}: {_describe(info)}")
-    # Files for machines are UTF-8 wherever they are made; a table is for the terminal at hand.
+    # Files for machines are always UTF-8; a table uses the terminal's encoding.
     encoding = (sys.stdout.encoding or "utf-8") if kind == "table" and output is None else "utf-8"
     with (
         _open_sink(output, report.stdout) as write,
@@ -227,7 +227,7 @@ def _stream(predictor: Predictor, inputs: Inputs, output: Path | None, kind: For
 
 @contextmanager
 def _open_sink(output: Path | None, stdout: BinaryIO) -> Iterator[Callable[[bytes], None]]:
-    """A function that writes through to stdout or to `output`, and raises OutputError where it cannot."""
+    """Yield a function that writes through to stdout or to `output`. It raises OutputError if the write fails."""
     from alexdeploy.core.files import output_error
 
     def error(exc: OSError) -> OutputError:
@@ -260,12 +260,12 @@ def _describe(info: EngineInfo) -> str:
 
 
 class _Report:
-    """Counts rows, shows that they come, and sums them up: all on stderr."""
+    """Counts rows, shows progress and prints a summary, all on stderr."""
 
     def __init__(self, *, quiet: bool, shows_progress: bool) -> None:
         self.quiet = quiet
         self.num_rows = self.num_errors = self.num_kept = 0
-        # The progress bar puts itself in the place of sys.stdout; rows must not go through it.
+        # The progress bar replaces sys.stdout; rows must not go through it.
         self.stdout = sys.stdout.buffer
         self._shows_progress = shows_progress and not quiet and sys.stderr.isatty()
         self._stack = ExitStack()
@@ -276,7 +276,7 @@ class _Report:
         self._bar: Progress | None = None
         if self._shows_progress:
             self._bar = self._stack.enter_context(out.progress("images"))
-            # While the model is opened nothing can be said of the rate.
+            # No rate is known while the model is being opened.
             self._task = self._bar.add_task("predict", start=False, total=None, kept=0)
         return self
 
@@ -285,7 +285,7 @@ class _Report:
         self._stack.close()
 
     def begin(self, inputs: Inputs) -> None:
-        """Start the clock of the progress bar, and count the inputs beside the work, which walks them as it goes."""
+        """Start the progress bar's clock, and count the inputs in the background while the work walks them."""
         if self._bar is not None:
             self._bar.start_task(self._task)
             threading.Thread(target=self._count_inputs, args=(self._bar, inputs), daemon=True).start()
@@ -298,14 +298,14 @@ class _Report:
     def count(self, row: Row) -> None:
         if self._bar is not None:
             if self.num_rows == 0:
-                # The rows before it are those of the run that this one goes on with.
+                # The rows before it come from the run that is being resumed.
                 self._bar.update(self._task, kept=row.index)
             self._bar.update(self._task, completed=row.index + 1)
         self.num_rows += 1
         self.num_errors += row.error is not None
 
     def summarize(self, predictor: Predictor, inputs: Inputs) -> None:
-        """How many images, how fast, and what gave the answers; of replicas, what each did; what was no image."""
+        """Print the number of images, the speed and the engine; for replicas, the share of each; skipped files."""
         if self.quiet:
             return
         info, seconds = predictor.info, max(time.monotonic() - self._began, 1e-9)

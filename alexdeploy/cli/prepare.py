@@ -127,7 +127,7 @@ def prepare(
 
 @contextmanager
 def _watching() -> Iterator[Callable[[PrepareEvent], None]]:
-    """Takes the events while the block runs: lines on stderr, and a bar on a terminal."""
+    """Yield a function that shows events while the block runs: lines on stderr, and a bar on a terminal."""
     from alexdeploy.core.events import Notice, Status
     from alexdeploy.training.events import Listed, Packed
 

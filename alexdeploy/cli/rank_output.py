@@ -1,4 +1,4 @@
-"""Several processes of one command, of which the user hears one."""
+"""Output of several processes of one command: the user sees that of one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def silence_nonzero_ranks() -> None:
-    """Let one process of each machine be heard, until `one_voice` knows better."""
+    """Let one process per machine print, until `one_voice` takes over."""
     launch = launched()
     if launch is not None and launch.local_rank:
         _be_silent()
@@ -30,7 +30,7 @@ def silence_nonzero_ranks() -> None:
 def one_voice(device: str | None) -> Iterator[ProcessGroup | None]:
     """Join the processes that torchrun has started to train on `device`; None if it has not started any.
 
-    Rank 0 is heard, and of processes that fail the first one: the others mostly fail because of that.
+    Rank 0 prints. Of failing processes only the first prints, since the others mostly fail because of it.
     """
     launch = launched()
     if launch is None:
@@ -45,11 +45,11 @@ def one_voice(device: str | None) -> Iterator[ProcessGroup | None]:
         with process_group(device) as group:
             yield group
     except Exception as error:
-        # torchrun sends it to all when one has failed. This one ends anyway, and has something to say.
+        # torchrun sends it to all processes when one has failed. This one ends anyway, and has an error to print.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _tell_torchrun(error)
         is_first = launch.local_rank == 0 if group is None else group.is_first_to_fail()
-        # Also for what comes outside: that is where errors are printed.
+        # This outlasts the block, because errors are printed outside it.
         if is_first:
             sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         else:
@@ -58,7 +58,7 @@ def one_voice(device: str | None) -> Iterator[ProcessGroup | None]:
 
 
 def _tell_torchrun(error: Exception) -> None:
-    """Leave the reason for the summary with which torchrun ends, which would say where to read about such reasons."""
+    """Write the reason to the file that torchrun prints at its end, instead of a hint on where to find reasons."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path is not None and isinstance(error, AlexDeployError):
         message = {"message": error.text, "extraInfo": {"timestamp": str(int(time.time()))}}
@@ -67,5 +67,5 @@ def _tell_torchrun(error: Exception) -> None:
 
 
 def _be_silent() -> None:
-    # Not the file descriptors: what libraries say when they crash is for everybody.
+    # Python's streams only: messages of crashing libraries go to the file descriptors and stay visible.
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115

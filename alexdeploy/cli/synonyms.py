@@ -1,4 +1,4 @@
-"""Words of other programs, and what they are called here."""
+"""Commands and options of other programs, and their equivalents here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMANDS = {
     "fit": "train",
     "finetune": "train --pretrained MODEL",
 }
-"""Command of another program -> what follows `alexdeploy` for the same."""
+"""Command of another program -> the words after `alexdeploy` that do the same."""
 
 OPTIONS = {
     "--lr": ("--learning-rate RATE",),
@@ -49,7 +49,7 @@ OPTIONS = {
     "--json": ("--format jsonl",),
     "--classes": ("--num-classes N", "--labels FILE"),
 }
-"""Option of another program, or of another command -> options here, of which the first that a command has is meant."""
+"""Option of another program or command -> options here; the first one that the command has is suggested."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
@@ -62,7 +62,7 @@ def refuse_command(words: Sequence[str], known: Set[str]) -> None:
 
 
 def refuse_urls(words: Sequence[str]) -> None:
-    """Raise UsageError for a URL: files are read from disks alone."""
+    """Raise UsageError for a URL: files are read from local disks only."""
     for word in words:
         text = word.partition("=")[2] if word.startswith("--") and "=" in word else word
         if _URL.match(text) and not os.path.exists(text):
@@ -73,14 +73,14 @@ def refuse_urls(words: Sequence[str]) -> None:
 
 
 def foreign_option(words: Sequence[str], known: Set[str]) -> str | None:
-    """The first word up to `--` that is an option of another program and not one of `known`."""
+    """The first word before `--` that is an option of another program and not in `known`."""
     end = words.index("--") if "--" in words else len(words)
     names = (word.partition("=")[0] for word in words[:end])
     return next((name for name in names if name in OPTIONS and name not in known), None)
 
 
 def option_error(word: str, command: str, options: Mapping[str, Set[str]]) -> UsageError:
-    """The error for an option of another program; `options` are those of all commands."""
+    """The error for another program's option; `options` are those of all commands."""
     for meant in OPTIONS[word]:
         if meant.split()[0] in options[command]:
             return UsageError(f"{command} has no option {word}", hint=f"Use {meant}")

@@ -118,8 +118,8 @@ def train(
     With no DATA, the built-in rendered set is learned in minutes on two cores. A run that was stopped, even by
     a power cut, continues with the same command and --resume. With --threads 1, runs repeat to the bit.
     """
-    # OpenMP's threads wait for each other by spinning, a millisecond or so: with one other busy process on two cores
-    # that made training 5 to 10 times slower. A thousandth of it costs little. Read when PyTorch is loaded.
+    # OpenMP threads wait for each other by spinning for about a millisecond: with one other busy process on two cores
+    # that made training 5 to 10 times slower. A thousandth of that time costs little. Read when PyTorch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from alexdeploy.graphs.freshness import export_command, newer_weights
@@ -186,7 +186,7 @@ def train(
 
 
 def _refuse_said_twice(overrides: Iterable[str], named: Iterable[str], frozen: Iterable[str]) -> None:
-    """Raise UsageError where --set has a key that an option of its own has set, or --freeze."""
+    """Raise UsageError where --set has a key that a dedicated option or --freeze has set too."""
     from alexdeploy.core.errors import UsageError
 
     options = {key: f"--{key.rpartition('.')[2].replace('_', '-')}" for key in map(_key, named)}

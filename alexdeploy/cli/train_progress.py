@@ -1,4 +1,4 @@
-"""What `alexdeploy train` says while it trains, and at the end."""
+"""Messages of `alexdeploy train` during training and at its end."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _NUM_CLASSES_SHOWN = 10
 
 _FIRST_LINE_SECONDS = 5.0
-"""Of training: by then the first batches say how fast it is, unless a step takes longer."""
+"""When training starts to report its speed: the first batches suffice, unless a step takes longer."""
 
 
 class Watcher:
-    """Turns events into a moving bar on a terminal, and one plain line for each epoch everywhere."""
+    """Shows events as a moving bar on a terminal, and as one plain line per epoch everywhere."""
 
     def __init__(self, bar: Progress, clock: Callable[[], float] = time.monotonic) -> None:
         self._bar = bar
@@ -37,11 +37,11 @@ class Watcher:
         self._task = bar.add_task("", total=None, detail="", visible=False)
         self._last: EpochRecord | None = None
         self.skipped: tuple[str, ...] = ()
-        """Names of the images that are left out."""
+        """Names of the skipped images."""
 
     @property
     def folder(self) -> ModelFolder | None:
-        """Where the model goes, once it is known."""
+        """The output folder, once it is known."""
         return None if self._planned is None else self._planned.folder
 
     @property
@@ -107,7 +107,7 @@ class Watcher:
             self._say(f"frozen{since}: {', '.join(training.freeze)}")
 
     def _say_first_steps(self, event: Step, rate: str) -> None:
-        """Where there is no bar: lines of the first epoch, each after twice the time of the one before."""
+        """Without a bar: print lines in the first epoch, each after twice the time of the one before."""
         seconds = self._clock() - self._began
         if not self._bar.disable or self._last is not None or seconds < self._next_line:
             return
@@ -117,7 +117,7 @@ class Watcher:
         self._say(f"{where}  loss {event.loss:.4f}  {rate}  about {left} left")
 
     def speeds(self) -> dict[str, float | None]:
-        """Images per second of the epoch that was finished last, all in all and in parts."""
+        """Images per second of the last finished epoch, overall and by part."""
         if self._last is None:
             return {}
         return {
@@ -127,7 +127,7 @@ class Watcher:
         }
 
     def _start(self, event: Started) -> None:
-        # A new task: the rate at which images are decoded says nothing about the time that training takes.
+        # A new task: the decoding rate says nothing about the training time.
         self._bar.remove_task(self._task)
         self._task = self._bar.add_task("training", total=None, detail="")
         self._began = self._clock()
@@ -158,12 +158,12 @@ def _describe_classes(classes: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def watch() -> Iterator[Watcher]:
-    """A bar on a terminal while the block runs; `show` takes the events of training."""
+    """Show a bar on a terminal while the block runs; pass training events to `show`."""
     from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class TimeLeft(TimeRemainingColumn):
-        """Of training as its events say: rich would know no speed where a step takes more than half a minute."""
+        """The time left from training's own events: rich shows no speed where a step takes more than half a minute."""
 
         def render(self, task: Task) -> Text:
             if (seconds := task.fields.get("seconds_left")) is None:
@@ -191,7 +191,7 @@ def _epoch_line(record: EpochRecord, num_epochs: int, num_classes: int, is_best:
 
 
 def _speed_line(record: EpochRecord, is_packed: bool) -> str | None:
-    """What limits the speed, after the first epoch; later ones are in the log."""
+    """What limits the speed, after the first epoch; later epochs are in the log."""
     loader, steps = record.loader_images_per_second, record.step_images_per_second
     if loader is None or steps is None:
         return None
@@ -205,7 +205,7 @@ def _rate(images_per_second: float) -> str:
 
 
 def summary(path: Path, spec: ModelSpec) -> str:
-    """What was written, and its errors."""
+    """The written files and their errors."""
     facts: dict[str, Any] = dict(spec.provenance)
     one_view = _top5(", ", facts["val_top5_error"], spec.num_classes)
     ten_views = _top5(", ", facts["val_top5_error_10_views"], spec.num_classes)

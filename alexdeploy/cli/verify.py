@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _SHORT_WORDS = ("graph", "backend", "precision", "verdict")
 _WORDS = (*_SHORT_WORDS, "layer", "jumps at")
-"""Columns that are set to the left. In an imported graph a layer may have a long name, which is folded."""
+"""Left-aligned columns. In an imported graph a layer may have a long name, which is folded."""
 
 EXAMPLES = (
     "alexdeploy verify",
@@ -220,7 +220,7 @@ def _layer_cells(reports: Sequence[NetworkReport]) -> list[dict[str, str]]:
 
 
 def _print_rows(console: Console, rows: Sequence[dict[str, str]]) -> None:
-    """A table with a column for each key; one in which no row has anything to say is left out."""
+    """Print a table with a column for each key, omitting columns that are empty in all rows."""
     from rich.table import Table
     from rich.text import Text
 
