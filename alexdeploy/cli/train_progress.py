@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _NUM_CLASSES_SHOWN = 10
 
 _FIRST_LINE_SECONDS = 5.0
-"""When training starts to report its speed: the first batches suffice, unless a step takes longer."""
+"""Seconds of training before the first line: by then the batches show the speed, unless a step takes longer."""
 
 
 class Watcher:

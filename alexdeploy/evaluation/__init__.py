@@ -1,1 +1,1 @@
-"""Graphs and engines judged on labelled images, and compared with one another."""
+"""Accuracy of graphs and engines on labelled images, and their agreement with one another."""

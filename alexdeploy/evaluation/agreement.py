@@ -1,6 +1,6 @@
-"""How well two runs of a network agree: the answers, the errors of their scores, and the layer where an error begins.
+"""How well two runs of a network agree: answers, score errors, and the layer where an error begins.
 
-All of it is computed from arrays; `verify` runs the graphs and engines that give them.
+Everything is computed from arrays; `verify` runs the graphs and engines that produce them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from alexdeploy.core.metrics import top_k
 from alexdeploy.core.spec import Precision
 
 FLOORS: dict[Precision, float] = {"fp32": 1e-5, "fp16": 2e-3, "int8": 2e-2}
-"""Relative RMS error of a layer up to which the rounding of a graph's precision explains it."""
+"""Relative RMS error of a layer that rounding at the graph's precision can explain."""
 
 JUMP = 3.0
-"""A layer's error jumps if it is so many times the largest error before it: rounding alone adds up more slowly."""
+"""A layer's error jumps if it exceeds the largest error before it by this factor: rounding alone grows more slowly."""
 
 _NUM_TOP = 5
 
@@ -31,13 +31,13 @@ REFERENCE_NAMES: dict[Reference, str] = {"torch": "PyTorch", "onnxruntime": "mod
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
-    """Rows of scores against the reference's. Rows that are not finite are counted, and are in no other figure.
+    """Rows of scores against the reference's. Rows that are not finite are counted, and excluded from other figures.
 
-    `flip_rate` and `top5_overlap` are fractions; the overlap is the mean share of the reference's five best classes
-    that are among these five best. A flip's margin is the reference's probability of its own answer minus that of
-    the other answer: near 0 it was a coin toss. Errors are absolute; `relative_error` is the largest over the largest
-    magnitude of the reference's scores. What has no rows to be computed from is None, and so is the overlap where there
-    are no more than five classes, which are always all among the best five.
+    `flip_rate` and `top5_overlap` are fractions; the overlap is the mean share of the reference's top five classes
+    that are among these top five. A flip's margin is the reference's probability of its own answer minus that of
+    the other answer: near 0 it was a coin toss. Errors are absolute; `relative_error` is the largest error over the
+    largest magnitude of the reference's scores. Figures without rows to compute them from are None. So is the overlap
+    with five classes or fewer, which are always all in the top five.
     """
 
     num_rows: int
@@ -54,9 +54,9 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerError:
-    """One layer over all images: RMS of the error over RMS of the reference, and the largest over its largest value.
+    """One layer over all images: RMS error over RMS of the reference, and the largest error over its largest value.
 
-    Both are infinite where a value is not finite.
+    Both are infinite if a value is not finite.
     """
 
     name: str
@@ -66,7 +66,7 @@ class LayerError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkReport:
-    """A graph on disk as the plain network: a row of logits for each view. `jump`: see `first_jump`."""
+    """A graph on disk, run as the plain network: a row of logits for each view. `jump`: see `first_jump`."""
 
     artifact: str
     precision: Precision
@@ -79,7 +79,7 @@ class NetworkReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineReport:
-    """An artifact as deployed on a backend: a row of probabilities for each image. `jump` is that of its graph."""
+    """An artifact as deployed on a backend: a row of probabilities per image. `jump` is that of its graph."""
 
     artifact: str
     precision: Precision
@@ -92,7 +92,7 @@ class EngineReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BrokenImage:
-    """An input that could not be read, and so is in no figure."""
+    """An input that could not be read; excluded from all figures."""
 
     source: str
     error: str
@@ -100,9 +100,9 @@ class BrokenImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """Everything that was compared. `images` says whose they are; `num_found` counts them before some were chosen.
+    """All comparisons. `images` names the images' origin; `num_found` counts them before sampling.
 
-    `max_flips` is what was allowed, in percent.
+    `max_flips` is the limit in percent.
     """
 
     model: str
@@ -118,16 +118,16 @@ class Verification:
 
     @property
     def reports(self) -> tuple[NetworkReport | EngineReport, ...]:
-        """All that was compared with the reference, networks first."""
+        """Everything compared with the reference, networks first."""
         return (*self.networks, *self.engines)
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """One sentence for each artifact, and each artifact on a backend, that failed."""
+        """One sentence for each failed artifact, and each failed artifact on a backend."""
         return tuple(_sentence(report) for report in self.reports if report.failure)
 
     def check(self) -> None:
-        """Raise ParityError naming all that failed, if anything did."""
+        """Raise ParityError naming every failure, if there is one."""
         if self.failures:
             raise ParityError("\n".join(self.failures), hint="\n".join(_hints(self)))
 
@@ -135,7 +135,7 @@ class Verification:
 def compare(
     expected: NDArray[np.floating], actual: NDArray[np.floating], probabilities: NDArray[np.floating]
 ) -> Agreement:
-    """Compare scores [N, C] row by row; `probabilities` [N, C] are the reference's, for the margins."""
+    """Compare scores [N, C] row by row; `probabilities` [N, C] are the reference's, used for the margins."""
     finite = np.isfinite(actual).all(axis=1)
     num_rows, num_non_finite = len(actual), int((~finite).sum())
     if num_non_finite == num_rows:
@@ -163,11 +163,11 @@ def compare(
 
 
 def failure(agreement: Agreement, max_flips: float) -> str | None:
-    """What is wrong if more than `max_flips` percent of the answers differ or an output is not finite, else None."""
+    """The reason if more than `max_flips` percent of the answers differ or an output is not finite, else None."""
     num_rows, num_flips = agreement.num_rows, agreement.num_flips
     if agreement.num_non_finite:
         return f"{agreement.num_non_finite} of {num_rows} outputs are not finite"
-    # This and not 100 * flips > max_flips * rows: it is exactly 100 / images for one image of so many.
+    # Not 100 * flips > max_flips * rows: this form gives exactly 100 / images for one flip.
     percent = 100 * num_flips / num_rows
     if percent <= max_flips:
         return None
@@ -177,14 +177,14 @@ def failure(agreement: Agreement, max_flips: float) -> str | None:
 
 
 class ErrorSums:
-    """The errors of one layer, added up over batches: the activations themselves are not kept."""
+    """The errors of one layer, accumulated over batches; the activations themselves are not kept."""
 
     def __init__(self) -> None:
         self._error = self._reference = self._max_error = self._max_reference = 0.0
 
     def add(self, expected: NDArray[np.floating], actual: NDArray[np.floating]) -> None:
-        """Add the same values of both, in any shape."""
-        # Infinity minus infinity is a NaN, which counts as an error without bounds.
+        """Add the corresponding values of both, in any shape."""
+        # Infinity minus infinity is NaN, which counts as an infinite error.
         with np.errstate(invalid="ignore", over="ignore"):
             difference = np.subtract(actual.reshape(expected.shape), expected, dtype=np.float64)
             self._error += float(np.square(difference).sum())
@@ -203,14 +203,14 @@ class ErrorSums:
 
 
 def first_jump(layers: Iterable[LayerError], floor: float) -> str | None:
-    """The first layer whose RMS error is above `floor` and above JUMP times every error before it; None if none is.
+    """The first layer whose RMS error is above `floor` and above JUMP times every earlier error; None if there is none.
 
-    The floor keeps rounding, which differs from layer to layer, from looking like a fault; the factor keeps an error
-    that only adds up from layer to layer from being blamed on the one that happens to cross the floor.
+    The floor keeps rounding, which differs between layers, from looking like a fault. The factor keeps an error that
+    merely accumulates from being blamed on the layer that happens to cross the floor.
     """
     largest = 0.0
     for layer in layers:
-        # Not "error > limit": a NaN is a jump as well.
+        # Not "error > limit": NaN counts as a jump too.
         if not layer.rms_error <= max(floor, JUMP * largest):
             return layer.name
         largest = max(largest, layer.rms_error)
@@ -225,7 +225,7 @@ def _sentence(report: NetworkReport | EngineReport) -> str:
 
 
 def _hints(found: Verification) -> Iterator[str]:
-    """How to mend what failed: another graph where the network itself differs, another backend where it does not."""
+    """How to fix the failures: export again where the network itself differs, else use another backend."""
     failed = [report for report in found.reports if report.failure]
     differing = {report.precision for report in found.networks if report.failure or report.agreement.num_flips}
     options = {"fp32": "", "fp16": " --fp16", "int8": " --int8 --max-drop 0.5"}

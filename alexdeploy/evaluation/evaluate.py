@@ -1,4 +1,4 @@
-"""The error of a model on labelled images, in every precision, number of views and backend asked for, in one pass."""
+"""A model's error on labelled images, for every requested precision, number of views and backend, in one pass."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ from alexdeploy.placement.place import Placed, check_devices, place
 class EvaluateOptions(DeviceOptions):
     """Every precision runs with every number of views on every backend.
 
-    `backends` None: for each precision the best that is installed and fits the devices. `labels` is a list of names and
-    labels in place of class folders, of which those in `exclude` are left out. `batch_size` counts images, not views.
+    `backends` None: for each precision the best one that is installed and fits the devices. `labels` is a list of names
+    and labels to use instead of class folders; images listed in `exclude` are skipped. `batch_size` counts images, not
+    views.
     """
 
     precisions: tuple[Precision, ...] = ("fp32",)
@@ -47,9 +48,10 @@ class EvaluateOptions(DeviceOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Everything is open. `notes` say what of it a user might not expect.
+    """Sent when everything is open. `notes` state what a user might not expect.
 
-    `artifacts` are the SHA-256 of what the configurations run, `batch_size` images go through all of them together.
+    `artifacts` are the SHA-256 of the files that the configurations run. `batch_size` images go through all of them
+    together.
     """
 
     model: str
@@ -64,7 +66,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageResult:
-    """One image: an answer for each configuration, or why there are none. `label` is the index of its class."""
+    """One image: an answer for each configuration, or the error. `label` is the index of its class."""
 
     index: int
     source: str
@@ -74,12 +76,12 @@ class ImageResult:
 
 
 Event = Plan | ImageResult
-"""The plan comes first, when everything is open, and then each image, in order."""
+"""The plan, once everything is open, followed by each image, in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BrokenImage:
-    """An image that could not be read, which counts as wrong in every configuration."""
+    """An image that could not be read; it counts as wrong in every configuration."""
 
     source: str
     label: int
@@ -88,13 +90,13 @@ class BrokenImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """All that was found. Labels are indices into `classes`.
+    """The results of an evaluation. Labels are indices into `classes`.
 
-    A score is held against the first with the same number of views; the first of a number of views against the first
-    of all.
+    Each score is compared with the first one of the same number of views; the first one of each number of views is
+    compared with the first of all.
 
-    `num_images` is the denominator of every error and has the `broken` images in it; `num_unlabelled` images lie
-    beside them and are not.
+    `num_images` is the denominator of every error and includes the `broken` images; the `num_unlabelled` images
+    beside them are not included.
     """
 
     format_version: int = 1
@@ -113,11 +115,11 @@ class Evaluation:
     versions: dict[str, str]
     machine: dict[str, str | int]
     interrupted: bool = False
-    """It was ended early: everything is about the first `num_images` images alone."""
+    """Stopped early: all figures cover the first `num_images` images only."""
 
 
 def describe_exceptions(found: Evaluation) -> str:
-    """Which images could not be read and which have no label, to follow how many there are; empty if there are none."""
+    """Unreadable and unlabelled images, as text to follow their number; empty if there are none."""
     text = ""
     if found.num_broken:
         counts = "counts" if found.num_broken == 1 else "count"
@@ -137,11 +139,11 @@ def evaluate(
 ) -> Evaluation:
     """Classify the labelled images of `data` in all configurations at once, decoding each image once.
 
-    `model` is a folder or what `find_model` takes. `kept` gives the results of the first images, whole batches of them,
-    where an earlier evaluation has them. A KeyboardInterrupt ends it: what was found so far is returned, marked as
-    interrupted. A combination that no backend can run is left out with a note. No answer depends on the devices:
-    each engine gets the same batches. Raises UsageError, ModelError, DeviceError, and DataError where the labels
-    cannot be used.
+    `model` is a folder or anything `find_model` accepts. `kept` yields the results of the first images, in whole
+    batches, if an earlier evaluation has them. A KeyboardInterrupt stops the evaluation: the results so far are
+    returned, marked as interrupted. A combination that no backend can run is skipped with a note. Answers do not
+    depend on the devices: each engine gets the same batches. Raises UsageError, ModelError, DeviceError, and
+    DataError if the labels cannot be used.
     """
     folder = find_model(model)
     data = check_argument("data", data, str)
@@ -189,7 +191,7 @@ def evaluate(
         try:
             with closing(run_pipeline(side, sources, pipeline)) as outcomes:
                 for image in _results(outcomes, labelled, configurations):
-                    # All or nothing, so that no configuration has an image more than another.
+                    # All or nothing, so that every configuration has the same number of images.
                     with deferred_interrupts():
                         counts.add(image)
                         on_event(image)
@@ -239,7 +241,7 @@ def evaluate(
 
 
 def _open_engines(folder: ModelFolder, options: EvaluateOptions, stack: ExitStack) -> tuple[list[Placed], list[str]]:
-    """Open an engine for each combination, and notes; those that cannot exist are left out with one."""
+    """Open an engine for each combination. Combinations that cannot run are skipped, each with a note."""
     opened: list[Placed] = []
     notes: list[str] = []
     skipped: list[UsageError] = []
@@ -264,7 +266,7 @@ def _open_engines(folder: ModelFolder, options: EvaluateOptions, stack: ExitStac
 
 
 def choose_bases(configurations: Sequence[Configuration]) -> tuple[int | None, ...]:
-    """For each configuration the one before it that it is held against; None for the first."""
+    """For each configuration the earlier one that it is compared with; None for the first."""
     bases: list[int | None] = []
     for number, configuration in enumerate(configurations):
         views = [each.num_views for each in configurations[:number]]
@@ -274,7 +276,7 @@ def choose_bases(configurations: Sequence[Configuration]) -> tuple[int | None, .
 
 
 class _Counts:
-    """What is counted of each image, in all configurations."""
+    """Counts over images, for all configurations."""
 
     def __init__(self, num_classes: int, configurations: Sequence[Configuration]) -> None:
         self.tallies = [Tally(num_classes) for _ in configurations]
@@ -326,7 +328,7 @@ def _results(
 
 
 def _notes_on_training(spec: ModelSpec, labelled: LabelledSources) -> tuple[str, ...]:
-    """Say so where the images are the ones that the model learned from, as far as its provenance tells."""
+    """A note if the images are those that the model was trained on, as far as its provenance shows."""
     trained_on = spec.provenance.get("data")
     if not isinstance(trained_on, str):
         return ()

@@ -1,4 +1,4 @@
-"""The report of an evaluation: tables, and plots that show what the tables do not."""
+"""The HTML report of an evaluation: tables, and plots that show what tables cannot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alexdeploy.evaluation.evaluate import Evaluation, describe_exceptions
 from alexdeploy.evaluation.scoring import ErrorRate, Score, error_rate
 
 _MAX_MATRIX = 40
-"""Classes of a confusion matrix whose names can still be read; above, the most frequent confusions are listed."""
+"""Maximum number of classes for a readable confusion matrix; above, the most frequent confusions are listed."""
 
 _MAX_WITH_COUNTS = 15
 _MAX_BROKEN = 200
@@ -152,7 +152,7 @@ def _reliability_figure(found: Evaluation) -> str:
         error = "" if score.calibration_error is None else f"\nECE {score.calibration_error:.3f}"
         panel.set_title(f"{score.configuration}{error}")
         panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        # Below it there may be no other that has them.
+        # The panel below, which would have them, may be missing.
         panel.tick_params(labelbottom=True)
     drawn.supxlabel("probability of the answer")
     drawn.supylabel("share of images, 0 to 1")
@@ -184,7 +184,7 @@ def _confusions(found: Evaluation, score: Score) -> str:
     for (true, predicted), count in counts.items():
         matrix[places[true], places[predicted]] = count
     totals = matrix.sum(axis=1, keepdims=True)
-    # A class that was only answered, and has no images, is a row of zeros.
+    # A class that was predicted but has no images is a row of zeros.
     shares = 100 * matrix / np.maximum(totals, 1)
     size = max(3.2, min(0.62 * len(involved), 8.0))
     drawn = html_page.new_figure(size + 2.2, size + 1.0)

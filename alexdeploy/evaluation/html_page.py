@@ -1,7 +1,7 @@
-"""Pages for people: HTML files that need no other file and no network, with figures as inline SVG.
+"""Self-contained HTML pages: no other files, no network, figures as inline SVG.
 
-Whatever comes from elsewhere, names of classes and files above all, is escaped here: figures by matplotlib, which
-takes no mathematics in names, everything else by `text`.
+External text, such as names of classes and files, is escaped here: in figures by matplotlib with math parsing off,
+everywhere else by `text`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, AMBER, GREEN, GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#767676"
-"""Colours that the colour-blind can tell apart (Okabe and Ito 2008), and grey for what is beside the point."""
+"""Colours that colour-blind readers can distinguish (Okabe and Ito 2008), and grey for secondary data."""
 
 _FIGURE_STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -42,10 +42,10 @@ _FIGURE_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
-    # A name may hold dollar signs.
+    # A name may contain dollar signs.
     "text.parse_math": False,
     "text.usetex": False,
-    # As text: small, to be searched and copied, and in the reader's fonts where ours lack a script.
+    # As text: small, searchable, copyable, and in the reader's fonts where ours lack a script.
     "svg.fonttype": "none",
 }
 _PAGE_STYLE = """
@@ -73,9 +73,9 @@ _MAX_NAME = 32
 
 
 def check_page_path(path: Path, option: str = "--html") -> None:
-    """Raise UsageError if no page could be written to `path`, which came with `option`.
+    """Raise UsageError if no page could be written to `path`, the value of `option`.
 
-    To be asked before anything costly is begun.
+    Call it before any costly work.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise missing_package("matplotlib", "an HTML report", "report")
@@ -98,7 +98,7 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
 
 
 def text(value: object) -> str:
-    """`value` as HTML text or as an attribute in quotation marks; what cannot be printed becomes visible."""
+    """`value` as HTML text or a quoted attribute; unprintable characters become visible."""
     return html.escape(escape(str(value)))
 
 
@@ -125,28 +125,28 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: S
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Figures that are made and rendered inside this block look alike. Not for several threads at once."""
-    # matplotlib reads it once, when it is imported, and would make folders of its own for its list of fonts.
+    """Give figures that are made and rendered inside this block a common style. Not thread-safe."""
+    # matplotlib reads it once, at import, and would otherwise create its own folders for its font list.
     folder = cache_folder("matplotlib")
     if folder is not None:
         os.environ.setdefault("MPLCONFIGDIR", str(folder))
     import matplotlib
 
-    # The names of a thousand fonts are not needed, nor is one warning for each letter that ours lacks.
+    # Neither a thousand font names nor one warning per letter that our fonts lack is useful.
     with matplotlib.rc_context(_FIGURE_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches."""
+    """An empty figure; width and height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def figure(drawn: Figure, *, title: str, caption: str) -> str:
-    """A figure, `title` for those who cannot see it, and under it how to read it."""
+    """A figure with `title` as its text alternative and a caption that explains how to read it."""
     return (
         f'<figure role="img" aria-label="{text(title)}">\n{_to_svg(drawn, salt=title)}'
         f"<figcaption>{text(caption)}</figcaption>\n</figure>"
@@ -154,7 +154,7 @@ def figure(drawn: Figure, *, title: str, caption: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """A name as it is written at an axis: printable and not too long."""
+    """A name as written on an axis: printable and not too long."""
     shown = escape(name)
     return shown if len(shown) <= _MAX_NAME else shown[: _MAX_NAME - 3] + "..."
 
@@ -163,10 +163,10 @@ def _to_svg(drawn: Figure, *, salt: str) -> str:
     import matplotlib
 
     file = io.StringIO()
-    # Without the date, and with names of clip paths that depend on the content: the same figures, the same bytes.
+    # No date, and clip-path names that depend on the content: the same figures give the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": salt}):
         drawn.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    # Names of groups would repeat from one figure to the next, and nothing refers to them.
+    # Group names would repeat from figure to figure, and nothing refers to them.
     return re.sub(r'<g id="[^"]*">', "<g>", svg)

@@ -17,13 +17,13 @@ from alexdeploy.graphs.runner import GraphRunner
 from alexdeploy.network.layers import plan_layers
 
 Layers = Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.floating]]]
-"""float32 [N, 3, crop, crop] -> the outputs of layers by the layer's name; of floating point, but not all float32."""
+"""float32 [N, 3, crop, crop] -> layer outputs by layer name; floating point, but not always float32."""
 
 
 def graph_tensors(model: onnx.ModelProto, spec: ModelSpec) -> dict[str, str]:
-    """The tensor of each layer by the layer's name, in order, the logits last.
+    """The tensor of each layer, by layer name, in order, the logits last.
 
-    Where the architecture is not known, a layer is any tensor that depends on the images.
+    If the architecture is unknown, every tensor that depends on the images counts as a layer.
     """
     graph = model.graph
     output = graph.output[0].name
@@ -40,7 +40,7 @@ def graph_tensors(model: onnx.ModelProto, spec: ModelSpec) -> dict[str, str]:
 
 
 def graph_layers(model: onnx.ModelProto, tensors: Mapping[str, str]) -> Layers:
-    """The layers of a graph in ONNX Runtime; `tensors` as `graph_tensors` gives them."""
+    """The layers of a graph in ONNX Runtime; `tensors` as returned by `graph_tensors`."""
     runner = GraphRunner(model, tensors.values())
 
     def run(images: NDArray[np.float32]) -> dict[str, NDArray[np.floating]]:
@@ -51,7 +51,7 @@ def graph_layers(model: onnx.ModelProto, tensors: Mapping[str, str]) -> Layers:
 
 
 def reference_layers(folder: ModelFolder, spec: ModelSpec, reference: Reference, wanted: Iterable[str]) -> Layers:
-    """The layers of the reference; of a graph those that are `wanted`."""
+    """The layers of the reference; for a graph, only the `wanted` ones."""
     if reference == "torch":
         from alexdeploy.engines.torch import open_layers
 
@@ -62,6 +62,6 @@ def reference_layers(folder: ModelFolder, spec: ModelSpec, reference: Reference,
 
 
 def are_comparable(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> bool:
-    """Both floating point, and of one size: in an imported graph a name may stand for a shape, or for a sequence."""
+    """Both floating point and of equal size: in an imported graph a name may refer to a shape or a sequence."""
     are_floats = all(np.issubdtype(getattr(values, "dtype", None), np.floating) for values in (expected, actual))
     return are_floats and expected.size == actual.size > 0

@@ -1,4 +1,4 @@
-"""Several engines behind one: each batch goes to all of them, so that an image is decoded once."""
+"""Several engines behind one interface: each batch goes to all of them, so each image is decoded once."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from alexdeploy.engines.base import Engine, EngineInfo, Predictions, join_predic
 
 
 class SideBySide:
-    """Engines of one model that are open; whoever opened them closes them.
+    """Open engines of one model; the caller that opened them closes them.
 
-    They run one after the other, each with all of its streams, so that none takes time from another: `seconds` is
-    what each took. A batch is `num_parts` batches of the engines, enough to keep their streams busy. An engine gets
-    the same images together whatever its devices and streams are, and so gives the same bits.
+    They run one after the other, each with all of its streams, so none slows another down: `seconds` is the time of
+    each. A batch consists of `num_parts` engine batches, enough to keep all streams busy. An engine gets the same
+    images together for any devices and streams, and so returns the same bits.
     """
 
     def __init__(self, engines: Sequence[Engine], num_parts: int) -> None:
@@ -44,11 +44,11 @@ class SideBySide:
 
     def __enter__(self) -> SideBySide:
         self._threads = tuple(
-            # As many for each as it has streams: more than these must not call it at once.
+            # One thread per stream for each engine: no more may call it at once.
             self._stack.enter_context(ThreadPoolExecutor(engine.info.num_streams, "alexdeploy-side"))
             for engine in self._engines
         )
-        # The first batch of a size is slower: memory is allocated, kernels are chosen.
+        # The first batch of a size is slower: memory is allocated and kernels are selected.
         self.run(np.zeros((self.info.batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
         self.seconds = [0.0] * len(self._engines)
         return self
@@ -60,9 +60,9 @@ class SideBySide:
         self._threads = ()
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
-        """uint8 [N, 256, 256, 3] -> probabilities float32 [N, K, C] of K engines, and no view_classes: int32 [N, 0].
+        """uint8 [N, 256, 256, 3] -> probabilities float32 [N, K, C] of K engines, and empty view_classes: int32 [N, 0].
 
-        An image on which an engine fails has an error, as in a pool.
+        An image on which an engine fails gets an error, as in a pool.
         """
         answers, errors = [], dict[int, str]()
         parts = [images[start : start + self._part_size] for start in range(0, len(images), self._part_size)]
@@ -76,6 +76,6 @@ class SideBySide:
 
 
 def _run(engine: Engine, images: NDArray[np.uint8]) -> Predictions:
-    """A copy: an engine may give the same memory again with its next answer."""
+    """Return a copy: an engine may reuse the memory for its next answer."""
     found = engine.run(images)
     return Predictions(np.array(found.probabilities), np.array(found.view_classes), found.errors)

@@ -1,4 +1,4 @@
-"""A row per evaluated image: its label and what each configuration took it for, as JSON lines or CSV."""
+"""A row per evaluated image, as JSON lines or CSV: its label and each configuration's answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RESULTS = msgspec.json.Decoder(ImageResult)
 
 
 def check_rows_path(path: Path, *, resume: bool) -> None:
-    """Raise UsageError unless rows can be written to `path`. To be asked before anything costly is begun."""
+    """Raise UsageError unless rows can be written to `path`. Call it before any costly work."""
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(
             f"the suffix of {path.name!r} names no format of rows; known are {', '.join(_SUFFIXES)}",
@@ -48,7 +48,7 @@ def check_rows_path(path: Path, *, resume: bool) -> None:
 
 
 class RowsFile:
-    """Rows in a journal until the evaluation is complete, and then in `path`. Raises OutputError."""
+    """Rows go to a journal until the evaluation is complete, then to `path`. Raises OutputError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,9 +64,9 @@ class RowsFile:
         self._stack.close()
 
     def kept(self, plan: Plan) -> Iterator[ImageResult]:
-        """Open the journal, and give the rows that are in it, up to the last batch that is there whole.
+        """Open the journal and yield its rows, up to the last complete batch.
 
-        Rows are written after them. Raises UsageError if the journal is of another model or of other options.
+        New rows are appended after them. Raises UsageError if the journal belongs to another model or other options.
         """
         settings: dict[str, str | int] = {
             "contract": plan.contract_sha256,
@@ -101,7 +101,7 @@ class RowsFile:
         self._journal.write(msgspec.json.encode(image))
 
     def complete(self) -> None:
-        """Write the file from the journal, and remove that."""
+        """Write the file from the journal, then remove the journal."""
         configurations = self._plan.configurations
         is_csv = self.path.suffix.lower() == ".csv"
         with atomic_write(self.path) as file:

@@ -1,4 +1,4 @@
-"""How good each configuration is: counts taken image by image, and the figures that they give in the end."""
+"""Accuracy of each configuration: counts accumulated image by image, and the final figures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ NUM_WORST = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """The best class of one image in one configuration. `probability` is the shortest number naming the float32.
+    """The top class of one image in one configuration. `probability` is the shortest number identifying the float32.
 
-    `is_in_top5`: the image's own label is among the five best.
+    `is_in_top5`: the image's label is among the top five.
     """
 
     label: int
@@ -40,7 +40,7 @@ class ErrorRate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassScore:
-    """The images of one class and how many of them were taken for another or could not be read."""
+    """The images of one class, and how many of them were misclassified or unreadable."""
 
     index: int
     name: str
@@ -54,7 +54,7 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confusion:
-    """`count` images of the class `true` were taken for `predicted`, both indices; right answers are among these."""
+    """`count` images of the class `true` were classified as `predicted`, both indices; includes correct answers."""
 
     true: int
     predicted: int
@@ -74,10 +74,10 @@ class ClassFlips:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Against `base`: points of top-1 error, positive where this one is worse, and what changed.
+    """Comparison with `base`: the difference in top-1 error in points, positive if this one is worse, and the flips.
 
-    The interval is Newcombe's for paired proportions, at 95 %. `num_flips` is the sum of the three that follow;
-    `wrong_to_wrong` went from one wrong class to another.
+    The 95 % interval is Newcombe's for paired proportions. `num_flips` is the sum of the three counts that follow;
+    `wrong_to_wrong` counts changes from one wrong class to another.
     """
 
     base: Configuration
@@ -93,10 +93,10 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """What one configuration reached.
+    """The figures of one configuration.
 
-    `calibration_error` (0 to 1), `reliability` and `confusion` are over the images that could be read, everything else
-    over all. `seconds` is the time in the engine alone. `artifact` is the SHA-256 of the graph or weights on disk.
+    `calibration_error` (0 to 1), `reliability` and `confusion` cover the readable images, everything else covers all.
+    `seconds` is the time in the engine alone. `artifact` is the SHA-256 of the graph or weights on disk.
     """
 
     configuration: Configuration
@@ -114,7 +114,7 @@ class Score:
 
 
 class Tally:
-    """Counts for one configuration. Its size follows the classes and the kinds of mistakes, not the images."""
+    """Counts for one configuration. Its size depends on the classes and the kinds of mistakes, not on the images."""
 
     def __init__(self, num_classes: int) -> None:
         self._images = np.zeros(num_classes, np.int64)
@@ -122,18 +122,18 @@ class Tally:
         self._top5_rights = 0
         self._calibration = Calibration()
         self._confusion: Counter[tuple[int, int]] = Counter()
-        # Against the base: rights in both, then what changed, by class.
+        # Compared with the base: images right in both, then the changes, by class.
         self._both_right = 0
         self._right_to_wrong = np.zeros(num_classes, np.int64)
         self._wrong_to_right = np.zeros(num_classes, np.int64)
         self._wrong_to_wrong = np.zeros(num_classes, np.int64)
 
     def add_broken(self, label: int) -> None:
-        """Count an image that could not be read: it is wrong, and nothing was answered."""
+        """Count an unreadable image: it is wrong, and has no answer."""
         self._images[label] += 1
 
     def add(self, label: int, probabilities: NDArray[np.float32], base: Answer | None) -> Answer:
-        """Count one image by its probabilities [C]; `base` is what the configuration that it is held against said."""
+        """Count one image by its probabilities [C]; `base` is the answer of the base configuration."""
         answer = answer_of(label, probabilities)
         self.count(label, answer, base)
         return answer
@@ -169,7 +169,7 @@ class Tally:
         base: Configuration | None,
         num_timed: int | None = None,
     ) -> Score:
-        """The figures so far. `seconds` is the time that `num_timed` images took, by default all that could be read."""
+        """The figures so far. `seconds` is the time for `num_timed` images, by default all readable ones."""
         num_images, num_run = int(self._images.sum()), sum(self._confusion.values())
         classes = tuple(
             ClassScore(index=i, name=names[i], num_images=int(count), num_errors=int(count - self._rights[i]))
@@ -199,7 +199,7 @@ class Tally:
         changes = (self._right_to_wrong, self._wrong_to_right, self._wrong_to_wrong)
         lost, won, other = (int(change.sum()) for change in changes)
         both_wrong = int(self._images.sum()) - self._both_right - lost - won
-        # Of errors: what was right and is wrong now counts in the second fraction alone.
+        # Of errors: an image that was right and is wrong now counts in the second fraction only.
         difference, interval = paired_difference(both_wrong, won, lost, self._both_right)
         return Comparison(
             base=base,
@@ -225,9 +225,9 @@ class Tally:
 
 
 def answer_of(label: int, probabilities: NDArray[np.float32]) -> Answer:
-    """The answer that probabilities [C] are, to an image of the class `label`."""
+    """The answer given by probabilities [C] for an image of the class `label`."""
     best = top_k(probabilities[None], 5)[0]
-    # str() of a float32 is the shortest text that names it.
+    # str() of a float32 is the shortest text that identifies it.
     probability = float(str(probabilities[best[0]]))
     return Answer(label=int(best[0]), probability=probability, is_in_top5=bool(label in best))
 

@@ -1,7 +1,7 @@
-"""Same answers? Every artifact of a model, as a network and as deployed, against FP32 in PyTorch or ONNX Runtime.
+"""Compare every artifact of a model, as a network and as deployed, with FP32 in PyTorch or ONNX Runtime.
 
-Two levels. The network alone, layer by layer in ONNX Runtime, shows what a conversion did; the engines, from pixels to
-probabilities, show what users get.
+There are two levels. The plain network, layer by layer in ONNX Runtime, shows the effect of a conversion. The engines,
+from pixels to probabilities, show what users get.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions, PredictOptio
 from alexdeploy.placement.place import check_devices, place
 
 DEFAULT_MAX_FLIPS = 1.0
-"""Percent of the answers that may differ where the user names no limit; always at least those of one image."""
+"""Percent of the answers that may differ if no limit is given; at least one image is always allowed."""
 
 _VIEWS_PER_BATCH = 16
 
@@ -56,10 +56,10 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyOptions(DeviceOptions):
-    """`precisions` None: every graph there is. `backends` None: every one installed that the devices can run.
+    """`precisions` None: every existing graph. `backends` None: every installed one that the devices can run.
 
-    `num_images` are held decoded, 0.2 MB each. `max_flips` is in percent; None means DEFAULT_MAX_FLIPS. The devices are
-    those of the engines; the reference and the graphs run on the CPU.
+    `num_images` are held decoded, 0.2 MB each. `max_flips` is in percent; None means DEFAULT_MAX_FLIPS. The devices
+    apply to the engines; the reference and the graphs run on the CPU.
     """
 
     precisions: tuple[Precision, ...] | None = None
@@ -72,7 +72,7 @@ class VerifyOptions(DeviceOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImagesDone:
-    """Of the images of the step that a Status named last."""
+    """Images processed in the step named by the last Status."""
 
     num_done: int
     num_images: int
@@ -88,14 +88,14 @@ def verify(
     *,
     on_event: Callable[[Event], None] = warn_of_notices,
 ) -> Verification:
-    """Compare every artifact of a model with FP32: PyTorch on the weights where both are there, else `model.onnx`.
+    """Compare every artifact of a model with FP32: PyTorch on the weights if both are available, else `model.onnx`.
 
-    `model` is a folder or what `find_model` takes. `images` is what `iter_sources` takes; None takes the training data
-    if it is here, else rendered pictures. Of more than `options.num_images` those are taken that lie evenly over
-    all. An image that cannot be read is in `broken`. A Notice is of what is left out because nothing here can run
-    it. Answers that differ are reported, not raised: see `Verification.check`. Raises StaleArtifactError,
-    ModelError, ImageError if no image can be read, DeviceError if a backend that was named cannot run, and
-    UsageError if there is nothing to compare or a list names images of which none is there.
+    `model` is a folder or anything `find_model` accepts. `images` is anything `iter_sources` accepts; None uses the
+    training data if it exists here, else rendered pictures. If there are more than `options.num_images`, an evenly spaced sample
+    is used. Unreadable images are in `broken`. A Notice reports what is skipped because nothing here can run it.
+    Differing answers are reported, not raised: see `Verification.check`. Raises StaleArtifactError, ModelError,
+    ImageError if no image can be read, DeviceError if a backend named in the options cannot run, and UsageError if
+    there is nothing to compare or a list names images of which none exists.
     """
     folder = find_model(model)
     images = check_argument("images", images, tuple[str, ...] | None)
@@ -159,7 +159,7 @@ def verify(
 
 
 class _Plan(NamedTuple):
-    """What is compared with what, and what a user should know of it."""
+    """The comparisons to make, and the notes for the user."""
 
     reference: Reference
     networks: tuple[Precision, ...]
@@ -168,10 +168,10 @@ class _Plan(NamedTuple):
 
 
 def _plan(folder: ModelFolder, spec: ModelSpec, options: VerifyOptions) -> _Plan:
-    """Opens everything once, before minutes of work and not after, and lets it go: each is opened again in its turn.
+    """Open everything once and close it again, so that errors show before minutes of work; each is reopened later.
 
-    Raises UsageError if there is nothing to compare, ModelError if there is no graph at all, and what `load_graph` and
-    `place` raise. What nobody named and cannot run here is left out with a note.
+    Raises UsageError if there is nothing to compare, ModelError if there is no graph at all, and the errors of
+    `load_graph` and `place`. Anything not named in the options that cannot run here is skipped with a note.
     """
     has_weights = folder.weights_path.is_file() and spec.architecture is not None
     reference: Reference = "torch" if has_weights and is_installed("torch") else "onnxruntime"
@@ -195,7 +195,7 @@ def _plan(folder: ModelFolder, spec: ModelSpec, options: VerifyOptions) -> _Plan
         try:
             notes.update(dict.fromkeys(place(folder, _options_for(options, backend, precision)).notes))
         except (UsageError, DeviceError, ModelError) as exc:
-            # A graph that cannot be used is at fault, whoever reads it; an engine file may be for another GPU.
+            # An unusable graph is an error for every backend but TensorRT, whose engine file may be for another GPU.
             if options.backends is not None or (isinstance(exc, ModelError) and backend != "tensorrt"):
                 raise
             notes[f"{backend} {precision} is left out: {exc.message}"] = None
@@ -216,7 +216,7 @@ def _options_for(options: VerifyOptions, backend: Backend, precision: Precision)
 
 
 def _artifact(folder: ModelFolder, backend: Backend, precision: Precision, sha256: str) -> str:
-    """The name of the file that an engine ran, of several those of all."""
+    """The name of the file that an engine ran; with several files, all of their names."""
     if backend == "tensorrt":
         return "+".join(path.name for path, record in find_engines(folder) if record.engine_sha256 in sha256.split("+"))
     return (folder.weights_path if backend == "torch" else folder.onnx_path(graph_precision(precision))).name
@@ -236,7 +236,7 @@ def _read(picked: Picked, spec: ModelSpec) -> tuple[list[NDArray[np.uint8]], tup
 
 
 class _Run(NamedTuple):
-    """What all comparisons have in common."""
+    """State shared by all comparisons."""
 
     folder: ModelFolder
     spec: ModelSpec
@@ -300,10 +300,10 @@ def _probabilities(run: _Run, options: PredictOptions) -> tuple[str, NDArray[np.
             found = engine.run(np.stack(batch))
             for message in found.errors.values():
                 raise DeviceError(f"{options.backend} {options.precision} gives no answer: {message}")
-            # A copy: an engine may give the same memory again with its next answer.
+            # A copy: an engine may reuse the memory for its next answer.
             return np.array(found.probabilities)
 
-        # Each stream of an engine has a thread of its own: one batch at a time would leave the others idle.
+        # Each stream of an engine has its own thread: one batch at a time would leave the others idle.
         with ThreadPoolExecutor(info.num_streams) as pool:
             for part in pool.map(answer, _batches(run.photographs, info.batch_size)):
                 parts.append(part)

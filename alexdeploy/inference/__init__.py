@@ -1,1 +1,1 @@
-"""Images in, rows of answers out: the predict pipeline, the formats of rows, and the journal behind `--resume`."""
+"""The predict pipeline from images to rows, the formats of rows, and the journal behind `--resume`."""

@@ -1,8 +1,8 @@
 """Results on disk that survive a kill: records go to a journal beside the output until the run is complete.
 
-The journal of `OUT` is `OUT.partial`, JSON lines whatever the format of OUT: a header with what fixes the results,
-then one record per line with its checksum. OUT is written from a complete journal and renamed, so that OUT is the old
-file or the new one; an interrupted run goes on from its journal.
+The journal of `OUT` is `OUT.partial`, JSON lines for every format of OUT: a header with the settings that fix the
+results, then one record per line with its checksum. OUT is written from a complete journal and renamed, so OUT is
+always the old or the new file. An interrupted run resumes from its journal.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from alexdeploy.core.locks import take_lock
 from alexdeploy.core.reading import open_regular
 
 SYNC_SECONDS = 2.0
-"""Longest time that records stay in the system's memory, where a power cut loses them."""
+"""Longest time that records stay in the system's page cache, where a power cut loses them."""
 
 _MAX_HEADER_BYTES = 1 << 20
 
 _HEADER_START = b'{"journal":'
 _PLAIN_START = b'{"index":0,'
-"""How a journal without header and checksums begins: one of an earlier version, or a finished .jsonl of predict."""
+"""The first bytes of a journal without header and checksums: from an earlier version, or a finished predict .jsonl."""
 
 Command = Literal["predict", "evaluate"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """`settings` fix the results and are in no record. `journal` is the version of this format."""
+    """`settings` fix the results and are not part of any record. `journal` is the version of this format."""
 
     journal: Literal[2] = 2
     command: Command
@@ -64,9 +64,9 @@ def journal_path(output: Path) -> Path:
 
 
 class Journal:
-    """A file of records that only grows. Held by one process at a time, where the system has locks for it.
+    """An append-only file of records. Locked by one process at a time where the system supports locks for the file.
 
-    The header is written together with the first record, so that a run without records leaves no journal.
+    The header is written together with the first record, so a run without records leaves no journal.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
@@ -78,7 +78,7 @@ class Journal:
         self._num_bytes = self._num_records = 0
 
     def __enter__(self) -> Journal:
-        # O_APPEND: after somebody has cut the file there is no hole of zeros in it.
+        # O_APPEND: if another process truncates the file, no hole of zeros appears in it.
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # An interrupted run ends here too. If the disk is what interrupted it, there is nothing more to say.
+        # An interrupted run ends here too. If a disk error interrupted it, it has already been reported.
         with contextlib.suppress(OSError):
             os.fsync(self._descriptor)
             if os.fstat(self._descriptor).st_size == 0 and self._is_at_path():
@@ -101,7 +101,7 @@ class Journal:
         os.close(self._descriptor)
 
     def cut(self, num_bytes: int, num_records: int) -> None:
-        """Keep only the first `num_bytes`, which hold `num_records`, and write after them."""
+        """Truncate to the first `num_bytes`, which contain `num_records`, and append after them."""
         try:
             os.ftruncate(self._descriptor, num_bytes)
         except OSError as exc:
@@ -111,7 +111,7 @@ class Journal:
         self._synced_at = time.monotonic()
 
     def write(self, record: bytes) -> None:
-        """Hand a record, JSON without a newline, to the system, so that a kill of this process does not lose it."""
+        """Hand a record, JSON without a newline, to the system, so that killing this process does not lose it."""
         line = b'%s{"crc":%d,"record":%s}\n' % (self._pending, zlib.crc32(record), record)
         rest = memoryview(line)
         self._pending = b""
@@ -126,7 +126,7 @@ class Journal:
             self.sync()
 
     def sync(self) -> None:
-        """Bring what was written to the disk. Raises OutputError if the file was removed, or its size changed."""
+        """Flush all records to the disk. Raises OutputError if the file was removed, or its size changed."""
         try:
             os.fsync(self._descriptor)
             size = os.fstat(self._descriptor).st_size
@@ -139,7 +139,7 @@ class Journal:
         self._synced_at = time.monotonic()
 
     def records(self) -> Iterator[bytes]:
-        """Read back everything that was written. Raises OutputError, at the end at the latest, if some is lost."""
+        """Read back all written records. Raises OutputError, at the end at the latest, if some are lost."""
         self.sync()
         if not self._num_records:
             return
@@ -170,16 +170,16 @@ class Journal:
 
 
 def read_header(path: Path, command: Command) -> Header | None:
-    """The header of a journal; None without one, or with one that was cut off, after which there are no records.
+    """The header of a journal. None if it has none, or a truncated one, after which there are no records.
 
-    Raises UsageError if the file is not a journal of `command`, and so must not be cut or removed.
+    Raises UsageError if the file is not a journal of `command` and so must not be truncated or removed.
     """
     with _open(path) as file:
         return _read_header(path, file, command)
 
 
 def read_journal(path: Path, command: Command) -> Iterator[tuple[bytes, int]]:
-    """The records of a journal, each with the offset of its end in the file, up to the first line that is damaged.
+    """The records of a journal, each with the offset of its end in the file, up to the first damaged line.
 
     Raises UsageError as `read_header` does.
     """
@@ -195,7 +195,7 @@ def read_journal(path: Path, command: Command) -> Iterator[tuple[bytes, int]]:
 
 
 def check_setting(path: Path, name: str, found: object, expected: object, anew: str) -> None:
-    """Raise UsageError if what `path` was written with is not what this run has."""
+    """Raise UsageError if the setting recorded in `path` differs from this run's."""
     if found != expected:
         raise UsageError(
             f"{path} was written with {name} {found}; this run has {expected}",
@@ -239,7 +239,8 @@ def _intact_record(line: bytes, *, is_plain: bool) -> bytes | None:
     try:
         found = _LINES.decode(line)
     except (ValueError, RecursionError):
-        # What begins as a line with a checksum has lost it; after such rows come those that a later version wrote.
+        # A damaged line with a checksum is not accepted as a plain row. Plain rows, of an earlier version, may be
+        # followed by checksummed ones that a later version appended.
         return line[:-1] if is_plain and line.startswith(b'{"index":') else None
     record = bytes(found.record)
     return record if zlib.crc32(record) == found.crc else None

@@ -1,6 +1,6 @@
-"""Decode beside inference: some threads decode, others run the engine, and outcomes keep the input order.
+"""Decode and infer concurrently: some threads decode, others run the engine, and outcomes keep the input order.
 
-Nothing here waits for its turn: decoding goes on while the engine runs, until it is `window` images ahead.
+Decoding does not wait for the engine until it is `window` images ahead.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from alexdeploy.images.decode import ResizePolicy, decode
 from alexdeploy.images.sources import Source
 
 NO_ANSWER = "no answer: "
-"""How the error of an image begins that was decoded and run, and had no answer: it had its place in a batch."""
+"""Prefix of the error of an image that was decoded and run without an answer: it took a place in a batch."""
 
 MAX_BROKEN = 1024
-"""Broken inputs that a batch waits through for its next image; then it runs part full, to bound memory."""
+"""Broken inputs that a batch waits through for its next image; then it runs partly filled, to bound memory."""
 
 _PATIENCE_SECONDS = 1.0
-"""How long batches may run on that nobody waits for."""
+"""How long batches whose results nobody waits for may keep running."""
 
 _DECODE_PATIENCE_SECONDS = 0.25
-"""How long images may be decoded, or inputs listed, that nobody waits for."""
+"""How long decoding and listing whose results nobody waits for may keep running."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What became of one input: `probabilities` float32 [C] and `view_classes` int32 [V], or `error`."""
+    """The result for one input: `probabilities` float32 [C] and `view_classes` int32 [V], or `error`."""
 
     index: int
     source: str
@@ -49,9 +49,9 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineOptions:
-    """`first_index` is the index of the first source, where rows before it are there already.
+    """`first_index` is the index of the first source, where earlier rows exist already.
 
-    `cancel` makes runs of the engine that are under way raise, where an engine can do that.
+    `cancel` makes running calls of the engine raise, on engines that support it.
     """
 
     resize: ResizePolicy = "crop"
@@ -61,10 +61,10 @@ class PipelineOptions:
 
 
 class BatchRule:
-    """Where batches end: told by the order of good and broken inputs alone, never by timing.
+    """Where batches end. Depends on the order of good and broken inputs only, never on timing.
 
-    So an interrupted run and the one that resumes it put the same images into the same batches, and the last
-    bits of their answers agree.
+    An interrupted run and the run that resumes it therefore put the same images into the same batches, and their
+    answers agree to the last bit.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -73,7 +73,7 @@ class BatchRule:
         self._num_broken = 0
 
     def ends_after(self, *, good: bool) -> bool:
-        """Count one input; true if the batch in the making ends with it."""
+        """Count one input; true if the current batch ends with it."""
         if good:
             self.num_images += 1
         elif self.num_images:
@@ -85,21 +85,21 @@ class BatchRule:
 
 
 def window_size(batch_size: int, num_streams: int, num_decoders: int) -> int:
-    """Most images that are taken from the sources and not yet handed out.
+    """The largest number of images taken from the sources and not yet yielded.
 
-    For every stream of the engine one batch that runs and one that is ready, the batch that fills, and what
-    is being decoded.
+    For each stream of the engine one running and one ready batch, plus the batch being filled and the images being
+    decoded.
     """
     return batch_size * (2 * num_streams + 1) + num_decoders
 
 
 def run_pipeline(engine: Engine, sources: Iterable[Source], options: PipelineOptions) -> Generator[Outcome, None, None]:
-    """Classify `sources` with an engine that is open; one outcome per source, in their order.
+    """Classify `sources` with an open engine; one outcome per source, in their order.
 
-    Sources are advanced by one thread at a time, at most `window_size` images (and MAX_BROKEN broken ones)
-    ahead of the outcomes handed out. What the engine or the iterator raises is raised here, after the
-    outcomes that were ready. Closing the generator waits for the images and batches that are in work, and
-    for no more; after a second it cancels those batches, and threads that then still decode or list it leaves behind.
+    One thread at a time advances the sources, at most `window_size` images (and MAX_BROKEN broken ones) ahead of
+    the outcomes yielded. Errors of the engine or the iterator are raised here, after the outcomes that were ready.
+    Closing the generator waits only for images and batches already being processed. After a second it cancels those
+    batches, and abandons threads that are still decoding or listing.
     """
     _check_memory(engine.info, options)
     pipeline = _Pipeline(engine, iter(sources), options)
@@ -111,9 +111,9 @@ def run_pipeline(engine: Engine, sources: Iterable[Source], options: PipelineOpt
 
 
 def _check_memory(info: EngineInfo, options: PipelineOptions) -> None:
-    """Raise DeviceMemoryError if the images that are held at a time do not fit into the memory that is free."""
+    """Raise DeviceMemoryError if the images held at a time do not fit into the free memory."""
     window = window_size(info.batch_size, info.num_streams, options.num_decoders)
-    # Those of each stream's batch are copied together.
+    # The images of each stream's batch are copied into one array.
     needed = (window + info.batch_size * info.num_streams) * IMAGE_SIZE * IMAGE_SIZE * 3
     free, _ = host_memory()
     if free is not None and needed > free:
@@ -133,10 +133,10 @@ class _Decoded:
 
 
 class _Pipeline:
-    """The threads and what they share. Everything below `_lock` is read and written under it.
+    """The threads and their shared state. Everything below `_lock` is read and written under it.
 
     The consumer waits on a SimpleQueue and never on a condition: a KeyboardInterrupt raised inside
-    Condition.wait can leave the lock in a state that nobody owns.
+    Condition.wait can leave the lock in an inconsistent state.
     """
 
     def __init__(self, engine: Engine, sources: Iterator[Source], options: PipelineOptions) -> None:
@@ -148,7 +148,7 @@ class _Pipeline:
         self._batch_size = info.batch_size
         self._window = window_size(info.batch_size, info.num_streams, options.num_decoders)
         self._outbox: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
-        # Daemons: one that is left behind in a huge image or folder must not keep the process from ending.
+        # Daemons: a thread abandoned in a huge image or folder must not keep the process from ending.
         self._decoders = [
             threading.Thread(target=self._guard, args=(self._decode_next,), name=f"alexdeploy-decode-{n}", daemon=True)
             for n in range(options.num_decoders)
@@ -157,7 +157,7 @@ class _Pipeline:
             threading.Thread(target=self._guard, args=(self._run_batches,), name=f"alexdeploy-engine-{n}")
             for n in range(info.num_streams)
         ]
-        # Whoever advances the iterator may be reading an archive: the others must be able to go on meanwhile.
+        # The thread that advances the iterator may be reading an archive; the others must be able to run meanwhile.
         self._source_lock = threading.Lock()
         self._num_taken = options.first_index
 
@@ -193,13 +193,13 @@ class _Pipeline:
             yield item
 
     def stop(self) -> None:
-        """End all threads; returns when those have ended that use the engine. May be called again."""
+        """Stop all threads; returns when those that use the engine have ended. May be called again."""
         with self._lock:
             self._stop()
         deadline = time.monotonic() + _PATIENCE_SECONDS
         for thread in self._runners:
             while thread.is_alive():
-                # After the deadline again soon: a thread that was about to run its batch has only then begun.
+                # Cancel again soon after the deadline: a thread that was about to run its batch has only then begun.
                 thread.join(max(deadline - time.monotonic(), 0.1))
                 if thread.is_alive():
                     self._cancel()
@@ -220,7 +220,7 @@ class _Pipeline:
         self._batch_ready.notify_all()
 
     def _guard(self, work: Callable[[], bool]) -> None:
-        # BaseException: a thread that died of anything at all must not leave the consumer waiting.
+        # BaseException: a thread that died of any error must not leave the consumer waiting.
         try:
             while work():
                 pass
@@ -250,7 +250,7 @@ class _Pipeline:
         return True
 
     def _take(self) -> tuple[int, Source] | None:
-        """The next source and its index, when there is room for it; None at the end."""
+        """The next source and its index, once there is room for it; None at the end."""
         with self._lock:
             self._room.wait_for(lambda: self._is_ended() or self._has_room())
             if self._is_ended():
@@ -264,7 +264,7 @@ class _Pipeline:
             try:
                 source = next(self._sources)
                 if self._stopped:
-                    # It took so long that nobody waited to close them.
+                    # Listing took so long that stop() no longer waited to close the sources.
                     self._close_sources()
                     return None
                 index = self._num_taken
@@ -272,7 +272,7 @@ class _Pipeline:
                 return index, source
             except StopIteration:
                 pass
-            # What came before is still good: it is handed out first, and the error after it.
+            # Earlier outcomes are still good: they are yielded first, the error after them.
             except Exception as exc:
                 error = exc
             with self._lock:
@@ -313,7 +313,7 @@ class _Pipeline:
             self._outbox.put(outcome)
         if self._next_to_send == self._end:
             self._outbox.put(self._end_error)
-            # Nothing is sent after the end; only a thread that comes late can ask again.
+            # Nothing is sent after the end; only a late thread can ask again.
             self._next_to_send += 1
 
     def _run_batches(self) -> bool:
@@ -321,7 +321,7 @@ class _Pipeline:
         while (batch := self._next_batch()) is not None:
             images: Any = buffer[: len(batch)]
             np.stack([item.image for item in batch if item.image is not None], out=images)
-            # An engine may give the same memory again with its next answer.
+            # A copy: an engine may reuse the memory for its next answer.
             found = self._engine.run(images)
             probabilities, view_classes = np.array(found.probabilities), np.array(found.view_classes)
             with self._lock:
@@ -329,7 +329,7 @@ class _Pipeline:
                     if number in found.errors:
                         error = f"{NO_ANSWER}{found.errors[number]}"
                         self._outcomes[item.index] = Outcome(index=item.index, source=item.source, error=error)
-                        # Its row is an error like that of a broken input, which holds no image.
+                        # Its row is an error, like that of a broken input, but without holding an image.
                         self._num_images_held -= 1
                         self._room.notify()
                         continue

@@ -22,9 +22,9 @@ def predict(
 ) -> Iterator[Row]:
     """Classify `inputs`, one or several files, folders, archives, lists or globs: a row for each image, in order.
 
-    Rows come as they are ready; the model stays open until the last, or until the iterator is closed. Whoever predicts
-    several times opens a `Predictor` once. An image that cannot be read is a row with its `error`. Raises UsageError,
-    ModelError and DeviceError before the first row where the model cannot be opened, and between rows where it fails.
+    Rows are yielded as they are ready; the model stays open until the last row, or until the iterator is closed. To
+    predict several times, open a `Predictor` once. An image that cannot be read gives a row with its `error`. Raises
+    UsageError, ModelError and DeviceError: before the first row if the model cannot be opened, later if it fails.
     """
     several = (inputs,) if isinstance(inputs, (str, os.PathLike)) else inputs
     options = check_argument("options", options or PredictOptions(), PredictOptions)

@@ -1,4 +1,4 @@
-"""Rows of predict in a file: written from a journal that is complete, resumed, and compared where they are finished."""
+"""Predict's rows in a file: written from a complete journal, resumed, and compared with a finished file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COMMAND: Final = "predict"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What a run wrote. `num_kept` of the rows came from the journal of the run before."""
+    """What a run wrote. `num_kept` of the rows came from the previous run's journal."""
 
     num_rows: int = 0
     num_errors: int = 0
@@ -33,7 +33,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Kept:
-    """What stays of a journal: `num_rows` rows in its first `num_bytes`; `sources` are still to be done."""
+    """The usable part of a journal: `num_rows` rows in its first `num_bytes`; `sources` are still to be done."""
 
     num_bytes: int
     num_rows: int
@@ -42,10 +42,10 @@ class _Kept:
 
 
 def has_finished(output: Path, kind: Format, *, resume: bool) -> bool:
-    """Whether a run that would `resume` finds a finished file, to be compared with what it is asked for.
+    """Whether a run with `resume` finds a finished file, to be compared with the current inputs and options.
 
-    To be asked before anything costly is begun. Raises UsageError if `output` cannot be written to, if a run that
-    would begin anew would lose rows, or if the finished file cannot be read back.
+    Call it before any costly work. Raises UsageError if `output` cannot be written to, if starting over would lose
+    rows, or if the finished file cannot be read back.
     """
     journal = journal_path(output)
     check_output(journal)
@@ -68,10 +68,10 @@ def has_finished(output: Path, kind: Format, *, resume: bool) -> bool:
 
 
 def check_finished(predictor: Predictor, sources: Iterable[Source], output: Path, kind: Format) -> Summary:
-    """Compare a finished file, row by row, with the inputs, the model and the options of now.
+    """Compare a finished file, row by row, with the current inputs, model and options.
 
-    Nothing runs; the predictor is open, since replicas tell only then what they are. Raises UsageError saying what
-    differs.
+    No inference runs. The predictor must be open, because replicas report their artifacts only then. Raises
+    UsageError naming the difference.
     """
     waiting = iter(sources)
     num_rows = num_errors = 0
@@ -98,11 +98,11 @@ def predict_to_file(
     *,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> Summary:
-    """Write one row per source to `output`, going on after the rows of its journal if there is one.
+    """Write one row per source to `output`, continuing after the rows of its journal if there is one.
 
-    The journal must belong to the same inputs, model and options, else UsageError says what differs. A run
-    that was cut off and went on gives the same bytes as one that was not. Raises OutputError, and keeps the
-    rows in the journal, when they cannot be written.
+    The journal must belong to the same inputs, model and options; otherwise UsageError names the difference. A
+    resumed run gives the same bytes as an uninterrupted one. Raises OutputError when rows cannot be written, and
+    keeps those in the journal.
     """
     info = predictor.info
     header = Header(command=_COMMAND, settings={"batch_size": info.batch_size})
@@ -123,24 +123,24 @@ def predict_to_file(
 
 
 def read_rows(path: Path) -> Iterator[tuple[Row, int]]:
-    """The rows of a journal, each with the offset of its end in the file, up to the first line that is damaged.
+    """The rows of a journal, each with the offset of its end in the file, up to the first damaged line.
 
-    Raises UsageError if the file is something else, which must not be cut or removed.
+    Raises UsageError if the file is not a journal, and so must not be truncated or removed.
     """
     for record, end in read_journal(path, _COMMAND):
         try:
             row = Row.from_json(record)
-        # Without a checksum, in the journal of an earlier version.
+        # Journals of earlier versions have no checksums.
         except ValueError:
             return
         yield row, end
 
 
 def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor) -> _Kept:
-    """Compare the journal with the inputs of now, row by row, up to the last batch that is there whole.
+    """Compare the journal with the current inputs, row by row, up to the last complete batch.
 
-    A batch that was cut off is done again, with the images it had: run in a batch of another size, an image
-    can get an answer that differs in the last bit.
+    A partial batch is run again with its original images: in a batch of another size, an image's answer can
+    differ in the last bit.
     """
     rule = BatchRule(predictor.info.batch_size)
     num_errors = 0
@@ -166,7 +166,7 @@ def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor)
 
 
 def _chain(first: list[Source], then: Iterator[Source]) -> Iterator[Source]:
-    # Unlike itertools.chain it passes on close(), and an archive that is being read is closed at once.
+    # Unlike itertools.chain it passes on close(), so an archive that is being read is closed at once.
     yield from first
     yield from then
 
@@ -178,7 +178,7 @@ def _check_settings(path: Path, record: Record, predictor: Predictor, anew: str)
         ("backend", record.backend, info.backend),
         ("precision", record.precision, info.precision),
         ("number of views", record.num_views, info.num_views),
-        # A journal of an earlier version names no model, and its artifact says enough.
+        # A journal of an earlier version names no model; its artifact identifies it.
         ("model", record.model or predictor.model_name, predictor.model_name),
         ("artifact", record.artifact, short_artifact(info.artifact)),
         ("top-k", record.num_choices, top_k),
@@ -197,9 +197,9 @@ def _check_source(path: Path, record: Record, index: int, source: Source | None,
 
 
 def _complete(journal: Journal, output: Path, kind: Format, shape: Shape, model: str) -> None:
-    """Make the output of a complete journal. Raises OutputError if the journal lost rows; then both files stay.
+    """Write the output from a complete journal. Raises OutputError if the journal lost rows; both files then stay.
 
-    Rows of a run that an earlier version began name no `model`; all rows of a file do.
+    Rows of a run begun by an earlier version have no `model`; here all rows get it.
     """
     rows = map(Row.from_json, journal.records())
     with atomic_write(output) as file:

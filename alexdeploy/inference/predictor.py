@@ -1,4 +1,4 @@
-"""Classify photographs: a model, opened on one backend, that turns inputs into rows."""
+"""Classify photographs: a model opened on one backend, which turns inputs into rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Rows(Iterator[Row]):
-    """The rows of one `predict()`; `close()` ends the work on those that nobody takes."""
+    """The rows of one `predict()`; `close()` stops work on rows that have not been read."""
 
     def __init__(self, rows: Generator[Row, None, None]) -> None:
         self._rows = rows
@@ -49,17 +49,17 @@ class Rows(Iterator[Row]):
             self._rows.close()
 
     def end(self, error: UsageError) -> None:
-        """Close; whoever asks for a row that is now missing gets `error`, not an end that looks like the last row."""
+        """Close; reading a missing row then raises `error`, instead of ending as if that had been the last row."""
         if inspect.getgeneratorstate(self._rows) != inspect.GEN_CLOSED:
             self._error = error
         self._rows.close()
 
 
 class Predictor:
-    """A model opened for predictions; a context manager, to be used from one thread.
+    """A model opened for predictions. A context manager, to be used from one thread.
 
-    `model` is a folder or what `find_model` takes: a path, a name under `models/`, None for the newest there.
-    The fields of PredictOptions are taken as keywords as well, which stand above those of `options`.
+    `model` is a folder or anything `find_model` accepts: a path, a name under `models/`, None for the newest there.
+    The fields of PredictOptions are also accepted as keywords, which override those of `options`.
 
         with Predictor("models/alexnet", num_views=10) as predictor:
             for row in predictor.predict(["images/"]):
@@ -97,7 +97,7 @@ class Predictor:
             return
         self._opened = None
         try:
-            # Rows that nobody took to the end leave threads behind that still use the engine.
+            # Unfinished iterators leave threads running that still use the engine.
             if self._running is not None:
                 self._running.end(
                     UsageError("the predictor is not open any more", hint="Take the rows inside of the with block.")
@@ -107,12 +107,12 @@ class Predictor:
 
     @property
     def info(self) -> EngineInfo:
-        """What really runs."""
+        """The engine that actually runs."""
         return self._engine.info
 
     @property
     def replicas(self) -> tuple[ReplicaReport, ...]:
-        """What each replica has done so far; none where one engine runs in this process."""
+        """The work of each replica so far; empty where one engine runs in this process."""
         if self._opened is not None:
             self._opened.check("predictor")
         pool = self._placed.pool
@@ -120,22 +120,22 @@ class Predictor:
 
     @property
     def top_k(self) -> int:
-        """Choices in a row: as many as asked, or all classes where there are fewer."""
+        """Choices per row: the requested number, or all classes if there are fewer."""
         return min(self._top_k, len(self.info.classes))
 
     def predict(self, inputs: Iterable[str | os.PathLike[str]]) -> Rows:
         """Classify files, folders, archives, lists and globs: one row per image, in order, as they are ready.
 
-        An image that cannot be read gives a row with its error. Raises DeviceError and ModelError from the
-        engine, after the rows before it. The engine serves one at a time: a later `predict()`, and the end of the
-        `with` block, ends one that was left unfinished, which then raises UsageError when it is asked for a row.
+        An image that cannot be read gives a row with its error. Raises DeviceError and ModelError from the engine,
+        after the rows before it. The engine serves one iterator at a time: a later `predict()`, and the end of the
+        `with` block, end an unfinished one, which raises UsageError when its next row is read.
         """
         return self.predict_sources(iter_sources(inputs))
 
     def predict_sources(self, sources: Iterable[Source], *, first_index: int = 0) -> Rows:
         """Classify sources; `first_index` is the index of the first of them.
 
-        Ends one that was left unfinished, as `predict` does.
+        Ends an unfinished iterator, as `predict` does.
         """
         if self._opened is None:
             raise UsageError("the predictor is not open", hint="Use it so: with Predictor(...) as predictor:")
@@ -175,7 +175,7 @@ def make_row(outcome: Outcome, info: EngineInfo, top_k: int, model: str) -> Row:
             )
         best = best_classes(outcome.probabilities[None], top_k)[0]
         top = tuple(
-            # str() of a float32 is the shortest text that names it; its digits are the ones worth writing.
+            # str() of a float32 is the shortest text that identifies it; its digits are the significant ones.
             Choice(
                 label=info.classes[index],
                 index=int(index),

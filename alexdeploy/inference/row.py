@@ -1,4 +1,4 @@
-"""A row of results: one per input, whatever happened to it."""
+"""A result row: one per input, whether or not it could be classified."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """One class of the top k. `probability` is the shortest decimal number that names the float32."""
+    """One class of the top k. `probability` is the shortest decimal number that identifies the float32."""
 
     label: str
     index: int
@@ -19,7 +19,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """A row without its answer: what every format that can be read back tells of where a row comes from."""
+    """A row without its answer: the origin of a row, as every format that can be read back stores it."""
 
     index: int
     source: str
@@ -34,11 +34,11 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """The answer for one input, or why there is none.
+    """The answer for one input, or its error.
 
     `top` is best first. `views_agreeing` counts the views whose own answer is the row's answer. `model` is the name in
-    the model's spec, None in rows that an earlier version wrote. `artifact` is `short_artifact` of what ran, which of
-    several replicas is all that could have. Nothing in a row depends on time.
+    the model's spec, None in rows written by an earlier version. `artifact` is `short_artifact` of the files that ran;
+    with several replicas, of all that may have run. Nothing in a row depends on time.
     """
 
     index: int
@@ -75,7 +75,7 @@ class Row:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as they are named in every nested format, in their order."""
+        """The fields under the names and in the order of every nested format."""
         return {
             "index": self.index,
             "source": self.source,
@@ -94,12 +94,12 @@ class Row:
         }
 
     def to_json(self) -> bytes:
-        """One line of UTF-8 JSON with no newline in it, nor at its end."""
+        """One line of UTF-8 JSON without newlines inside or at its end."""
         return msgspec.json.encode(self.to_dict())
 
     @staticmethod
     def from_json(line: bytes) -> Row:
-        """Read what `to_json` gave. Raises msgspec.DecodeError (a ValueError) for anything else."""
+        """Parse the output of `to_json`. Raises msgspec.DecodeError (a ValueError) for anything else."""
         return _ROW_DECODER.decode(line)
 
 

@@ -1,7 +1,7 @@
 """Rows as lines of a table for people: column widths are fixed beforehand, so that rows can stream.
 
-Names come from strangers' disks and archives. Whatever in them could move the cursor, colour the terminal,
-turn the direction of the text or end the line is shown as an escape.
+Names come from untrusted disks and archives. Characters in them that could move the cursor, colour the terminal,
+change the text direction or end the line are shown as escapes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Layout:
 
 
 def table_layout(classes: tuple[str, ...], top_k: int, num_views: int, width: int) -> Layout:
-    """Share `width` cells among the columns. A table narrower than 40 cells or so is wider than asked."""
+    """Share `width` cells among the columns. Below about 40 cells, the table is wider than `width`."""
     label = min(max((cell_len(escape(name)) for name in classes), default=0), _MAX_LABEL, width // 4)
     label = max(label, len("label"))
     views = max(len(f"{num_views}/{num_views}"), len("views")) if num_views > 1 else 0
@@ -76,7 +76,7 @@ def table_line(layout: Layout, row: Row) -> str:
 
 
 def escape(text: str) -> str:
-    """Show what cannot be printed (controls, line ends, bidirectional marks) as in a Python string."""
+    """Show unprintable characters (controls, line ends, bidirectional marks) as Python escapes."""
     if text.isprintable():
         return text
     return "".join(
@@ -85,7 +85,7 @@ def escape(text: str) -> str:
 
 
 def fit(text: str, width: int, *, keep_end: bool = False) -> str:
-    """Pad or cut printable `text` to `width` cells; a path is cut at its beginning, as its end says more."""
+    """Pad or cut printable `text` to `width` cells; a path is cut at its beginning, since its end says more."""
     if cell_len(text) <= width:
         return set_cell_size(text, width)
     kept = set_cell_size(text[::-1] if keep_end else text, width - len(_CUT)).rstrip()
@@ -93,7 +93,7 @@ def fit(text: str, width: int, *, keep_end: bool = False) -> str:
 
 
 def _following(row: Row, width: int) -> str:
-    """The choices after the first, as many as fit whole."""
+    """The choices after the first, as many as fit completely."""
     text = ""
     for choice in row.top[1:]:
         longer = f"{text}{', ' if text else ''}{escape(choice.label)} {choice.probability:.4f}"

@@ -1,4 +1,4 @@
-"""One row per input, and the forms it is written in: JSON lines, CSV, Parquet and a table for people."""
+"""One row per input, and its output formats: JSON lines, CSV, Parquet and a table for people."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _FORMATS: dict[str, Format] = {
     ".txt": "table",
 }
 _ROWS_PER_GROUP = 2_000
-"""Rows of one Parquet row group; they are in memory together while it is written."""
+"""Rows of one Parquet row group; a group is held in memory while it is written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextFormat:
-    """A format that is written line by line: what stands before the rows, and the text of one row."""
+    """A line-based format: the text before the rows, and the text of one row."""
 
     header: str
     line: Callable[[Row], str]
@@ -46,7 +46,7 @@ class TextFormat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """What all rows of a run have in common, as far as columns depend on it."""
+    """Properties common to all rows of a run, on which columns depend."""
 
     classes: tuple[str, ...]
     top_k: int
@@ -56,12 +56,12 @@ class Shape:
 
 
 def short_artifact(artifact: str) -> str:
-    """The first ARTIFACT_DIGITS of a SHA-256, or of each that "+" joins, where replicas run different files."""
+    """The first ARTIFACT_DIGITS of a SHA-256, or of each one joined by "+", where replicas run different files."""
     return "+".join(each[:ARTIFACT_DIGITS] for each in artifact.split("+"))
 
 
 def choose_format(path: Path) -> Format:
-    """The format that the suffix of `path` stands for. Raises UsageError for one that stands for none."""
+    """The format for the suffix of `path`. Raises UsageError for an unknown suffix."""
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(
             f"the suffix of {path.name!r} names no format; known are {', '.join(_FORMATS)}",
@@ -77,7 +77,7 @@ def check_format(kind: Format) -> None:
 
 
 def text_format(kind: Format, shape: Shape) -> TextFormat:
-    """How `kind`, one of the formats made of lines, is written."""
+    """The TextFormat of `kind`, one of the line-based formats."""
     if kind == "jsonl":
         return TextFormat(header="", line=_jsonl_line)
     if kind == "csv":
@@ -89,7 +89,7 @@ def text_format(kind: Format, shape: Shape) -> TextFormat:
 
 
 def write_rows(rows: Iterable[Row], file: IO[bytes], kind: Format, shape: Shape) -> None:
-    """Write a whole file of results. Holds one row at a time, or one row group of a Parquet file."""
+    """Write a whole result file. Holds one row at a time, or one row group of a Parquet file."""
     if kind == "parquet":
         _write_parquet(rows, file)
         return
@@ -102,7 +102,7 @@ def write_rows(rows: Iterable[Row], file: IO[bytes], kind: Format, shape: Shape)
 def read_records(path: Path, kind: Format) -> Iterator[Record]:
     """Read a finished file back, one row or one row group at a time.
 
-    Raises UsageError if it is not what `kind` says, and for a table, which is for people.
+    Raises UsageError if the file is not of the format `kind`, and for a table, which cannot be read back.
     """
     if kind == "table":
         raise UsageError(
@@ -148,7 +148,7 @@ def _parquet_records(path: Path) -> Iterator[Record]:
 
     names = [field.name for field in dataclasses.fields(Record) if field.name != "num_choices"]
     with open_regular(path) as file, pq.ParquetFile(file) as parquet:
-        # Files of an earlier version have no model.
+        # Files of earlier versions have no model.
         columns = [name for name in names if name != "model" or name in parquet.schema_arrow.names]
         for batch in parquet.iter_batches(batch_size=_ROWS_PER_GROUP, columns=[*columns, "top"]):
             for fields in batch.to_pylist():
@@ -175,9 +175,9 @@ def _csv_line(row: Row, top_k: int) -> str:
 def csv_line(values: Iterable[object]) -> str:
     """One line of any CSV file of this program: commas, a newline, quotes only where a value needs them, None empty.
 
-    The columns are those of JSON lines; of a list of objects, field_1 or field_NAME for each object.
+    The columns are those of JSON lines; a list of objects becomes field_1 or field_NAME for each object.
     """
-    # The writer quotes a lone \r or \n only if the line terminator has it, so it must see both.
+    # The writer quotes a lone \r or \n only if it is in the line terminator, so both must be.
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(values)
     return text.getvalue()[:-2] + "\n"
