@@ -1,1 +1,1 @@
-"""Backends, precisions and batch sizes measured against one another, in processes of their own."""
+"""Comparison of backends, precisions and batch sizes, each measured in a process of its own."""

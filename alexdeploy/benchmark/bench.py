@@ -1,4 +1,4 @@
-"""How fast is a model on this machine, in every way that it can run here, and which way keeps what was asked for?"""
+"""The speed of a model on this machine in every configuration that can run, and the fastest within the limits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from alexdeploy.images.pick import pick_sources
 from alexdeploy.placement.devices import survey_gpus
 
 _MEMORY_SHARE = 0.6
-"""Of the memory that is free at the start: what all processes may hold together."""
+"""Fraction of the memory free at the start that all processes may use together."""
 
 _PROFILED_IMAGES = 4
 
@@ -59,12 +59,12 @@ def bench(
     *,
     on_event: OnEvent = warn_of_notices,
 ) -> results.Benchmark:
-    """Measure all configurations in turns, each in a process of its own that was started cold.
+    """Measure all configurations in turns, each in its own process, started cold.
 
-    `model` is a folder or what `find_model` takes. A configuration that fails has its error in its row. A
-    KeyboardInterrupt ends the measuring: what was measured so far is returned, marked as interrupted. Limits that
-    nothing keeps are in `failure`, not raised. Raises UsageError, ModelError where nothing can run, ImageError if
-    no image can be read.
+    `model` is a folder or anything `find_model` accepts. A configuration that fails has its error in its row. A
+    KeyboardInterrupt stops the measurement: the results so far are returned, marked as interrupted. Limits that no
+    configuration meets are reported in `failure`, not raised. Raises UsageError, ModelError if nothing can run, and
+    ImageError if no image can be read.
     """
     began, load = time.monotonic(), load_average()
     folder = find_model(model)
@@ -83,7 +83,7 @@ def bench(
         prepared = _prepare(options, spec, Path(temporary), on_event)
         tell(*agreement_notes(options, len(prepared.images)))
         rounds, interrupted = _measure(folder, options, configurations, prepared, began + options.seconds, on_event)
-        # What failed later than at once did run here.
+        # A configuration that failed only after some slices can run here.
         seen = {each: rounds.measured[each] for each in configurations}
         lacking = unable(options, {each: None if one.slices else one.failure for each, one in seen.items()})
         tell(*(f"{backend} {precision} is left out: {why}" for (backend, precision), why in lacking.items()))
@@ -94,7 +94,7 @@ def bench(
         profiles: list[results.Profile] = []
         if options.with_profile and not interrupted:
             try:
-                # One by one: an interrupt keeps those that are done.
+                # One at a time: an interrupt keeps those already done.
                 for each_profile in _profiles(folder, rows, prepared.images, on_event, tell):
                     profiles.append(each_profile)
             except KeyboardInterrupt:
@@ -131,7 +131,7 @@ def bench(
 
 
 class _Prepared(NamedTuple):
-    """Decoded images, in `workspace`/images.npy as well; their files, how many bytes those have, and whose they are."""
+    """Decoded images, also saved in `workspace`/images.npy; their files, the files' total bytes, and their origin."""
 
     workspace: Path
     images: NDArray[np.uint8]
@@ -160,7 +160,7 @@ def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_event: 
             continue
         path = source.path
         if path is None:
-            # A member of an archive: every process is to find it as a file.
+            # A member of an archive: every process must find it as a file.
             path = str(workspace / f"member-{number:05}")
             Path(path).write_bytes(data)
         files.append(os.path.abspath(path))
@@ -171,7 +171,7 @@ def _prepare(options: BenchOptions, spec: ModelSpec, workspace: Path, on_event: 
     if named is None:
         origin = f"{len(images)} rendered JPEGs"
     else:
-        # What is known without its bytes to be no image, as an empty folder, is none of them.
+        # Excludes sources that are no images even without reading their bytes, such as an empty folder.
         num_found = picked.num_found - sum(source.problem is not None for source in picked.sources)
         origin = f"{', '.join(named)}: {len(images)} of {num_found:,} images"
     stacked = np.stack(images)
@@ -187,7 +187,7 @@ def _measure(
     deadline: float,
     on_event: OnEvent,
 ) -> tuple[Rounds, bool]:
-    """What was seen, and whether a KeyboardInterrupt ended it before `deadline`, a time of the monotonic clock."""
+    """The measurements, and whether a KeyboardInterrupt stopped them before `deadline` (monotonic clock)."""
     groups = tuple(dict.fromkeys(each.group for each in configurations))
     choices, hidden = _choices(configurations), hidden_references(folder, groups)
     free, _ = host_memory()
@@ -233,7 +233,7 @@ def _jobs(
     jobs = {DECODE: msgspec.structs.replace(decoding, decodes_only=True)}
     for group in groups:
         jobs[str(group)] = job(folder.path, group.backend, group.precision, group.num_views, largest)
-    # Which of them it is to be is known when one is open.
+    # The size that applies is known once an engine is open.
     for size in (CPU_SIZE, GPU_SIZE) if survey_gpus().devices else (CPU_SIZE,):
         path = prepared.workspace / f"ceiling-{size.side}"
         ceiling = make_ceiling(path, tuple(precision for _, precision in choices), size)
@@ -244,9 +244,9 @@ def _jobs(
 
 
 def _ask_references(rounds: Rounds, hidden: Mapping[NumViews, Configuration], on_event: OnEvent) -> None:
-    """Have answers of FP32 also where nothing that is measured gave any."""
+    """Get FP32 answers even if no measured configuration gave any."""
     for num_views, reference in hidden.items():
-        # Nor where there is nothing to compare.
+        # Not needed if there is nothing to compare.
         if num_views in references(rounds.answers) or all(group.num_views != num_views for group in rounds.answers):
             continue
         on_event(Step(phase="comparing", name=str(reference)))
@@ -303,7 +303,7 @@ def _profiles(
     on_event: OnEvent,
     tell: Callable[[str], None],
 ) -> Iterator[results.Profile]:
-    """Of the fastest of each backend, with the most views that were measured."""
+    """Layer times of the fastest configuration of each backend, with the most views measured."""
     views = max(row.configuration.num_views for row in rows)
     batch = images[:_PROFILED_IMAGES]
     for backend in PROFILED:

@@ -1,4 +1,4 @@
-"""What a benchmark tells whoever watches it."""
+"""The events of a benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alexdeploy.core.events import Notice
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """What begins: `num_done` of `num_total` steps of its phase are done. `number` is that of the round, from 1."""
+    """A step begins: `num_done` of `num_total` steps of its phase are done. `number` is the round, from 1."""
 
     phase: Literal["opening", "comparing", "measuring", "profiling"]
     name: str

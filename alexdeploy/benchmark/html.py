@@ -1,4 +1,4 @@
-"""The page of a benchmark: its tables, and the plots of bench_plots.py."""
+"""The HTML page of a benchmark: its tables, and the plots of plots.py."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _rows(found: Benchmark) -> str:
 
 
 def _rounds(found: Benchmark) -> list[str]:
-    """How far the rounds are apart; nothing of one round."""
+    """Variation between rounds; empty with one round."""
     lines = [
         (
             str(row.configuration),

@@ -1,4 +1,4 @@
-"""What of a model can run on this machine, and what machine it is."""
+"""The configurations of a model that can run on this machine, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from alexdeploy.placement.options import DeviceOptions
 from alexdeploy.placement.place import check_devices
 
 _BUSY_SHARE = 0.25
-"""A machine is busy whose load, before anything runs here, is more than this of its processors."""
+"""A machine counts as busy if its load before the benchmark exceeds this fraction of its processors."""
 
 _LEAST_ROUNDS = 3
 
@@ -36,11 +36,11 @@ _LEAST_ROUNDS = 3
 class BenchOptions(DeviceOptions):
     """Every backend runs every precision with every number of views in every batch.
 
-    `backends` and `precisions` None: all that are installed, and all that the model has. `images` is what
-    `iter_sources` takes, None: JPEGs rendered now; of more than `num_images` those that lie evenly over all.
-    `seconds` is for opening and rounds: what is not open after half of it is left out, and a note names it. One whole
-    round of what is open there always is, and the profile comes on top; 0 opens everything and measures one round.
-    `with_profile`: also the time of each layer, of the fastest configuration of each backend that tells it.
+    `backends` and `precisions` None: all installed backends, all precisions of the model. `images` is anything
+    `iter_sources` accepts; None renders JPEGs. If there are more than `num_images`, an evenly spaced sample is used.
+    `seconds` covers opening and rounds: engines not open after half of it are skipped, and a note names them. One whole
+    round of the open ones always runs, and the profile takes extra time; 0 opens everything and measures one round.
+    `with_profile`: also time each layer, for the fastest configuration of each backend that reports layer times.
     """
 
     backends: tuple[Backend, ...] | None = None
@@ -61,7 +61,7 @@ class BenchOptions(DeviceOptions):
 
 
 def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[BatchConfiguration, ...], tuple[str, ...]]:
-    """All that can run here, and notes on what was asked for and cannot. Raises UsageError if nothing can."""
+    """Everything that can run here, and notes on requests that cannot. Raises UsageError if nothing can run."""
     check_devices(options)
     has_gpu = bool(survey_gpus().devices)
     backends = options.backends or tuple(
@@ -73,7 +73,7 @@ def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[BatchConfigu
         reason = _reason_against(folder, backend, precision)
         if reason is None:
             choices.append((backend, precision))
-        # Who names neither asks for what there is.
+        # No note if neither is named: the default is whatever can run.
         elif options.backends is not None or (options.precisions is not None and can_run(backend, precision)):
             notes.append(f"{backend} {precision} is left out: {reason}")
     groups = [
@@ -111,7 +111,7 @@ def _reason_against(folder: ModelFolder, backend: Backend, precision: Precision)
 
 
 def _without_engine(folder: ModelFolder, groups: Sequence[Configuration]) -> list[Configuration]:
-    """The TensorRT groups that no engine was built for; whether one fits this GPU is seen when it is opened."""
+    """The TensorRT groups for which no engine was built; whether an engine fits this GPU shows when it is opened."""
     built = {(record.precision, record.num_views) for _, record in find_engines(folder)}
     return [
         group for group in groups if group.backend == "tensorrt" and (group.precision, group.num_views) not in built
@@ -121,9 +121,9 @@ def _without_engine(folder: ModelFolder, groups: Sequence[Configuration]) -> lis
 def unable(
     options: BenchOptions, failures: Mapping[BatchConfiguration, AlexDeployError | None]
 ) -> dict[tuple[Backend, Precision], str]:
-    """The bf16 that nobody asked for and that this machine has not, with what its backend says: it alone knows.
+    """The bf16 configurations, not requested, that this machine cannot run, with the backend's message.
 
-    Nothing where nothing else is left.
+    Only the backend knows. Empty if nothing else would be left.
     """
     if options.precisions is not None:
         return {}
@@ -133,14 +133,14 @@ def unable(
     found = {
         choice: own[0].message
         for choice, own in by_choice.items()
-        # Nothing more special: a lack of memory is none of arithmetic.
+        # Not a subclass: running out of memory says nothing about bf16.
         if choice[1] == "bf16" and own[0] is not None and all(type(each) is DeviceError for each in own)
     }
     return found if len(found) < len(by_choice) else {}
 
 
 def references(answered: Iterable[Configuration]) -> dict[NumViews, Configuration]:
-    """For each number of views, which of the groups that gave answers gives those of FP32: the first."""
+    """For each number of views, the first group that gave FP32 answers."""
     found: dict[NumViews, Configuration] = {}
     for group in answered:
         if group.precision == "fp32":
@@ -149,9 +149,9 @@ def references(answered: Iterable[Configuration]) -> dict[NumViews, Configuratio
 
 
 def hidden_references(folder: ModelFolder, groups: Sequence[Configuration]) -> dict[NumViews, Configuration]:
-    """For each number of views, what could give the answers of FP32 if none of the groups does, where anything can."""
+    """For each number of views, an unmeasured configuration that can give FP32 answers, if there is one."""
     found: dict[NumViews, Configuration] = {}
-    # Not TensorRT, which runs what was built, and that may lie there for no FP32.
+    # Not TensorRT: it runs existing engines, and there may be none for FP32.
     backends = [backend for backend in get_args(Backend) if backend != "tensorrt"]
     for num_views, backend in itertools.product(dict.fromkeys(group.num_views for group in groups), backends):
         group = Configuration(backend=backend, precision="fp32", num_views=num_views)
@@ -161,7 +161,7 @@ def hidden_references(folder: ModelFolder, groups: Sequence[Configuration]) -> d
 
 
 def agreement_notes(options: BenchOptions, num_images: int) -> Iterator[str]:
-    """What is to be known of a `min_agreement` that was asked for."""
+    """Notes on a given `min_agreement`."""
     least = options.limits.min_agreement
     if least is None:
         return
@@ -170,7 +170,7 @@ def agreement_notes(options: BenchOptions, num_images: int) -> Iterator[str]:
             "agreement is measured on rendered shapes, as there are no --images: on photographs it may be another. "
             "Name some of yours before you rely on it"
         )
-    # With 1 every answer has to agree, and that is what was asked for. 0.995 of 200 is to allow one.
+    # With 1 every answer has to agree, as requested. 0.995 of 200 images is meant to allow one difference.
     if least < 1 and (1 - least) * num_images < 1 - 1e-9:
         yield (
             f"an agreement of {least:g} on {num_images} image{'' if num_images == 1 else 's'} allows no answer that "
@@ -179,7 +179,7 @@ def agreement_notes(options: BenchOptions, num_images: int) -> Iterator[str]:
 
 
 def length_note(options: BenchOptions, left: float, one_round: float) -> tuple[str, ...]:
-    """That the one round which there always is takes longer than the seconds that opening has `left`."""
+    """A note if one round, which is always measured, takes longer than the seconds that opening has `left`."""
     if one_round <= left:
         return ()
     return (
@@ -190,7 +190,7 @@ def length_note(options: BenchOptions, left: float, one_round: float) -> tuple[s
 
 
 def few_rounds_note(options: BenchOptions, num_rounds: int, *, interrupted: bool) -> tuple[str, ...]:
-    """A warning where medians are of hardly any rounds; `num_rounds` counts whole ones."""
+    """A warning if medians cover very few rounds; `num_rounds` counts whole ones."""
     if num_rounds >= _LEAST_ROUNDS:
         return ()
     before = "stopped after" if interrupted else f"{options.seconds:g} s were enough for"
@@ -199,14 +199,14 @@ def few_rounds_note(options: BenchOptions, num_rounds: int, *, interrupted: bool
 
 
 def load_average() -> float | None:
-    """The load of the last minute, None where the system has none."""
+    """The load average of the last minute, None where the system has none."""
     with suppress(AttributeError, OSError):
         return os.getloadavg()[0]
     return None
 
 
 def busy_note(load: float | None) -> tuple[str, ...]:
-    """A warning where the load is from something else, as it is before anything runs."""
+    """A warning if the load, taken before the benchmark runs anything, comes from other programs."""
     processors = available_processors()
     if load is None or load <= _BUSY_SHARE * processors:
         return ()
@@ -217,7 +217,7 @@ def busy_note(load: float | None) -> tuple[str, ...]:
 
 
 def machine_facts(backends: Iterable[Backend], load: float | None, num_threads: int | None = None) -> Machine:
-    """The machine as it is now; `load` is the average from before. Versions are those of the `backends` and ours."""
+    """The machine's current state; `load` is the average from before. Versions are those of `backends` and our own."""
     free, total = host_memory()
     return Machine(
         platform=platform.platform(),

@@ -1,4 +1,4 @@
-"""The plots of a benchmark: throughput, latency, where the time of an image goes, and layers; each as HTML."""
+"""The plots of a benchmark as HTML: throughput, latency, where the time of an image goes, and layers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 _COLORS = {"fp32": html_page.BLUE, "fp16": html_page.GREEN, "bf16": html_page.AMBER, "int8": html_page.ORANGE}
 _STYLES = {"tensorrt": ("D", "-."), "openvino": ("o", "-"), "onnxruntime": ("s", "--"), "torch": ("^", ":")}
 _LEAST_SHARE = 0.01
-"""Layers that take less of an engine's time are drawn as one."""
+"""Layers with a smaller share of an engine's time are drawn as one."""
 
 
 def throughput(found: Benchmark, rows: Sequence[Row]) -> str:
-    """Images/s against batch, one row of panels for each number of views."""
+    """Images/s against batch size, one row of panels for each number of views."""
     views = views_of(rows)
     drawn = html_page.new_figure(9.0, 3.0 * len(views) + 0.4)
     panels = drawn.subplots(len(views), 2, squeeze=False, sharex=True, sharey="row")
@@ -33,7 +33,7 @@ def throughput(found: Benchmark, rows: Sequence[Row]) -> str:
             panel.set_xscale("log", base=2)
             panel.set_xticks(sizes, [str(size) for size in sizes], minor=False)
             panel.tick_params(labelbottom=True, labelleft=True)
-        # Both share the axis, which must hold the lines of both.
+        # Both panels share the axis, which must cover the lines of both.
         top = 1.08 * max(1.0, left.dataLim.ymax, right.dataLim.ymax)
         left.set_ylim(0, top)
         if found.decode_per_second is not None and found.decode_per_second < 1.5 * top:
@@ -79,7 +79,7 @@ def _lines(panel: Axes, rows: Sequence[Row], *, is_engine: bool) -> None:
 
 
 def latencies(rows: Sequence[Row]) -> str:
-    """How long a batch takes in the engine alone: a box for each row."""
+    """The time per batch in the engine alone: a box for each row."""
     drawn = html_page.new_figure(9.0, 1.0 + 0.24 * len(rows))
     axes = drawn.add_subplot()
     boxes = [
@@ -94,7 +94,7 @@ def latencies(rows: Sequence[Row]) -> str:
         for row in rows
         if (each := row.latency) is not None
     ]
-    # `vert` is how matplotlib before 3.10 says it, and a warning from then on.
+    # `vert` is the parameter before matplotlib 3.10; later versions warn about it.
     is_new = "orientation" in inspect.signature(axes.bxp).parameters
     lying: dict[str, Any] = {"orientation": "horizontal"} if is_new else {"vert": False}
     found = axes.bxp(boxes, **lying, widths=0.6, patch_artist=True, flierprops={"markersize": 3})
@@ -105,7 +105,7 @@ def latencies(rows: Sequence[Row]) -> str:
     names = [str(row.configuration) for row in rows]
     axes.set_yticks(range(1, len(rows) + 1), names)
     axes.set_xscale("log")
-    # Within a decade Matplotlib would name the ticks between in TeX, which SVG text shows as it is written.
+    # Within a decade, Matplotlib would label minor ticks in TeX, which SVG text shows literally.
     axes.locator_params(axis="x", subs=(1.0, 2.0, 5.0))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter("")
@@ -122,7 +122,7 @@ def latencies(rows: Sequence[Row]) -> str:
 
 
 def time_of_an_image(found: Benchmark) -> list[str]:
-    """What one image takes from file to row, at the fastest batch of each group; nothing where that is not known."""
+    """The time of one image from file to row, at each group's fastest batch; empty if unknown."""
     shares = {each.group: each.preprocessing_share for each in found.profiles}
     bars: list[tuple[str, Parts]] = []
     for group in dict.fromkeys(row.configuration.group for row in found.rows):
@@ -167,7 +167,7 @@ def time_of_an_image(found: Benchmark) -> list[str]:
 
 
 def layers(found: Profile) -> str:
-    """The times of an engine's layers, drawn in their order and added up by kind."""
+    """The times of an engine's layers, in their order and summed by kind."""
     total = sum(layer.milliseconds for layer in found.layers)
     bars: list[tuple[str, float, bool]] = []
     others = 0.0

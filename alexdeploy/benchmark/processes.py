@@ -1,4 +1,4 @@
-"""The processes in which configurations are measured, seen from the side that asks: as many as memory allows."""
+"""The processes in which configurations are measured, seen from the parent: as many as memory allows."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from alexdeploy.placement.child import Child, Failure
 from alexdeploy.placement.frames import read_frame, write_frame
 
 OPEN_SECONDS = 300.0
-"""How long an engine may take to open: a full network, compiled on a machine that is busy."""
+"""How long an engine may take to open: a full network, compiled on a busy machine."""
 
 _TASK_SECONDS = 120.0
 _IMAGE_SECONDS = 2.0
-"""For each image of a task beside that: with ten views through the network of 2012, what a slow core takes."""
+"""Additional time per image of a task: ten views through the 2012 network on a slow core."""
 
 _END_SECONDS = 5.0
 
@@ -31,11 +31,11 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
-    """Seconds from the start of a process: until its engine is open, and until the first row of a file is there.
+    """Seconds from the start of a process until its engine is open, and until the first row of a file is ready.
 
-    `load_seconds` is the part of the first in which the backend was imported and the engine opened. Compiled models
-    come from this machine's cache, into which a process before this one put them if need was. Files come from the
-    system's, as they were found.
+    `load_seconds` is the part of the former in which the backend was imported and the engine opened. Compiled models
+    come from this machine's cache; an earlier process fills it if necessary. Files are read through the system's page
+    cache, in the state it had.
     """
 
     open_seconds: float
@@ -44,13 +44,13 @@ class Start:
 
 
 def _environment() -> dict[str, str]:
-    # A whole bench compiles more models than the cache holds, and would put out those that the user runs every day.
+    # A whole bench compiles more models than the cache holds, and would evict those that the user runs every day.
     cache = cache_folder("bench")
     return {} if cache is None else {"ALEXDEPLOY_CACHE": str(cache.absolute())}
 
 
 class Process:
-    """One process from its start to its end; it is started when this is made. Raises what goes wrong in there."""
+    """One process, started by the constructor. Raises the errors of the process."""
 
     def __init__(self, job: Job) -> None:
         began = time.monotonic()
@@ -73,11 +73,11 @@ class Process:
         )
 
     def ask(self, task: Task) -> Done:
-        """Have it do something. Raises AlexDeployError, and it has then ended."""
+        """Run a task. Raises AlexDeployError, after which the process has ended."""
         try:
             done = self._exchange(task, _TASK_SECONDS + 10 * task.seconds + _IMAGE_SECONDS * task.num_images)
         except BaseException:
-            # An answer to this may still come, which must not be taken for that to the next.
+            # The answer to this task may still arrive, and must not be taken for the next one's.
             self.end()
             raise
         assert isinstance(done, Done)
@@ -85,12 +85,12 @@ class Process:
         return done
 
     def end(self) -> None:
-        """End it now; may be called again."""
+        """Kill the process; may be called again."""
         self._process.kill()
         self._process.close(_END_SECONDS)
 
     def _exchange(self, frame: Job | Task | None, seconds: float) -> Reply:
-        """The reply to `frame`; to None: the one more that comes by itself."""
+        """The reply to `frame`; for None, the one further reply that comes without a request."""
         is_late = threading.Event()
 
         def give_up() -> None:
@@ -99,7 +99,7 @@ class Process:
 
         with self._process.time_limit(seconds, give_up):
             if frame is not None:
-                # If it has gone, what is read says why. A process that hangs does not empty the pipe either.
+                # If the process has ended, reading tells why. A hanging process does not empty the pipe either.
                 with contextlib.suppress(OSError):
                     write_frame(self._process.requests, frame)
             answered = read_frame(self._process.answers, Reply)
@@ -114,14 +114,13 @@ class Process:
 
 
 class Processes:
-    """One process for each job by its name, opened when it is asked for; a context manager that ends them all.
+    """One process per named job, opened on demand; a context manager that ends them all.
 
-    When they hold more than `limit_bytes` together, the one that was asked longest ago ends, and is started again
-    when it is its turn. None: no limit. Where a device has no memory left, all others end. `num_restarts` counts those
-    that were started again because they had made room. `was_compiled`: some had to compile a model also when they were
-    started again after that, as where the cache cannot be written.
+    When they use more than `limit_bytes` together, the least recently used one ends, and is started again when its turn
+    comes. None: no limit. When a device runs out of memory, all other processes end. `num_restarts` counts restarts of
+    processes that had made room. `was_compiled`: some had to compile a model even on such a restart, as when the
+    cache cannot be written.
     """
-
     def __init__(self, jobs: Mapping[str, Job], limit_bytes: int | None) -> None:
         self._jobs = dict(jobs)
         self._limit = limit_bytes
@@ -149,7 +148,7 @@ class Processes:
         return name in self._jobs
 
     def set_job(self, name: str, job: Job) -> None:
-        """What is to be opened from now on."""
+        """Replace the job to be opened from now on."""
         self.end(name)
         self._jobs[name] = job
 
@@ -159,7 +158,7 @@ class Processes:
             process.end()
 
     def ask(self, name: str, task: Task, warm_up: Task | None = None) -> Done:
-        """Have its process do something, and `warm_up` before it if it had to be started. Raises AlexDeployError."""
+        """Run a task in its process, after `warm_up` if the process had to be started. Raises AlexDeployError."""
 
         def ask() -> Done:
             is_new = name not in self._open
@@ -183,21 +182,21 @@ class Processes:
             self._make_room()
             process = Process(self._jobs[name])
             if process.was_compiled and not self.was_compiled:
-                # That takes time and memory, once: what is measured starts with the model in the cache, as all others.
+                # Compiling takes time and memory, once. All processes are measured with the model in the cache.
                 process.end()
                 process = Process(self._jobs[name])
             self.was_compiled |= process.was_compiled
             self.num_restarts += name in self._made_room
             self._made_room.discard(name)
-            # The first one: later ones find their files in memory.
+            # The first start only: later ones find their files in memory.
             self.starts.setdefault(name, process.start)
             self.infos.setdefault(name, process.info)
-        # Last in the dictionary is asked last.
+        # The dictionary is ordered by last use.
         self._open[name] = process
         return process
 
     def _else_alone(self, name: str, do: Callable[[], _Found]) -> _Found:
-        """`do`, and once more with no other process where the memory of a device did not suffice."""
+        """Call `do`; if a device runs out of memory, call it again with all other processes ended."""
         try:
             return do()
         except DeviceMemoryError:
@@ -209,7 +208,7 @@ class Processes:
         return do()
 
     def _make_room(self) -> None:
-        """Room for one more, which may be as large as the largest so far."""
+        """Make room for one more process, which may be as large as the largest so far."""
         if self._limit is None:
             return
         peaks = [process.peak_bytes for process in self._open.values()]

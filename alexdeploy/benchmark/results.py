@@ -1,4 +1,4 @@
-"""What a benchmark found, as plain data, and how its figures follow from what was measured."""
+"""The results of a benchmark as plain data, and how they are computed from the measurements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from alexdeploy.placement.options import DeviceOptions
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreed:
-    """How many of the images have the answer that FP32 gives with as many views, on the backend `reference`."""
+    """How many of the images get the same answer as FP32 with as many views on the backend `reference`."""
 
     reference: str
     num_images: int
@@ -40,19 +40,19 @@ class Agreed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One configuration. Rates are medians over rounds; what is not known is None.
+    """One configuration. Rates are medians over rounds; unknown values are None.
 
-    With an `error` only what had been measured before it is known; such a row is never picked. `error_kind` is the name
-    of its class in core/errors.py, `hint` what may mend it. Without one, no `num_rounds` are a configuration that was
-    not measured before the end.
-    `images_per_second` and `views_per_second` are of the engine alone, on decoded images, all streams busy.
-    `engine_rates` and `file_rates` are those of each round, in images/s; a round that was cut short may have one alone.
-    `files_per_second` is what `predict` does: files to rows, reading and decoding included. `bound_per_second` is the
-    most that decoding alone and the engine alone allow together (`bench_timing.bound`). `fraction_of_bound` is how
-    much of it is reached: the median of what each round gives, whose three figures were taken nearest to each other.
-    `gflops` are GFLOP/s of the engine alone (`bench_ceiling.num_flops`); `fraction_of_ceiling` is that
-    over the GFLOP/s of large matrix products in the same backend and precision.
-    `peak_bytes` is of the process, which had run no larger batch, and whose compiled model came from the cache.
+    With an `error`, only values measured before it are known; such a row is never picked. `error_kind` is the name of
+    its class in core/errors.py, `hint` a possible fix. Without an error, a `num_rounds` of 0 marks a configuration
+    that was not measured before the end.
+    `images_per_second` and `views_per_second` are for the engine alone, on decoded images, all streams busy.
+    `engine_rates` and `file_rates` are the rates of each round, in images/s; an interrupted round may have only one.
+    `files_per_second` is the rate of `predict`: files to rows, including reading and decoding. `bound_per_second` is
+    the maximum that decoding alone and the engine alone allow together (`statistics.bound`). `fraction_of_bound` is the
+    reached part of it: the median over rounds, since the three rates of a round were measured closest in time.
+    `gflops` are GFLOP/s of the engine alone (`roofline.num_flops`); `fraction_of_ceiling` is their ratio to the GFLOP/s
+    of large matrix products in the same backend and precision.
+    `peak_bytes` is for the process, which had run no larger batch, and whose compiled model came from the cache.
     """
 
     configuration: BatchConfiguration
@@ -78,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ceiling:
-    """GFLOP/s of large matrix products; None with why there is none."""
+    """GFLOP/s of large matrix products; None with the reason."""
 
     backend: Backend
     precision: Precision
@@ -96,14 +96,14 @@ class Profile:
 
     @property
     def preprocessing_share(self) -> float:
-        """Of the engine's time, what passes before the network: from pixels to views."""
+        """The fraction of the engine's time spent before the network: from pixels to views."""
         total = sum(layer.milliseconds for layer in self.layers)
         return sum(layer.milliseconds for layer in self.layers if layer.is_preprocessing) / max(total, 1e-9)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CloseSecond:
-    """A configuration that is slower than the pick by its median, and in some round was not."""
+    """A configuration whose median is slower than the pick's, but not every round."""
 
     configuration: BatchConfiguration
     files_per_second: float
@@ -111,9 +111,9 @@ class CloseSecond:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picked:
-    """The fastest configuration of its number of views that keeps the limits, and the command that runs it.
+    """The fastest configuration within the limits for its number of views, and the command that runs it.
 
-    `close_seconds` keep them too, fastest first; of one round none are known.
+    `close_seconds` are also within the limits, fastest first; with one round, none are known.
     """
 
     configuration: BatchConfiguration
@@ -142,9 +142,9 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Benchmark:
-    """All that was found. `seconds` is how long it took; `interrupted`: it was ended before its time.
+    """All results. `seconds` is the duration; `interrupted`: stopped early.
 
-    `failure` says why nothing was picked, where limits were given that no configuration keeps.
+    `failure` says why nothing was picked, if limits were given that no configuration meets.
     """
 
     format_version: int = 1
@@ -172,11 +172,11 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """Milliseconds of all cores that one image takes from file to row. `preprocessing` None: not told by the backend.
+    """Milliseconds of all cores per image, from file to row. `preprocessing` None: not reported by the backend.
 
-    `engine` has the preprocessing in it where that is not known. `rest` is what the other parts do not explain:
-    batches that fill, hand-overs, rows, and cores that wait. It is negative where an engine that leaves cores idle
-    while it is alone has decoding fill them.
+    `engine` then includes the preprocessing. `rest` is the time that the other parts do not explain: batches that
+    fill, hand-overs, rows, and idle cores. It is negative if decoding uses cores that the engine, running alone,
+    leaves idle.
     """
 
     decode: float
@@ -200,7 +200,7 @@ def make_row(
     start: Start | None,
     agreed: Agreed | None,
 ) -> Row:
-    """The figures of one configuration. `flops` are those of an image with its views."""
+    """The figures of one configuration. `flops` are per image, with all its views."""
     failure = seen.failure
     row = Row(
         configuration=configuration,
@@ -216,7 +216,7 @@ def make_row(
     decode, shares = median_rate(decode_rates), _is_cpu(device)
     fractions = [
         file_rate / bound(decode_rate, each.images_per_second, share_cores=shares)
-        # A round that was cut short has not all three.
+        # An interrupted round lacks some of the three.
         for decode_rate, each, file_rate in zip(decode_rates, seen.slices, seen.file_rates, strict=False)
     ]
     gflops = None if flops is None else rate * flops / 1e9
@@ -239,7 +239,7 @@ def make_row(
 
 
 def measured_ceiling(backend: Backend, precision: Precision, seen: Measured, flops: int) -> Ceiling:
-    """From the rates at which matrix products of `flops` an image were run."""
+    """Computed from the measured rates of matrix products with `flops` per image."""
     rate = median_rate([each.images_per_second for each in seen.slices])
     return Ceiling(
         backend=backend,
@@ -250,7 +250,7 @@ def measured_ceiling(backend: Backend, precision: Precision, seen: Measured, flo
 
 
 def candidates(rows: Sequence[Row]) -> list[Candidate]:
-    """The configurations that can be picked: those that never failed and whose speed from files is known."""
+    """The configurations that can be picked: they never failed, and their speed from files is known."""
     return [
         Candidate(
             configuration=row.configuration,
@@ -265,7 +265,7 @@ def candidates(rows: Sequence[Row]) -> list[Candidate]:
 
 
 def why_not(candidates: Sequence[Candidate], limits: Limits) -> str:
-    """Where nothing keeps the limits: the nearest to each, among those that keep the other one where any does."""
+    """If nothing meets the limits: the nearest to each limit, among those that meet the other one if any do."""
     budget, agreement = Limits(budget_ms=limits.budget_ms), Limits(min_agreement=limits.min_agreement)
     words = []
     for limit, other, among in (
@@ -281,7 +281,7 @@ def why_not(candidates: Sequence[Candidate], limits: Limits) -> str:
 
 
 def parts(row: Row, decode_per_second: float | None, preprocessing_share: float | None) -> Parts | None:
-    """Where the time of one image goes; None where it is not known, or where parts go on at once, as on a GPU."""
+    """Where the time of one image goes; None if unknown, or if the parts run at once, as on a GPU."""
     if not (row.images_per_second and row.files_per_second and decode_per_second) or not _is_cpu(row.device):
         return None
     engine, decode = 1e3 / row.images_per_second, 1e3 / decode_per_second
@@ -295,7 +295,7 @@ def parts(row: Row, decode_per_second: float | None, preprocessing_share: float 
 
 
 def _is_cpu(device: str | None) -> bool:
-    """Whether the engine runs on the cores that decode: on the CPU, or on replicas of it."""
+    """Whether the engine runs on the cores that decode: on the CPU, or on CPU replicas."""
     return device is not None and "cuda" not in device
 
 
@@ -305,8 +305,8 @@ def predict_command(
     images: Sequence[str] | None,
     where: DeviceOptions,
 ) -> str:
-    """The command line that runs `predict` so; without `images`, IMAGES stands in their place."""
-    # What begins with a dash would be an option; a dash alone is a list on standard input.
+    """The `predict` command line for this configuration; without `images`, it contains IMAGES as a placeholder."""
+    # A name that begins with a dash would be an option; a dash alone is a list on standard input.
     named = [f"./{name}" if name.startswith("-") and name != "-" else name for name in images or ["IMAGES"]]
     words = ["alexdeploy", "predict", *named, "--model", model]
     words += ["--backend", configuration.backend, "--precision", configuration.precision]
@@ -325,7 +325,7 @@ def ceiling_of(ceilings: Sequence[Ceiling], backend: Backend, precision: Precisi
 
 
 def best_of(rows: Sequence[Row], group: Configuration) -> Row | None:
-    """The batch of a group that is fastest from files, of those that never failed."""
+    """The batch of a group that is fastest from files, among those that never failed."""
     own = [row for row in rows if row.configuration.group == group and row.files_per_second and row.error is None]
     return max(own, key=lambda row: row.files_per_second or 0.0, default=None)
 

@@ -1,8 +1,8 @@
-"""What the machine can do at most: a network of nothing but large matrix products, run as any other model is.
+"""The machine's ceiling: a network of large matrix products only, run like any other model.
 
-Convolutions of 1x1 are matrix products of [positions, channels] and [channels, channels]. As a model folder of its own
-they go through the same engines, in each precision, as the network that is measured against them. What is no such
-product, as pixels, the first layer and the last ones, has its time in there as well: it is little beside so many.
+1x1 convolutions are matrix products of [positions, channels] and [channels, channels]. As a model folder they run
+through the same engines, in each precision, as the measured network. Everything else (pixels, the first layer and the
+last ones) is included in the time, but small beside so many products.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ _POOL = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CeilingSize:
-    """How much one call of an engine has to do: `batch_size` images, each with `side` x `side` positions."""
+    """The work of one call of an engine: `batch_size` images, each with `side` x `side` positions."""
 
     side: int
     batch_size: int
 
 
 CPU_SIZE = CeilingSize(side=32, batch_size=2)
-"""2.1 GFLOP for each product of an image, 47 a call. What is no product takes 1 % of it in FP32 and 1.5 % in INT8."""
+"""2.1 GFLOP per product and image, 47 per call. Everything else takes 1 % of it in FP32 and 1.5 % in INT8."""
 
 GPU_SIZE = CeilingSize(side=128, batch_size=4)
-"""1.5 TFLOP a call, milliseconds of the fastest GPUs: beside less, launches and the copies of pixels would count."""
+"""1.5 TFLOP a call, milliseconds on the fastest GPUs: with less work, launches and pixel copies would count."""
 
 _LARGEST = 16.0
-"""|x| that becomes 127: activations are sums of 1,024 random products, scaled to a deviation of about 1."""
+"""|x| that maps to 127: activations are sums of 1,024 random products, scaled to a deviation of about 1."""
 
 
 def make_ceiling(path: Path, precisions: tuple[Precision, ...], size: CeilingSize = CPU_SIZE) -> ModelFolder:
-    """Write the model folder, with a graph for each precision that has one.
+    """Write the model folder, with a graph for each precision that uses one.
 
-    FP16 and INT8 need onnxruntime to be made from FP32; without it they are not there.
+    FP16 and INT8 graphs are made from FP32 with onnxruntime; they are omitted if it is not installed.
     """
     spec = _spec(size)
     assert spec.architecture is not None
@@ -61,7 +61,7 @@ def make_ceiling(path: Path, precisions: tuple[Precision, ...], size: CeilingSiz
     weights: dict[str, NDArray[np.float32]] = {}
     for layer in plan:
         if layer.weight_shape is not None:
-            # Relu halves the mean square: 2 / inputs keeps it (He et al. 2015).
+            # Relu halves the mean square: a variance of 2 / inputs preserves it (He et al. 2015).
             deviation = np.float32((2 / np.prod(layer.weight_shape[1:])) ** 0.5)
             weights[f"{layer.name}.weight"] = deviation * rng.standard_normal(layer.weight_shape, np.float32)
             weights[f"{layer.name}.bias"] = np.zeros(layer.outputs, np.float32)
@@ -87,11 +87,11 @@ def make_ceiling(path: Path, precisions: tuple[Precision, ...], size: CeilingSiz
 
 
 def num_flops(spec: ModelSpec, num_views: int) -> int | None:
-    """Floating-point operations of one image, two for each multiply-accumulate; None for an unknown architecture.
+    """Floating-point operations per image, two for each multiply-accumulate; None for an unknown architecture.
 
-    Those of convolutions and fully connected layers: the rest is not what a matrix product is compared with. Without
-    products with the zeros around an image, a tenth of those in a 3x3 convolution of 13 x 13 positions: libraries leave
-    them out, and with them such a layer would seem to be faster than any matrix product.
+    Counts convolutions and fully connected layers, the operations comparable with a matrix product. Products with the
+    zeros around an image, a tenth of those in a 3x3 convolution of 13 x 13 positions, are not counted: libraries skip
+    them, and counting them would make such a layer look faster than any matrix product.
     """
     if spec.architecture is None:
         return None
@@ -107,20 +107,20 @@ def num_flops(spec: ModelSpec, num_views: int) -> int | None:
 
 
 def _num_taps(layer: Layer, side: int) -> int:
-    """Of all positions along one side, how many of their inputs lie inside an image of `side`."""
+    """Number of inputs inside an image of `side`, summed over all positions along one side."""
     starts = range(-layer.padding, -layer.padding + layer.stride * layer.output_shape[-1], layer.stride)
     return sum(0 <= start + offset < side for start in starts for offset in range(layer.kernel))
 
 
 def ceiling_flops(size: CeilingSize) -> int:
-    """`num_flops` of an image of this network, which is one view of it."""
+    """`num_flops` of an image of this network, which has one view."""
     flops = num_flops(_spec(size), 1)
     assert flops is not None
     return flops
 
 
 def ceiling_size(device: str) -> CeilingSize:
-    """The one that is large enough for an engine on `device`, by its name in EngineInfo."""
+    """The size large enough for an engine on `device`, as EngineInfo names it."""
     return GPU_SIZE if "cuda" in device else CPU_SIZE
 
 

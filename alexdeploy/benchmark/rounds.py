@@ -1,4 +1,4 @@
-"""Opening, warming up and measuring in rounds: every item a short slice a round, in an order of the round's own."""
+"""Opening, warming up and measuring in rounds: a short slice per item and round, in a new order each round."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ DECODE = "decoding"
 DECODE_BATCH = 8
 
 _OPENING_SHARE = 0.5
-"""Of the time for everything: afterwards nothing more is opened, so that what is open can be measured."""
+"""Fraction of the total time after which nothing more is opened, so that open engines can be measured."""
 
 _LEAST_WAVES = 2
-"""Batches for each stream in a run from files: while the first runs the next is decoded."""
+"""Batches per stream in a run from files: the next is decoded while the first runs."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Measured:
-    """What was seen so far of a configuration, or of what else takes part in the rounds. `failure` ends it.
+    """The measurements so far of a configuration or another item of the rounds. A `failure` ends them.
 
-    `warm_rate` is of the first run of all, and only says how much to ask for.
+    `warm_rate` comes from the very first run, and only determines how much to request.
     """
 
     slices: list[Slice] = field(default_factory=list)
@@ -55,18 +55,18 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Item:
-    """One thing to do in each round."""
+    """One measurement to make in each round."""
 
     process: str
     key: BatchConfiguration | str
     kind: Literal["engine", "files"]
     batch_size: int
     is_largest: bool = True
-    """No larger batch runs in its process, whose memory is then that of this one."""
+    """No larger batch runs in its process, so the process's memory is that of this batch."""
 
 
 class Rounds:
-    """Everything that is measured together, and what was seen of it: `measured`, by configuration or by name.
+    """Everything that is measured together, and the results: `measured`, by configuration or by name.
 
     `answers` are those of each group, probabilities float32 [N, C].
     """
@@ -96,7 +96,7 @@ class Rounds:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the figures should know, and no row says."""
+        """Notes on the figures that no row contains."""
         notes = list(self._without_answers)
         if self._left_out:
             notes.append(
@@ -123,11 +123,11 @@ class Rounds:
         ceilings: Sequence[tuple[Backend, Precision]],
         deadline: float | None = None,
     ) -> None:
-        """Start every process once and warm it up, smallest batch first: its memory is then that of this batch.
+        """Start every process once and warm it up, smallest batch first, so that its memory is that of this batch.
 
-        From files as many images are taken as the pipeline holds at once: its memory is then that of a long run. With a
-        `deadline`, a time of the clock, nothing is opened after half of the time until then, but for the first
-        configuration that opens. An opening that has begun is not stopped: it may compile a model for minutes.
+        Runs from files use as many images as the pipeline holds at once, so that memory is that of a long run. With a
+        `deadline` on the clock, nothing is opened after half of the time until then, except the first configuration
+        that opens. An opening that has begun is not stopped: it may compile a model for minutes.
         """
         if deadline is not None:
             now = self._clock()
@@ -151,7 +151,7 @@ class Rounds:
 
     @property
     def is_late(self) -> bool:
-        """Whether the time for opening is over, and there is a configuration to measure."""
+        """Whether the time for opening is over and there is a configuration to measure."""
         return self._clock() >= self._last_opening and any(item.key != DECODE for item in self._items)
 
     def _leave_out(self, name: str, *keys: BatchConfiguration | str) -> None:
@@ -163,7 +163,7 @@ class Rounds:
             )
 
     def round_seconds(self, deadline: float) -> float:
-        """About how long a round will take if `run` begins now, by the first run of each."""
+        """The approximate duration of a round if `run` starts now, estimated from the first run of each item."""
         seconds = slice_seconds(deadline - self._clock(), len(self._items), len(self._turns()))
         items = [item for item in self._items if self._of(item).failure is None]
         total = 0.0
@@ -174,13 +174,13 @@ class Rounds:
             total += max(num_images / seen.warm_rate, 0.0 if is_files else seconds)
         for name in {item.process for item in items}:
             total += PAUSE_SECONDS
-            # What made room is started again.
+            # A process that made room is started again.
             if not self.processes.is_open(name):
                 total += self.processes.starts[name].first_row_seconds
         return total
 
     def run(self, deadline: float, seed: int) -> None:
-        """One whole round, and then as many as `deadline`, a time of the monotonic clock, leaves."""
+        """Run one whole round, and then as many as fit before `deadline` (monotonic clock)."""
         items, turns = tuple(self._items), self._turns()
         seconds = slice_seconds(deadline - self._clock(), len(items), len(turns))
         process = ""
@@ -213,14 +213,14 @@ class Rounds:
         return self.measured.setdefault(item.key, Measured())
 
     def _open_group(self, group: Configuration) -> None:
-        """All batches of a group; where the engine does not open for the largest, for the next smaller."""
+        """Open all batches of a group; if the engine does not open for the largest, try the next smaller one."""
         own = sorted((each for each in self._configurations if each.group == group), key=lambda each: each.batch_size)
         while own:
             try:
                 self.processes.open(str(group))
                 break
             except AlexDeployError as exc:
-                # An engine file takes so many images at most, and memory may be short: others may do.
+                # An engine file has a largest batch, and memory may be short: smaller batches may work.
                 is_batch = isinstance(exc, (ModelError, DeviceMemoryError))
                 for each in own[-1:] if is_batch else own:
                     self.measured[each].failure = exc
@@ -228,7 +228,7 @@ class Rounds:
             if own:
                 self.processes.set_job(str(group), self._job_of(own[-1]))
         for each in own:
-            # The group itself is open by now: at least one of its batches is measured.
+            # The group itself is open by now, so at least one of its batches is measured.
             if each is not own[0] and self.is_late:
                 self._leave_out(str(each), each)
                 continue
@@ -247,7 +247,7 @@ class Rounds:
             self.answer(group, self._process_of(own[0], is_largest=len(own) == 1), own[0].batch_size)
 
     def _open_ceiling(self, name: str, name_on_gpu: str) -> None:
-        """Open the matrix products, and where they turn out to run on a GPU the larger ones in their place."""
+        """Open the matrix products; if they turn out to run on a GPU, open the larger ones instead."""
         try:
             device = self.processes.open(name).info.device
         except AlexDeployError as exc:
@@ -259,7 +259,7 @@ class Rounds:
         self._warm(_Item(process=name, key=name, kind="engine", batch_size=size.batch_size))
 
     def _process_of(self, configuration: BatchConfiguration, *, is_largest: bool) -> str:
-        """The group's, open for the largest batch; its own where that decides on shapes, kernels and memory."""
+        """The group's process, open for the largest batch; its own if shapes, kernels and memory depend on the batch."""
         shared = str(configuration.group)
         info = self.processes.infos[shared]
         if is_largest or not ("cuda" in info.device or info.backend == "openvino"):
@@ -278,7 +278,7 @@ class Rounds:
         return item.batch_size * self.processes.infos[item.process].num_streams
 
     def _window(self, item: _Item) -> int:
-        """Images that the pipeline of `predict` holds at once."""
+        """Images that `predict`'s pipeline holds at once."""
         num_decoders = (
             self._jobs[str(item.key.group)].options.num_threads if isinstance(item.key, BatchConfiguration) else None
         )
@@ -287,7 +287,7 @@ class Rounds:
         )
 
     def _warm(self, item: _Item, num_images: int = 0) -> bool:
-        """Run it once and forget how long it took; whether it runs."""
+        """Run it once without recording the time; return whether it runs."""
         seen = self._of(item)
         try:
             task = Task(kind=item.kind, batch_size=item.batch_size, num_images=num_images)
@@ -301,7 +301,7 @@ class Rounds:
         return True
 
     def answer(self, group: Configuration, process: str, batch_size: int) -> None:
-        """Ask for the answers of `group`. Without them no agreement is known; what is measured needs none."""
+        """Request the answers of `group`. Without them agreement is unknown; the measurements do not need them."""
         path = self._folder / "answers.npy"
         num_images = len(self._jobs[str(group)].files)
         task = Task(kind="answers", batch_size=batch_size, num_images=num_images, path=os.fsencode(path))
@@ -333,7 +333,7 @@ class Rounds:
             seen.slices.append(Slice(batch_seconds=done.batch_seconds, images_per_second=rate))
 
     def _num_images(self, item: _Item, seen: Measured, seconds: float) -> int:
-        """Images for about so many seconds; as many full batches for each stream, for none to wait at the end."""
+        """Images for about `seconds`; each stream gets equally many full batches, so that none waits at the end."""
         rate = seen.file_rates[-1] if seen.file_rates else seen.warm_rate
         wave = self._wave(item)
         return wave * max(_LEAST_WAVES, round(rate * seconds / wave))

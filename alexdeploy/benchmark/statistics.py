@@ -1,4 +1,4 @@
-"""What is timed, and what figures become of it: the arithmetic of `bench`, without clocks, processes or files."""
+"""The arithmetic of `bench`: figures from timings, without clocks, processes or files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from alexdeploy.core.arguments import NotNegative, Share, check_fields
 from alexdeploy.engines.base import Configuration
 
 PAUSE_SECONDS = 0.3
-"""Between processes that take turns: threads of some runtimes spin for a while after their work, on cores that the next
-one needs."""
+"""Pause between processes that take turns: threads of some runtimes keep spinning for a while after their work, on
+cores that the next process needs."""
 
 _LEAST_ROUNDS = 5
 _LEAST_SLICE_SECONDS, _MOST_SLICE_SECONDS = 0.05, 1.0
@@ -24,13 +24,13 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchConfiguration(Configuration):
-    """A configuration with the number of images that run together."""
+    """A configuration with its batch size in images."""
 
     batch_size: int
 
     @property
     def group(self) -> Configuration:
-        """What one process can run where no engine is made for a batch: all batches of a configuration."""
+        """All batches of a configuration: one process runs them unless an engine is made for one batch."""
         return Configuration(backend=self.backend, precision=self.precision, num_views=self.num_views)
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class BatchConfiguration(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """What was seen of a configuration in one round: seconds of each batch, and the rate of all streams together."""
+    """Measurements of a configuration in one round: seconds per batch, and the rate of all streams together."""
 
     batch_seconds: tuple[float, ...]
     images_per_second: float
@@ -47,10 +47,10 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Milliseconds of a batch while every stream of the engine is busy, over all rounds.
+    """Milliseconds per batch while every stream of the engine is busy, over all rounds.
 
-    Percentiles are nearest ranks: the least time within which that share of the batches was done. Of fewer than 20
-    batches the slowest is p95, and of fewer than 100 it is p99.
+    Percentiles are nearest ranks: the least time within which that share of the batches was done. With fewer than 20
+    batches p95 is the slowest batch; with fewer than 100, p99 is.
     """
 
     num_batches: int
@@ -86,34 +86,34 @@ def latency(slices: Sequence[Slice]) -> Latency:
 
 
 def median_rate(rates: Sequence[float]) -> float | None:
-    """The median over rounds: a round in which the machine was busy with other things moves it little."""
+    """The median over rounds: it hardly moves if the machine was busy with other work in one round."""
     return statistics.median(rates) if rates else None
 
 
 def stream_rate(num_images: Sequence[int], seconds: Sequence[float]) -> float:
-    """Images per second of streams that ran side by side, each as long as its own last batch took.
+    """Images per second of concurrent streams, each timed until the end of its own last batch.
 
-    Not all images over all the time: the streams that end first would be counted as idle until the last one ends.
+    Not total images over total time: streams that end first would count as idle until the last one ends.
     """
     return sum(images / max(took, 1e-9) for images, took in zip(num_images, seconds, strict=True))
 
 
 def bound(decode: float, engine: float, *, share_cores: bool) -> float:
-    """The most images/s that decoding and the engine allow together, from what each reaches alone.
+    """The maximum images/s that decoding and the engine allow together, from the rates that each reaches alone.
 
-    Where they share the cores, as on a CPU, an image takes 1 / decode + 1 / engine of all of them: their harmonic sum.
-    It is exact where each alone keeps every core busy; an engine that leaves cores idle, as one whose threads wait for
-    each other, can be a little faster beside decoding than this says. On a GPU both go on at once: the slower of the
+    If they share the cores, as on a CPU, an image takes 1 / decode + 1 / engine of all cores: the rates' harmonic sum.
+    It is exact if each alone keeps every core busy. An engine that leaves cores idle, such as one whose threads wait
+    for each other, can exceed it slightly beside decoding. On a GPU both run at once: the bound is the slower of the
     two.
     """
     return 1 / (1 / decode + 1 / engine) if share_cores else min(decode, engine)
 
 
 def interleaved(turns: Sequence[Sequence[_Item]], seed: int) -> Iterator[tuple[int, _Item]]:
-    """Rounds without end: (round, item), every turn once a round and in it each of its items, in orders drawn for each.
+    """Endless rounds of (round, item): every turn once per round and in it each of its items, in random orders.
 
-    So that nothing always follows the same neighbour, and no configuration has all of its time in one bad minute. A
-    turn is what one process does: where memory is short, each is started once a round at most.
+    No item always follows the same neighbour, and no configuration spends all of its time in one bad minute. A turn
+    is the work of one process: if memory is short, each process is started at most once per round.
     """
     draw = random.Random(seed)
     number = 0
@@ -124,16 +124,16 @@ def interleaved(turns: Sequence[Sequence[_Item]], seed: int) -> Iterator[tuple[i
 
 
 def slice_seconds(left: float, num_items: int, num_turns: int) -> float:
-    """How long one item may take in one round, so that five, with their pauses, fit into what is left."""
+    """How long one item may take in one round, so that five rounds, with their pauses, fit into the time left."""
     seconds = (left / _LEAST_ROUNDS - PAUSE_SECONDS * num_turns) / max(num_items, 1)
     return min(max(seconds, _LEAST_SLICE_SECONDS), _MOST_SLICE_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a configuration must keep to be picked. `budget_ms` is for the p95 of a batch.
+    """What a configuration must meet to be picked. `budget_ms` limits the p95 of a batch.
 
-    `min_agreement` is the least share of answers that are those of FP32 with as many views.
+    `min_agreement` is the minimum share of answers equal to those of FP32 with as many views.
     """
 
     budget_ms: NotNegative | None = None
@@ -153,9 +153,9 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """What is known of a configuration when one is picked. `rates` are of each round, `images_per_second` their median.
+    """The facts about a configuration used to pick one. `rates` are per round, `images_per_second` is their median.
 
-    `agreement` None: not known.
+    `agreement` None: unknown.
     """
 
     configuration: BatchConfiguration
@@ -166,9 +166,9 @@ class Candidate:
 
 
 def pick(candidates: Sequence[Candidate], limits: Limits) -> tuple[Candidate, ...]:
-    """The fastest that keeps the limits for each number of views that has one, fewest views first.
+    """The fastest candidate within the limits for each number of views that has one, fewest views first.
 
-    Not one for all: fewer views are faster and less accurate, and how accurate is for the user to say.
+    Not one for all: fewer views are faster and less accurate, and the user decides how accurate it must be.
     """
     best: dict[int, Candidate] = {}
     for each in candidates:
@@ -179,12 +179,12 @@ def pick(candidates: Sequence[Candidate], limits: Limits) -> tuple[Candidate, ..
 
 
 def close_seconds(best: Candidate, candidates: Sequence[Candidate], limits: Limits) -> list[Candidate]:
-    """What could have been picked for `best` in another run, fastest first: its rounds overlap those of `best`."""
+    """Candidates that could replace `best` in another run, fastest first: their rounds overlap those of `best`."""
     least = min(best.rates, default=math.inf)
     found = [
         each
         for each in candidates
-        # Its median is no higher than that of `best`, and so its slowest round no faster than the fastest of that.
+        # Its median is not above that of `best`, so its slowest round is not faster than the fastest round of `best`.
         if max(each.rates, default=0.0) >= least
         and each.configuration != best.configuration
         and each.configuration.num_views == best.configuration.num_views
@@ -194,7 +194,7 @@ def close_seconds(best: Candidate, candidates: Sequence[Candidate], limits: Limi
 
 
 def fits(candidate: Candidate, limits: Limits) -> bool:
-    """Whether it keeps the limits; what is not known keeps none."""
+    """Whether it meets the limits; an unknown value meets none."""
     is_fast = limits.budget_ms is None or candidate.p95_ms <= limits.budget_ms
     if limits.min_agreement is None:
         return is_fast
@@ -202,7 +202,7 @@ def fits(candidate: Candidate, limits: Limits) -> bool:
 
 
 def why_none(candidates: Sequence[Candidate], limits: Limits) -> str:
-    """Where nothing keeps the limits: how near the nearest come."""
+    """If nothing meets the limits: how close the nearest candidates come."""
     if not candidates:
         return "nothing was measured"
     words = []

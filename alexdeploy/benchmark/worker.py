@@ -1,8 +1,8 @@
 """The process in which configurations are measured: `python -m alexdeploy.benchmark.worker PARENT`.
 
-One is started cold for each backend, precision and number of views (on a GPU and in OpenVINO for each batch), so that
-start-up and memory are its own. It opens what the first frame on its stdin names, gives the first row, and then does
-what each frame asks for. PARENT is the id of the process that started it, with which it ends.
+One is started cold for each backend, precision and number of views (on a GPU and in OpenVINO for each batch), so
+start-up and memory are its own. It opens the job in the first frame on stdin, gives the first row, and then runs the
+task in each further frame. PARENT is the id of the process that started it, and with which it ends.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _TOP_K = 5
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What to open; `options.batch_size` is the largest batch that will be asked for.
+    """What to open; `options.batch_size` is the largest batch that will be requested.
 
-    `decodes_only`: an engine that answers at once takes the place of the model's. `images` is a .npy file,
-    uint8 [N, 256, 256, 3]; `files` are photographs. Paths are as the system has them, which need not be UTF-8.
+    `decodes_only`: an engine that answers immediately replaces the model's. `images` is a .npy file,
+    uint8 [N, 256, 256, 3]; `files` are photographs. Paths are the system's bytes, which need not be UTF-8.
     """
 
     folder: bytes
@@ -53,9 +53,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The engine is open; `load_seconds` is how much of the time since the process began that took.
+    """The engine is open; `load_seconds` is the part of the time since the process started that opening took.
 
-    `was_compiled`: its model was in no cache, and was compiled in here.
+    `was_compiled`: its model was in no cache and was compiled by this process.
     """
 
     info: EngineInfo
@@ -64,10 +64,10 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Run the engine on decoded images or the whole way from files, or write the answers to `path`, a .npy file.
+    """Run the engine on decoded images, run from files to rows, or write the answers to `path`, a .npy file.
 
-    `seconds` is how long the engine is to run, each stream for one batch at least; `num_images` how many go the whole
-    way. Answers are of all images; `num_images` says how many that are, to whom waits for them.
+    `seconds` is how long the engine is to run, each stream for at least one batch; `num_images` is the number of images
+    from files. Answers are for all images; `num_images` then only tells the parent's time limit how many those are.
     """
 
     kind: Literal["engine", "files", "answers"]
@@ -78,7 +78,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What a task gave; the first of all says that the first row is there. `peak_bytes` None: not known here."""
+    """The result of a task; the first one reports that the first row is ready. `peak_bytes` None: unknown here."""
 
     images_per_second: float = 0.0
     batch_seconds: tuple[float, ...] = ()
@@ -89,7 +89,7 @@ Reply = Opened | Done | Failure
 
 
 class Sized:
-    """An engine that is open, as one of another batch: ONNX Runtime and PyTorch on a CPU serve all of them with one."""
+    """An open engine with another batch size: ONNX Runtime and PyTorch on a CPU serve all sizes with one engine."""
 
     def __init__(self, engine: Engine, batch_size: int) -> None:
         self._engine = engine
@@ -101,14 +101,14 @@ class Sized:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Whoever opened the engine closes it."""
+        """The caller that opened the engine closes it."""
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         return self._engine.run(images)
 
 
 class AnswersAtOnce:
-    """An engine that looks at no image: with it, a pipeline does nothing but decode and gather batches."""
+    """An engine that ignores its images: a pipeline with it only decodes and gathers batches."""
 
     def __init__(self, batch_size: int = BATCH_SIZE) -> None:
         self.info = EngineInfo(
@@ -135,7 +135,7 @@ class AnswersAtOnce:
 
 
 def run_engine(engine: Engine, images: NDArray[np.uint8], seconds: float) -> Done:
-    """Keep every stream busy with full batches until `seconds` have passed, each for one batch at least."""
+    """Keep every stream busy with full batches for `seconds`, each stream for at least one batch."""
     info = engine.info
     streams = [_Stream(engine, images, number * info.batch_size, seconds) for number in range(info.num_streams)]
     for stream in streams:
@@ -156,7 +156,7 @@ class _Stream(threading.Thread):
     def __init__(self, engine: Engine, images: NDArray[np.uint8], first: int, seconds: float) -> None:
         super().__init__(name="alexdeploy-bench")
         self._engine = engine
-        # A batch of its own, as the pipeline has one for each of its threads.
+        # A separate batch, since the pipeline has one for each of its threads.
         self._batch = images[np.arange(first, first + engine.info.batch_size) % len(images)]
         self._limit = seconds
         self.batch_seconds: list[float] = []
@@ -171,13 +171,13 @@ class _Stream(threading.Thread):
                 before, now = now, time.perf_counter()
                 self.batch_seconds.append(now - before)
             self.seconds = now - began
-        # It is raised again by whoever waits.
+        # The waiting thread raises it again.
         except BaseException as exc:
             self.error = exc
 
 
 def run_files(engine: Engine, sources: list[Source], num_images: int, options: PipelineOptions) -> Done:
-    """What `predict` does, on `num_images` of the sources, the same again where there are fewer: files to rows."""
+    """Process `num_images` of the sources from files to rows, as `predict` does; repeats them if there are fewer."""
     began = time.perf_counter()
     with closing(run_pipeline(engine, islice(cycle(sources), num_images), options)) as outcomes:
         for outcome in outcomes:
@@ -188,7 +188,7 @@ def run_files(engine: Engine, sources: list[Source], num_images: int, options: P
 
 
 def peak_bytes() -> int | None:
-    """Most memory that this process has held at once, and the processes of its replicas; None where nothing tells."""
+    """Peak memory of this process plus its replicas' processes; None if the system does not report it."""
     if sys.platform == "linux":
         peaks = [_high_water(name) for name in ("self", *_children())]
         return sum(each for each in peaks if each is not None) or None
@@ -202,7 +202,7 @@ def peak_bytes() -> int | None:
 
 def _children() -> list[str]:
     found: list[str] = []
-    # Each thread has the processes that it started, and may end while they are listed.
+    # Each thread lists the processes that it started, and may end during the listing.
     for path in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):
             found += path.read_text().split()
@@ -210,7 +210,7 @@ def _children() -> list[str]:
 
 
 def _high_water(process: str) -> int | None:
-    # Not getrusage, whose figure a process inherits from the one that started it.
+    # Not getrusage, whose figure a process inherits from its parent.
     with suppress(OSError):
         for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -225,10 +225,10 @@ def main() -> None:
         return
     try:
         _serve(frame[0], asked, replies)
-    # The parent has gone.
+    # The parent has ended.
     except BrokenPipeError:
         pass
-    # Whatever a runtime raises: it is told in the place of the figures, and other configurations go on.
+    # Any error of a runtime is sent in place of the figures, and other configurations continue.
     except Exception as exc:
         write_frame(replies, failure_of(exc))
 
@@ -243,7 +243,7 @@ def _serve(job: Job, asked: IO[bytes], replies: IO[bytes]) -> None:
     engine = AnswersAtOnce() if job.decodes_only else place(folder, job.options).engine
     with engine:
         seconds = time.perf_counter() - began
-        # Only OpenVINO's engines compile: TensorRT's are built before.
+        # Only OpenVINO's engines compile here: TensorRT's are built earlier.
         was_compiled = getattr(engine, "was_compiled", False)
         write_frame(replies, Opened(info=engine.info, load_seconds=seconds, was_compiled=was_compiled))
         run_files(Sized(engine, 1), sources, 1, options)
@@ -254,7 +254,7 @@ def _serve(job: Job, asked: IO[bytes], replies: IO[bytes]) -> None:
 
 
 def _mapped(path: bytes) -> NDArray[np.uint8]:
-    """Anew each time that some are taken: pages that were read count as this process's memory while they are mapped."""
+    """Map the images again for each use: pages that were read count as this process's memory while they are mapped."""
     images: NDArray[np.uint8] = np.load(os.fsdecode(path), mmap_mode="r", allow_pickle=False)
     return images
 
@@ -269,7 +269,7 @@ def _do(task: Task, engine: Engine, images: bytes, sources: list[Source], option
         )
         return msgspec.structs.replace(done, peak_bytes=peak_bytes())
     parts = [
-        # A copy: backends take no memory that they may not write to.
+        # A copy: backends require writable memory.
         np.array(engine.run(np.array(_mapped(images)[start : start + task.batch_size])).probabilities)
         for start in range(0, len(_mapped(images)), task.batch_size)
     ]

@@ -1,1 +1,1 @@
-"""What a model folder, a graph or an installation holds, and what is wrong with it."""
+"""The contents of a model folder, a graph or an installation, and their problems."""

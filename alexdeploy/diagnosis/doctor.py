@@ -1,4 +1,4 @@
-"""What is wrong with this machine? Driver, GPUs, backends, memory and disk: what was found, and how to fix it."""
+"""Diagnosis of this machine: driver, GPUs, backends, memory and disk, with a fix for each problem."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from alexdeploy.engines.trt.cuda_driver import cuda_version
 from alexdeploy.placement.devices import survey_gpus
 
 _LEAST_DISK_BYTES = 2 << 30
-"""A full-size model is 0.25 GB of weights, as much for each graph, and compiled models are cached up to 2 GiB."""
+"""A full-size model has 0.25 GB of weights and as much per graph; compiled models are cached up to 2 GiB."""
 
 
 def examine(on_event: Callable[[events.Status], None] = lambda event: None) -> tuple[Finding, ...]:
-    """Look at everything; takes seconds, for each package that is installed is really imported. Never raises.
+    """Check everything. Takes seconds, because each installed package is really imported. Never raises.
 
     `on_event` may be called from another thread.
     """
     on_event(events.Status(message="looking for GPUs"))
     survey = survey_gpus()
     libcuda = run_probe(PROBES["libcuda"])
-    # A GPU that CUDA_VISIBLE_DEVICES hides is not asked for; one whose driver fails is.
+    # A GPU hidden by CUDA_VISIBLE_DEVICES needs no backend; one whose driver fails does.
     has_gpu = bool(survey.devices) or bool(libcuda.facts.get("count"))
     has_board = has_gpu or (not survey.num_hidden and has_nvidia_board())
     packages = [name for name in PROBES if name != "libcuda" and importlib.util.find_spec(name) is not None]
@@ -80,7 +80,7 @@ def examine(on_event: Callable[[events.Status], None] = lambda event: None) -> t
 
 
 def has_nvidia_board() -> bool:
-    """Whether there is hardware by NVIDIA, with or without a driver: Linux's device files, or its list of PCI cards."""
+    """Whether there is NVIDIA hardware, with or without a driver: Linux's device files, or its list of PCI cards."""
     if glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/nvhost-gpu") or glob.glob("/dev/nvgpu/*"):
         return True
     for vendor in glob.glob("/sys/bus/pci/devices/*/vendor"):
@@ -118,7 +118,7 @@ def _processors() -> Finding:
 def _cpu_flags() -> set[str]:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            # x86 says flags, ARM says Features.
+            # The key is "flags" on x86 and "Features" on ARM.
             if line.startswith(("flags", "Features")):
                 return set(line.partition(":")[2].split())
     return set()
@@ -162,7 +162,7 @@ def _disk_of(name: str, folder: Path) -> Finding:
 
 
 def _cpu_backends(probes: Mapping[str, PackageCheck]) -> list[Finding]:
-    """OpenVINO, and ONNX Runtime as a CPU engine: one of them there must be."""
+    """OpenVINO, and ONNX Runtime as a CPU engine: one of them is required."""
     findings = []
     works = [name for name in ("openvino", "onnxruntime") if name in probes and "version" in probes[name].facts]
     for name in ("openvino", "onnxruntime"):

@@ -1,4 +1,4 @@
-"""What is wrong with the GPUs of this machine, with their driver, and with the packages that use them?"""
+"""Checks of this machine's GPUs, their driver, and the packages that use them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _GPU_HINT = "pip install 'alexdeploy[gpu]'"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One line of the report. `absent` is an optional thing that is not there and that nothing here asks for."""
+    """One line of the report. `absent` is an optional item that is missing and that nothing here needs."""
 
     name: str
     status: Status
@@ -86,7 +86,7 @@ def judge_libcuda(probe: PackageCheck, *, has_board: bool) -> Finding:
     code = probe.facts["init"]
     if code != 0:
         meaning, hint = CUDA_ERRORS.get(code, ("see CUresult in CUDA's documentation", None))
-        # No GPU is what it should say where there is none.
+        # Without a GPU, "no GPU" is the correct answer.
         status = missing if code == 100 else "problem"
         return Finding(name="libcuda", status=status, found=f"{found}cuInit gives error {code}: {meaning}", hint=hint)
     count = probe.facts.get("count", 0)
@@ -96,13 +96,13 @@ def judge_libcuda(probe: PackageCheck, *, has_board: bool) -> Finding:
 def judge_gpu_backends(
     probes: Mapping[str, PackageCheck], survey: GpuSurvey, driver_cuda: tuple[int, int] | None, *, has_gpu: bool
 ) -> list[Finding]:
-    """TensorRT with pycuda, and ONNX Runtime's CUDA provider. Where a GPU is, one of the two must work."""
+    """TensorRT with pycuda, and ONNX Runtime's CUDA provider. On a machine with a GPU, one of the two must work."""
     tensorrt = _tensorrt(probes.get("tensorrt"), survey, driver_cuda, has_gpu=has_gpu)
     pycuda = _pycuda(probes.get("pycuda"), has_gpu=has_gpu)
     ort = _onnxruntime_cuda(probes.get("onnxruntime"), driver_cuda, has_gpu=has_gpu)
     findings = [tensorrt, pycuda, ort]
     if "ok" in (ort.status, tensorrt.status if pycuda.status == "ok" else None):
-        # The other way is not needed: what is not installed for it is no problem.
+        # The other backend is not needed, so a package missing for it is no problem.
         findings = [
             replace(each, status="warning") if each.status == "problem" and each.found == _NOT_INSTALLED else each
             for each in findings
@@ -121,7 +121,7 @@ def _tensorrt(
     needed = _tensorrt_cuda(version)
     if has_gpu and needed and driver_cuda and driver_cuda[0] < needed:
         found = f"{version} is for CUDA {needed}, the driver runs CUDA up to {_dotted(driver_cuda)}"
-        # For CUDA 11 there is none that works with a numpy of today.
+        # For CUDA 11 there is no TensorRT that works with a current NumPy.
         older = f", or: pip install tensorrt-cu{driver_cuda[0]}" if driver_cuda[0] >= 12 else ""
         hint = f"{update_driver(needed)}{older}"
         return Finding(name="tensorrt", status=bad, found=found, hint=hint)
@@ -146,9 +146,10 @@ def _tensorrt(
 
 
 def _tensorrt_cuda(version: str) -> int | None:
-    """The major version of CUDA that TensorRT of a version is for, as the names of its packages say.
+    """The major CUDA version that the installed TensorRT is for, from the names of its packages.
 
-    Those of another version are what an update left. Of two that remain, the lesser: nobody can tell which one runs.
+    Packages of other TensorRT versions are leftovers of an update. If two CUDA versions remain, the lower one is
+    returned: which one runs cannot be determined.
     """
     same: set[int] = set()
     others: set[int] = set()
@@ -179,7 +180,7 @@ def _onnxruntime_cuda(probe: PackageCheck | None, driver_cuda: tuple[int, int] |
     name = "onnxruntime-gpu"
     bad: Status = "problem" if has_gpu else "absent"
     if probe is None or "CUDAExecutionProvider" not in probe.facts.get("providers", ()):
-        # Beside the CPU's build it cannot be: both are the one folder onnxruntime.
+        # It cannot be installed beside the CPU build: both use the folder onnxruntime.
         hint = "pip uninstall -y onnxruntime; pip install onnxruntime-gpu" if has_gpu else None
         return Finding(name=name, status=bad, found=_NOT_INSTALLED, hint=hint)
     built = str(probe.facts.get("cuda") or "")

@@ -1,4 +1,4 @@
-"""What the libraries of GPUs mean by their errors, and how to fix them."""
+"""The meaning of error messages of GPU libraries, and their fixes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CUDA_ERRORS = {
     804: ("forward compatibility on a GPU that has none", "Take CUDA's compat folder out of LD_LIBRARY_PATH."),
     999: ("unknown error", "Restart the machine; after a suspend: sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm"),
 }
-"""Codes of cuda.h and of the runtime that users meet, what they mean, and what helps."""
+"""Codes of cuda.h and of the runtime that users meet: their meaning and fix."""
 
 PYCUDA_HINT = (
     "pycuda comes as source only: it needs g++, CUDA's headers and libcuda. Put nvcc on PATH, or set CPATH and "
@@ -32,7 +32,7 @@ _NO_CACHE = "--no-cache-dir --no-binary pycuda pycuda"
 
 
 def explain_tensorrt(error: str, log: str = "") -> tuple[str, str]:
-    """What TensorRT's error means, and its hint."""
+    """The meaning of a TensorRT error, and its hint."""
     library = missing_library(error)
     if library and library.startswith("libnv"):
         number = library.rpartition(".")[2]
@@ -64,7 +64,7 @@ def explain_tensorrt(error: str, log: str = "") -> tuple[str, str]:
 
 
 def explain_onnxruntime(error: str | None, log: str) -> tuple[str, str]:
-    """Why ONNX Runtime lists CUDA and does not use it, and the hint."""
+    """Why ONNX Runtime lists CUDA but does not use it, and the hint."""
     text = f"{error or ''}\n{log}"
     library = missing_library(text)
     if library:
@@ -99,10 +99,10 @@ def explain_pycuda(error: str) -> tuple[str, str]:
 
 
 def supported_capabilities(version: str) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    """The lowest and the highest compute capability of a TensorRT version; None: no GPU is too new for it yet.
+    """The lowest and the highest compute capability of a TensorRT version; None: no upper limit known.
 
     From NVIDIA's support matrices: 8.6, Maxwell to Hopper; 10.0 from Volta, 10.5 from Turing, 10.8 with Blackwell.
-    Of a version that is not known, none is too old either.
+    An unknown version has no limits.
     """
     numbers = tuple(int(word) for word in re.findall(r"\d+", version)[:2])
     if not numbers:
@@ -117,7 +117,7 @@ def missing_library(text: str) -> str | None:
 
 
 def _library_hint(library: str) -> str:
-    """The package on PyPI that has a library of CUDA, or where to put it."""
+    """The PyPI package that contains a CUDA library, or where to put the library."""
     path = f"or put its folder on LD_LIBRARY_PATH: {library}"
     cudnn = re.fullmatch(r"libcudnn\w*\.so\.(\d+)", library)
     if cudnn:
@@ -125,7 +125,7 @@ def _library_hint(library: str) -> str:
     cuda = re.fullmatch(r"lib(cudart|cublas|cublasLt)\.so\.(\d+)(?:\.\d+)*", library)
     if cuda:
         part = "cuda-runtime" if cuda.group(1) == "cudart" else "cublas"
-        # From CUDA 13 on the names have no number.
+        # From CUDA 13 on, package names contain no number.
         number = int(cuda.group(2))
         package = f"nvidia-{part}-cu{number}" if number < 13 else f"'nvidia-{part}=={number}.*'"
         return f"pip install {package}, {path}"

@@ -1,4 +1,4 @@
-"""What is this? Facts about a recipe, a model folder, an ONNX or safetensors file, or an engine, without running it."""
+"""Facts about a recipe, a model folder, an ONNX or safetensors file, or an engine, without running it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SUFFIXES = (".onnx", ".safetensors", ".engine")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
-    """What was found. `facts`, `preprocessing` and `provenance` are printed as they are."""
+    """The facts found. `facts`, `preprocessing` and `provenance` are printed as they are."""
 
     target: str
     kind: str
@@ -62,11 +62,11 @@ class Inspection:
 def inspect(
     target: ModelFolder | str | os.PathLike[str], *, overrides: tuple[str, ...] = (), num_classes: int | None = None
 ) -> Inspection:
-    """Look at a recipe's name or file, a model folder or name, an .onnx, a .safetensors or a TensorRT .engine.
+    """Inspect a recipe (name or file), a model (folder or name), an .onnx, a .safetensors or a TensorRT .engine.
 
-    `overrides` and `num_classes` (1000 if None) are for recipes, which do not know their classes: with them, a name
-    that a model and a recipe have is the recipe's. Raises ModelError, RecipeError, and UsageError where they are
-    given for something else, and for a target that does not exist.
+    `overrides` and `num_classes` (1000 if None) are for recipes, which do not define their classes. With them, a name
+    shared by a model and a recipe means the recipe. Raises ModelError, RecipeError, and UsageError if they are given
+    for another kind of target or the target does not exist.
     """
     if isinstance(target, ModelFolder):
         return _inspect_folder(target)
@@ -188,7 +188,7 @@ def _inspect_safetensors(path: Path) -> Inspection:
 
 
 def _inspect_engine(path: Path) -> Inspection:
-    """The sidecar; and the layers, where TensorRT can open the engine and this installation trusts it."""
+    """The sidecar, and the layers if TensorRT can open the engine and this installation trusts it."""
     record = read_record(path)
     major, minor = record.compute_capability
     least, best, most = record.profile
@@ -236,7 +236,7 @@ def _inspect_engine(path: Path) -> Inspection:
 
 
 def _device_for(capability: tuple[int, int], gpus: Sequence[Device]) -> str:
-    """The first GPU of a compute capability, as CUDA counts them. Raises DeviceError if there are only others."""
+    """The first GPU of a compute capability, in CUDA's order. Raises DeviceError if there are only others."""
     fitting = [gpu for gpu in gpus if gpu.compute_capability == capability]
     if gpus and not fitting:
         raise DeviceError(f"no GPU here has compute capability {'.'.join(map(str, capability))}")

@@ -59,7 +59,7 @@ def planned_layers(architecture: Architecture, num_classes: int) -> tuple[LayerR
 
 def graph_layers(model: onnx.ModelProto) -> tuple[LayerRow, ...]:
     shapes = tensor_shapes(model)
-    # Whole numbers of 64 bits are shapes and axes, scalars are bounds: neither was learned.
+    # 64-bit integers are shapes and axes, scalars are bounds: neither are learned parameters.
     unseen = {
         tensor.name: tuple(tensor.dims)
         for tensor in model.graph.initializer
@@ -87,7 +87,7 @@ def graph_layers(model: onnx.ModelProto) -> tuple[LayerRow, ...]:
 
 
 def engine_layers(text: str) -> tuple[LayerRow, ...]:
-    """Layers as TensorRT's inspector lists them: objects, or names alone. Shapes are without the batch."""
+    """Layers as listed by TensorRT's inspector: objects, or names only. Shapes omit the batch."""
     rows = []
     for layer in json.loads(text).get("Layers", []):
         if isinstance(layer, str):

@@ -1,4 +1,4 @@
-"""Try a package in a process of its own: what crashes there, or never answers, ends only that process."""
+"""Check a package in a subprocess, so that a crash or a hang ends only that process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MARK = "alexdeploy-probe "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackageCheck:
-    """What a piece of Python told from a process of its own. `error` is why it told no more; `log` its stderr."""
+    """What a probe reported from its subprocess. `error` is why it reported no more; `log` is its stderr."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
@@ -91,11 +91,11 @@ PROBES = {
         facts["is_available"] = torch.cuda.is_available()
         """,
 }
-"""What is asked of each package, with `facts` to fill and `has_gpu` to read."""
+"""The code that probes each package; it fills `facts` and can read `has_gpu`."""
 
 
 def run_probe(code: str, *, has_gpu: bool = False, timeout: float = PROBE_SECONDS) -> PackageCheck:
-    """Run `code` in a Python of its own, with the packages that this one sees. It fills the dictionary `facts`."""
+    """Run `code` in a Python subprocess that sees the same packages. It fills the dictionary `facts`."""
     script = (
         f"import json, sys\nsys.path[:] = {sys.path!r}\nhas_gpu = {has_gpu}\nfacts = {{}}\ntry:\n"
         + textwrap.indent(textwrap.dedent(code).strip(), "    ")
@@ -116,7 +116,7 @@ def run_probe(code: str, *, has_gpu: bool = False, timeout: float = PROBE_SECOND
         return PackageCheck(error=f"no answer in {timeout:.0f} s")
     except OSError as exc:
         return PackageCheck(error=f"Python cannot be started: {exc.strerror}")
-    # It is the last line, unless a library speaks while it is torn down.
+    # The last line, unless a library prints during shutdown.
     lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if lines:
         facts = json.loads(lines[-1].removeprefix(_MARK))

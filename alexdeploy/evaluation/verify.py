@@ -91,9 +91,9 @@ def verify(
     """Compare every artifact of a model with FP32: PyTorch on the weights if both are available, else `model.onnx`.
 
     `model` is a folder or anything `find_model` accepts. `images` is anything `iter_sources` accepts; None uses the
-    training data if it exists here, else rendered pictures. If there are more than `options.num_images`, an evenly spaced sample
-    is used. Unreadable images are in `broken`. A Notice reports what is skipped because nothing here can run it.
-    Differing answers are reported, not raised: see `Verification.check`. Raises StaleArtifactError, ModelError,
+    training data if it exists here, else rendered pictures. If there are more than `options.num_images`, an evenly
+    spaced sample is used. Unreadable images are in `broken`. A Notice reports what is skipped because nothing here can
+    run it. Differing answers are reported, not raised: see `Verification.check`. Raises StaleArtifactError, ModelError,
     ImageError if no image can be read, DeviceError if a backend named in the options cannot run, and UsageError if
     there is nothing to compare or a list names images of which none exists.
     """
