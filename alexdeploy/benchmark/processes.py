@@ -121,6 +121,7 @@ class Processes:
     processes that had made room. `was_compiled`: some had to compile a model even on such a restart, as when the
     cache cannot be written.
     """
+
     def __init__(self, jobs: Mapping[str, Job], limit_bytes: int | None) -> None:
         self._jobs = dict(jobs)
         self._limit = limit_bytes

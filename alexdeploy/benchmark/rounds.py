@@ -259,7 +259,7 @@ class Rounds:
         self._warm(_Item(process=name, key=name, kind="engine", batch_size=size.batch_size))
 
     def _process_of(self, configuration: BatchConfiguration, *, is_largest: bool) -> str:
-        """The group's process, open for the largest batch; its own if shapes, kernels and memory depend on the batch."""
+        """The group's process, open for the largest batch; its own if the batch decides shapes, kernels and memory."""
         shared = str(configuration.group)
         info = self.processes.infos[shared]
         if is_largest or not ("cuda" in info.device or info.backend == "openvino"):
