@@ -1,1 +1,1 @@
-"""ONNX graphs: read, derived and run; the files on disk, and the forms that engines need."""
+"""ONNX graphs: reading, transforming and running them; files on disk, and the forms that engines need."""

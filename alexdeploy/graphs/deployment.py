@@ -1,7 +1,7 @@
 """The deployment graph: uint8 [N, 256, 256, 3] -> probabilities float32 [N, classes], derived in memory.
 
-Mean subtraction, the one, five or ten views, the network, softmax and the average over the views are all in it,
-so every backend gets the same photograph and none has preprocessing of its own to get wrong.
+It contains mean subtraction, the one, five or ten views, the network, softmax and the average over the views.
+Every backend takes the same photograph, and none has its own preprocessing.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from alexdeploy.graphs.edit import needed_tensors, opset_of, prune
 from alexdeploy.images.crops import view_boxes
 
 PREFIX = "deploy/"
-"""Every tensor that this module adds is named so; nothing of the network's own can collide with it."""
+"""Prefix of every tensor that this module adds, so that no name collides with the network's own."""
 
 VIEWS = PREFIX + "views"
-"""The network's input inside the deployment graph: [V * N, 3, crop, crop], all images' first view first.
+"""The network's input inside the deployment graph: [V * N, 3, crop, crop], the first view of all images first.
 
-float32, or int8 where the network begins with QuantizeLinear; where they are cut with channels last, they are
-dequantized before this. `openvino_graph` may fold it to [V * N, 3 * stride, crop, width / stride].
+float32, or int8 if the network begins with QuantizeLinear; views cut with channels last are dequantized before this
+tensor. `openvino_graph` may fold it to [V * N, 3 * stride, crop, width / stride].
 """
 
 CUT = PREFIX + "cut"
-"""The views before they are transposed, where they are cut with channels last: [V * N, crop, crop, 3]."""
+"""With channels last: the views before they are transposed, [V * N, crop, crop, 3]."""
 
 LOGITS = PREFIX + "logits"
 """The network's output inside the deployment graph: float32 [V * N, C]."""
 
 PIXELS = PREFIX + "whole_pixels"
-"""A tensor inside an INT8 network that undoes the preprocessing: the pixels themselves, less 128."""
+"""A tensor inside an INT8 network that undoes the preprocessing: pixel - 128."""
 
 
 def deployment_graph(
@@ -48,32 +48,32 @@ def deployment_graph(
     *,
     channels_last: bool = False,
 ) -> onnx.ModelProto:
-    """Put preprocessing and averaging round a plain network (`images` float32 [N, 3, H, W] -> `logits` [N, C]).
+    """Add preprocessing and averaging to a plain network (`images` float32 [N, 3, H, W] -> `logits` [N, C]).
 
-    Outputs are `probabilities` float32 [N, C] and `view_classes` int32 [N, V]: what each view alone would answer.
-    `mean_image` is float32 [3, 256, 256] where the spec has one. `channels_last` cuts the views out of the pixels as
-    they come, and transposes at the end: for a runtime whose convolutions read channels last. Raises UsageError for an
-    unknown number of views, ModelError if the network's input and output are not those of the spec.
+    Outputs are `probabilities` float32 [N, C] and `view_classes` int32 [N, V], the top class of each view.
+    `mean_image` is float32 [3, 256, 256] if the spec has one. `channels_last` cuts the views in the input's layout and
+    transposes at the end, for runtimes whose convolutions read channels last. Raises UsageError for an unknown number
+    of views, ModelError if the network's input and output do not match the spec.
     """
     check_network(network, spec)
     graph = _Graph(channels_last=channels_last)
     inside = list(network.graph.node)
     names = {network.graph.input[0].name: VIEWS, network.graph.output[0].name: LOGITS}
     if any(PIXELS in node.output for node in inside):
-        # Normalizing the pixels only for the network to undo it would give the same whole numbers.
+        # The network undoes the normalization, which leaves the same whole numbers: skip both.
         undone = needed_tensors(network.graph, PIXELS)
         inside = [node for node in inside if not undone.intersection(node.output)]
         names[PIXELS] = VIEWS
         pixels = graph.shifted(graph.pixels(spec))
     else:
         pixels = graph.normalized(graph.pixels(spec), spec, mean_image)
-    # Quantizing and cutting commute: each pixel is quantized once, not once a view.
+    # Quantizing and cutting commute: quantize each pixel once, not once per view.
     quantize = _first(inside, names, "QuantizeLinear", network.graph)
     if quantize is not None:
         pixels = graph.node("QuantizeLinear", [pixels, *quantize.input[1:]], PREFIX + "quantized")
     views = graph.views(pixels, spec.preprocessing.crop, num_views)
     if channels_last:
-        # OpenVINO 2026.4 takes a convolution out of INT8 if a Transpose stands between it and its DequantizeLinear.
+        # OpenVINO 2026.4 does not run a convolution in INT8 if a Transpose is between it and its DequantizeLinear.
         dequantize = _first(inside, names, "DequantizeLinear", network.graph)
         if dequantize is not None:
             views = graph.node("DequantizeLinear", [views, *dequantize.input[1:]], PREFIX + "dequantized")
@@ -105,10 +105,10 @@ def deployment_graph(
 
 
 def _first(inside: list[NodeProto], names: dict[str, str], op: str, network: onnx.GraphProto) -> NodeProto | None:
-    """Take the only reader of the views out of `inside`, if it is an `op` of one scale: the views are then its output.
+    """Remove the only reader of the views from `inside` if it is an `op` of one scale; its output becomes the views.
 
-    Scales along an axis stay where they are, as does a type that stands in an attribute: where the node goes, axes are
-    others, and its attributes are not taken along.
+    A node with scales along an axis, or with a type in an attribute, stays where it is: axes differ where the node
+    moves to, and its attributes are not copied.
     """
     readers = [node for node in inside if VIEWS in (names.get(name) for name in node.input)]
     if [node.op_type for node in readers] != [op]:
@@ -155,7 +155,7 @@ def describe_value(value: onnx.ValueInfoProto) -> str:
 class _Graph:
     """Collects the nodes and constants of the deployment graph; each method returns the name of its last tensor.
 
-    Until the views are cut, images are [N, 3, 256, 256], with `channels_last` [N, 256, 256, 3].
+    Before the views are cut, images are [N, 3, 256, 256], or [N, 256, 256, 3] with `channels_last`.
     """
 
     def __init__(self, *, channels_last: bool) -> None:
@@ -174,7 +174,7 @@ class _Graph:
 
     def pixels(self, spec: ModelSpec) -> str:
         """The pixels in the network's channel order, float32."""
-        # TensorRT takes uint8 only as a network input that is cast at once.
+        # TensorRT accepts uint8 only for a network input that is cast immediately.
         name = self.node("Cast", ["images"], PREFIX + "pixels", to=TensorProto.FLOAT)
         if not self._channels_last:
             name = self.node("Transpose", [name], PREFIX + "planes", perm=[0, 3, 1, 2])
@@ -208,7 +208,7 @@ class _Graph:
         return name
 
     def views(self, name: str, size: int, num_views: int) -> str:
-        """Cut the views of size `size`, and put all images' first view first; named VIEWS unless to be transposed."""
+        """Cut views of size `size`, the first view of all images first; named VIEWS unless transposed later."""
         sources = {False: name}
         boxes = view_boxes(num_views, size)
         if any(box.mirror for box in boxes):
@@ -224,12 +224,12 @@ class _Graph:
         return self.node("Concat", crops, CUT if self._channels_last else VIEWS, axis=0)
 
     def mirrored(self, name: str) -> str:
-        """The images from right to left."""
+        """The images flipped left to right."""
         # Gather, because OpenVINO runs a Slice of step -1 in its slow reference kernel.
         backwards = np.arange(IMAGE_SIZE - 1, -1, -1)
         if not self._channels_last:
             return self.node("Gather", [name, self.constant("backwards", backwards)], PREFIX + "mirrored", axis=3)
-        # Value by value: pixel by pixel its Gather takes three times as long.
+        # Gather single values: gathering pixels takes three times as long.
         rows = self.constant("rows", np.array([0, IMAGE_SIZE, 3 * IMAGE_SIZE]))
         pixels = self.constant("rows_of_pixels", np.array([0, IMAGE_SIZE, IMAGE_SIZE, 3]))
         values = self.constant("backwards", (3 * backwards[:, None] + np.arange(3)).ravel())
@@ -238,7 +238,7 @@ class _Graph:
         return self.node("Reshape", [name, pixels], PREFIX + "mirrored")
 
     def averaged(self, logits: str, num_views: int, num_classes: int, opset: int) -> None:
-        """Softmax of each view, then the mean over an image's views; and each view's own answer."""
+        """Softmax of each view, then the mean over an image's views; and the top class of each view."""
         softmax = self.node("Softmax", [logits], PREFIX + "softmax", axis=1)
         shape = self.constant("by_view", np.array([num_views, -1, num_classes]))
         by_view = self.node("Reshape", [softmax, shape], PREFIX + "by_view_probabilities")

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
-"""The operators that layers with weights are made of: those are quantized."""
+"""The operators of layers with weights, which are the ones that are quantized."""
 
 _Value = TypeVar("_Value", int, float, bytes, list[int])
 
@@ -18,12 +18,12 @@ _FIELDS = {int: "i", float: "f", bytes: "s", list: "ints"}
 
 
 def opset_of(model: ModelProto) -> int:
-    """The version of ONNX's own operators; 1 where the file names none, as files of the oldest format do."""
+    """The opset version of the default ONNX domain; 1 if the file has none, as in the oldest format."""
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
 
 
 def attribute(node: NodeProto, name: str, default: _Value) -> _Value:
-    """An attribute of the type of `default`, which is what a node without it has."""
+    """The value of an attribute, of the type of `default`; `default` if the node does not have it."""
     kind = type(default)
     return next((kind(getattr(each, _FIELDS[kind])) for each in node.attribute if each.name == name), default)
 
@@ -34,35 +34,35 @@ def has_padding(conv: NodeProto) -> bool:
 
 
 def node_macs(node: NodeProto, weights: Sequence[int], output: Sequence[int | str]) -> int:
-    """Multiply-accumulates of one view in one of WEIGHTED_OPS, from the shapes of its weights and of its output.
+    """Multiply-accumulates per view of a node of WEIGHTED_OPS, from the shapes of its weights and output.
 
-    The weights are used once for each pixel of a map, and for each row of what MatMul multiplies.
+    The weights are used once for each pixel of a map, or for each row that MatMul multiplies.
     """
     places = output[2:] if node.op_type == "Conv" else output[1:-1]
     return math.prod(weights) * math.prod(size for size in places if isinstance(size, int))
 
 
 def holds_only_float32(graph: GraphProto) -> bool:
-    """Whether no other float type is in the graph, so that its output is float32 wherever it is cut off."""
+    """Whether float32 is the graph's only float type, so that its output is float32 wherever the graph is cut."""
     others = (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
     casts = (attribute(node, "to", TensorProto.FLOAT) for node in graph.node if node.op_type == "Cast")
     return not any(kind in others for kind in (*casts, *(tensor.data_type for tensor in graph.initializer)))
 
 
 def set_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
-    """Make `nodes` those of the graph; some of them may be its own."""
+    """Replace the nodes of the graph by `nodes`, which may include existing ones."""
     del graph.node[:]
     graph.node.extend(nodes)
 
 
 def rename_inputs(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
-    """Let nodes read other tensors: `names` are the new names by the old. Branches are left as they are."""
+    """Rename the inputs of nodes: `names` maps old names to new. Branches are not changed."""
     for node in nodes:
         node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def prune(graph: GraphProto) -> None:
-    """Keep the nodes and weights that the outputs need."""
+    """Remove nodes and weights that the outputs do not need."""
     needed: set[str] = set()
     for value in graph.output:
         needed |= needed_tensors(graph, value.name)
@@ -74,7 +74,7 @@ def prune(graph: GraphProto) -> None:
 
 
 def needed_tensors(graph: GraphProto, output: str) -> set[str]:
-    """Names of the tensors that `output` is computed from, itself among them."""
+    """Names of `output` and of the tensors that it is computed from."""
     made_by = producers(graph)
     needed: set[str] = set()
     waiting = [output]
@@ -88,7 +88,7 @@ def needed_tensors(graph: GraphProto, output: str) -> set[str]:
 
 
 def computed_from(graph: GraphProto, source: str) -> set[str]:
-    """Names of the tensors that depend on `source`, itself among them."""
+    """Names of `source` and of the tensors that depend on it."""
     depends = {source}
     for node in graph.node:
         if depends.intersection(reads(node)):
@@ -101,7 +101,7 @@ def producers(graph: GraphProto) -> dict[str, NodeProto]:
 
 
 def reads(node: NodeProto) -> Iterator[str]:
-    """What a node reads, and the nodes inside its branches or its loop."""
+    """Names of the tensors that a node reads, including the nodes in its branches or loop body."""
     for each in all_nodes([node]):
         yield from filter(None, each.input)
     for inner in inner_graphs([node]):
@@ -128,7 +128,7 @@ WeightBits = Literal[7, 8]
 
 
 def float_layers(model: ModelProto) -> tuple[str, ...]:
-    """Layers that multiply in float: a runtime computes one in INT8 only if both of its factors are dequantized."""
+    """Layers that multiply in float: a runtime uses INT8 only if both factors of a layer are dequantized."""
     made_by = producers(model.graph)
 
     def is_dequantized(name: str) -> bool:
@@ -144,7 +144,7 @@ def float_layers(model: ModelProto) -> tuple[str, ...]:
 def weight_bits(model: ModelProto) -> WeightBits | None:
     """7 if every INT8 weight of a layer is within -64 to 63, else 8; None without INT8 weights.
 
-    Told by the weights themselves, so that another's graph says it as well.
+    Determined from the weights themselves, so it also works for imported graphs.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     made_by = producers(model.graph)

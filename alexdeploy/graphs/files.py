@@ -32,14 +32,14 @@ from alexdeploy.graphs.metadata import (
 )
 
 OPSET = 17
-"""Of the files that are written: the newest opset that TensorRT 8.6 reads."""
+"""Opset of the files that are written: the newest that TensorRT 8.6 reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """What a graph is made from: a file's name and hash, and the hash of the weights at the root of it all, if any.
+    """What a graph is made from: the name and hash of a file, and the hash of the original weights, if any.
 
-    `ranges_sha256` is `Ranges.sha256` of those that an INT8 graph has its scales from.
+    `ranges_sha256` is `Ranges.sha256` of the ranges that an INT8 graph takes its scales from.
     """
 
     name: str
@@ -50,19 +50,19 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Graph(GraphMetadata):
-    """A graph as it is on disk, and what its file says of itself."""
+    """A graph as it is on disk, with the metadata of its file."""
 
     model: onnx.ModelProto
 
 
 def graph_of(model: onnx.ModelProto, content: bytes) -> Graph:
-    """The graph of a file that holds `content`, which is `model` serialized."""
+    """The graph of a file with `content`, which is `model` serialized."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return Graph(model=model, metadata=metadata, sha256=sha256_bytes(content))
 
 
 def read_graph(path: Path) -> Graph:
-    """Read one self-contained ONNX file. Raises ModelError if it is damaged or keeps its weights elsewhere."""
+    """Read one self-contained ONNX file. Raises ModelError if it is damaged or has external weights."""
     try:
         content = read_regular(path, MAX_DATA_BYTES)
     except OSError as exc:
@@ -72,7 +72,7 @@ def read_graph(path: Path) -> Graph:
     except DecodeError as exc:
         raise ModelError(f"{path} is not an ONNX file, or it is truncated ({len(content):,} bytes)") from exc
     for tensor in _tensors(model):
-        # A path inside the file would make us read any file that it names.
+        # Security: external data would let the file choose any path to read.
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ModelError(
                 f"{path} stores {tensor.name} in an external file, which is not supported",
@@ -80,18 +80,18 @@ def read_graph(path: Path) -> Graph:
                 "or onnx.save_model(onnx.load(PATH), NEW, save_as_external_data=False)",
             )
     try:
-        # Of the bytes, not of the parsed model, which it would serialize again: 0.1 s instead of 0.5 for 244 MB.
+        # Check the bytes, not the parsed model, which would be serialized again: 0.1 s instead of 0.5 s for 244 MB.
         onnx.checker.check_model(content)
-    # ValueError: its own words hold a name of the file's, which may not be UTF-8.
+    # ValueError: the message contains a name from the file, which may not be UTF-8.
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as exc:
         raise ModelError(f"{path} is not a valid ONNX graph: {first_line(exc)}") from exc
     return graph_of(model, content)
 
 
 def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source, precision: Precision | None = None) -> bytes:
-    """The bytes of a file that holds `model`, the spec, and what it was made from. Replaces the model's metadata.
+    """The bytes of a file with `model`, the spec, and the source. Replaces the model's metadata.
 
-    `precision` is the precision that the graph was made in; None for an imported graph, which may contain any.
+    `precision` is the precision of the graph; None for an imported graph, which may contain any.
     """
     facts = {
         SPEC_KEY: msgspec.json.encode(spec).decode(),
@@ -117,13 +117,13 @@ def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source, precision
 
 
 def write_graph(folder: ModelFolder, precision: Precision, content: bytes) -> None:
-    """Write what `serialize` gave, and its hash beside it. Raises OutputError."""
+    """Write the result of `serialize`, and its hash in a file beside it. Raises OutputError."""
     write_graphs(folder, {precision: content}, {})
 
 
 def write_graphs(folder: ModelFolder, contents: Mapping[Precision, bytes], others: Mapping[Path, bytes]) -> None:
-    """Write graphs by precision, `others` that belong to them, and the graphs' hashes. Raises OutputError."""
-    # A graph without a hash is not compared: one that is killed in between leaves no hash of another.
+    """Write graphs by precision, `others` (files that belong to them), and the graphs' hashes. Raises OutputError."""
+    # A graph without a hash is not compared: a process killed here leaves no hash of another graph.
     for precision in contents:
         remove_file(folder.sum_path(precision))
     paths = {folder.onnx_path(precision): content for precision, content in contents.items()}
@@ -135,7 +135,7 @@ def write_graphs(folder: ModelFolder, contents: Mapping[Precision, bytes], other
 
 
 def sum_line(path: Path, content: bytes) -> bytes:
-    """What the file of a graph's hash holds, as `sha256sum` writes it: `sha256sum -c model.onnx.sha256`."""
+    """The content of a graph's hash file in the format of `sha256sum`, for `sha256sum -c model.onnx.sha256`."""
     return f"{sha256_bytes(content)}  {path.name}\n".encode()
 
 
@@ -146,7 +146,7 @@ def deploy(graph: Graph, spec: ModelSpec, num_views: int, mean_image: NDArray[np
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    # Through every field: graphs, branches, local functions, training, attributes, sparse tensors.
+    # Covers every field: graphs, branches, local functions, training, attributes, sparse tensors.
     if isinstance(message, onnx.TensorProto):
         yield message
         return
@@ -157,7 +157,7 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
-    """Shapes of all tensors that the file or ONNX's shape inference knows; a dynamic size is its name or "?"."""
+    """Shapes of all tensors known from the file or from shape inference; a dynamic size is its name or "?"."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     values = (*inferred.input, *inferred.value_info, *inferred.output)
     return {v.name: [d.dim_value or d.dim_param or "?" for d in v.type.tensor_type.shape.dim] for v in values}

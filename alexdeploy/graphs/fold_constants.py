@@ -1,4 +1,4 @@
-"""Weights that a graph computes from constants, made into weights: only those can be quantized."""
+"""Constant folding of weights: only weights that are initializers can be quantized."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _FOLDED = ("Transpose", "Identity", "Reshape", "Cast")
 
 
 def fold_constants(graph: GraphProto) -> None:
-    """Turn every Constant, and the operators above of nothing but constants, into initializers, in place.
+    """Turn every Constant, and the operators above whose inputs are all constant, into initializers, in place.
 
-    Constants inside branches stay, as does what NumPy has no numbers for: text, sparse tensors, bfloat16. The graph
-    is of opset 13 or later, and its nodes are sorted.
+    Constants inside branches stay, as do types that NumPy lacks: text, sparse tensors, bfloat16. The graph must be of
+    opset 13 or later, with its nodes sorted.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes, folded = [], []

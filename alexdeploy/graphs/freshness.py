@@ -1,4 +1,4 @@
-"""The metadata of an ONNX file, and whether they still hold: read without reading the graph."""
+"""The metadata of an ONNX file, read without the graph, and whether the graph is stale."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 
 
 _METADATA_PROPS = 14
-"""The field of ONNX's ModelProto that holds them; each has its key in field 1 and its value in field 2."""
+"""The metadata field of ONNX's ModelProto; each entry has its key in field 1 and its value in field 2."""
 
 
 def read_metadata(path: Path) -> GraphMetadata:
-    """The metadata of the file. The graph is skipped; to run it, read it with `read_graph`.
+    """The metadata of the file. The graph is skipped; to run it, use `read_graph`.
 
-    Raises ModelError for a file that is no ONNX file.
+    Raises ModelError if it is not an ONNX file.
     """
     metadata = {}
     try:
         with open_regular(path) as file:
-            # Passing over 240 MB touches none of them.
+            # Skipping 240 MB of weights reads none of their pages.
             message = Message(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
         for entry in message.messages(_METADATA_PROPS):
             metadata[entry.text(1)] = entry.text(2)
     except (OSError, ValueError, WireError):
-        # ONNX's own parser says what is wrong, or takes what this one does not.
+        # ONNX's own parser reports what is wrong, or reads a file that this one cannot.
         from alexdeploy.graphs.files import read_graph
 
         return read_graph(path)
@@ -55,7 +55,7 @@ def read_metadata(path: Path) -> GraphMetadata:
 
 
 def load_metadata(folder: ModelFolder, precision: str, spec: ModelSpec) -> GraphMetadata:
-    """`load_graph` without the graph: raises the same ModelError and StaleArtifactError, but for damage inside it."""
+    """`load_graph` without the graph: raises the same errors, except for damage in the graph."""
     path = graph_path(folder, precision)
     with default_hint(renewal(folder, precision)):
         facts = read_metadata(path)
@@ -64,7 +64,7 @@ def load_metadata(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph
 
 
 def graph_path(folder: ModelFolder, precision: str) -> Path:
-    """The file of the graph. Raises ModelError if there is none."""
+    """The path of the graph. Raises ModelError if it does not exist."""
     path = folder.onnx_path(precision)
     if not path.is_file():
         raise ModelError(f"{folder.path} has no {path.name}", hint=renewal(folder, precision, "Make it"))
@@ -72,15 +72,15 @@ def graph_path(folder: ModelFolder, precision: str) -> Path:
 
 
 def check_fresh(facts: GraphMetadata, folder: ModelFolder, precision: str, spec: ModelSpec) -> None:
-    """Raise StaleArtifactError if weights, spec or ranges have changed since the graph was made, or it has itself.
+    """Raise StaleArtifactError if the graph, or the weights, spec or ranges that it was made from, have changed.
 
-    The weights are compared for every graph: an FP16 graph may still match a `model.onnx` that they have left behind.
+    The weights are compared for every graph: an FP16 graph may match a `model.onnx` that is stale itself.
     """
     path = folder.onnx_path(precision)
     hint = renewal(folder, precision, weight_bits=facts.metadata.get(INT8_WEIGHTS_KEY))
     has_weights = folder.weights_path.is_file()
     if has_weights:
-        # First of all: from weights that are at fault, no graph can be renewed.
+        # First, because no graph can be regenerated from wrong weights.
         _check_weights(facts, folder, path, spec)
     _check_sum(facts, folder, precision, hint)
     made_as = facts.metadata.get(PRECISION_KEY, precision)
@@ -102,13 +102,13 @@ def check_fresh(facts: GraphMetadata, folder: ModelFolder, precision: str, spec:
     }
     for name, expected in made_from.items():
         source = folder.path / name
-        # An inference machine may have been given only this file: then there is nothing to be stale against.
+        # An inference machine may have only this file; then there is nothing to compare with.
         if source.is_file() and (found := remembered_sha256(source)) != expected:
             raise StaleArtifactError(
                 f"{path} was made from {source.name} {expected[:12]}, which is now {found[:12]}", hint=hint
             )
     measured = facts.metadata.get(RANGES_KEY, "")
-    # The folder of ranges is the working folder's: one there may be of another model that is called the same.
+    # Ranges are in the working folder, where they may belong to another model of the same name.
     ranges = _ranges_of(folder) if measured else None
     if ranges is not None and ranges.network_sha256 == facts.network_sha256 and ranges.sha256 != measured:
         raise StaleArtifactError(
@@ -118,7 +118,7 @@ def check_fresh(facts: GraphMetadata, folder: ModelFolder, precision: str, spec:
 
 
 def _check_weights(facts: GraphMetadata, folder: ModelFolder, path: Path, spec: ModelSpec) -> None:
-    """Raise as `check_origin` does, and say so if the graph is of the weights that the spec was written with."""
+    """Raise as `check_origin` does; the error says if the graph matches the weights that the spec was written with."""
     try:
         check_origin(folder, spec)
     except ModelError as exc:
@@ -130,7 +130,7 @@ def _check_weights(facts: GraphMetadata, folder: ModelFolder, path: Path, spec: 
 
 
 def _check_sum(facts: GraphMetadata, folder: ModelFolder, precision: str, hint: str) -> None:
-    """Raise StaleArtifactError unless the graph has the hash that was written beside it, if there is one."""
+    """Raise StaleArtifactError if the graph does not match its hash file, if there is one."""
     path, sum_path = folder.onnx_path(precision), folder.sum_path(precision)
     try:
         recorded = read_regular(sum_path, MAX_TEXT_BYTES).split(maxsplit=1)
@@ -148,9 +148,9 @@ def _check_sum(facts: GraphMetadata, folder: ModelFolder, precision: str, hint: 
 
 
 def renewal(folder: ModelFolder, precision: str, words: str = "Renew it", *, weight_bits: str | None = None) -> str:
-    """What to do about a graph: the command, where what it is made from is there.
+    """The hint for a stale graph: the command that regenerates it, if its source exists.
 
-    `weight_bits` is what the graph says under INT8_WEIGHTS_KEY: the command makes the same kind of graph.
+    `weight_bits` is the graph's value of INT8_WEIGHTS_KEY, so that the command makes the same kind of graph.
     """
     source = folder.weights_path if folder.weights_path.is_file() or precision == "fp32" else folder.onnx_path()
     if source.is_file():
@@ -162,7 +162,7 @@ def renewal(folder: ModelFolder, precision: str, words: str = "Renew it", *, wei
 
 
 def newer_weights(folder: ModelFolder) -> str | None:
-    """What to tell whoever runs a model that has a candidate: which weights answer, and how to use the newer ones."""
+    """For a model with a candidate: a message that says which weights are used, and how to use the newer ones; else None."""
     if not folder.candidate.spec_path.is_file():
         return None
     served, newer = folder.spec(), folder.candidate.spec()
@@ -179,7 +179,7 @@ def _epoch(spec: ModelSpec) -> str:
 
 
 def export_command(folder: ModelFolder, *also: Precision) -> str:
-    """The command that exports the graphs that exist, and `also` these, from other weights: INT8 needs new ranges."""
+    """The command that exports the existing graphs, and `also` these, from new weights: INT8 needs new ranges."""
     options = [f"--{name}" for name in ("fp16", "int8") if name in also or folder.onnx_path(name).is_file()]
     if "--int8" in options:
         ranges = _ranges_of(folder)
@@ -188,7 +188,7 @@ def export_command(folder: ModelFolder, *also: Precision) -> str:
 
 
 def _ranges_of(folder: ModelFolder) -> Ranges | None:
-    """The measured ranges on disk; None where there are none to compare with."""
+    """The measured ranges on disk; None if there are none."""
     if os.path.isfile(folder.ranges_path):
         from alexdeploy.graphs.ranges import read_ranges
 
@@ -198,7 +198,7 @@ def _ranges_of(folder: ModelFolder) -> Ranges | None:
 
 
 def load_graph(folder: ModelFolder, precision: str, spec: ModelSpec) -> Graph:
-    """The model's graph of a precision. Raises StaleArtifactError if its weights or its spec have changed since."""
+    """The model's graph of a precision. Raises StaleArtifactError as `check_fresh` does."""
     from alexdeploy.graphs.files import read_graph
 
     path = graph_path(folder, precision)

@@ -34,7 +34,7 @@ FLOAT_LAYERS_KEY = "alexdeploy.float_layers"
 
 
 INT8_WEIGHTS_KEY = "alexdeploy.int8_weights"
-"""In a graph with INT8 weights: how many bits they use, 7 or 8."""
+"""In a graph with INT8 weights: the number of bits that they use, 7 or 8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,22 +46,22 @@ class GraphMetadata:
 
     @property
     def weights_sha256(self) -> str | None:
-        """The hash of the weights that it was derived from, directly or not; None for an imported model."""
+        """The hash of the weights that it was derived from, directly or indirectly; None for an imported model."""
         return self.metadata.get(WEIGHTS_KEY)
 
     @property
     def network_sha256(self) -> str:
-        """What identifies the network: its weights, or its FP32 file for an imported model."""
+        """The hash that identifies the network: of its weights, or for an imported model of its FP32 file."""
         is_derived = self.metadata.get(SOURCE_NAME_KEY) == ModelFolder(Path()).onnx_path().name
         return self.weights_sha256 or (self.metadata[SOURCE_KEY] if is_derived else self.sha256)
 
     @property
     def is_int8_throughout(self) -> bool:
-        """Whether no layer with weights stays in float; False where nothing says so, as in another's INT8 graph."""
+        """Whether no layer with weights is in float; False if not recorded, as in an imported INT8 graph."""
         return self.metadata.get(FLOAT_LAYERS_KEY) == ""
 
     def spec(self) -> ModelSpec | None:
-        """The spec that the file carries, None if alexdeploy did not write it."""
+        """The spec in the file's metadata; None if alexdeploy did not write the file."""
         text = self.metadata.get(SPEC_KEY)
         try:
             return None if text is None else decode_json(text, ModelSpec)

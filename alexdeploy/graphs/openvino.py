@@ -17,7 +17,7 @@ from alexdeploy.graphs.unroll_towers import unroll_towers
 from alexdeploy.graphs.unsigned import unsigned_activations
 
 _FOLDED: tuple[Precision, ...] = ("bf16", "int8")
-"""Precisions whose kernels take channels by twos and fours, and pad three to that; FP32's take three as they are."""
+"""Precisions whose kernels pad three channels to a multiple of two or four; FP32 kernels do not."""
 
 _CAST_LIKE_OPSET = 15
 
@@ -31,7 +31,7 @@ def openvino_graph(
     *,
     unsigned: bool = False,
 ) -> onnx.ModelProto:
-    """`deployment_graph`, with views cut channels last, towers as branches, and LRN's k whole. Raises as that does.
+    """`deployment_graph`, with views cut channels last, towers as branches and an integer LRN k; raises the same errors.
 
     `unsigned` is for processors that add INT8 products in 16 bits: see `unsigned_activations`.
     """
@@ -81,11 +81,11 @@ def _factored_bias(graph: onnx.GraphProto, lrn: NodeProto, k: float, opset: int)
 
 
 def fold_columns(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Make the columns that the first convolution strides over channels: rewrites `model` in place, and returns it.
+    """Fold the columns of one stride of the first convolution into channels. Rewrites and returns `model`.
 
-    With a stride of 4, four neighbouring pixels of three channels are one of twelve: channels last that is the same
-    memory. An 11 x 11 kernel becomes 11 x 3, its twelfth column zeros. As it was, three channels were padded to four
-    for INT8: 484 products for 363, now 396. The model stays as it is where the convolution has padding of its own.
+    With a stride of 4, four neighbouring pixels of three channels become one of twelve; with channels last that is the
+    same memory. An 11 x 11 kernel becomes 11 x 3, with zeros as its twelfth column. Unfolded, INT8 pads three channels to
+    four and computes 484 products for 363; folded, 396. A convolution with padding is not folded.
     """
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -123,7 +123,7 @@ def fold_columns(model: onnx.ModelProto) -> onnx.ModelProto:
 def _kernel(
     graph: onnx.GraphProto, conv: NodeProto, weights: dict[str, TensorProto]
 ) -> tuple[TensorProto, NodeProto | None] | None:
-    """The weights [O, 3, K, K] of a convolution that can be folded, and what dequantizes them, if so; else None."""
+    """The weights [O, 3, K, K] of a convolution that can be folded, and their DequantizeLinear if any; else None."""
     name = conv.input[1]
     made_by = producers(graph).get(name)
     dequantize = made_by if made_by is not None and made_by.op_type == "DequantizeLinear" else None
@@ -139,7 +139,7 @@ def _kernel(
 
 
 def _is_by_map(dequantize: NodeProto, weights: dict[str, TensorProto]) -> bool:
-    """Whether one scale, or one for each output map, holds for whole kernels, and 0 stands for 0."""
+    """Whether there is one scale, or one for each output map, and the zero point is 0."""
     scale, zero = dequantize.input[1], dequantize.input[2] if len(dequantize.input) > 2 else ""
     return (
         scale in weights
@@ -152,7 +152,7 @@ def _is_by_map(dequantize: NodeProto, weights: dict[str, TensorProto]) -> bool:
 def _fold_kernel(
     graph: onnx.GraphProto, conv: NodeProto, kernel: TensorProto, dequantize: NodeProto | None, num_columns: int
 ) -> None:
-    """Give the convolution weights of its own: others may read the ones that it had."""
+    """Give the convolution its own copy of the weights, folded: other nodes may read the original."""
     stride = attribute(conv, "strides", [1, 1])[1]
     values = numpy_helper.to_array(kernel)
     maps, channels, height, width = values.shape
@@ -176,7 +176,7 @@ def _fold_kernel(
 
 
 def _widen(graph: onnx.GraphProto, slices: list[NodeProto], num_columns: int) -> None:
-    """Columns of zeros on the right, which only zeros of the kernel ever meet."""
+    """Pad columns of zeros on the right, which are multiplied only by zeros of the kernel."""
     pads = numpy_helper.from_array(np.array([0, 0, 0, 0, 0, 0, num_columns, 0]), PREFIX + "right")
     graph.initializer.append(pads)
     for name in dict.fromkeys(node.input[0] for node in slices):

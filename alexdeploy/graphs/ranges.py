@@ -41,7 +41,7 @@ class TensorRange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationImage:
-    """An image by the name that it had, and the SHA-256 of its file."""
+    """An image: its name at the time, and the SHA-256 of its file."""
 
     name: str
     sha256: str
@@ -49,9 +49,9 @@ class CalibrationImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranges:
-    """One measurement. `images_from` is what the images were named by; `skipped` are those that could not be read.
+    """One measurement. `images_from` is the source that was given; `skipped` are unreadable images.
 
-    `network_sha256` is the hash of the weights, or of an imported graph. `num_asked` images were asked for.
+    `network_sha256` is the hash of the weights, or of an imported graph. `num_asked` is the number of images requested.
     """
 
     model: str
@@ -77,13 +77,13 @@ class Ranges:
 
     @property
     def sha256(self) -> str:
-        """Hash of what was measured and the scales that follow: not of the file, which may be formatted again."""
+        """Hash of the measurement and its scales, not of the file, which may be reformatted."""
         scales = {name: tensor.scale for name, tensor in sorted(self.tensors.items())}
         return sha256_bytes(msgspec.json.encode((self.key, scales)))
 
     @property
     def calibrate_command(self) -> str:
-        """The command that measures again, with the same choices."""
+        """The command that repeats the measurement with the same options."""
         method = f" --percentile {self.percentile:g}" if self.method == "percentile" else ""
         return (
             f"alexdeploy calibrate {shlex.quote(self.model)} {shlex.quote(self.images_from)} --method {self.method}"
@@ -92,7 +92,7 @@ class Ranges:
 
 
 def with_key(ranges: Ranges) -> Ranges:
-    """The same with `key`: a hash of graph, preprocessing, image contents and method."""
+    """A copy with `key`, a hash of graph, preprocessing, image contents and method."""
     parts = (
         ranges.network_sha256,
         ranges.contract_sha256,
@@ -105,7 +105,7 @@ def with_key(ranges: Ranges) -> Ranges:
 
 
 def check_owner(path: Path, model: Path) -> None:
-    """Raise UsageError if the file holds ranges of another model folder that is still there."""
+    """Raise UsageError if the file contains ranges of another model folder that still exists."""
     with contextlib.suppress(ModelError):
         owner = Path(read_ranges(path).model)
         if os.path.isdir(owner) and not (model.is_dir() and owner.samefile(model)):
@@ -122,7 +122,7 @@ def write_ranges(path: Path, ranges: Ranges) -> None:
 
 
 def read_ranges(path: Path, model: str = "MODEL") -> Ranges:
-    """Raises ModelError if the file is missing or damaged, with what measures ranges of `model`."""
+    """Raises ModelError if the file is missing or damaged; its hint is the command that measures ranges of `model`."""
     try:
         content = read_regular(path, MAX_TEXT_BYTES)
     except OSError as exc:
@@ -144,7 +144,7 @@ def read_ranges(path: Path, model: str = "MODEL") -> Ranges:
 
 
 def check_ranges(path: Path, ranges: Ranges, network_sha256: str, contract_sha256: str) -> None:
-    """Raise StaleArtifactError unless they are of this network and contract, and of images that are as they were."""
+    """Raise StaleArtifactError if they are of another network or contract, or their images have changed."""
     hint = f"Measure again: {ranges.calibrate_command}"
     if ranges.contract_sha256 != contract_sha256:
         raise StaleArtifactError(
@@ -168,7 +168,7 @@ def check_ranges(path: Path, ranges: Ranges, network_sha256: str, contract_sha25
                 f"{path} was measured on {source.name} {expected[source.name][:12]}, which is now {digest[:12]}",
                 hint=hint,
             )
-    # None of them: the images stayed on another machine, and there is nothing to be stale against.
+    # If none is found, the images are on another machine: there is nothing to compare with.
     if found and (gone := sorted(set(expected) - found)):
         raise StaleArtifactError(
             f"{path} was measured on {gone[0]}, which no longer exists"
@@ -178,7 +178,7 @@ def check_ranges(path: Path, ranges: Ranges, network_sha256: str, contract_sha25
 
 
 def named_sources(origin: str, names: Collection[str]) -> Iterator[Source]:
-    """The images of `origin` that have one of `names`, each once."""
+    """The images of `origin` whose name is in `names`, each once."""
     waiting = set(names)
     for source in iter_sources([origin]):
         if source.name in waiting:

@@ -1,4 +1,4 @@
-"""A plain network in ONNX Runtime, with any tensor inside it as an output: for checks, ranges and rankings."""
+"""Run a plain network in ONNX Runtime with any of its tensors as outputs: for checks, ranges and rankings."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from alexdeploy.graphs.onnxruntime_library import load_onnxruntime
 _NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |/\S+\.(?:h|cc|cpp):\d+ .*?\) (?:\[with .*?\] )?")
 
 _SECONDS_TO_TERMINATE = 0.5
-"""ONNX Runtime stops between two nodes."""
+"""ONNX Runtime can be stopped only between two nodes."""
 
 _EXACT_INT8 = "session.x64quantprecision"
 """A session option. Without it ONNX Runtime adds INT8 products in 16 bits, which saturate, on x86 without VNNI.
 
-It concerns layers with quantized outputs, as imported graphs have them, and changes nothing on other processors.
+It affects layers with quantized outputs, as in imported graphs, and changes nothing on other processors.
 """
 
 
 class GraphRunner:
-    """One session on the CPU that gives the named tensors of a network, by default its outputs.
+    """One session on the CPU that returns the named tensors of a network, by default its outputs.
 
-    With `optimize` off every node runs as it is written; with it on nodes are fused, those excepted whose outputs are
-    asked for. Either way INT8 graphs are computed in float32, on the values that INT8 has. Raises DeviceError for a
-    graph that ONNX Runtime cannot load or run.
+    Without `optimize` every node runs as written; with it nodes are fused, except those whose outputs are requested.
+    Either way INT8 graphs are computed in float32, on the INT8 values. Raises DeviceError for a graph that ONNX
+    Runtime cannot load or run.
     """
 
     def __init__(self, model: onnx.ModelProto, outputs: Iterable[str] | None = None, *, optimize: bool = False) -> None:
@@ -44,7 +44,7 @@ class GraphRunner:
             self._session = _open_session(model, self.outputs, optimize=optimize)
 
     def run(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
-        """float32 [N, 3, H, W], or what else the graph takes -> the tensors by name."""
+        """float32 [N, 3, H, W], or whatever input the graph has -> the tensors by name."""
         with _translated():
             values = _run(self._session, self.outputs, {self._input: images})
         return dict(zip(self.outputs, values, strict=True))
@@ -53,7 +53,7 @@ class GraphRunner:
 def run_graph(
     model: onnx.ModelProto, images: NDArray[np.generic], outputs: Iterable[str] | None = None
 ) -> list[NDArray[Any]]:
-    """Run a network once; `outputs` may name any tensors inside it, default its outputs.
+    """Run a network once; `outputs` may name any of its tensors, by default its outputs.
 
     Raises the exceptions of ONNX Runtime; for an imported graph the caller translates them.
     """
@@ -62,12 +62,12 @@ def run_graph(
 
 
 def runtime_message(exc: BaseException) -> str:
-    """What ONNX Runtime's exception says, without its code and the place in its source."""
+    """The message of an ONNX Runtime exception, without the error code and source location."""
     return _NOISE.sub("", first_line(exc))
 
 
 def device_error(exc: Exception, memory_hint: str) -> DeviceError:
-    """What ONNX Runtime raised, as an error of ours. `memory_hint` is for want of memory."""
+    """Convert an exception of ONNX Runtime. `memory_hint` is the hint if memory ran out."""
     text = runtime_message(exc)
     if "allocate" in text.lower() or "bad_alloc" in text:
         return DeviceMemoryError(f"ONNX Runtime ran out of memory: {text}", hint=memory_hint)
@@ -75,7 +75,7 @@ def device_error(exc: Exception, memory_hint: str) -> DeviceError:
 
 
 def _run(session: Any, outputs: Iterable[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[np.floating]]:
-    """Run in a thread of its own, which ends early if the caller is interrupted: some graphs would run for years."""
+    """Run in a separate thread, which is stopped if the caller is interrupted: some graphs would run for years."""
     options = load_onnxruntime().RunOptions()
     answers: SimpleQueue[list[NDArray[np.floating]] | Exception] = SimpleQueue()
 
@@ -104,7 +104,7 @@ def _translated() -> Iterator[None]:
         yield
     except AlexDeployError:
         raise
-    # ONNX Runtime's own exceptions have no common base short of Exception.
+    # The only common base class of ONNX Runtime's exceptions is Exception.
     except Exception as exc:
         raise device_error(exc, "Stop other processes, or use a machine with more memory.") from exc
 
@@ -128,14 +128,14 @@ def new_session(content: bytes, providers: list[Any], set_options: Callable[[Any
     """An InferenceSession that adds INT8 products exactly on every processor, if it can.
 
     `set_options` is called with the SessionOptions. ONNX Runtime 1.31 cannot prepare some graphs for exact sums: those
-    in which two layers share a zero point, and QGemm of signed bytes. The check of backends says what their answers
-    are worth without. Raises what ONNX Runtime raises, and prints nothing.
+    in which two layers share a zero point, and QGemm of signed bytes. For those the check of backends measures the
+    error. Raises the exceptions of ONNX Runtime, and prints nothing.
     """
     onnxruntime = load_onnxruntime()
 
     def opened(exact: str) -> Any:
         options = onnxruntime.SessionOptions()
-        # Only what is fatal: errors are raised, and need not be printed as well.
+        # Log only fatal errors: others are raised.
         options.log_severity_level = 4
         options.add_session_config_entry(_EXACT_INT8, exact)
         set_options(options)
@@ -143,7 +143,7 @@ def new_session(content: bytes, providers: list[Any], set_options: Callable[[Any
 
     try:
         return opened("1")
-    # Its exceptions have no common base short of Exception; what has another reason is raised by the second try.
+    # The only common base class is Exception; errors with another cause are raised again by the second try.
     except Exception:
         return opened("0")
 

@@ -1,8 +1,8 @@
 """A deployment graph cut into stages for two devices: by towers, as on the two GPUs of 2012, or as a pipeline.
 
-By towers each device holds half of every layer's maps or units. A layer that sees only its own tower (conv2, conv4,
-conv5) uses the maps of its device. Before one that sees both (conv3, the fully connected layers) the devices give
-each other their halves; then each computes half of the outputs from all of the inputs (Krizhevsky et al. 2012, section
+By towers, each device has half of every layer's maps or units. A layer that sees only its own tower (conv2, conv4,
+conv5) uses the maps of its device. Before one that sees both (conv3, the fully connected layers) the devices
+exchange their halves; then each computes half of the outputs from all of the inputs (Krizhevsky et al. 2012, section
 3.2 and figure 2). The last layer and the average over views are on the first device alone: the paper draws one layer
 of 1000 after both halves and does not say where it ran, and it is 7 % of the fully connected multiplications.
 """
@@ -34,7 +34,7 @@ _ACTIVATIONS = ("Elu", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Tanh
 _FULLY_CONNECTED = ("Gemm", "MatMul")
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 _MOST_SHAPE_VALUES = 64
-"""Elements of a constant that shape inference may have to read; weights have more."""
+"""Largest number of elements of a constant that shape inference may need; weights have more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,14 +52,14 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StagePlan:
-    """Steps, one after the other. The stages of one step need nothing of each other and run at the same time."""
+    """Consecutive steps. The stages of one step are independent of each other and run at the same time."""
 
     placement: Placement
     steps: tuple[tuple[Stage, ...], ...]
 
     @property
     def exchanges(self) -> tuple[tuple[str, ...], ...]:
-        """Before each step but the first: the tensors that go from one device to the other."""
+        """For each step after the first: the tensors copied from one device to the other before it."""
         made: tuple[set[str], set[str]] = (set(), set())
         exchanges = []
         for step in self.steps:
@@ -73,10 +73,10 @@ class StagePlan:
 
 
 def split_graph(model: onnx.ModelProto, placement: Placement) -> StagePlan:
-    """Cut a deployment graph for two devices; `model` stays as it is.
+    """Cut a deployment graph for two devices; `model` is not changed.
 
-    Raises UsageError if the network cannot be cut that way: by towers it must have two, in FP32 or FP16, and each LRN
-    within a tower; a pipeline takes convolutions before fully connected layers.
+    Raises UsageError if the network cannot be cut that way: by towers, it must have two towers, be FP32 or FP16, and
+    have each LRN within a tower; a pipeline needs convolutions before fully connected layers.
     """
     stages = _Stages(model)
     if placement == "towers":
@@ -87,7 +87,7 @@ def split_graph(model: onnx.ModelProto, placement: Placement) -> StagePlan:
 
 
 class _Stages:
-    """Collects nodes by step and device, and makes a model of each."""
+    """Collects nodes by step and device, and makes a model for each step and device."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
@@ -99,7 +99,7 @@ class _Stages:
         self._nodes.setdefault((step, device), []).append(node)
 
     def name_half(self, half: str, whole: str) -> None:
-        """`half` is of the type of `whole`, with an unknown number of maps or units."""
+        """Give `half` the type of `whole`, with an unknown number of maps or units."""
         value = deepcopy(self._values[whole])
         value.name = half
         if len(value.type.tensor_type.shape.dim) > 1:
@@ -120,7 +120,7 @@ class _Stages:
         return tuple(tuple(steps[step]) for step in sorted(steps))
 
     def _reads(self, nodes: list[NodeProto]) -> tuple[str, ...]:
-        """What nodes read and do not make, weights left out."""
+        """The tensors that nodes read and do not produce, without weights."""
         made = {name for node in nodes for name in node.output}
         names = dict.fromkeys(name for node in nodes for name in reads(node))
         return tuple(name for name in names if name not in made and name not in self.weights)
@@ -147,7 +147,7 @@ class _Stages:
 class _Towers:
     """Walks the graph once. A tensor is either whole, on the devices that need it, or in halves, one on each.
 
-    `_step` says in which step a tensor is there; a half that is needed whole is there one step later.
+    `_step` is the step in which a tensor becomes available; halves are joined one step later.
     """
 
     def __init__(self, model: onnx.ModelProto, stages: _Stages) -> None:
@@ -183,18 +183,18 @@ class _Towers:
             elif not any(name in self._halves for name in node.input):
                 self._place_whole(node, devices)
             elif node.op_type == "Reshape" and node.output[0] in self._folds:
-                # Each device has one tower: there is nothing to fold into the batch.
+                # Each device has one tower, so nothing is folded into the batch.
                 self._halves[node.output[0]] = self._halves[node.input[0]]
                 self._step[node.output[0]] = self._step[node.input[0]]
             elif devices == _FIRST or node.op_type in ("Reshape", "Flatten"):
-                # From maps to features: only whole they are in the order that the weights are in.
+                # Flattening: only the whole tensor has its features in the order of the weights.
                 self._place_whole(node, devices)
             else:
                 self._check_by_tower(node)
                 self._place_halves(node, {})
 
     def _check_by_tower(self, node: NodeProto) -> None:
-        """Raise UsageError unless each map or unit of the output depends on that of the input alone, or its tower's."""
+        """Raise UsageError unless each output map or unit depends only on the same input one, or on its tower."""
         if node.op_type == "LRN":
             if node.output[0] not in self._folds:
                 raise UsageError(
@@ -225,7 +225,7 @@ class _Towers:
         if not is_own_tower:
             node = deepcopy(node)
             node.input[0] = self._whole(node.input[0], _BOTH)
-        # Where a weight has its outputs; a bias has nothing else.
+        # The axis of the outputs in a weight; a bias has only that axis.
         axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
         all_weights = self._stages.weights
         halves = {name: halve(all_weights, name, axis if place == 0 else -1) for place, name in enumerate(weights)}
@@ -265,7 +265,7 @@ class _Towers:
 
 
 def _place_pipeline(model: onnx.ModelProto, stages: _Stages) -> None:
-    """All that the first fully connected layer's input is computed from on the first device, the rest on the second."""
+    """Everything up to the input of the first fully connected layer on the first device, the rest on the second."""
     nodes = list(model.graph.node)
     convolutions = [index for index, node in enumerate(nodes) if node.op_type == "Conv"]
     layers = [node for node in nodes[max(convolutions, default=0) :] if node.op_type in _FULLY_CONNECTED]
@@ -275,7 +275,7 @@ def _place_pipeline(model: onnx.ModelProto, stages: _Stages) -> None:
             hint="Leave --placement out.",
         )
     cut, makers = layers[0].input[0], producers(model.graph)
-    # INT8 kernels are fused from Q after the one layer and DQ before the other: whole numbers go between the devices.
+    # INT8 kernels fuse the Q after a layer and the DQ before the next: cut between them, at the INT8 tensor.
     while cut in makers and makers[cut].op_type == "DequantizeLinear":
         cut = makers[cut].input[0]
     before = needed_tensors(model.graph, cut)
@@ -285,7 +285,7 @@ def _place_pipeline(model: onnx.ModelProto, stages: _Stages) -> None:
 
 
 def _known_values(model: onnx.ModelProto) -> dict[str, ValueInfoProto]:
-    """Types of all tensors, and their shapes as far as they follow without the weights' values."""
+    """Types of all tensors, and the shapes that can be inferred without the weights' values."""
     graph = model.graph
     small = [tensor for tensor in graph.initializer if np.prod(tensor.dims, dtype=int) <= _MOST_SHAPE_VALUES]
     large = [
@@ -300,7 +300,7 @@ def _known_values(model: onnx.ModelProto) -> dict[str, ValueInfoProto]:
 
 
 def _without_constants(nodes: Iterable[NodeProto], weights: dict[str, TensorProto]) -> list[NodeProto]:
-    """The nodes but for Constant, whose values become weights: a constant belongs to no device."""
+    """The nodes without Constant nodes, whose values become weights: a constant belongs to no device."""
     kept = []
     for node in nodes:
         if node.op_type != "Constant":

@@ -1,4 +1,4 @@
-"""The graph for TensorRT: the deployment graph, in the form that each of its major versions reads."""
+"""The deployment graph in the form that each major version of TensorRT reads."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from alexdeploy.graphs.deployment import PREFIX, VIEWS, deployment_graph
 from alexdeploy.graphs.edit import attribute, opset_of, producers, rename_inputs, set_nodes
 
 DERIVATION = 1
-"""Counts the ways in which this module derives a graph; part of an engine's key, so raise it when that changes."""
+"""Version of this module's output, part of an engine's key. Increment it when the derived graph changes."""
 
 _OLDEST_OPSET, _TYPED_OPSET = 17, 19
-"""The newest opset that TensorRT 8.6 reads; the first in which a scale's type is by rule that of the dequantized."""
+"""The newest opset that TensorRT 8.6 reads; the first in which the scale has the type of the dequantized tensor."""
 
 _TYPED_IR_VERSION = 9
-"""The first ONNX format in which opset 19 may stand."""
+"""The first ONNX IR version that allows opset 19."""
 
 
 def opset_for(tensorrt_major: int) -> int:
-    """The opset that `engine_graph` is asked for by a version of TensorRT."""
+    """The opset to pass to `engine_graph` for a major version of TensorRT."""
     return _OLDEST_OPSET if tensorrt_major < 10 else _TYPED_OPSET
 
 
@@ -34,11 +34,11 @@ def engine_graph(
     mean_image: NDArray[np.float32] | None,
     opset: int,
 ) -> onnx.ModelProto:
-    """The deployment graph of a network, every type in it explicit, with the answers of the network's own.
+    """The deployment graph of a network with every type explicit; its outputs are the same.
 
     FP16 stays FP16 and FP32 stays FP32: a strongly typed engine computes each node in the type that it has here. In
-    opset 17, quantized weights are FP32 between a Q and a DQ of their own, which is how TensorRT 8 wants them; later
-    they are INT8, as in the file. Raises ModelError if the network cannot be brought to `opset`.
+    opset 17, quantized weights are FP32 followed by their own Q and DQ, as TensorRT 8 requires; later they are INT8,
+    as in the file. Raises ModelError if the network cannot be brought to `opset`.
     """
     model = deployment_graph(_at_opset(network, opset), spec, num_views, mean_image)
     model.ir_version = max(model.ir_version, _TYPED_IR_VERSION) if opset >= _TYPED_OPSET else model.ir_version
@@ -60,7 +60,7 @@ def _at_opset(network: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         )
     try:
         return version_converter.convert_version(network, opset)
-    # The converter has no exceptions of its own.
+    # The converter has no exception classes of its own.
     except (RuntimeError, ValueError) as exc:
         raise ModelError(f"the graph cannot be converted from opset {found} to {opset}: {first_line(exc)}") from exc
 
@@ -68,21 +68,21 @@ def _at_opset(network: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 def _quantize_after_cutting(graph: GraphProto) -> None:
     """Move the input's Q from before the views to after them.
 
-    The operators that cut them (Slice, Gather, Concat) are not among those for which TensorRT 10's parser lists INT8.
+    TensorRT 10's parser does not list INT8 for the operators that cut them (Slice, Gather, Concat).
     """
     quantized = PREFIX + "quantized"
     quantize = producers(graph).get(quantized)
     if quantize is None:
         return
     nodes = [node for node in graph.node if node is not quantize]
-    # What read the cut INT8 planes reads them quantized after the cut.
+    # Readers of the cut INT8 planes now read the planes quantized after the cut.
     rename_inputs(nodes, {quantized: quantize.input[0], VIEWS: quantized})
     after = helper.make_node("QuantizeLinear", [VIEWS, *quantize.input[1:]], [quantized], name=quantized)
     set_nodes(graph, _insert_after(nodes, VIEWS, after))
 
 
 def _cast_before_cutting(graph: GraphProto) -> None:
-    """Round to FP16 once per pixel and not once per view: cutting moves numbers and changes none."""
+    """Round to FP16 once per pixel, not once per view: cutting does not change values."""
     readers = [node for node in graph.node if VIEWS in node.input]
     if [node.op_type for node in readers] != ["Cast"]:
         return
@@ -108,7 +108,7 @@ def _cutting_nodes(made_by: dict[str, NodeProto]) -> list[NodeProto]:
 
 
 def _widen_weights(graph: GraphProto) -> None:
-    """Replace INT8 weights by FP32 ones and a Q in front of their DQ; it gives the same INT8 numbers."""
+    """Replace INT8 weights by FP32 ones and a Q before their DQ, which gives the same INT8 values."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     nodes = []
     for node in graph.node:

@@ -1,7 +1,7 @@
-"""The towers of a deployment graph as branches, as on the two GPUs of 2012: the same sums, without Reshapes.
+"""The towers of a deployment graph as branches, as on the two GPUs of 2012: the same arithmetic without Reshapes.
 
-An exported network folds the towers into the batch round each LRN. On CPUs that costs a change of layout before and
-after; two branches from conv1 to conv3 have none.
+An exported network folds the towers into the batch around each LRN. On CPUs that changes the layout before and
+after each LRN; two branches from conv1 to conv3 avoid this.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _ELEMENTWISE = (
 
 
 def unroll_towers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrite `model` in place, and return it, if it has LRN layers per tower; else leave it as it is.
+    """Rewrite `model` in place if it has LRN layers per tower, else leave it unchanged; return it.
 
     From the first convolution on, each node becomes one node per tower on its own half of the maps; the towers are
-    joined where a layer sees both. The outputs are bitwise those of the model before on one and the same kernel.
+    joined where a layer sees both. With the same kernel, the outputs are bitwise equal to those of the original.
     """
     graph = model.graph
     folds = tower_folds(graph.node, {tensor.name: tensor for tensor in graph.initializer})
@@ -51,7 +51,7 @@ def unroll_towers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def tower_folds(nodes: Sequence[NodeProto], weights: Mapping[str, TensorProto]) -> set[str]:
-    """What the nodes give out that fold two towers into the batch round an LRN, from Reshape to Reshape.
+    """Outputs of the nodes that fold two towers into the batch around an LRN, from Reshape to Reshape.
 
     They are recognized by their effect, [N, C, H, W] to [2N, C / 2, H, W] and back, not by their names.
     """
@@ -74,7 +74,7 @@ def tower_folds(nodes: Sequence[NodeProto], weights: Mapping[str, TensorProto]) 
 
 
 def _target(reshape: NodeProto, weights: Mapping[str, TensorProto]) -> list[int]:
-    """The shape that a Reshape makes, where it is known; else an empty list."""
+    """The target shape of a Reshape if it is constant, else an empty list."""
     shape = weights.get(reshape.input[1])
     return [] if shape is None else [int(size) for size in numpy_helper.to_array(shape)]
 
@@ -126,10 +126,10 @@ class _Unrolling:
         return node.op_type in _BY_CHANNEL or (node.op_type in _ELEMENTWISE and is_scalar)
 
     def _joins_next(self, node: NodeProto) -> bool:
-        """A DequantizeLinear before a layer that sees both towers: their INT8 tensors are joined before it.
+        """Whether to join the INT8 tensors of the towers before this DequantizeLinear: the next layer sees both.
 
-        Joined after it, or before they are quantized, OpenVINO 2026.4 answers wrongly: it quantizes each branch by
-        itself and computes with a scale that is not theirs.
+        If they are joined after it, or before they are quantized, OpenVINO 2026.4 gives wrong results: it quantizes
+        each branch separately and computes with the wrong scale.
         """
         readers = [other for other in self._graph.node if node.output[0] in other.input]
         return node.op_type == "DequantizeLinear" and not all(self._is_by_tower(reader) for reader in readers)
@@ -144,7 +144,7 @@ class _Unrolling:
         self._nodes.append(half_of(node, tower, inputs))
 
     def _half(self, name: str) -> tuple[str, str]:
-        """The names of a weight's or bias's share in each tower, of whatever it is dequantized from as well."""
+        """The names of each tower's half of a weight or bias; tensors that it is dequantized from are halved too."""
         if name not in self._dequantized:
             return halve(self._weights, name)
         if name not in self._halved:
@@ -166,12 +166,12 @@ class _Unrolling:
 
 
 def half_names(name: str) -> tuple[str, str]:
-    """What the halves of a tensor are called."""
+    """The names of the halves of a tensor."""
     return f"{name}/tower0", f"{name}/tower1"
 
 
 def halve(weights: dict[str, TensorProto], name: str, axis: int = 0) -> tuple[str, str]:
-    """The names of a weight's halves along an axis, which are put beside it where they are not there yet."""
+    """The names of a weight's halves along an axis, which are added to `weights` if missing."""
     names = half_names(name)
     if names[0] not in weights:
         for half, part in zip(names, np.array_split(numpy_helper.to_array(weights[name]), 2, axis), strict=True):
@@ -180,7 +180,7 @@ def halve(weights: dict[str, TensorProto], name: str, axis: int = 0) -> tuple[st
 
 
 def half_of(node: NodeProto, tower: int, inputs: list[str]) -> NodeProto:
-    """What one tower has of a node: a convolution in two groups has one."""
+    """One tower's copy of a node: a convolution with two groups gets one group."""
     half = deepcopy(node)
     half.name = half_names(node.name or node.output[0])[tower]
     half.input[:] = inputs

@@ -1,9 +1,9 @@
-"""INT8 activations as unsigned bytes, for processors that add two products of bytes in 16 bits, which saturate.
+"""INT8 activations as unsigned bytes, for processors that add two byte products in 16 bits with saturation.
 
-Those are x86 processors without VNNI. OpenVINO there has two ways to compute a layer whose input is signed: it adds 128
-to the input, and sums end at 32,767; or it halves the weights, and they lose a bit. Of a tensor without negative values
-the bytes are unsigned as they are, up to 127, and 2 x 127 x 127 is 32,258. Of others they are unsigned with 128 added,
-and 2 x 255 x 63, of weights of 7 bits, is 32,130.
+Those are x86 processors without VNNI. On them OpenVINO has two ways to compute a layer whose input is signed: it adds
+128 to the input, and sums saturate at 32,767; or it halves the weights, which lose a bit. A tensor without negative
+values can be unsigned as it is: values up to 127, sums up to 2 x 127 x 127 = 32,258. Other tensors become unsigned by
+adding 128; with weights of 7 bits, sums are at most 2 x 255 x 63 = 32,130.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from alexdeploy.graphs.edit import WEIGHTED_OPS, has_padding, producers, set_nod
 from alexdeploy.graphs.ranges import QMAX
 
 _MOVES = ("Slice", "Concat", "Gather", "Reshape", "Transpose", "Flatten", "Identity")
-"""Operators that change no value."""
+"""Operators that only move values."""
 
 _KEEP_THE_SIGN = (*_MOVES, "MaxPool", "AveragePool", "GlobalAveragePool", "LRN", "Dropout")
 _NOT_NEGATIVE = ("Relu", "Sigmoid", "Softplus")
 
 
 def unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrite `model` in place, and return it: the same whole numbers go into each layer.
+    """Rewrite `model` in place and return it. The integers that each layer computes with stay the same.
 
-    Tensors that may be negative stay signed unless each layer that reads them has weights of 7 bits and no padding.
+    A tensor that may be negative stays signed unless every layer that reads it has 7-bit weights and no padding.
     """
     graph = model.graph
     found = _Quantizations(graph)
@@ -37,7 +37,7 @@ def unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
         unsigned = found.unsigned.get(node.output[0])
         if unsigned is not None:
             if unsigned == 0 and node.op_type == "QuantizeLinear":
-                # As INT8, the largest value is 127 and not 255.
+                # The largest value of INT8 is 127, not 255.
                 limit = QMAX * numpy_helper.to_array(found.weights[node.input[1]])
                 name = f"{node.output[0]}/limited"
                 graph.initializer.append(numpy_helper.from_array(limit.astype(np.float32), f"{name}/limit"))
@@ -52,7 +52,7 @@ def unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Quantizations:
-    """`unsigned` is the zero point, 0 or 128, for the outputs of the nodes that quantize and dequantize activations."""
+    """`unsigned` maps outputs of the nodes that quantize and dequantize activations to the zero point, 0 or 128."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -83,7 +83,7 @@ class _Quantizations:
         )
 
     def _is_pair(self, quantize: NodeProto, reader: NodeProto) -> bool:
-        """Whether `reader` dequantizes what `quantize` alone gives, with the same scale."""
+        """Whether `reader` dequantizes the output of `quantize` with the same scale."""
         return (
             reader.op_type == "DequantizeLinear"
             and reader.input[1:] == quantize.input[1:]
@@ -98,7 +98,7 @@ class _Quantizations:
         return set().union(*(self._starts(each) for each in moved))
 
     def _ends(self, name: str) -> Iterator[NodeProto]:
-        """The nodes that read a tensor, where it is moved too."""
+        """The nodes that read a tensor, followed through operators that only move values."""
         for node in self._readers.get(name, []):
             if node.op_type in _MOVES:
                 yield from self._ends(node.output[0])

@@ -1,1 +1,1 @@
-"""The network: its layers as a plan, its PyTorch module, a NumPy reference, and weights from here, Caffe and others."""
+"""The network: the plan of its layers, its PyTorch module, a NumPy reference, and reading weights."""

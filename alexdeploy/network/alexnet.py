@@ -25,7 +25,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class AlexNet(nn.Sequential):
-    """float32 [N, 3, input, input] -> logits [N, num_classes]. Layers carry the names of the plan: conv1, norm1 ..."""
+    """float32 [N, 3, input, input] -> logits [N, num_classes]. Layers are named as in the plan: conv1, norm1 ..."""
 
     def __init__(self, architecture: Architecture, num_classes: int) -> None:
         self.plan = plan_layers(architecture, num_classes)
@@ -67,7 +67,7 @@ class _Flatten(nn.Module):
 
 
 def make_module(layer: Layer) -> nn.Module:
-    """The PyTorch module of one layer, with the weights that PyTorch draws."""
+    """The PyTorch module of one layer, with PyTorch's default initialization."""
     if layer.kind == "conv":
         return nn.Conv2d(
             layer.inputs,
@@ -85,7 +85,7 @@ def make_module(layer: Layer) -> nn.Module:
     if layer.kind == "fc":
         return nn.Linear(layer.inputs, layer.outputs)
     if layer.kind == "flatten":
-        # Not nn.Flatten: it exports as Shape, Gather, Concat, Reshape; this as one Reshape with a constant.
+        # nn.Flatten exports as Shape, Gather, Concat, Reshape; this exports as one Reshape with a constant.
         return _Flatten(layer.outputs)
     if layer.kind == "dropout":
         return nn.Dropout(layer.rate)

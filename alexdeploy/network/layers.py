@@ -14,12 +14,12 @@ from alexdeploy.core.errors import RecipeError
 from alexdeploy.core.spec import LRN, Activation, Architecture, Pooling
 
 _CHANNEL_STEP = 8
-"""Scaled widths are multiples of this: two towers then hold a multiple of 4 maps, which INT8 kernels need."""
+"""Scaled widths are multiples of this: each of two towers then has a multiple of 4 maps, which INT8 kernels need."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """One layer. `output_shape` is without the batch: (C, H, W), or (features,) after flatten."""
+    """One layer. `output_shape` excludes the batch: (C, H, W), or (features,) after flatten."""
 
     kind: Literal["conv", "activation", "lrn", "pool", "flatten", "fc", "dropout"]
     name: str
@@ -40,7 +40,7 @@ class Layer:
 
     @property
     def weight_shape(self) -> tuple[int, ...] | None:
-        """Shape of the weight as PyTorch and ONNX store it, None where there is none."""
+        """Shape of the weight as PyTorch and ONNX store it; None for a layer without weights."""
         if self.kind == "conv":
             return (self.outputs, self.inputs // self.groups, self.kernel, self.kernel)
         if self.kind == "fc":
@@ -53,7 +53,7 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one view in convolutions and fully connected layers."""
+        """Multiply-accumulates per view; 0 except for convolutions and fully connected layers."""
         if self.weight_shape is None:
             return 0
         return math.prod(self.weight_shape) * math.prod(self.output_shape[1:])
@@ -74,7 +74,7 @@ def _features(architecture: Architecture) -> Iterator[Layer]:
     for index, conv in enumerate(architecture.convs, start=1):
         name = f"conv{index}"
         if name in architecture.remove:
-            # Its pooling stays: without pool5, fc6 would get seven times the parameters of the whole network.
+            # Keep its pooling: without pool5, fc6 would have seven times the parameters of the whole network.
             if conv.pool:
                 pool = _pool(index, channels, size, architecture.pooling)
                 size = pool.output_shape[-1]
@@ -103,7 +103,7 @@ def _features(architecture: Architecture) -> Iterator[Layer]:
             if step == "lrn" and conv.lrn and architecture.lrn is not None:
                 towers = architecture.towers if architecture.lrn.per_tower else 1
                 if channels % towers:
-                    # The shape that halves the maps would take what is left over from the next image of the batch.
+                    # The Reshape that halves an odd number of maps would mix images of the batch.
                     raise RecipeError(
                         f"norm{index}: {channels} maps do not divide into {towers} towers",
                         hint=f"Change the number of channels of {name}, or set architecture.lrn.per_tower=false.",

@@ -1,4 +1,4 @@
-"""Local response normalization as a fast autograd function, and as the one native node that ONNX has for it."""
+"""Local response normalization as a fast autograd function, and as ONNX's native LRN node."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from alexdeploy.core.spec import LRN
 class LocalResponseNorm(nn.Module):
     """y = x / (k + alpha / size * sum(x^2))^beta over `size` neighbouring channels of x [N, C, H, W].
 
-    With `towers` = 2 the window stays within each half of the channels. Equal to `nn.LocalResponseNorm`, which
-    pads, averages in 3-D and has no bfloat16 kernel on the CPU. Sums are in float32 whatever the input is.
+    With `towers` = 2 the window stays within each half of the channels. Same result as `nn.LocalResponseNorm`, which
+    pads, averages in 3-D and has no bfloat16 kernel on the CPU. Sums are in float32 for any input type.
     """
 
     def __init__(self, lrn: LRN, towers: int = 1) -> None:
@@ -68,7 +68,7 @@ class _LRNFunction(torch.autograd.Function):
 
 
 def _negative_power(x: Tensor, beta: float) -> Tensor:
-    """x^-beta. 0.75, the value in every AlexNet, is two square roots, several times as fast as pow."""
+    """x^-beta. 0.75, the value in every AlexNet, takes two square roots: several times as fast as pow."""
     if beta == 0.75:
         root = x.rsqrt()
         return root.mul_(root.sqrt())

@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 def forward(
     plan: tuple[Layer, ...], weights: Mapping[str, NDArray[np.floating]], images: NDArray[np.floating]
 ) -> Iterator[tuple[Layer, Array]]:
-    """Run `images` [N, 3, H, W] through the plan; yield every layer with its output, float64, dropout left out.
+    """Run `images` [N, 3, H, W] through the plan; yield each layer and its output, float64, without dropout.
 
     `weights` are `<layer>.weight` and `<layer>.bias`, in the shapes of PyTorch and ONNX.
     """

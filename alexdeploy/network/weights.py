@@ -1,4 +1,4 @@
-"""Weights on disk: read them from safetensors, check that they are the model's, and every name and shape."""
+"""Weights on disk: read safetensors; check that they belong to the model, and all names and shapes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class ModelWeights(NamedTuple):
 def load_model_weights(
     folder: ModelFolder, spec: ModelSpec, hash_file: Callable[[Path], str] = remembered_sha256
 ) -> ModelWeights:
-    """The weights of a folder that has some, for use: those that `spec` was written with, as its architecture wants.
+    """Load the folder's weights, checked against `spec`: the hash that it records, and the shapes of its architecture.
 
-    A hash that is written into other files must be computed again: `hash_file=sha256_file`. Raises ModelError and
-    StaleArtifactError.
+    If the hash is written into other files, compute it from the content with `hash_file=sha256_file`. Raises
+    ModelError and StaleArtifactError.
     """
-    # Before they are read: if they change in between, what is made of them is refused and not taken for the new ones.
+    # Hash before reading: if the file changes in between, artifacts made from it are found stale, not taken for new.
     digest = check_origin(folder, spec, hash_file)
     if spec.architecture is None:
         raise ModelError(
@@ -48,14 +48,14 @@ def load_model_weights(
 
 
 def check_origin(folder: ModelFolder, spec: ModelSpec, hash_file: Callable[[Path], str] = remembered_sha256) -> str:
-    """The hash of the folder's weights, if they are whole and those that `spec` was written with.
+    """The hash of the folder's weights, after checking that they are complete and match `spec`.
 
-    What the spec has no record of, in weights without a stamp, passes. Raises ModelError for a damaged file,
-    StaleArtifactError for one of another training.
+    Weights without metadata pass if the spec records no hash. Raises ModelError for a damaged file,
+    StaleArtifactError for the weights of another training run.
     """
     path = folder.weights_path
     try:
-        # The header, and whether it and the tensors fill the file: nothing else is read.
+        # Reads only the header, and checks that header and tensors fill the file.
         check_regular(path)
         with safetensors.safe_open(path, framework="numpy") as file:
             contract = (file.metadata() or {}).get(CONTRACT_KEY)
@@ -82,7 +82,7 @@ def _restore(folder: ModelFolder) -> str:
 
 
 def _resume(folder: ModelFolder) -> str:
-    """Training and `export` write the weights first: after an interruption there, resuming writes the spec."""
+    """The hint: training and `export` write the weights first, so resuming after an interruption writes the spec."""
     if folder.candidate.spec_path.is_file():
         return f"\nIf an export was stopped, run it again: alexdeploy export {folder.quoted}"
     if not folder.checkpoint_path.is_file():
@@ -91,7 +91,7 @@ def _resume(folder: ModelFolder) -> str:
 
 
 def load_weights(path: Path, plan: tuple[Layer, ...]) -> Weights:
-    """Read `<layer>.weight` and `<layer>.bias`, float32. Raises ModelError that names the first mismatch."""
+    """Read `<layer>.weight` and `<layer>.bias`, float32. Raises ModelError naming the first mismatch."""
     try:
         check_regular(path)
         weights = load_file(path)
@@ -105,7 +105,7 @@ def load_weights(path: Path, plan: tuple[Layer, ...]) -> Weights:
 
 
 def check_weights(weights: Weights, plan: tuple[Layer, ...], source: str) -> None:
-    """Raise ModelError, naming the first mismatch, unless `weights` are exactly those of the plan."""
+    """Raise ModelError naming the first mismatch unless `weights` match the plan, as finite float32."""
     expected = expected_shapes(plan)
     for name, shape in expected.items():
         if name not in weights:
