@@ -26,15 +26,15 @@ Backend = Literal["tensorrt", "openvino", "onnxruntime", "torch"]
 NumViews = Literal[1, 5, 10]
 
 TENSORRT_STREAMS = 2
-"""Batches that TensorRT has in flight: one is copied while the other is computed. Each stream reserves memory for the
-greatest batch of its engine, for any batch size."""
+"""Batches that TensorRT has in flight: one is copied while the other is computed. Each stream reserves memory for its
+engine's largest batch, for any batch size."""
 
 
 class Predictions(NamedTuple):
-    """`probabilities` float32 [N, C], the mean over the views; `view_classes` int32 [N, V], each view's own answer.
+    """`probabilities` float32 [N, C], the mean over the views; `view_classes` int32 [N, V], each view's top class.
 
-    `errors` says of a row why it holds no answer: only an engine of several replicas gives any, for an image that
-    each of them fails on.
+    `errors` maps a row without an answer to the reason. Only an engine of several replicas sets it, for an image on
+    which they all fail.
     """
 
     probabilities: NDArray[np.float32]
@@ -43,7 +43,7 @@ class Predictions(NamedTuple):
 
 
 def join_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """The predictions of consecutive parts of a batch as those of the whole."""
+    """Concatenate the predictions of consecutive parts of a batch."""
     if len(parts) == 1:
         return parts[0]
     errors_by_row: dict[int, str] = {}
@@ -60,13 +60,13 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:
-    """What to open. `batch_size` counts images, not views. `num_threads` None: all that the process may use.
+    """Options of an engine. `batch_size` counts images, not views. `num_threads` None: all that the process may use.
 
-    `num_streams` is how many batches may run at once on a CPU, at most; None: as many as are fastest where there are
-    many. A single batch is answered soonest by one stream, which has all threads. One image at a time wants
-    `batch_size` 1 and `num_streams` 1: OpenVINO computes as many images as it was opened for, however few there are.
+    `num_streams` is the maximum number of batches that run at once on a CPU; None: the number with the best throughput.
+    One stream, which has all threads, gives the lowest latency for a single batch. For one image at a time, use
+    `batch_size` 1 and `num_streams` 1: OpenVINO always computes the number of images that it was opened for.
 
-    `device` is "cpu", or "cuda:0" and so on as the CUDA runtime of this process counts them.
+    `device` is "cpu", or "cuda:0" and so on, in the numbering of this process's CUDA runtime.
     """
 
     precision: Precision = "fp32"
@@ -91,9 +91,9 @@ class Configuration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineInfo:
-    """What really runs: asked for = got. `artifact` is the SHA-256 of the graph, engine file or weights on disk.
+    """What actually runs, which is what was requested. `artifact` is the SHA-256 of the graph, engine file or weights.
 
-    Of several replicas, backends and artifacts are those of all, joined by "+".
+    For several replicas, all backends and artifacts are joined by "+".
     """
 
     backend: str
@@ -107,7 +107,7 @@ class EngineInfo:
 
     @property
     def configuration(self) -> Configuration:
-        """Of replicas on several backends the names joined by "+", as `backend` is."""
+        """The configuration; for replicas on several backends, the names joined by "+", like `backend`."""
         return Configuration(
             backend=cast("Backend", self.backend),
             precision=cast("Precision", self.precision),
@@ -138,7 +138,7 @@ _PACKAGES: dict[Backend, tuple[str, str]] = {
     "onnxruntime": ("onnxruntime", "cpu"),
     "torch": ("torch", "train"),
 }
-"""Backend -> (package it needs, extra that installs it)."""
+"""Backend -> (required package, extra that installs it)."""
 
 _PRECISIONS: dict[Backend, tuple[Precision, ...]] = {
     "tensorrt": ("fp32", "fp16", "int8"),
@@ -150,7 +150,7 @@ _PRECISIONS: dict[Backend, tuple[Precision, ...]] = {
 
 
 def is_installed(backend: Backend) -> bool:
-    """Whether the backend's package is there; it is not imported."""
+    """Whether the backend's package is installed; does not import it."""
     return importlib.util.find_spec(_PACKAGES[backend][0]) is not None
 
 
@@ -162,16 +162,16 @@ def check_installed(backend: Backend) -> None:
 
 
 def can_run(backend: Backend, precision: Precision) -> bool:
-    """Whether the backend has this arithmetic, and so PyTorch none that is a property of an ONNX graph."""
+    """Whether the backend supports the precision. PyTorch supports none that is a property of an ONNX graph."""
     return precision in _PRECISIONS[backend]
 
 
 def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
     """The first installed backend that can run the model on the CPU: one that reads its ONNX graph, or PyTorch.
 
-    A backend that was found not to give the model's answers is passed over. If none can, the first that reads graphs,
-    whose own error says what is missing. Raises ModelError if all that can were found unfit, UsageError if none that
-    reads graphs is installed.
+    Skips backends that were found not to give the model's answers. If none can run it, returns the first that reads
+    graphs, whose error then says what is missing. Raises ModelError if all that can run it were found unfit,
+    UsageError if none that reads graphs is installed.
     """
     installed = [backend for backend in _PRECISIONS if backend != "tensorrt" and is_installed(backend)]
     able = [
@@ -198,7 +198,7 @@ def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
 
 
 def unfit_backends(folder: ModelFolder, precision: Precision) -> dict[Backend, str]:
-    """The installed backends that were found not to give the answers of what the folder holds now, and why."""
+    """The installed backends that do not give the answers of the folder's current files, and why."""
     graph = graph_precision(precision)
     return {
         backend: problem
@@ -213,7 +213,7 @@ def _artifact(folder: ModelFolder, backend: Backend, precision: Precision) -> Pa
 
 
 def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -> Engine:
-    """An engine for the model, not yet entered. Raises UsageError when the backend's package is not installed."""
+    """An engine for the model, not yet opened. Raises UsageError when the backend's package is not installed."""
     engine: Engine = _module(backend).open_engine(folder, options)
     return engine
 
@@ -225,9 +225,9 @@ def open_graph(
     mean_image: NDArray[np.float32] | None,
     options: EngineOptions,
 ) -> Engine:
-    """An engine for a network that need not be on disk yet, not yet entered: one of OpenVINO or ONNX Runtime.
+    """An OpenVINO or ONNX Runtime engine, not yet opened, for a network that need not be on disk.
 
-    `mean_image` is float32 [3, 256, 256] where the spec has one.
+    `mean_image` is float32 [3, 256, 256] if the spec has one.
     """
     engine: Engine = _module(backend).open_graph(graph, spec, mean_image, options)
     return engine

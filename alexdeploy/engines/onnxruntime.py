@@ -1,4 +1,4 @@
-"""ONNX Runtime: available on every CPU; on an NVIDIA GPU the second choice after TensorRT."""
+"""ONNX Runtime: runs on every CPU; on an NVIDIA GPU, the second choice after TensorRT."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OUTPUTS = ("probabilities", "view_classes")
 def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngine:
     """An engine for the model's graph of `options.precision`, on the CPU or a GPU ("cuda:0").
 
-    Raises UsageError for bf16, which it cannot run, and DeviceError where this ONNX Runtime has no CUDA provider.
+    Raises UsageError for bf16, which it cannot run, and DeviceError for a GPU without the CUDA provider.
     """
     _check(options)
     spec = folder.spec()
@@ -43,7 +43,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngin
 def open_graph(
     graph: Graph, spec: ModelSpec, mean_image: NDArray[np.float32] | None, options: EngineOptions
 ) -> OnnxRuntimeEngine:
-    """An engine for a graph that need not be on disk yet. Raises as `open_engine` does."""
+    """An engine for a graph that need not be on disk. Raises as `open_engine` does."""
     index = _check(options)
     info = EngineInfo(
         backend="onnxruntime",
@@ -69,7 +69,7 @@ def _check(options: EngineOptions) -> int | None:
 
 
 class OnnxRuntimeEngine:
-    """One inference session; its threads work together on one batch."""
+    """One inference session, whose threads work together on one batch."""
 
     def __init__(self, content: bytes, info: EngineInfo, num_threads: int) -> None:
         self.info = info
@@ -94,7 +94,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         if self._opened is not None and self._opened.is_fork:
             return
-        # The memory of the binding is the session's.
+        # The memory of the binding belongs to the session: release it first.
         self._bound = None
         self._session = None
 
@@ -116,9 +116,9 @@ class OnnxRuntimeEngine:
 
 
 class BoundInput:
-    """A session whose input stays in memory of its device, so that a batch is copied there once and nowhere else.
+    """A session whose input buffer is on its device, so that a batch is copied exactly once.
 
-    Outputs come back to the host. Full batches reuse the memory; a tail takes some of its own.
+    Outputs come back to the host. Full batches reuse the buffer; a smaller last batch allocates its own.
     """
 
     def __init__(self, session: Any, device: str, index: int, batch_size: int) -> None:
@@ -147,7 +147,7 @@ class BoundInput:
 
 
 def open_session(content: bytes, device: str, num_threads: int) -> Any:
-    """A session on "cpu" or "cuda:0" and so on; `num_threads` are those of the CPU.
+    """A session on "cpu" or "cuda:0" and so on; `num_threads` counts CPU threads.
 
     Raises UsageError for another device, and DeviceError if ONNX Runtime cannot run all of the graph there.
     """
@@ -155,15 +155,15 @@ def open_session(content: bytes, device: str, num_threads: int) -> Any:
     provider, settings = _CPU, {}
     if index is not None:
         load_cuda_libraries()
-        # FP32 is FP32: left to itself it multiplies in TF32, which has 10 bits of mantissa.
+        # Full FP32: the default is TF32, which has 10 bits of mantissa.
         provider, settings = _CUDA, {"device_id": str(index), "use_tf32": "0"}
 
     def set_options(options: Any) -> None:
         options.intra_op_num_threads = num_threads
-        # Threads that spin while they wait would take the cores from the decoder, and from the other of two devices.
+        # Spinning threads would take cores from the decoder, and from the other of two devices.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if index is not None:
-            # Asked for = got: neither the graph nor a part of it goes to the CPU without a word.
+            # Fail instead of silently running the graph or a part of it on the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
 
     try:
@@ -195,7 +195,7 @@ def _gpu_index(device: str) -> int | None:
 
 
 def check_provider(found: list[str], wanted: str) -> None:
-    """Raise DeviceError if a session is not on the provider that was asked for: ONNX Runtime only warns."""
+    """Raise DeviceError if a session does not use the requested provider: ONNX Runtime only warns."""
     if not found or found[0] != wanted:
         raise DeviceError(
             f"ONNX Runtime opened {', '.join(found) or 'nothing'} instead of {wanted}: "
@@ -205,8 +205,8 @@ def check_provider(found: list[str], wanted: str) -> None:
 
 
 def load_cuda_libraries() -> None:
-    """Load CUDA and cuDNN from where pip puts them, as import torch would; later ones of the system are not taken."""
-    # It came with ONNX Runtime 1.21, and prints what it misses on stdout, which is for results.
+    """Load CUDA and cuDNN from pip's packages, as `import torch` does, so that the system's are not used."""
+    # Added in ONNX Runtime 1.21. It prints missing libraries to stdout, which is for results.
     preload = getattr(onnxruntime, "preload_dlls", None)
     if preload is not None:
         with contextlib.redirect_stdout(sys.stderr):

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the fastest engine without a GPU."""
+"""OpenVINO on the CPU, the fastest engine without a GPU."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
     from alexdeploy.graphs.files import Graph
 
 _DERIVATION = 5
-"""Counts the ways in which a deployment graph was derived for this engine: raise it when that changes."""
+"""Version of the graph derived for this engine. Increment it when the derived graph changes."""
 
 _VIEWS_AT_ONCE = 40
-"""Views that are computed together: with more nothing gets faster, and what lies between layers leaves the cache."""
+"""Views computed together. More is no faster, and the tensors between layers no longer fit into the CPU's cache."""
 
 _LRN_MAPS = 16
-"""OpenVINO's bfloat16 LRN for AVX-512 needs a multiple of this number of maps."""
+"""OpenVINO's bfloat16 LRN kernel for AVX-512 needs a multiple of this number of maps."""
 
 _CACHE_BYTES = 2 << 30
-"""Compiled models kept in the cache, one for each precision, number of views and number of images at once: of the full
-network 245 MB each in FP32, 62 MB in INT8."""
+"""Compiled models kept in the cache, one for each precision, number of views and number of images at once: 245 MB each
+for the full network in FP32, 62 MB in INT8."""
 
 _TOUCH_SECONDS = 3600
-"""How exactly the cache knows what was used last. A file that is touched is hashed again, once: 0.2 s for 245 MB."""
+"""Resolution of the cache's last use. A touched file is hashed again once: 0.2 s for 245 MB."""
 
 
 def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
@@ -74,7 +74,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
 def open_graph(
     graph: Graph, spec: ModelSpec, mean_image: NDArray[np.float32] | None, options: EngineOptions
 ) -> OpenVINOEngine:
-    """An engine for a graph that need not be on disk yet."""
+    """An engine for a graph that need not be on disk."""
     return _engine(graph, lambda: graph.model, spec, mean_image, options)
 
 
@@ -94,7 +94,7 @@ def _engine(
         classes=spec.classes,
         artifact=facts.sha256,
         batch_size=options.batch_size,
-        # One thread a stream: no thread waits for another inside a batch, and decoding fits in between.
+        # One thread per stream: no thread waits for another inside a batch, and decoding runs in between.
         num_streams=min(options.num_streams or num_threads, num_threads),
     )
 
@@ -113,7 +113,7 @@ def local_graph(
     num_views: int,
     mean_image: NDArray[np.float32] | None,
 ) -> ModelProto:
-    """`openvino_graph` in the form for this processor."""
+    """`openvino_graph` for this processor."""
     # Not above: what is in the cache runs without ONNX.
     from alexdeploy.graphs.openvino import openvino_graph
 
@@ -122,9 +122,9 @@ def local_graph(
 
 
 def may_be_bfloat16(facts: GraphMetadata, spec: ModelSpec) -> bool:
-    """Whether bfloat16 serves between the layers of an INT8 graph: none was kept out, and each LRN has a kernel for it.
+    """Whether bfloat16 can be used between the layers of an INT8 graph: all are INT8, and each LRN has a fast kernel.
 
-    With other numbers of maps OpenVINO 2026.4 has a slow one: `alexnet-quarter` would take three times as long.
+    For other numbers of maps OpenVINO 2026.4 has a slow kernel: `alexnet-quarter` would take three times as long.
     """
     if spec.architecture is None or not facts.is_int8_throughout:
         return False
@@ -133,10 +133,10 @@ def may_be_bfloat16(facts: GraphMetadata, spec: ModelSpec) -> bool:
 
 
 def precision_hint(capabilities: Collection[str], precision: str, allow_bfloat16: bool = True) -> str:
-    """The arithmetic of what is not INT8. Left to itself, OpenVINO takes bfloat16 where the CPU has it.
+    """The type of operations that are not INT8. By default, OpenVINO uses bfloat16 if the CPU supports it.
 
-    Between INT8 layers bfloat16 is enough: see docs/decisions.md and the function `may_be_bfloat16`. Raises DeviceError
-    if `capabilities`, of the function `cpu_capabilities`, have no bfloat16 and the precision is that.
+    Between INT8 layers bfloat16 is enough: see docs/decisions.md and `may_be_bfloat16`. Raises DeviceError for bf16 if
+    `capabilities`, from `cpu_capabilities`, do not include it.
     """
     has_bfloat16 = "BF16" in capabilities
     if precision == "bf16" and not has_bfloat16:
@@ -146,7 +146,7 @@ def precision_hint(capabilities: Collection[str], precision: str, allow_bfloat16
 
 
 def images_at_once(batch_size: int, num_views: int) -> int:
-    """Images that are computed together: a batch in equal parts of no more than `_VIEWS_AT_ONCE` views each."""
+    """Images computed together: a batch is split into equal parts of at most `_VIEWS_AT_ONCE` views each."""
     num_parts = -(-batch_size // max(1, _VIEWS_AT_ONCE // num_views))
     return -(-batch_size // num_parts)
 
@@ -154,12 +154,12 @@ def images_at_once(batch_size: int, num_views: int) -> int:
 class OpenVINOEngine:
     """One compiled model with as many infer requests as streams.
 
-    It is compiled for a fixed number of images, `images_at_once`: OpenVINO merges changes of layout only where shapes
-    are fixed. A batch runs part by part, and what is missing to the last part is run as black images: whoever has one
-    image at a time wants a `batch_size` of 1.
+    It is compiled for a fixed number of images, `images_at_once`, because OpenVINO merges layout changes only for fixed
+    shapes. A batch runs part by part, and the last part is padded with black images: for one image at a time, use a
+    `batch_size` of 1.
 
-    `load` gives the deployment graph, serialized; it is not called when the compiled model is in the cache: then
-    `was_compiled` stays False. `metadata` is that of the network's file, the contract among it.
+    `load` returns the serialized deployment graph. It is not called if the compiled model is in the cache; then
+    `was_compiled` stays False. `metadata` is that of the network's file and includes the contract.
     """
 
     def __init__(
@@ -176,8 +176,8 @@ class OpenVINOEngine:
         self.was_compiled = False
         self._load: Callable[[], bytes] | None = load
         self._shape = (images_at_once(info.batch_size, info.num_views), IMAGE_SIZE, IMAGE_SIZE, 3)
-        # Everything that the compiled model depends on, by content. The metadata is read each time: a graph of other
-        # weights is another one also where its hash is remembered of the one before.
+        # Everything that the compiled model depends on, by content. The metadata is read each time, so that a graph of
+        # other weights has another key even if a stale hash is remembered for its file.
         versions = (__version__, _DERIVATION, ov.__version__)
         of_graph = (info.artifact, sorted(metadata.items()))
         self._key = (*versions, *of_graph, info.precision, info.num_views, self._shape)
@@ -185,7 +185,7 @@ class OpenVINOEngine:
         self._requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         self._compiled: ov.CompiledModel | None = None
         self._opened: OpenedHere | None = None
-        # What a compiled model from the cache keeps its weights in: never let go before the engine is.
+        # The memory of a compiled model from the cache, which must stay mapped as long as the model is used.
         self._blob: NDArray[np.uint8] | None = None
 
     def __enter__(self) -> OpenVINOEngine:
@@ -199,7 +199,7 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": str(self._num_threads),
             "ENABLE_CPU_PINNING": "NO",
         }
-        # A home folder may be that of many machines. Streams and threads are set again when a model is imported.
+        # Machines may share a home folder. Streams and threads are set again when a model is imported.
         device_name = core.get_property("CPU", "FULL_DEVICE_NAME")
         processor = (platform.machine(), device_name, max_cpu_isa(), sorted(capabilities))
         self._cache_key = sha256_bytes(repr((self._key, hint, processor)).encode())[:32]
@@ -216,28 +216,28 @@ class OpenVINOEngine:
         folder = cache_folder("openvino")
         if folder is None:
             return None
-        # The name goes on with the hash of the content.
+        # The file name ends with the hash of the content.
         for path in folder.glob(f"{self._cache_key}-*.blob"):
             with suppress(OSError, RuntimeError, ModelError):
-                # OpenVINO loads a damaged blob without a word, and then gives other answers.
+                # OpenVINO loads a damaged blob without an error, and then gives wrong answers.
                 if remembered_sha256(path) == path.stem.partition("-")[2]:
                     return self._import(core, path, config)
-        # Not there, damaged, or of another build: then it is compiled and written again.
+        # Missing, damaged, or from another build: compile and write it again.
         return None
 
     def _import(self, core: ov.Core, path: Path, config: dict[str, str]) -> ov.CompiledModel:
-        # Mapped and not read: the weights stay where they are, in the page cache, for all processes. Copied on write,
-        # since OpenVINO takes no memory that it may not write to.
+        # Mapped, not read: all processes share the weights in the page cache. Copy on write, because OpenVINO does not
+        # accept read-only memory.
         with open_regular(path) as file:
             self._blob = np.memmap(file, np.uint8, "c")
         try:
             compiled = core.import_model(ov.Tensor(self._blob, shared_memory=True), "CPU", config)
         except TypeError:
-            # OpenVINO 2025.1 takes no tensors.
+            # OpenVINO 2025.1 does not accept tensors.
             compiled = core.import_model(read_regular(path, MAX_DATA_BYTES), "CPU", config)
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _TOUCH_SECONDS:
-                # The cache forgets what was used longest ago.
+                # The cache deletes the least recently used models.
                 path.touch()
         return compiled
 
@@ -245,7 +245,7 @@ class OpenVINOEngine:
         assert self._load is not None, "an engine can be entered only once"
         content = self._load()
         self.was_compiled = True
-        # It holds the graph as read from disk, which is as large as all that follows.
+        # Free the graph as read from disk, which is as large as the compiled model.
         self._load = None
         model = core.read_model(content)
         del content
@@ -259,7 +259,7 @@ class OpenVINOEngine:
             with suppress(OSError, OutputError):
                 with atomic_write(path) as file:
                     file.write(blob)
-                # A damaged one, or one that another process has made meanwhile: two need not agree in every byte.
+                # A damaged blob, or one from another process: two compilations may differ in some bytes.
                 for other in set(folder.glob(f"{self._cache_key}-*.blob")) - {path}:
                     other.unlink()
             limit_folder(folder, _CACHE_BYTES)
@@ -303,10 +303,10 @@ class OpenVINOEngine:
 
     def _device_error(self, exc: RuntimeError) -> DeviceError:
         lines = str(exc).strip().splitlines() or ["no reason given"]
-        # A list of what it cannot convert comes before a line of advice.
+        # A list of operators that it cannot convert comes before a line of advice.
         text = next((line[3:] for line in lines if line.startswith("-- ")), lines[-1])
         if "memory" in text.lower() or "bad_alloc" in text:
-            # A larger batch than that takes no more memory, and each stream has its own.
+            # A batch larger than that takes no more memory; each stream has its own.
             smaller = f"--batch-size {self._shape[0] // 2}, or " if self._shape[0] > 1 else ""
             return DeviceMemoryError(f"OpenVINO ran out of memory: {text}", hint=f"Use {smaller}fewer --threads.")
         return DeviceError(f"OpenVINO failed: {text}")

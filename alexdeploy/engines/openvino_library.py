@@ -1,4 +1,4 @@
-"""OpenVINO itself, without its converter and its telemetry, which comes with that."""
+"""OpenVINO without its model converter, and so without the converter's telemetry."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import os
 import sys
 from typing import Any
 
-# Importing openvino imports its converter of other frameworks' models, which takes as long as all the rest and tells
-# Google Analytics, from a thread that the program then waits for as it ends. What runs here, and how often, is nobody
-# else's business. Where the converter cannot be imported, openvino does without.
+# Importing openvino imports its converter for models of other frameworks, which doubles the import time and sends usage
+# data to Google Analytics, from a thread that the program waits for at exit. openvino works without the converter.
 _CONVERTER = "openvino.tools.ovc"
 _is_first = "openvino" not in sys.modules
 if _is_first:
@@ -28,28 +27,28 @@ def _convert_model(*args: Any, **options: Any) -> Any:
 
 
 if not hasattr(ov, "convert_model"):
-    # Others in this process may want it.
+    # Other code in this process may need it.
     ov.convert_model = _convert_model
 
-# The first call fills a table, and may let go of the interpreter's lock meanwhile: two threads whose first inference is
-# at the same time would wait for each other for ever.
+# The first call fills a table and may release the GIL meanwhile. Two threads with simultaneous first inferences would
+# deadlock.
 ov.Type.u8.to_dtype()
 
 _LACKS_BF16 = frozenset({"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"})
 _LACKING_ISAS = {"BF16": _LACKS_BF16, "FP16": _LACKS_BF16 | {"avx512_core_bf16"}}
-"""Values of ONEDNN_MAX_CPU_ISA without the instructions of a type. `avx2_vnni_2` has both, but on few processors:
-where AVX-512 is all there is, it means `avx2_vnni`."""
+"""Values of ONEDNN_MAX_CPU_ISA that exclude the instructions of a type. `avx2_vnni_2` includes both, but few processors
+have it: on a processor with only AVX-512, it means `avx2_vnni`."""
 
 
 def max_cpu_isa() -> str:
-    """The instruction set that the user limits oneDNN to, in lower case; empty without a limit."""
+    """The user's limit on oneDNN's instruction set, in lower case; empty without a limit."""
     return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").lower()
 
 
 def cpu_capabilities(core: ov.Core) -> list[str]:
     """OpenVINO's OPTIMIZATION_CAPABILITIES of the CPU, without what ONEDNN_MAX_CPU_ISA rules out.
 
-    OpenVINO 2026.4 reads the capabilities from the processor, and its kernels are oneDNN's, which obeys the variable:
+    OpenVINO 2026.4 reads the capabilities from the processor, but its kernels are oneDNN's, which obey the variable:
     below AVX-512 there is no bfloat16 LRN, and below AVX512_CORE_BF16 bfloat16 is emulated.
     """
     isa = max_cpu_isa()
@@ -59,7 +58,7 @@ def cpu_capabilities(core: ov.Core) -> list[str]:
 
 @functools.cache
 def has_exact_int8() -> bool:
-    """Whether the sums of INT8 products in a layer are exact: asked of OpenVINO, by the largest products of all.
+    """Whether the sums of INT8 products in a layer are exact: OpenVINO runs a layer with the largest products.
 
     x86 processors without VNNI, or with it where ONEDNN_MAX_CPU_ISA rules it out, add two products in 16 bits.
     """

@@ -1,4 +1,4 @@
-"""The time of each layer as reported by an engine's runtime: on one core, so that times add up."""
+"""The time of each layer as reported by an engine's runtime, on one core so that times add up."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _AFTER_NETWORK = tuple(PREFIX + name for name in ("softmax", "by_view", "answers
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerTime:
-    """Milliseconds a batch of one layer, as it runs: layers that were fused have one name. `kind` is the runtime's.
+    """Milliseconds per batch of one layer. Fused layers have one name. `kind` is the runtime's name for its type.
 
-    `is_preprocessing`: it comes before the network, from pixels to views.
+    `is_preprocessing`: the layer is before the network, between pixels and views.
     """
 
     name: str
@@ -44,16 +44,16 @@ class LayerTime:
 def profile(
     folder: ModelFolder, backend: Backend, precision: Precision, num_views: NumViews, images: NDArray[np.uint8]
 ) -> tuple[LayerTime, ...]:
-    """Run `images`, uint8 [N, 256, 256, 3], a few times on one core; the median of each layer, in their order.
+    """Run `images`, uint8 [N, 256, 256, 3], a few times on one core; return the median time of each layer, in order.
 
-    Raises UsageError for a backend that does not report times of layers, DeviceError and ModelError.
+    Raises UsageError for a backend that does not report layer times, DeviceError and ModelError.
     """
     if backend not in PROFILED:
         raise UsageError(f"{backend} does not report times of layers", hint=f"Backends that do: {', '.join(PROFILED)}")
     spec = folder.spec()
     graph = load_graph(folder, graph_precision(precision), spec)
     mean_image = folder.mean_image(spec)
-    # What each engine makes of it, so that what is profiled is what runs, if for as many images as are given here.
+    # The same graph that the engine runs, for the number of images given here.
     if backend == "openvino":
         from alexdeploy.engines.openvino import local_graph
 
@@ -67,7 +67,7 @@ def profile(
 
             return _medians(_openvino(content, precision, may_be_bfloat16(graph, spec), images))
         return _medians(_onnxruntime(content, images))
-    # Neither runtime has an exception of its own that all of theirs are: those of ONNX Runtime are Exceptions.
+    # Neither runtime has a common base class for its exceptions; ONNX Runtime's derive from Exception.
     except Exception as exc:
         raise DeviceError(f"{backend} could not be profiled: {first_line(exc)}") from exc
 

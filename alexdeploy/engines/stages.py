@@ -1,4 +1,4 @@
-"""Parts of a network in ONNX Runtime, each on a device of its own: the CPU or one NVIDIA GPU."""
+"""Parts of a network in ONNX Runtime, each on its own device: the CPU or an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tensors = Mapping[str, NDArray[Any]]
 
 
 def open_stage(model: bytes, device: str, num_threads: int) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
-    """Open a session as `open_session` does; what it returns maps inputs to outputs by name, on the host."""
+    """Open a session as `open_session` does; return a function from inputs to outputs, by name, on the host."""
     session = open_session(model, device, num_threads)
     outputs = [value.name for value in session.get_outputs()]
 

@@ -1,4 +1,4 @@
-"""PyTorch, directly from the weights: the slowest engine, and the reference for the others."""
+"""PyTorch, directly from the weights: the slowest engine and the reference for the others."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
 
 
 def open_layers(folder: ModelFolder) -> Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
-    """The network in FP32 as a function: float32 [N, 3, crop, crop] -> each layer's output by its name, in order.
+    """The FP32 network as a function: float32 [N, 3, crop, crop] -> output of each layer by name, in order.
 
     Raises ModelError if the folder has no PyTorch weights.
     """
@@ -114,7 +114,7 @@ class TorchEngine:
             return Predictions(by_image.mean(dim=1).numpy(), by_image.argmax(dim=2).to(torch.int32).numpy())
 
     def _views(self, images: Tensor) -> Tensor:
-        """uint8 [N, 256, 256, 3] -> float32 [N * V, 3, crop, crop], one image's views after the other."""
+        """uint8 [N, 256, 256, 3] -> float32 [N * V, 3, crop, crop], all views of an image together."""
         pixels = images.permute(0, 3, 1, 2).float()
         if self._steps.channels == "bgr":
             pixels = pixels.flip(1)

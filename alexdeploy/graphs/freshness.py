@@ -162,7 +162,7 @@ def renewal(folder: ModelFolder, precision: str, words: str = "Renew it", *, wei
 
 
 def newer_weights(folder: ModelFolder) -> str | None:
-    """For a model with a candidate: a message that says which weights are used, and how to use the newer ones; else None."""
+    """If the model has a candidate: which weights are used, and how to use the newer ones; else None."""
     if not folder.candidate.spec_path.is_file():
         return None
     served, newer = folder.spec(), folder.candidate.spec()

@@ -31,7 +31,7 @@ def openvino_graph(
     *,
     unsigned: bool = False,
 ) -> onnx.ModelProto:
-    """`deployment_graph`, with views cut channels last, towers as branches and an integer LRN k; raises the same errors.
+    """`deployment_graph` with views cut channels last, towers as branches and an integer LRN k. Same errors.
 
     `unsigned` is for processors that add INT8 products in 16 bits: see `unsigned_activations`.
     """
@@ -54,7 +54,7 @@ def unit_lrn_bias(model: onnx.ModelProto) -> onnx.ModelProto:
         for node in graph.node:
             nodes.append(node)
             k = attribute(node, "bias", 1.0) if node.op_type == "LRN" else 1.0
-            # 2^31 is where the kernel's int ends.
+            # The kernel's int overflows at 2^31.
             if k > 0 and not (k.is_integer() and k < 2**31):
                 nodes.extend(_factored_bias(graph, node, k, opset_of(model)))
         set_nodes(graph, nodes)
@@ -62,7 +62,7 @@ def unit_lrn_bias(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _factored_bias(graph: onnx.GraphProto, lrn: NodeProto, k: float, opset: int) -> list[NodeProto]:
-    """Change the LRN to k = 1, and return the nodes that multiply its output by the factor then missing."""
+    """Change the LRN to k = 1, and return the nodes that multiply its output by the missing factor."""
     output = lrn.output[0]
     alpha, beta = attribute(lrn, "alpha", 1e-4), attribute(lrn, "beta", 0.75)
     lrn.output[0] = f"{output}/unit_bias"
@@ -84,8 +84,8 @@ def fold_columns(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fold the columns of one stride of the first convolution into channels. Rewrites and returns `model`.
 
     With a stride of 4, four neighbouring pixels of three channels become one of twelve; with channels last that is the
-    same memory. An 11 x 11 kernel becomes 11 x 3, with zeros as its twelfth column. Unfolded, INT8 pads three channels to
-    four and computes 484 products for 363; folded, 396. A convolution with padding is not folded.
+    same memory. An 11 x 11 kernel becomes 11 x 3, with zeros as its twelfth column. Unfolded, INT8 pads three channels
+    to four and computes 484 products for 363; folded, 396. A convolution with padding is not folded.
     """
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}

@@ -40,12 +40,12 @@ from alexdeploy.graphs.tensorrt import DERIVATION, engine_graph, opset_for
 import tensorrt as trt  # isort: skip
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with a phase of the build, the steps of it that are done, and their number (0 if unknown)."""
+"""Called with a phase of the build, its completed steps, and its number of steps (0 if unknown)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltEngine:
-    """An engine that was built, or was there already. `notes` say why existing engines do not fit."""
+    """An engine that was built, or already existed. `notes` say why existing engines do not fit."""
 
     path: Path
     record: EngineRecord
@@ -58,10 +58,10 @@ def build_engine(
     options: BuildOptions,
     on_progress: OnProgress = lambda phase, done, total: None,
 ) -> BuiltEngine:
-    """Build the engine of a model for a GPU of this machine, or find it built already.
+    """Build the engine of a model for a GPU of this machine, or return the existing one.
 
-    Raises UsageError for a profile or tactic source that makes no sense, ModelError for a graph that TensorRT cannot
-    read or build, DeviceMemoryError where memory runs out, DeviceError without a GPU. `on_progress` may be called from
+    Raises UsageError for an invalid profile or tactic source, ModelError for a graph that TensorRT cannot read or
+    build, DeviceMemoryError if memory runs out, DeviceError without a GPU. `on_progress` may be called from
     another thread; an interrupt ends the build at its next step (from TensorRT 10 on).
     """
     if options.precision == "bf16":
@@ -107,7 +107,7 @@ def build_engine(
     stop = threading.Event()
     began = time.monotonic()
     plan = on_gpu(gpu.index, lambda: _build(job, on_progress, stop), stop.set)
-    # A plan that cannot be opened is not written.
+    # Do not write a plan that cannot be opened.
     on_gpu(gpu.index, lambda: _check_plan(plan, path))
     record = EngineRecord(
         **{field.name: getattr(key, field.name) for field in fields(EngineKey)},
@@ -124,7 +124,7 @@ def build_engine(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Job:
-    """What a build needs. `content` is the graph, serialized; `tactics` a mask of tactic sources, None for all."""
+    """Inputs of a build. `content` is the serialized graph; `tactics` a mask of tactic sources, None for all."""
 
     content: bytes
     gpu: Gpu
@@ -134,7 +134,7 @@ class _Job:
 
 
 def _reusable(path: Path, key: EngineKey) -> tuple[EngineRecord | None, str]:
-    """The record of an engine that is there and fits, or None and why not."""
+    """The record of the existing engine if it fits, else None and the reason."""
     try:
         record, _ = load_engine(path)
     except ModelError as exc:
@@ -144,7 +144,7 @@ def _reusable(path: Path, key: EngineKey) -> tuple[EngineRecord | None, str]:
 
 
 def _others(folder: ModelFolder, key: EngineKey) -> tuple[str, ...]:
-    """Of each engine of the same precision and views, in which part of the key it differs."""
+    """For each engine of the same precision and views, the part of the key in which it differs."""
     return tuple(
         f"{path} does not fit: {'; '.join(key_differences(record, key))}"
         for path, record in find_engines(folder)
@@ -153,7 +153,7 @@ def _others(folder: ModelFolder, key: EngineKey) -> tuple[str, ...]:
 
 
 def _tactic_sources(names: tuple[str, ...] | None) -> int | None:
-    """A mask of bits for the builder. Raises UsageError for a source that this TensorRT does not have."""
+    """A bit mask for the builder. Raises UsageError for a source that this TensorRT does not have."""
     if names is None:
         return None
     known = {name: int(source) for name, source in trt.TacticSource.__members__.items()}
@@ -176,7 +176,7 @@ def _build(job: _Job, on_progress: OnProgress, stop: threading.Event) -> bytes:
     network = read_network(builder, job.content)
     config = _configure(builder, network, job)
     cache_path = _use_timing_cache(config, job.gpu)
-    # Held here: the builder calls it until the build ends.
+    # Keep a reference: the builder calls it until the build ends.
     monitor = _watch(config, on_progress, stop)
     on_progress("building the engine", 0, 0)
     plan: trt.IHostMemory = builder.build_serialized_network(network, config)
@@ -192,10 +192,10 @@ def _build(job: _Job, on_progress: OnProgress, stop: threading.Event) -> bytes:
 def _configure(builder: trt.Builder, network: trt.INetworkDefinition, job: _Job) -> trt.IBuilderConfig:
     config: trt.IBuilderConfig = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
-    # So that the inspector can report kernels and formats; inference is not slower for it.
+    # The inspector can then report kernels and formats. It does not slow inference.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if VERSION[0] < 10:
-        # The contexts of all streams use the one profile; from 10 on they always may.
+        # The contexts of all streams share the one profile; from TensorRT 10 on this is always allowed.
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     if job.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
@@ -224,7 +224,7 @@ def _profile_error(profile: tuple[int, int, int], said: str) -> UsageError:
 
 
 def _watch(config: trt.IBuilderConfig, on_progress: OnProgress, stop: threading.Event) -> object:
-    """Report the builder's steps, where it has a monitor, and end the build when `stop` is set."""
+    """Report the builder's steps, if it supports a monitor, and end the build when `stop` is set."""
     if VERSION[0] < 10:
         return None
 
@@ -251,7 +251,7 @@ def _watch(config: trt.IBuilderConfig, on_progress: OnProgress, stop: threading.
 
 
 def _use_timing_cache(config: trt.IBuilderConfig, gpu: Gpu) -> Path | None:
-    """Give the builder what it measured on this kind of GPU with this version before; where that is kept."""
+    """Load the timing cache for this kind of GPU and version into the builder; return its path."""
     path = timing_cache_path(gpu.name, gpu.compute_capability, trt.__version__, gpu.cuda)
     if path is None:
         return None
@@ -271,7 +271,7 @@ def _keep_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
     if path is None:
         return
     cache: trt.ITimingCache = config.get_timing_cache()
-    # It only makes the next build faster.
+    # Optional: it only speeds up the next build.
     with suppress(OutputError), atomic_write(path) as file:
         file.write(bytes(cache.serialize()))
 

@@ -1,4 +1,4 @@
-"""Choosing the engine file of a model that meets the requirements on the present GPU. Imports no TensorRT."""
+"""Choosing the engine file of a model that fits the GPU and the requirements. Does not import TensorRT."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from alexdeploy.network.weights import check_origin
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRequirements:
-    """What an engine must be to run here; `batch_size` is the most images.
+    """Requirements for an engine to run here; `batch_size` is the largest number of images.
 
-    `graph_sha256` None: there is no graph of this precision; `weights_sha256` None: there is nothing to compare with.
+    `graph_sha256` None: no graph of this precision exists; `weights_sha256` None: nothing to compare with.
     """
 
     graph_sha256: str | None
@@ -45,10 +45,10 @@ def engine_requirements(
     compute_capability: tuple[int, int],
     cuda: str,
 ) -> EngineRequirements:
-    """What an engine of this model must be to run with that TensorRT, GPU and driver (`cuda` as in "13.0").
+    """The requirements for an engine of this model with that TensorRT, GPU and driver (`cuda` as in "13.0").
 
-    Reads and hashes the model's files: for another GPU or batch, use `dataclasses.replace` on what it gave. Raises
-    ModelError for a damaged model, StaleArtifactError for a graph that its weights have left behind.
+    Reads and hashes the model's files: for another GPU or batch, use `dataclasses.replace` on the result. Raises
+    ModelError for a damaged model, StaleArtifactError for a graph of older weights.
     """
     spec = folder.spec()
     graph, weights = _hashes(folder, precision, spec)
@@ -66,7 +66,7 @@ def engine_requirements(
 
 
 def _hashes(folder: ModelFolder, precision: Precision, spec: ModelSpec) -> tuple[str | None, str | None]:
-    """Of the graph, and of the weights that it comes from: an inference machine may have one, the other or neither."""
+    """Hashes of the graph and of its weights: an inference machine may have one, both or neither."""
     if folder.onnx_path(precision).is_file():
         facts = load_metadata(folder, precision, spec)
         return facts.sha256, facts.network_sha256
@@ -81,11 +81,10 @@ def _hashes(folder: ModelFolder, precision: Precision, spec: ModelSpec) -> tuple
 def fitting_engines(
     folder: ModelFolder, wanted: EngineRequirements, *, gpu: str = "", is_largest_first: bool = False
 ) -> list[tuple[Path, EngineRecord]]:
-    """The engines that do what is wanted, the best first; none of them is verified yet.
+    """The engines that meet the requirements, best first; none is verified yet.
 
-    First come those that this installation says to have signed, of them those built on a GPU of that name, of them
-    those for the smallest batches (or the largest), and of them those built last. Raises ModelError if the secret is
-    not this user's alone.
+    Sorted by: marked as signed by this installation, built on a GPU of that name, smallest (or largest) maximum batch,
+    most recently built. Raises ModelError if other users could read or change the secret.
     """
     secret = read_secret()
     own = None if secret is None else name_of(secret)
@@ -98,7 +97,7 @@ def fitting_engines(
 
 
 def choose_engine(folder: ModelFolder, wanted: EngineRequirements, *, gpu: str = "") -> Path:
-    """The first of the fitting engines. Raises ModelError that says of the nearest in what it differs."""
+    """The first of the fitting engines. Raises ModelError that says how the nearest differs."""
     fitting = fitting_engines(folder, wanted, gpu=gpu)
     if fitting:
         return fitting[0][0]
@@ -111,13 +110,13 @@ def choose_engine(folder: ModelFolder, wanted: EngineRequirements, *, gpu: str =
 
 
 def differences_from(record: EngineRecord, wanted: EngineRequirements) -> tuple[str, ...]:
-    """Each part in which an engine is not what is wanted, in words."""
+    """A description of each requirement that an engine does not meet."""
     told = []
     if record.precision != wanted.precision:
         told.append(f"its precision is {record.precision}, requested {wanted.precision}")
     if record.num_views != wanted.num_views:
         told.append(f"it averages {record.num_views} views, requested {wanted.num_views}")
-    # The hash of another precision's graph differs as a matter of course.
+    # The graph of another precision always has another hash.
     graph = wanted.graph_sha256 if record.precision == wanted.precision else None
     if wanted.weights_sha256 not in (None, record.weights_sha256):
         told.append(
@@ -139,7 +138,7 @@ def differences_from(record: EngineRecord, wanted: EngineRequirements) -> tuple[
 
 
 def build_command(folder: ModelFolder, wanted: EngineRequirements, device: str | None = None) -> str:
-    """The command that builds what is wanted, for the first GPU unless another is named."""
+    """The command that builds a suitable engine, for the first GPU unless `device` names another."""
     words = ["alexdeploy build", folder.quoted]
     words += [f"--{wanted.precision}"] * (wanted.precision != "fp32")
     words += [f"--views {wanted.num_views}"] * (wanted.num_views != 1)

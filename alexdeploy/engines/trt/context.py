@@ -1,6 +1,6 @@
-"""What running and building engines share: TensorRT's log, the GPU, its context, and errors.
+"""Shared by running and building engines: TensorRT's log, the GPU, its context, and errors.
 
-Importing this module without tensorrt and pycuda raises UsageError, which says how to get them. It touches no device.
+Importing this module without tensorrt and pycuda raises UsageError with install instructions. It accesses no device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ try:
     import pycuda.driver as cuda
     import tensorrt as trt
 except (ImportError, OSError) as exc:
-    # Not installed, or not loaded: it lacks CUDA's libraries or the driver's.
+    # Not installed, or not loadable because a library of CUDA or the driver is missing.
     is_missing = isinstance(exc, ModuleNotFoundError) and str(exc.name).partition(".")[0] in ("pycuda", "tensorrt")
     raise (UsageError if is_missing else DeviceError)(
         f"TensorRT cannot be used here: {first_line(exc)}",
@@ -43,7 +43,7 @@ _MEMORY_WORDS = (
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
-    """What TensorRT complains of, kept for the error that follows. One for the process, as TensorRT wants it."""
+    """Keeps TensorRT's messages for the error that follows. One per process, as TensorRT requires."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
@@ -57,7 +57,7 @@ class Log(trt.ILogger):  # type: ignore[misc]
             print(f"tensorrt: {message}", file=sys.stderr)
 
     def take(self) -> str:
-        """All that was said in this thread since it was last asked here, else in threads of TensorRT's own."""
+        """The messages from this thread since the last call here; if none, those from TensorRT's own threads."""
         return self._complaints.take()
 
 
@@ -66,7 +66,7 @@ LOG = Log()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """A GPU as its driver describes it; `cuda` is the version that the driver speaks."""
+    """A GPU as reported by its driver; `cuda` is the driver's CUDA version."""
 
     index: int
     name: str
@@ -75,7 +75,7 @@ class Gpu:
 
 
 def find_gpu(device: str) -> Gpu:
-    """The GPU of a name like "cuda:0"; makes no context. Raises UsageError or DeviceError."""
+    """The GPU of a name like "cuda:0"; creates no context. Raises UsageError or DeviceError."""
     kind, _, number = device.partition(":")
     if kind != "cuda" or not (number or "0").isdecimal():
         raise UsageError(f"TensorRT runs on an NVIDIA GPU, not on {device!r}", hint="Name one: cuda:0")
@@ -104,8 +104,8 @@ def find_gpu(device: str) -> Gpu:
 def primary_context(index: int) -> Iterator[None]:
     """Make the primary context of a device current, for a thread that ends soon after.
 
-    Everything made inside must be released inside. pycuda gives the context back by making it current once more and
-    leaving it so, which only the end of the thread undoes; a thread that ends without the pop would end the process.
+    Everything created inside must be released inside. To release the context, pycuda makes it current once more and
+    leaves it current until the thread ends. If a thread ends without the pop, the process is terminated.
     """
     context: cuda.Context = cuda.Device(index).retain_primary_context()
     context.push()
@@ -117,7 +117,7 @@ def primary_context(index: int) -> Iterator[None]:
 
 
 def on_gpu(index: int, work: Callable[[], _Result], cancel: Callable[[], None] = lambda: None) -> _Result:
-    """Do something in a thread of its own in which the device is current. Raises what it raises, as an error of ours.
+    """Call `work` in a new thread in which the device is current. Raises its exceptions, translated.
 
     An interrupt calls `cancel` and then waits until the work has ended.
     """
@@ -127,7 +127,7 @@ def on_gpu(index: int, work: Callable[[], _Result], cancel: Callable[[], None] =
     def run() -> None:
         try:
             with primary_context(index):
-                # Caught in here: a traceback keeps what its frames hold, and that must go before the context.
+                # Catch inside the context: a traceback keeps objects alive, which must be freed before the context.
                 try:
                     found.append(work())
                 except Exception as exc:
@@ -149,7 +149,7 @@ def on_gpu(index: int, work: Callable[[], _Result], cancel: Callable[[], None] =
 
 
 def translated(exc: BaseException) -> AlexDeployError:
-    """What CUDA or TensorRT raised, as an error of ours."""
+    """Convert an exception of CUDA or TensorRT."""
     if isinstance(exc, AlexDeployError):
         return exc
     if isinstance(exc, (cuda.MemoryError, MemoryError)):
@@ -158,7 +158,7 @@ def translated(exc: BaseException) -> AlexDeployError:
 
 
 def refused(what: str, hint: str = "Use a smaller --batch-size.") -> DeviceError:
-    """The error for a call of TensorRT that failed, with the words that it left in the log. `hint` is for memory."""
+    """The error for a failed TensorRT call, with its log messages. `hint` is used if memory ran out."""
     said = LOG.take()
     lines = said.splitlines() or ["no reason given"]
     for line in lines:

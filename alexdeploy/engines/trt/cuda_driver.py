@@ -1,4 +1,4 @@
-"""Calls to NVIDIA's driver that pycuda and ONNX Runtime lack: CUDA graphs, and which number a UUID has."""
+"""Calls to NVIDIA's driver that pycuda and ONNX Runtime lack: CUDA graphs, and the ordinal of a UUID."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError
 
 _CAPTURE_MODE_THREAD_LOCAL = 1
-"""CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile does not spoil the capture."""
+"""CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: calls in other threads do not invalidate the capture."""
 
 _OUT_OF_MEMORY = 2
 """CUDA_ERROR_OUT_OF_MEMORY."""
@@ -26,17 +26,17 @@ class _NoSuchFunctionError(DeviceError):
 
 
 def is_cuda_uuid(text: str) -> bool:
-    """Whether CUDA takes it for the UUID of a GPU or a beginning of one; that of a Jetson has no prefix."""
+    """Whether CUDA accepts it as the UUID of a GPU or its beginning; a Jetson's UUID has no prefix."""
     return text.upper().startswith(_UUID_PREFIXES)
 
 
 def cuda_version(number: int) -> tuple[int, int]:
-    """From the number that CUDA and NVML report: 12040 is 12.4."""
+    """Decode the version number of CUDA and NVML: 12040 is 12.4."""
     return number // 1000, number % 1000 // 10
 
 
 def open_driver() -> ctypes.CDLL:
-    """Raises DeviceError where there is no NVIDIA driver."""
+    """Raises DeviceError without an NVIDIA driver."""
     try:
         return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as exc:
@@ -59,10 +59,10 @@ def cuda_uuids() -> list[str]:
 
 
 def cuda_ordinal(uuid: str) -> int:
-    """The number that CUDA gives in this process to the GPU that NVML calls `uuid` (hex digits after "GPU-", "MIG-").
+    """CUDA's ordinal in this process of the GPU with NVML's `uuid` (hex digits after "GPU-", "MIG-").
 
-    nvidia-smi counts in the order of the bus; CUDA puts the fastest first, and counts only what CUDA_VISIBLE_DEVICES
-    names. A GPU without a prefix is a Jetson's, and alone. Raises DeviceError if CUDA does not see it.
+    nvidia-smi counts in bus order; CUDA puts the fastest first, and counts only GPUs in CUDA_VISIBLE_DEVICES. A UUID
+    without a prefix is a Jetson's only GPU. Raises DeviceError if CUDA does not see it.
     """
     seen = cuda_uuids()
     has_prefix = is_cuda_uuid(uuid)
@@ -86,7 +86,7 @@ def driver_cuda_version() -> tuple[int, int] | None:
 
 
 def only_compute_capability() -> tuple[int, int] | None:
-    """That of the only GPU that CUDA sees, if it tells. From then on this process sees no other."""
+    """The compute capability of the only GPU visible to CUDA, if known. Fixes the GPUs visible to this process."""
     handle, count, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     with suppress(DeviceError):
         driver = open_driver()
@@ -101,7 +101,7 @@ def only_compute_capability() -> tuple[int, int] | None:
 
 
 class CudaGraph:
-    """Work recorded on a stream (its handle), to be started by one call. Raises DeviceError where that is not to be."""
+    """Work captured from a stream (its handle), launched by one call. Raises DeviceError if it cannot be captured."""
 
     def __init__(self, stream: int, enqueue: Callable[[], None], driver: ctypes.CDLL | None = None) -> None:
         self._driver = driver or open_driver()
@@ -115,7 +115,7 @@ class CudaGraph:
         try:
             enqueue()
         finally:
-            # Also after a failure: else the stream would go on recording.
+            # Also after a failure: otherwise the stream would keep capturing.
             code = self._driver["cuStreamEndCapture"](ctypes.c_void_p(stream), ctypes.byref(graph))
         if code:
             raise DeviceError(f"cuStreamEndCapture failed with CUDA error {code}")
@@ -136,10 +136,10 @@ class CudaGraph:
 
 
 def try_graph(stream: int, enqueue: Callable[[], None], driver: ctypes.CDLL | None = None) -> CudaGraph | None:
-    """The work as a graph, or None: that costs speed alone, and what is wrong with the work shows without a graph."""
+    """The work as a graph, or None, which costs only speed: errors of the work itself appear without a graph too."""
     try:
         return CudaGraph(stream, enqueue, driver)
-    # Whatever `enqueue` raises, and that there is memory for the work but not for its graph.
+    # Any exception of `enqueue`, and too little memory for the graph though enough for the work.
     except Exception:
         return None
 
@@ -148,7 +148,7 @@ def _instantiate(driver: ctypes.CDLL, executable: ctypes.c_void_p, graph: ctypes
     try:
         _call(driver, "cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
     except _NoSuchFunctionError:
-        # Before CUDA 11.4; no node and no log of what failed are asked for.
+        # Before CUDA 11.4. The error node and the error log are not requested.
         _call(driver, "cuGraphInstantiate_v2", ctypes.byref(executable), graph, None, None, ctypes.c_size_t(0))
 
 

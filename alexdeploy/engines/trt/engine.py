@@ -1,9 +1,9 @@
-"""TensorRT on an NVIDIA GPU: runs the engines that `alexdeploy build` makes. Needs tensorrt and pycuda.
+"""TensorRT on an NVIDIA GPU: runs engines built by `alexdeploy build`. Needs tensorrt and pycuda.
 
-CUDA's objects belong to the thread that made them: pycuda frees memory only in the thread in whose context it was
-allocated. So the caller's threads touch none. One thread owns the engine, and one for each stream owns its execution
-context, stream and buffers; a batch goes to whichever is free, so that one copies while another computes. All use the
-device's primary context, the one that torch and ONNX Runtime use.
+CUDA objects belong to the thread that created them: pycuda frees memory only in the thread in whose context it was
+allocated. So the caller's threads use none. One thread owns the engine, and one thread per stream owns its execution
+context, stream and buffers. A batch goes to any free stream, so that one copies while another computes. All use the
+device's primary context, as torch and ONNX Runtime do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import TENSORRT_STREAMS, EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.engines.trt.choose import EngineRequirements, choose_engine, differences_from, engine_requirements
 
-# Before the packages themselves: it says how to get them.
+# Import this before the packages: its error has the install instructions.
 from alexdeploy.engines.trt.context import Gpu, deserialize, find_gpu, on_gpu, primary_context, translated
 from alexdeploy.engines.trt.files import load_engine, read_record
 from alexdeploy.engines.trt.stream import Stream
@@ -70,11 +70,11 @@ class TensorRTEngine:
 
     def __enter__(self) -> TensorRTEngine:
         record, plan = load_engine(self._path)
-        # What was chosen by was not yet verified; this is.
+        # The engine was chosen by an unverified record; this one is verified.
         if record.engine_sha256 != self.info.artifact or differences_from(record, self._wanted):
             raise ModelError(f"{self._path} was replaced while it was being opened", hint="Run the command again.")
         plans = [plan]
-        # Hundreds of megabytes, which the engine does not need once it is there.
+        # Free hundreds of megabytes that the loaded engine does not need.
         del plan
         self._threads = self._new_threads()
         self._opened = OpenedHere(self)
@@ -110,7 +110,7 @@ class TensorRTEngine:
 
 
 def _check_engine(engine: trt.ICudaEngine, path: Path, info: EngineInfo) -> None:
-    """Raise ModelError unless inputs, outputs and batch sizes are what the sidecar led to expect."""
+    """Raise ModelError unless inputs, outputs and batch sizes match the sidecar."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {
         name: (
@@ -136,7 +136,7 @@ def _check_engine(engine: trt.ICudaEngine, path: Path, info: EngineInfo) -> None
 
 
 def inspect_engine(path: Path, device: str) -> str:
-    """What TensorRT's inspector says of the layers of a trusted engine, as JSON."""
+    """The layers of a trusted engine as JSON, from TensorRT's inspector."""
     _, plan = load_engine(path)
     gpu = find_gpu(device)
 

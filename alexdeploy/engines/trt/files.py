@@ -1,9 +1,9 @@
-"""TensorRT engine files: what each was built from and for, and whether it may be loaded. Imports no TensorRT.
+"""TensorRT engine files: what each was built from and for, and whether it is trusted. Does not import TensorRT.
 
-An engine is code that runs on the GPU and, while it is opened, in this process. Beside `X.engine`, a plain plan that
-trtexec can load as well, lies `X.json`: the key, the hash of the plan, and a keyed hash over all of it made with a
-secret of this installation. Whatever was not written by this installation, or was changed since, is refused before
-TensorRT sees a byte of it.
+An engine is code that runs on the GPU and, while it is opened, in this process. `X.engine` is a plain plan that trtexec
+can also load. Its sidecar `X.json` has the key, the hash of the plan, and a keyed hash over both, made with a secret of
+this installation. A file that this installation did not sign, or that has changed since, is refused before TensorRT
+reads any of it.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from alexdeploy.engines.base import NumViews
 from alexdeploy.engines.trt.signing import is_own, name_of, own_secret, read_secret, signature_of
 
 FORMAT = 1
-"""Of the sidecar. Another number: what the fields mean is another."""
+"""Format version of the sidecar. Increment it when the meaning of a field changes."""
 
 KEY_DIGITS = 12
-"""Digits of an engine's key in the name of its file."""
+"""Digits of an engine's key in its file name."""
 
 DEFAULT_MAX_BATCH = 32
-"""Images: 320 crops with ten views, which fill a large GPU and fit into a small one."""
+"""Images: with ten views 320 crops, which fill a large GPU and fit on a small one."""
 
 _VIEW_WORDS: dict[NumViews, str] = {1: "centre", 5: "fivecrop", 10: "tencrop"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineKey:
-    """All that an engine depends on. `graph_sha256` is of the ONNX file, `contract_sha256` of the preprocessing.
+    """Everything that an engine depends on. `graph_sha256` is of the ONNX file, `contract_sha256` of the preprocessing.
 
-    `weights_sha256` identifies the network: it is of the safetensors, or for an imported model of its `model.onnx`.
-    `profile` is the least, best and greatest number of images in a batch; `cuda` the version that the driver speaks;
-    `builder` every other option that the builder was given.
+    `weights_sha256` identifies the network: the hash of the safetensors, or of `model.onnx` for an imported model.
+    `profile` is the minimum, optimal and maximum number of images in a batch; `cuda` the driver's CUDA version;
+    `builder` all other options of the builder.
     """
 
     graph_sha256: str
@@ -69,7 +69,7 @@ class EngineKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRecord(EngineKey):
-    """The sidecar: the key, and what was made. `signed_by` names the secret that `signature` was made with."""
+    """The sidecar: the key and the result. `signed_by` identifies the secret of `signature`."""
 
     format: int = FORMAT
     key: str
@@ -85,16 +85,16 @@ class EngineRecord(EngineKey):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Format:
-    """What is read of a sidecar first: with another number, nothing else in it need be as expected."""
+    """The part of a sidecar that is read first: another format version may have other fields."""
 
     format: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildOptions:
-    """What to build, for which GPU. `max_batch` counts images, and is what the engine is made best for.
+    """What to build, and for which GPU. `max_batch` counts images; the engine is optimized for it.
 
-    `workspace_bytes` None leaves the builder all of the GPU's memory; `tactic_sources` None all of its sources.
+    `workspace_bytes` None lets the builder use all of the GPU's memory; `tactic_sources` None, all tactic sources.
     """
 
     precision: Precision = "fp32"
@@ -109,12 +109,12 @@ class BuildOptions:
 
     @property
     def profile(self) -> tuple[int, int, int]:
-        """Least, best and greatest batch."""
+        """Minimum, optimal and maximum batch."""
         return 1, self.max_batch, self.max_batch
 
 
 def engine_path(folder: ModelFolder, key: EngineKey, gpu: str) -> Path:
-    """Where the engine of a key belongs: engines/<gpu>-sm90-trt10.16-fp16-tencrop-<key>.engine."""
+    """The path of the engine of a key: engines/<gpu>-sm90-trt10.16-fp16-tencrop-<key>.engine."""
     major, minor = key.compute_capability
     version = ".".join(key.tensorrt.split(".")[:2])
     words = (slug(gpu), f"sm{major}{minor}", f"trt{version}", key.precision, _VIEW_WORDS[key.num_views])
@@ -122,7 +122,7 @@ def engine_path(folder: ModelFolder, key: EngineKey, gpu: str) -> Path:
 
 
 def slug(gpu: str) -> str:
-    """A GPU's name as part of a file's: "NVIDIA H100 80GB HBM3" -> "h100-80gb-hbm3"."""
+    """A GPU's name as part of a file name: "NVIDIA H100 80GB HBM3" -> "h100-80gb-hbm3"."""
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-") or "gpu"
 
 
@@ -131,9 +131,9 @@ def sidecar_path(path: Path) -> Path:
 
 
 def timing_cache_path(gpu: str, compute_capability: tuple[int, int], tensorrt: str, cuda: str) -> Path | None:
-    """Where a build keeps what it measured for the next; None where others than this user could write there.
+    """The timing cache, which speeds up later builds; None if other users could write to its folder.
 
-    TensorRT reads it in this process, and nothing signs it.
+    TensorRT reads it in this process, and it is not signed.
     """
     folder = cache_folder("tensorrt")
     if folder is None:
@@ -144,7 +144,7 @@ def timing_cache_path(gpu: str, compute_capability: tuple[int, int], tensorrt: s
 
 
 def check_can_write(path: Path) -> None:
-    """Raise what `write_engine` would, before an engine is built for minutes: OutputError, or ModelError."""
+    """Raise the OutputError or ModelError of `write_engine` before a build that takes minutes."""
     own_secret()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def check_can_write(path: Path) -> None:
 def write_engine(path: Path, plan: bytes, record: EngineRecord) -> EngineRecord:
     """Write plan and sidecar, signed by this installation. Raises OutputError.
 
-    A process killed in between leaves a plan whose sidecar is missing or of another plan: it is refused.
+    A process killed in between leaves a plan with no sidecar or one of another plan, which is refused.
     """
     filled = dataclasses.replace(record, engine_sha256=sha256_bytes(plan), engine_bytes=len(plan))
     signed = _signed(filled)
@@ -187,9 +187,9 @@ def read_record(path: Path) -> EngineRecord:
 
 
 def load_engine(path: Path) -> tuple[EngineRecord, bytes]:
-    """The sidecar and the plan of an engine that this installation wrote or trusts, unchanged since.
+    """The sidecar and the plan of an engine that this installation signed and that is unchanged since.
 
-    What is returned are the very bytes that were checked. Writes nothing. Raises ModelError for any other.
+    Returns the bytes that were checked; the file is not read twice. Writes nothing. Raises ModelError otherwise.
     """
     record = read_record(path)
     plan = _read_plan(path, record)
@@ -218,7 +218,7 @@ def trust_engine(path: Path) -> EngineRecord:
 
 
 def find_engines(folder: ModelFolder) -> Iterator[tuple[Path, EngineRecord]]:
-    """The engines of a model with a readable sidecar, by name; none of them is trusted yet."""
+    """The engines of a model with a readable sidecar, sorted by name; none is trusted yet."""
     for path in sorted(folder.engines.glob("*.engine")):
         try:
             yield path, read_record(path)
@@ -227,7 +227,7 @@ def find_engines(folder: ModelFolder) -> Iterator[tuple[Path, EngineRecord]]:
 
 
 def key_differences(record: EngineRecord, key: EngineKey) -> tuple[str, ...]:
-    """The names of the parts of the key in which an engine that is there differs from the one to build."""
+    """The fields of the key in which an existing engine differs from the one to build."""
     parts = (field.name for field in dataclasses.fields(EngineKey))
     return tuple(
         f"{name.replace('_sha256', '')} {_short(getattr(record, name))} instead of {_short(getattr(key, name))}"
@@ -270,7 +270,7 @@ def _signed(record: EngineRecord) -> EngineRecord:
 
 
 def _signature(record: EngineRecord, secret: bytes) -> str:
-    """Of everything else in the sidecar, the hash of the plan among it."""
+    """The signature of all other fields of the sidecar, including the hash of the plan."""
     return signature_of(msgspec.json.encode(dataclasses.replace(record, signature=""), order="sorted"), secret)
 
 

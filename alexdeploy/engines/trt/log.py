@@ -14,25 +14,25 @@ class _Lines(threading.local):
 
 
 class Complaints:
-    """Lines by the thread that said them; those of threads that the library started are anyone's."""
+    """Lines by the thread that logged them. Lines from the library's own threads go to any caller."""
 
     def __init__(self) -> None:
         self._own = _Lines()
         self._others: deque[str] = deque(maxlen=_MOST_LINES)
 
     def add(self, line: str) -> None:
-        """Called in any thread of the library. Never raises."""
-        # A thread that Python did not start asks for nothing, and with it what is local to it ends.
+        """May be called from any thread of the library. Never raises."""
+        # A thread that Python did not start never calls `take`, and its thread-local data ends with it.
         lines = self._own.lines if _is_pythons(threading.get_ident()) else self._others
         lines.append(line)
 
     def take(self) -> str:
-        """All that the library said in this thread since it was last asked here, else in threads of its own."""
+        """The lines from this thread since the last call here; if none, those from the library's own threads."""
         return _drain(self._own.lines) or _drain(self._others)
 
 
 def _is_pythons(ident: int) -> bool:
-    # Not current_thread(), which takes a thread that it does not know for a new one of Python's, and keeps it.
+    # current_thread() would register an unknown thread as a new Python thread, and keep it.
     return any(thread.ident == ident for thread in threading.enumerate())
 
 
@@ -41,6 +41,6 @@ def _drain(lines: deque[str]) -> str:
     while True:
         try:
             found.append(lines.popleft())
-        # Another thread may take some of them meanwhile.
+        # Another thread may take some lines meanwhile.
         except IndexError:
             return "\n".join(found)

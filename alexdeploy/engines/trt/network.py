@@ -1,15 +1,15 @@
-"""From a deployment graph to a TensorRT network, and what types it computes in. Needs tensorrt and pycuda.
+"""Convert a deployment graph to a TensorRT network, and set its types. Needs tensorrt and pycuda.
 
-Precision is a property of the graph. From TensorRT 10.12 on the network is strongly typed, and every node computes in
-the type that it has in the graph. Before, types are hints: flags allow FP16 or INT8, and what the graph has in FP32,
-each LRN above all, is pinned to it. TF32 is off everywhere: FP32 is what is asked for.
+Precision is a property of the graph. From TensorRT 10.12 on the network is strongly typed: every node computes in the
+type that it has in the graph. Before 10.12, types are hints: flags allow FP16 or INT8, and nodes that are FP32 in the
+graph, such as each LRN, are pinned to FP32. TF32 is always off.
 """
 
 from __future__ import annotations
 
 from alexdeploy.core.errors import ModelError, first_line
 
-# Before the package itself: it says how to get it.
+# Import this before the package: its error has the install instructions.
 from alexdeploy.engines.trt.context import LOG
 
 import tensorrt as trt  # isort: skip
@@ -17,7 +17,7 @@ import tensorrt as trt  # isort: skip
 VERSION = tuple(int(part) for part in trt.__version__.split(".")[:2])
 
 _STRONGLY_TYPED_FROM = (10, 12)
-"""Before, a strongly typed network lacked layers."""
+"""In earlier versions, strongly typed networks lacked layers."""
 
 
 def is_strongly_typed() -> bool:
@@ -25,7 +25,7 @@ def is_strongly_typed() -> bool:
 
 
 def read_network(builder: trt.Builder, content: bytes) -> trt.INetworkDefinition:
-    """The network of a serialized graph. Raises ModelError where TensorRT cannot read it."""
+    """The network of a serialized graph. Raises ModelError if TensorRT cannot read it."""
     flags = 0
     if VERSION[0] < 10:
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
@@ -39,7 +39,7 @@ def read_network(builder: trt.Builder, content: bytes) -> trt.INetworkDefinition
 
 
 def _parse_error(parser: trt.OnnxParser) -> ModelError:
-    """What the parser refuses, by node. Operators that TensorRT lacks are named as such."""
+    """The error with the parser's messages, by node. Names operators that TensorRT does not support."""
     told = []
     is_unsupported = False
     for index in range(parser.num_errors):
@@ -55,9 +55,9 @@ def _parse_error(parser: trt.OnnxParser) -> ModelError:
 
 
 def allow_precision(network: trt.INetworkDefinition, config: trt.IBuilderConfig, precision: str) -> None:
-    """Weak typing, before TensorRT 10.12: allow what the graph has, and keep in FP32 what it has in FP32."""
+    """Weak typing, before TensorRT 10.12: allow the graph's types, and keep its FP32 nodes in FP32."""
     if precision == "int8":
-        # Q/DQ say where; all else stays FP32, because FP16 is not allowed.
+        # Q/DQ mark the INT8 layers; all others stay FP32, because FP16 is not allowed.
         config.set_flag(trt.BuilderFlag.INT8)
     elif precision == "fp16":
         config.set_flag(trt.BuilderFlag.FP16)
@@ -66,7 +66,7 @@ def allow_precision(network: trt.INetworkDefinition, config: trt.IBuilderConfig,
 
 
 def _pin_float32(network: trt.INetworkDefinition) -> None:
-    """The casts to FP32 round an LRN, and round what is near FP16's limit, are hints that a tactic may ignore."""
+    """Pin FP32 layers: casts to FP32 around an LRN, or near FP16's limit, are hints that a tactic may ignore."""
     computing = (
         trt.LayerType.ACTIVATION,
         trt.LayerType.CONVOLUTION,

@@ -1,4 +1,4 @@
-"""The secret of this installation, which signs the engine files that it writes: who may sign may run code here."""
+"""The secret with which this installation signs its engine files. Anyone who can sign can run code here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECRET_BYTES = 32
 
 
 def state_folder() -> Path:
-    """Where the secret is. Raises ModelError for a user without a home folder who names no other."""
+    """The folder of the secret. Raises ModelError for a user without a home folder who sets no other."""
     try:
         return user_folder("state")
     except RuntimeError as exc:
@@ -31,7 +31,7 @@ def state_folder() -> Path:
 
 
 def is_own(path: Path) -> bool:
-    """Whether nobody but this user, or root, may write this file or folder, and it is there."""
+    """Whether this file or folder exists, and only this user or root may write it."""
     try:
         status = path.stat()
     except OSError:
@@ -40,7 +40,7 @@ def is_own(path: Path) -> bool:
 
 
 def read_secret() -> bytes | None:
-    """The secret, None if none was made yet. Writes nothing. Raises ModelError if others could know or change it."""
+    """The secret, None if none exists yet. Writes nothing. Raises ModelError if others could read or change it."""
     path = state_folder() / "engine.key"
     anew = f"Delete it, and build the engines again: rm {shlex.quote(str(path))}"
     try:
@@ -53,7 +53,7 @@ def read_secret() -> bytes | None:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
     if os.name == "posix":
         user = os.geteuid()
-        # Whoever may write the folder may put a secret of his own there.
+        # A user who can write to the folder could replace the secret.
         if _is_open(folder):
             raise ModelError(
                 f"{path.parent} has {_owned(folder)}, expected 0700 and {user}: others could sign engines",
@@ -71,7 +71,7 @@ def read_secret() -> bytes | None:
 
 
 def own_secret() -> bytes:
-    """The secret, made at the first use. Raises OutputError, and ModelError as `read_secret` does."""
+    """The secret, created at the first use. Raises OutputError, and ModelError as `read_secret` does."""
     found = read_secret()
     if found is None:
         _make_secret(state_folder() / "engine.key")
@@ -101,10 +101,10 @@ def _owned(status: os.stat_result) -> str:
 
 
 def _make_secret(path: Path) -> None:
-    """Written whole under another name and then linked: of two processes at once, both use the first one's."""
+    """Write it under another name and link it, so that two processes at once both use the first one's."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # mkstemp makes it for this user alone.
+        # mkstemp creates it accessible only by this user.
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".engine.key.")
         try:
             with os.fdopen(descriptor, "wb") as file:

@@ -1,4 +1,4 @@
-"""One stream of a TensorRT engine: what a thread makes, uses and releases. Needs tensorrt and pycuda."""
+"""One stream of a TensorRT engine, created, used and released in one thread. Needs tensorrt and pycuda."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alexdeploy.core.errors import DeviceError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import TENSORRT_STREAMS, EngineInfo, Predictions
 
-# Before the packages themselves: it says how to get them.
+# Import this before the packages: its error has the install instructions.
 from alexdeploy.engines.trt.context import LOG, refused
 from alexdeploy.engines.trt.cuda_driver import CudaGraph, try_graph
 
@@ -19,11 +19,11 @@ import pycuda.driver as cuda  # isort: skip
 import tensorrt as trt  # isort: skip
 
 _NON_BLOCKING = 1
-"""CU_STREAM_NON_BLOCKING: it does not wait for the default stream, which other libraries of the process may use."""
+"""CU_STREAM_NON_BLOCKING: it does not wait for the default stream, which other libraries in the process may use."""
 
 
 def make_context(engine: trt.ICudaEngine, stream: cuda.Stream, hint: str) -> trt.IExecutionContext:
-    """An execution context with the engine's only profile, which those of all streams share. `hint` is for memory."""
+    """An execution context with the engine's only profile, shared by all streams. `hint` is used if memory ran out."""
     context: trt.IExecutionContext = engine.create_execution_context()
     if context is None:
         raise refused("TensorRT could not make an execution context", hint)
@@ -34,16 +34,16 @@ def make_context(engine: trt.ICudaEngine, stream: cuda.Stream, hint: str) -> trt
 
 
 def check_contexts(engine: trt.ICudaEngine) -> None:
-    """Raise DeviceError unless each stream can have its context while the others have theirs."""
+    """Raise DeviceError unless all streams can have their contexts at the same time."""
     stream = cuda.Stream(_NON_BLOCKING)
     hint = "Use a smaller --max-batch, or free memory on the GPU."
     contexts = [make_context(engine, stream, hint) for _ in range(TENSORRT_STREAMS)]
-    # Before the stream that they know.
+    # Free the contexts before their stream.
     del contexts
 
 
 class Stream:
-    """An execution context, a CUDA stream and buffers for one batch: made, used and released in one thread."""
+    """An execution context, a CUDA stream and buffers for one batch; created, used and released in one thread."""
 
     def __init__(self, info: EngineInfo) -> None:
         self._batch_size = info.batch_size
@@ -57,7 +57,7 @@ class Stream:
         self._device: dict[str, cuda.DeviceAllocation] = {}
 
     def open(self, engine: trt.ICudaEngine) -> None:
-        """Take all the memory that a full batch needs, and run one, so that what fails fails now."""
+        """Allocate all memory for a full batch and run one, so that errors appear now."""
         self._stream = cuda.Stream(_NON_BLOCKING)
         context: trt.IExecutionContext = make_context(engine, self._stream, "Use a smaller --batch-size.")
         self._context = context
@@ -72,7 +72,7 @@ class Stream:
             if not context.set_tensor_address(name, int(self._device[name])):
                 raise refused(f"TensorRT rejected the address of {name}")
         blank = np.zeros((self._batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        # The first enqueues, the second captures.
+        # The first run enqueues, the second captures.
         self.run(blank)
         self.run(blank)
 
@@ -81,7 +81,7 @@ class Stream:
         num_images = len(images)
         self._set_num_images(num_images)
         np.copyto(self._host["images"][:num_images], images)
-        # A graph fixes shapes and addresses; before it is captured, TensorRT must have run once with this shape.
+        # A graph fixes shapes and addresses. TensorRT must run once with this shape before it is captured.
         if num_images == self._batch_size and self._graph is None and self._num_runs and self._is_capturable:
             self._graph = self._capture()
         if self._graph is not None:
@@ -96,9 +96,9 @@ class Stream:
         )
 
     def close(self) -> None:
-        """Release everything, the users before what they use. Called in the thread that opened it."""
+        """Release everything in reverse order of dependency. Call it in the thread that opened the stream."""
         if self._stream is not None:
-            # If the device is lost, what follows frees what can be freed.
+            # If the device is lost, the code below frees what it can.
             with suppress(cuda.Error):
                 self._stream.synchronize()
         if self._graph is not None:
@@ -110,16 +110,16 @@ class Stream:
         self._stream = None
 
     def _set_num_images(self, num_images: int) -> None:
-        """Tell TensorRT how many images come, and make sure that as many rows come back."""
+        """Set the number of images in TensorRT, and check that the outputs have as many rows."""
         assert self._context is not None
         if num_images == self._num_images:
             return
         context: trt.IExecutionContext = self._context
         if self._graph is not None:
-            # TensorRT may keep things on the device that depend on the shape: the graph of another is not run again.
+            # TensorRT may keep shape-dependent data on the device, so the graph of another shape is not reused.
             self._graph.close()
             self._graph = None
-        # Until all is well with the new shape, the context has none.
+        # The context has no valid shape until the new one is set.
         self._num_images = self._num_runs = 0
         if not context.set_input_shape("images", (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)):
             raise refused(f"TensorRT rejected a batch of {num_images} images")
@@ -130,7 +130,7 @@ class Stream:
         self._num_images = num_images
 
     def _enqueue(self) -> None:
-        """Put copies and computation of the current batch on the stream."""
+        """Enqueue copies and computation of the current batch."""
         assert self._context is not None
         assert self._stream is not None
         rows = slice(self._num_images)
@@ -142,11 +142,11 @@ class Stream:
             cuda.memcpy_dtoh_async(self._host[name][rows], self._device[name], self._stream)
 
     def _capture(self) -> CudaGraph | None:
-        """The current batch as one CUDA graph; None where the engine cannot be captured, for good."""
+        """The current batch as one CUDA graph; None if the engine can never be captured."""
         assert self._stream is not None
         graph = try_graph(self._stream.handle, self._enqueue)
         if graph is None:
-            # The same work is enqueued piece by piece. What was said is said.
+            # The same work is enqueued without a graph. Discard the log messages.
             LOG.take()
             self._is_capturable = False
         return graph

@@ -1,7 +1,7 @@
-"""Threads that answer batches, each with a stream of its own, and one that holds the engine for them.
+"""Threads that run batches, each with its own stream, and one thread that owns the engine.
 
-What a GPU's library makes belongs to the thread that made it, and must be gone before that thread leaves its context.
-Nothing here knows which library that is.
+Objects of a GPU library belong to the thread that created them, and must be freed before that thread leaves its
+context. This module does not depend on a particular library.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _EngineT = TypeVar("_EngineT")
 _EngineT_contra = TypeVar("_EngineT_contra", contravariant=True)
 
 _Opened = queue.SimpleQueue[AlexDeployError | None]
-"""How a thread reports that it is ready, or why it is not."""
+"""A thread reports here that it is ready, or why it is not."""
 
 
 class BatchStream(Protocol[_EngineT_contra]):
-    """Made, opened, run and closed in one thread. It is closed also where it could not be opened."""
+    """Created, opened, run and closed in one thread. It is closed even if opening failed."""
 
     def open(self, engine: _EngineT_contra) -> None: ...
 
@@ -36,10 +36,10 @@ class BatchStream(Protocol[_EngineT_contra]):
 
 
 class StreamThreads(Generic[_EngineT]):
-    """Open from `start` to `end`, once.
+    """Open from `start` to `end`. It cannot be reopened.
 
-    Every thread enters `context` first. `load` makes the engine of a plan, `translated` an error of ours of whatever
-    was raised.
+    Every thread enters `context` first. `load` creates the engine from a plan; `translated` converts exceptions to
+    errors of this package.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class StreamThreads(Generic[_EngineT]):
         self._translated = translated
         self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._is_open = False
-        # Held where a batch is put or none is to come any more: each one before the end is answered.
+        # Held to enqueue a batch and to end the queue, so that every batch before the end is answered.
         self._lock = threading.Lock()
         self._close = threading.Event()
         self._owner: threading.Thread | None = None
 
     def start(self, plans: list[bytes]) -> None:
-        """Load the engine and open a stream in each thread. Raises what `translated` makes of errors.
+        """Load the engine and open a stream in each thread. Raises errors as converted by `translated`.
 
-        The only plan is taken out of its list, since a thread keeps its arguments until it ends.
+        Removes the only plan from its list, because a thread keeps its arguments until it ends.
         """
         opened: _Opened = queue.SimpleQueue()
         owner = threading.Thread(target=self._own, args=(plans, opened), name="alexdeploy-engine")
@@ -83,7 +83,7 @@ class StreamThreads(Generic[_EngineT]):
         self._is_open = True
 
     def end(self) -> None:
-        """Wait until every batch has its answer, and all that was opened is closed."""
+        """Wait until every batch is answered and everything is closed."""
         with self._lock:
             self._is_open = False
         self._close.set()
@@ -92,7 +92,7 @@ class StreamThreads(Generic[_EngineT]):
             self._owner = None
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
-        """Called by any thread; as many calls as there are streams run at once."""
+        """May be called from any thread; as many calls as there are streams run at once."""
         batch = _Batch(images)
         with self._lock:
             if not self._is_open:
@@ -104,14 +104,14 @@ class StreamThreads(Generic[_EngineT]):
         return found
 
     def _own(self, plans: list[bytes], opened: _Opened) -> None:
-        """Hold the engine from before the first stream is made until after the last is gone."""
+        """Own the engine from before the first stream is created until after the last is closed."""
         engine: _EngineT | None = None
         try:
             with self._context():
                 try:
                     engine = self._load(plans.pop())
                     self._serve_all(engine, opened)
-                # Caught in here, since a traceback keeps what its frames hold, and that must go before the context.
+                # Catch inside the context: a traceback keeps its frames' objects alive, which must be freed before it.
                 except Exception as exc:
                     opened.put(self._translated(exc).with_traceback(None))
                 engine = None
@@ -119,7 +119,7 @@ class StreamThreads(Generic[_EngineT]):
             opened.put(self._translated(exc).with_traceback(None))
 
     def _serve_all(self, engine: _EngineT, opened: _Opened) -> None:
-        """Open the streams one after the other, wait until the end is near, and end them."""
+        """Open the streams one after the other, wait for the end, and end them."""
         threads: list[threading.Thread] = []
         error: AlexDeployError | None = None
         try:
@@ -136,14 +136,14 @@ class StreamThreads(Generic[_EngineT]):
             if error is None:
                 self._close.wait()
         finally:
-            # Also where the next thread could not be started: the others would wait for ever.
+            # Also if a thread could not be started: the others would wait forever.
             for _ in threads:
                 self._batches.put(None)
             for thread in threads:
                 thread.join()
 
     def _serve(self, engine: _EngineT, ready: _Opened) -> None:
-        """Answer batches with a stream of this thread's own, until there are no more."""
+        """Run batches on this thread's own stream until there are no more."""
         try:
             with self._context():
                 stream = self._make_stream()
@@ -163,13 +163,13 @@ class StreamThreads(Generic[_EngineT]):
     def _answer(self, stream: BatchStream[_EngineT], batch: _Batch) -> None:
         try:
             batch.answer.put(stream.run(batch.images))
-        # A batch that failed is its caller's affair; the next may do well.
+        # Report the error to the caller of this batch and continue: the next may succeed.
         except Exception as exc:
             batch.answer.put(self._translated(exc).with_traceback(None))
 
 
 class _Batch:
-    """Images, and where the answer to them goes."""
+    """Images, and where their answer goes."""
 
     __slots__ = ("answer", "images")
 
