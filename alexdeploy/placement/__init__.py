@@ -1,1 +1,1 @@
-"""Which devices there are, what runs on each of them, and how work is spread over all."""
+"""Finding devices, planning what runs on each, and distributing work over them."""

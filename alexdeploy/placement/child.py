@@ -1,6 +1,6 @@
-"""A worker process of this package that may fail alone: code shared by both sides, independent of their messages.
+"""A worker process whose failure does not affect its parent: code shared by both sides, for any message types.
 
-`Child` is for the one that starts it; `adopt_stdio` and `failure_of` are for the one that is started.
+The parent uses `Child`; the child uses `adopt_stdio` and `failure_of`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import msgspec
 from alexdeploy.core.errors import AlexDeployError, DeviceError, by_name, first_line
 
 _WORDS_SECONDS = 1.0
-"""How long stderr may stay open when the process has ended: another that it started may hold it."""
+"""How long stderr may stay open after the process has ended: a process that it started may have it open."""
 
 _SLICE_SECONDS = 1.0
-"""Time is counted in slices of this, so that those in which this process stood still can be left out."""
+"""Time is measured in intervals of this length, so that time in which this process was stopped is not counted."""
 
 _PR_SET_PDEATHSIG = 1
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An exception of `core.errors` by its name. `number` is that of a batch, None where there is no such thing."""
+    """An exception of `core.errors` by class name. `number` is that of the batch, None outside of a batch."""
 
     kind: str
     message: str
@@ -41,9 +41,9 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Child:
-    """`python -m MODULE PID-OF-THIS`, started when this is made; `requests` and `answers` are its stdin and stdout.
+    """The process `python -m MODULE PARENT-PID`, started at once; `requests` and `answers` are its stdin and stdout.
 
-    `variables` are added to its environment. `shown_as` is what its stderr is shown under, with ALEXDEPLOY_DEBUG.
+    `variables` are added to its environment. `shown_as` is the prefix of its stderr with ALEXDEPLOY_DEBUG.
     """
 
     def __init__(self, module: str, variables: Mapping[str, str], shown_as: str | None = None) -> None:
@@ -53,7 +53,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **variables},
-            # Ctrl-C is for this process, which then ends that one.
+            # Ctrl-C goes only to this process, which then ends the child.
             start_new_session=True,
         )
         assert self._process.stdin is not None
@@ -70,9 +70,9 @@ class Child:
 
     @contextmanager
     def time_limit(self, seconds: float, end: Callable[[], None]) -> Iterator[None]:
-        """Call `end` unless the block ends within `seconds`, from another thread.
+        """Call `end` from another thread unless the block ends within `seconds`.
 
-        Time in which this process stood still, as after Ctrl-Z, does not count: the answer may lie in the pipe.
+        Time in which this process is stopped, as after Ctrl-Z, does not count: the answer may already be in the pipe.
         """
         done = threading.Event()
 
@@ -94,11 +94,11 @@ class Child:
             done.set()
 
     def close(self, seconds: float) -> str:
-        """Wait for its end, kill it after `seconds`, and close the pipes; how it ended. May be called again."""
+        """Wait for the process, kill it after `seconds`, and close the pipes; return how it ended. Idempotent."""
         try:
             code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            # It has said its last word and does not go, as CUDA may do when it is torn down.
+            # It has finished its work but does not exit, which happens when CUDA is torn down.
             self._process.kill()
             code = self._process.wait()
         self._listener.join(_WORDS_SECONDS)
@@ -108,7 +108,7 @@ class Child:
         return f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
     def with_last_words(self, text: str) -> str:
-        """`text`, and the last line that it printed on stderr."""
+        """`text` and the last line that the process printed on stderr."""
         return f"{text}: {self._last_words}" if self._last_words else text
 
     def _listen(self, stderr: IO[bytes], shown_as: str | None) -> None:
@@ -121,39 +121,39 @@ class Child:
 
 
 def adopt_stdio() -> tuple[IO[bytes], IO[bytes]]:
-    """In a child, first of all: requests and answers. It ends with its parent, and signals are not for it."""
+    """Call it first in a child: returns requests and answers, ignores signals, and ties the child to its parent."""
     _end_with_parent(int(sys.argv[1]))
-    # They may reach the whole group; the parent says when it is over, by closing the pipe.
+    # Signals may reach the whole process group; the parent ends the child by closing the pipe.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     return sys.stdin.buffer, take_over_stdout()
 
 
 def take_over_stdout() -> IO[bytes]:
-    """What stdout was. Libraries print there as well: from here on, theirs is stderr."""
+    """Return the original stdout, and redirect stdout to stderr, because libraries print there."""
     stdout = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return stdout
 
 
 def failure_of(exc: Exception, number: int | None = None) -> Failure:
-    """Also of any exception of a runtime, which is a DeviceError."""
+    """Convert any exception; one of a runtime becomes a DeviceError."""
     if not isinstance(exc, AlexDeployError):
         exc = DeviceError(f"{type(exc).__name__}: {first_line(exc)}")
     return Failure(kind=type(exc).__name__, message=exc.message, hint=exc.hint, number=number)
 
 
 def _end_with_parent(pid: int) -> None:
-    """Have the system end this process with the one that started it, also where it hangs or stands still.
+    """Have the system kill this process when its parent ends, even if it hangs or is stopped.
 
-    Other systems than Linux do not: there it ends when the pipe does.
+    Only on Linux. On other systems the process ends when the pipe is closed.
     """
     if sys.platform != "linux":
         return
     import ctypes
 
-    # What counts is the thread that started it, as a replica's own, which waits until this process has ended.
+    # The signal is sent when the parent *thread* ends: a replica's own thread, which waits for this process.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
-    # It may have been gone before that.
+    # The parent may have ended before the call.
     if os.getppid() != pid:
         os._exit(1)

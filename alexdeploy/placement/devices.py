@@ -1,4 +1,4 @@
-"""The devices of this machine: its CPU and its NVIDIA GPUs, by UUID as the driver names them."""
+"""The devices of this machine: its CPU and its NVIDIA GPUs, identified by the driver's UUIDs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.trt.cuda_driver import cuda_version, driver_cuda_version, is_cuda_uuid, only_compute_capability
 
 _HIDING_MASKS = ("", "-1", "NoDevFiles")
-"""What people write in CUDA_VISIBLE_DEVICES who want no GPU."""
+"""Values of CUDA_VISIBLE_DEVICES with which users disable all GPUs."""
 
 _NVML_NO_LIBRARY = 12
 _DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"))
-"""They are there while the driver's kernel module is loaded."""
+"""Files that exist while the driver's kernel module is loaded."""
 
-# By the codes of nvml.h, which do not change.
+# Keys are the codes of nvml.h, which are stable.
 _NVML_HINTS = {
     4: "This user has no access to the driver: check the permissions of /dev/nvidia*.",
     9: "The driver's kernel module is not loaded: sudo modprobe nvidia. If that fails, reinstall the driver.",
@@ -36,7 +36,7 @@ _NVML_HINTS = {
 class Device:
     """`index` counts devices of one kind, as the driver does. A CPU has no UUID. Memory in bytes, None if unknown.
 
-    GPUs are counted after CUDA_VISIBLE_DEVICES, as programs do that use CUDA. A MIG instance is a device of its own.
+    GPUs are numbered after CUDA_VISIBLE_DEVICES is applied, as in CUDA programs. A MIG instance is a separate device.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -55,7 +55,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhysicalGpu:
-    """A GPU as NVML counts them: one device; with MIG on one for each instance, or none."""
+    """A GPU as numbered by NVML: one device, or with MIG enabled one per instance, possibly none."""
 
     uuid: str
     devices: tuple[Device, ...]
@@ -63,10 +63,10 @@ class PhysicalGpu:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuSurvey:
-    """What NVML says. `problem` and `hint` are why there are no devices; `notes` what a user should know of some.
+    """The result of asking NVML. `problem` and `hint` say why there are no devices; `notes` are notes for the user.
 
-    `is_fault`: the problem is not that of a machine without a GPU, nor one that somebody wanted. `cuda_version` is the
-    newest that the driver runs. CUDA_VISIBLE_DEVICES hides `num_hidden` GPUs, or parts of them.
+    `is_fault`: the problem is neither that the machine has no GPU nor a deliberate setting. `cuda_version` is the
+    newest that the driver supports. CUDA_VISIBLE_DEVICES hides `num_hidden` GPUs or MIG instances.
     """
 
     devices: tuple[Device, ...] = ()
@@ -80,7 +80,7 @@ class GpuSurvey:
 
 
 def cpu_device() -> Device:
-    """All processors that this process may use, as one device, with the memory that is left to it."""
+    """All processors that this process may use, as one device with the memory still available."""
     free, total = host_memory()
     return Device(
         kind="cpu",
@@ -93,7 +93,7 @@ def cpu_device() -> Device:
 
 
 def survey_gpus() -> GpuSurvey:
-    """Ask the driver, through NVML, for its GPUs; no CUDA context is made. Never raises."""
+    """Query the driver's GPUs through NVML, without creating a CUDA context. Never raises."""
     try:
         import pynvml
     except ImportError:
@@ -120,7 +120,7 @@ def _failed(error: Any) -> GpuSurvey:
     return GpuSurvey(
         problem=f"NVML: {first_line(error).rstrip('.')}",
         hint=_NVML_HINTS.get(code),
-        # Its library is a part of the driver, which a container may have got without it.
+        # NVML is part of the driver, but a container may have the driver without it.
         is_fault=code != _NVML_NO_LIBRARY or _has_driver(),
     )
 
@@ -151,7 +151,7 @@ def _survey(nvml: Any) -> GpuSurvey:
     mask = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible_devices(gpus, mask)
     if num_gpus == len(devices) == 1 and devices[0].compute_capability is None:
-        # CUDA is not asked where there are several: then this process could not turn to another any more.
+        # With several GPUs, CUDA is not initialized: this process could not switch to another one afterwards.
         devices = (replace(devices[0], compute_capability=only_compute_capability()),)
     shown = {device.uuid for device in devices}
     num_hidden = sum(any(device.uuid not in shown for device in gpu.devices) for gpu in gpus)
@@ -182,7 +182,7 @@ def _survey(nvml: Any) -> GpuSurvey:
 
 
 def _ask(nvml: Any, name: str, *arguments: object) -> Any:
-    # Boards, drivers and packages differ in what they answer: Jetsons and unified memory say "not supported".
+    # Boards, drivers and packages differ: Jetsons and unified memory report "not supported".
     try:
         return getattr(nvml, name)(*arguments)
     except (nvml.NVMLError, AttributeError):
@@ -207,7 +207,7 @@ def _read_gpu(nvml: Any, index: int, driver: str | None) -> PhysicalGpu:
             index=index,
             uuid=nvml.nvmlDeviceGetUUID(handle),
             name=_ask(nvml, "nvmlDeviceGetName", handle) or "NVIDIA GPU",
-            # An instance has none of its own to ask for.
+            # An instance does not report its own.
             compute_capability=capability,
             free_bytes=None if memory is None else memory.free,
             total_bytes=None if memory is None else memory.total,
@@ -218,25 +218,25 @@ def _read_gpu(nvml: Any, index: int, driver: str | None) -> PhysicalGpu:
 
 
 def _is_order_doubtful(gpus: Sequence[PhysicalGpu], mask: str) -> bool:
-    """Whether an index in the mask may mean another GPU to CUDA, which by default counts the fastest first."""
+    """Whether an index in the mask may be another GPU for CUDA, which by default numbers the fastest first."""
     has_index = any(word.strip().isdecimal() for word in mask.split(","))
     is_mixed = len({device.name for gpu in gpus for device in gpu.devices}) > 1
     return has_index and is_mixed and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
 
 
 def environment_for(device: Device) -> dict[str, str]:
-    """What to set for a process that is to see no GPU but this one, before it uses CUDA.
+    """Environment variables for a process that should see only this GPU. They must be set before it uses CUDA.
 
-    Nothing for a Jetson's, which `survey_gpus` gives only if it is alone: with its UUID there, CUDA would see none.
+    Empty for a Jetson's GPU, which `survey_gpus` returns only if it is the only one: CUDA does not find its UUID.
     """
     return {"CUDA_VISIBLE_DEVICES": device.uuid} if is_cuda_uuid(device.uuid) else {}
 
 
 def visible_devices(gpus: Sequence[PhysicalGpu], mask: str | None) -> tuple[Device, ...]:
-    """The devices that CUDA_VISIBLE_DEVICES=`mask` leaves, in its order, renumbered; all if it is None.
+    """The devices visible with CUDA_VISIBLE_DEVICES=`mask`, in its order, renumbered; all if it is None.
 
-    The mask names GPUs by index, UUID or the beginning of one; it ends, as in CUDA, before the first word that names
-    none (CUDA Programming Guide, "Environment Variables"). A GPU with MIG on stands for all its instances.
+    The mask lists GPUs by index, UUID or UUID prefix. As in CUDA, it ends before the first invalid word (CUDA
+    Programming Guide, "Environment Variables"). A GPU with MIG enabled stands for all its instances.
     """
     if mask is None:
         named = [device for gpu in gpus for device in gpu.devices]
@@ -269,11 +269,11 @@ def _begins(uuid: str, prefix: str) -> bool:
 def find_devices(
     names: str, devices: Sequence[Device], gpu_problem: str | None = None, *, is_fault: bool = False
 ) -> tuple[Device, ...]:
-    """The devices that a text like "0,1" names, in its order; one that is named twice is there twice.
+    """The devices in a list like "0,1", in its order; a device listed twice is returned twice.
 
-    `cpu`; `all`, which is all GPUs, or the CPU where there is none; `0` or `cuda:0`; a GPU's UUID or its beginning.
-    Raises UsageError, with `gpu_problem`, for one that does not exist. Raises DeviceError for `all` where there
-    should be GPUs (`is_fault`) and are none.
+    An item is `cpu`; `all`, which is all GPUs, or the CPU without GPUs; `0` or `cuda:0`; a GPU's UUID or its prefix.
+    Raises UsageError, with `gpu_problem`, for a device that does not exist. Raises DeviceError for `all` if the GPUs
+    cannot be used because of a fault (`is_fault`).
     """
     found: list[Device] = []
     for word in (word.strip() for word in names.split(",")):
@@ -307,7 +307,7 @@ def _find(word: str, devices: Sequence[Device]) -> list[Device]:
     if is_cuda_uuid(word):
         matches = [device for device in gpus if _begins(device.uuid, word)]
         return matches if len(matches) == 1 else []
-    # A Jetson's has no prefix.
+    # A Jetson's UUID has no prefix.
     return [device for device in gpus if word and device.uuid.lower() == word.lower()]
 
 

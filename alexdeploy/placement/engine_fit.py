@@ -1,4 +1,4 @@
-"""Which engine files TensorRT can run on which GPU, according to their sidecars. Imports no TensorRT."""
+"""Which engine files TensorRT can run on which GPU, according to their sidecars. Does not import TensorRT."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from alexdeploy.placement.plan import NoEngine
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineFile:
-    """An engine file: the GPUs here that run it, and if there are none, why, of the GPU that comes nearest."""
+    """An engine file and the GPUs here that can run it; if there are none, the reason for the closest GPU."""
 
     path: Path
     devices: tuple[Device, ...] = ()
@@ -39,11 +39,11 @@ def local_engines(
     survey: GpuSurvey,
     options: PredictOptions,
 ) -> dict[tuple[int, int], int | NoEngine]:
-    """For each compute capability here: the greatest batch of an engine that may run there, or why there is none.
+    """For each compute capability here: the largest batch of an engine that can run there, or why there is none.
 
-    The engines are ranked as `open_engine` does it, where "auto" takes the greatest batches of the best rank; of GPUs
-    of one capability, the one whose engine takes the least decides. An engine that fits and is not trusted counts as
-    none; its hint says how to trust it.
+    Engines are ranked as in `open_engine`; "auto" takes the largest batch of the best rank. For several GPUs of one
+    capability, it is the smallest of their batches. An engine that fits but is not trusted counts as none; the hint
+    says how to trust it.
     """
     gpus: dict[tuple[int, int], dict[str, Device]] = {}
     for gpu in survey.devices:
@@ -69,7 +69,7 @@ def _engine_for(folder: ModelFolder, required: EngineRequirements, gpu: Device, 
     fitting: list[tuple[Path, EngineRecord]] = []
     try:
         fitting = fitting_engines(folder, required, gpu=gpu.name, is_largest_first=is_auto)
-        # Where none fits, this tells in what the nearest differs.
+        # If none fits, this raises an error that says how the nearest differs.
         path = fitting[0][0] if fitting else choose_engine(folder, required)
         return load_engine(path)[0].profile[2]
     except AlexDeployError as exc:
@@ -80,7 +80,7 @@ def _engine_for(folder: ModelFolder, required: EngineRequirements, gpu: Device, 
 
 
 def match_engines(folder: ModelFolder, survey: GpuSurvey) -> Iterator[EngineFile]:
-    """Each engine file of the model, by name. Reads and hashes the model's files, and the engines that fit."""
+    """The engine files of the model, sorted by name. Reads and hashes the model's files and the engines that fit."""
     required: dict[Precision, EngineRequirements | AlexDeployError] = {}
     for path in sorted(folder.engines.glob("*.engine")):
         try:
@@ -120,7 +120,7 @@ def _required_or_why_not(
 
 
 def _required(folder: ModelFolder, survey: GpuSurvey, precision: Precision, num_views: NumViews) -> EngineRequirements:
-    """What an engine must be for this machine; its compute capability is filled in by the caller for each GPU."""
+    """Requirements for an engine on this machine; the caller sets the compute capability of each GPU."""
     return engine_requirements(
         folder,
         precision=precision,

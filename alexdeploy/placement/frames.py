@@ -1,6 +1,6 @@
-"""Frames on the pipes between processes: a small header, and arrays in their memory layout.
+"""Frames on the pipes between processes: a small header, then arrays in their memory layout.
 
-The headers here are those of a pool and its workers.
+This module also defines the headers that a pool and its workers use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SIZES = struct.Struct("<IQ")
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """First of all to a worker: what to open. `folder` is a path as the system has it, which need not be UTF-8."""
+    """The first frame to a worker: what to open. `folder` is the path's bytes, which need not be UTF-8."""
 
     folder: bytes
     backend: Backend
@@ -27,7 +27,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """From a worker when its engine is open."""
+    """From a worker, when its engine is open."""
 
     info: EngineInfo
 
@@ -53,7 +53,7 @@ Reply = Ready | Answer | Failure
 
 
 def write_frame(pipe: IO[bytes], header: msgspec.Struct, *arrays: NDArray[np.generic]) -> None:
-    """Write and flush. Raises OSError (BrokenPipeError) if the reader is gone."""
+    """Write and flush a frame. Raises OSError (BrokenPipeError) if the reader is gone."""
     head = msgspec.msgpack.encode(header)
     parts = [np.ascontiguousarray(array).view(np.uint8).data.cast("B") for array in arrays]
     pipe.write(_SIZES.pack(len(head), sum(map(len, parts))))
@@ -64,7 +64,7 @@ def write_frame(pipe: IO[bytes], header: msgspec.Struct, *arrays: NDArray[np.gen
 
 
 def read_frame(pipe: IO[bytes], kind: Any) -> tuple[Any, bytes] | None:
-    """The next header, one of the structs `kind`, and its payload; None at the end, also in the middle of a frame."""
+    """The next header, one of the structs `kind`, and its payload; None at the end, even inside a frame."""
     sizes = pipe.read(_SIZES.size)
     if len(sizes) < _SIZES.size:
         return None

@@ -1,4 +1,4 @@
-"""What to run and where: the one object that every command and function hands to `place`."""
+"""What to run and where: the options that every command and function passes to `place`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from alexdeploy.core.spec import Placement, Precision
 from alexdeploy.engines.base import Backend, NumViews
 
 BATCH_SIZE = 8
-"""Images that run together unless something else is asked for; the most that "auto" takes on a CPU."""
+"""The default batch size, and the largest that "auto" chooses on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceOptions:
-    """Where engines run. Raises UsageError for a value that is not possible.
+    """Where engines run. Raises UsageError for an invalid value.
 
-    `devices` is a list as for `--devices`: "cpu", "0", "cuda:1", a UUID, "all"; with commas between, and twice for two
-    replicas. None: the GPUs that can run the model, else the CPU. `replicas` is for each device. `num_threads` are CPU
-    threads, None: all that the process may use.
+    `devices` is a comma-separated list as for `--devices`: "cpu", "0", "cuda:1", a UUID, "all"; a device listed twice
+    gets two replicas. None: the GPUs that can run the model, else the CPU. `replicas` is per device. `num_threads` is
+    the number of CPU threads, None: all that the process may use.
     """
 
     devices: str | None = None
@@ -32,7 +32,7 @@ class DeviceOptions:
     def predict_options(
         self, backend: Backend | None, precision: Precision, num_views: NumViews, batch_size: int = BATCH_SIZE
     ) -> PredictOptions:
-        """The same devices, for one way to run the model."""
+        """These device options, for one configuration of the model."""
         return PredictOptions(
             precision=precision,
             num_views=num_views,
@@ -46,14 +46,14 @@ class DeviceOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictOptions(DeviceOptions):
-    """What to run and where. Raises UsageError for a value that is not possible.
+    """What to run and where. Raises UsageError for an invalid value.
 
-    `backend` None: the best that is installed and fits the device. `batch_size` counts images, not views; "auto" takes
-    what fits the device. `num_streams` is how many batches an engine on the CPU runs at once, at most; None: as many as
-    are fastest where there are many. `placement` splits one network over two devices; None: each replica has all of it.
-    A row names the `top_k` best classes.
+    `backend` None: the best installed one for the device. `batch_size` counts images, not views; "auto" chooses a size
+    that fits the device. `num_streams` is the maximum number of batches that an engine on the CPU runs at once; None:
+    the number with the best throughput. `placement` splits one network over two devices; None: each replica runs the
+    whole network. A row has the `top_k` best classes.
 
-    One image at a time, as in a service, is answered soonest with `batch_size=1, num_streams=1`.
+    For the lowest latency with one image at a time, as in a service, use `batch_size=1, num_streams=1`.
     """
 
     precision: Precision = "fp32"

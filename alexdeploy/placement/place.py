@@ -1,4 +1,4 @@
-"""The engine for what was asked: one on the CPU as it is, everything else as replicas or stages on their devices."""
+"""Choose the engine for the given options: one engine on the CPU in this process, else replicas or stages."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from alexdeploy.placement.pool import Pool
 
 _VIEW_BYTES = 8_000_000
-"""Activations of a view where the architecture is unknown; those of the 2012 network take 5 MB in float32."""
+"""Activations per view if the architecture is unknown; those of the 2012 network take 5 MB in float32."""
 
 _LIBRARY_BYTES = 600_000_000
-"""What CUDA's context and its libraries take on a GPU beside weights and activations."""
+"""GPU memory of the CUDA context and libraries, in addition to weights and activations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
-    """An engine that is not yet open, and what a user should know of the choice. `pool` is the engine if it is one."""
+    """An engine that is not yet open, and notes for the user about the choice. `pool` is the engine if it is a Pool."""
 
     engine: Engine
     pool: Pool | None = None
     notes: tuple[str, ...] = ()
 
     def cancel(self) -> None:
-        """Have calls of `run` that are under way raise DeviceError, where the engine can do that."""
+        """Make running calls of `run` raise DeviceError, if the engine supports it."""
         if self.pool is not None:
             self.pool.cancel()
 
@@ -71,7 +71,7 @@ def place(folder: ModelFolder, options: PredictOptions) -> Placed:
     first = plan.replicas[0]
     if len(plan.replicas) == 1 and first.device.kind == "cpu":
         return Placed(engine=open_engine(folder, first.backend, first.options), notes=notes)
-    # Not above: most of the time there is one engine, in this process.
+    # Imported here because most runs have one engine, in this process.
     from alexdeploy.placement.pool import Pool
 
     pool = Pool(folder, plan.replicas)
@@ -79,7 +79,7 @@ def place(folder: ModelFolder, options: PredictOptions) -> Placed:
 
 
 def check_devices(options: DeviceOptions) -> None:
-    """Raise UsageError unless the devices are there, DeviceError for all of them where the driver does not work."""
+    """Raise UsageError unless the devices exist, DeviceError for "all" if the driver does not work."""
     _named_devices(options, survey_gpus())
 
 
@@ -91,7 +91,7 @@ def _named_devices(options: DeviceOptions, survey: GpuSurvey) -> tuple[Device, .
 
 
 def _notes(options: PredictOptions, survey: GpuSurvey, plan: Plan) -> tuple[str, ...]:
-    """Notes for a user who did not choose the backend and devices explicitly."""
+    """Notes for a user who did not set the backend and devices."""
     if not _may_use_gpu(options, [each.device for each in plan.replicas]):
         return ()
     left_out = [f"{each.device} is skipped: {each.reason}. {each.hint}" for each in plan.left_out]
@@ -104,7 +104,7 @@ def _notes(options: PredictOptions, survey: GpuSurvey, plan: Plan) -> tuple[str,
 
 
 def _unfit(folder: ModelFolder, options: PredictOptions) -> tuple[str, ...]:
-    """Backends that do not give this model's answers: why another runs, or what the one that was asked for is."""
+    """Notes on backends that do not give this model's answers: skipped, or requested all the same."""
     unfit = unfit_backends(folder, options.precision)
     if options.backend is not None:
         problem = unfit.get(options.backend)
@@ -127,7 +127,7 @@ def _may_use_gpu(options: PredictOptions, used: Sequence[Device]) -> bool:
 
 
 def _fault(survey: GpuSurvey) -> tuple[str, ...]:
-    """A machine without a GPU is nothing to speak of; a driver that does not work is."""
+    """The note for a driver that does not work; none for a machine without a GPU."""
     if not survey.is_fault:
         return ()
     return (f"Using the CPU, since no GPU can be used: {survey.problem}. {survey.hint or 'Run: alexdeploy doctor'}",)
@@ -156,9 +156,9 @@ def _demand(
 
 
 def _cpu_backend(folder: ModelFolder, options: PredictOptions, *, is_needed: bool) -> tuple[Backend, ...]:
-    """The best of those that have what they read: for the CPU it is one, and its own error says what is missing.
+    """The best CPU backend for the model, as a tuple of one; its own error says if files are missing.
 
-    None where none is installed and a GPU may run everything. Raises UsageError if it `is_needed`.
+    Empty if none is installed and a GPU may run everything. Raises UsageError if it `is_needed`.
     """
     if options.backend is not None:
         return (options.backend,)
@@ -171,7 +171,7 @@ def _cpu_backend(folder: ModelFolder, options: PredictOptions, *, is_needed: boo
 
 
 def _gpu_backends() -> tuple[Backend, ...]:
-    """Those that are installed for GPUs; that they work there, they say themselves when they open."""
+    """The installed backends for GPUs. Whether they work is known only when they are opened."""
     backends: list[Backend] = ["tensorrt"] if is_installed("tensorrt") else []
     return (*backends, "onnxruntime") if package_version("onnxruntime-gpu") else tuple(backends)
 
@@ -185,7 +185,7 @@ def _weight_bytes(folder: ModelFolder, precision: Precision) -> int:
 
 
 def _view_bytes(spec: ModelSpec) -> int:
-    """Inputs and outputs of all layers in float32: runtimes share memory between them, so it is an upper bound."""
+    """Bytes of all layers' inputs and outputs in float32: an upper bound, because runtimes reuse memory."""
     if spec.architecture is None:
         return _VIEW_BYTES
     total = 0
@@ -226,9 +226,9 @@ def _split(folder: ModelFolder, options: PredictOptions, named: tuple[Device, ..
 
 
 def _two_devices(placement: Placement, survey: GpuSurvey) -> tuple[tuple[Device, ...], tuple[str, ...]]:
-    """The first two GPUs, or the CPU twice where there is none, and a note that says so.
+    """The first two GPUs, or without GPUs the CPU twice, and a note that says so.
 
-    Raises UsageError where there is one: whether it takes both parts, or the CPU one, is for the user to say.
+    Raises UsageError for one GPU: the user must choose whether it runs both parts, or the CPU runs one.
     """
     gpus = survey.devices if "onnxruntime" in _gpu_backends() else ()
     if len(gpus) == 1:

@@ -15,10 +15,10 @@ from alexdeploy.placement.options import BATCH_SIZE, PredictOptions
 Kind = Literal["cpu", "cuda"]
 
 MOST_IMAGES = 256
-"""The largest batch chosen for a GPU: beyond it throughput stays and latency grows."""
+"""The largest batch chosen for a GPU: larger ones increase latency but not throughput."""
 
 MEMORY_SHARE = 0.8
-"""Of a GPU's free memory; the rest is for what CUDA, cuBLAS and cuDNN take for themselves, and for fragments."""
+"""Share of a GPU's free memory. The rest is for CUDA, cuBLAS and cuDNN, and for fragmentation."""
 
 _PREFERENCE: dict[Kind, tuple[Backend, ...]] = {
     "cpu": ("openvino", "onnxruntime", "torch"),
@@ -29,7 +29,7 @@ GPU_BACKENDS = _PREFERENCE["cuda"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replica:
-    """One engine on one device. Its process sees no other GPU, which is "cuda:0" in `options`."""
+    """One engine on one device. A GPU is "cuda:0" in `options`, because its process sees no other."""
 
     device: Device
     backend: Backend
@@ -38,7 +38,7 @@ class Replica:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoEngine:
-    """Why TensorRT has no engine file for a GPU, and what mends it; `error` is the kind if the GPU was named."""
+    """Why TensorRT has no engine file for a GPU, and the hint; `error` is the exception class for a requested GPU."""
 
     reason: str
     hint: str
@@ -47,12 +47,12 @@ class NoEngine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """What is to run. `named` are the devices of `options.devices`, None if any will do.
+    """What to run. `named` are the devices of `options.devices`, None for any.
 
-    `available` are the backends that are installed for each kind of device. TensorRT also needs an engine file for the
-    GPU: `engines` has the greatest batch that one takes for each compute capability, or why there is none. An engine
-    takes `fixed_bytes`, and `image_bytes` for an image of a batch with all its views; TensorRT's for its greatest
-    batch, in each stream.
+    `available` are the installed backends for each kind of device. TensorRT also needs an engine file for the GPU:
+    `engines` has the largest batch of one for each compute capability, or why there is none. An engine takes
+    `fixed_bytes`, plus `image_bytes` for each image of a batch with all its views; a TensorRT engine takes the memory
+    of its largest batch in each stream.
     """
 
     options: PredictOptions
@@ -66,7 +66,7 @@ class Demand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeftOut:
-    """A device that was not requested and is skipped, and why; `error` is the kind if it had been named."""
+    """A skipped device and the reason; `error` is the exception class to raise if it was requested."""
 
     device: Device
     reason: str
@@ -78,7 +78,7 @@ class LeftOut:
 class Plan:
     """`replicas` in the order of the devices; there is at least one.
 
-    `without_engine` are GPUs of the plan for which TensorRT is installed and has no engine: another backend runs there.
+    `without_engine` are GPUs that run another backend because the installed TensorRT has no engine for them.
     """
 
     replicas: tuple[Replica, ...]
@@ -87,18 +87,18 @@ class Plan:
 
 
 def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
-    """Place replicas on the devices that were named, or else on all GPUs that can run it, or else on the CPU.
+    """Place replicas on the requested devices, else on all GPUs that can run the model, else on the CPU.
 
-    Every device gets `options.replicas` of them for each time that it is named. Asked for = got: raises DeviceError
-    when a device that was named cannot run it, UsageError when no backend for it is installed, DeviceMemoryError when
-    there is no room on it, and ModelError when the backend that was named lacks an engine for it. A GPU that nobody
-    named is left out instead.
+    A device gets `options.replicas` replicas each time that it is listed. There is no silent fallback for a requested
+    device: raises DeviceError if it cannot run the model, UsageError if no backend for it is installed,
+    DeviceMemoryError if it has too little memory, and ModelError if the requested backend has no engine for it. A GPU
+    that was not requested is skipped instead.
     """
     if demand.named is not None:
         return _plan(demand.named, demand)
     fitting: list[Device] = []
     left_out: list[LeftOut] = []
-    # Who asks for a backend that only CPUs have asks for the CPU.
+    # A backend that runs only on CPUs implies the CPU.
     backend = demand.options.backend
     wants_gpu = backend is None or backend in GPU_BACKENDS
     for gpu in (device for device in devices if device.kind == "cuda" and wants_gpu):
@@ -109,7 +109,7 @@ def plan_replicas(devices: Sequence[Device], demand: Demand) -> Plan:
             left_out.append(reason)
     cpus = [device for device in devices if device.kind == "cpu"][:1]
     if left_out and backend not in (None, *_PREFERENCE["cpu"]):
-        # Then the reasons of the GPUs are all that matters.
+        # Then only the reasons for the GPUs matter.
         cpus = []
     try:
         return replace(_plan(fitting or cpus, demand), left_out=tuple(left_out))
@@ -166,7 +166,7 @@ def _backend_for(device: Device, num_replicas: int, demand: Demand) -> Backend |
 
 
 def _engine_for(device: Device, num_replicas: int, demand: Demand) -> int | NoEngine:
-    """The greatest batch of the GPU's TensorRT engine, or why it has none that `num_replicas` can run."""
+    """The largest batch of the GPU's TensorRT engine, or why it has none that `num_replicas` can run."""
     if device.compute_capability is None:
         return NoEngine(reason="its compute capability is unknown", hint="See: alexdeploy doctor")
     nothing = NoEngine(reason="there is no TensorRT engine for it", hint="Build one: alexdeploy build")
@@ -197,7 +197,7 @@ def _without_engine(device: Device, num_replicas: int, demand: Demand) -> LeftOu
 
 
 def _reason_against(device: Device, num_replicas: int, demand: Demand) -> LeftOut | None:
-    """Why the device cannot run `num_replicas` of what is asked, or None if it can."""
+    """Why the device cannot run `num_replicas` replicas, or None if it can."""
     if _backend_for(device, num_replicas, demand) is None:
         return _no_backend(device, num_replicas, demand)
     room = _room(device, num_replicas)
@@ -254,7 +254,7 @@ def _no_backend(device: Device, num_replicas: int, demand: Demand) -> LeftOut:
 
 
 def _room(device: Device, num_replicas: int) -> float | None:
-    """Bytes that one replica may take; None for a CPU, or where the driver does not say."""
+    """Bytes that one replica may use; None for a CPU, or if the driver does not report memory."""
     if device.kind == "cpu" or device.free_bytes is None:
         return None
     return MEMORY_SHARE * device.free_bytes / num_replicas
@@ -269,7 +269,7 @@ def _batch_size(device: Device, num_replicas: int, demand: Demand) -> int:
     room = _room(device, num_replicas)
     if room is None:
         return min(BATCH_SIZE, most)
-    # TensorRT's greatest batch has room twice, or its engine would not have been taken.
+    # TensorRT's largest batch fits twice, otherwise its engine would not have been chosen.
     size = most
     while size > 1 and demand.fixed_bytes + size * demand.image_bytes > room:
         size //= 2
@@ -277,5 +277,5 @@ def _batch_size(device: Device, num_replicas: int, demand: Demand) -> int:
 
 
 def _shares(total: int, count: int) -> list[int]:
-    """Split `total` evenly over `count`, the first ones more; at least one each."""
+    """Split `total` evenly into `count` shares of at least 1; the first ones get the remainder."""
     return [max(1, total // count + (place < total % count)) for place in range(count)]

@@ -1,4 +1,4 @@
-"""Many replicas as one engine: each in a process of its own, fed from one side and answering in any order."""
+"""Several replicas as one engine, each in its own process. Batches may finish in any order."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from alexdeploy.placement.process import DOCTOR, ReplicaLostError, ReplicaProces
 from alexdeploy.placement.replica import CLOSE_SECONDS, ReplicaReport, ReplicaSupervisor, TimeLimits
 
 _HURRY_SECONDS = 0.5
-"""How long replicas may take to end where an error or Ctrl-C ended the run."""
+"""How long replicas may take to end after an error or Ctrl-C."""
 
 
 class Pool:
-    """An engine made of replicas, with as many streams as all of them have.
+    """An engine made of replicas, with the sum of their streams.
 
-    A batch goes to the replica with the most free streams. One that fails, or whose replica is lost, goes to
-    another; a replica that is lost, or fails again and again, is restarted. A replica that is out of memory gets
-    less at a time, which helps it unless it is OpenVINO's: that computes as many images as it was opened for. A
-    batch that fails twice is halved until the image that it fails on is alone, which then has an error instead of
-    an answer, if a black image is answered.
+    A batch goes to the replica with the most free streams. A batch that fails, or whose replica is lost, is retried
+    on another. A replica that is lost, or fails repeatedly, is restarted. A replica that runs out of memory gets
+    fewer images at a time; this does not help OpenVINO, which always computes the number of images that it was opened
+    for. A batch that fails twice is halved until the failing image is alone. That image gets an error instead of an
+    answer if a black image succeeds.
     """
 
     def __init__(self, folder: ModelFolder, replicas: Sequence[Replica], limits: TimeLimits | None = None) -> None:
@@ -69,12 +69,12 @@ class Pool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The replicas are the children of the process that opened it.
+        # The replicas are children of the process that opened the pool.
         if self._opened is None or not self._opened.is_fork:
             self._close(CLOSE_SECONDS if kind is None else _HURRY_SECONDS)
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
-        """uint8 [N, 256, 256, 3] -> predictions of N rows; `errors` names those that no replica could answer."""
+        """uint8 [N, 256, 256, 3] -> predictions of N rows; `errors` has the rows that no replica could answer."""
         if self._opened is not None:
             self._opened.check("pool")
         check_images(images, self.info.batch_size)
@@ -83,7 +83,7 @@ class Pool:
     def cancel(self) -> None:
         """Make all running calls of `run` raise DeviceError; replicas that are computing are restarted.
 
-        Call it until they have ended: one that is about to send its batch continues. The pool can be used afterwards.
+        Repeat it until they have ended: a call that is about to send its batch continues. The pool remains usable.
         """
         with self._changed:
             self._num_cancels += 1
@@ -92,7 +92,7 @@ class Pool:
             self._changed.notify_all()
 
     def reports(self) -> tuple[ReplicaReport, ...]:
-        """What each replica has done so far."""
+        """The statistics of each replica so far."""
         with self._changed:
             return tuple(supervisor.report() for supervisor in self._supervisors)
 
@@ -103,7 +103,7 @@ class Pool:
         except RunStoppedError:
             raise
         except DeviceError as exc:
-            # Once may be the device's fault, and another may do better; twice is the batch's.
+            # One failure may be the device's, so try another; two are the batch's.
             if num_failures == 0:
                 return self._run(images, 1, supervisor)
             if len(images) > 1:
@@ -116,7 +116,7 @@ class Pool:
         return join_predictions([self._run(images[:middle], 1, avoid), self._run(images[middle:], 1, avoid)])
 
     def _check_health(self, exc: DeviceError) -> None:
-        """Raise `exc` if a black image is not answered either: then it is not the image that is at fault."""
+        """Raise `exc` if a black image fails too: then the image is not the cause."""
         while True:
             supervisor, process = self._acquire(None)
             try:
@@ -124,7 +124,7 @@ class Pool:
             except RunStoppedError:
                 raise
             except ReplicaLostError:
-                # It is started again, until it is given up.
+                # The replica is restarted until it is given up.
                 continue
             except DeviceError:
                 raise exc from None
@@ -135,9 +135,9 @@ class Pool:
         return Predictions(np.zeros((1, num_classes), np.float32), np.zeros((1, num_views), np.int32), {0: message})
 
     def _acquire(self, avoid: ReplicaSupervisor | None) -> tuple[ReplicaSupervisor, ReplicaProcess]:
-        """The replica with the most free streams, not `avoid` if there is another, when there is one.
+        """Wait for the replica with the most free streams, if possible another than `avoid`.
 
-        Raises DeviceError when all are lost for good, or when it is cancelled.
+        Raises DeviceError if all replicas are permanently lost, or if the call is cancelled.
         """
         with self._changed:
             num_cancels = self._num_cancels
@@ -167,9 +167,9 @@ class Pool:
 
 
 def join_infos(devices: Sequence[Device], infos: Sequence[EngineInfo]) -> EngineInfo:
-    """What replicas are as one engine. Raises ModelError unless they are of one network.
+    """Combine the infos of replicas. Raises ModelError unless they run the same network.
 
-    Only an engine file of TensorRT is made for one kind of GPU: replicas of any other backend have one artifact.
+    Only TensorRT engine files are specific to a GPU: replicas of any other backend have the same artifact.
     """
     contents = {(each.precision, each.num_views, each.classes) for each in infos}
     portable = {(each.backend, each.artifact) for each in infos if each.backend != "tensorrt"}
@@ -189,7 +189,7 @@ def join_infos(devices: Sequence[Device], infos: Sequence[EngineInfo]) -> Engine
 
 
 def _identities(folder: ModelFolder, precision: Precision) -> list[tuple[int, int, int] | None]:
-    """Detects whether a file that engines are made from, or compared with, was replaced."""
+    """Identities of the files that engines are made from or compared with, to detect a replaced file."""
     found: list[tuple[int, int, int] | None] = []
     for path in (folder.spec_path, folder.weights_path, folder.mean_path, folder.onnx_path(graph_precision(precision))):
         try:

@@ -20,21 +20,21 @@ from alexdeploy.placement.plan import Replica
 DOCTOR = "Run: alexdeploy doctor"
 _END_SECONDS = 10.0
 _TAKE_SECONDS = 0.5
-"""How long a process that is to end may take for the batch that is being sent to it."""
+"""How long a process that should end may take to read the batch that is being sent to it."""
 
 
 class ReplicaLostError(DeviceError):
-    """A replica died, or was ended because it did not answer."""
+    """A replica died, or was killed because it did not answer."""
 
 
 class RunStoppedError(DeviceError):
-    """Nobody waits for the answer any more."""
+    """The run was stopped because its answer is no longer needed."""
 
 
 class ReplicaProcess:
-    """One process of a replica, from its start to its end. `num_free` streams wait for a batch.
+    """One process of a replica, from start to end. `num_free` is the number of idle streams.
 
-    `was_late`: it was ended because an answer was overdue; `was_stopped`: because its answers are no longer needed.
+    `was_late`: it was killed because an answer was overdue; `was_stopped`: because its answers are no longer needed.
     """
 
     def __init__(self, job: Job, replica: Replica) -> None:
@@ -55,7 +55,7 @@ class ReplicaProcess:
     def open(self, seconds: float) -> Ready | AlexDeployError:
         """Send the job and wait for the engine."""
         frame = None
-        # ValueError: the pipe was closed by another thread, because the pool closes.
+        # ValueError: another thread closed the pipe because the pool is closing.
         with self._time_limit(seconds, "did not open"), contextlib.suppress(OSError, ValueError):
             write_frame(self._requests, self._job)
             frame = read_frame(self._answers, Reply)
@@ -74,7 +74,7 @@ class ReplicaProcess:
                 raise ReplicaLostError(f"{self._device} was lost")
             number = next(self._numbers)
             self._pending[number] = reply
-        # A process that stands still does not read either: the deadline is for writing as well.
+        # A hanging process does not read either, so the time limit includes writing.
         with self._time_limit(seconds, "gave no answer"):
             with contextlib.suppress(OSError, ValueError), self._write_lock:
                 # If the pipe is broken, the listening thread finds out why and answers.
@@ -85,7 +85,7 @@ class ReplicaProcess:
         return found
 
     def listen(self) -> str:
-        """Hand out answers until the process ends; why it ended."""
+        """Deliver answers until the process ends; return why it ended."""
         while (frame := read_frame(self._answers, Reply)) is not None:
             header, payload = frame
             if not isinstance(header, (Answer, Failure)) or header.number is None:
@@ -106,11 +106,11 @@ class ReplicaProcess:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it is being ended: it takes no more batches."""
+        """Whether the process is ending and takes no more batches."""
         return self._ended_because is not None
 
     def finish(self) -> None:
-        """No more batches: it ends by itself, or is ended if it does not even take the one that is being sent."""
+        """Send no more batches. The process then exits, or is killed if it does not read the batch being sent."""
         if not self._write_lock.acquire(timeout=_TAKE_SECONDS):
             self.end("closed")
             return
@@ -121,7 +121,7 @@ class ReplicaProcess:
             self._write_lock.release()
 
     def stop(self) -> None:
-        """Terminate it now if it is running a batch, whose answer is no longer needed."""
+        """Kill the process now if it is running a batch; the answer is no longer needed."""
         with self._lock:
             is_busy = bool(self._pending)
         if is_busy:
@@ -129,12 +129,12 @@ class ReplicaProcess:
             self.end("the run was stopped")
 
     def end(self, reason: str) -> None:
-        """End it now."""
+        """Kill the process now."""
         self._ended_because = self._ended_because or reason
         self._process.kill()
 
     def _time_limit(self, seconds: float, failure: str) -> contextlib.AbstractContextManager[None]:
-        """End the process unless the block ends within `seconds`; `failure` is what to say of it then."""
+        """Kill the process unless the block ends within `seconds`; `failure` is for the error message."""
 
         def end() -> None:
             self.was_late = True
@@ -143,7 +143,7 @@ class ReplicaProcess:
         return self._process.time_limit(seconds, end)
 
     def _clear_away(self) -> str:
-        """Wait for its end and close the pipes; why it ended."""
+        """Wait for the process to end and close the pipes; return why it ended."""
         ended = self._process.close(_END_SECONDS)
         return self._ended_because or self._process.with_last_words(ended)
 

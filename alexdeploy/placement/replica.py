@@ -1,4 +1,4 @@
-"""One replica of a pool: the thread that starts its process, and starts it again when it is lost."""
+"""One replica of a pool: the thread that starts its process, and restarts it when it is lost."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from alexdeploy.placement.process import DOCTOR, ReplicaLostError, ReplicaProces
 
 CLOSE_SECONDS = 10.0
 _MOST_FAILURES = 3
-"""Batches that a replica may fail on in a row, with no answer between: then it is started again, as if it had died."""
+"""Consecutive batches on which a replica may fail before it is restarted, as if it had died."""
 
 _MOST_LATE = 3
-"""Times in a row that a replica may be ended for a late answer: then it is given up."""
+"""Consecutive times that a replica may be killed for a late answer before it is given up."""
 
 _MOST_PATIENCE = 8
 
 _CROPS = 480
-"""Images times views that `TimeLimits.batch_seconds` is for; AlexNet does four crops a second on very slow CPUs."""
+"""Crops (images times views) for `TimeLimits.batch_seconds`; AlexNet runs four crops a second on very slow CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeLimits:
-    """A replica that does not answer a batch in time, or does not open in `open_seconds`, is ended.
+    """A replica that does not answer a batch in time, or does not open within `open_seconds`, is killed.
 
-    `batch_seconds` is the time for a batch of up to 480 crops; larger ones have proportionally more.
+    `batch_seconds` is the limit for a batch of up to 480 crops; larger batches get proportionally more.
     """
 
     batch_seconds: float = 120.0
     open_seconds: float = 900.0
 
     def seconds_for(self, num_crops: int) -> float:
-        """How long a batch of images may take that have `num_crops` views together."""
+        """The time limit of a batch with `num_crops` views in total."""
         return self.batch_seconds * max(1.0, num_crops / _CROPS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplicaReport:
-    """What one replica did. `busy_seconds` of all its streams together; `num_losses` counts how often it was lost."""
+    """Statistics of one replica. `busy_seconds` is the sum over its streams; `num_losses` how often it was lost."""
 
     device: str
     name: str
@@ -63,9 +63,9 @@ class ReplicaReport:
 
 
 class ReplicaSupervisor:
-    """One replica: a thread that starts its process, reads what it answers, and starts it again when it is lost.
+    """One replica: a thread that starts its process, reads the answers, and restarts it when it is lost.
 
-    Everything but constants is read and written under `changed`, which all supervisors of a pool share.
+    All mutable state is accessed under `changed`, which all supervisors of a pool share.
     """
 
     def __init__(self, folder: ModelFolder, replica: Replica, limits: TimeLimits, changed: threading.Condition) -> None:
@@ -76,12 +76,12 @@ class ReplicaSupervisor:
         )
         self._thread = threading.Thread(target=self._supervise, name=f"alexdeploy-{replica.device}", daemon=True)
         self._opened: queue.SimpleQueue[Ready | AlexDeployError] = queue.SimpleQueue()
-        # Halving a batch down to the image that ends the process takes one loss for each step.
+        # Each step of halving a batch down to the image that kills the process costs one loss.
         self._most_losses = 3 + replica.options.batch_size.bit_length()
         self._changed = changed
         self._process: ReplicaProcess | None = None
         self._most_images = replica.options.batch_size
-        # Doubled whenever an answer is late: it may not hang but be slow.
+        # Doubled after each late answer: the replica may be slow, not hanging.
         self._patience = 1
         self._is_closing = False
         self.has_given_up = False
@@ -97,20 +97,20 @@ class ReplicaSupervisor:
         self._thread.start()
 
     def wait_until_open(self) -> Ready:
-        """Raises what kept it from opening."""
+        """Raises the error that prevented it from opening."""
         opened = self._opened.get()
         if isinstance(opened, AlexDeployError):
             raise opened
         return opened
 
     def take(self) -> ReplicaProcess:
-        """Take one of its free streams; called under `changed`."""
+        """Reserve one of its free streams; called under `changed`."""
         assert self._process is not None
         self._process.num_free -= 1
         return self._process
 
     def run(self, process: ReplicaProcess, images: NDArray[np.uint8]) -> Predictions:
-        """Run a batch on a stream that was taken, and give it back. Raises the engine's error, or ReplicaLostError."""
+        """Run a batch on a reserved stream, and release the stream. Raises the engine's error, or ReplicaLostError."""
         began = time.monotonic()
         try:
             found = self._run_in_parts(process, images)
@@ -133,7 +133,7 @@ class ReplicaSupervisor:
         return found
 
     def _run_in_parts(self, process: ReplicaProcess, images: NDArray[np.uint8]) -> Predictions:
-        """As many images at a time as the replica was opened for, fewer from when its device ran out of memory."""
+        """Run as many images at a time as the replica was opened for, fewer after its device ran out of memory."""
         parts: list[Predictions] = []
         start = 0
         while start < len(images):
@@ -150,12 +150,12 @@ class ReplicaSupervisor:
         return join_predictions(parts)
 
     def cancel(self) -> None:
-        """End the process if it is at work on a batch; called under `changed`."""
+        """Kill the process if it is running a batch; called under `changed`."""
         if self._process is not None:
             self._process.stop()
 
     def close(self) -> None:
-        """Let the process end when it has answered what it has; one that is still opening is ended."""
+        """Let the process end after its current batches; kill it if it is still opening."""
         with self._changed:
             self._is_closing = True
             process, is_open = self._process, self._num_streams > 0
@@ -167,7 +167,7 @@ class ReplicaSupervisor:
             process.end("closed")
 
     def join(self, deadline: float) -> None:
-        """Wait for the end of the process, and end it at `deadline`, a time of the monotonic clock."""
+        """Wait for the process to end, and kill it at `deadline`, a time of the monotonic clock."""
         if self._thread.ident is None:
             return
         self._thread.join(timeout=max(0.0, deadline - time.monotonic()))
@@ -192,10 +192,10 @@ class ReplicaSupervisor:
         )
 
     def _supervise(self) -> None:
-        """One process after the other; after any error, no caller is left waiting."""
+        """Run one process after the other; no caller is left waiting after any error."""
         try:
             self._live()
-        # BaseException: a thread that died of anything at all must not leave the others waiting.
+        # BaseException: however this thread ends, other threads must not be left waiting.
         except BaseException as exc:
             with self._changed:
                 process, self._process = self._process, None
@@ -207,7 +207,7 @@ class ReplicaSupervisor:
             self._opened.put(DeviceError(f"{self.replica.device}: {self.last_loss}", hint=DOCTOR))
 
     def _live(self) -> None:
-        """Start the process again until the pool closes, too many end without an answer, or the model is another."""
+        """Restart the process until the pool closes, too many end without an answer, or the model has changed."""
         losses_in_a_row = late_in_a_row = 0
         first: Ready | None = None
         while not (self.has_given_up or self._is_closing):
@@ -244,7 +244,7 @@ class ReplicaSupervisor:
                     late_in_a_row += 1
                     self._patience = min(2 * self._patience, _MOST_PATIENCE)
                 is_hopeless = losses_in_a_row >= self._most_losses or late_in_a_row >= _MOST_LATE
-                # What never opened will not open the next time.
+                # A replica that never opened will not open the next time.
                 self.has_given_up = self._is_closing or first is None or is_other or is_hopeless
                 self._changed.notify_all()
             process.fail_pending(reason)

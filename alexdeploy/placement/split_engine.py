@@ -1,6 +1,6 @@
 """One network on two devices: the towers of 2012 side by side, or convolutions and fully connected layers in a row.
 
-Tensors go from one device to the other through the host's memory, as NumPy arrays, also between two GPUs.
+Tensors are exchanged through host memory as NumPy arrays, also between two GPUs.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from alexdeploy.placement.devices import Device
 def open_split_engine(
     folder: ModelFolder, placement: Placement, devices: tuple[Device, Device], options: EngineOptions
 ) -> SplitEngine:
-    """One model on two devices, in ONNX Runtime. Not yet entered; `options.device` is not read.
+    """An engine, not yet opened, for one model on two devices in ONNX Runtime. `options.device` is ignored.
 
-    CPU devices share `options.num_threads` in equal parts. Raises UsageError if the network cannot be cut that way.
+    CPU devices share `options.num_threads` equally. Raises UsageError if the network cannot be cut that way.
     """
     if options.precision == "bf16":
         raise UsageError(
@@ -49,7 +49,7 @@ def open_split_engine(
         classes=spec.classes,
         artifact=graph.sha256,
         batch_size=options.batch_size,
-        # A pipeline has both devices at work only while each has a batch of its own.
+        # Both devices of a pipeline are busy only if each has its own batch.
         num_streams=2 if placement == "pipeline" else 1,
     )
     num_cpus = sum(device.kind == "cpu" for device in devices)
@@ -58,9 +58,9 @@ def open_split_engine(
 
 
 class SplitEngine:
-    """Stages on two devices, each of which does one thing at a time, in the order in which it is asked.
+    """Stages on two devices. Each device runs one stage at a time, in the order of the calls.
 
-    `num_threads` are those of each CPU device.
+    `num_threads` is per CPU device.
     """
 
     def __init__(self, plan: StagePlan, info: EngineInfo, devices: tuple[Device, Device], num_threads: int) -> None:
@@ -89,7 +89,7 @@ class SplitEngine:
         except BaseException:
             self._close()
             raise
-        # The sessions have the weights now.
+        # Free the plan: the sessions have the weights.
         self._plan = None
         return self
 
@@ -119,7 +119,7 @@ class SplitEngine:
                 self._workers[stage.device].submit(stage.run, {name: tensors[name] for name in stage.inputs})
                 for stage in step
             ]
-            # Both have ended when one of them raises: the devices are free for the next batch.
+            # Wait for both even if one raises, so that the devices are free for the next batch.
             wait(running)
             for future in running:
                 tensors.update(future.result())
@@ -134,7 +134,7 @@ class _OpenStage:
 
 
 def _runtime_name(device: Device) -> str:
-    """The device as CUDA counts in this process: "cpu", or "cuda:0" and so on."""
+    """The device's name in this process's CUDA numbering: "cpu", or "cuda:0" and so on."""
     if device.kind == "cpu":
         return "cpu"
     return f"cuda:{cuda_ordinal(device.uuid) if device.uuid else device.index}"

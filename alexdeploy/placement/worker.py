@@ -1,4 +1,4 @@
-"""The process of one replica: `python -m alexdeploy.placement.worker`, spoken to over its stdin and stdout."""
+"""The process of one replica: `python -m alexdeploy.placement.worker`, with frames on stdin and stdout."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from alexdeploy.placement.child import adopt_stdio, failure_of
 from alexdeploy.placement.frames import Answer, Batch, Job, Ready, Request, read_frame, write_frame
 
 _END_SECONDS = 10.0
-"""How long the batches in work may take when the pool has closed the pipe, or is gone."""
+"""How long running batches may take after the pool has closed the pipe, or is gone."""
 
 
 def main() -> None:
-    """Open what the first frame asks for, then answer batches until the pipe ends."""
+    """Open the engine of the first frame, then run batches until the pipe is closed."""
     requests, answers = adopt_stdio()
     frame = read_frame(requests, Request)
     if frame is None or not isinstance(frame[0], Job):
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _serve(engine: Engine, requests: IO[bytes], answers: IO[bytes]) -> None:
-    """As many threads as streams run batches; one reads them, so that the pipe is never full while all are busy."""
+    """Run batches in one thread per stream. Another thread reads, so that the pipe never fills while all are busy."""
     waiting: queue.SimpleQueue[tuple[Batch, bytes] | None] = queue.SimpleQueue()
     lock = threading.Lock()
 
@@ -57,7 +57,7 @@ def _serve(engine: Engine, requests: IO[bytes], answers: IO[bytes]) -> None:
     for thread in threads:
         thread.join(timeout=_END_SECONDS)
     if any(thread.is_alive() for thread in threads):
-        # A batch that hangs, and its answer is no longer needed.
+        # A batch hangs, and its answer is no longer needed.
         os._exit(1)
 
 
@@ -65,7 +65,7 @@ def _answer(engine: Engine, batch: Batch, payload: bytes, answers: IO[bytes], lo
     images = np.frombuffer(payload, np.uint8).reshape(batch.num_images, IMAGE_SIZE, IMAGE_SIZE, 3)
     try:
         found = engine.run(images)
-    # Any exception of a runtime: the pool decides, and this process continues.
+    # Any exception of a runtime: report it, the pool decides, and this process continues.
     except Exception as exc:
         with lock:
             write_frame(answers, failure_of(exc, batch.number))
