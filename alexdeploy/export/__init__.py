@@ -1,1 +1,1 @@
-"""ONNX graphs, made and checked: trained or imported, in FP32, FP16 and INT8, and in the form an engine wants."""
+"""Exporting and checking ONNX graphs of trained or imported models, in FP32, FP16 and INT8, and building engines."""

@@ -1,4 +1,4 @@
-"""TensorRT engines: one in this process, or those of an export, each in a process of its own."""
+"""Building TensorRT engines: one in this process, or those of an export in one process each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NUM_VIEWS: tuple[NumViews, ...] = (1, 10)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltEngines:
-    """`fit` are the precisions and views with an engine for some GPU; `exit_code` is 0 or that of the first failure."""
+    """`fit`: the precisions and views with an engine for some GPU. `exit_code`: 0, or that of the first failure."""
 
     fit: frozenset[tuple[Precision, NumViews]] = frozenset()
     exit_code: int = 0
@@ -43,13 +43,14 @@ def build(
     options: BuildOptions | None = None,
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> BuiltEngine:
-    """Build the TensorRT engine of a model for a GPU of this machine, or find it built already.
+    """Build the TensorRT engine of a model for a GPU of this machine, or return the one built earlier.
 
-    `model` is a folder or what `find_model` takes. Raises as `build_engine`, and UsageError without tensorrt or pycuda.
+    `model` is a folder or what `find_model` takes. Raises as `build_engine`, and UsageError if tensorrt or pycuda is
+    missing.
     """
     folder = find_model(model)
     options = check_argument("options", options or BuildOptions(), BuildOptions)
-    # Says what is missing where TensorRT cannot be imported.
+    # Raises an error that names the missing package where TensorRT cannot be imported.
     from alexdeploy.engines.trt.build import build_engine
 
     return build_engine(folder, options, on_progress)
@@ -60,7 +61,7 @@ def build_engines(
 ) -> BuiltEngines:
     """Build an engine for one view and one for ten, for each precision and each kind of GPU, if TensorRT is installed.
 
-    What cannot be built on one GPU does not stop the others.
+    A failure on one GPU does not stop the builds for the others.
     """
     survey = survey_gpus()
     why = why_no_engines(survey)
@@ -85,7 +86,7 @@ def why_no_engines(survey: GpuSurvey) -> str | None:
     if not is_installed("tensorrt"):
         return f"TensorRT is not installed; {others}"
     if not _has_pycuda():
-        # The graphs are written and right: this is no failure of the export.
+        # The graphs are written and correct, so the export has not failed.
         return f"TensorRT needs pycuda here, and it is not installed: pip install pycuda; until then {others}"
     return None
 
@@ -95,7 +96,7 @@ def _has_pycuda() -> bool:
 
 
 def one_of_each_kind(gpus: Sequence[Device]) -> list[Device]:
-    """An engine runs on every GPU of one compute capability: the first of each."""
+    """The first GPU of each compute capability: an engine runs on every GPU of the same one."""
     kinds: dict[tuple[int, int] | None, Device] = {}
     for gpu in gpus:
         kinds.setdefault(gpu.compute_capability, gpu)
@@ -108,9 +109,9 @@ def build_words(folder: ModelFolder, precision: str, num_views: int, gpu: Device
 
 
 def _run(words: list[str], on_event: Callable[[Event], None]) -> int:
-    """`alexdeploy` in a process of its own, which sees one GPU: TensorRT does not build for two kinds of them in one.
+    """Run `alexdeploy` in a subprocess that sees one GPU: TensorRT cannot build for two kinds of GPU in one process.
 
-    Its exit code; it reports itself why it failed, unless a signal ended it.
+    Returns its exit code. The subprocess reports its own errors, unless a signal ended it.
     """
     code = subprocess.run([sys.executable, "-m", "alexdeploy", *words], check=False).returncode
     if code >= 0:

@@ -1,4 +1,4 @@
-"""A few images to check a conversion on, where no calibration images are named."""
+"""The images that a conversion is checked on when no calibration images are given."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NUM_SPARE = 60
 
 
 class CheckImages(NamedTuple):
-    """`photographs` uint8 [M, 256, 256, 3]; `inputs` float32 [N, 3, crop, crop]: some random, then the former's."""
+    """`photographs` uint8 [M, 256, 256, 3]; `inputs` float32 [N, 3, crop, crop]: random ones, then the photographs'."""
 
     photographs: NDArray[np.uint8]
     inputs: NDArray[np.float32]
@@ -33,10 +33,10 @@ def check_images(
     named: str | None,
     on_event: Callable[[Status], None] = lambda event: None,
 ) -> CheckImages:
-    """The images to check a model on: they lie evenly over `named`, which is anything that `iter_sources` takes.
+    """The images to check a model on, spaced evenly over `named`, which is anything that `iter_sources` accepts.
 
     `mean_image` is float32 [3, 256, 256] where the spec has one. Raises ImageError if one of the photographs cannot be
-    read; in the training data, which nobody named, only if that is true of all that were tried.
+    read. From the training data, which the user did not name, it raises only if every image tried is unreadable.
     """
     origin, photographs = _photographs(spec, named)
     message = f"checking on {_NUM_RANDOM} random inputs and {len(photographs)} images of {origin}"
@@ -49,7 +49,7 @@ def check_images(
 
 def _photographs(spec: ModelSpec, named: str | None) -> tuple[str, list[NDArray[np.uint8]]]:
     picked = pick_sources([named] if named else None, spec, _NUM_REAL, num_spare=_NUM_SPARE)
-    # The first four lie evenly over all, and so do every four after them.
+    # The first four are spaced evenly over all images, and so are each four after them.
     stride = -(-len(picked.sources) // _NUM_REAL)
     photographs: list[NDArray[np.uint8]] = []
     for source in (source for first in range(stride) for source in picked.sources[first::stride]):

@@ -1,4 +1,4 @@
-"""What a graph loses against FP32, and how it is written."""
+"""The accuracy that a graph loses against FP32, and its text form."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drop:
-    """What a graph loses against FP32 on `num_images` images.
+    """The accuracy that a graph loses against FP32 on `num_images` images.
 
-    `points` is what a budget limits, in percent of the images: answers that changed, or with labels by how much the
-    top-1 error grew. `low_points` and `high_points` are its 95 % interval. `logit_error` is the RMS error of the logits
-    as a share of their RMS; infinite if one is not finite.
+    `points` is the loss that a budget limits, in percent of the images: the answers that changed or, with labels, the
+    increase in top-1 error. `low_points` and `high_points` are its 95 % interval. `logit_error` is the RMS error of
+    the logits divided by their RMS; infinite if a logit is not finite.
     """
 
     num_images: int
@@ -24,7 +24,7 @@ class Drop:
 
 
 def describe(drop: Drop) -> str:
-    """In words: how many answers changed, or by how much the top-1 error grew, with the 95 % interval."""
+    """Describe the changed answers, or the increase in top-1 error, with the 95 % interval."""
     flips = f"{drop.num_flips} of {drop.num_images} answers changed"
     if drop.has_labels:
         interval = f"{_short(drop.low_points, '+')} to {_short(drop.high_points, '+')}"
@@ -33,5 +33,5 @@ def describe(drop: Drop) -> str:
 
 
 def _short(points: float, sign: str = "") -> str:
-    """Two digits; three of 100."""
+    """Two significant digits; three for 100."""
     return f"{points:{sign}.2g}" if abs(points) < 99.5 else f"{points:{sign}.0f}"

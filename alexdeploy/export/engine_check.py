@@ -1,4 +1,4 @@
-"""Does each backend give the answers of the very graph that it is to run? Asked before the graph is written."""
+"""Compare each installed backend with the reference, on the graph that it will run, before the graph is written."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from alexdeploy.images.preprocess import network_input
 _NUM_VIEWS: tuple[NumViews, ...] = (1, 10)
 
 _TOLERANCES = {**TOLERANCES, "int8": 0.1}
-"""Largest error of a logit allowed, as a fraction of the largest logit, by `arithmetic`.
+"""Largest allowed error of a logit, as a fraction of the largest logit, by `arithmetic`.
 
-INT8: engines round sums of products at other places than the graph does, and without VNNI OpenVINO saturates some.
+INT8: engines round sums of products at other points than the graph does, and without VNNI OpenVINO saturates some.
 """
 
 _SMALLEST_PROBABILITY = 1e-7
-"""Classes that the reference gives less are not compared: float32 has few digits left for them."""
+"""Classes with a smaller reference probability are not compared: float32 has few digits left for them."""
 
 _SMALLEST_LARGEST = 0.05
-"""Logits count as reaching this far: where all are smaller, float32's rounding of a softmax over 1,000 classes, 1e-5 of
-a probability, would count as their error."""
+"""Lower bound of the largest logit in a relative error: with smaller logits, float32's rounding of a softmax over 1,000
+classes, 1e-5 of a probability, would count as an error of the logits."""
 
 
 def check_engines(
@@ -57,8 +57,8 @@ def check_engines(
     """Run `photographs` uint8 [N, 256, 256, 3] through the deployment graph in every installed backend for the CPU.
 
     The probabilities of one view and of ten are compared with those of the plain network, which ONNX Runtime computes
-    node by node after the reference preprocessing in NumPy. PyTorch runs no graph and is left out. Warns of each
-    backend that gives other answers or cannot load the graph; raises ParityError if all do.
+    node by node after the reference preprocessing in NumPy. PyTorch does not run the graph and is skipped. Warns about
+    each backend that gives different answers or cannot load the graph; raises ParityError if all of them do.
     """
     backends = [
         backend
@@ -78,7 +78,7 @@ def check_engines(
             # Not max(), which passes over a NaN.
             error = float(np.max(errors))
         except DeviceMemoryError:
-            # No property of the model.
+            # Not the model's fault.
             raise
         except AlexDeployError as exc:
             problem = f"cannot run the graph: {first_line(exc)}"
@@ -107,7 +107,7 @@ def check_engines(
 
 
 def arithmetic(model: ModelProto) -> Literal["fp32", "fp16", "int8"]:
-    """The coarsest arithmetic in a graph: somebody else's may hold any, whatever file it is in."""
+    """The coarsest arithmetic in a graph: an imported graph may contain any, whatever its file name says."""
     nodes = list(all_nodes(model.graph.node))
     operators = {node.op_type for node in nodes}
     if any(each.startswith("Q") or "QuantizeLinear" in each or each.endswith("Integer") for each in operators):
@@ -119,9 +119,9 @@ def arithmetic(model: ModelProto) -> Literal["fp32", "fp16", "int8"]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Expected:
-    """What the network answers. Logarithms: `by_image` [N, C] of the mean over the views, `by_view` [N, V, C].
+    """The reference answers, as log probabilities: `by_image` [N, C] of the mean over views, `by_view` [N, V, C].
 
-    `largest` is the largest logit, counted from the mean of its row: softmax knows no other zero.
+    `largest` is the largest logit, relative to the mean of its row, since softmax ignores a constant offset.
     """
 
     num_views: NumViews
@@ -137,7 +137,7 @@ def _expected(
     (output,) = runner.outputs
     found = []
     for num_views in _NUM_VIEWS:
-        # Image by image: a graph that computes all activations of 60 views at once takes a gigabyte for them.
+        # Image by image: the activations of 60 views at once take a gigabyte.
         inputs = (network_input(each, spec.preprocessing, num_views, mean_image) for each in photographs)
         logits = np.stack([runner.run(views)[output] for views in inputs]).astype(np.float64)
         shifted = logits - logits.max(axis=2, keepdims=True)
@@ -145,7 +145,7 @@ def _expected(
         found.append(
             _Expected(
                 num_views=num_views,
-                # Not the logarithm of a mean, where a probability may be too small for float64.
+                # Not the logarithm of a mean: a probability may be too small for float64.
                 by_image=np.logaddexp.reduce(by_view, axis=1) - np.log(num_views),
                 by_view=by_view,
                 largest=max(float(np.abs(logits - logits.mean(axis=2, keepdims=True)).max()), _SMALLEST_LARGEST),
@@ -163,7 +163,7 @@ def _run(
     precision: Precision,
     num_views: NumViews,
 ) -> Predictions:
-    # As `predict` opens it: what is compiled here is in the cache of compiled models then.
+    # Opened as `predict` opens it, so that the compiled model is then in the cache.
     options = EngineOptions(precision=precision, num_views=num_views)
     with open_graph(backend, graph, spec, mean_image, options) as engine:
         return join_predictions(
@@ -175,10 +175,10 @@ def _run(
 
 
 def _error(found: Predictions, expected: _Expected) -> float:
-    """The largest error of a logit that the answers show, as a fraction of the largest logit.
+    """The largest error of a logit that follows from the answers, as a fraction of the largest logit.
 
-    Where logits are off by e, the logarithms of probabilities are off by 2 e at most, those of a mean over views as
-    well, and the answer of a view may be a class whose logit is 2 e less than the best.
+    If logits are off by e, log probabilities, also those of a mean over views, are off by at most 2 e, and the answer
+    of a view may be a class whose logit is 2 e below the best.
     """
     compared = expected.by_image > np.log(_SMALLEST_PROBABILITY)
     with np.errstate(divide="ignore"):

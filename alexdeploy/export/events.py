@@ -11,7 +11,7 @@ from alexdeploy.export.drop import Drop
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """Ranges are measured on `num_done` of `num_total` images."""
+    """Ranges have been measured on `num_done` of `num_total` images."""
 
     num_done: int
     num_total: int
@@ -19,9 +19,9 @@ class Calibrated:
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureMeasured:
-    """`num_done` of about `num_expected` graphs are measured; about `seconds_left` remain.
+    """`num_done` of about `num_expected` graphs have been measured; about `seconds_left` remain.
 
-    The last one has the layers `fp32` in FP32 and loses `drop`.
+    The latest one keeps the layers `fp32` in FP32 and loses `drop`.
     """
 
     num_done: int
@@ -33,7 +33,7 @@ class MixtureMeasured:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineBuildFailed:
-    """A process that built a TensorRT engine was ended by a signal; others report their errors themselves."""
+    """A signal ended a process that was building a TensorRT engine. Other failures are reported by that process."""
 
     error: DeviceError
 

@@ -1,4 +1,4 @@
-"""The export step: a model folder in, checked ONNX files in the same folder out."""
+"""The export step: read a model folder, write checked ONNX files to the same folder."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from alexdeploy.network.weights import Weights
 class Exported:
     """One file that an export wrote, or found up to date, and how it was checked.
 
-    `parity` compares layers or outputs with FP32's; `half_layers` is FP16's plan; `quantization` how INT8 was chosen;
-    `backends` are those installed, and whether they give the graph's answers.
+    `parity` compares layers or outputs with FP32's. `half_layers` is the FP16 plan, `quantization` the outcome of the
+    INT8 search. `backends` are the installed backends, and whether each gives the graph's answers.
     """
 
     path: Path
@@ -56,11 +56,11 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportOptions:
-    """`images`: a photograph, folder or archive to check on; None takes the training data, or rendered pictures.
+    """`images`: a photograph, folder or archive to check on; None uses the training data, or rendered pictures.
 
-    `calibrate` are images to measure INT8's ranges on; None takes those measured before. `budget` is what INT8 may
-    cost. `int8_weights` is how many bits its weights have: 7 are for processors without VNNI, see docs/precision.md.
-    `overwrite` exports a `model.onnx` that is up to date again.
+    `calibrate`: images to measure INT8 ranges on; None uses the ranges measured earlier. `budget`: the maximum accuracy
+    loss of INT8. `int8_weights`: bits of an INT8 weight; 7 is for processors without VNNI, see docs/precision.md.
+    `overwrite`: export `model.onnx` again even if it is up to date.
     """
 
     fp16: bool = False
@@ -80,12 +80,13 @@ def export_model(
     options: ExportOptions = ExportOptions(),
     on_event: Callable[[Event], None] = warn_of_notices,
 ) -> tuple[Exported, ...]:
-    """Write `model.onnx`, and `model.fp16.onnx` and `model.int8.onnx` if asked, after each has been checked.
+    """Check and write `model.onnx` and, if requested, `model.fp16.onnx` and `model.int8.onnx`.
 
-    `model` is a folder or what `find_model` takes. An imported model has no weights of its own: its `model.onnx` stays,
-    and the others are checked against it. So does a `model.onnx` that is up to date, unless `overwrite` is set. Raises
-    ParityError, with every graph left as it was, if one does not give the answers of the weights, does not hold the
-    budget, or has its answers from no installed backend: nothing is written before all that was asked for is checked.
+    `model` is a folder or what `find_model` takes. An imported model has no separate weights: its `model.onnx` is kept,
+    and the others are checked against it. A `model.onnx` that is up to date is kept too, unless `overwrite` is set.
+    Nothing is written until every requested graph has passed its checks. Raises ParityError, with all existing graphs
+    unchanged, if a graph does not give the answers of the weights, exceeds the budget, or gives wrong answers on every
+    installed backend.
     """
     folder = find_model(model)
     options = check_argument("options", options, ExportOptions)
@@ -96,7 +97,7 @@ def export_model(
     fp32 = (None if options.overwrite else _kept_fp32(folder, network)) or _checked_fp32(
         folder, network, images.inputs, on_event
     )
-    # First of the two: ranges that are measured for it say where FP16 would overflow as well.
+    # INT8 before FP16: the ranges measured for it also show where FP16 would overflow.
     int8 = _checked_int8(fp32, folder, spec, options, on_event) if options.int8 else None
     ranges = None if int8 is None else int8.ranges
     fp16 = _checked_fp16(fp32, folder, spec, images.inputs, ranges, on_event) if options.fp16 else None
@@ -113,7 +114,7 @@ def export_model(
         )
 
     def write_first() -> None:
-        # Before the graphs, since a record of another graph than the one in the folder says nothing.
+        # Before the graphs: a record of another graph than the one in the folder is ignored.
         record_backend_checks(folder, tuple(check for found in backends.values() for check in found))
         for each in checked:
             if each.ranges is not None:
@@ -137,7 +138,7 @@ def export_model(
 
 
 def _check_options(folder: ModelFolder, network: Network, options: ExportOptions) -> None:
-    """Raise what can be known before any work."""
+    """Raise the errors that can be found before any work is done."""
     asked: tuple[Precision, ...] = ("fp32", *(("fp16",) if options.fp16 else ()), *(("int8",) if options.int8 else ()))
     check_complete(folder, network, asked)
     if options.int8 and options.budget.keep:
@@ -159,7 +160,7 @@ def _check_options(folder: ModelFolder, network: Network, options: ExportOptions
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Checked:
-    """A graph that may be written. `content` is None where the file is it already; `weights` where there are none."""
+    """A graph that passed its checks. `content` is None if the file is up to date, `weights` if there are none."""
 
     path: Path
     precision: Precision
@@ -173,7 +174,7 @@ class _Checked:
 
 
 def _kept_fp32(folder: ModelFolder, network: Network) -> _Checked | None:
-    """`model.onnx` if another export would write the same bytes, by what is recorded in it and beside it; else None."""
+    """`model.onnx` if its metadata and the records beside it show that an export would not change it; else None."""
     if network.weights is None or network.new_files or not folder.sum_path().is_file():
         return None
     try:
@@ -258,7 +259,7 @@ def _largest(
     ranges: Ranges | None,
     on_event: Callable[[Event], None],
 ) -> dict[str, float]:
-    """The largest |x| of each tensor: as calibrated if that was on this network, else on the images of the check."""
+    """The largest |x| of each tensor: from calibration if it was on this network, else from the check images."""
     if ranges is not None:
         return {name: tensor.largest for name, tensor in ranges.tensors.items()}
     if os.path.isfile(folder.ranges_path):

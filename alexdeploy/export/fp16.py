@@ -1,4 +1,4 @@
-"""FP16 as a property of the graph: weights and arithmetic in float16, LRN and the graph's own I/O in float32."""
+"""Converting a graph to FP16: weights and arithmetic in float16, LRN and the graph's inputs and outputs in float32."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from alexdeploy.graphs.edit import attribute, inner_graphs, producers, rename_in
 from alexdeploy.graphs.onnxruntime_library import load_onnxruntime
 
 LARGEST = float(np.finfo(np.float16).max)
-"""65,504: beyond, FP16 has only infinity."""
+"""65,504, the largest finite FP16 value."""
 
 _LARGEST_SQUARED = LARGEST**0.5
 """255.9: an LRN squares its input."""
 
 _HEADROOM = 2.0
-"""Other images reach further than those that were measured."""
+"""Other images may produce larger values than the measured ones."""
 
 _FP32_OPS = ("LRN", "Softmax")
-"""x * x leaves FP16's range at |x| > 255, and on Caffe-scale inputs conv1 gets there."""
+"""x * x exceeds FP16's range at |x| > 255, which conv1 reaches on Caffe-scale inputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HalfLayer:
-    """How near a node is to FP16's limit. `largest` is the largest |x| that it reads, holds in weights or gives.
+    """How near a node is to FP16's limit. `largest` is the largest |x| of its inputs, weights and outputs.
 
-    `share` of the limit: of 65,504, for an LRN of the 255.9 whose square is that. `reason` says why it is FP32.
+    `share` is the fraction of the limit: 65,504, or its square root 255.9 for an LRN. `reason`: why it stays FP32.
     """
 
     layer: str
@@ -43,7 +43,7 @@ class HalfLayer:
 
 
 def plan_fp16(model: onnx.ModelProto, largest: Mapping[str, float]) -> tuple[HalfLayer, ...]:
-    """Which nodes of a float32 network can be FP16, judged by `largest`, the largest |x| seen of its tensors."""
+    """Which nodes of a float32 network can be FP16, given `largest`, the largest |x| measured of each tensor."""
     weights = {
         tensor.name: float(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0))
         for tensor in model.graph.initializer
@@ -51,7 +51,7 @@ def plan_fp16(model: onnx.ModelProto, largest: Mapping[str, float]) -> tuple[Hal
     }
     known = {**largest, **weights}
     for node in model.graph.node:
-        # A reshaped or otherwise unmeasured tensor holds what its node reads.
+        # A reshaped or otherwise unmeasured tensor has the values that its node reads.
         if node.output[0] not in known:
             known[node.output[0]] = max((known.get(name, 0.0) for name in node.input), default=0.0)
     return tuple(_check_node(node, known) for node in model.graph.node)
@@ -80,13 +80,13 @@ def _check_node(node: NodeProto, known: Mapping[str, float]) -> HalfLayer:
 
 
 def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """Convert a float32 network; each LRN and the nodes named in `keep` stay FP32, with casts round them.
+    """Convert a float32 network; each LRN and the nodes named in `keep` stay FP32, with casts around them.
 
     Every tensor keeps its name. Needs onnxruntime.
     """
     float16, onnx_model = (load_onnxruntime(f"transformers.{name}") for name in ("float16", "onnx_model"))
     with warnings.catch_warnings():
-        # Weights under FP16's smallest number are rounded up to it; the parity check judges what that costs.
+        # Weights below FP16's smallest number are rounded up to it; the parity check measures the error.
         warnings.simplefilter("ignore")
         converted = float16.convert_float_to_float16(
             deepcopy(model),
@@ -94,7 +94,7 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_FP32_OPS],
             node_block_list=list(keep),
         )
-    # The converter appends its casts at the end, where the format wants every node after those it reads.
+    # The converter appends its casts at the end, but ONNX requires nodes in topological order.
     sorted_model = onnx_model.OnnxModel(converted)
     sorted_model.topological_sort()
     _join_islands(converted.graph)
@@ -103,7 +103,7 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
 
 
 def to_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a network in float16 that holds the same weights, and computes, in float32."""
+    """A copy of a float16 network with the same weights stored, and computed with, in float32."""
     copy = deepcopy(model)
     del copy.graph.value_info[:]
     for graph in (copy.graph, *inner_graphs(copy.graph.node)):
@@ -124,7 +124,7 @@ def to_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _join_islands(graph: onnx.GraphProto) -> None:
-    """Between two FP32 nodes the converter rounds to FP16 and back, which overflows where FP32 is there for that."""
+    """Remove the casts to FP16 and back between two FP32 nodes: they overflow where FP32 is needed to prevent it."""
     del graph.value_info[:]
     makers, outputs = producers(graph), {value.name for value in graph.output}
     for back in [node for node in graph.node if _casts_to(node, TensorProto.FLOAT)]:
@@ -133,7 +133,7 @@ def _join_islands(graph: onnx.GraphProto) -> None:
             continue
         others = [node for node in graph.node if there.output[0] in node.input and node is not back]
         if back.output[0] in outputs:
-            # What the graph gives keeps its name, and the layer takes it.
+            # A graph output keeps its name; the layer takes that name over.
             maker = makers[there.input[0]]
             maker.output[:] = [back.output[0] if each == there.input[0] else each for each in maker.output]
             rename_inputs(graph.node, {there.input[0]: back.output[0]})
@@ -141,10 +141,10 @@ def _join_islands(graph: onnx.GraphProto) -> None:
             if not others:
                 graph.node.remove(there)
         elif others or there.input[0] not in makers:
-            # Something reads the FP16 tensor as well: it stays, and the FP32 node reads the one before it.
+            # Another node reads the FP16 tensor too: keep it, and let the FP32 node read the one before it.
             rename_inputs(graph.node, {back.output[0]: there.input[0]})
         else:
-            # The FP32 tensor takes the name that the layer has everywhere.
+            # The FP32 tensor takes the layer's name.
             name = there.output[0]
             maker = makers[there.input[0]]
             maker.output[:] = [name if each == there.input[0] else each for each in maker.output]

@@ -1,4 +1,4 @@
-"""From PyTorch weights to the plain network in ONNX: LRN as one native node, names that a person knows."""
+"""From PyTorch weights to the plain network in ONNX: LRN as one native node, nodes named after the layers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from alexdeploy.network.layers import Layer
 from alexdeploy.network.weights import Weights
 
 _IR_VERSION = 8
-"""The file format that goes with opset 17; older readers refuse a newer one."""
+"""The IR version that goes with opset 17; older readers refuse a newer one."""
 
 _OP_TYPES = {"Conv": "conv", "LRN": "lrn", "MaxPool": "pool", "Gemm": "fc", "Reshape": "flatten"}
 
@@ -31,7 +31,7 @@ _OP_TYPES = {"Conv": "conv", "LRN": "lrn", "MaxPool": "pool", "Gemm": "fc", "Res
 def export_network(
     architecture: Architecture, num_classes: int, weights: Weights, images: NDArray[np.float32]
 ) -> tuple[ModelProto, tuple[Layer, ...], Mapping[str, NDArray[np.floating]]]:
-    """Build the network with `weights` and export it; also PyTorch's activations on `images`, for the check."""
+    """Build the network with `weights` and export it; also returns PyTorch's activations on `images`, for the check."""
     network = AlexNet(architecture, num_classes)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     activations = network.eval().activations(torch.from_numpy(images))
@@ -46,7 +46,7 @@ def network_to_onnx(network: AlexNet) -> ModelProto:
     """Export with `torch.onnx.export`: `images` float32 [N, 3, input, input] -> `logits` float32 [N, classes].
 
     Each layer is one node that carries the layer's name; an LRN per tower has a Reshape before and after it.
-    Raises ParityError if the graph does not hold exactly the layers of the plan.
+    Raises ParityError if the graph does not contain exactly the layers of the plan.
     """
     size = network.architecture.input
     with _quiet_exporter(), torch.inference_mode():
@@ -70,7 +70,7 @@ def network_to_onnx(network: AlexNet) -> ModelProto:
 
 
 def _tidied(model: onnx_ir.Model) -> ModelProto:
-    """Fold constants, drop what inference does not need, and strip the exporter's notes to itself."""
+    """Fold constants, drop what inference does not need, and strip the exporter's metadata."""
     import onnxscript.optimizer
 
     onnxscript.optimizer.fold_constants(model)
@@ -99,7 +99,7 @@ def _tidied(model: onnx_ir.Model) -> ModelProto:
 
 
 def _name_after_plan(model: ModelProto, plan: tuple[Layer, ...]) -> None:
-    """Give each node and its output the name of the layer that it came from. The weights already have theirs."""
+    """Name each node and its output after the layer that it came from. The weights already have their names."""
     nodes = list(model.graph.node)
     position = 0
     for layer in plan:
@@ -116,11 +116,11 @@ def _name_after_plan(model: ModelProto, plan: tuple[Layer, ...]) -> None:
 
 
 def _node_names(layer: Layer, rest: list[NodeProto]) -> Sequence[tuple[str, tuple[str, ...]]]:
-    """The nodes that a layer stands for: (name, operators it may be; none given means any)."""
+    """The nodes of a layer: (name, allowed operators; empty means any)."""
     if layer.kind == "dropout":
         return []
     if layer.kind == "activation":
-        # SiLU, ELU and the like are several nodes at opset 17: all up to the next layer's.
+        # SiLU, ELU and the like are several nodes at opset 17: all nodes up to the next layer's.
         length = next((i for i, node in enumerate(rest) if node.op_type in _OP_TYPES), len(rest))
         return [(f"{layer.name}_{i}", ()) for i in range(1, length)] + [(layer.name, ())]
     if layer.kind == "lrn" and layer.groups > 1:
@@ -148,7 +148,7 @@ def _rename_tensors(model: ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter warns of torchvision, of its own deprecations and of a fallback that is what we ask for."""
+    """Silence the exporter's warnings about torchvision, its own deprecations and a fallback that is intended here."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

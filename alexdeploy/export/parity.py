@@ -1,4 +1,4 @@
-"""Does a converted graph give the answers of the weights? Layer by layer, against NumPy float64 and PyTorch."""
+"""Compare a converted graph with its weights, layer by layer, against NumPy float64 and PyTorch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from alexdeploy.network.layers import Layer
 from alexdeploy.network.weights import Weights
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
-"""Largest error of a layer's output allowed, as a fraction of that output's largest magnitude.
+"""Largest allowed error of a layer's output, as a fraction of that output's largest magnitude.
 
-FP32 sums of up to 9,216 products in another order differ by about 1e-6; FP16 keeps 11 bits, and its errors add up
-over eight layers to a few 1e-3.
+FP32 sums of up to 9,216 products in another order differ by about 1e-6. FP16 keeps 11 bits; its errors add up over
+eight layers to a few 1e-3.
 """
 
 Activations = Mapping[str, NDArray[np.floating]]
@@ -27,7 +27,7 @@ Activations = Mapping[str, NDArray[np.floating]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parity:
-    """What a check found. Errors are relative to the largest magnitude of the layer's output."""
+    """The result of a check. Errors are relative to the largest magnitude of the layer's output."""
 
     precision: str
     tolerance: float
@@ -110,14 +110,14 @@ def compare_outputs(
 
 
 def run_layers(model: onnx.ModelProto, plan: tuple[Layer, ...], images: NDArray[np.float32]) -> Activations:
-    """Every layer's output by the layer's name, computed by ONNX Runtime with its graph optimizations off."""
+    """Every layer's output by layer name, computed by ONNX Runtime with graph optimizations disabled."""
     names = layer_tensors(model, plan)
     outputs = GraphRunner(model, names.values()).run(images)
     return {layer: outputs[name] for layer, name in names.items()}
 
 
 def layer_tensors(model: onnx.ModelProto, plan: tuple[Layer, ...]) -> dict[str, str]:
-    """The tensor that holds each layer's output, by the layer's name, in order; dropout left out."""
+    """The name of each layer's output tensor, by layer name, in order, without dropout."""
     return {layer.name: _tensor_of(layer, plan, model) for layer in plan if layer.kind != "dropout"}
 
 

@@ -1,4 +1,4 @@
-"""What an export reads, and how its files take their places: weights and graphs together."""
+"""Reading the network to export, and publishing weights and graphs together."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from alexdeploy.network.weights import ModelWeights, load_model_weights
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """What to export. `weights` is None for an imported model, whose `model.onnx` is all that there is.
+    """The network to export. `weights` is None for an imported model, which consists of its `model.onnx`.
 
-    `new_files` are the candidate's, by their places in the folder; empty if the folder's own weights are exported.
+    `new_files` are the candidate's files by their paths in the folder; empty if the folder's own weights are exported.
     """
 
     spec: ModelSpec
@@ -36,10 +36,10 @@ class Network:
 
 
 def read_network(folder: ModelFolder) -> Network:
-    """The newest weights of a folder, which are those of its candidate if it has one. Raises ModelError."""
+    """The newest weights of a folder: its candidate's, if it has one. Raises ModelError."""
     if not folder.candidate.spec_path.is_file():
         return _read(folder, folder)
-    # A run that is training may write the next candidate at any time.
+    # A training run may write the next candidate at any time.
     with wait_for_lock(folder.publish_lock):
         return _read(folder, folder.candidate)
 
@@ -49,7 +49,7 @@ def _read(folder: ModelFolder, place: ModelFolder) -> Network:
     weights = load_model_weights(place, spec, sha256_file) if place.weights_path.is_file() else None
     new_files = {}
     if place != folder:
-        # In this order, and the spec last: it says which weights are right.
+        # In this order, with the spec last: it records the SHA-256 of the weights.
         for source, target in (
             (place.mean_path, folder.mean_path),
             (place.weights_path, folder.weights_path),
@@ -61,7 +61,7 @@ def _read(folder: ModelFolder, place: ModelFolder) -> Network:
 
 
 def check_complete(folder: ModelFolder, network: Network, precisions: tuple[Precision, ...]) -> None:
-    """Raise UsageError if newer weights would leave one of the folder's graphs behind, which is then refused."""
+    """Raise UsageError if newer weights would make one of the folder's graphs stale; a stale graph is refused later."""
     if not network.new_files:
         return
     behind = [
@@ -82,9 +82,9 @@ def publish(
     graphs: Mapping[Precision, bytes],
     write_first: Callable[[], None],
 ) -> None:
-    """Put the graphs in place, with the weights that they are of. `write_first` writes what may be there before.
+    """Write the graphs and the weights that they were made from. `write_first` writes the files that go before them.
 
-    Raises StaleArtifactError if other weights were published meanwhile, with nothing written; OutputError.
+    Raises StaleArtifactError, with nothing written, if other weights were published meanwhile; OutputError.
     """
     with wait_for_lock(folder.publish_lock), deferred_interrupts():
         if network.weights is not None and not network.new_files:
@@ -97,7 +97,7 @@ def publish(
                 )
         write_first()
         write_graphs(folder, graphs, network.new_files)
-        # A run that is training may have published the next one meanwhile: that stays.
+        # A training run may have published the next candidate meanwhile: keep that one.
         if network.weights is not None and _candidate_weights(folder) == network.weights.sha256:
             folder.remove_candidate()
 

@@ -1,1 +1,1 @@
-"""INT8: ranges measured on images, thresholds, Q/DQ graphs and the search for layers that stay in float."""
+"""INT8: ranges measured on images, thresholds, Q/DQ graphs and the search for the layers to keep in float."""

@@ -1,4 +1,4 @@
-"""The calibration step: run the FP32 network over real images and measure what its tensors hold."""
+"""The calibration step: run the FP32 network over real images and measure the ranges of its tensors."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from alexdeploy.images.sources import check_named, iter_sources, printable_path
 
 FEWEST_IMAGES = 32
 _SMALLEST_SPREAD = 0.02
-"""Standard deviation of the logits from image to image, as a share of their own: below, all images look alike."""
+"""Standard deviation of the logits between images, as a share of their own: below this, all images look alike."""
 
 _PERCENTILES = (99.0, 99.9, 99.99, 99.999)
 _VIEWS_PER_BATCH = 10
 _COPIES = ("Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze", "Transpose", "Dropout", "Constant")
-"""Operators whose output holds what their input holds, or nothing that images change."""
+"""Operators whose output has the values of their input, or does not depend on the images."""
 
 
 class Photograph(NamedTuple):
@@ -60,7 +60,7 @@ class Photograph(NamedTuple):
 
 
 class CalibrationInterrupted(KeyboardInterrupt):
-    """A KeyboardInterrupt, with the ranges of the images before it; `num_chosen` were to be measured."""
+    """A KeyboardInterrupt, with the ranges of the images measured so far, out of `num_chosen`."""
 
     def __init__(self, ranges: Ranges, num_chosen: int) -> None:
         super().__init__()
@@ -74,9 +74,9 @@ def calibrate(
     recipe: CalibrationRecipe | None = None,
     on_event: Callable[[Event], None] = warn_of_notices,
 ) -> Ranges:
-    """Measure `model.onnx` on `images`, anything that `iter_sources` takes; write `calibration/<model>.ranges.json`.
+    """Measure `model.onnx` on `images`, anything that `iter_sources` accepts; write `calibration/<model>.ranges.json`.
 
-    `model` is a folder or what `find_model` takes. Labels are not needed. `recipe` None takes
+    `model` is a folder or what `find_model` takes. Labels are not needed. `recipe` None uses
     `calibration/default.toml`. Raises ModelError for a graph that is missing or stale, InputError if no image can be
     read, and CalibrationInterrupted on a KeyboardInterrupt, with nothing written.
     """
@@ -99,7 +99,7 @@ def measure(
     recipe: CalibrationRecipe,
     on_event: Callable[[Event], None] = warn_of_notices,
 ) -> Ranges:
-    """The ranges of `graph`, not written. Memory does not grow with the number of images. Raises as `calibrate`."""
+    """As `calibrate`, without writing a file. Memory use does not grow with the number of images."""
     _check_text(images, folder.path.as_posix())
     check_named([images])
     names, skipped = choose_images(images, recipe)
@@ -175,10 +175,10 @@ def measure(
 
 
 def choose_images(images: str, recipe: CalibrationRecipe) -> tuple[list[str], dict[str, str]]:
-    """The names of at most `num_images` images: the same ones wherever the folder lies and however it is listed.
+    """The names of at most `num_images` images. The choice does not depend on the folder's location or listing order.
 
-    Beside them what could not be listed (a folder, an archive that is cut off), and why. Raises InputError if there
-    is no image.
+    Also returns what could not be listed (a folder, a truncated archive), and why. Raises InputError if there is no
+    image.
     """
     if images == "-":
         raise UsageError("calibration images are read twice; standard input cannot be", hint="Name a folder or @list.")
@@ -217,7 +217,7 @@ def _check_text(*names: str) -> None:
 
 
 def read_photographs(origin: str, names: list[str], spec: ModelSpec, skipped: dict[str, str]) -> Iterator[Photograph]:
-    """Decode the images of `origin` that have these names; `skipped` collects those that cannot be, and why."""
+    """Decode the images of `origin` with these names; `skipped` collects those that cannot be decoded, and why."""
     for source in named_sources(origin, names):
         try:
             content = source.read(spec.preprocessing.resize)
@@ -229,7 +229,7 @@ def read_photographs(origin: str, names: list[str], spec: ModelSpec, skipped: di
 
 
 def measured_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The float tensors that precision is about: what layers read and give, each named once where it is a mere copy."""
+    """The float tensors that layers read and produce; a tensor that is only a copy of another is not repeated."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -243,7 +243,7 @@ def measured_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def _tensor_range(histogram: Histogram, recipe: CalibrationRecipe) -> TensorRange:
-    # Of a tensor that is always 0 any scale will do.
+    # For a tensor that is always 0, any scale will do.
     threshold = _short(histogram.threshold(recipe.method, recipe.percentile)) or 1.0
     return TensorRange(
         minimum=_short(histogram.minimum),
@@ -255,12 +255,12 @@ def _tensor_range(histogram: Histogram, recipe: CalibrationRecipe) -> TensorRang
 
 
 def _short(value: float) -> float:
-    """The nearest float32, with the few digits that name it."""
+    """The nearest float32, with as few digits as identify it."""
     return float(str(np.float32(value)))
 
 
 class _Spread:
-    """How much the logits differ from image to image, and within one: running sums over [N, C]."""
+    """How much the logits vary between images and within one: running sums over [N, C]."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -274,7 +274,7 @@ class _Spread:
         self._squares = self._squares + (wide**2).sum(axis=0)
 
     def ratio(self) -> float:
-        """Standard deviation over images as a share of that over images and classes; 1 if there is none at all."""
+        """Standard deviation over images divided by that over images and classes; 1 if the latter is 0."""
         means, squares = self._sum / self._count, self._squares / self._count
         within = float(np.sqrt(np.maximum(squares - means**2, 0).mean()))
         whole = float(np.sqrt(max(squares.mean() - means.mean() ** 2, 0)))

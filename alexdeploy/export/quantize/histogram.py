@@ -1,4 +1,4 @@
-"""How large a tensor's values are: a histogram of |x| that is gathered as batches pass, and thresholds chosen on it."""
+"""A histogram of a tensor's |x|, accumulated batch by batch, and the thresholds chosen from it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _MSE_CANDIDATES = 200
 class Histogram:
     """Counts of |x| in 8,192 equal bins from 0 to a power of two, with the exact smallest and largest value.
 
-    When a larger value comes, the range doubles and pairs of bins are added: exact in whole numbers, so the counts
-    do not depend on the order or the size of the batches.
+    For a larger value, the range doubles and pairs of bins are added. This is exact in integers, so the counts do not
+    depend on the order or the size of the batches.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Histogram:
 
     @property
     def largest(self) -> float:
-        """The largest |x|; 0 if nothing came."""
+        """The largest |x|; 0 if nothing was added."""
         return max(abs(self.minimum), abs(self.maximum)) if self.counts.any() else 0.0
 
     def add(self, values: NDArray[np.floating]) -> None:
@@ -46,18 +46,18 @@ class Histogram:
             self.counts[0] += values.size
             return
         self._widen(largest)
-        # A product with a power of two is exact, so a value on the edge of two bins falls into the upper one always.
+        # Multiplying by a power of two is exact, so a value on the edge of two bins always falls into the upper one.
         bins = np.abs(values.ravel()) * np.float32(_NUM_BINS / self.limit)
         self.counts += np.bincount(np.minimum(bins.astype(np.int32), _NUM_BINS - 1), minlength=_NUM_BINS)
 
     def percentile(self, percent: float) -> float:
-        """The upper edge of the bin below which `percent` of all |x| lie; never above the largest |x|."""
+        """The upper edge of the bin that `percent` of all |x| do not exceed; at most the largest |x|."""
         total = int(self.counts.sum())
         index = int(np.searchsorted(np.cumsum(self.counts), math.ceil(total * percent / 100)))
         return min((index + 1) * self.limit / _NUM_BINS, self.largest)
 
     def threshold(self, method: CalibrationMethod, percent: float = 99.99) -> float:
-        """The |x| that becomes 127; larger values saturate. 0 for a tensor that is always 0."""
+        """The |x| that maps to 127; larger values saturate. 0 for a tensor that is always 0."""
         if self.largest == 0.0 or method == "minmax":
             return self.largest
         if method == "percentile":
@@ -84,11 +84,11 @@ class Histogram:
         return float(thresholds[int(np.argmin(errors))])
 
     def _entropy_threshold(self) -> float:
-        """The threshold that loses the least information (Kullback-Leibler), as TensorRT's old calibrator chose it."""
+        """The threshold with the smallest Kullback-Leibler divergence, as in TensorRT's former entropy calibrator."""
         coarse = self.counts.reshape(_ENTROPY_BINS, -1).sum(axis=1)
-        # The zeros of a ReLU lose nothing at any scale; with them, almost any clipping would seem cheap.
+        # The zeros of a ReLU are exact at any scale; counting them would make almost any clipping seem cheap.
         coarse[0] = coarse[1]
-        # Its histogram goes from -limit to limit.
+        # TensorRT's histogram spans -limit to limit.
         both_sides = np.concatenate([coarse[::-1], coarse])
         edges = np.linspace(-self.limit, self.limit, 2 * _ENTROPY_BINS + 1, dtype=np.float32)
         calibrate = load_onnxruntime("quantization.calibrate")

@@ -1,7 +1,7 @@
-"""INT8 as a property of the graph: Q/DQ at the inputs of Conv and Gemm, in the one form that every runtime takes.
+"""Converting a graph to INT8: Q/DQ at the inputs of Conv and Gemm, in the form that every runtime supports.
 
-Symmetric, zero points present and 0, scales in float32; activations per tensor, weights per output channel, biases
-float. None stands round an LRN. TensorRT 8.6 to 11, ONNX Runtime and OpenVINO run the same file.
+Quantization is symmetric, with explicit zero points of 0 and float32 scales: activations per tensor, weights per output
+channel, biases in float. LRN has no Q/DQ. TensorRT 8.6 to 11, ONNX Runtime and OpenVINO run the same file.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from alexdeploy.graphs.onnxruntime_library import load_onnxruntime
 from alexdeploy.graphs.ranges import QMAX
 
 _PIXEL_OFFSET = 128
-"""From pixels 0..255 to INT8 -128..127, exactly, at scale 1."""
+"""Maps pixels 0..255 to INT8 -128..127 exactly, at scale 1."""
 
 _QMAX_7_BITS = 63
 
 
 def quantizable_layers(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the nodes that have weights to quantize, in the order in which they run."""
+    """Names of the nodes that have weights to quantize, in execution order."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return tuple(
         node.name
@@ -47,9 +47,9 @@ def to_int8(
 ) -> onnx.ModelProto:
     """Quantize a float32 network; layers named in `keep` stay float32. Needs onnxruntime.
 
-    `thresholds` are the |x| that become 127, by tensor. Where `preprocessing` has no mean image and the first layer
-    no padding, that layer sees the pixels themselves: no error of its input at all. Weights are INT8 from -127 to 127;
-    with 7 bits from -63 to 63, so that no sum of two products with an 8-bit activation leaves 16 bits.
+    `thresholds` are the |x| that map to 127, by tensor. If `preprocessing` has no mean image and the first layer no
+    padding, that layer reads the pixels themselves, so its input has no quantization error. Weights are INT8 from -127
+    to 127; with 7 bits from -63 to 63, so that a sum of two products with 8-bit activations fits in 16 bits.
     """
     quantization = load_onnxruntime("quantization")
     copy = deepcopy(model)
@@ -68,7 +68,7 @@ def to_int8(
     quantizer = quantization.QDQQuantizer(
         copy,
         per_channel=True,
-        # What it has for 7 bits is -64 to 64, and in some versions for activations as well.
+        # Its own 7-bit range is -64 to 64, and some versions apply it to activations as well.
         reduce_range=False,
         weight_qType=quantization.QuantType.QInt8,
         activation_qType=quantization.QuantType.QInt8,
@@ -80,13 +80,13 @@ def to_int8(
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
-            # TensorRT wants a pair of its own for each layer that reads a tensor.
+            # TensorRT needs a separate Q/DQ pair for each layer that reads a tensor.
             "DedicatedQDQPair": True,
             "OpTypesToExcludeOutputQuantization": list(WEIGHTED_OPS),
             "TensorQuantOverrides": overrides,
         },
     )
-    # It tells every layer that it leaves out.
+    # It logs every layer that it skips.
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
@@ -101,13 +101,13 @@ def to_int8(
 
 
 def _narrow_weights(graph: onnx.GraphProto, layers: Collection[str]) -> dict[str, list[dict[str, object]]]:
-    """For QDQQuantizer: the scale of each output channel of each layer's weight with which it ends at 63."""
+    """For QDQQuantizer: the scale of each output channel of each layer's weight that maps its largest |w| to 63."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
     found: dict[str, list[dict[str, object]]] = {}
     for node in graph.node:
         if node.name in layers:
             values = numpy_helper.to_array(weights[node.input[1]])
-            # MatMul, and Gemm unless it says otherwise, has [inputs, outputs].
+            # The weight of MatMul, and of Gemm by default, is [inputs, outputs].
             axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else values.ndim - 1
             largest = np.abs(np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)).max(axis=1)
             scales = np.where(largest > 0, largest / _QMAX_7_BITS, 1).astype(np.float32)
@@ -116,13 +116,13 @@ def _narrow_weights(graph: onnx.GraphProto, layers: Collection[str]) -> dict[str
 
 
 def _feed_pixels(model: onnx.ModelProto, layers: Collection[str], steps: Preprocessing) -> bool:
-    """Undo the preprocessing before the first layer, in place, and put it into its weights; tell whether it can be.
+    """Fold the preprocessing into the first layer's weights, in place, so that it reads pixels; false if impossible.
 
     Without padding, and with x = (p scale - mean) / std,
 
         sum(w x) = sum(w scale / std (p - 128)) + sum(w (128 scale - mean) / std)
 
-    so the layer reads p - 128, which INT8 holds exactly, and the last term goes into its bias.
+    so the layer reads p - 128, which INT8 represents exactly, and the last term goes into its bias.
     """
     graph = model.graph
     name = graph.input[0].name
@@ -135,7 +135,7 @@ def _feed_pixels(model: onnx.ModelProto, layers: Collection[str], steps: Preproc
     weights = {tensor.name: tensor for tensor in graph.initializer}
     if weights[conv.input[1]].dims[1] != 3:
         return False
-    # float64: the rounding of the new weights is then the only one.
+    # In float64, so that the only rounding is that of the new weights.
     weight = numpy_helper.to_array(weights[conv.input[1]]).astype(np.float64)
     bias = numpy_helper.to_array(weights[conv.input[2]]).astype(np.float64) if len(conv.input) > 2 else 0.0
     mean, std = (np.array(value, np.float64).reshape(1, 3, 1, 1) for value in (steps.mean, steps.std))
@@ -158,7 +158,7 @@ def _feed_pixels(model: onnx.ModelProto, layers: Collection[str], steps: Preproc
 
 
 def _replace(graph: onnx.GraphProto, node: NodeProto, index: int, name: str, value: NDArray[np.float64]) -> None:
-    """Give a node a new weight in the place of its old one, which goes if nothing else reads it."""
+    """Replace a weight of a node; the old one is removed if nothing else reads it."""
     old = node.input[index] if index < len(node.input) else None
     while len(node.input) <= index:
         node.input.append("")

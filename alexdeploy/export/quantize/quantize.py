@@ -1,4 +1,4 @@
-"""From an FP32 graph and real images to the INT8 graph that keeps the answers: ranges, ranking, search."""
+"""From an FP32 graph and real images to an INT8 graph within the accuracy budget: ranges, ranking, search."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ from alexdeploy.images.decode import decode
 from alexdeploy.images.labelled import read_labelled
 
 DEFAULT_MAX_DROP = 1.0
-"""Percentage points of answers that may change where the user names no budget; always at least one image."""
+"""Default budget: percentage points of answers that may change; always at least one image."""
 
 MOST_IMAGES = 2000
-"""Images that a budget is measured on: they are held decoded, 200 kB each."""
+"""Most images that a budget is measured on: they are kept decoded in memory, 200 kB each."""
 
 _LEAST_SAVING = 0.1
-"""An INT8 graph is worth its file if it is so much smaller than FP32's, or does so much of the work in INT8. With less
-it could not even be 1.11 times as fast if INT8 took no time at all."""
+"""Least fraction by which an INT8 graph must be smaller than FP32's, or of the work that it must do in INT8. With less,
+it could not be even 1.11 times as fast if INT8 took no time at all."""
 
 _COUNTS = range(1, 10_000_001)
-"""Numbers of images among which the one that a budget needs is looked for."""
+"""Range of the search for the number of images that a budget needs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
-    """What was done to hold the budget. `ranking` is empty where all layers in INT8 held a budget nobody named.
+    """How the budget was met. `ranking` is empty if all layers in INT8 met the default budget.
 
-    `num_calibrated` of the images that the drop was measured on, in `measured_on`, had been used for the ranges.
+    `measured_on`: the images that the drop was measured on; `num_calibrated` of them were also used for the ranges.
     """
 
     budget: float
@@ -69,7 +69,7 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantized:
-    """The graph, the ranges that it comes from, and how it was chosen."""
+    """The graph, the ranges it was made with, and how it was chosen."""
 
     model: onnx.ModelProto
     ranges: Ranges
@@ -80,7 +80,7 @@ class Quantized:
 class Budget:
     """`max_drop` in percentage points, None for the default; measured on `labelled` data, else as changed answers.
 
-    Layers named in `keep` stay FP32 whatever they would cost.
+    Layers named in `keep` always stay FP32.
     """
 
     max_drop: NotNegative | None = None
@@ -103,9 +103,9 @@ def quantize(
 ) -> Quantized:
     """Quantize `graph` as far as the budget allows.
 
-    `calibration_images` None takes the measured ranges on disk; else they are measured on these. Raises
-    StaleArtifactError for ranges of another network, ParityError if the budget cannot be held, ModelError if what holds
-    it saves nothing, UsageError for a layer to keep that is none.
+    Ranges are measured on `calibration_images`; None uses the ranges on disk. Raises StaleArtifactError for ranges of
+    another network, ParityError if the budget cannot be met, ModelError if a graph that meets it saves nothing,
+    UsageError for a name in `keep` that is not a layer with weights.
     """
     warnings: list[str] = []
 
@@ -139,7 +139,7 @@ def quantize(
     ranking: tuple[LayerCost, ...] = ()
     choice = Choice(keep=(), drop=whole, num_trials=1)
     if budget.max_drop is not None or whole.points > max_drop:
-        # The bisection of all mixtures of the layers takes about as many measurements as there are layers.
+        # Bisecting all mixtures of the layers takes about as many measurements as there are layers.
         trials.expect(len(layers) * (1 if whole.points <= max_drop else 2))
         ranking = rank_layers(layers, macs, trials)
         choice = search(ranking, whole, max_drop, trials, trials.expect)
@@ -159,7 +159,7 @@ def quantize(
 
 
 def check_kept_layers(keep: Collection[str], layers: Collection[str]) -> None:
-    """Raise UsageError unless all of `keep` are among the `layers` with weights, and not all of these."""
+    """Raise UsageError unless `keep` is a proper subset of the `layers` with weights."""
     check_layer_names(keep, layers)
     if set(keep) == set(layers):
         raise UsageError(
@@ -168,7 +168,7 @@ def check_kept_layers(keep: Collection[str], layers: Collection[str]) -> None:
 
 
 def _check_saving(fp32: onnx.ModelProto, int8: onnx.ModelProto, macs: Mapping[str, int], keep: Collection[str]) -> None:
-    """Raise ModelError if the INT8 graph is hardly smaller than FP32's and does hardly any of the work in INT8."""
+    """Raise ModelError if the INT8 graph is hardly smaller than FP32's and does hardly any work in INT8."""
     size = int8.ByteSize() / fp32.ByteSize()
     work = 1 - sum(macs[name] for name in keep) / max(sum(macs.values()), 1)
     if size > 1 - _LEAST_SAVING and work < _LEAST_SAVING:
@@ -181,7 +181,7 @@ def _check_saving(fp32: onnx.ModelProto, int8: onnx.ModelProto, macs: Mapping[st
 
 
 def _too_few(evaluator: Evaluator, limit: float) -> str | None:
-    """What to warn of, if the images cannot show that a graph holds `limit` points even where it changes nothing."""
+    """The warning if there are too few images to show that even a graph that changes nothing stays within `limit`."""
     count, bound = evaluator.num_images, evaluator.least_bound()
     if bound > limit:
         fewest = _fewest(evaluator.least_bound, limit)
@@ -196,7 +196,7 @@ def _too_few(evaluator: Evaluator, limit: float) -> str | None:
 
 
 def _fewest(bound: Callable[[int], float], limit: float) -> int | None:
-    """The fewest images for which `bound`, which falls as they grow in number, is at most `limit`."""
+    """The smallest number of images for which `bound`, which decreases with it, is at most `limit`."""
     index = bisect.bisect_left(_COUNTS, True, key=lambda count: bound(count) <= limit)
     return _COUNTS[index] if index < len(_COUNTS) else None
 
@@ -227,7 +227,7 @@ def _ranges(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Images:
-    """What a drop is measured on: uint8 [N, 256, 256, 3], labels if there are, and where they are from.
+    """The images that a drop is measured on: uint8 [N, 256, 256, 3], their labels if any, and their source.
 
     The ranges were measured on `num_calibrated` of them.
     """
@@ -239,9 +239,9 @@ class _Images:
 
 
 def _images(spec: ModelSpec, ranges: Ranges, budget: Budget, limit: float) -> _Images:
-    """Labelled images if the budget names them; else others than the ranges were measured on, if they are enough.
+    """Labelled images if the budget names them; else images that the ranges were not measured on, if there are enough.
 
-    Enough are as many as show that the limit holds, or as many as the ranges were measured on.
+    Enough means as many as can show that the limit is met, or as many as the ranges were measured on.
     """
     if budget.labelled is not None:
         return _labelled(spec, ranges, budget.labelled)
@@ -264,7 +264,7 @@ def _images(spec: ModelSpec, ranges: Ranges, budget: Budget, limit: float) -> _I
 
 
 def _others(ranges: Ranges, count: int) -> list[str]:
-    """Names of at most `count` images that lie where those of the ranges do: the next ones by the same choice."""
+    """Names of at most `count` images from the same source as the ranges' images: the next in the seeded order."""
     used = {image.name for image in ranges.images} | set(ranges.skipped)
     recipe = CalibrationRecipe(num_images=len(used) + count, seed=ranges.seed, exclude=ranges.exclude)
     try:
@@ -275,7 +275,7 @@ def _others(ranges: Ranges, count: int) -> list[str]:
 
 
 def _decoded(spec: ModelSpec, ranges: Ranges, names: list[str]) -> _Images:
-    """Those of the images that can be read. A copy of one that the ranges were measured on counts as that one."""
+    """The readable images among `names`. A copy of an image that the ranges were measured on counts as that image."""
     seen = {image.sha256 for image in ranges.images}
     pixels = np.empty((len(names), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     count = num_calibrated = 0
@@ -286,7 +286,7 @@ def _decoded(spec: ModelSpec, ranges: Ranges, names: list[str]) -> _Images:
 
 
 def _labelled(spec: ModelSpec, ranges: Ranges, data: str) -> _Images:
-    """At most MOST_IMAGES, evenly from all of `data`. Raises DataError for one that cannot be read."""
+    """At most MOST_IMAGES images, spaced evenly over `data`. Raises DataError for an unreadable one."""
     found = read_labelled(data, spec.classes)
     stride = -(-len(found.examples) // MOST_IMAGES)
     chosen = list(zip(found.sources(), found.examples, strict=True))[::stride]

@@ -1,4 +1,4 @@
-"""What INT8 costs in answers: each layer alone, and the fastest mixture of INT8 and FP32 that holds a budget."""
+"""The accuracy loss of INT8: of each layer alone, and the fastest mixture of INT8 and FP32 within a budget."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from alexdeploy.graphs.runner import GraphRunner
 
 _BATCH = 8
 _MOST_SEARCHED = 10
-"""Layers whose combinations are all searched: the worst ones. Every AlexNet has 8; an imported graph may have more."""
+"""Layers, worst first, of which all combinations are searched. An AlexNet has 8, other graphs may have more."""
 _CHANCE = 1.5
-"""A faster mixture is measured as well if its prediction is at most so many times that of one that holds."""
+"""A faster mixture is also measured if its predicted loss is at most this many times that of one within the budget."""
 
 _MOST_TRIALS = 24
-"""Mixtures measured beyond the whole and the single layers."""
+"""Most mixtures measured, not counting all layers in INT8 and the single layers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerCost:
-    """What quantizing this layer alone costs; `macs` are of one view."""
+    """The drop from quantizing this layer alone; `macs` are of one view."""
 
     layer: str
     macs: int
@@ -43,7 +43,7 @@ class LayerCost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """The layers that stay float32, what the graph loses, and how many graphs were measured to find it."""
+    """The layers that stay float32, the graph's drop, and how many graphs were measured to find it."""
 
     keep: tuple[str, ...]
     drop: Drop
@@ -51,7 +51,7 @@ class Choice:
 
 
 class Evaluator:
-    """The answers of the FP32 network on some images, to compare other graphs with, as deployed.
+    """Compares graphs, as deployed, with the answers of the FP32 network on some images.
 
     `images` is uint8 [N, 256, 256, 3]; `labels` int [N] or None.
     """
@@ -93,9 +93,9 @@ class Evaluator:
         )
 
     def least_bound(self, num_images: int | None = None) -> float:
-        """Where the interval of a graph that changes nothing ends, in points: no smaller limit can be shown.
+        """Upper end of the interval of a graph that changes nothing, in points: the smallest limit that can be shown.
 
-        `num_images` None takes the images that there are; with labels, others are taken to be right as often.
+        `num_images` None means this evaluator's images. With labels, further images are assumed to have the same error.
         """
         count = num_images or self.num_images
         if self._labels is None:
@@ -109,7 +109,7 @@ class Evaluator:
         return paired_difference(*(int(each.sum()) for each in counts))
 
     def _run(self, network: onnx.ModelProto) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-        """Logits of every view, less their mean, which no answer depends on; and each image's answer."""
+        """Logits of every view minus their mean, which does not affect the answer; and each image's answer."""
         graph = deployment_graph(network, self._spec, self._num_views, self._mean_image)
         runner = GraphRunner(graph, ["probabilities", LOGITS], optimize=True)
         logits, answers = [], []
@@ -121,9 +121,9 @@ class Evaluator:
 
 
 class Trials:
-    """Calls `measure`, which takes the layers that stay float32, and reports each call.
+    """Calls `measure` with the layers that stay float32, and reports each call.
 
-    `expect` sets how many calls are still to come. `clock` gives seconds.
+    `expect` sets how many calls remain. `clock` returns seconds.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Trials:
 def rank_layers(
     layers: Collection[str], macs: Mapping[str, int], measure: Callable[[Collection[str]], Drop]
 ) -> tuple[LayerCost, ...]:
-    """Quantize each layer alone, the others float32: the worst first. `measure` takes the layers that stay float32."""
+    """Quantize each layer alone; worst first. `measure` takes the layers that stay float32."""
     costs = []
     for layer in layers:
         drop = measure([other for other in layers if other != layer])
@@ -176,11 +176,10 @@ def search(
 ) -> Choice:
     """The mixture with the most multiply-accumulates in INT8 whose drop is at most `budget` points.
 
-    `whole` is the drop of all layers in INT8. Quantization errors of different layers hardly correlate, so the squares
-    of what the layers cost alone add up to a prediction. Of the mixtures that no other beats in both speed and
-    prediction the fastest that holds is found by bisection; then the mixtures that are faster still get their chance,
-    the most promising first. `expect` gets the number of measurements still to come, at most. Raises ParityError if
-    not even a single layer may be INT8.
+    `whole` is the drop of all layers in INT8. Quantization errors of different layers are nearly uncorrelated, so the
+    squared drops of the single layers add up to a prediction. Bisection finds the fastest mixture within the budget on
+    the Pareto front of speed and prediction; then faster mixtures are measured, most promising first. `expect` gets the
+    maximum number of measurements that remain. Raises ParityError if not even a single layer can be INT8.
     """
     tried: dict[frozenset[str], Drop] = {frozenset(): whole}
     names = [cost.layer for cost in ranking]
@@ -204,7 +203,7 @@ def search(
             tried[keep] = measure(keep)
         return tried[keep]
 
-    # Along the front the prediction falls as the cost rises: bisect for the first that holds.
+    # Along the front the prediction falls as the cost rises: bisect for the first mixture within the budget.
     front = mixtures.front()
     low, high = 0, len(front)
     while low < high:
@@ -214,7 +213,7 @@ def search(
             high = middle
         else:
             low = middle + 1
-    # At least one single layer holds, whatever was predicted.
+    # At least one single layer is within the budget, whatever was predicted.
     best_keep = min((keep for keep, drop in tried.items() if drop.points <= budget), key=mixtures.cost)
     promising = mixtures.most_promising_first()
     for position, keep in enumerate(promising):
@@ -232,7 +231,7 @@ def search(
 
 
 class _Mixtures:
-    """All sets of layers that may stay float32, what they cost in speed and what they are predicted to lose."""
+    """All sets of layers that may stay float32, with their cost in speed and their predicted loss."""
 
     def __init__(self, ranking: tuple[LayerCost, ...]) -> None:
         self._macs = {cost.layer: cost.macs for cost in ranking}
@@ -245,24 +244,24 @@ class _Mixtures:
             for keep in itertools.combinations(worst, size)
             if size < len(ranking)
         ]
-        # Of a graph with more layers than are searched, the worst of all stay float32 together.
+        # In a graph with more layers than are searched, the worst of all stay float32 together.
         names = [cost.layer for cost in ranking]
         self._sets += [frozenset(names[:size]) for size in range(_MOST_SEARCHED + 1, len(names))]
 
     def cost(self, keep: frozenset[str]) -> tuple[int, int, list[str]]:
-        """Multiply-accumulates left in FP32; then fewer layers first."""
+        """Sort key: multiply-accumulates left in FP32, then the number of layers."""
         return sum(self._macs[name] for name in keep), len(keep), sorted(keep)
 
     def predicted(self, keep: frozenset[str]) -> float:
         return sum(square for name, square in self._squares.items() if name not in keep)
 
     def worth_a_trial(self, keeps: Collection[frozenset[str]], best: frozenset[str]) -> list[frozenset[str]]:
-        """Those of `keeps` that are faster than `best`, and predicted to lose little enough."""
+        """The sets in `keeps` that are faster than `best` and whose predicted loss is small enough."""
         limit = _CHANCE * self.predicted(best)
         return [keep for keep in keeps if self.predicted(keep) <= limit and self.cost(keep) < self.cost(best)]
 
     def front(self) -> list[frozenset[str]]:
-        """The mixtures that are predicted to be better than all that are faster, the fastest first."""
+        """The Pareto front, fastest first: each mixture has a smaller predicted loss than all faster ones."""
         front: list[frozenset[str]] = []
         for keep in sorted(self._sets, key=lambda keep: (self.cost(keep)[0], self.predicted(keep))):
             if not front or self.predicted(keep) < self.predicted(front[-1]):
@@ -274,7 +273,7 @@ class _Mixtures:
 
 
 def layer_macs(network: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-accumulates of one view in each node that has a weight."""
+    """Multiply-accumulates per view of each node that has a weight."""
     shapes = tensor_shapes(network)
     weights = {tensor.name: tuple(tensor.dims) for tensor in network.graph.initializer}
     return {
