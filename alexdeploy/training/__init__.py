@@ -1,1 +1,1 @@
-"""The reference trainer: packed sets, augmentation, the paper's SGD, schedules, checkpoints; in one process or many."""
+"""The reference trainer: packed sets, augmentation, the paper's SGD, schedules, checkpoints; one or more processes."""

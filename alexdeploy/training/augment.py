@@ -1,7 +1,7 @@
 """From decoded photographs to network input: the random views of training and the one view of validation.
 
-What is drawn and what is done with it are apart: `draw` is a pure function of a NumPy generator, `random_views`
-one of its draws, batched, on whatever device the images are.
+Drawing and applying are separate: `draw` is a pure function of a NumPy generator, and `random_views` applies its draws
+to a batch on the device of the images.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from alexdeploy.core.spec import IMAGE_SIZE, Preprocessing
 from alexdeploy.images.crops import View, view_boxes
 from alexdeploy.training.statistics import ColorAxes
 
-# ITU-R BT.601, what "L" means in Pillow.
+# ITU-R BT.601, as in Pillow's "L".
 _LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 
 _Cut = Callable[[Tensor], Tensor]
-"""From images [N, 256, 256, 3] of any type to their windows, turned: float32 [N, crop, crop, 3], contiguous."""
+"""Cuts and mirrors images [N, 256, 256, 3] of any dtype: float32 [N, crop, crop, 3], contiguous."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What chance decided for N images; all arrays are [N].
+    """Random augmentation parameters of N images. Arrays are [N] unless noted.
 
-    `top` and `left` are the first row and column of a window of `side` pixels that becomes the view; `mirror`
-    and `flip` turn it left-right and upside down; `shift`, [N, 3], is added to the RGB of every pixel, in
-    levels; `jitter`, [N, 3], has the factors of exposure, contrast and saturation, None where all are 1.
+    The view is the window of `side` pixels whose first row and column are `top` and `left`; `mirror` and `flip` turn it
+    left-right and upside down. `shift`, [N, 3], is added to the RGB of every pixel, in levels. `jitter`, [N, 3], has
+    the factors of exposure, contrast and saturation; None if all are 1.
     """
 
     top: NDArray[np.int64]
@@ -47,7 +47,7 @@ class Draws:
     jitter: NDArray[np.float32] | None = None
 
     def part(self, rows: slice) -> Draws:
-        """What was decided for some of the images."""
+        """The draws of some of the images."""
         return Draws(
             top=self.top[rows],
             left=self.left[rows],
@@ -63,7 +63,7 @@ class Draws:
 class Normalization:
     """A model's Preprocessing on a device: `mean` is float32 [3] or [256, 256, 3], in RGB order.
 
-    `std` is float32 [3], None where it is 1: on a GPU, looking at it would wait for all that is under way.
+    `std` is float32 [3], None where it is 1: reading it on a GPU would wait for all queued work.
     """
 
     scale: float
@@ -73,13 +73,13 @@ class Normalization:
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """The array on the device. A GPU fetches it when its turn comes: nothing waits for what is under way."""
+    """Copy the array to the device. On a GPU the copy is asynchronous and does not wait for queued work."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def in_epoch(settings: Augmentation, epoch: int) -> Augmentation:
-    """The settings for `epoch`, 1 being the first: without colour noise after its last."""
+    """The settings for `epoch`, from 1: without colour noise after `color_noise_epochs`."""
     last = settings.color_noise_epochs
     return settings if last is None or epoch <= last else dataclasses.replace(settings, color_noise=0.0)
 
@@ -87,7 +87,7 @@ def in_epoch(settings: Augmentation, epoch: int) -> Augmentation:
 def make_normalization(
     preprocessing: Preprocessing, mean_image: NDArray[np.float32] | None, device: torch.device
 ) -> Normalization:
-    """Bring `preprocessing` to the device; `mean_image` is float32 [3, 256, 256] in the network's channel order."""
+    """Copy `preprocessing` to the device; `mean_image` is float32 [3, 256, 256] in the network's channel order."""
     bgr = preprocessing.channels == "bgr"
     mean = np.array(preprocessing.mean, np.float32) if mean_image is None else mean_image
     std = np.array(preprocessing.std, np.float32)
@@ -104,19 +104,19 @@ def make_normalization(
 
 
 def draw(rng: np.random.Generator, num: int, crop: int, settings: Augmentation, axes: ColorAxes) -> Draws:
-    """Draw the changes to `num` images. Every kind is always drawn, so that switching one off moves no other.
+    """Draw the augmentation of `num` images. Every kind is always drawn, so that disabling one does not change others.
 
     The colour noise is the paper's [p1 p2 p3][a1 l1, a2 l2, a3 l3]^T with a ~ N(0, `color_noise`), p the
     principal axes of the training set's RGB pixels and l the *standard deviation* along each. The paper calls
     l the eigenvalues; those of 0-255 pixels are thousands of levels squared, and a tenth of one would wipe
-    out the image. The constants that everybody uses, and the original code, hold their square roots.
+    out the image. The commonly used constants, and the original code, are their square roots.
     """
     stretch = rng.uniform(-settings.rescale, settings.rescale, num)
     side = np.minimum(np.rint(crop * (1.0 + stretch)), IMAGE_SIZE).astype(np.int64)
     place = rng.random((2, num))
     if not settings.crop:
         place[:] = 0.5
-    # A place of 0.5 is the centre as the deployed graph cuts it: the offset rounded down.
+    # A position of 0.5 is the deployed graph's centre crop: the offset is rounded down.
     top, left = np.minimum(np.floor(place * (IMAGE_SIZE - side + settings.crop)), IMAGE_SIZE - side).astype(np.int64)
     coins = rng.random((2, num)) < 0.5
     alphas = rng.normal(0.0, 1.0, (num, 3)) * settings.color_noise
@@ -133,10 +133,10 @@ def draw(rng: np.random.Generator, num: int, crop: int, settings: Augmentation, 
 
 
 def random_views(images: Tensor, draws: Draws, normalization: Normalization, crop: int) -> Tensor:
-    """Cut and change one view of each image: uint8 [N, 256, 256, 3] -> float32 [N, 3, crop, crop], channels last.
+    """Cut and augment one view of each image: uint8 [N, 256, 256, 3] -> float32 [N, 3, crop, crop], channels last.
 
-    The window is cut, then turned, then coloured, and comes out as (pixel * scale - mean) / std, the mean image
-    taken at the pixel's own place before the cut.
+    The window is cut, mirrored, colour-augmented and normalized to (pixel * scale - mean) / std. A mean image is cut
+    and mirrored with the pixels.
     """
     cut = _cutter(draws, crop, images.device)
     views = cut(images)
@@ -165,7 +165,7 @@ def fixed_views(images: Tensor, normalization: Normalization, crop: int, box: Vi
 
 
 def _normalize(views: Tensor, mean: Tensor, normalization: Normalization) -> Tensor:
-    """Work in place on views [N, crop, crop, 3], RGB; returns [N, 3, crop, crop] in the network's order."""
+    """Normalize views [N, crop, crop, 3], RGB, in place; returns [N, 3, crop, crop] in the network's channel order."""
     if normalization.scale != 1.0:
         views *= normalization.scale
     views -= mean
@@ -177,7 +177,7 @@ def _normalize(views: Tensor, mean: Tensor, normalization: Normalization) -> Ten
 
 
 def _cutter(draws: Draws, crop: int, device: torch.device) -> _Cut:
-    """What cuts the drawn windows; it may be used on several images, whose places are worked out once."""
+    """A function that cuts the drawn windows. It computes positions once and may be called on several batches."""
     if (draws.side != crop).any():
         return _cut_rescaled(draws, crop, device)
     if device.type == "cpu":
@@ -186,7 +186,7 @@ def _cutter(draws: Draws, crop: int, device: torch.device) -> _Cut:
 
 
 def _cut_one_by_one(draws: Draws, crop: int) -> _Cut:
-    # A CPU copies rows faster than it gathers pixels: 64 views of 227 take 10 ms so, 60 ms by index.
+    # A CPU copies rows faster than it gathers pixels: 64 views of 227 take 10 ms this way, 60 ms by index.
     def cut(images: Tensor) -> Tensor:
         views = torch.empty(len(images), crop, crop, 3)
         for image, view, top, left, mirror, flip in zip(
@@ -211,11 +211,11 @@ def _cut_by_index(draws: Draws, crop: int, device: torch.device) -> _Cut:
 
 
 def _cut_rescaled(draws: Draws, crop: int, device: torch.device) -> _Cut:
-    """Windows of other sides than the view's, brought to it by bilinear interpolation."""
+    """Windows of other sizes than the view, resized by bilinear interpolation."""
     steps = (np.arange(crop) + 0.5) / crop
 
     def positions(offset: NDArray[np.int64], turn: NDArray[np.bool_]) -> Tensor:
-        # Pixel centres lie at half pixels; grid_sample wants -1 and 1 at the outer edges.
+        # Pixel centres lie at half pixels; grid_sample expects -1 and 1 at the outer edges.
         inside = np.where(turn[:, None], 1.0 - steps, steps)
         places = (offset[:, None] + inside * draws.side[:, None]) * (2.0 / IMAGE_SIZE) - 1.0
         return to_device(places.astype(np.float32), device)

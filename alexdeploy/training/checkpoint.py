@@ -1,4 +1,4 @@
-"""What a run needs to go on as if it had never stopped, in one file that is always whole."""
+"""Checkpoints: the state that a run needs to resume exactly, in one file that is written atomically."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from alexdeploy.training.events import EpochRecord
 from alexdeploy.training.schedule import ScheduleState
 from alexdeploy.training.statistics import Statistics
 
-# Neither changes what is learned until then; a run may get more epochs than it began with.
+# Neither affects what is learned up to the checkpoint; a run may be resumed with more epochs.
 _FREE_KEYS = ("name", "description", "overrides", "training.epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What a run is made of; `recipe` has its values by dotted key. A checkpoint can be resumed only with the same."""
+    """Identifies a run; `recipe` has its values by dotted key. A checkpoint can be resumed only with an equal one."""
 
     recipe: dict[str, Any]
     data_sha256: str
@@ -45,10 +45,10 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is: `schedule` counts the epochs finished, `step` the steps of the next one.
+    """Progress of a run: `schedule` counts the finished epochs, `step` the finished steps of the next one.
 
-    `loss_sum` is the sum over that epoch's images so far. `broken` are indices of training and validation
-    images that were left out.
+    `loss_sum` is the sum over that epoch's images so far. `broken` are the indices of the skipped training and
+    validation images.
     """
 
     schedule: ScheduleState = field(default_factory=ScheduleState)
@@ -61,7 +61,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """`learner` is Learner.state(): tensors by name."""
+    """`learner` is `Learner.state()`: tensors by name."""
 
     identity: Identity
     progress: Progress
@@ -72,7 +72,7 @@ class Checkpoint:
 def describe_run(recipe: Recipe, data: TrainingData) -> Identity:
     values = _flatten(msgspec.to_builtins(recipe))
     if recipe.training.schedule == "cosine":
-        # Each epoch's rate depends on how many there are.
+        # Each epoch's learning rate depends on the number of epochs.
         values["training.epochs"] = recipe.training.epochs
     return Identity(
         recipe=values,
@@ -84,7 +84,7 @@ def describe_run(recipe: Recipe, data: TrainingData) -> Identity:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write it so that a kill leaves this one or the one before. Raises OutputError."""
+    """Write it atomically: after a kill, this checkpoint or the previous one is there. Raises OutputError."""
     statistics = checkpoint.statistics
     content = {
         "identity": msgspec.json.encode(checkpoint.identity).decode(),
@@ -94,7 +94,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "covariance": torch.from_numpy(statistics.covariance),
         "learner": dict(checkpoint.learner),
     }
-    # Given the file itself, PyTorch makes a RuntimeError of the OSError that says that the disk is full.
+    # If PyTorch writes to the file itself, it turns the OSError of a full disk into a RuntimeError.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with atomic_write(path) as file:
@@ -102,7 +102,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read it with tensors and plain values allowed, nothing else. Raises ModelError."""
+    """Read a checkpoint, allowing only tensors and plain values. Raises ModelError."""
     try:
         with open_regular(path) as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -116,15 +116,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             ),
             learner=content["learner"],
         )
-    # torch.load raises whatever its readers do.
+    # torch.load raises whatever exceptions its readers raise.
     except Exception as exc:
         reason = str(exc).partition("\n")[0]
         raise ModelError(f"{path} is no checkpoint: {reason}", hint="Start again: --overwrite") from exc
 
 
 def check_same_run(found: Identity, asked: Identity) -> None:
-    """Raise UsageError naming what differs between a checkpoint and what was asked for."""
-    # A checkpoint of an earlier version has no options that came later; they were off.
+    """Raise UsageError naming what differs between a checkpoint and the requested run."""
+    # A checkpoint of an earlier version lacks newer options; they were off.
     before = _flatten(msgspec.to_builtins(Training()), "training.") | found.recipe
     changes = [
         f"{key} was {before.get(key)!r}, now {asked.recipe.get(key)!r}"
@@ -153,6 +153,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat.update(_flatten(value, f"{prefix}{key}."))
         elif f"{prefix}{key}" not in _FREE_KEYS:
-            # As it will be when it comes back from JSON: lists for tuples.
+            # As JSON returns it: lists for tuples.
             flat[f"{prefix}{key}"] = msgspec.json.decode(msgspec.json.encode(value))
     return flat

@@ -1,4 +1,4 @@
-"""A data set as training sees it, whatever form it has on disk."""
+"""A data set as training sees it, independent of its form on disk."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _DEFAULT_CACHE_BYTES = 2 << 30
 class TrainingData:
     """Both splits, decoded.
 
-    `data_sha256` tells data sets apart. `statistics` are those of the training images; None where they have to be
-    measured, by a scan of both splits, which also finds the images that cannot be decoded. `in_memory`: that scan
-    keeps the pixels, so that a resumed run does it again. `notes` are for the user.
+    `data_sha256` identifies the data set. `statistics` are those of the training images; None if they must be measured
+    by a scan of both splits, which also finds the images that cannot be decoded. `in_memory`: the scan keeps the
+    pixels, so a resumed run repeats it. `notes` are shown to the user.
     """
 
     classes: tuple[str, ...]
@@ -52,10 +52,10 @@ def open_data(
     num_threads: int,
     cache_bytes: int = 0,
 ) -> TrainingData:
-    """Make it ready for training; nothing is decoded yet.
+    """Open a data set for training, without decoding any image yet.
 
-    Decoded files are kept in memory if all fit `cache_bytes`. Raises DataError for a packed set that was not made with
-    `resize`.
+    Decoded files are kept in memory if all fit in `cache_bytes`. Raises DataError for a packed set that was not made
+    with `resize`.
     """
     if isinstance(data, PackedSet):
         return _open_packed(data, resize, num_threads)
@@ -77,7 +77,7 @@ def open_data(
 def _open_packed(data: PackedSet, resize: Literal["crop", "warp"], num_threads: int) -> TrainingData:
     check_resize(data.path, resize)
     index, plan = data.index, data.index.plan
-    # Raw rows are the pixels that the files give: a run may resume with them. Those of JPEGs differ.
+    # Raw rows equal the pixels decoded from the files, so a run may resume with either. JPEG rows differ.
     sha256 = plan.sources_sha256
     if plan.jpeg_quality is not None:
         sha256 = sha256_bytes(f"{sha256} jpeg {plan.jpeg_quality}".encode())
@@ -104,6 +104,6 @@ def _open_packed(data: PackedSet, resize: Literal["crop", "warp"], num_threads: 
 
 
 def half_of_free_memory() -> int:
-    """Bytes that decoded pixels may take if nobody says how many; 2 GB where the system does not tell what is free."""
+    """Default limit in bytes for decoded pixels in memory; 2 GB where the system does not report free memory."""
     free, _ = host_memory()
     return _DEFAULT_CACHE_BYTES if free is None else free // 2

@@ -12,7 +12,7 @@ from alexdeploy.core.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """`num_done` of `num_total` images of the built-in data set are in `folder`."""
+    """`num_done` of `num_total` images of the built-in data set have been written to `folder`."""
 
     folder: Path
     num_done: int
@@ -21,7 +21,7 @@ class Rendered:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What will be trained, where the model goes, and on which images of `data`."""
+    """What will be trained, on which images of `data`, and where the model is written."""
 
     folder: ModelFolder
     recipe: Recipe
@@ -42,7 +42,7 @@ class Decoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """Steps begin. `num_epochs` are finished already, `num_steps` of the next one; `skipped` are names."""
+    """Training steps begin, after `num_epochs` epochs and `num_steps` steps of the next. `skipped` are image names."""
 
     device: str
     num_train: int
@@ -57,7 +57,7 @@ class Started:
 class Step:
     """`step` of `num_steps` of `epoch` (from 1) is done; `loss` is the mean over the epoch so far.
 
-    `images_per_second` is the rate of the epoch so far; `seconds_left` what all steps to come take at it.
+    `images_per_second` is the rate of the epoch so far; `seconds_left` is the time of all remaining steps at that rate.
     """
 
     epoch: int
@@ -73,8 +73,8 @@ class Step:
 class EpochRecord:
     """One line of the log. Errors are fractions of the validation set, on the centre view.
 
-    The first of the speeds is that of the epoch, the second that of its steps without waits for images, the third what
-    the loader did alone when the run began; None where they are not known.
+    The first speed is that of the whole epoch, the second that of its steps without waits for images, the third that of
+    the loader alone when the run began. Unknown speeds are None.
     """
 
     epoch: int
@@ -91,7 +91,7 @@ class EpochRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochFinished:
-    """An epoch is done, and in the log, in a checkpoint and, where it is the best so far, in the model folder."""
+    """An epoch is done and is in the log, in a checkpoint and, if it is the best so far, in the model folder."""
 
     record: EpochRecord
     is_best: bool
@@ -108,7 +108,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True, kw_only=True)
 class AlreadyFinished:
-    """A resumed run had all its epochs."""
+    """A resumed run had already finished all its epochs."""
 
     num_epochs: int
     skipped: tuple[str, ...] = ()
@@ -116,14 +116,14 @@ class AlreadyFinished:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """So many images are found in the headers of archives."""
+    """Number of images found in the headers of archives so far."""
 
     num_found: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """`num_done` of `num_total` images are in the packed set `folder`."""
+    """`num_done` of `num_total` images have been written to the packed set `folder`."""
 
     folder: Path
     num_done: int

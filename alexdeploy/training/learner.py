@@ -20,9 +20,9 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str | None, precision: Literal["fp32", "bf16", "fp16"]) -> torch.device:
-    """The device called `name`, or CUDA's first where there is one, else the CPU.
+    """The device called `name`; for None the first CUDA device, or the CPU if there is none.
 
-    Raises DeviceError for a device that is not there, UsageError for a name or a precision it does not know.
+    Raises DeviceError for a missing device, UsageError for an unknown name or a precision the device does not support.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -40,17 +40,17 @@ def choose_device(name: str | None, precision: Literal["fp32", "bf16", "fp16"]) 
 
 
 def new_network(recipe: Recipe, num_classes: int) -> AlexNet:
-    """The recipe's network with its first weights, which the recipe's seed decides."""
+    """The recipe's network, initialized from the recipe's seed."""
     network = AlexNet(recipe.architecture, num_classes)
     initialize(network, recipe.training.init, recipe.training.seed)
     return network
 
 
 class Learner:
-    """A network that takes gradient steps. Weights are float32 whatever the precision of its layers is.
+    """A network that takes gradient steps. Weights are float32 whatever the precision of its layers.
 
-    `network` is one to be trained as it is; without it, the recipe's is made and gets its first weights. In a `group`
-    of processes each has a copy and some rows of every batch, and all take the same steps.
+    `network` is trained as it is; None initializes the recipe's network. In a `group`, each process has a copy of the
+    network and some rows of every batch, and all take the same steps.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Learner:
             network = new_network(recipe, num_classes)
         self.device = device
         self.split = group or ALONE
-        """The processes that share out each batch."""
+        """The processes that each batch is divided among."""
         self._dtype = _AUTOCAST[training.precision]
-        # Views come channels last. Convolutions then take 3/4 of the time on the CPU (64 views, AVX-512), and
-        # tensor cores want it for the 16-bit types; in float32 on a GPU, cuDNN's grouped ones do not.
+        # Views come channels last. On the CPU, convolutions then take 3/4 of the time (64 views, AVX-512), and tensor
+        # cores need it for the 16-bit types. It does not suit cuDNN's grouped float32 convolutions on a GPU.
         self._layout = (
             torch.channels_last if device.type == "cpu" or self._dtype is not None else torch.contiguous_format
         )
@@ -85,7 +85,7 @@ class Learner:
         self._shared = SharedNetwork(self._network, self.split, device) if self.split.size > 1 else None
 
     def begin_epoch(self, epoch: int) -> None:
-        """Freeze what the recipe freezes in `epoch`, 1 being the first."""
+        """Freeze the layers that the recipe freezes in `epoch`, from 1."""
         frozen = self._training.freeze if epoch >= self._training.freeze_epoch else ()
         for name, parameter in self._network.named_parameters():
             parameter.requires_grad_(name.rpartition(".")[0] not in frozen)
@@ -95,26 +95,26 @@ class Learner:
             self._shared.follow_frozen()
 
     def compile(self) -> None:
-        """Have the network compiled by torch.compile when it first runs. Raises DeviceError where that cannot work."""
+        """Let torch.compile compile the network on its first run. Raises DeviceError where it cannot."""
         try:
-            # A first small one: without a compiler, the network's would fail in the middle of the first step.
+            # Try a small function first: without a compiler, the network would fail in the middle of the first step.
             torch.compile(torch.sin)(torch.zeros(8, device=self.device))
         except Exception as exc:
             raise DeviceError(
                 f"torch.compile does not work here: {first_line(exc)}",
                 hint="Leave out --compile. On the CPU it needs a C++ compiler (apt install g++), on a GPU Triton.",
             ) from exc
-        # So that dropout draws what it draws uncompiled.
+        # So that dropout draws the same values as without compilation.
         torch._inductor.config.fallback_random = True
         self._network.compile()
 
     def compute_gradients(
         self, views: Tensor, labels: Tensor, dropout_seed: int, batch_size: int | None = None
     ) -> Tensor:
-        """Set the gradients of the mean cross-entropy over a batch; returns the mean over what is given of it.
+        """Set the gradients of the mean cross-entropy over a batch; returns the mean over this process's rows.
 
-        That is views [N, 3, S, S] and labels [N], `split`'s rows of a batch of `batch_size`; None where that is all.
-        The loss stays on the device: reading it would wait for the step.
+        These are views [N, 3, S, S] and labels [N], `split`'s rows of a batch of `batch_size`; None if they are the
+        whole batch. The loss stays on the device: reading it would wait for the step.
         """
         self._network.train()
         torch.manual_seed(dropout_seed)
@@ -127,9 +127,9 @@ class Learner:
         return loss.detach()
 
     def update(self, learning_rate: float, sum_squares: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Take one step along the gradients. With fp16, one that overflowed is left out and the scale falls.
+        """Take one step along the gradients. With fp16, a step that overflowed is skipped and the loss scale reduced.
 
-        `sum_squares` adds to the squared norm of this network's gradients that of what other processes have.
+        `sum_squares` adds the squared gradient norms of other processes to that of this network.
         """
         if self._training.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
@@ -149,17 +149,17 @@ class Learner:
             return self._logits(self._network, views)
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies on the CPU, float32, contiguous, by their names in the state dict."""
+        """Contiguous float32 copies on the CPU, by their names in the state dict."""
         return {name: _copy(tensor) for name, tensor in self._network.state_dict().items()}
 
     def is_finite(self) -> bool:
-        """Whether every weight is a number."""
+        """Whether every weight is finite."""
         with torch.no_grad():
             norms = torch._foreach_norm(list(self._network.parameters()))
             return bool(torch.stack(norms).isfinite().all())
 
     def state(self) -> dict[str, Any]:
-        """Weights, velocities and the scale of fp16's gradients, as copies on the CPU."""
+        """Weights, velocities and the fp16 gradient scale, as copies on the CPU."""
         return {
             "weights": self.weights(),
             "velocities": {
@@ -169,7 +169,7 @@ class Learner:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to a `state()` of the same recipe."""
+        """Restore a `state()` of the same recipe."""
         self.load_weights(state["weights"])
         with torch.no_grad():
             for name, parameter in self._network.named_parameters():
@@ -194,7 +194,7 @@ class Learner:
 
 
 def _clip(gradients: list[Tensor], limit: float, sum_squares: Callable[[Tensor], Tensor] | None) -> None:
-    """Scale the gradients so that the norm of all together is at most `limit`; nothing waits for the device."""
+    """Scale the gradients so that their total norm is at most `limit`, without waiting for the device."""
     squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
     if sum_squares is not None:
         squares = sum_squares(squares)

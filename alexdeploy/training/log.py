@@ -27,7 +27,7 @@ def log_path(folder: ModelFolder) -> Path:
 
 
 def read_log(path: Path) -> tuple[EpochRecord, ...]:
-    """The records of a log; a line that a kill cut short is left out."""
+    """The records of a log, without a last line that was truncated by a kill."""
     if not path.is_file():
         return ()
     records = []
@@ -40,10 +40,10 @@ def read_log(path: Path) -> tuple[EpochRecord, ...]:
 
 
 class TrainingLog:
-    """Writes the log of one run; a context manager. `tensorboard` is false where that is not installed."""
+    """A context manager that writes the log of one run. `tensorboard` is false if TensorBoard is not installed."""
 
     def __init__(self, folder: ModelFolder, *, num_epochs: int) -> None:
-        """Keep the first `num_epochs` epochs of what is there; a resumed run writes the others again."""
+        """Keep the first `num_epochs` epochs of an existing log; a resumed run writes the others again."""
         self._path = log_path(folder)
         kept = [record for record in read_log(self._path) if record.epoch <= num_epochs]
         with atomic_write(self._path) as file:
@@ -64,12 +64,12 @@ class TrainingLog:
         try:
             self._writer.close()
         except OSError as exc:
-            # What went wrong before says more, and is on its way already.
+            # The earlier exception is more useful and is already being raised.
             if error is None:
                 raise output_error(self._curves_path, exc) from exc
 
     def describe_data(self, statistics: Statistics, skipped: tuple[str, ...]) -> None:
-        """Note the mean, the colour axes and the images left out. Raises OutputError."""
+        """Log the mean, the colour axes and the skipped images. Raises OutputError."""
         if self._writer is None:
             return
         axes = color_axes(statistics.covariance)
@@ -84,7 +84,7 @@ class TrainingLog:
             self._writer.add_text("data", text, 0)
 
     def append(self, record: EpochRecord) -> None:
-        """Write one epoch; it is on the disk when this returns. Raises OutputError."""
+        """Append one epoch and flush it to the disk. Raises OutputError."""
         with _translated(self._path), self._path.open("ab") as file:
             file.write(_line(record))
             file.flush()
@@ -110,7 +110,7 @@ class TrainingLog:
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into the OutputError for `path`."""
+    """Convert an OSError in the block to an OutputError for `path`."""
     try:
         yield
     except OSError as exc:
@@ -122,7 +122,7 @@ def _open_writer(folder: Path, num_epochs: int) -> SummaryWriter | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    # Curves from the epoch on that is written next are those of a run that was killed.
+    # Purge the curves of a killed run from the next epoch on.
     return SummaryWriter(str(folder), purge_step=num_epochs + 1 if num_epochs else None)
 
 

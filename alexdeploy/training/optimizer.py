@@ -14,13 +14,13 @@ from alexdeploy.core.recipe import Training
 class MomentumSGD(torch.optim.Optimizer):
     """v <- momentum v - weight_decay lr w - lr g;  w <- w + v  (Krizhevsky et al. 2012, section 5).
 
-    The learning rate is inside the velocity. `torch.optim.SGD` multiplies by it after, so that what was gathered
-    at the old rate shrinks with the rate on the spot; here it fades out over the next steps. Weight decay is on
+    The learning rate is part of the velocity. `torch.optim.SGD` multiplies by it afterwards, so that a drop of the rate
+    scales the accumulated velocity at once; here the old velocity decays over the next steps. Weight decay applies to
     biases too. The velocity of a parameter is `state[parameter]["velocity"]`.
 
-    As in torch, `parameters` may be groups: dicts with "params" and what is their own, here "lr_factor" (times the
-    learning rate), "drops" (false: times the rate of the beginning) and "weight_decay". Parameters that need no
-    gradient stay as they are.
+    As in torch, `parameters` may be groups: dicts with "params" and options, here "lr_factor" (a factor on the learning
+    rate), "drops" (if false, on the initial rate) and "weight_decay". Parameters that do not require a gradient do not
+    change.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class MomentumSGD(torch.optim.Optimizer):
                 self.state[parameter]["velocity"] = torch.zeros_like(parameter)
 
     def velocity(self, parameter: Tensor) -> Tensor:
-        """The velocity of a parameter; the optimizer's own, not a copy."""
+        """The velocity of a parameter: the optimizer's own tensor, not a copy."""
         found: Tensor = self.state[parameter]["velocity"]
         return found
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step along the gradients, which every parameter must have that is not frozen."""
+        """Take one step along the gradients. Every parameter that is not frozen must have one."""
         assert closure is None, "a closure is for optimizers that evaluate the loss more than once"
         for group in self.param_groups:
             rate = group["lr_factor"] * (self.learning_rate if group["drops"] else self._first_rate)
@@ -62,7 +62,7 @@ class MomentumSGD(torch.optim.Optimizer):
 
 
 def parameter_groups(network: nn.Module, training: Training, last_layer: str) -> list[dict[str, Any]]:
-    """The parameters by the rate and the decay that a recipe gives them; layers are the children of `network`."""
+    """Group the parameters by their learning rate and decay in a recipe; layers are the children of `network`."""
     groups: dict[tuple[float, bool, float], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
         layer, _, kind = name.rpartition(".")

@@ -29,17 +29,17 @@ from alexdeploy.training.statistics import PixelSums, color_axes
 RAW_IMAGES_PER_SHARD = (1 << 30) // packed_files.BYTES_PER_IMAGE
 JPEG_IMAGES_PER_SHARD = 20_000
 _TYPICAL_JPEG_BYTES = 50_000
-"""Of a photograph of 256x256 at quality 95 without subsampling; it depends on the picture."""
+"""Typical size of a 256x256 photograph at quality 95 without chroma subsampling."""
 _SPARE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """How a set is made. `jpeg_quality` None keeps raw pixels.
+    """Options of a packed set. `jpeg_quality` None keeps raw pixels.
 
     `check` compares the hashes of existing shards. `overwrite` replaces a finished set, and resumes an unfinished one
-    of the same images. `arguments` are what to type after `alexdeploy prepare` to do the same again, first the data,
-    without the set's own folder; they are for messages.
+    of the same images. `arguments` are the arguments of `alexdeploy prepare` that make the same set, data first and
+    without the set's own folder; they appear in messages.
     """
 
     resize: Literal["crop", "warp"] = "crop"
@@ -53,7 +53,7 @@ class PackOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenOriginal:
-    """An image that is not in the set because it cannot be decoded."""
+    """An image left out of the set because it cannot be decoded."""
 
     split: Split
     name: str
@@ -62,7 +62,7 @@ class BrokenOriginal:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A finished set; `num_made` of its `num_shards` were made now."""
+    """A finished set; this run made `num_made` of its `num_shards` shards."""
 
     index: Index
     broken: tuple[BrokenOriginal, ...]
@@ -71,18 +71,18 @@ class Prepared:
 
     @property
     def num_bytes(self) -> int:
-        """Of all shards."""
+        """Total size of all shards."""
         return sum(shard.num_bytes for split in (self.index.train, self.index.val) for shard in split.shards)
 
 
 def pack_images(
     originals: Originals, folder: Path, options: PackOptions, on_progress: Callable[[int, int], None]
 ) -> Prepared:
-    """Decode all images and write the packed set `folder`; `on_progress` gets the number of images done, and of all.
+    """Decode all images and write the packed set `folder`; `on_progress` gets the number of images done, and the total.
 
-    Finished shards of an earlier run stay as they are, so that a stopped run can be resumed; the set has the same bytes
-    in the end. Raises UsageError for a folder that holds something else, DataError where a split has no image
-    that can be decoded, OutputError also where the disk has too little space for what is missing.
+    Finished shards of an earlier run are kept, so a stopped run can be resumed; the resulting set has the same bytes.
+    Raises UsageError for a folder that contains something else, DataError for a split without an image that can be
+    decoded, OutputError for failed writes and where the disk lacks space for the missing shards.
     """
     if not originals.train or not originals.val:
         raise DataError(f"{len(originals.train)} training and {len(originals.val)} validation images; expected both")
@@ -106,7 +106,7 @@ def pack_images(
     missing = [job for job, record in zip(jobs, records, strict=True) if record is None]
     if missing:
         _check_space(folder, plan, sum(len(job.originals) for job in missing))
-        # From here on until the end nothing can be trained on it.
+        # From here until it is finished, the set cannot be used for training.
         remove_file(folder / packed_files.INDEX_NAME)
     done, total = 0, plan.num_train + plan.num_val
     num_threads = options.num_threads or available_processors()
@@ -121,7 +121,7 @@ def pack_images(
 
 
 def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
-    """Make `folder` the place of this set. Returns the plan that is there, with the words it was made with."""
+    """Claim `folder` for this set. Returns the plan on disk, with the arguments that it was made with."""
     found, is_ours = None, False
     try:
         check_output(folder / packed_files.INDEX_NAME)
@@ -139,7 +139,7 @@ def _begin(folder: Path, plan: Plan, overwrite: bool) -> Plan:
             raise _another_set(folder, found, plan, changes)
     if found is None and not is_ours and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists but is not a packed set", hint="Name a new or an empty folder.")
-    # Before what is there is removed, which makes room.
+    # Checked before the existing set, whose space counts as free, is removed.
     _check_space(folder, plan, plan.num_train + plan.num_val, room=sum(path.stat().st_size for path in _shards(folder)))
     _clear(folder)
     _sweep(folder)
@@ -153,13 +153,13 @@ def _another_set(folder: Path, found: Plan, asked: Plan, changes: list[str]) -> 
     if found.arguments != asked.arguments:
         hint = f"Go on with that: {packed_files.prepare_command(folder, found.arguments)}\n{hint}"
     elif found.sources_sha256 != asked.sources_sha256:
-        # The same command: the images of the unfinished set no longer exist.
+        # The command is the same, so the images of the unfinished set no longer exist.
         message = f"the images have changed since {folder} was packed"
     return UsageError(f"{message}: {'; '.join(changes)}", hint=hint)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a kill left of files that were being written."""
+    """Remove the temporary files that a kill left behind."""
     for place in (folder, folder / packed_files.RECORDS_NAME):
         for split in packed_files.SPLITS:
             for path in place.glob(f".{split}-*.tmp"):
@@ -167,7 +167,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _changes(found: Plan, asked: Plan) -> list[str]:
-    """What differs, in words; nothing if one set is the other."""
+    """Describe the differences; empty if both plans make the same set."""
     kinds = ["raw pixels" if plan.jpeg_quality is None else f"--jpeg {plan.jpeg_quality}" for plan in (found, asked)]
     changes = [f"of {kinds[0]}, not {kinds[1]}"] if kinds[0] != kinds[1] else []
     if found.resize != asked.resize:
@@ -183,7 +183,7 @@ def _changes(found: Plan, asked: Plan) -> list[str]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what this program writes, nothing else: first the index, and last the plan, which tells whose it is."""
+    """Remove only files that this program writes: the index first, the plan last, since it marks the folder as ours."""
     remove_file(folder / packed_files.INDEX_NAME)
     shutil.rmtree(folder / packed_files.RECORDS_NAME, ignore_errors=True)
     for path in _shards(folder):
@@ -214,7 +214,7 @@ def _jobs(folder: Path, plan: Plan, originals: Originals) -> Iterator[Job]:
 
 
 def _check_space(folder: Path, plan: Plan, num_images: int, *, room: int = 0) -> None:
-    """Raise OutputError if so many more images do not fit on the disk, of which `room` bytes will become free."""
+    """Raise OutputError if `num_images` more images do not fit on the disk, where `room` bytes will become free."""
     is_raw = plan.jpeg_quality is None
     needed = num_images * (packed_files.BYTES_PER_IMAGE if is_raw else _TYPICAL_JPEG_BYTES)
     place = folder.absolute()
@@ -237,7 +237,7 @@ def _check_space(folder: Path, plan: Plan, num_images: int, *, room: int = 0) ->
 def _finish(
     folder: Path, plan: Plan, originals: Originals, jobs: list[Job], records: list[Record], num_made: int
 ) -> Prepared:
-    """Put the records together: what follows from them is written again, the index last."""
+    """Combine the records of all shards and write the files derived from them, the index last."""
     broken = tuple(
         BrokenOriginal(split=job.split, name=printable_path(job.originals[place].name), reason=reason)
         for job, record in zip(jobs, records, strict=True)
@@ -311,5 +311,5 @@ def _finish_statistics(folder: Path, jobs: list[Job], records: list[Record], num
 
 
 def size_text(num_bytes: int) -> str:
-    """As people write it: 252.4 GB."""
+    """Human-readable size, such as 252.4 GB."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"

@@ -1,8 +1,8 @@
-"""Several processes that train one network: who they are, what they tell each other, and how they end together.
+"""Several processes that train one network: their group, their communication, and their joint shutdown.
 
-torchrun starts them. Rank 0 reads the checkpoint and writes everything; the others need the images and nothing else.
-Each takes its rows of every batch, and all random draws are for the whole batch, so that the number of processes
-changes what is learned by rounding alone.
+torchrun starts them. Rank 0 reads the checkpoint and writes all files; the others need only the images. Each process
+takes its rows of every batch, and all random draws are for the whole batch, so that the number of processes changes the
+result only by rounding.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# They wait for each other where one writes a checkpoint, or decodes its share from a slower disk.
+# Processes wait for each other while one writes a checkpoint, or decodes its share from a slower disk.
 _PATIENCE = timedelta(hours=2)
 _SECONDS_TO_COME = 600
 _SECONDS_BETWEEN_LOOKS = 0.02
 
 
 class HeldInterrupts:
-    """Whether SIGINT or SIGTERM has come to one of several processes. Alone, they are not held, and it has not."""
+    """Records SIGINT and SIGTERM in one of several processes. In a single process signals are not held back."""
 
     def __init__(self) -> None:
         self.arrived: list[int] = []
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if one has come. For work of one's own, which nobody waits for step by step."""
+        """Raise KeyboardInterrupt if a signal has arrived. For work that other processes do not wait for step by step."""
         if self.arrived:
             raise KeyboardInterrupt
 
 
 class ProcessGroup:
-    """The processes of a run, of which this is number `rank`. Without a launch it is the only one there is."""
+    """The processes of a run; this one has the number `rank`. Without a launch it is the only process."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class ProcessGroup:
         store: Store | None = None,
         generation: int = 0,
     ) -> None:
-        """`device` is where this process trains, None where nothing has been decided.
+        """`device` is where this process trains, None if not decided yet.
 
-        `store` is that of the launch. It outlives the processes; each restart of them is a `generation`.
+        `store` belongs to the launch and outlives the processes; each restart of them is a `generation`.
         """
         self.device = device
         self.interrupts = HeldInterrupts()
@@ -80,13 +80,13 @@ class ProcessGroup:
         return self.rank == 0
 
     def rows(self, num: int) -> slice:
-        """This process's rows of a batch of `num`; those that do not divide go to the first processes."""
+        """This process's rows of a batch of `num`; the first processes take the remainder."""
         size, rest = divmod(num, self.size)
         first = self.rank * size + min(self.rank, rest)
         return slice(first, first + size + (self.rank < rest))
 
     def sum(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The sum of everybody's array, int64 or float64; the same bits in every process."""
+        """The sum of all processes' arrays, int64 or float64; bit-identical in every process."""
         if self.size == 1:
             return array
         total = torch.from_numpy(np.array(array))
@@ -94,7 +94,7 @@ class ProcessGroup:
         return total.numpy()
 
     def gather(self, value: T) -> list[T]:
-        """Everybody's value, by rank."""
+        """The values of all processes, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -102,7 +102,7 @@ class ProcessGroup:
         return values
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Run it in rank 0 alone and give everybody what it returns. If it raises, the others lose their connection."""
+        """Run it in rank 0 only and return its result everywhere. If it raises, the others lose their connection."""
         if self.size == 1:
             return function()
         values: list[Any] = [function() if self.is_main else None]
@@ -111,23 +111,23 @@ class ProcessGroup:
         return value
 
     def once_here(self, function: Callable[[], object]) -> None:
-        """Run it in one process of each machine; the others wait for it."""
+        """Run it in one process per machine; the others wait for it."""
         if self.local_rank == 0:
             function()
         self.gather(None)
 
     def begin(self) -> None:
-        """Note that this launch has made its start: processes that replace these are to go on from the checkpoint."""
+        """Record that this launch has started training: processes that replace these resume from the checkpoint."""
         if self._store is not None and self.is_main:
             self._store.set("begun", "")
 
     @property
     def has_begun(self) -> bool:
-        """Whether `begin` was called in this launch, in an earlier generation most likely."""
+        """Whether `begin` was called in this launch, usually by an earlier generation."""
         return self._store is not None and self._store.check(["begun"])
 
     def is_first_to_fail(self) -> bool:
-        """Whether nobody has asked this yet: the first to fail tells the user why, the others just end."""
+        """True for the first process that calls this: the first to fail reports the error, the others only exit."""
         if self._store is None:
             return True
         try:
@@ -140,7 +140,7 @@ ALONE = ProcessGroup()
 
 
 def _device_name(name: str | None, launch: Launch) -> str:
-    """The device for this process: "cuda", or None where there are GPUs, stands for the one of its own."""
+    """The device for this process: "cuda", or None if there are GPUs, means the GPU of its local rank."""
     if name is None and not torch.cuda.is_available():
         return "cpu"
     if name is not None and name.startswith("cuda:") and launch.size > 1:
@@ -161,17 +161,17 @@ def _device_name(name: str | None, launch: Launch) -> str:
 
 @contextmanager
 def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
-    """Join the processes that torchrun has started; without torchrun this one is ALONE.
+    """Join the processes that torchrun has started; without torchrun this process is ALONE.
 
-    `device` is what the user asked for; None is the best there is. Raises UsageError if all are to use one GPU,
-    DeviceError if the machine has fewer GPUs than processes, and when another process has ended or not come.
+    `device` is the requested device; None selects the best available. Raises UsageError if all processes are to use one
+    GPU, DeviceError if the machine has fewer GPUs than processes, or if another process has ended or has not joined.
     """
     launch = launched()
     if launch is None:
         yield ALONE
         return
     device = _device_name(device, launch)
-    # Not at the top: there are builds of PyTorch without them.
+    # Not imported at the top: some builds of PyTorch lack them.
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     patience = timedelta(seconds=_SECONDS_TO_COME)
@@ -187,22 +187,22 @@ def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
             if device.startswith("cuda"):
                 torch.cuda.set_device(device)
             dist.init_process_group(
-                # What is not a gradient is small and on the CPU, and waiting there does not stop the GPU.
+                # All data but gradients is small and on the CPU, where waiting does not stall the GPU.
                 "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo",
-                # A prefix of its own: the addresses of processes that are no more are still in the store.
+                # A separate prefix: the store still has the addresses of processes that have ended.
                 store=PrefixStore(f"alexdeploy/{generation}", store),
                 rank=launch.rank,
                 world_size=launch.size,
                 timeout=_PATIENCE,
             )
             yield group
-            # Whoever left early would look like a failure to those who still talk.
+            # To processes that still communicate, one that exits early would look like a failure.
             dist.barrier()
             dist.destroy_process_group()
         except RuntimeError as exc:
             if not _is_lost_connection(exc):
                 raise
-            # What gloo says is that a connection was reset, in words meant for others.
+            # gloo's message, a connection reset, does not help the user.
             reason = f" or cannot be reached: {_reason(exc)}" if isinstance(exc, dist.DistError) else ""
             raise DeviceError(
                 f"another of the processes that train together has ended{reason}",
@@ -213,10 +213,10 @@ def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
 
 @contextmanager
 def held_interrupts(interrupts: HeldInterrupts) -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM until the processes have agreed where to stop. The first is raised again at the end.
+    """Hold back SIGINT and SIGTERM until the processes have agreed where to stop, then raise the first signal again.
 
-    One that stopped by itself would leave the others waiting for its gradients. After an error SIGTERM stays ignored:
-    torchrun sends it to all when one has failed, at any moment, and what fails ends anyway and has a reason to give.
+    A process that stopped alone would leave the others waiting for its gradients. After an error SIGTERM stays ignored:
+    torchrun sends it to all processes when one has failed, and the failing process must still report its error.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -229,7 +229,7 @@ def held_interrupts(interrupts: HeldInterrupts) -> Iterator[None]:
     try:
         yield
     except Exception:
-        # Before the handlers are put back: one of SIGTERM would raise KeyboardInterrupt in place of the error.
+        # Before the handlers are restored: a SIGTERM handler would raise KeyboardInterrupt in place of the error.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         del previous[signal.SIGTERM]
         interrupts.arrived.clear()
@@ -242,16 +242,16 @@ def held_interrupts(interrupts: HeldInterrupts) -> Iterator[None]:
 
 
 def _meet(store: Store, launch: Launch) -> int:
-    """Agree on a number for this generation of processes. Raises DeviceError if somebody does not come.
+    """Agree on a number for this generation of processes. Raises DeviceError if a process does not join.
 
-    TORCHELASTIC_RESTART_COUNT does not do: it counts the failures of one machine, so machines may differ in it. Rank 0
-    counts, and gives the number to everybody who asks with a word that has not been in the store before.
+    TORCHELASTIC_RESTART_COUNT cannot be used: it counts the failures of one machine, so machines may differ in it.
+    Instead rank 0 counts, and replies to each process that asks with a key new to the store.
     """
     until = time.monotonic() + _SECONDS_TO_COME
     if launch.rank:
         word = uuid.uuid4().hex
         store.set(f"asks/{launch.rank}", word)
-        # Not by the store's own waiting, from which Ctrl-C would not call it back.
+        # Not with the store's own wait, which Ctrl-C cannot interrupt.
         while not store.check([f"answer/{word}"]):
             _wait(until, "rank 0 has")
         number = int(store.get(f"answer/{word}"))
@@ -261,7 +261,7 @@ def _meet(store: Store, launch: Launch) -> int:
     waiting = set(range(1, launch.size))
     while waiting:
         for rank in waiting:
-            # What is there may be the word of a process that has died; it will be written over.
+            # The key may belong to a process that has died; it will be overwritten.
             if store.check([f"asks/{rank}"]):
                 store.set(f"answer/{store.get(f'asks/{rank}').decode()}", str(number))
         waiting = {rank for rank in waiting if not store.check([f"came/{number}/{rank}"])}
@@ -276,7 +276,7 @@ def _wait(until: float, who: str) -> None:
 
 
 def _reason(exc: BaseException) -> str:
-    """What NCCL calls its last error, which comes after the place in PyTorch's sources and a list of causes."""
+    """NCCL's last error, which follows the position in PyTorch's sources and a list of causes in the message."""
     last = str(exc).partition("Last error:")[2].strip()
     return last.splitlines()[0] if last else first_line(exc)
 
@@ -287,9 +287,9 @@ def _is_lost_connection(exc: BaseException) -> bool:
 
 
 class SlicedDropout(nn.Module):
-    """Dropout of some rows of a batch, [rows, features], by the mask that one process would draw for all of them.
+    """Dropout of some rows of a batch, [rows, features], with the mask that one process would draw for the whole batch.
 
-    `num_rows` of the batch and the `rows` that are here are to be set before each use.
+    Set `num_rows` of the batch and this process's `rows` before each use.
     """
 
     def __init__(self, rate: float) -> None:
@@ -306,7 +306,7 @@ class SlicedDropout(nn.Module):
 
 
 class SharedNetwork:
-    """A network of which each process has a copy; all copies get the mean gradient over a whole batch."""
+    """A network replicated in each process; all replicas get the mean gradient over the whole batch."""
 
     def __init__(self, network: nn.Module, group: ProcessGroup, device: torch.device) -> None:
         self._network = network
@@ -320,7 +320,7 @@ class SharedNetwork:
         self.follow_frozen()
 
     def follow_frozen(self) -> None:
-        """To be called when parameters may have been frozen or thawed: gradients of frozen ones are not waited for."""
+        """Call after freezing or unfreezing parameters: gradients of frozen ones are not waited for."""
         trained = [parameter.requires_grad for parameter in self._network.parameters()]
         if trained == self._trained:
             return
@@ -330,12 +330,12 @@ class SharedNetwork:
             device_ids=[self._device] if self._device.type == "cuda" else None,
             gradient_as_bucket_view=True,
         )
-        """To be called in training, in place of the network."""
+        """The module to call during training instead of the network."""
 
     def take(self, batch_size: int) -> float:
-        """Get ready for this process's rows of a batch; returns what to multiply their mean loss by.
+        """Prepare for this process's rows of a batch; returns the factor for their mean loss.
 
-        Gradients are averaged over processes, of which one may have a row more than another.
+        Gradients are averaged over processes, which may differ by one row.
         """
         rows = self._group.rows(batch_size)
         for dropout in self._dropouts:

@@ -1,4 +1,4 @@
-"""Decoded images by the batch: from memory where they fit, else decoded again each time, with the same result."""
+"""Batches of decoded images: from memory if they fit, else decoded each time, with the same result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from alexdeploy.images.sources import read_file
 
 _SCAN_SLICE = 1024
 _NUM_NAMED = 5
-# Of batches that wait for their turn: many threads, or large batches, would fill the memory with them.
+# Limit on the bytes of queued batches: many threads, or large batches, would fill the memory with them.
 _AHEAD_BYTES = 1 << 30
 
 _Item = TypeVar("_Item")
@@ -37,14 +37,14 @@ class Broken(NamedTuple):
 
 
 class Pixels(Protocol):
-    """The images of one split, decoded; known by their index, broken ones too."""
+    """The decoded images of one split, by index; broken images have an index too."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """The class of each image."""
 
     def name(self, index: int) -> str:
-        """What a user would call the image."""
+        """The image's name in messages."""
 
     def scan(
         self,
@@ -54,19 +54,19 @@ class Pixels(Protocol):
     ) -> dict[int, Broken]:
         """Decode every image of `indices` (all of them where None) once and return the broken ones by index.
 
-        `on_image` gets each image, uint8 [256, 256, 3], in any order and in several threads; `on_progress` the
+        `on_image` gets each image, uint8 [256, 256, 3], in any order and from several threads; `on_progress` gets the
         number done.
         """
 
     def batches(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.uint8]]:
-        """Yield uint8 [N, 256, 256, 3] for each array of N indices, in order; the next ones are made meanwhile.
+        """Yield uint8 [N, 256, 256, 3] for each array of N indices, in order; later batches are prefetched.
 
         Raises DataError for an image that can no longer be read.
         """
 
 
 class FilePixels:
-    """Pixels of image files. With `in_memory`, what was decoded once is kept, 196,608 bytes an image."""
+    """Pixels of image files. With `in_memory`, decoded images are kept, 196,608 bytes each."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class FilePixels:
         self._num_threads = num_threads
         self._cache: NDArray[np.uint8] | None = None
         if in_memory:
-            # Pages that nothing is written to take no memory: a process keeps only what it has decoded.
+            # Pages that are never written take no memory: a process keeps only the images that it has decoded.
             self._cache = np.empty((len(examples), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         self._is_cached = np.zeros(len(examples), bool)
 
@@ -111,7 +111,7 @@ class FilePixels:
             on_image(image)
 
         with WorkerPool(self._num_threads) as pool:
-            # A slice at a time: a million futures at once would be a gigabyte of them.
+            # A slice at a time: a million futures would take a gigabyte.
             for first in range(0, len(wanted), _SCAN_SLICE):
                 part = wanted[first : first + _SCAN_SLICE]
                 for done, _ in enumerate(pool.map(visit, part), start=first + 1):
@@ -119,7 +119,7 @@ class FilePixels:
         return dict(sorted(broken.items()))
 
     def batches(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.uint8]]:
-        # Copying from memory takes one thread, decoding as many as there are.
+        # Copying from memory needs one thread; decoding uses all of them.
         num_workers = 1 if self._is_cached.all() else self._num_threads
         return read_batches(self._load, batches, num_workers)
 
@@ -184,7 +184,8 @@ def read_batches(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield `load` of each batch of indices, in order: uint8 [N, 256, 256, 3].
 
-    As in `read_ahead`, but no more are under way than fit a gigabyte, or two; the workers then share out each of them.
+    As `read_ahead`, but with no more batches in flight than fit in a gigabyte, and at least two; the workers then split
+    each batch.
     """
     waiting = iter(batches)
     begun = list(islice(waiting, 1))
@@ -213,7 +214,7 @@ def read_batches(
 
 
 def read_ahead(load: Callable[[_Item], _Result], items: Iterable[_Item], num_workers: int) -> Iterator[_Result]:
-    """Yield `load` of each item, in order; one for each of the workers is under way, and one more waits."""
+    """Yield `load` of each item, in order; one item per worker is in progress, and one more is queued."""
     waiting = iter(items)
     under_way: deque[Future[_Result]] = deque()
     with WorkerPool(num_workers) as pool:
@@ -239,7 +240,7 @@ def refuse_broken(broken: tuple[Broken, ...], num_images: int) -> None:
 
 
 class WorkerPool(ThreadPoolExecutor):
-    """A thread pool that, left early, does not first finish all that was asked of it."""
+    """A thread pool that cancels its queued work when the block is left early."""
 
     def __exit__(self, *_exc: object) -> None:
         self.shutdown(wait=True, cancel_futures=True)

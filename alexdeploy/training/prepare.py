@@ -1,4 +1,4 @@
-"""The preparing step: find the images of a data set, and pack them for training."""
+"""The prepare step: find the images of a data set, and pack them for training."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _Path = str | os.PathLike[str]
 class PrepareOptions:
     """Which images are packed, and how.
 
-    `val` is a folder of validation images, else `val_fraction` of each class is chosen by `seed`; folders in `exclude`
-    are no classes. `train_list` and `val_list` are files with lines of `name label`, or CSV, in place of folders, and
-    `classes` a file with the names of their classes.
+    `val` is a folder of validation images; without it, `seed` selects `val_fraction` of each class. Folders in
+    `exclude` are not classes. `train_list` and `val_list` are files with lines of `name label`, or CSV, used instead of
+    folders, and `classes` is a file with the names of their classes.
 
-    `resize` is the recipe's: the shorter side to 256 and the centre cut, or both sides to 256. `jpeg_quality` None
+    `resize` is the recipe's: the shorter side to 256 and a centre crop, or both sides to 256. `jpeg_quality` None
     keeps raw pixels. `check` compares the hashes of shards that exist, and packs damaged ones again. `overwrite`
     replaces a finished set, and resumes an unfinished one of the same images.
     """
@@ -60,12 +60,12 @@ def prepare(
     options: PrepareOptions | None = None,
     on_event: Callable[[PrepareEvent], None] = warn_of_notices,
 ) -> Prepared:
-    """Decode every image of `data` once and write the packed set `out`, which `train` takes in place of a folder.
+    """Decode every image of `data` once and write the packed set `out`, which `train` accepts instead of a folder.
 
-    `data` is a folder with one folder of images for each class, or with train/ and val/ of such, or one with the
-    archives of ILSVRC 2012. A run that was stopped continues with the same arguments. Images that cannot be decoded are
-    left out and listed in the result. Raises UsageError for a folder that holds something else, DataError where a split
-    has no image that can be decoded, OutputError also where the disk has too little space.
+    `data` is a folder with one folder of images per class, or with train/ and val/ folders of this form, or one with
+    the archives of ILSVRC 2012. The same arguments resume a stopped run. Images that cannot be decoded are skipped and
+    listed in the result. Raises UsageError for a folder that contains something else, DataError for a split without an
+    image that can be decoded, OutputError for failed writes and where the disk lacks space.
     """
     source = Path(check_argument("data", data, str))
     folder = Path(check_argument("out", out, str))
@@ -93,7 +93,7 @@ def prepare(
 
 
 def _arguments(data: Path, options: PrepareOptions) -> tuple[str, ...]:
-    """What to type after `alexdeploy prepare` for the same set, without its own folder."""
+    """The arguments of `alexdeploy prepare` for the same set, without its own folder."""
     given = {
         "--val": options.val,
         "--val-fraction": None if options.val_fraction == _VAL_FRACTION else options.val_fraction,
@@ -110,7 +110,7 @@ def _arguments(data: Path, options: PrepareOptions) -> tuple[str, ...]:
 
 
 def _refuse_inside(out: Path, data: Path, options: PrepareOptions) -> None:
-    """Raise UsageError if the set would lie among class folders: the next command would take it for one of them."""
+    """Raise UsageError if the set would lie among class folders, where the next command would take it for a class."""
     if ilsvrc.is_ilsvrc(data):
         return
     for folder in (data, _path(options.val)):

@@ -1,4 +1,4 @@
-"""A model whose weights training continues from: all of its layers, the last one too where the classes are the same."""
+"""The model that training continues from: all its layers, including the last one if the classes are the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from alexdeploy.network.weights import Weights, load_model_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A trained model, read. `mean_image` and `mean_file`, the bytes of it, are None where its mean is by channel."""
+    """A trained model. `mean_image` and `mean_file` (the file's bytes) are None if its mean is per channel."""
 
     spec: ModelSpec
     weights: Weights
@@ -33,7 +33,7 @@ class Parent:
 
 
 def read_parent(folder: ModelFolder) -> Parent:
-    """Raises ModelError for a folder without weights, or with others than its spec says."""
+    """Raises ModelError for a folder without weights, or whose weights do not match its spec."""
     spec = folder.spec()
     if spec.architecture is None or not folder.weights_path.is_file():
         raise ModelError(
@@ -52,7 +52,7 @@ def read_parent(folder: ModelFolder) -> Parent:
 
 
 def kept_rows(parent: Parent, classes: tuple[str, ...]) -> list[int] | None:
-    """Which outputs of the parent are `classes`, in their order; None unless they are its classes, all of them.
+    """The parent's output index of each of `classes`; None unless `classes` are exactly the parent's classes.
 
     Two names are the same class if both begin with the same WordNet id: "n01440764" and "n01440764 tench".
     """
@@ -63,16 +63,16 @@ def kept_rows(parent: Parent, classes: tuple[str, ...]) -> list[int] | None:
 
 
 def recipe_for_child(recipe: Recipe, parent: Parent, classes: tuple[str, ...]) -> Recipe:
-    """The recipe as it is for these classes: a last layer that is kept needs no higher rate than the others."""
+    """The recipe adapted to these classes: a last layer that is kept needs no higher learning rate than the others."""
     if kept_rows(parent, classes) is None:
         return recipe
     return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, last_layer_factor=1.0))
 
 
 def first_weights(parent: Parent, drawn: Mapping[str, Tensor], classes: tuple[str, ...]) -> dict[str, Tensor]:
-    """`drawn`, the first weights of a network for `classes`, with those of the parent in their place.
+    """`drawn`, the initial weights of a network for `classes`, replaced by the parent's weights.
 
-    The last layer stays as drawn unless the classes are the parent's. Raises RecipeError where shapes differ.
+    The last layer keeps its drawn weights unless the classes are the parent's. Raises RecipeError if shapes differ.
     """
     rows = kept_rows(parent, classes)
     assert parent.spec.architecture is not None
@@ -94,7 +94,7 @@ def first_weights(parent: Parent, drawn: Mapping[str, Tensor], classes: tuple[st
 
 
 def describe_start(parent: Parent, classes: tuple[str, ...]) -> str:
-    """What is taken over, for the user."""
+    """Describe the weights taken from the parent, for the user."""
     assert parent.spec.architecture is not None
     last = parent.spec.architecture.trained_layers[-1]
     if kept_rows(parent, classes) is not None:

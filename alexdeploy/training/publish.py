@@ -1,4 +1,4 @@
-"""What others see of a run: spec.json, weights.safetensors and mean.npy of its best epoch."""
+"""Publishing a run: spec.json, weights.safetensors and mean.npy of its best epoch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from alexdeploy.training.statistics import Statistics, measured_mean
 
 @dataclass(frozen=True, kw_only=True)
 class TenViewErrors:
-    """Fractions of the validation set that ten averaged views get wrong."""
+    """Errors of ten averaged views, as fractions of the validation set."""
 
     top1: float
     top5: float
@@ -35,7 +35,7 @@ class TenViewErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What every epoch of a run has in common: its spec, of the provenance only the parent, and mean.npy, if any."""
+    """The parts common to all epochs of a run: the spec, with only the parent as provenance, and mean.npy, if any."""
 
     spec: ModelSpec
     mean_image: NDArray[np.float32] | None
@@ -45,9 +45,9 @@ class Contract:
 def make_contract(
     name: str, classes: tuple[str, ...], recipe: Recipe, statistics: Statistics, parent: Parent | None = None
 ) -> Contract:
-    """Put together what the model will be, from the recipe and what was measured on the training set.
+    """Build the contract from the recipe and the statistics of the training set.
 
-    A network that continues from a parent gets the parent's preprocessing, its mean included.
+    A network that continues from a parent gets the parent's preprocessing, including its mean.
     """
     if parent is None:
         preprocessing, mean_image, mean_file = _measured_preprocessing(recipe, statistics)
@@ -130,13 +130,13 @@ def best_spec(
 def publish_best(folder: ModelFolder, contract: Contract, spec: ModelSpec, weights_file: bytes) -> None:
     """Write the mean, the weights, and the spec, which makes a folder a model, last.
 
-    Exported graphs are refused as soon as the weights beside them change. So where there are some, all this goes to
+    Exported graphs are refused as soon as the weights beside them change. If there are any, the files therefore go to
     the folder's candidate, and `export` replaces weights and graphs together.
     """
     with wait_for_lock(folder.publish_lock):
         target = folder.candidate if folder.has_graphs else folder
         if target != folder:
-            # In the candidate, weights without a spec are none.
+            # A candidate without a spec is ignored.
             remove_file(target.spec_path)
         if contract.mean_file is not None:
             with atomic_write(target.mean_path) as file:
@@ -156,9 +156,9 @@ def update_spec(folder: ModelFolder, spec: ModelSpec) -> ModelSpec:
 
 
 def published_folder(folder: ModelFolder, weights_sha256: str | None) -> ModelFolder:
-    """The folder itself or its candidate: which of them has these weights, by its spec. Raises ModelError if neither.
+    """The folder or its candidate, whichever spec records these weights. Raises ModelError if neither does.
 
-    A spec of an early version does not record them; there was no candidate then.
+    Specs of early versions do not record the weights; those versions had no candidate.
     """
     if folder.candidate.spec_path.is_file() and folder.candidate.spec().recorded_weights == weights_sha256:
         return folder.candidate
@@ -177,7 +177,7 @@ def read_weights(folder: ModelFolder, best: Best) -> dict[str, Tensor]:
 
 
 def is_published(folder: ModelFolder, best: Best) -> bool:
-    """Whether the model folder or its candidate holds the weights of `best` and a spec that says so."""
+    """Whether the model folder or its candidate contains the weights of `best` and a spec that records them."""
     return any(
         place.spec_path.is_file()
         and place.weights_path.is_file()

@@ -56,15 +56,15 @@ from alexdeploy.training.statistics import Statistics, color_axes
 from alexdeploy.training.throughput import Speed, SpeedMeter, loader_speed
 from alexdeploy.training.towers import TowerLearner
 
-# What a random draw is for: part of its seed, beside the recipe's seed, the epoch and the step.
+# The purpose of a random draw. Its seed is made of this, the recipe's seed, the epoch and the step.
 _SHUFFLE, _AUGMENT, _DROPOUT = 0, 1, 2
-# Reading the loss waits for the GPU, so there it is read now and then.
+# Reading the loss waits for the GPU, so on a GPU it is read only occasionally.
 _GPU_STEPS_PER_LOOK = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What stays the same for the whole run. Indices are those of the images that can be decoded."""
+    """Constants of a run. Indices are those of the images that can be decoded."""
 
     recipe: Recipe
     folder: ModelFolder
@@ -80,7 +80,7 @@ class Setting:
 
 
 class Run:
-    """Between two steps, `progress` and the learner always belong together, whenever an interrupt comes."""
+    """The state of a run. An interrupt never leaves `progress` and the learner at different steps."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Run:
         on_event: Callable[[Event], None],
         group: ProcessGroup = ALONE,
     ) -> None:
-        """In a `group`, everybody calls the same methods; only rank 0 has a log and writes."""
+        """In a `group`, all processes call the same methods; only rank 0 has a log and writes files."""
         self._setting = setting
         self._learner = learner
         self._log = log
@@ -105,7 +105,7 @@ class Run:
         self._normalization = make_normalization(
             setting.contract.spec.preprocessing, setting.contract.mean_image, learner.device
         )
-        # Of this process. On the device and in float64: neither a wait nor a rounding in every step.
+        # This process's sum, on the device and in float64: no wait and no float32 rounding in each step.
         loss_sum = progress.loss_sum if self._split.is_main else 0.0
         self._loss_sum = torch.tensor(loss_sum, dtype=torch.float64, device=learner.device)
         self._saved_at = time.monotonic()
@@ -117,7 +117,7 @@ class Run:
         return math.ceil(len(self._setting.train_indices) / self._training.batch_size)
 
     def finish(self) -> None:
-        """Do all epochs that remain. On KeyboardInterrupt, write a checkpoint and raise it again."""
+        """Run all remaining epochs. On KeyboardInterrupt, write a checkpoint and re-raise."""
         be_patient()
         try:
             while self._progress.schedule.num_epochs < self._training.epochs:
@@ -128,12 +128,12 @@ class Run:
             raise
 
     def _train_epoch(self, rate: float) -> Speed:
-        """Take the steps that remain of this epoch; returns how fast they were."""
+        """Run the remaining steps of this epoch; returns their speed."""
         epoch = self._progress.schedule.num_epochs + 1
         first = self._progress.step
         self._learner.begin_epoch(epoch)
         order = self._rng(_SHUFFLE, epoch).permutation(self._setting.train_indices)
-        # Parts of equal size or one less, so that no image is left out and no batch is tiny.
+        # Batch sizes differ by at most one, so that no image is left out and no batch is tiny.
         batches = np.array_split(order, self.num_steps)[first:]
         mine = [batch[self._split.rows(len(batch))] for batch in batches]
         every = 1 if self._learner.device.type == "cpu" else _GPU_STEPS_PER_LOOK
@@ -163,12 +163,12 @@ class Run:
         return meter.stop()
 
     def _images_left(self, epoch: int, step: int) -> float:
-        """About how many training images are still to come after `step` of `epoch`, in all epochs."""
+        """Approximate number of training images left after `step` of `epoch`, over all epochs."""
         num_epochs = self._training.epochs - epoch + 1 - step / self.num_steps
         return num_epochs * len(self._setting.train_indices)
 
     def _stop_or_save(self) -> None:
-        """Stop, or save, if it is time to. All processes do the same: any of them may have been interrupted."""
+        """Stop or save if it is time to. All processes do the same: any of them may have been interrupted."""
         is_due = time.monotonic() - self._saved_at >= self._setting.checkpoint_seconds
         num_stopped, num_due = self._group.sum(np.array([bool(self._group.interrupts.arrived), is_due], np.int64))
         if num_stopped:
@@ -211,11 +211,11 @@ class Run:
             step_images_per_second=speed.steps_alone,
             loader_images_per_second=self._loader_speed,
         )
-        # What is decided on it has to be the same everywhere, to the bit.
+        # Decisions depend on it, so it must be bit-identical in all processes.
         return self._group.on_main(lambda: record)
 
     def ten_view_errors(self) -> TenViewErrors:
-        """Errors of the best epoch on the validation images, the softmax averaged over ten views as in the paper."""
+        """Validation errors of the best epoch, with the softmax averaged over ten views as in the paper."""
         self._learner.load_weights(self._group.on_main(lambda: read_weights(self._setting.folder, self._best())))
 
         def mean_softmax(images: Tensor) -> Tensor:
@@ -228,14 +228,13 @@ class Run:
     def _over_validation(self, score: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
         """Mean cross-entropy, top-1 and top-5 error of `score` of uint8 [N, 256, 256, 3], over all validation images.
 
-        Each process looks at its share of them, in smaller batches. Where the scores are no logits, nor is the first
-        number of any use.
+        Each process evaluates its share, in smaller batches. The first number is meaningful only for logits.
         """
         val, indices = self._setting.val, self._setting.val_indices
         mine = indices[self._split.rows(len(indices))]
         size = math.ceil(self._training.batch_size / self._split.size)
         batches = np.array_split(mine, math.ceil(len(mine) / size)) if len(mine) else []
-        # Towers score together, so they stop together; others have images of their own, not equally many.
+        # Towers evaluate together, so they stop together. Other processes have separate shares of different sizes.
         partners = ALONE if self._split is self._group else self._group
         scores = []
         for pixels in val.batches(batches):
@@ -249,14 +248,14 @@ class Run:
         return float(loss), 1.0 - float(right1), 1.0 - float(right5)
 
     def _is_interrupted(self, group: ProcessGroup) -> bool:
-        """Whether any process of the group is; all of them are to ask."""
+        """Whether any process of the group was interrupted; all of them must call this."""
         return bool(group.sum(np.array([len(self._group.interrupts.arrived)])).any())
 
     def _finish_epoch(self, record: EpochRecord) -> None:
-        """Log, checkpoint, publish, in this order: after a kill in between, resuming does the rest again.
+        """Log, checkpoint, publish, in this order: after a kill in between, resuming repeats the rest.
 
-        The log drops lines that are ahead of the checkpoint; a checkpoint whose epoch is the best has the weights
-        that are to be published. So nothing published is ever ahead of what can be resumed.
+        The log drops lines that are ahead of the checkpoint, and a checkpoint of the best epoch contains the weights to
+        publish. So the published model is never ahead of the checkpoint.
         """
         is_best = _is_better(record, self._progress.best)
         with deferred_interrupts():
@@ -275,7 +274,7 @@ class Run:
         self._on_event(EpochFinished(record=record, is_best=is_best))
 
     def spec(self, ten_views: TenViewErrors | None = None) -> ModelSpec:
-        """That of the best epoch so far."""
+        """The spec of the best epoch so far."""
         setting = self._setting
         return best_spec(
             setting.contract, setting.recipe, setting.identity, self._progress, setting.data_path, ten_views
@@ -286,7 +285,7 @@ class Run:
         return self._progress.best
 
     def _save_within_epoch(self) -> None:
-        """Write a checkpoint if there is anything in it that the last one has not."""
+        """Write a checkpoint if there was any progress since the last one."""
         step, epoch = self._progress.step, self._progress.schedule.num_epochs + 1
         if step == 0:
             return
@@ -296,7 +295,7 @@ class Run:
         self._on_event(CheckpointSaved(path=path, epoch=epoch, step=step))
 
     def _save(self) -> None:
-        # Two towers put their states together, both of them. Who shares out batches has all of it, and copies it once.
+        # Joining the states of two towers needs both. In data parallel, rank 0 has the whole state and copies it alone.
         if self._split.is_main:
             checkpoint = Checkpoint(
                 identity=self._setting.identity,
@@ -309,8 +308,8 @@ class Run:
         self._saved_at = time.monotonic()
 
     def _mean_loss(self, epoch: int, step: int, rate: float) -> float:
-        """The mean over the epoch's images so far. Raises DivergedError for one, or weights, that are no numbers."""
-        # As np.array_split does it: the first batches have the images that do not divide.
+        """The mean over the epoch's images so far. Raises DivergedError if it, or a weight, is not finite."""
+        # As in np.array_split, the first batches take the remainder.
         (total,) = self._split.sum(np.array([float(self._loss_sum)]))
         self._progress = dataclasses.replace(self._progress, loss_sum=float(total))
         size, rest = divmod(len(self._setting.train_indices), self.num_steps)
@@ -337,14 +336,14 @@ class Run:
 
 
 def _sums(scores: Tensor, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Cross-entropy, and how many are right at first and among the first five, summed over scores [N, classes]."""
+    """Cross-entropy, top-1 hits and top-5 hits, summed over scores [N, classes]."""
     losses = F.cross_entropy(scores, torch.from_numpy(labels), reduction="none")
     right = top_k(scores.numpy(), 5) == labels[:, None]
     return np.array([float(losses.double().sum()), right[:, 0].sum(), right.sum()])
 
 
 def _is_better(record: EpochRecord, best: Best | None) -> bool:
-    """Whether it has the lower top-1 error, or the same and the lower loss."""
+    """Whether `record` has a lower top-1 error than `best`, or the same and a lower loss."""
     if best is None:
         return True
     return (record.val_top1_error, record.val_loss) < (best.record.val_top1_error, best.record.val_loss)

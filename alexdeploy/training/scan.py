@@ -1,4 +1,4 @@
-"""The first pass over the images: what cannot be decoded, and the statistics of the rest."""
+"""The first pass over the images: finds those that cannot be decoded, and measures statistics of the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alexdeploy.training.statistics import PixelSums, Statistics, StatisticsSum
 
 @dataclass(frozen=True, kw_only=True)
 class Scanned:
-    """`progress` has the indices of the images that cannot be decoded; `skipped` are their names."""
+    """`progress` has the indices of the images that cannot be decoded, `skipped` their names."""
 
     statistics: Statistics
     progress: Progress
@@ -35,15 +35,15 @@ def scan(
     on_event: Callable[[Event], None],
     group: ProcessGroup,
 ) -> Scanned:
-    """Decode every image once, each process its share. Raises DataError if some cannot be, unless `skip_broken`.
+    """Decode every image once, each process its share. Raises DataError if one cannot be, unless `skip_broken`.
 
-    A resumed run takes the result from its checkpoint, and decodes only to have the pixels in memory. A data set that
-    knows its statistics has no broken images.
+    A resumed run takes the result from its checkpoint, and decodes only to load the pixels into memory. A data set with
+    known statistics has no broken images.
     """
     known = Progress() if checkpoint is None else checkpoint.progress
     if data.statistics is not None:
         return Scanned(statistics=data.statistics, progress=known, skipped=())
-    # In several processes each would keep its share in memory, and then need the others' as well.
+    # With several processes, each would keep its share in memory but later need the others' as well.
     if checkpoint is not None and not (data.in_memory and group.size == 1):
         return Scanned(statistics=checkpoint.statistics, progress=known, skipped=names_left_out(data, known))
     shares = [range(num)[group.rows(num)] for num in (data.num_train, data.num_val)]
@@ -82,7 +82,7 @@ def _joined(shares: Sequence[dict[int, Broken]]) -> dict[int, Broken]:
 
 
 def _added(own: PixelSums, group: ProcessGroup) -> PixelSums:
-    """Whole numbers: the sum is the same for any number of processes."""
+    """The sums over all processes. They are integers, so the result does not depend on the number of processes."""
     return PixelSums(
         num_images=int(group.sum(np.array([own.num_images], np.int64))[0]),
         pixels=group.sum(own.pixels),
@@ -91,7 +91,7 @@ def _added(own: PixelSums, group: ProcessGroup) -> PixelSums:
 
 
 def names_left_out(data: TrainingData, progress: Progress) -> tuple[str, ...]:
-    """The names of the images that could not be decoded, as they can be printed."""
+    """Printable names of the images that could not be decoded."""
     splits: tuple[tuple[Pixels, tuple[int, ...]], ...] = (
         (data.train, progress.broken_train),
         (data.val, progress.broken_val),
@@ -100,5 +100,5 @@ def names_left_out(data: TrainingData, progress: Progress) -> tuple[str, ...]:
 
 
 def without(num: int, left_out: tuple[int, ...]) -> NDArray[np.int64]:
-    """The indices below `num` that are not among those."""
+    """The indices below `num` that are not in `left_out`."""
     return np.setdiff1d(np.arange(num), np.array(left_out, np.int64))

@@ -1,4 +1,4 @@
-"""How the learning rate falls: after given epochs, when the validation error stops improving, or along a cosine."""
+"""Learning-rate schedules: drops at given epochs or when the validation error stops improving, or a cosine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alexdeploy.core.recipe import Training
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleState:
-    """Where a schedule is: epochs finished, drops taken, the lowest error, and epochs waited since it."""
+    """State of a schedule: epochs finished, drops taken, the lowest error, and epochs since it."""
 
     num_epochs: int = 0
     num_drops: int = 0
@@ -20,17 +20,17 @@ class ScheduleState:
 
 
 def learning_rate(state: ScheduleState, training: Training) -> float:
-    """The rate for the epoch that comes next. "cosine": half a wave from the first rate towards 0, by the epoch."""
+    """The rate for the next epoch. "cosine": half a cosine wave over all epochs, from the first rate towards 0."""
     if training.schedule == "cosine":
         return training.learning_rate * (1 + math.cos(math.pi * state.num_epochs / training.epochs)) / 2
     return training.learning_rate * training.drop_factor**state.num_drops
 
 
 def advance(state: ScheduleState, training: Training, val_error: float) -> ScheduleState:
-    """Take note of one more epoch and its validation error.
+    """Advance the schedule by one epoch with its validation error.
 
-    "epochs": a drop when as many epochs as `drop_epochs` says are finished. "plateau": a drop when the error has not
-    been below its lowest for `patience` epochs, `max_drops` times at most; then the wait starts again.
+    "epochs": drop when the number of finished epochs is in `drop_epochs`. "plateau": drop when the error has not fallen
+    below its lowest for `patience` epochs, at most `max_drops` times; each drop restarts the wait.
     """
     num_epochs = state.num_epochs + 1
     if training.schedule == "cosine":

@@ -1,4 +1,4 @@
-"""One shard of a packed set: made, found again, or found wanting."""
+"""One shard of a packed set: making it, or checking an existing one."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _IMAGES_PER_TASK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A finished shard. `broken` are the places, within the originals it is made of, of those left out, and why.
+    """A finished shard. `broken` are the positions of the skipped images among the shard's originals, and why.
 
-    `sums_sha256` is of the file with the sum of a training shard's images; None in records of before it was kept.
+    `sums_sha256` is of the file with the sum of a training shard's images; None in records of earlier versions.
     """
 
     shard: Shard
@@ -40,7 +40,7 @@ class Record:
 
 
 class Job(NamedTuple):
-    """A shard to be made, or there already, of some of the originals of a split."""
+    """A shard of some of a split's originals, existing or to be made."""
 
     split: Split
     path: Path
@@ -49,12 +49,12 @@ class Job(NamedTuple):
 
     @property
     def sums_path(self) -> Path:
-        """Where the sum of the images of a training shard is."""
+        """The file with the sum of a training shard's images."""
         return self.record_path.with_suffix(".npy")
 
 
 class _Part(NamedTuple):
-    """Some images of a shard: what to write of each that could be decoded, and what is wrong with the others."""
+    """Some images of a shard: the bytes to write of each decoded image, and the errors of the others."""
 
     encoded: list[bytes]
     broken: dict[int, str]
@@ -62,12 +62,12 @@ class _Part(NamedTuple):
 
 
 def find_record(job: Job, *, check: bool) -> Record | None:
-    """The record of a shard that is whole, by its size or with `check` by its hash; None if it has to be made."""
+    """The record of an intact shard, checked by size or, with `check`, by hash; None if it has to be made."""
     try:
         record = decode_json(read_regular(job.record_path, MAX_DATA_BYTES), Record)
         if job.path.stat().st_size != record.shard.num_bytes:
             return None
-        # Small beside the shard, and about to be added up: its hash is always looked at.
+        # Always checked by hash: it is small compared to the shard, and is about to be added up.
         if job.split == "train":
             found = sha256_bytes(read_regular(job.sums_path, MAX_TEXT_BYTES))
             if record.sums_sha256 not in (None, found):
@@ -103,7 +103,7 @@ def make_shard(job: Job, plan: Plan, num_threads: int, on_progress: Callable[[in
     if job.split == "train":
         with atomic_write(job.sums_path) as plain:
             sums_file = _Hashed(plain)
-            # As many images as there are in a shard cannot leave 32 bits.
+            # The sum of all images of a shard fits in 32 bits.
             np.save(sums_file, result.pixels.astype(np.uint32), allow_pickle=False)
         sums_sha256 = sums_file.digest.hexdigest()
     record = Record(
@@ -120,7 +120,7 @@ def make_shard(job: Job, plan: Plan, num_threads: int, on_progress: Callable[[in
 
 
 class _Hashed:
-    """A file, and the hash and the length of what was written to it."""
+    """A file with the hash and the length of the data written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -147,7 +147,7 @@ def _read_part(job: Job, first: int, plan: Plan) -> _Part:
             encoded.append(pixels.tobytes())
         else:
             encoded.append(_to_jpeg(pixels, plan.jpeg_quality))
-            # What is trained on, and so what the mean is of.
+            # Training uses the re-decoded pixels, so the mean is measured on them.
             pixels = decode(encoded[-1], "crop")
         if job.split == "train":
             sums.add(pixels)

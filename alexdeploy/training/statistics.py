@@ -1,4 +1,4 @@
-"""What is measured on the training set: the mean, per pixel or per channel, and the axes of its colours."""
+"""Statistics of the training set: the mean, per pixel or per channel, and the principal axes of its colours."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from alexdeploy.core.spec import IMAGE_SIZE
 
 @dataclass(frozen=True, kw_only=True)
 class ColorAxes:
-    """Principal axes of RGB over the training pixels: `vectors`, float64 [3, 3], has one axis in each column.
+    """Principal axes of RGB over the training pixels: `vectors`, float64 [3, 3], has one axis per column.
 
-    `std`, float64 [3], is the standard deviation along each in levels (0 to 255), the square root of the
+    `std`, float64 [3], is the standard deviation along each axis in levels (0 to 255), the square root of the
     covariance's eigenvalue; largest first.
     """
 
@@ -40,10 +40,10 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSums:
-    """Sums of whole numbers, so that parts may be added in any order.
+    """Integer sums, so that parts may be added in any order.
 
-    `pixels`, int64 [256, 256, 3], is the sum of all images; `products`, int64 [3, 3], that of the products of two
-    channels over all their pixels.
+    `pixels`, int64 [256, 256, 3], is the sum of all images; `products`, int64 [3, 3], is the sum over all pixels of the
+    products of each two channels.
     """
 
     num_images: int
@@ -80,7 +80,7 @@ class StatisticsSum:
             self._products += products
 
     def add_sums(self, sums: PixelSums) -> None:
-        """Count what was added up elsewhere."""
+        """Add sums that were computed elsewhere."""
         with self._lock:
             self._num += sums.num_images
             self._pixels += sums.pixels
@@ -91,20 +91,20 @@ class StatisticsSum:
 
 
 def color_axes(covariance: NDArray[np.float64]) -> ColorAxes:
-    """The axes of a 3x3 covariance. Their signs are fixed (largest component positive), which the noise ignores."""
+    """The axes of a 3x3 covariance, with the largest component positive; the sign does not affect the colour noise."""
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = values[::-1], vectors[:, ::-1]
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(3)])
-    # A grey data set has axes without spread, whose eigenvalues may round to just below zero.
+    # A grey data set has axes with zero variance, whose eigenvalues may round to just below zero.
     return ColorAxes(vectors=vectors * signs, std=np.sqrt(np.maximum(values, 0.0)))
 
 
 def measured_mean(
     statistics: Statistics, recipe: PreprocessingRecipe
 ) -> tuple[tuple[float, float, float], NDArray[np.float32] | None]:
-    """The mean that `recipe` asks for, after scaling, in the network's channel order.
+    """The mean of the kind set in `recipe`, after scaling, in the network's channel order.
 
-    Returns the mean of each channel, and the mean image, float32 [3, 256, 256], where the recipe wants one.
+    Returns the mean of each channel, and the mean image, float32 [3, 256, 256], if the recipe uses one.
     """
     if not isinstance(recipe.mean, str):
         return recipe.mean, None

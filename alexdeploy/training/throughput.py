@@ -1,4 +1,4 @@
-"""How fast training is, and what limits it: the images that come, or the steps that are taken on them."""
+"""Training throughput, and whether it is limited by loading images or by the training steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOADER_SECONDS = 1.0
 def loader_speed(pixels: Pixels, batches: Sequence[NDArray[np.int64]], seconds: float = _LOADER_SECONDS) -> float:
     """Images per second that `pixels` yields while nothing else runs, over the first batches of an epoch.
 
-    It ends after `seconds`, or with the batches. Those are read once more when their turn comes.
+    Stops after `seconds`, or after the last batch. Training reads these batches again.
     """
     num, elapsed, began = 0, 0.0, time.perf_counter()
     for batch in pixels.batches(batches):
@@ -32,17 +32,17 @@ def loader_speed(pixels: Pixels, batches: Sequence[NDArray[np.int64]], seconds: 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """Images per second of an epoch, and those of its steps by themselves, None where there were none."""
+    """Images per second of an epoch, and of its steps alone; None if there were none."""
 
     all_in_all: float
     steps_alone: float | None
 
 
 class SpeedMeter:
-    """Counts the images of an epoch, and the time of the steps by themselves: without waits for images, or saving.
+    """Counts the images of an epoch, and the time of its steps alone, without waits for images or saving.
 
-    On a GPU the steps are timed by its own clock: a step is under way long after it was asked for, and also while this
-    process waits for images. The first step is left out where there are more: kernels are chosen in it, or compiled.
+    On a GPU, CUDA events time the steps: a step runs long after it was queued, also while this process waits for
+    images. The first step, which selects or compiles kernels, is excluded if there are more.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -69,11 +69,11 @@ class SpeedMeter:
 
     @property
     def images_per_second(self) -> float:
-        """All in all, since the meter was made."""
+        """Average since the meter was created."""
         return sum(self._sizes) / (time.perf_counter() - self._began)
 
     def stop(self) -> Speed:
-        """The speeds of the epoch; on a GPU it waits for the last step."""
+        """The speeds of the epoch; on a GPU this waits for the last step."""
         all_in_all = self.images_per_second
         for start, end in self._events:
             end.synchronize()

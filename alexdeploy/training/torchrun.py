@@ -1,4 +1,4 @@
-"""What torchrun tells a process that it has started."""
+"""The environment that torchrun sets for a process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """Which process of how many this is: `rank` of `size` in all, `local_rank` of `local_size` on this machine.
+    """Position of this process: `rank` of `size` in total, `local_rank` of `local_size` on this machine.
 
-    At `host`:`port` is the store through which they find each other; `is_host` says that this one has to open it, as
-    torchrun has not.
+    `host`:`port` is the rendezvous store; `is_host` means that this process must open it, because torchrun has not.
     """
 
     rank: int
@@ -25,7 +24,7 @@ class Launch:
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
-    """What torchrun has put into the environment; None where nothing, or not all of it, is there."""
+    """The launch described by torchrun's environment variables; None unless all of them are set."""
     try:
         rank = int(environment["RANK"])
         return Launch(

@@ -1,12 +1,12 @@
-"""The paper's model parallel: each of two processes has one tower of the network, half of every layer's maps or units.
+"""The paper's model parallelism: two processes with one tower each, half of every layer's maps or units.
 
-Both take the same batches. A tower sees its own maps in conv2, conv4 and conv5; before conv3 and before each fully
-connected layer, which read both, the towers give each other what they have, and nowhere else (Krizhevsky et al. 2012,
-section 3.2 and figure 2). The paper draws one layer of 1000 after both halves. Here each tower has half of the classes
-of it, so that every weight has one owner, and the logits are exchanged: both take the softmax over all of them.
+Both take the same batches. A tower reads only its own maps in conv2, conv4 and conv5. The towers exchange activations
+only before conv3 and each fully connected layer, which read both (Krizhevsky et al. 2012, section 3.2 and figure 2). In
+the paper, one layer of 1000 follows both halves. Here each tower has half of its classes, so that every weight has one
+owner, and the towers exchange the logits: both take the softmax over all of them.
 
-Going back, a tower's maps get a gradient from what it did with them and one from what the other did: one more exchange
-for each. Only the logits need none, since both towers know the loss.
+In the backward pass, a tower's maps receive gradients from both towers, which takes one more exchange for each of the
+above. Only the logits need none, since both towers compute the loss.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from alexdeploy.training.parallel import ALONE, ProcessGroup
 
 
 def check_towers(architecture: Architecture, num_processes: int) -> None:
-    """Raise UsageError unless the network has two towers that are independent between exchanges, one a process."""
+    """Raise UsageError unless there are two processes and the network has two towers, independent between exchanges."""
     if architecture.towers != 2:
         raise UsageError(
             "this network has one tower, in which every layer reads all maps of the one before",
@@ -51,10 +51,10 @@ def check_towers(architecture: Architecture, num_processes: int) -> None:
 
 
 class TowerLearner:
-    """A Learner for one of two processes. All its methods take part from both: call the same ones, in the same order.
+    """A Learner for one of two processes. All methods are collective: both processes must call them in the same order.
 
-    Weights and states, in and out, are those of the whole network, on both processes, so that a run can be resumed in
-    either form. Views and labels are those of the whole batch. The rank is the number of the tower.
+    Weights and states, passed or returned, are those of the whole network on both processes, so that a run can be
+    resumed in either form. Views and labels are those of the whole batch. The rank is the number of the tower.
     """
 
     def __init__(self, recipe: Recipe, num_classes: int, device: torch.device, group: ProcessGroup) -> None:
@@ -71,7 +71,7 @@ class TowerLearner:
         self._is_scaled = recipe.training.precision == "fp16"
         self.device = device
         self.split = ALONE
-        """The processes that share out each batch: each tower takes all of it."""
+        """Batches are not divided: each tower takes all of each batch."""
 
     def begin_epoch(self, epoch: int) -> None:
         """As Learner's."""
@@ -98,7 +98,7 @@ class TowerLearner:
         return self._join(self._learner.weights())
 
     def is_finite(self) -> bool:
-        """Whether every weight of both towers is a number."""
+        """Whether every weight of both towers is finite."""
         own = torch.tensor(self._learner.is_finite(), dtype=torch.uint8, device=self.device)
         other = self._swap_number(own)
         return bool(own) and bool(other)
@@ -109,7 +109,7 @@ class TowerLearner:
         return {**state, **{part: self._join(state[part]) for part in ("weights", "velocities")}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to a `state()`, of this or of a Learner of the same recipe."""
+        """Restore a `state()` of a TowerLearner or Learner of the same recipe."""
         self._learner.load_state({**state, **{part: self._cut(state[part]) for part in ("weights", "velocities")}})
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -117,41 +117,41 @@ class TowerLearner:
         self._learner.load_weights(self._cut(weights))
 
     def _cut(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # Weights, biases and velocities alike have the layer's outputs first.
+        # The first axis of weights, biases and velocities is the layer's outputs.
         return {name: tensor.tensor_split(2)[self._link.tower].contiguous() for name, tensor in whole.items()}
 
     def _join(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         whole = {}
         for name, tensor in own.items():
             num_rows, *rest = self._shapes[name]
-            # NCCL sends what is on a GPU.
+            # NCCL sends only GPU tensors.
             other = self._link.swap(tensor.to(self.device), (num_rows - len(tensor), *rest)).to(tensor.device)
             whole[name] = torch.cat(self._link.in_order(tensor, other))
         return whole
 
     def _share_overflow(self) -> None:
-        """Let both towers leave out a step in which the gradients of one overflowed.
+        """Make both towers skip a step in which the gradients of one overflowed.
 
-        Each gradient scaler looks at its own process' gradients. A number times zero is zero, an overflow is none.
+        Each gradient scaler checks only its own process' gradients. A finite number times 0 is 0; inf and NaN give NaN.
         """
         gradients = [parameter.grad for parameter in self._network.parameters() if parameter.grad is not None]
-        # Per tensor and not squared: sums of scaled gradients may overflow where they themselves do not.
+        # Per tensor and not squared: sums of scaled gradients may overflow where the gradients do not.
         largest = torch.stack(torch._foreach_norm(gradients, float("inf"))).max()
         gradients[-1].view(-1)[:1] += self._swap_number(largest) * 0.0
 
     def _swap_number(self, own: Tensor) -> Tensor:
-        """Send a number [] and get the other tower's."""
+        """Send a scalar and receive the other tower's."""
         return self._link.swap(own.reshape(1), (1,))[0]
 
 
 class _Link:
-    """The way to the process that has the other tower."""
+    """The connection to the other tower's process."""
 
     def __init__(self, tower: int) -> None:
         self.tower = tower
 
     def swap(self, own: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Send a contiguous tensor and get the other tower's, which has this shape and the same type."""
+        """Send a contiguous tensor and receive the other tower's, of shape `shape` and the same dtype."""
         other = own.new_empty(shape)
         peer = 1 - self.tower
         exchange = [dist.P2POp(dist.isend, own, peer), dist.P2POp(dist.irecv, other, peer)]
@@ -164,12 +164,12 @@ class _Link:
 
 
 class _JoinFunction(torch.autograd.Function):
-    """Both towers' parts side by side; the gradient of a part is the sum of what both towers made of it."""
+    """Concatenates both towers' parts; the gradient of a part is the sum over both towers."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, link: _Link, widths: tuple[int, int], both_know_gradient: bool) -> Tensor:
         ctx.constants = (link, widths, both_know_gradient)
-        # Channels go last on the way: contiguous as they are in the layout that the CPU works in.
+        # Sent channels last: already contiguous in the CPU's layout.
         message = own.movedim(1, -1).contiguous()
         other = link.swap(message, (*message.shape[:-1], widths[1 - link.tower]))
         return torch.cat(link.in_order(own, other.movedim(-1, 1)), dim=1)
@@ -201,7 +201,7 @@ class _Join(nn.Module):
 
 
 class _TowerDropout(nn.Module):
-    """Dropout of this tower's units [N, own width] by the mask that one process would draw for all of them."""
+    """Dropout of this tower's units [N, own width] with the mask that one process would draw for both towers."""
 
     def __init__(self, rate: float, widths: tuple[int, int], tower: int) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class _TowerDropout(nn.Module):
 
 def _tower_modules(plan: tuple[Layer, ...], link: _Link) -> Iterator[tuple[str, nn.Module]]:
     """This tower's half of every layer under its name, and the exchanges between them."""
-    # How many maps or units either tower has; the image is whole on both.
+    # The number of maps or units of each tower; both have the whole image.
     widths: tuple[int, int] | None = None
     for layer in plan:
         if layer.weight_shape is not None:
@@ -244,5 +244,5 @@ def _tower_modules(plan: tuple[Layer, ...], link: _Link) -> Iterator[tuple[str, 
 
 
 def _halves(num: int) -> tuple[int, int]:
-    """As Tensor.tensor_split does it."""
+    """Split as Tensor.tensor_split does."""
     return num - num // 2, num // 2

@@ -41,15 +41,15 @@ _NUM_PHOTOGRAPHS = 24
 class TrainOptions:
     """What to train, and how.
 
-    `recipe` is a name or a file; None takes `alexnet`, or `alexnet-quarter` for the rendered images. `overrides` change
+    `recipe` is a name or a file; None uses `alexnet`, or `alexnet-quarter` for the rendered images. `overrides` change
     its keys: ("training.epochs=3",). `pretrained` is the model to continue from, with new classes or the same; the
-    layers in `freeze` keep its weights. The model goes to models/`name`, by default the recipe's name. `val` is a
-    folder of validation images, else `val_fraction` of each class is taken, a tenth if None; folders in `exclude` are
-    no classes.
+    layers in `freeze` keep its weights. The model is written to models/`name`, by default the recipe's name. `val` is a
+    folder of validation images; without it, `val_fraction` of each class is used, a tenth if None. Folders in `exclude`
+    are not classes.
 
-    `device` is "cpu", "cuda" or "cuda:1", None for the best there is. `resume` continues from the last checkpoint,
-    `overwrite` replaces the model that is there. `skip_broken` leaves out images that cannot be decoded. `parallel` is
-    what several processes share: each batch, or the two towers.
+    `device` is "cpu", "cuda" or "cuda:1"; None selects the best available. `resume` continues from the last checkpoint,
+    `overwrite` replaces an existing model. `skip_broken` skips images that cannot be decoded. `parallel` is what is
+    divided among several processes: each batch, or the two towers.
     """
 
     recipe: str | os.PathLike[str] | None = None
@@ -75,7 +75,10 @@ class TrainOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """The model folder, and the spec of the best epoch, whose weights are there or, if graphs are exported, beside."""
+    """The model folder, and the spec of the best epoch.
+
+    The epoch's weights are in the folder or, if the folder has exported graphs, in its candidate.
+    """
 
     folder: ModelFolder
     spec: ModelSpec
@@ -86,11 +89,11 @@ def train(
     options: TrainOptions | None = None,
     on_event: Callable[[Event], None] = warn_of_notices,
 ) -> Trained:
-    """Train a network on `data`; its best epoch goes to models/NAME.
+    """Train a network on `data` and write its best epoch to models/NAME.
 
-    `data` is a folder with one folder of images for each class, or with train/ and val/ of such, or a packed set; None
-    renders ten classes of shapes to data/sample/. A KeyboardInterrupt writes a checkpoint and is raised again. Raises
-    UsageError for options that do not go together and for a folder in use, DataError for images that cannot be decoded,
+    `data` is a folder with one folder of images per class, or with train/ and val/ folders of this form, or a packed
+    set; None renders ten classes of shapes to data/sample/. On KeyboardInterrupt, writes a checkpoint and re-raises.
+    Raises UsageError for conflicting options and for a folder in use, DataError for images that cannot be decoded,
     DivergedError, DeviceError, OutputError.
     """
     path: str | None = check_argument("data", data, str | None)
@@ -101,11 +104,11 @@ def train(
 def train_in_group(
     data: str | None, options: TrainOptions, on_event: Callable[[Event], None], group: ProcessGroup | None
 ) -> Trained:
-    """`train` in one of the processes of a `group`; each of them calls it with the same arguments."""
+    """`train` in one process of a `group`; all processes must call it with the same arguments."""
     chosen = _choose(options, is_sample=data is None)
     begins = group is None or (group.is_main and not group.has_begun)
     if begins and not (options.resume or options.overwrite):
-        # Before anything is rendered or decoded; training itself checks again.
+        # Checked before anything is rendered or decoded; training checks again.
         chosen.folder.check_unused(can_resume=True)
     _need_torch()
     from alexdeploy.training.parallel import ALONE
@@ -119,7 +122,7 @@ def train_in_group(
     if group is None:
         _render_what_is_missing(on_event, is_needed=is_sample)
     else:
-        # By all: another machine may have been given images, or none. What differs is found out later.
+        # In all processes: machines may have different images, or none. Differences are detected later.
         group.once_here(lambda: _render_what_is_missing(on_event, is_needed=is_sample))
     images = _open_images(path, options, chosen.recipe.training.seed, on_event)
     on_event(
@@ -151,7 +154,7 @@ def train_in_group(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Choice:
-    """What to train by, where the model goes, and the model whose weights are the first ones."""
+    """The recipe, the model folder, and the model to start from."""
 
     recipe: Recipe
     folder: ModelFolder
@@ -187,7 +190,7 @@ def _choose(options: TrainOptions, *, is_sample: bool) -> _Choice:
 
 
 def frozen_overrides(layers: tuple[str, ...] | None) -> list[str]:
-    """Recipe overrides that freeze layers from the first epoch on, whatever the recipe says."""
+    """Recipe overrides that freeze layers from the first epoch, regardless of the recipe."""
     if layers is None:
         return []
     return [f"training.freeze={list(layers)}", "training.freeze_epoch=1"]
@@ -196,7 +199,7 @@ def frozen_overrides(layers: tuple[str, ...] | None) -> list[str]:
 def _open_images(
     data: Path, options: TrainOptions, seed: int, on_event: Callable[[Event], None]
 ) -> LabelledImages | PackedSet:
-    """The images of a packed set, or of folders; reports what of the folders is ignored."""
+    """The images of a packed set, or of folders; reports what is ignored in the folders."""
     if not is_packed(data):
         fraction = 0.1 if options.val_fraction is None else options.val_fraction
         val = None if options.val is None else Path(options.val)
@@ -218,7 +221,7 @@ def _need_torch() -> None:
 
 
 def _render_what_is_missing(on_event: Callable[[Event], None], *, is_needed: bool) -> None:
-    """The rendered data set, and photographs to predict where there is no folder of them."""
+    """Render the data set, and the photographs for predict if their folder does not exist."""
     if not is_needed:
         return
     write_sample(

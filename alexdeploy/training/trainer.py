@@ -1,4 +1,4 @@
-"""The training entry point: look, decode, measure, then run the epochs and leave the best in the model folder."""
+"""The training entry point: scan and measure the images, run the epochs, and publish the best one."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ from alexdeploy.training.scan import names_left_out, scan, without
 from alexdeploy.training.towers import TowerLearner, check_towers
 
 _LARGE_MACS = 300_000_000
-"""Of one image: the full networks have 0.7 billion and more, `alexnet-quarter` a tenth of that."""
+"""Per image: the full networks have 0.7 billion or more, `alexnet-quarter` a tenth of that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is done, as against what is learned, which the recipe says.
+    """How a run is executed; the recipe defines what is learned.
 
-    `device` is "cpu", "cuda" or "cuda:1", None for the best there is. `threads` is for PyTorch on the CPU and for
-    decoding. `cache_bytes` is how much decoded pixels may take in memory, None for half of what is free.
-    `data_path` goes into the provenance as it is. `parent` is the model whose weights are the first ones, and that
-    the recipe must have been made for. `parallel` is what several processes share out: each batch, or the two towers.
-    `compile` has the network compiled by torch.compile.
+    `device` is "cpu", "cuda" or "cuda:1"; None selects the best available. `threads` is for PyTorch on the CPU and for
+    decoding. `cache_bytes` limits the memory of decoded pixels; None means half of the free memory. `data_path` is
+    recorded verbatim in the provenance. `parent` is the model to start from; the recipe must have been made for it.
+    `parallel` is what is divided among several processes: each batch, or the two towers. `compile` compiles the network
+    with torch.compile.
     """
 
     device: str | None = None
@@ -77,7 +77,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Job:
-    """What `train` was asked for, with what it found out before it looks at pixels."""
+    """The arguments of `train`, and the facts known before any pixel is read."""
 
     recipe: Recipe
     folder: ModelFolder
@@ -95,16 +95,17 @@ def train(
     on_event: Callable[[Event], None],
     group: ProcessGroup = ALONE,
 ) -> ModelSpec:
-    """Train a network, leave its best epoch in `folder`, and return the spec of that.
+    """Train a network, write its best epoch to `folder`, and return the spec of that epoch.
 
-    With `options.resume` a run continues from its checkpoint; on the CPU with one thread it ends with the same bits
-    as one that was never stopped, since every random draw comes from (seed, epoch, step). KeyboardInterrupt
-    writes a checkpoint and goes up. Raises UsageError for a folder in use, by another process too, or a resumed run
-    that has changed, DataError for images that cannot be decoded, DivergedError, DeviceError, OutputError.
+    With `options.resume` a run continues from its checkpoint. On the CPU with one thread the result is bit-identical to
+    that of an uninterrupted run, since every random draw is seeded by (seed, epoch, step). On KeyboardInterrupt, writes
+    a checkpoint and re-raises. Raises UsageError for a folder that is in use, also by another process, or a
+    resumed run whose settings have changed, DataError for images that cannot be decoded, DivergedError, DeviceError,
+    OutputError.
 
-    Every process of a `group` is to call it with the same arguments; `folder` is read and written, and events are
-    told, by rank 0 alone. Processes that replace others go on from the checkpoint of those. Raises UsageError for
-    processes that differ in anything that is learned from or by.
+    Every process of a `group` must call this with the same arguments; only rank 0 reads and writes `folder` and emits
+    events. Processes that replace others resume from their checkpoint. Raises UsageError if the processes differ in
+    anything that affects what is learned.
     """
     if not data.train or not data.val:
         raise DataError(f"{len(data.train)} training and {len(data.val)} validation images; both are required")
@@ -129,7 +130,7 @@ def train(
     with _lock_model_folder(folder) if group.is_main else nullcontext():
         checkpoint = group.on_main(lambda: _find_checkpoint(folder, identity, options))
         if options.resume and not group.has_begun and group.is_main and checkpoint is None:
-            # No error: a loop that starts a run again after each kill starts it for the first time too.
+            # Not an error: a loop that restarts a run after each kill also starts it the first time.
             on_event(Notice(message=f"no checkpoint in {folder.path}: starting from the beginning"))
         if group.has_begun and group.is_main and checkpoint is None and not log_path(folder).is_file():
             on_event(
@@ -162,11 +163,11 @@ def train(
 def _slow_note(
     recipe: Recipe, num_classes: int, num_train: int, device: torch.device, options: RunOptions
 ) -> str | None:
-    """A hint at smaller recipes where a full-size network is about to be trained from scratch on a CPU."""
+    """A hint to use a smaller recipe if a full-size network is about to be trained from scratch on a CPU."""
     macs = sum(layer.macs for layer in plan_layers(recipe.architecture, num_classes))
     if device.type != "cpu" or macs < _LARGE_MACS or options.resume or options.parent is not None:
         return None
-    # Forwards, and twice as much backwards.
+    # The forward pass, and twice as much for the backward pass.
     total = 3 * macs * num_train * recipe.training.epochs
     return (
         f"{recipe.name} takes {2e-9 * macs:.1f} GFLOP for an image, {2e-15 * total:,.1f} PFLOP for "
@@ -180,7 +181,7 @@ def _ignore(_event: Event) -> None:
 
 
 def _shared_facts(identity: Identity, recipe: Recipe, options: RunOptions, device: torch.device) -> dict[str, Any]:
-    """What all processes must have alike, by what a user would call it."""
+    """The values that must be equal in all processes, by their names in messages."""
     return identity.recipe | {
         "training.epochs": recipe.training.epochs,
         "--devices": device.type,
@@ -195,7 +196,7 @@ def _shared_facts(identity: Identity, recipe: Recipe, options: RunOptions, devic
 
 
 def _check_same_everywhere(group: ProcessGroup, facts: dict[str, Any]) -> None:
-    """Raise UsageError, with the same words everywhere, if a process is asked for something else than rank 0."""
+    """Raise UsageError, with the same message in every process, if `facts` differ from those of rank 0."""
     first, *others = group.gather(facts)
     for rank, found in enumerate(others, start=1):
         changes = [
@@ -211,7 +212,7 @@ def _check_same_everywhere(group: ProcessGroup, facts: dict[str, Any]) -> None:
 
 
 def _lock_model_folder(folder: ModelFolder) -> AbstractContextManager[None]:
-    """Taken before anything is read: of two processes, each would continue from what the other writes."""
+    """Lock taken before anything is read: otherwise two runs would each continue from what the other writes."""
     return hold_folder(
         folder.path,
         UsageError(f"another process is writing {folder.path}", hint="Wait for it, or choose another --name."),
@@ -236,21 +237,21 @@ def _find_checkpoint(folder: ModelFolder, identity: Identity, options: RunOption
 
 
 def _finished(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> ModelSpec | None:
-    """The spec of a run that has nothing left to do, else None. What a kill kept from the model folder goes there."""
+    """The spec of a run that is finished, else None. Publishes the best epoch if a kill prevented that."""
     _republish_best(data, job, checkpoint)
     best = checkpoint.progress.best
     if best is None or checkpoint.progress.schedule.num_epochs < job.recipe.training.epochs:
         return None
     spec = published_folder(job.folder, best.weights_sha256).spec()
-    # A kill may have come just before the ten views of the best epoch were looked at.
+    # A kill may have come just before the ten views of the best epoch were evaluated.
     return spec if spec.provenance.get("val_top1_error_10_views") is not None else None
 
 
 def _republish_best(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> None:
-    """Write the best epoch to the model folder if a kill came between its checkpoint and that."""
+    """Write the best epoch to the model folder if a kill came after its checkpoint but before it was published."""
     recipe, folder, options, progress = job.recipe, job.folder, job.options, checkpoint.progress
     best = progress.best
-    # The checkpoint's own weights are the best ones only right after the best epoch; that is when it can happen.
+    # The checkpoint contains the best weights only right after the best epoch, the only time this can happen.
     if best is None or progress.step or best.record.epoch != progress.schedule.num_epochs:
         return
     if is_published(folder, best):
@@ -324,7 +325,7 @@ def _make_learner(job: _Job, num_classes: int) -> Learner | TowerLearner:
 
 
 def _check_batches(num_train: int, batch_size: int, num_processes: int) -> None:
-    """Raise UsageError if a process would have nothing to do in a step."""
+    """Raise UsageError if a process would get no images in a step."""
     smallest = num_train // math.ceil(num_train / batch_size)
     if smallest < num_processes:
         raise UsageError(
@@ -335,12 +336,12 @@ def _check_batches(num_train: int, batch_size: int, num_processes: int) -> None:
 
 @contextmanager
 def _torch_settings(threads: int | None, device: torch.device) -> Iterator[None]:
-    """Set what PyTorch keeps for the whole process, and put it back."""
+    """Set PyTorch's process-wide settings, and restore them afterwards."""
     num_threads = torch.get_num_threads()
     benchmark = torch.backends.cudnn.benchmark
     if threads is not None:
         torch.set_num_threads(threads)
-    # All batches have one shape, or two: worth trying out which convolution is the fastest.
+    # Batches have only one or two shapes, so benchmarking the convolution algorithms pays off.
     torch.backends.cudnn.benchmark = True
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
