@@ -1,4 +1,4 @@
-"""Compares an imported network with the file that it came from."""
+"""Comparing an imported network with the file that it came from."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from alexdeploy.network import reference
 from alexdeploy.network.layers import plan_layers
 
 _CAFFE_TOLERANCE = 1e-5
-"""Of the largest score. Both sides compute in float64; what differs is the rounding of the input to float32."""
+"""Of the largest score. Both sides compute in float64; they differ by the rounding of the input to float32."""
 
 
 def probe_images() -> NDArray[np.uint8]:
-    """Two pictures of coloured blocks, uint8 [2, 256, 256, 3]: to a network, plain noise all looks alike."""
+    """Two pictures of coloured blocks, uint8 [2, 256, 256, 3]. Noise would not do: a network hardly tells it apart."""
     blocks = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     return blocks.repeat(IMAGE_SIZE // 8, axis=1).repeat(IMAGE_SIZE // 8, axis=2)
 
@@ -36,8 +36,8 @@ def probe_images() -> NDArray[np.uint8]:
 class ReferenceRun:
     """Two images, uint8 [2, 256, 256, 3], the original's input for them, and its scores [2, C].
 
-    The scores are logits unless it `holds_probabilities`. `precision` is what the original computes in: its answers
-    are rounded to that.
+    The scores are logits unless `holds_probabilities`. `precision` is that of the original's arithmetic, to which its
+    answers are rounded.
     """
 
     images: NDArray[np.uint8]
@@ -53,9 +53,9 @@ class ReferenceRun:
 
 
 def check_same_answers(network: ModelProto, probe: ReferenceRun, spec: ModelSpec, batch: int, path: Path) -> None:
-    """Compare with the original, for one image and for two, the plain network and the deployment graph of one view.
+    """Compare the plain network and the one-view deployment graph with the original, for one image and for two.
 
-    `batch` is what the original at `path` was built for. Raises ParityError if an answer differs, ModelError if the
+    `batch` is the batch size of the original at `path`. Raises ParityError if an answer differs, ModelError if the
     network cannot be run.
     """
     deployed = deployment_graph(network, spec, 1, probe.mean_image)
@@ -89,10 +89,10 @@ def check_same_answers(network: ModelProto, probe: ReferenceRun, spec: ModelSpec
 def check_against_caffe(
     converted: Converted, spec: ModelSpec, mean_image: NDArray[np.float32] | None, path: Path
 ) -> float:
-    """Compare what was converted with Caffe's own arithmetic on the layers of the file, from pixels to scores.
+    """Compare the converted network with Caffe's arithmetic on the layers of the file, from pixels to scores.
 
-    The order of the channels, mean and scale are those of `spec` on both sides: whether they are right is not seen.
-    Returns the largest difference as a fraction of the largest score. Raises ParityError if it is no rounding error.
+    Both sides use the channel order, mean and scale of `spec`, so an error in these is not detected. Returns the
+    largest difference as a fraction of the largest score. Raises ParityError if it exceeds rounding errors.
     """
     steps, images = spec.preprocessing, probe_images()
     mean = np.asarray(steps.mean if mean_image is None else mean_image, np.float64) / steps.scale

@@ -1,4 +1,4 @@
-"""A model folder from an ONNX or weight file of any supported format: what `alexdeploy import` does."""
+"""Making a model folder from an ONNX or weight file of any supported format, as `alexdeploy import` does."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _Three = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportOptions:
-    """What a file does not say of itself; None for what it says, or what `recipe` does, a name or a .toml file.
+    """Settings that the file does not contain. None uses the file's, or those of `recipe`, a name or a .toml file.
 
-    `labels` are the classes in the order of the output, or a file with one in each line. `name` is the folder under
-    models/, None: the file's. `scale` is a factor on pixels of 0 to 255; `mean` and `std` are per channel, after
-    scaling, in the network's order of `channels`. `mean_image` is a file, .binaryproto or .npy: [3, 256, 256] in pixels
-    of 0 to 255. `output_name` is the output with the class scores, where a graph has several.
+    `labels` are the classes in output order, or a file with one per line. `name` is the folder under models/; None uses
+    the file's name. `scale` is a factor on pixels of 0 to 255; `mean` and `std` are per channel, after scaling, in the
+    network's order of `channels`. `mean_image` is a .binaryproto or .npy file: [3, 256, 256] in pixels of 0 to 255.
+    `output_name` is the output with the class scores, if a graph has several.
     """
 
     recipe: str | None = None
@@ -57,7 +57,7 @@ class ImportOptions:
             raise UsageError("--mean and --mean-image are both given", hint="Leave one of them out.")
 
     def steps(self) -> dict[str, object]:
-        """The fields of Preprocessing that are given."""
+        """The fields of Preprocessing that were given."""
         keys = ("channels", "scale", "mean", "std", "resize")
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
@@ -68,13 +68,13 @@ def import_model(
     *,
     on_warning: Callable[[str], None] = warn,
 ) -> ModelFolder:
-    """Make a model folder of an ONNX classifier, or of an AlexNet's weights; returns the folder, under models/.
+    """Make a model folder from an ONNX classifier or an AlexNet's weights; returns the folder, under models/.
 
     `file` is an .onnx, or weights as .caffemodel, .pth or .ckpt (PyTorch), .safetensors, .npy (caffe-tensorflow) or
-    .mat (MatConvNet), recognized by their first bytes. See `import_onnx` and `import_weights` for what they may hold.
-    Raises UsageError for another format, a folder in use, or where the preprocessing is not known; ModelError for a
-    file that is damaged or no classifier; ParityError if the imported network does not give the file's answers. Nothing
-    is written, and no earlier model touched, before all of that is known.
+    .mat (MatConvNet), recognized by their first bytes. See `import_onnx` and `import_weights` for the supported
+    contents. Raises UsageError for another format, a folder in use, or unknown preprocessing; ModelError for a file
+    that is damaged or not a classifier; ParityError if the imported network does not give the file's answers. Nothing
+    is written, and no earlier model changed, until all checks have passed.
     """
     path = Path(check_argument("file", file, str))
     options = check_argument("options", options or ImportOptions(), ImportOptions)
@@ -86,7 +86,7 @@ def import_model(
             check_exists(each)
     if options.output_name is not None and kind != "onnx":
         raise UsageError(f"--output-name is for graphs; {path} has weights only", hint="Leave it out.")
-    # weights.pth.tar is called weights.
+    # The name of weights.pth.tar is weights.
     stem = Path(path.stem).stem if path.suffix.lower() == ".tar" else path.stem
     folder = model_named(stem if options.name is None else options.name)
     image = None if options.mean_image is None else read_mean_image(Path(options.mean_image))
@@ -118,7 +118,7 @@ def import_model(
 
 
 def _read_labels(given: tuple[str, ...] | str | os.PathLike[str]) -> tuple[str, ...]:
-    """The classes, those in the file of that name, or where there is none those between its commas."""
+    """The classes: given as a tuple, read from the file of that name or, if there is none, split at commas."""
     text = "" if isinstance(given, tuple) else os.fspath(given)
     is_list = isinstance(given, tuple) or ("," in text and not os.path.exists(text))
     try:
@@ -135,7 +135,7 @@ def _read_labels(given: tuple[str, ...] | str | os.PathLike[str]) -> tuple[str, 
     while lines and not lines[-1]:
         lines.pop()
     if not lines or "" in lines:
-        # Leaving it out would shift every class after it.
+        # Skipping it would shift every class after it.
         number = lines.index("") + 1 if lines else 1
         raise UsageError(f"{text}: line {number} is empty", hint="Give one label per line.")
     return tuple(lines)

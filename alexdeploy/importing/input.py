@@ -18,10 +18,10 @@ from alexdeploy.graphs.deployment import describe_value
 from alexdeploy.graphs.edit import all_nodes, attribute, needed_tensors, prune, reads
 
 PREFIX = "import/"
-"""Of the tensors that the import adds."""
+"""Prefix of the names of tensors that the import adds."""
 
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
-"""What Transpose makes of NCHW and of NHWC."""
+"""Transpose permutations from NCHW to NHWC and back."""
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
@@ -32,7 +32,7 @@ _TAKEN = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8)
 class ImageInput:
     """An input [N, 3, H, H], or [N, H, H, 3] if `channels_last`, with H = `size`.
 
-    `element_type` is TensorProto's FLOAT, FLOAT16 or UINT8; `batch` is what the graph is built for, 1 if dynamic.
+    `element_type` is TensorProto's FLOAT, FLOAT16 or UINT8; `batch` is the graph's batch size, 1 if dynamic.
     """
 
     name: str
@@ -42,12 +42,12 @@ class ImageInput:
     channels_last: bool
 
     def original(self, inputs: NDArray[np.float32]) -> NDArray[np.generic]:
-        """float32 [N, 3, H, H] in the form that the file itself takes."""
+        """Convert float32 [N, 3, H, H] to the layout and type of the file's input."""
         moved = inputs.transpose(_TO_LAST) if self.channels_last else inputs
         return np.ascontiguousarray(moved, helper.tensor_dtype_to_np_dtype(self.element_type))
 
     def check_steps(self, steps: Preprocessing, path: Path) -> None:
-        """Raise UsageError where pixels that the graph takes as uint8 would be normalized before it."""
+        """Raise UsageError if preprocessing would normalize pixels that the graph takes as uint8."""
         plain = Preprocessing(resize=steps.resize, channels=steps.channels, crop=steps.crop)
         if self.element_type == TensorProto.UINT8 and steps != plain:
             raise UsageError(
@@ -57,7 +57,7 @@ class ImageInput:
 
 
 def one_input(model: ModelProto, path: Path) -> tuple[ModelProto, ImageInput]:
-    """A copy whose only input is the image, with the outputs that depend on it and on no other input.
+    """A copy whose only input is the image, with the outputs that depend only on it.
 
     Raises ModelError if no input is a square colour image of a fixed size.
     """
@@ -96,16 +96,16 @@ def one_input(model: ModelProto, path: Path) -> tuple[ModelProto, ImageInput]:
     graph.output.extend(outputs)
     prune(graph)
     _check_lrn(graph, path)
-    # From version 4 of the format on, weights need not be inputs.
+    # Since IR version 4, weights need not be inputs.
     copy.ir_version = max(copy.ir_version, 7)
     return copy, image
 
 
 def take_float_planes(graph: GraphProto, image: ImageInput) -> None:
-    """Let the graph take float32 [N, 3, H, H], in place: a Cast to uint8 and a Transpose go before what it takes.
+    """Let the graph take float32 [N, 3, H, H], in place, by adding a Cast to uint8 and a Transpose before its input.
 
-    Neither is added where the graph itself begins with its inverse: a Transpose from NHWC becomes an Identity, and
-    uint8 that is only cast to float may as well be float.
+    Neither is added if the graph begins with its inverse: a Transpose from NHWC becomes an Identity, and a uint8 input
+    that is only cast to float becomes float.
     """
     nodes, first = [], f"{PREFIX}images"
     readers = [node for node in graph.node if image.name in reads(node)]
@@ -132,9 +132,9 @@ def take_float_planes(graph: GraphProto, image: ImageInput) -> None:
 
 
 def _is_cast_at_once(graph: GraphProto, image: ImageInput) -> bool:
-    """Whether whole pixels are cast to a float type before anything is computed of them.
+    """Whether the integer pixels are cast to a float type before any computation.
 
-    Casting them to uint8 and back would change nothing, and TensorRT has no uint8 inside a graph.
+    Casting them to uint8 and back would change nothing, and TensorRT does not support uint8 inside a graph.
     """
     waiting = [image.name]
     for name in waiting:

@@ -1,8 +1,8 @@
-"""A MatConvNet SimpleNN network (imagenet-caffe-alex.mat) in the terms of Caffe's, which are converted and checked.
+"""Reading a MatConvNet SimpleNN network (imagenet-caffe-alex.mat) as Caffe layers, for conversion and checks.
 
-Both layouts are read: `filters` and `biases`, `normalization` and `classes` of the first versions, and `weights` and
-`meta` as vl_simplenn_tidy writes them. Filters are [H, W, in / groups, out] and the network's colours are RGB; a fully
-connected layer is a convolution that covers its whole input.
+Both layouts are supported: `filters` and `biases`, `normalization` and `classes` of the first versions, and `weights`
+and `meta` as vl_simplenn_tidy writes them. Filters are [H, W, in / groups, out], channels are RGB. A fully connected
+layer is a convolution that covers its whole input.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from alexdeploy.importing.matlab import read_matlab
 _TYPES = {"normalize": "LRN", "lrn": "LRN", "relu": "ReLU", "sigmoid": "Sigmoid", "dropout": "Dropout"}
 _OUTPUTS = ("softmax", "softmaxloss")
 _DEFAULT_LRN = (5.0, 1.0, 1e-4 / 5, 0.75)
-"""vl_simplenn_tidy's, for a layer without parameters."""
+"""vl_simplenn_tidy's defaults, for a layer without parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatConvNet:
-    """`mean` is per channel, `mean_image` float32 [3, S, S], S being the input's side or 256: RGB, pixels of 0 to 255.
+    """`mean` is per channel, `mean_image` float32 [3, S, S], where S is the input's side or 256: RGB, pixels 0 to 255.
 
-    `keeps_aspect` is whether images are cut to a square, and not warped; None where the file does not say.
+    `keeps_aspect`: whether images are cropped to a square instead of warped; None if the file does not say.
     """
 
     net: CaffeNet
@@ -41,7 +41,7 @@ class MatConvNet:
 
 
 def read_matconvnet(content: bytes, source: str) -> MatConvNet:
-    """Raises ModelError, naming the layer, for what is no such file, or has layers that no AlexNet has."""
+    """Raises ModelError, naming the layer, for another kind of file, or for layers that no AlexNet has."""
     found = read_matlab(content, ("layers", "meta", "normalization", "classes", "params"), source)
     layers = found.get("layers")
     if "params" in found:
@@ -94,7 +94,7 @@ def _average(value: Any, size: int, source: str) -> tuple[tuple[float, ...], NDA
 
 
 def _classes(value: Any) -> tuple[str, ...] | None:
-    """ "n01440764 tench, Tinca tinca" where both are there, as in ILSVRC's lists; else what there is."""
+    """WordNet id and words, "n01440764 tench, Tinca tinca", as in ILSVRC's lists; or the one of them in the file."""
     if not isinstance(value, dict):
         return None
     lists = [each for key in ("name", "description") if isinstance(each := value.get(key), list)]
@@ -105,7 +105,7 @@ def _classes(value: Any) -> tuple[str, ...] | None:
 
 
 def _chain(layers: list[dict[str, Any]], size: int, source: str) -> tuple[CaffeLayer, ...]:
-    """The layers one after the other. `size` is the side of what reaches a layer, `maps` its channels."""
+    """The layers in order. `size` is the side of a layer's input, `maps` its channels."""
     chain: list[CaffeLayer] = []
     maps, previous = 3, "data"
     for index, layer in enumerate(layers):
@@ -128,7 +128,7 @@ def _chain(layers: list[dict[str, Any]], size: int, source: str) -> tuple[CaffeL
         elif type_ == "pool":
             kind, (parameters, size) = "Pooling", _pooling(layer, size, where)
         else:
-            # Of another type it is refused by that name when it is converted.
+            # The conversion refuses a layer of another type, by its name.
             kind, parameters = _TYPES.get(type_, type_), _elementwise(type_, layer, where)
         if size < 1:
             raise ModelError(f"{where} leaves nothing of its input")
@@ -180,7 +180,7 @@ def _convolution(
 
 
 def _pooling(layer: Mapping[str, Any], size: int, where: str) -> tuple[parse.Pooling, int]:
-    """The layer, and the side of what it gives."""
+    """The layer, and the side of its output."""
     if layer.get("method", "max") != "max":
         raise ModelError(f"{where} pools by {layer['method']}; expected max")
     kernel, stride = _same(layer, "pool", 0, where), _same(layer, "stride", 1, where)
@@ -212,7 +212,7 @@ def _elementwise(type_: str, layer: Mapping[str, Any], where: str) -> parse.Para
 
 
 def _same(layer: Mapping[str, Any], key: str, default: int, where: str) -> int:
-    """One whole number, or several that are all the same."""
+    """One integer, or several equal ones."""
     numbers = _numbers(layer.get(key, np.array([default])))
     if not len(numbers) or (numbers != numbers[0]).any() or numbers[0] % 1 or not 0 <= numbers[0] < 1 << 16:
         raise ModelError(f"{where} has {key} {numbers.tolist()}; expected the same whole number in all directions")

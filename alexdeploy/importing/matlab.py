@@ -1,4 +1,4 @@
-"""Variables of a .mat file as plain Python objects: MATLAB 5 to 7 by SciPy, 7.3, which is HDF5, by h5py."""
+"""Variables of a .mat file as plain Python objects: MATLAB 5 to 7 through SciPy, 7.3 (HDF5) through h5py."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _MAX_DEPTH = 32
 
 
 def is_matlab(head: bytes) -> bool:
-    """Whether a file that begins with `head`, 1,024 bytes or more, is one of MATLAB's, of version 5 or newer."""
+    """Whether a file that begins with `head`, at least 1,024 bytes, is a MATLAB file of version 5 or newer."""
     return is_mat_file(head) or (head.startswith(b"MATLAB 7.3") and _HDF5 in head)
 
 
 def read_matlab(content: bytes, names: Collection[str], source: str) -> dict[str, Any]:
-    """The variables of a .mat that are called `names`, as far as they are there, in the forms of `read_variables`.
+    """The variables of a .mat named in `names`, as far as they exist, in the form of `read_variables`.
 
-    Takes memory for a small multiple of the file at most. Raises UsageError without SciPy or h5py, and ModelError for
-    a file that is damaged, of another kind, or packed to much less than it holds.
+    Uses at most a small multiple of the file's size in memory. Raises UsageError without SciPy or h5py, and ModelError
+    for a file that is damaged, of another kind, or compressed to a small part of its content.
     """
     max_bytes = 4 * len(content) + _SMALL_BYTES
     try:
@@ -41,7 +41,7 @@ def read_matlab(content: bytes, names: Collection[str], source: str) -> dict[str
         raise
     except ImportError as exc:
         raise missing_package("h5py", f"{source} is a MATLAB 7.3 file: reading it", "matlab") from exc
-    # h5py raises nearly everything on damaged files; MatError is a ValueError.
+    # On damaged files h5py raises almost any exception; MatError is a ValueError.
     except Exception as exc:
         raise ModelError(f"{source} cannot be read as a MATLAB file: {first_line(exc)}", hint="Get it again.") from exc
 
@@ -55,7 +55,7 @@ def _read_hdf5(content: bytes, names: Collection[str], max_bytes: int) -> dict[s
 
 
 class _Hdf5Reader:
-    """Reads what MATLAB stores in groups and data sets, as far as it lies in the file itself and takes `max_bytes`."""
+    """Reads MATLAB's groups and data sets, if stored in the file itself, up to `max_bytes` in total."""
 
     def __init__(self, file: h5py.File, max_bytes: int) -> None:
         self._file = file
@@ -81,7 +81,7 @@ class _Hdf5Reader:
             return None
         matlab_class = _text(node.attrs.get("MATLAB_class", b""))
         if "MATLAB_empty" in node.attrs:
-            # It holds its sides in the place of values.
+            # An empty array stores its shape in place of values.
             return {"char": "", "cell": [], "struct": []}.get(matlab_class, np.zeros((0, 0)))
         if h5py.check_ref_dtype(node.dtype) is h5py.Reference:
             return [self._read(self._file[each], depth + 1) for each in np.ravel(self._load(node))]
@@ -92,7 +92,7 @@ class _Hdf5Reader:
         return values.astype("<u2").tobytes(order="F").decode("utf-16-le") if matlab_class == "char" else values
 
     def _read_struct(self, group: Any, depth: int) -> Any:
-        """A struct is a group of its fields; an array of structs has in each field references to the values."""
+        """A struct is a group of its fields; in an array of structs, each field has references to the values."""
         import h5py
 
         fields = {name: self.read_member(group, name, depth + 1) for name in group}

@@ -1,6 +1,6 @@
 """Code shared by all imports: the given preprocessing, and the model folder that they write.
 
-The folder is refused while it is in use, written last and whole, and cleared of an earlier model.
+A folder in use is refused. The files are written last, completely or not at all, and replace an earlier model's.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from alexdeploy.importing.published_files import read_foreign
 MeanImage = NDArray[np.float32]
 
 _CAFFE_MEAN = (104.007, 116.669, 122.679)
-"""Of ILSVRC's images, BGR, in pixels of 0 to 255, as Caffe's examples have it."""
+"""Mean of ILSVRC's images, BGR, in pixels of 0 to 255, as in Caffe's examples."""
 
 _SMALL_SCALE = 0.1
-"""Separates means of pixels from means of scaled pixels: those of photographs are not under 25 everywhere."""
+"""Separates means of pixels from means of scaled pixels: no photographs have a mean below 25 everywhere."""
 
 
 def class_names(given: tuple[str, ...] | None, num_classes: int, path: Path) -> tuple[str, ...]:
-    """The labels, or class-0, class-1 ... where there are none. Raises ModelError if they do not fit."""
+    """The labels, or class-0, class-1 ... if none are given. Raises ModelError if their number does not fit."""
     if given is None:
         return tuple(f"class-{index}" for index in range(num_classes))
     if len(given) != num_classes:
@@ -57,7 +57,7 @@ def origin(path: Path, sha256: str) -> dict[str, str | int | float | None]:
 
 
 def recipe_steps(recipe: Recipe | None) -> dict[str, object]:
-    """The recipe's preprocessing, but for a mean that is measured on a training set, which is not here."""
+    """The recipe's preprocessing, without a mean that has to be measured on the training set."""
     steps: dict[str, object] = {} if recipe is None else msgspec.to_builtins(recipe.preprocessing)
     if isinstance(steps.get("mean"), str):
         del steps["mean"]
@@ -65,14 +65,14 @@ def recipe_steps(recipe: Recipe | None) -> dict[str, object]:
 
 
 def scale_of(steps: Mapping[str, object]) -> float:
-    """The scale among fields of Preprocessing, which may not have been checked yet."""
+    """The scale in fields of Preprocessing that may not have been validated yet."""
     scale = steps.get("scale", 1.0)
     assert isinstance(scale, float | int)
     return scale
 
 
 def mean_hint(steps: Mapping[str, object]) -> str:
-    """How to say the mean of a network whose other steps are `steps`: --mean is of scaled pixels, in its order."""
+    """How to give the mean of a network with the other `steps`: --mean is of scaled pixels, in its channel order."""
     scale, channels = scale_of(steps), steps.get("channels", "rgb")
     values = _CAFFE_MEAN if channels == "bgr" else _CAFFE_MEAN[::-1]
     mean = ",".join(f"{value * scale:.6g}" for value in values)
@@ -90,9 +90,9 @@ def graph_preprocessing(
     has_mean_image: bool,
     on_warning: Callable[[str], None] = warn,
 ) -> Preprocessing:
-    """The preprocessing, which a graph does not contain: the recipe's, overridden by what was given.
+    """The preprocessing, which a graph does not contain: the recipe's, overridden by the given steps.
 
-    Raises UsageError where something is missing that cannot be guessed; warns of what is taken.
+    Raises UsageError if a required step is missing; warns about each default used.
     """
     steps = recipe_steps(None if recipe is None else load_recipe(recipe)) | dict(given)
     if recipe is not None:
@@ -118,9 +118,9 @@ def graph_preprocessing(
 
 
 def read_mean_image(path: Path) -> MeanImage:
-    """A mean image in pixels of 0 to 255, from a .binaryproto of Caffe or a .npy: float32 [3, 256, 256].
+    """Read a mean image in pixels of 0 to 255 from Caffe's .binaryproto or a .npy: float32 [3, 256, 256].
 
-    Its channels are in the order that the network has. Raises ModelError for another shape or kind.
+    Its channels are in the network's order. Raises ModelError for another shape or type.
     """
     content = read_foreign(path)
     if path.suffix.lower() == ".npy":
@@ -156,7 +156,7 @@ def read_mean_image(path: Path) -> MeanImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeanFile:
-    """What becomes `mean.npy`: the mean of scaled pixels, and the bytes of the file."""
+    """The content of `mean.npy`: the mean of scaled pixels, and the bytes of the file."""
 
     image: MeanImage
     content: bytes
@@ -167,9 +167,9 @@ class MeanFile:
 
 
 def mean_file(image: MeanImage, scale: float) -> MeanFile:
-    """From a mean in pixels of 0 to 255, whose bits stay what they are where `scale` is 1.
+    """Scale a mean in pixels of 0 to 255; with `scale` 1 its bits do not change.
 
-    Raises UsageError for one that is scaled already, as the mean.npy of a model folder is.
+    Raises UsageError for a mean that is already scaled, such as the mean.npy of a model folder.
     """
     if scale < _SMALL_SCALE and 0 < image.max() <= 255 * scale:
         raise UsageError(
@@ -181,7 +181,7 @@ def mean_file(image: MeanImage, scale: float) -> MeanFile:
 
 
 def write_model(folder: ModelFolder, files: Mapping[Path, bytes], spec: ModelSpec) -> None:
-    """Write the files, then the spec, and remove what belonged to an earlier model; or leave no new folder behind."""
+    """Write the files, then the spec, and remove an earlier model's files. On failure, no new folder is left behind."""
     is_new = not folder.path.exists()
     try:
         for path, content in files.items():

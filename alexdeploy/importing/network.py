@@ -1,4 +1,4 @@
-"""An imported network from the bytes of its weights: what each format contains, and what a recipe adds."""
+"""Reading an imported network from the bytes of its weights, completed by a recipe where the format lacks something."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from alexdeploy.network.weights import Weights
 
 _TORCHVISION = "torchvision"
 _NUMPY_RECIPES = {"bvlc_alexnet": "caffe-alexnet", "bvlc_reference_caffenet": "caffenet"}
-"""By the names that caffe-tensorflow gives its files: shapes are the same, the order of LRN and pooling is not."""
+"""By caffe-tensorflow's file names: the shapes are the same, but the order of LRN and pooling differs."""
 
 _CAFFE_STEPS: Mapping[str, object] = {"channels": "bgr", "resize": "warp"}
-"""What Caffe's tools do: OpenCV reads BGR, convert_imageset warps to 256x256. The file contains neither."""
+"""As in Caffe's tools: OpenCV reads BGR, convert_imageset warps to 256x256. The file records neither."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """Architecture and weights found in a file, and what it says of its images and classes.
+    """Architecture and weights of a file, and its preprocessing and classes as far as it contains them.
 
-    `steps` are fields of Preprocessing; `mean` and `mean_image` are in pixels, `mean_file` is the name of one.
-    `caffe` is there where the file's own layers can judge the result.
+    `steps` are fields of Preprocessing; `mean` and `mean_image` are in pixels, `mean_file` is a mean's file name.
+    `caffe` is set if the result can be checked against the file's own layers.
     """
 
     architecture: Architecture
@@ -52,7 +52,7 @@ class Network:
 def read_network(
     path: Path, content: bytes, kind: WeightFormat, recipe: Recipe | None, on_warning: Callable[[str], None]
 ) -> tuple[Network, Recipe | None]:
-    """The network in a file, and the recipe that it needed: `recipe`, or the one identified by its names.
+    """The network in a file, and the recipe that it needed: `recipe`, or the one identified by names.
 
     Raises ModelError for a file that is damaged or does not fit, UsageError if it has no layer definitions.
     """
@@ -104,7 +104,7 @@ def _stripped(
 
 
 def _check_recipe(converted: Converted, recipe: Recipe, path: Path) -> None:
-    """Raise ModelError if the recipe is of another network than the file's own layers are."""
+    """Raise ModelError if the recipe's network differs from the file's layers."""
     theirs, named = (
         [layer for layer in plan_layers(architecture, converted.num_classes) if layer.kind != "dropout"]
         for architecture in (converted.architecture, recipe.architecture)
@@ -157,7 +157,7 @@ def _from_matconvnet(path: Path, content: bytes, recipe: Recipe | None, on_warni
 
 
 def _extended(image: MeanImage) -> MeanImage:
-    """[3, S, S] in the middle of [3, 256, 256], where the centre view is cut, and its edges repeated around it."""
+    """Pad [3, S, S] to [3, 256, 256] by repeating its edges, so that it lies where the centre view is cut."""
     before = (IMAGE_SIZE - image.shape[1]) // 2
     around = (before, IMAGE_SIZE - image.shape[1] - before)
     return np.pad(image, ((0, 0), around, around), mode="edge")

@@ -1,8 +1,8 @@
-"""Weights by layer from a pickled .npy, as caffe-tensorflow writes them (bvlc_alexnet.npy); its pickle is not run.
+"""Weights by layer from a pickled .npy, as caffe-tensorflow writes it (bvlc_alexnet.npy), without running its code.
 
-The file is a NumPy array of no dimensions that holds a dictionary: layer -> [weights, biases], or layer ->
-{"weights": ..., "biases": ...}. Convolutions are [H, W, in / groups, out], fully connected layers [in, out]; the first
-of those takes its inputs in the order H, W, channels, as TensorFlow flattens an image.
+The file is a zero-dimensional NumPy array that contains a dictionary: layer -> [weights, biases], or layer ->
+{"weights": ..., "biases": ...}. Convolutions are [H, W, in / groups, out], fully connected layers [in, out]. The inputs
+of the first fully connected layer are in the order H, W, channels, as TensorFlow flattens an image.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from alexdeploy.importing.state_dict import StateDict
 MAGIC = b"\x93NUMPY"
 
 _MAX_OPCODES = 100_000
-"""Of a pickle: a hundred or so for each layer. Without a bound one byte each makes an object of fifty."""
+"""Limit for a pickle, which needs about a hundred per layer. Without it, each byte could create a fifty-byte object."""
 
 _HINT = "Load the file where it is trusted, and save the weights as .safetensors."
 
 
 class _Dtype:
-    """Stands for numpy.dtype: a kind and a size, and the byte order that a pickle sets afterwards."""
+    """Replaces numpy.dtype: a kind and a size, and the byte order that a pickle sets afterwards."""
 
     __slots__ = ("_kind", "_order")
 
@@ -53,12 +53,12 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray. `value` is the array, or the list of objects in an array of them."""
+    """Replaces numpy.ndarray. `value` is the array, or the list of objects of an object array."""
 
     __slots__ = ("value",)
 
     def __setstate__(self, state: object) -> None:
-        # (version, shape, type, whether columns lie first, bytes or a list)
+        # (version, shape, type, whether in Fortran order, bytes or a list)
         if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[1], tuple)):
             raise ValueError("an array of unknown form")
         _, shape, dtype, is_fortran, data = state
@@ -74,7 +74,7 @@ class _Array:
 
 
 def _globals() -> dict[tuple[str, str], object]:
-    """All that a pickle of weights may name. New for each file, since a pickle can set attributes of what it names."""
+    """The only globals a pickle may use. Created for each file, since a pickle can set attributes on them."""
 
     def reconstruct(_kind: object, _shape: object, _code: object) -> _Array:
         return _Array()
@@ -83,7 +83,7 @@ def _globals() -> dict[tuple[str, str], object]:
         return _Dtype(kind)
 
     def encode(text: object, encoding: object = "latin1") -> bytes:
-        # Python 3 writes bytes so in a pickle that Python 2 can read.
+        # Python 3 writes bytes this way in a pickle that Python 2 can read.
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
             raise ValueError(f"a text encoded as {encoding!r}")
         return text.encode("latin-1")
@@ -100,7 +100,7 @@ def _globals() -> dict[tuple[str, str], object]:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, source: str) -> None:
-        # Python 2 wrote its strings as bytes: names, and the numbers of arrays.
+        # Python 2 wrote its strings as bytes: names, and the data of arrays.
         super().__init__(file, fix_imports=False, encoding="bytes")
         self._known = _globals()
         self._source = source
@@ -115,9 +115,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_npy_layers(content: bytes, source: str) -> StateDict:
-    """The tensors as PyTorch has them: conv1.weight [O, I, H, W], fc6.weight [O, I] in the order C, H, W, and biases.
+    """The tensors in PyTorch's layout: conv1.weight [O, I, H, W], fc6.weight [O, I] in the order C, H, W, and biases.
 
-    Raises ModelError for a file of another kind, and for one that names anything but arrays; nothing in it is run.
+    No code in the file is run. Raises ModelError for another kind of file, and for a pickle of anything but arrays.
     """
     layers = _layers(_unpickle(content, source), source)
     tensors: dict[str, NDArray[np.generic]] = {}
@@ -149,7 +149,7 @@ def _channels_first(weight: NDArray[Any], num_maps: int, name: str, source: str)
 
 
 def _unpickle(content: bytes, source: str) -> object:
-    """What the array of a .npy holds. Raises ModelError."""
+    """The object in the array of a .npy. Raises ModelError."""
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
@@ -169,15 +169,15 @@ def _unpickle(content: bytes, source: str) -> object:
         return array.value[0]
     except ModelError:
         raise
-    # Whatever the readers of a header and of a pickle raise: UnpicklingError, ValueError, EOFError, TypeError ...
+    # The header and pickle readers raise UnpicklingError, ValueError, EOFError, TypeError ...
     except Exception as exc:
         raise ModelError(f"{source} cannot be read as weights by layer: {first_line(exc)}", hint=_HINT) from exc
 
 
 def _check_size(pickled: io.BytesIO) -> None:
-    """Raise ValueError for a pickle that would take much more memory than its own bytes."""
+    """Raise ValueError for a pickle that would use much more memory than its size."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
-        # The place in the memo, for which the unpickler makes a table.
+        # The memo index, up to which the unpickler allocates a table.
         place = argument if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else 0
         if max(count, place or 0) > _MAX_OPCODES:
             raise ValueError(f"its pickle has more than {_MAX_OPCODES:,} operations or objects")
@@ -201,7 +201,7 @@ def _layers(value: object, source: str) -> dict[str, tuple[NDArray[Any], NDArray
         raise ModelError(
             f"{source} contains no weights by layer; expected a dictionary: layer -> [weights, biases]", hint=_HINT
         ) from exc
-    # conv1 ... conv5, fc6 ...: a dictionary of Python 2 has no order.
+    # Sorted as conv1 ... conv5, fc6 ...: a Python 2 dictionary has no order.
     return dict(sorted(layers.items(), key=lambda layer: (layer[1][0].ndim != 4, len(layer[0]), layer[0])))
 
 

@@ -34,12 +34,12 @@ from alexdeploy.importing.output import LOGITS, Scores, append_logits, before_ac
 from alexdeploy.importing.published_files import read_foreign, recognise
 
 _TAKEN = ("images", "logits", "probabilities", "view_classes")
-"""Inputs and outputs of the plain and of the deployment graph: no tensor inside may be called so."""
+"""Inputs and outputs of the plain and of the deployment graph: no inner tensor may have these names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OnnxOptions:
-    """What an ONNX file does not say of itself. The crop is taken from the graph."""
+    """Settings that an ONNX file does not contain. The crop is taken from the graph."""
 
     preprocessing: Preprocessing
     classes: tuple[str, ...] | None = None
@@ -57,11 +57,11 @@ def import_onnx(
 ) -> ModelSpec:
     """Write `model.onnx` and `spec.json` into `folder`, and `mean.npy` if a mean image is given; returns the spec.
 
-    The graph may name its input and output as it likes, fix its batch, list its initializers as inputs, have more
+    The graph may use any names for its input and output, have a fixed batch, list its initializers as inputs, have more
     than one output, and end in a softmax; its input may be float32, float16 or uint8, NCHW or NHWC. Raises ModelError
-    if it is no classifier of square RGB images, ParityError if the rewritten graph does not give the answers of the
+    if it is not a classifier of square RGB images, ParityError if the rewritten graph does not give the answers of the
     original, and UsageError if the folder is in use or the options do not suit the graph. Nothing is written, and no
-    earlier model touched, before all of that is known.
+    earlier model changed, until all checks have passed.
     """
     if not options.overwrite:
         folder.check_unused()
@@ -93,7 +93,7 @@ def import_onnx(
     take_float_planes(model.graph, image)
     fold_constants(model.graph)
     network = _rewritten(model, image.batch, reference, scores, spec, path)
-    # A graph's source is looked for in its own folder, by its name: this name must be none of those in there.
+    # Sources are looked up by name in the model folder: this name must not be one of the names in there.
     content = graph_files.serialize(network, spec, graph_files.Source(name="original.onnx", sha256=original.sha256))
     photographs = np.concatenate([reference.images, check_images(spec, reference.mean_image, None).photographs])
     graph = graph_files.graph_of(network, content)
@@ -115,7 +115,7 @@ def _scores_of(
     path: Path,
     on_warning: Callable[[str], None],
 ) -> tuple[Scores, ReferenceRun]:
-    """The output that holds the class scores, and what it answers to two images; the graph keeps that output alone."""
+    """The output with the class scores, and its values for two images; all other outputs are removed from the graph."""
     images, mean_image = probe_images(), None if mean is None else mean.image
     inputs = np.concatenate([network_input(each, steps, 1, mean_image) for each in images])
     taken = image.original(inputs)
@@ -148,11 +148,11 @@ def _scores_of(
 def _rewritten(
     model: ModelProto, batch: int, reference: ReferenceRun, scores: Scores, spec: ModelSpec, path: Path
 ) -> ModelProto:
-    """The plain network, checked: one input `images`, one output `logits` [N, C], the batch dynamic."""
+    """The checked plain network: one input `images`, one output `logits` [N, C], dynamic batch."""
     _free_batch(model, np.resize(reference.inputs, (batch, *reference.inputs.shape[1:])))
     logits = before_activation(model.graph, scores)
     if logits is not None:
-        # A softmax at the end is the deployment graph's affair; what goes into it are the logits.
+        # The deployment graph adds its own softmax; the logits are the input of the one at the end.
         with contextlib.suppress(ModelError):
             network = _plain_network(model, logits, scores, True, spec)
             check_same_answers(network, reference, spec, batch, path)
@@ -186,7 +186,7 @@ def _plain_network(model: ModelProto, source: str, scores: Scores, are_logits: b
 
 
 def _rename(graph: GraphProto, names: dict[str, str]) -> None:
-    """Rename tensors, and those that would collide with names of ours; give every node a name of its own."""
+    """Rename tensors, also those that would collide with our names; give every node a unique name."""
     known = {name for node in all_nodes(graph.node) for name in (*node.input, *node.output)}
     for name in sorted(known - set(names)):
         if _is_ours(name):
@@ -199,13 +199,13 @@ def _rename(graph: GraphProto, names: dict[str, str]) -> None:
             value.name = names.get(value.name, value.name)
     used: set[str] = set()
     for node in all_nodes(graph.node):
-        # The FP16 converter names what it adds after the node, and not every exporter names its nodes.
+        # The FP16 converter names its new nodes after existing ones, and not every exporter names its nodes.
         name = node.name or next(filter(None, node.output), node.op_type)
         node.name = _unused(f"original/{name}" if _is_ours(name) else name, used)
 
 
 def _unused(name: str, used: set[str]) -> str:
-    """`name`, with a number after it if need be, which is then in `used`."""
+    """`name`, with a number appended if it is in `used`; the result is added to `used`."""
     number, free = 1, name
     while free in used:
         number += 1
@@ -219,7 +219,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _free_batch(model: ModelProto, inputs: NDArray[np.float32]) -> None:
-    """Let every Reshape of the images to a constant shape follow the batch: -1 there, what it was in the rest."""
+    """Make every Reshape of the images to a constant shape batch-independent: -1 for the batch, the rest unchanged."""
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
@@ -241,5 +241,5 @@ def _run(model: ModelProto, inputs: NDArray[np.generic], names: Sequence[str], p
     except AlexDeployError:
         raise
     except Exception as exc:
-        # ONNX Runtime's own exceptions have no common base short of Exception.
+        # ONNX Runtime's exceptions have no common base class below Exception.
         raise ModelError(f"{path} cannot be run by ONNX Runtime: {runtime_message(exc)}") from exc

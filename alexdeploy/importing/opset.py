@@ -1,4 +1,4 @@
-"""Graphs of old opsets, as today's ONNX Runtime and the deployment graph need them."""
+"""Converting graphs of old opsets for current ONNX Runtime and for the deployment graph."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from alexdeploy.core.errors import ModelError, first_line
 from alexdeploy.graphs.edit import attribute, opset_of, producers
 
 _OLDEST_RUN = 7
-"""ONNX Runtime has no kernels from before it."""
+"""The oldest opset that ONNX Runtime has kernels for."""
 
 _OLDEST_MEANT = 13
-"""From here on Softmax and the shapes mean what the deployment graph expects."""
+"""The first opset in which Softmax and the shape operators behave as the deployment graph expects."""
 
 _OPSET = 17
 
@@ -32,13 +32,13 @@ _SAME_BUT_FOR_ATTRIBUTES = {
     "Reshape": ("shape", "consumed_inputs"),
     "Softmax": (),
 }
-"""Operators of classifiers that mean at opset 7 what they meant before it, and the attributes that they have lost."""
+"""Operators of classifiers that mean the same before opset 7 and at it, and the attributes that opset 7 removed."""
 
 _KEEP_RANK = ("Dropout", "Relu")
 
 
 def runnable(model: ModelProto, path: Path) -> ModelProto:
-    """The model itself where ONNX Runtime can run it, else the same at opset 7 or later."""
+    """The model itself if ONNX Runtime can run it, else the model converted to opset 7 or later."""
     if opset_of(model) >= _OLDEST_RUN:
         return model
     if all(node.op_type in _SAME_BUT_FOR_ATTRIBUTES for node in model.graph.node):
@@ -47,12 +47,12 @@ def runnable(model: ModelProto, path: Path) -> ModelProto:
 
 
 def modern(model: ModelProto, path: Path) -> ModelProto:
-    """The model at opset 13 or later."""
+    """The model, converted to opset 13 if it is older."""
     return model if opset_of(model) >= _OLDEST_MEANT else _converted(model, path)
 
 
 def _at_seven(model: ModelProto) -> ModelProto:
-    """ONNX's own converter needs shapes that it cannot infer from Reshape and Dropout of that time."""
+    """Convert to opset 7. ONNX's own converter needs shapes that it cannot infer from the old Reshape and Dropout."""
     copy = deepcopy(model)
     graph = copy.graph
     made_by = producers(model.graph)
@@ -64,7 +64,7 @@ def _at_seven(model: ModelProto) -> ModelProto:
             graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
             node.input.append(name)
         if node.op_type == "Gemm" and _has_pixels(node.input[0], made_by):
-            # Caffe2 flattened the left side by itself, and ONNX's model zoo has files that rely on it.
+            # Caffe2 flattened the left operand implicitly, and ONNX's model zoo has files that rely on it.
             flat = f"import/old_flat{index}"
             graph.node.append(helper.make_node("Flatten", [node.input[0]], [flat], axis=1))
             node.input[0] = flat
@@ -78,7 +78,7 @@ def _at_seven(model: ModelProto) -> ModelProto:
 
 
 def _has_pixels(name: str, made_by: dict[str, NodeProto]) -> bool:
-    """Whether a tensor comes out of a convolution or pooling, and so has four dimensions."""
+    """Whether a tensor is the output of a convolution or pooling, and so has four dimensions."""
     node = made_by.get(name)
     while node is not None and node.op_type in _KEEP_RANK:
         node = made_by.get(node.input[0])

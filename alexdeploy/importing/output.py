@@ -1,4 +1,4 @@
-"""The output of an imported graph that has the class scores: its selection, and the nodes from it to logits."""
+"""Selecting the output of an imported graph with the class scores, and adding the nodes from it to logits."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ LOGITS = f"{PREFIX}logits"
 _ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 
 _AFTER_SCORES = (*KEEP_ORDER, *_ACTIVATIONS, "Add", "Sub", "Mul", "Div", "Exp", "Log", "Clip", "Max", "Min")
-"""What may stand between the last layer and the scores."""
+"""Operators allowed between the last layer and the scores."""
 
 _SCORE_NAME = re.compile("prob|score|logit|softmax", re.IGNORECASE)
 
 _SMALLEST_PROBABILITY = 1e-7
-"""What a probability of 0 becomes before its logarithm is taken: about the smallest number in FP16."""
+"""Lower bound of a probability before its logarithm is taken: about the smallest number in FP16."""
 
 _SUM_TOLERANCES = {"fp32": TOLERANCES["fp32"], "fp16": 1e-3}
-"""Of the sum of probabilities. In FP32 what the comparison with the original allows; FP16 keeps 11 bits of each."""
+"""Of the sum of probabilities. FP32: the tolerance of the comparison with the original; FP16 keeps 11 bits of each."""
 
 _UNIT_TOLERANCE = 1e-3
 """Of the length of an embedding."""
 
 _EXACT_SUM_TOLERANCE = 1e-5
-"""Of a sum that is neither 1 nor 100: two unrelated float32 sums are not as near to each other by chance."""
+"""Of a sum that is neither 1 nor 100. Two unrelated float32 sums are unlikely to be this close by chance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
     """The output with the class scores.
 
-    `values` is float32 [2, C]: its answers to the probe images as probabilities that sum to 1, or as logits. In the
-    file probabilities sum to `total`. Of a binary model, whose output is one probability or one logit, they are those
+    `values` is float32 [2, C]: the scores of the probe images as probabilities that sum to 1, or as logits. In the file
+    probabilities sum to `total`. For a binary model, whose output is one probability or one logit, `values` are those
     of both classes.
     """
 
@@ -57,10 +57,10 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Output:
-    """One output of the graph. `values` is float32 [2, C]; None where it holds no scores, for the reason `why_not`.
+    """One output of the graph. `values` is float32 [2, C]; None if it has no scores, for the reason `why_not`.
 
-    `chain` is the nodes from it back to the last layer, or to what else it comes from; `layer` is the output of that
-    layer. `total` is what its values sum to for each image, see `_total`.
+    `chain` is the nodes from the output back to the last layer, or to its other origin; `layer` is the output of that
+    layer. `total` is the sum of the values of each image, see `_total`.
     """
 
     name: str
@@ -90,11 +90,11 @@ def choose_output(
     path: Path,
     on_warning: Callable[[str], None],
 ) -> Scores:
-    """The class scores among the outputs of `model`; `run` gives the named ones for one part after the other of
-    the probe images, each of `batch` images.
+    """Choose the class scores among the outputs of `model`; `run` computes named outputs for the probe images, in
+    parts of `batch` images.
 
-    They are recognized by shape, number of labels, the operators before them, and last by their names.
-    Raises ModelError where none or more than one can be the scores, UsageError for one score without two labels.
+    They are recognized by shape, number of labels, the operators before them, and last by their names. Raises
+    ModelError if no output or more than one can be the scores, UsageError for one score without two labels.
     """
     outputs = _outputs(model, run, batch)
     names = [output.name for output in outputs]
@@ -125,9 +125,9 @@ def choose_output(
 
 
 def append_logits(graph: GraphProto, source: str, scores: Scores, *, are_logits: bool, is_float32: bool) -> None:
-    """Add the nodes from `source` [N, C], or [N, 1] of a binary model, to LOGITS, float32 [N, C].
+    """Add the nodes from `source` [N, C], or [N, 1] for a binary model, to LOGITS, float32 [N, C].
 
-    Where `source` holds probabilities, logits are their logarithms, of which softmax is the inverse.
+    If `source` has probabilities, the logits are their logarithms: softmax maps these back to the probabilities.
     """
 
     current = _append(graph, "Flatten", source, "flat", axis=1)
@@ -147,7 +147,7 @@ def append_logits(graph: GraphProto, source: str, scores: Scores, *, are_logits:
 def _append(
     graph: GraphProto, op: str, source: str, name: str, constant: ArrayLike | None = None, **attributes: Any
 ) -> str:
-    """Add a node that reads `source`, and a float32 constant if there is one; returns the tensor that it gives."""
+    """Add a node that reads `source` and, if given, a float32 constant; returns its output tensor."""
     inputs, result = [source], f"{PREFIX}{name}"
     if constant is not None:
         inputs.append(f"{result}_constant")
@@ -157,7 +157,7 @@ def _append(
 
 
 def before_activation(graph: GraphProto, scores: Scores) -> str | None:
-    """The logits inside a graph that ends in a softmax, or in the sigmoid of a binary model: what that node reads."""
+    """The input of the final softmax, or of a binary model's final sigmoid: the logits. None without such a node."""
     made_by = producers(graph)
     depends = computed_from(graph, graph.input[0].name)
     skipped = KEEP_ORDER if scores.total in (None, 1.0) else (*KEEP_ORDER, "Mul", "Div")
@@ -211,12 +211,12 @@ def _outputs(
 
 
 def _holds_scores(shape: tuple[int, ...], batch: int) -> bool:
-    """[N, C] or [N], or either with ones in it: [N, C, 1, 1]."""
+    """Whether the shape is [N, C] or [N], possibly with further axes of 1: [N, C, 1, 1]."""
     return shape[:1] == (batch,) and 0 not in shape and sum(size != 1 for size in shape[1:]) <= 1
 
 
 def _why_no_scores(values: NDArray[np.float32], total: float | None, chain: Sequence[NodeProto]) -> str:
-    """Why an output of that shape cannot be class scores; empty if it can."""
+    """Why an output with a shape of scores cannot be class scores; empty if it can."""
     ops = [node.op_type for node in chain]
     if values.shape[1] > 1:
         is_unit = np.allclose(np.linalg.norm(values, axis=1), 1, rtol=0, atol=_UNIT_TOLERANCE)
@@ -230,7 +230,7 @@ def _why_no_scores(values: NDArray[np.float32], total: float | None, chain: Sequ
 
 
 def _total(values: NDArray[np.float32], tolerance: float) -> float | None:
-    """What the probabilities of an image sum to: 1, 100 for percentages, or any other constant; None for logits."""
+    """The sum of an image's probabilities: 1, 100 for percentages, or another constant; None for logits."""
     if not (values >= 0).all() or values.shape[1] == 1:
         return None
     sums = values.sum(axis=1, dtype=np.float64)
@@ -244,9 +244,9 @@ def _total(values: NDArray[np.float32], tolerance: float) -> float | None:
 
 
 def _narrowed(found: list[_Output], outputs: list[_Output], graph: GraphProto, num_labels: int | None) -> list[_Output]:
-    """Those of `found` that are left after each rule in turn; a rule that would leave none is passed over.
+    """Filter `found` by each rule in turn; a rule that would leave none is skipped.
 
-    Empty if all of them are features that another output is computed from.
+    Empty if all outputs in `found` are features that another output is computed from.
     """
     for num_classes in (num_labels, 1 if num_labels == 2 else None):
         by_labels = [each for each in found if each.values is not None and each.values.shape[1] == num_classes]
@@ -277,7 +277,7 @@ def _refuse(outputs: Sequence[_Output], batch: int, path: Path) -> NoReturn:
 
 
 def _check_tail(chosen: _Output, outputs: list[_Output], graph: GraphProto, path: Path) -> None:
-    """Raise ModelError if what follows the last layer makes the chosen output no scores of one class out of several."""
+    """Raise ModelError if the operators after the last layer rule the output out as scores of exclusive classes."""
 
     def refusal(output: _Output) -> Objection | None:
         return None if output.values is None else objection(graph, output.name, output.values.shape[1], output.total)
@@ -322,15 +322,15 @@ def _scores(output: _Output, labels: tuple[str, ...] | None, path: Path, on_warn
 def _chain(
     name: str, made_by: dict[str, NodeProto], depends: set[str], passed: Sequence[str] | None
 ) -> list[NodeProto]:
-    """The nodes from a tensor back along what depends on the image, to the first that is not of `passed`.
+    """The nodes from a tensor back along inputs that depend on the image, to the first operator not in `passed`.
 
-    Without `passed` that is the first with weights.
+    Without `passed`, to the first node with weights.
     """
     nodes: list[NodeProto] = []
     while (node := made_by.get(name)) is not None and name in depends:
         nodes.append(node)
         is_last = node.op_type in WEIGHTED_OPS if passed is None else node.op_type not in passed
-        # A sum of two branches is no bias.
+        # A sum of two branches is not a bias.
         joins = sum(each in depends for each in node.input) > 1 and node.op_type != "Div"
         if is_last or (joins and passed is not None):
             break

@@ -1,4 +1,4 @@
-"""Published files by name and hash, and files of other formats with the command that converts each to ONNX."""
+"""Published weight files by name and hash, and unsupported formats with the command that converts each to ONNX."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alexdeploy.importing.state_dict import TORCHSCRIPT_HINT
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownFile:
-    """A file that is published. `digest` is the beginning of its hash where only that is published."""
+    """A published file. `digest` is its hash, or the beginning of it where only that is published."""
 
     name: str
     title: str
@@ -90,11 +90,11 @@ _CONVERSIONS = {
     ),
     ".torchscript": ("a TorchScript archive", TORCHSCRIPT_HINT),
 }
-"""Formats that are not read here: what a file of that suffix is, and how to convert it."""
+"""Unsupported formats: the format of a file with that suffix, and how to convert it."""
 
 
 def refuse_other_format(path: Path, supported: Sequence[str]) -> NoReturn:
-    """Raise UsageError for a file of another format than `supported`, with the command that converts it, if known."""
+    """Raise UsageError for a file in an unsupported format, with the command that converts it, if known."""
     suffix = path.suffix.lower()
     if suffix not in _CONVERSIONS:
         raise UsageError(f"unsupported file type: {path}", hint=f"Supported: {', '.join(supported)}.")
@@ -106,7 +106,7 @@ def refuse_other_format(path: Path, supported: Sequence[str]) -> NoReturn:
 
 
 def recognise(path: Path, content: bytes, on_warning: Callable[[str], None]) -> KnownFile | None:
-    """The published file with this content, under any name; warns of a file that has only the name of one."""
+    """The published file with this content, under any name; warns about a file that has only the name of one."""
     digests = {algorithm: hashlib.new(algorithm, content).hexdigest() for algorithm in ("sha1", "sha256")}
     for known in KNOWN:
         if digests[known.algorithm].startswith(known.digest):

@@ -1,4 +1,4 @@
-"""Weights by name, from .safetensors and PyTorch's files: our names (conv1, fc6) or torchvision's (features.0)."""
+"""Weights by name from .safetensors and PyTorch files, with our names (conv1, fc6) or torchvision's (features.0)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Tensor = TypeVar("_Tensor")
 
 _MAX_DEPTH = 8
 _MAX_DICTS = 10_000
-"""Dictionaries of a checkpoint that are looked into: an optimizer's state has one for each parameter."""
+"""Most dictionaries of a checkpoint that are searched: an optimizer's state has one per parameter."""
 
 TORCHSCRIPT_HINT = (
     "Export it to ONNX: "
@@ -39,7 +39,7 @@ _TORCHVISION = (
 )
 _WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:module\.|_orig_mod\.)+")
 _LAYER = re.compile(r"features|classifier|(?:conv|fc)\d+")
-"""What names of layers begin with, in torchvision's network and in ours."""
+"""Beginning of layer names, in torchvision's network and in ours."""
 
 _SEQUENTIAL = re.compile(r"(features|classifier)\.(\d+)\.weight")
 
@@ -56,9 +56,9 @@ def read_safetensors(content: bytes, source: str) -> StateDict:
 
 
 def read_torch(content: bytes, source: str) -> StateDict:
-    """The tensors of a state dict that torch.save wrote, alone or anywhere within a checkpoint; nothing in it is run.
+    """The tensors of a state dict written by torch.save, alone or anywhere in a checkpoint, without running its code.
 
-    Raises UsageError without PyTorch, ModelError for what holds no weights, or several networks'.
+    Raises UsageError without PyTorch, ModelError for a file without weights, or with those of several networks.
     """
     try:
         import torch
@@ -73,7 +73,7 @@ def read_torch(content: bytes, source: str) -> StateDict:
     except Exception as exc:
         raise _refused(source, exc) from exc
     found = _choose(_state_dicts(found, torch.Tensor), found, source)
-    # NumPy has no bfloat16; float32 holds its values, and those of float16, exactly.
+    # NumPy has no bfloat16; float32 represents its values, and those of float16, exactly.
     small = (torch.bfloat16, torch.float16)
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, value in found.items():
@@ -81,7 +81,7 @@ def read_torch(content: bytes, source: str) -> StateDict:
             raise ModelError(f"{source}: {name} is a tensor of {list(value.shape)}, more than the file can hold")
         try:
             arrays[name] = (value.float() if value.dtype in small else value).detach().numpy()
-        # Sparse, quantized, without data ("meta"), or of a type that NumPy has not: torch raises either, by version.
+        # Sparse, quantized, without data ("meta"), or a type that NumPy lacks: torch raises either, by version.
         except (TypeError, RuntimeError) as exc:
             raise ModelError(
                 f"{source}: {name} is a tensor of {value.dtype}, {value.layout}, on {value.device}; "
@@ -92,9 +92,9 @@ def read_torch(content: bytes, source: str) -> StateDict:
 
 
 def _state_dicts(checkpoint: object, tensor: type) -> dict[str, Mapping[str, Any]]:
-    """The dictionaries in `checkpoint` that hold tensors by name and nothing else, each by its place: ['ema']['model'].
+    """The dictionaries in `checkpoint` that contain only tensors by name, by their paths: ['ema']['model'].
 
-    An optimizer's state holds other things beside tensors, or numbers its parameters.
+    An optimizer's state is not among them: it also contains other values, or numbers its parameters.
     """
     found: dict[str, Mapping[str, Any]] = {}
     seen: set[int] = set()
@@ -114,7 +114,7 @@ def _state_dicts(checkpoint: object, tensor: type) -> dict[str, Mapping[str, Any
 
 
 def _choose(candidates: Mapping[str, Mapping[str, Any]], checkpoint: object, source: str) -> Mapping[str, Any]:
-    """The state dict that names the layers of an AlexNet; where none does, one whose names an error can show."""
+    """The state dict with the layer names of an AlexNet; if there is none, one whose names an error can show."""
     fitting = {place: state for place, state in candidates.items() if _layer_names(plain_names(state))}
     if len(fitting) > 1:
         raise ModelError(
@@ -131,7 +131,7 @@ def _choose(candidates: Mapping[str, Mapping[str, Any]], checkpoint: object, sou
 
 
 def _refuse_inflated(content: bytes, source: str) -> None:
-    """Raise ModelError for an archive that unpacks to more than itself: torch.save stores tensors as they are."""
+    """Raise ModelError for an archive that unpacks to more than its size: torch.save stores tensors uncompressed."""
     # torch.load recognizes an archive by the same four bytes.
     if not content.startswith(b"PK\x03\x04"):
         return
@@ -154,7 +154,7 @@ def _refuse_inflated(content: bytes, source: str) -> None:
 
 
 def _refused(source: str, exc: Exception) -> ModelError:
-    # torch's message is a page about its own options; one line of it names what was found in the file.
+    # torch's message is a page about its own options; one line of it names the object found in the file.
     if name := re.search(r"GLOBAL ([\w.]+)", str(exc)):
         return ModelError(
             f"{source} is refused: loading it would call {name[1]}, which weights do not need",
@@ -167,16 +167,16 @@ def _refused(source: str, exc: Exception) -> ModelError:
 
 
 def has_torchvision_names(tensors: StateDict) -> bool:
-    """Whether these are the layers of torchvision's alexnet, whose names identify what is not in the file."""
+    """Whether these are the layers of torchvision's alexnet: its names identify the settings missing from the file."""
     return {f"{name}.{kind}" for name in _TORCHVISION for kind in ("weight", "bias")} == set(plain_names(tensors))
 
 
 def plain_names(tensors: Mapping[str, _Tensor]) -> Mapping[str, _Tensor]:
-    """Without what wrappers put before the names of layers.
+    """Remove the prefixes that wrappers add to layer names.
 
-    That is the "module." of nn.DataParallel and DDP and torch.compile's "_orig_mod.", wherever a part was wrapped
-    (PyTorch's ImageNet example wraps an AlexNet's `features` alone: features.module.0.weight), and whatever else all
-    names begin with: the "model." of a LightningModule, "net.", "backbone.".
+    These are "module." of nn.DataParallel and DDP and "_orig_mod." of torch.compile, wherever a part was wrapped
+    (PyTorch's ImageNet example wraps only an AlexNet's `features`: features.module.0.weight), and any other prefix that
+    all names share: "model." of a LightningModule, "net.", "backbone.".
     """
     plain = {_WRAPPED.sub("", name): value for name, value in tensors.items()}
     inner = plain
@@ -189,7 +189,7 @@ def plain_names(tensors: Mapping[str, _Tensor]) -> Mapping[str, _Tensor]:
 
 
 def count_classes(tensors: StateDict, source: str) -> int:
-    """The rows of the last layer. Raises ModelError for weights that are not named as an AlexNet's."""
+    """The number of rows of the last layer. Raises ModelError for weights without the names of an AlexNet."""
     names = _layer_names(tensors)
     shapes = [tensors[f"{name}.weight"].shape for name in names]
     if not names or len(shapes[-1]) != 2:
@@ -202,7 +202,7 @@ def count_classes(tensors: StateDict, source: str) -> int:
 
 
 def take_weights(tensors: StateDict, plan: tuple[Layer, ...], source: str) -> Weights:
-    """The tensors under our names, float32. Raises ModelError that names the first mismatch as the file has it."""
+    """The tensors under our names, float32. Raises ModelError naming the first mismatch by its name in the file."""
     found = _layer_names(tensors)
     expected = [layer.name for layer in plan if layer.weight_shape is not None]
     is_ours = not found[0].startswith("features")
@@ -237,7 +237,7 @@ def take_weights(tensors: StateDict, plan: tuple[Layer, ...], source: str) -> We
 
 
 def _layer_names(tensors: Iterable[str]) -> list[str]:
-    """The layers with weights, in the order of the network, by the names of the file."""
+    """The file's names of the layers with weights, in network order."""
     sequential = [match for name in tensors if (match := _SEQUENTIAL.fullmatch(name))]
     if sequential:
         by_place = sorted(sequential, key=lambda match: (match[1] == "classifier", int(match[2])))

@@ -1,4 +1,4 @@
-"""What stands between the last layers with weights and an output, and what of it makes that output no class scores."""
+"""The operators between the last layers with weights and an output, and those that rule it out as class scores."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from onnx import GraphProto, NodeProto
 from alexdeploy.graphs.edit import WEIGHTED_OPS, all_nodes, computed_from, producers, reads
 
 KEEP_ORDER = ("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
-"""Operators that hand on the same scores in the same order."""
+"""Operators that pass on the same scores in the same order."""
 
 _LAYERS = {
     *WEIGHTED_OPS,
     *("ConvTranspose", "DeformConv", "Einsum", "LSTM", "GRU", "RNN", "LinearClassifier", "LinearRegressor"),
     *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "FusedConv", "FusedGemm", "FusedMatMul"),
 }
-"""Layers with weights of other people's graphs, those with integer arithmetic included."""
+"""Operators with weights in third-party graphs, including those with integer arithmetic."""
 
 _SHAPES = ("Shape", "Size")
-"""What they give depends on the size of an image, not on its pixels."""
+"""Their output depends on the size of an image, not on its pixels."""
 
 _ROUNDING = ("Floor", "Ceil", "Round")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objection:
-    """Why an output cannot be imported. `has_better`: whether an output before it can be used instead."""
+    """Why an output cannot be imported. `has_better`: whether an earlier output can be used instead."""
 
     why: str
     hint: str
@@ -35,7 +35,7 @@ class Objection:
 
 
 def loses_classes(graph: GraphProto, output: str) -> str:
-    """Why the elements of `output` are not classes; empty if they are, as far as the operators show."""
+    """Why the elements of `output` are not classes; empty if the operators do not contradict that."""
     ops = [node.op_type for node in _tail(graph, output)]
     if "TopK" in ops:
         return "values of a TopK, which are not in the order of the classes"
@@ -46,8 +46,8 @@ def loses_classes(graph: GraphProto, output: str) -> str:
 def objection(graph: GraphProto, output: str, num_scores: int, total: float | None) -> Objection | None:
     """Why `output` [N, num_scores] cannot be imported; None if it can.
 
-    `total` is what its values sum to for each image, None if they have no constant sum. One score is never refused:
-    the user names the classes of a low and a high value. Nor are 1 - p and p of a binary model.
+    `total` is the sum of its values for each image, None if that is not constant. A single score is never refused: the
+    user names the classes of a low and a high value. Nor are 1 - p and p of a binary model.
     """
     if num_scores == 1 or (num_scores == 2 and total == 1 and _are_both_of_one(graph, output)):
         return None
@@ -57,14 +57,14 @@ def objection(graph: GraphProto, output: str, num_scores: int, total: float | No
             why=f"is computed from scores that {_named(negated)} negates: the worst class would get the highest score",
             hint="Export scores that are highest for the best class.",
         )
-    # A softmax makes shares of classes of anything; before it a Sigmoid is an activation like others.
+    # A softmax makes class probabilities of any values; a Sigmoid before it is an activation like others.
     sigmoid = _first(_tail(graph, output, ("Softmax", "LogSoftmax")), ("Sigmoid", "HardSigmoid"))
     if sigmoid is not None:
         return Objection(
             why=f"ends in a {sigmoid.op_type}: a score for each label by itself, not one class out of {num_scores}",
             hint="Models of several labels for one image are not supported.",
         )
-    # The logarithms of shares are logits for any sum.
+    # Logarithms of probabilities are valid logits whatever the sum.
     shares = _tail(graph, output, ("Log",))
     softmax, rounding = _first(shares, ("Softmax",)), _first(shares, _ROUNDING)
     if softmax is None or (total is not None and rounding is None):
@@ -78,9 +78,9 @@ def objection(graph: GraphProto, output: str, num_scores: int, total: float | No
 
 
 def _tail(graph: GraphProto, output: str, last: Sequence[str] = ()) -> list[NodeProto]:
-    """All nodes on the ways from the last layers with weights to `output`, from `output` back, without those layers.
+    """All nodes on the paths from the last layers with weights to `output`, from `output` back, without those layers.
 
-    A way is not followed beyond a node of `last`. Nodes inside branches stand after the If that they belong to.
+    A path also ends at an operator in `last`. Nodes inside branches come after their If.
     """
     made_by, depends = producers(graph), computed_from(graph, graph.input[0].name)
     nodes: list[NodeProto] = []
@@ -102,7 +102,7 @@ def _tail(graph: GraphProto, output: str, last: Sequence[str] = ()) -> list[Node
 
 
 def _negates(graph: GraphProto, node: NodeProto) -> bool:
-    """Whether a node turns the order of scores around: Neg, or Sub from a constant or from their largest."""
+    """Whether a node reverses the order of scores: Neg, or Sub from a constant or from their largest."""
     if node.op_type != "Sub":
         return node.op_type == "Neg"
     first, second = node.input
@@ -113,7 +113,7 @@ def _negates(graph: GraphProto, node: NodeProto) -> bool:
 
 
 def _are_both_of_one(graph: GraphProto, output: str) -> bool:
-    """Whether `output` is 1 - p and p, of one and the same p."""
+    """Whether `output` is 1 - p and p of the same p."""
     made_by = producers(graph)
 
     def source(name: str) -> str:

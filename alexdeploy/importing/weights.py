@@ -1,4 +1,4 @@
-"""From weights of other tools to a model folder as `train` writes it."""
+"""From weights of other tools to a model folder like the one `train` writes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from alexdeploy.importing.weight_format import HEAD_BYTES, SUFFIXES, weight_form
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsOptions:
-    """What is known beside the file. `steps` are fields of Preprocessing, and go before those of file and recipe.
+    """Settings given beside the file. `steps` are fields of Preprocessing; they override those of file and recipe.
 
-    `mean_image` is float32 [3, 256, 256] in pixels of 0 to 255, in the network's order of channels.
+    `mean_image` is float32 [3, 256, 256] in pixels of 0 to 255, in the network's channel order.
     """
 
     steps: Mapping[str, object] = field(default_factory=dict)
@@ -42,11 +42,11 @@ def import_weights(
     options: WeightsOptions,
     on_warning: Callable[[str], None] = warn,
 ) -> ModelSpec:
-    """Write `weights.safetensors`, `mean.npy` where there is one, and `spec.json` into `folder`; returns the spec.
+    """Write `weights.safetensors`, `spec.json` and, for a mean image, `mean.npy` into `folder`; returns the spec.
 
-    Raises ModelError naming the first layer that does not fit, UsageError where the preprocessing is not known or the
-    folder is in use, and ParityError if a Caffe network does not give its own answers. Nothing is written, and no
-    earlier model touched, before all of that is known.
+    Raises ModelError naming the first layer that does not fit, UsageError if the preprocessing is unknown or the folder
+    is in use, and ParityError if the network converted from Caffe does not give the answers of the original. Nothing is
+    written, and no earlier model changed, until all checks have passed.
     """
     if not options.overwrite:
         folder.check_unused()
@@ -84,12 +84,12 @@ def import_weights(
 def _preprocessing(
     network: Network, recipe: Recipe | None, options: WeightsOptions, path: Path
 ) -> tuple[Preprocessing, MeanFile | None]:
-    """What was said on the command line, then what the file says, then the recipe."""
+    """The preprocessing: given steps override the file's, which override the recipe's."""
     steps = model_folder.recipe_steps(recipe)
     steps |= network.steps
     scale = model_folder.scale_of({**steps, **options.steps})
     if network.mean:
-        # Caffe subtracts the mean from pixels and scales what is left; here the mean is of scaled pixels.
+        # Caffe subtracts the mean from pixels and scales the difference; here the mean is of scaled pixels.
         steps["mean"] = [value * scale for value in network.mean]
     elif network.mean_file is not None:
         steps.pop("mean", None)

@@ -46,7 +46,7 @@ class HeldInterrupts:
         self.arrived: list[int] = []
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal has arrived. For work that other processes do not wait for step by step."""
+        """Raise KeyboardInterrupt if a signal has arrived. For work that no other process waits for in each step."""
         if self.arrived:
             raise KeyboardInterrupt
 

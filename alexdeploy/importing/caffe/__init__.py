@@ -1,1 +1,1 @@
-"""Caffe's prototxt and caffemodel: read, converted, and run by an independent reference."""
+"""Caffe's caffemodel and binaryproto: parsing, conversion, and an independent reference."""

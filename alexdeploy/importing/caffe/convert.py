@@ -1,4 +1,4 @@
-"""From a Caffe network to an Architecture and its weights, according to the layer definitions of the file only."""
+"""From a Caffe network to an Architecture and its weights, using only the file's layer definitions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from alexdeploy.network.weights import Weights, check_weights
 
 _ACTIVATIONS: dict[str, Activation] = {"ReLU": "relu", "Sigmoid": "sigmoid", "TanH": "tanh"}
 _LEAK = 0.01
-"""The slope of "leaky_relu", in PyTorch and here."""
+"""The negative slope of "leaky_relu", in PyTorch and here."""
 
 _AFTER_CONV = (
     ("activation",),
@@ -42,7 +42,7 @@ class Converted:
 
 @dataclass(slots=True)
 class _Block:
-    """A convolution or fully connected layer, and what follows it up to the next."""
+    """A convolution or fully connected layer, and the layers up to the next one."""
 
     layer: CaffeLayer
     followers: list[CaffeLayer] = field(default_factory=list)
@@ -52,7 +52,7 @@ class _Block:
 
     @property
     def order(self) -> tuple[str, ...]:
-        """What follows, dropout left out: what a network answers does not depend on it."""
+        """The types of the following layers, without dropout, which does not affect the answers."""
         types = ("activation" if layer.type in _ACTIVATIONS else layer.type for layer in self.followers)
         return tuple(type_ for type_ in types if type_ != "Dropout")
 
@@ -60,7 +60,7 @@ class _Block:
 def convert(net: CaffeNet, source: str, input_size: int | None) -> Converted:
     """Convert; `input_size` is used if the file does not contain its own (`net.transform.crop`).
 
-    Weights are copied bit for bit. Raises ModelError naming the first layer that is not as an Architecture has it.
+    Weights are copied bit for bit. Raises ModelError naming the first layer that an Architecture cannot represent.
     """
     if not tells_its_layers(net):
         raise ModelError(f"{source} does not contain the parameters of all its layers")
@@ -87,17 +87,17 @@ def convert(net: CaffeNet, source: str, input_size: int | None) -> Converted:
 
 
 def tells_its_layers(net: CaffeNet) -> bool:
-    """Whether the layers with weights have their parameters too; files stripped to the weights do not."""
+    """Whether the layers with weights also have their parameters; files stripped to the weights do not."""
     return all(
         layer.parameters is not None
         for layer in net.layers
-        # Some lost their types with the rest: "" in LayerParameter, "None" in V1LayerParameter.
+        # Some stripped files lack the types too: "" in LayerParameter, "None" in V1LayerParameter.
         if layer.type in ("Convolution", "InnerProduct") or (layer.blobs and layer.type in ("", "None"))
     )
 
 
 def count_classes(net: CaffeNet, source: str) -> int:
-    """The rows of the last layer with weights."""
+    """The number of rows of the last layer with weights."""
     shaped = [layer for layer in net.layers if layer.blobs]
     if not shaped:
         raise ModelError(f"{source} contains no weights", hint="Give the .caffemodel, not its .prototxt.")
@@ -130,7 +130,7 @@ def take_weights(layers: list[CaffeLayer], plan: tuple[Layer, ...], source: str)
 
 
 def _shaped(layer: CaffeLayer, index: int, expected: tuple[int, ...], source: str) -> NDArray[np.float32]:
-    """A blob in its shape here: Caffe's old files have four dimensions always, ones in front."""
+    """A blob in our shape: Caffe's old files always have four dimensions, with leading ones."""
     blob = layer.blobs[index]
     surplus = blob.ndim - len(expected)
     if surplus < 0 or blob.shape[surplus:] != expected or any(size != 1 for size in blob.shape[:surplus]):
@@ -140,18 +140,18 @@ def _shaped(layer: CaffeLayer, index: int, expected: tuple[int, ...], source: st
 
 
 def _chain(net: CaffeNet, source: str) -> Iterator[CaffeLayer]:
-    """The layers between the image and the scores, each of which must read what the one before it gives."""
+    """The layers between the image and the scores, each of which must read the output of the one before it."""
     current, names = "", set(net.inputs[:1]) or {"data"}
     for layer in net.layers:
         if layer.type in parse.DATA_TYPES:
-            # There may be a second one for the labels.
+            # There may be a second data layer for the labels.
             if not current:
                 names |= set(layer.tops[:1])
         elif layer.type == "Split" and names.intersection(layer.bottoms):
             names |= set(layer.tops)
         elif layer.type in ("Softmax", "SoftmaxWithLoss", "MultinomialLogisticLoss", "Accuracy", "Silence", "Split"):
             if overwritten := names.intersection(layer.tops):
-                # In place: under that name there is no longer what the chain gave.
+                # An in-place layer: the blob of that name no longer has the chain's output.
                 names -= overwritten
                 current = f"what {layer.name} ({layer.type}) has not overwritten"
         else:
@@ -210,7 +210,7 @@ def _architecture(convs: list[_Block], hidden: list[_Block], size: int, source: 
         "towers": groups,
         "order": "pool-lrn" if orders == {("Pooling", "LRN")} else "lrn-pool",
         "activation": _activation(blocks, source),
-        # Irrelevant for answers; training uses it if all hidden layers have the same value.
+        # Does not affect the answers; training uses it if all hidden layers have the same value.
         "dropout": rates.pop() if len(rates) == 1 else 0.0,
         "pooling": Pooling() if pooling is None else _pooling(pooling),
         "lrn": None if lrn is None else _lrn(lrn, source),
@@ -254,7 +254,7 @@ def _conv(block: _Block, index: int, groups: int, source: str) -> Conv:
 
 
 def _one(type_: str, blocks: list[_Block], source: str) -> CaffeLayer | None:
-    """The layer that all of its type are like; None where there is none."""
+    """The first layer of the type, if all of them have equal parameters; None if there is none. Raises ModelError."""
     layers = [layer for block in blocks for layer in block.followers if layer.type == type_]
     for layer in layers:
         if layer.parameters is None:
@@ -295,7 +295,7 @@ def _activation(blocks: list[_Block], source: str) -> Activation:
 
 
 def _check_rounding(blocks: list[_Block], plan: tuple[Layer, ...], source: str, *, is_size_told: bool) -> None:
-    """Caffe rounds the size after pooling up; where that is not the same as down, the network cannot be had here."""
+    """Raise ModelError where Caffe's rounding up of the size after pooling differs from rounding down, as done here."""
     recipe = "If it was trained with another input size, give a recipe with that size: --recipe NAME"
     pools = [block.first("Pooling") for block in blocks]
     found = iter([pool for pool in pools if pool is not None])

@@ -1,7 +1,7 @@
-"""Caffe's files: the layers and weights of a .caffemodel, and the mean image of a .binaryproto, unchanged.
+"""Parsing Caffe's files: the layers and weights of a .caffemodel, and the mean image of a .binaryproto, unchanged.
 
-Field numbers are those of BVLC's caffe.proto. Both forms of a network are read: `layer` (LayerParameter), whose types
-are words, and `layers` (V1LayerParameter), whose types are numbers and which old files such as bvlc_alexnet have.
+Field numbers are those of BVLC's caffe.proto. Both forms of a network are supported: `layer` (LayerParameter), with
+types as strings, and `layers` (V1LayerParameter) of old files such as bvlc_alexnet, with types as numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from alexdeploy.core.protobuf_wire import Message, WireError
 
 DATA_TYPES = ("Data", "ImageData", "HDF5Data", "MemoryData", "WindowData", "DummyData", "Input")
 _TRANSFORMING_TYPES = ("Data", "ImageData", "MemoryData", "WindowData")
-"""Those that crop and scale pixels, by 1 if nothing is said; the others hand on what they are given."""
+"""Data layers that crop and scale pixels, by default by 1; the others pass on their input unchanged."""
 
 _V1_TYPES = {
     0: "None", 1: "Accuracy", 2: "BNLL", 3: "Concat", 4: "Convolution", 5: "Data", 6: "Dropout", 7: "EuclideanLoss",
@@ -48,7 +48,7 @@ class InnerProduct:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pooling:
-    """Max pooling. `rounds_up`: a last window that begins inside the image counts, however little of it is there."""
+    """Max pooling. `rounds_up`: a last window that begins inside the image counts even if it extends beyond it."""
 
     kernel: int
     stride: int
@@ -105,7 +105,7 @@ class DataTransform:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaffeNet:
-    """A network as it is in the file, its layers in order. `inputs` are named at its top, where no layer gives them."""
+    """A network as in the file, with its layers in order. `inputs` are declared at its top, instead of by a layer."""
 
     name: str
     layers: tuple[CaffeLayer, ...]
@@ -114,9 +114,9 @@ class CaffeNet:
 
 
 def read_caffemodel(content: bytes, source: str) -> CaffeNet:
-    """Parse the bytes of a .caffemodel; nothing of its size is allocated but the weights that are converted later.
+    """Parse the bytes of a .caffemodel; the only large allocation is that of the weights that are converted later.
 
-    Raises ModelError, naming the layer, for what is no such file, or has layers of a form that this project has not.
+    Raises ModelError, naming the layer, for another kind of file, or for layers that this project does not support.
     """
     try:
         net = Message(memoryview(content))
@@ -134,7 +134,7 @@ def read_caffemodel(content: bytes, source: str) -> CaffeNet:
 
 
 def read_binaryproto(content: bytes, source: str) -> NDArray[np.float32]:
-    """The blob of a .binaryproto, as a mean image is one: float32 [1, 3, H, W] most often. Raises ModelError."""
+    """The blob of a .binaryproto, such as a mean image: usually float32 [1, 3, H, W]. Raises ModelError."""
     try:
         return _blob(Message(memoryview(content)), source)
     except WireError as exc:
@@ -169,7 +169,7 @@ _PARAMETER_FIELDS = {
     "ReLU": (30, 123),
     "Dropout": (12, 108),
 }
-"""The field that holds the parameters of a type: in V1LayerParameter, in LayerParameter."""
+"""The field numbers of a type's parameters: in V1LayerParameter, in LayerParameter."""
 
 
 def _parameters(type_: str, entry: Message, where: str, *, is_v1: bool) -> Parameters | None:
@@ -184,7 +184,7 @@ def _parameters(type_: str, entry: Message, where: str, *, is_v1: bool) -> Param
     if type_ == "LRN":
         return _lrn(found, where)
     if not entry.has(number):
-        # The rest have no useful defaults: a file that was stripped to its weights leaves them out.
+        # The others have no useful defaults: a file stripped to its weights lacks them.
         return None
     if type_ == "Convolution":
         return _convolution(found, where)
@@ -235,9 +235,9 @@ def _lrn(found: Message, where: str) -> LRNAcross:
 
 
 def _square(found: Message, numbers: tuple[int, int, int], default: int | None, name: str, where: str) -> int:
-    """A size that is given once for both sides, or as height and width, which must be the same.
+    """A size that is given once for both sides, or as height and width, which must be equal.
 
-    Of height and width, one that is left out is 0: `pad_h: 1` alone pads above and below only.
+    If only height or width is given, the other is 0: `pad_h: 1` alone pads above and below only.
     """
     both, *sided = numbers
     values = found.integers(both)
@@ -270,7 +270,7 @@ def _blob(blob: Message, where: str) -> NDArray[np.float32]:
 
 
 def _transform(net: Message, entries: Iterable[Message], source: str, *, is_v1: bool) -> DataTransform:
-    """Of the first layer that gives images. Before V1 had transform_param the same things stood in data_param."""
+    """The transform of the first layer that provides images. Before V1 had transform_param, it was in data_param."""
     for entry in entries:
         type_ = _V1_TYPES.get(entry.integer(5), "") if is_v1 else entry.text(2)
         if type_ not in (*_TRANSFORMING_TYPES, "Input"):
@@ -285,7 +285,7 @@ def _transform(net: Message, entries: Iterable[Message], source: str, *, is_v1: 
             mean_values=tuple(float(str(value)) for value in found.floats(5)),
             mean_file=found.text(4) or data.text(3) or None,
         )
-    # A network for deployment: its inputs are named at the top of the file, each with four numbers or a shape.
+    # A deployment network declares its inputs at the top of the file, each with four numbers or a shape.
     return DataTransform(crop=_input_size(net.integers(4)[:4] or _first_shape(net, 8), source))
 
 

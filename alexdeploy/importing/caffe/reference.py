@@ -1,7 +1,7 @@
-"""The forward pass in Caffe's own terms, NumPy float64: the judge of what became of its files here.
+"""Caffe's forward pass in NumPy float64: the reference that converted networks are checked against.
 
 It reads the layers and blobs as they are in the file and shares no code with `reference`: convolutions by im2col and
-one product for each group, pooling window by window with sizes rounded up, LRN from running sums.
+one matrix product per group, pooling window by window with sizes rounded up, LRN from running sums.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Array = NDArray[np.float64]
 
 
 def transform(images: NDArray[np.uint8], crop: int, channels: str, mean: NDArray[np.floating], scale: float) -> Array:
-    """What Caffe's data layer makes of uint8 [N, 256, 256, 3] RGB when it tests: float64 [N, 3, crop, crop].
+    """Caffe's data layer in the test phase: uint8 [N, 256, 256, 3] RGB -> float64 [N, 3, crop, crop].
 
-    (pixel - mean) * scale, `mean` being 3 values or an image [3, 256, 256], in pixels of 0 to 255 and in the order of
-    `channels`; then the crop in the middle.
+    Computes (pixel - mean) * scale, then the centre crop. `mean` is 3 values or an image [3, 256, 256], in pixels of 0
+    to 255 and in the order of `channels`.
     """
     planes = images.transpose(0, 3, 1, 2).astype(np.float64)
     if channels == "bgr":
@@ -34,7 +34,7 @@ def transform(images: NDArray[np.uint8], crop: int, channels: str, mean: NDArray
 
 
 def forward(layers: Iterable[CaffeLayer], x: Array) -> Array:
-    """Run [N, 3, H, W] through a chain of layers, as `convert` gives it: the scores [N, C]."""
+    """Run [N, 3, H, W] through a chain of layers from `convert`; returns the scores [N, C]."""
     for layer in layers:
         x = _apply(layer, x)
     return x
@@ -90,7 +90,7 @@ def _pool(found: parse.Pooling, x: Array) -> Array:
     result = np.empty((*x.shape[:2], rows, columns))
     for i in range(rows):
         for j in range(columns):
-            # A slice ends with the image, as Caffe's last window does.
+            # A slice ends at the image border, as Caffe's last window does.
             window = x[:, :, i * stride : i * stride + kernel, j * stride : j * stride + kernel]
             result[:, :, i, j] = window.max(axis=(2, 3))
     return result
