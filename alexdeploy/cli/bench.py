@@ -69,38 +69,38 @@ def bench(
     precision: Annotated[str | None, precisions_option("every graph there is")] = None,
     views: ViewsListOption = None,
     tencrop: TencropOption = False,
-    batch_size: Annotated[
-        str, typer.Option(metavar="LIST", help="Images that run together, with commas between.")
-    ] = "1,2,8",
+    batch_size: Annotated[str, typer.Option(metavar="LIST", help="Batch sizes, separated by commas.")] = "1,2,8",
     budget_ms: Annotated[
         float | None,
         typer.Option(
             min=0,
             metavar="MS",
-            help="Pick only what runs 95 of 100 batches within so many milliseconds: engine alone, nothing decoding "
-            "beside it.",
+            help="Pick only configurations whose p95 latency per batch is within this time, engine alone, without "
+            "decoding.",
         ),
     ] = None,
     min_agreement: Annotated[
         float | None,
-        typer.Option(min=0, max=1, metavar="SHARE", help="Pick only what gives this share of FP32's answers: 0.995."),
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Pick only configurations with this agreement with FP32: 0.995."
+        ),
     ] = None,
     seconds: Annotated[
         float,
         typer.Option(
             min=0,
             metavar="SECONDS",
-            help="Time for everything, opening included: what is not open after half of it is left out. The rest is "
-            "measured once at least. 0: everything once, however long it takes.",
+            help="Total time, including opening: engines not open after half of it are left out. The rest is "
+            "measured at least once. 0: everything once, however long it takes.",
         ),
     ] = 120.0,
     num_images: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Most images that are used; they lie evenly over all.")
+        int, typer.Option(min=1, metavar="N", help="Maximum number of images, sampled evenly from all.")
     ] = 64,
     devices: DevicesOption = None,
     replicas: ReplicasOption = 1,
     threads: ThreadsOption = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the order within the rounds.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the order within the rounds.")] = 0,
     html: HtmlOption = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
@@ -109,11 +109,11 @@ def bench(
 ) -> None:
     """Measure every backend, precision, number of views and batch that can run here; name the fastest.
 
-    Each runs in a process of its own, in short slices that take turns. The engine alone, decoding alone and the whole
-    way from files to rows are measured, and what the first two allow; latency, memory, start-up, answers against FP32.
+    Each runs in its own process, in short alternating slices. Measured are the engine alone, decoding alone, the whole
+    way from files to rows and its upper bound, latency, memory, start-up, and agreement with FP32.
 
-    Ends with exit code 5 if nothing keeps --budget-ms and --min-agreement; if nothing could be measured at all, with
-    that of the first error. Ctrl-C shows what was measured so far.
+    Ends with exit code 5 if nothing meets --budget-ms and --min-agreement; if nothing could be measured at all, with
+    that of the first error. Ctrl-C shows the results so far.
     """
     from alexdeploy.benchmark.bench import bench as run_bench
     from alexdeploy.benchmark.plan import BenchOptions

@@ -46,7 +46,7 @@ def build(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="Precision of the graph that is built: fp32, fp16, int8. Default: fp32.",
+            help="Precision of the graph to build: fp32, fp16, int8. Default: fp32.",
         ),
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Same as --precision fp16: FP16, each LRN in FP32.")] = False,
@@ -57,19 +57,18 @@ def build(
     tencrop: TencropOption = False,
     max_batch: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Most images in a batch; the engine is best at that. Default: 32."),
+        typer.Option(min=1, metavar="N", help="Maximum batch size, for which the engine is optimized. Default: 32."),
     ] = None,
     workspace: Annotated[
         int | None,
-        typer.Option(min=1, metavar="MIB", help="GPU memory that a layer may use for scratch. Default: all there is."),
+        typer.Option(min=1, metavar="MIB", help="Scratch memory on the GPU per layer. Default: all of it."),
     ] = None,
     devices: Annotated[str | None, device_option("0, cuda:0 or the UUID of a GPU", "the first GPU")] = None,
     tactic_sources: Annotated[
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Where kernels come from, e.g. JIT_CONVOLUTIONS where there is no cuBLAS. "
-            "Default: TensorRT's own choice.",
+            help="TensorRT tactic sources, e.g. JIT_CONVOLUTIONS without cuBLAS. Default: TensorRT's own choice.",
         ),
     ] = None,
     trust_engine: Annotated[
@@ -83,9 +82,9 @@ def build(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Build a TensorRT engine for a GPU of this machine, or find it built already.
+    """Build a TensorRT engine for a GPU of this machine, or reuse an existing one.
 
-    It is a plain plan in MODEL/engines/, beside a .json that says what it was built from and for.
+    It is a plain plan in MODEL/engines/, with a .json that records what it was built from and for.
     Only engines that this installation built or trusts are run.
     """
     if trust_engine is not None:

@@ -34,12 +34,12 @@ def calibrate(
         str | None,
         typer.Argument(
             metavar="IMAGES",
-            help="Photographs like those of production: a folder, an archive, a glob or @list.txt. Always needed.",
+            help="Photographs representative of production: a folder, an archive, a glob or @list.txt. Always needed.",
         ),
     ] = None,
     model_option: ModelOption = None,
     num_images: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="How many of them, chosen by name and seed. Default: 512.")
+        int | None, typer.Option(min=1, metavar="N", help="Number of images, sampled by name and seed. Default: 512.")
     ] = None,
     views: Annotated[
         Literal["1", "10"] | None,
@@ -50,23 +50,21 @@ def calibrate(
         Literal["minmax", "percentile", "entropy", "mse"] | None,
         typer.Option(
             metavar="METHOD",
-            help="How scales are chosen: minmax, percentile, entropy, mse. Default: mse.",
+            help="Calibration method: minmax, percentile, entropy, mse. Default: mse.",
         ),
     ] = None,
     percentile: Annotated[
         float | None, typer.Option(min=50, max=100, metavar="PERCENT", help="For --method percentile. Default: 99.99.")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="For the choice of the images. Default: 0.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the image sample. Default: 0.")] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure what the network's tensors hold on real images, for INT8 and FP16.
+    """Measure the ranges of the network's tensors on real images, for INT8 and FP16.
 
-    Writes calibration/MODEL.ranges.json, and before it model.onnx where that is missing. No labels are needed. What
-    is not given here is taken from calibration/default.toml. Ctrl-C shows what was measured so far, and writes nothing.
+    Writes calibration/MODEL.ranges.json, and before it model.onnx if that is missing. No labels are needed. Defaults
+    come from calibration/default.toml. Ctrl-C shows the results so far, and writes nothing.
     """
     from alexdeploy.core.recipe import load_calibration
     from alexdeploy.export.quantize.calibrate import CalibrationInterrupted

@@ -65,7 +65,7 @@ def evaluate(
     labels: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Labels, a line for each image: its name in DATA, then its class or index; or CSV."
+            metavar="FILE", help="Labels, one line per image: its name in DATA, then its class or index; or CSV."
         ),
     ] = None,
     exclude: ExcludeOption = None,
@@ -88,7 +88,7 @@ def evaluate(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure the top-1 and top-5 error on labelled images, for every precision, number of views and backend named.
+    """Measure the top-1 and top-5 error on labelled images, for every given precision, number of views and backend.
 
     All of them run in one pass, each image being decoded once. An image that cannot be read counts as wrong, and
     the command then ends with exit code 3. Ctrl-C shows the figures of the images so far.

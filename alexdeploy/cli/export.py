@@ -56,8 +56,8 @@ def export(
         typer.Option(
             min=0,
             metavar="POINTS",
-            help="What INT8 may cost, in percentage points of changed answers, or of top-1 error with --labelled; "
-            "layers stay FP32 until it holds. Default: 1.",
+            help="Maximum accuracy loss for INT8, in percentage points of changed answers, or of top-1 error with "
+            "--labelled; layers are kept in FP32 to meet it. Default: 1.",
         ),
     ] = None,
     labelled: Annotated[
@@ -66,7 +66,7 @@ def export(
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option(metavar="LAYERS", help="For --int8: layers that stay FP32 anyhow, such as conv1,fc8."),
+        typer.Option(metavar="LAYERS", help="For --int8: layers that always stay FP32, such as conv1,fc8."),
     ] = None,
     int8_weights: Annotated[
         int | None,
@@ -80,7 +80,7 @@ def export(
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(metavar="IMAGES", help="Photographs to check on; the training data if left out."),
+        typer.Option(metavar="IMAGES", help="Photographs to check on. Default: the training data."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Export model.onnx again, even if it is up to date.")
@@ -89,7 +89,7 @@ def export(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write model.onnx from the weights, with LRN as one native node, and check that the answers stay.
+    """Write model.onnx from the weights, with LRN as one native node, and check that the answers stay the same.
 
     Every layer is compared with an independent float64 computation before a file is replaced. A model.onnx that is up
     to date is kept; the backends are checked on it again.

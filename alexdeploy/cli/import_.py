@@ -37,7 +37,7 @@ def import_(
         typer.Option(
             metavar="NAME|FILE",
             autocompletion=recipe_names,
-            help="Recipe of its preprocessing; of its network too where weights do not tell it.",
+            help="Recipe of the preprocessing, and of the network if the weights do not define it.",
         ),
     ] = None,
     labels: Annotated[
@@ -49,7 +49,7 @@ def import_(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name under models/; the file's own if left out.")
+        str | None, typer.Option(metavar="NAME", help="Name under models/. Default: the file's name.")
     ] = None,
     channels: Annotated[
         Literal["rgb", "bgr"] | None, typer.Option(metavar="rgb|bgr", help="Order of the colours.")
@@ -82,10 +82,10 @@ def import_(
 ) -> None:
     """Make a model folder of an ONNX classifier, or of an AlexNet's weights from Caffe, PyTorch, MatConvNet and others.
 
-    A graph may call its input and output as it likes, have a fixed or dynamic batch, and end in a softmax or not. It
-    says nothing of how its images were prepared: give --recipe, or --channels, --scale, --mean and --std. A caffemodel
-    and a .mat tell their layers, and what they do not tell is asked for. torchvision's alexnet is known by its names.
-    The format of weights is recognized by the file's first bytes, whatever it is called.
+    A graph's input and output may have any names; its batch may be fixed or dynamic, and a softmax is optional.
+    It does not describe its preprocessing: give --recipe, or --channels, --scale, --mean and --std. A caffemodel and a
+    .mat define their layers; an error names the options for missing facts. torchvision's alexnet is recognized by its
+    tensor names. The format of weights is detected from the file's first bytes, not from its name.
     """
     from alexdeploy.importing.import_model import ImportOptions, import_model
 

@@ -54,7 +54,7 @@ ViewsOption = Annotated[
     typer.Option(
         "--views",
         metavar="1|5|10",
-        help="Views that are averaged: the centre, centre and corners, and mirrored. Default: 1.",
+        help="Views to average: the centre, centre and corners, and mirrored. Default: 1.",
     ),
 ]
 ViewsListOption = Annotated[
@@ -67,12 +67,12 @@ DevicesOption = Annotated[
     typer.Option(
         "--devices",
         metavar="DEVICES",
-        help="Where: cpu, 0 or cuda:0, a UUID, all; with commas between, twice for two replicas. "
+        help="Where: cpu, 0 or cuda:0, a UUID, all; a comma-separated list, a device twice for two replicas. "
         "Default: the GPUs that can run it, else the CPU.",
     ),
 ]
 ReplicasOption = Annotated[int, typer.Option("--replicas", min=1, metavar="N", help="Replicas on each device.")]
-BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images that run together.")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images per batch.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads. Default: all there are.")
 ]
@@ -80,11 +80,11 @@ ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Continue an interrupted run; its rows are in FILE.partial.")
 ]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what exists under that name; without it that is an error.")
+    bool, typer.Option("--overwrite", help="Replace an existing file or model; without it, that is an error.")
 ]
 HtmlOption = Annotated[
     Path | None,
-    typer.Option("--html", metavar="FILE", help="Write a report with plots, one file that needs no other."),
+    typer.Option("--html", metavar="FILE", help="Write a self-contained report with plots."),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -128,7 +128,7 @@ def backends_option(default: str) -> Any:
     """--backend of a command that compares several."""
     known = "tensorrt, openvino, onnxruntime, torch"
     return typer.Option(
-        "--backend", metavar="LIST", help=f"One or more of {known}, with commas between.{_default(default)}"
+        "--backend", metavar="LIST", help=f"One or more of {known}, separated by commas.{_default(default)}"
     )
 
 

@@ -70,12 +70,12 @@ def predict(
             help="Split one network over two devices: by towers, or convolutions and the rest.",
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Classes named for each image.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Classes reported per image.")] = 5,
     batch_size: Annotated[
         str | None,
         typer.Option(
             metavar="N|auto",
-            help="Images that run together; auto takes what fits the device. Default: 8, or 1 for one image file.",
+            help="Images per batch; auto chooses what fits the device. Default: 8, or 1 for one image file.",
         ),
     ] = None,
     threads: ThreadsOption = None,
@@ -97,7 +97,7 @@ def predict(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Classify photographs: one row for each, in order, with its error where it cannot be read.
+    """Classify photographs: one row for each, in order, with the error if it cannot be read.
 
     Ends with exit code 3 if some of the rows are errors.
     """

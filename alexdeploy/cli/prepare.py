@@ -46,12 +46,10 @@ def prepare(
     ] = None,
     val_fraction: Annotated[
         float,
-        typer.Option(metavar="SHARE", help="Share of each class to validate on, where there are no validation images."),
+        typer.Option(metavar="SHARE", help="Share of each class to validate on, if there are no validation images."),
     ] = 0.1,
     exclude: ExcludeOption = None,
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="For that choice; `train` makes it by its own --seed.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of that split; `train` uses its own --seed.")] = 0,
     train_list: Annotated[
         Path | None,
         typer.Option(
@@ -59,7 +57,7 @@ def prepare(
         ),
     ] = None,
     val_list: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The same for validation, also for ILSVRC without its devkit.")
+        Path | None, typer.Option(metavar="FILE", help="The same for validation, and for ILSVRC without its devkit.")
     ] = None,
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Names of the classes of the lists, one in each line.")
@@ -77,7 +75,7 @@ def prepare(
             min=1,
             max=100,
             metavar="QUALITY",
-            help="Keep JPEGs of this quality: a fifth of the space, decoded in training.",
+            help="Store JPEGs of this quality: a fifth of the space, decoded during training.",
         ),
     ] = None,
     threads: ThreadsOption = None,

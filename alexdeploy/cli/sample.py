@@ -19,9 +19,9 @@ EXAMPLES = (
 
 
 def sample(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it: a new or an empty folder.")],
-    num_train: Annotated[int, typer.Option(min=1, metavar="N", help="Training images a class.")] = SAMPLE_NUM_TRAIN,
-    num_val: Annotated[int, typer.Option(min=1, metavar="N", help="Validation images a class.")] = SAMPLE_NUM_VAL,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder, new or empty.")],
+    num_train: Annotated[int, typer.Option(min=1, metavar="N", help="Training images per class.")] = SAMPLE_NUM_TRAIN,
+    num_val: Annotated[int, typer.Option(min=1, metavar="N", help="Validation images per class.")] = SAMPLE_NUM_VAL,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed renders the same images.")] = 0,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -29,7 +29,7 @@ def sample(
 ) -> None:
     """Render the built-in data set, ten classes of shapes, to DIR/train and DIR/val.
 
-    A rendering that was stopped is completed, a finished one left as it is.
+    An interrupted rendering is completed, a finished one is left unchanged.
     """
     from alexdeploy.images.sample import write_sample
 

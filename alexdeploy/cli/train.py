@@ -38,7 +38,7 @@ def train(
         typer.Argument(
             metavar="DATA",
             help="Folder with one folder of images for each class, or with train/ and val/ of such, or a set that "
-            "`alexdeploy prepare` packed. Left out: ten classes of shapes are rendered to data/sample/.",
+            "`alexdeploy prepare` packed. Default: ten classes of shapes, rendered to data/sample/.",
         ),
     ] = None,
     recipe: Annotated[
@@ -55,12 +55,12 @@ def train(
         typer.Option(
             metavar="MODEL",
             autocompletion=model_names,
-            help="Go on from the weights of this model; its architecture and preprocessing are kept, the last layer "
+            help="Start from the weights of this model; its architecture and preprocessing are kept, the last layer "
             "is new unless the classes are the same.",
         ),
     ] = None,
     freeze: Annotated[
-        str | None, typer.Option(metavar="LAYERS", help="Layers of --pretrained that stay as they are: conv1,conv2")
+        str | None, typer.Option(metavar="LAYERS", help="Layers of --pretrained that are not trained: conv1,conv2")
     ] = None,
     name: Annotated[
         str | None,
@@ -75,12 +75,12 @@ def train(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Share of each class to validate on, where there are no validation images. Default: 0.1.",
+            help="Share of each class to validate on, if there are no validation images. Default: 0.1.",
         ),
     ] = None,
     exclude: ExcludeOption = None,
     epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images per step.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option(metavar="RATE", help="Learning rate of the first epoch.")
     ] = None,
@@ -91,15 +91,15 @@ def train(
     devices: Annotated[str | None, device_option("cpu, 0 or cuda:0", "the GPU if there is one")] = None,
     threads: ThreadsOption = None,
     compile_: Annotated[
-        bool, typer.Option("--compile", help="Have torch.compile make kernels for the network; needs a compiler.")
+        bool, typer.Option("--compile", help="Compile the network with torch.compile; needs a compiler.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
     overwrite: OverwriteOption = False,
     parallel: Annotated[
         Literal["batches", "towers"],
         typer.Option(
             metavar="batches|towers",
-            help="What the processes of torchrun share out: each batch, or the two towers.",
+            help="What torchrun's processes divide: each batch, or the two towers.",
         ),
     ] = "batches",
     checkpoint_minutes: Annotated[
@@ -107,7 +107,7 @@ def train(
         typer.Option(min=0, metavar="MINUTES", help="Time between checkpoints; there is one after each epoch too."),
     ] = 1.0,
     skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave out images that cannot be decoded, and say which.")
+        bool, typer.Option("--skip-broken", help="Skip images that cannot be decoded, and name them.")
     ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -115,7 +115,7 @@ def train(
 ) -> None:
     """Train a network; its best epoch goes to models/NAME/.
 
-    With no DATA, the built-in rendered set is learned in minutes on two cores. A run that was stopped, even by
+    Without DATA, it trains on the built-in rendered set, in minutes on two cores. A run that was stopped, even by
     a power cut, continues with the same command and --resume. With --threads 1, runs repeat to the bit.
     """
     # OpenMP threads wait for each other by spinning for about a millisecond: with one other busy process on two cores

@@ -65,7 +65,7 @@ def verify(
     tencrop: TencropOption = False,
     num_images: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Most images that are used; they lie evenly over all."),
+        typer.Option(min=1, metavar="N", help="Maximum number of images, sampled evenly from all."),
     ] = 64,
     max_flips: Annotated[
         float | None,
@@ -83,7 +83,7 @@ def verify(
 ) -> None:
     """Compare every artifact with FP32: each graph layer by layer, and each backend from pixels to probabilities.
 
-    The reference is PyTorch on the weights, or model.onnx where there are none or PyTorch is not installed.
+    The reference is PyTorch on the weights, or model.onnx if there are none or PyTorch is not installed.
 
     Ends with exit code 4 if more than --max-flips answers differ or an output is not finite.
 
