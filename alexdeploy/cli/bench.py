@@ -75,14 +75,14 @@ def bench(
         typer.Option(
             min=0,
             metavar="MS",
-            help="Pick only configurations whose p95 latency per batch is within this time, engine alone, without "
+            help="Pick only configurations whose p95 latency per batch is within this many ms, engine alone, without "
             "decoding.",
         ),
     ] = None,
     min_agreement: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, metavar="SHARE", help="Pick only configurations with this agreement with FP32: 0.995."
+            min=0, max=1, metavar="SHARE", help="Pick only configurations with at least this agreement with FP32."
         ),
     ] = None,
     seconds: Annotated[

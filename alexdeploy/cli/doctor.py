@@ -28,7 +28,7 @@ EXAMPLES = (
 def doctor(json: JsonOption = False, quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
     """Examine driver, GPUs, backends, memory and disk; say what is wrong and how to fix it.
 
-    Missing optional packages are absent, not a problem. Ends with exit code 5 if there is a problem.
+    Missing optional items are reported as absent, not a problem. Ends with exit code 5 if there is a problem.
     """
     from alexdeploy.diagnosis.doctor import examine
 
