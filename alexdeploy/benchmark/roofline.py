@@ -129,7 +129,7 @@ def _spec(size: CeilingSize) -> ModelSpec:
     architecture = Architecture(
         input=size.side,
         pooling=Pooling(kernel=_POOL, stride=_POOL),
-        # The first makes channels of colours; what is pooled has few features left, and so a small last layer.
+        # The first layer makes channels of colours; pooling leaves few features, so the last layer is small.
         convs=(*convs, Conv(channels=_CHANNELS, kernel=1, pool=True)),
         hidden=(),
     )

@@ -82,7 +82,10 @@ def bench(
     min_agreement: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, metavar="SHARE", help="Pick only configurations with at least this agreement with FP32."
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Pick only configurations with at least this agreement with FP32, e.g. 0.995.",
         ),
     ] = None,
     seconds: Annotated[

@@ -24,7 +24,7 @@ EXAMPLES = (
 def devices(json: JsonOption = False, quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
     """List the CPU and the GPUs, as --devices names them, with the engine files that fit each.
 
-    GPUs are counted after CUDA_VISIBLE_DEVICES. Of an engine that none of them can run, stderr says why.
+    GPUs are counted after CUDA_VISIBLE_DEVICES. If none of them can run an engine, stderr says why.
     """
     from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder
     from alexdeploy.core.packages import tensorrt_version
