@@ -1,4 +1,4 @@
-"""Arguments from Python, checked by their types as the command line checks its options: when they are given."""
+"""Check Python arguments against their types when they are passed, as the command line checks its options."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def check_fields(options: Any) -> None:
 
 
 def check_argument(name: str, value: Any, kind: Any) -> Any:
-    """`value` as `kind`, a type as msgspec knows them; NumPy's scalars are numbers, paths strings, and lists tuples.
+    """Convert `value` to `kind`, a type supported by msgspec; accepts NumPy scalars, paths as strings, lists as tuples.
 
-    A dataclass, or None beside it, is taken as it is. Raises UsageError that names the argument, the value and what was
-    expected.
+    A dataclass, or None where it is optional, is returned unchanged. Raises UsageError with the argument, the value
+    and the expected type.
     """
     plain = _plain(value)
     try:
         if any(map(dataclasses.is_dataclass, _alternatives(kind))):
-            # msgspec would make one of a dictionary.
+            # msgspec would convert a dictionary.
             if not isinstance(value, kind):
                 raise msgspec.ValidationError
             return value
@@ -53,7 +53,7 @@ def check_argument(name: str, value: Any, kind: Any) -> Any:
 
 
 def check_layer_names(names: Collection[str], layers: Collection[str]) -> None:
-    """Raise UsageError for a name that is none of a network's `layers` with weights."""
+    """Raise UsageError for a name that is not in `layers`, the network's layers with weights."""
     for name in names:
         if name not in layers:
             raise UsageError(f"no layer with weights is called {name!r}", hint=f"Layers: {', '.join(layers)}")
@@ -65,7 +65,7 @@ def _kinds(options: type) -> dict[str, Any]:
 
 
 def _without_paths(kind: Any) -> Any:
-    """A type without os.PathLike, of which `_plain` has made a string."""
+    """A type without os.PathLike, because `_plain` converts paths to strings."""
     return Union[tuple(each for each in _alternatives(kind) if get_origin(each) is not os.PathLike)]  # noqa: UP007
 
 

@@ -1,4 +1,4 @@
-"""Which backends give a model's answers: `backends.json` of the model folder, written when its graphs are checked."""
+"""Which backends give a model's answers: `backends.json` in the model folder, written when graphs are checked."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackendCheck:
-    """How one backend ran one graph or one file of weights, `artifact` by its SHA-256, on `num_images` images.
+    """The check of one backend on `num_images` images. `artifact` is the SHA-256 of the graph or weights file.
 
-    `error` is the largest error of a logit, as a fraction of the largest logit; None where nothing could be run.
-    `problem` says why the backend is not fit for this model; None: it is fit. `version` is the backend's.
+    `error` is the largest error of a logit, as a fraction of the largest logit; None if it could not run.
+    `problem` says why the backend failed the check; None if it passed. `version` is the backend's.
     """
 
     backend: str
@@ -33,7 +33,7 @@ class BackendCheck:
 
 
 def read_backend_checks(folder: ModelFolder) -> tuple[BackendCheck, ...]:
-    """What is recorded; nothing for a model that was made before there were checks. Raises ModelError if damaged."""
+    """The recorded checks; empty for a model from before checks existed. Raises ModelError if damaged."""
     path = folder.backends_path
     try:
         return decode_json(read_regular(path, MAX_TEXT_BYTES), tuple[BackendCheck, ...])
@@ -52,7 +52,7 @@ def backend_checks_json(checks: tuple[BackendCheck, ...]) -> bytes:
 
 
 def record_backend_checks(folder: ModelFolder, checks: tuple[BackendCheck, ...]) -> None:
-    """Write `checks`, and keep what is recorded of other precisions. Raises OutputError."""
+    """Write `checks`, keeping the records of other precisions. Raises OutputError."""
     renewed = {each.precision for each in checks}
     kept = tuple(each for each in _readable(folder) if each.precision not in renewed)
     with atomic_write(folder.backends_path) as file:
@@ -60,9 +60,9 @@ def record_backend_checks(folder: ModelFolder, checks: tuple[BackendCheck, ...])
 
 
 def backend_problem(folder: ModelFolder, backend: str, precision: str, artifact: Path) -> str | None:
-    """Why the backend is not fit to run `artifact` in this precision; None if nothing is recorded against it.
+    """Why the backend should not run `artifact` in this precision; None if no problem is recorded.
 
-    A record of another file than `artifact` is now, by its hash, or of another version of the backend says nothing.
+    A record for another hash of `artifact` or another version of the backend is ignored.
     """
     for each in read_backend_checks(folder):
         if each.problem is not None and (each.backend, each.precision) == (backend, precision):
@@ -75,5 +75,5 @@ def _readable(folder: ModelFolder) -> tuple[BackendCheck, ...]:
     try:
         return read_backend_checks(folder)
     except ModelError:
-        # The checks of other precisions are lost with it; they are made again when those are exported.
+        # The checks of other precisions are lost too; exporting those precisions repeats them.
         return ()

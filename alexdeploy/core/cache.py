@@ -9,7 +9,7 @@ from typing import Literal
 
 
 def user_folder(kind: Literal["cache", "state"]) -> Path:
-    """`ALEXDEPLOY_CACHE` or `ALEXDEPLOY_STATE`, else alexdeploy/ where the system keeps such (on Linux as XDG says).
+    """`ALEXDEPLOY_CACHE` or `ALEXDEPLOY_STATE`, else alexdeploy/ in the system's folder (on Linux per XDG).
 
     Raises RuntimeError for a user without a home folder.
     """
@@ -22,7 +22,7 @@ def user_folder(kind: Literal["cache", "state"]) -> Path:
 
 
 def cache_folder(name: str) -> Path | None:
-    """A folder under the user's cache, made if need be; None if it cannot be made or written to."""
+    """A folder in the user's cache, created if necessary; None if it cannot be created or written to."""
     try:
         folder = user_folder("cache") / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def cache_folder(name: str) -> Path | None:
 
 
 def limit_folder(folder: Path, limit_bytes: int) -> None:
-    """Delete the files of a cache that were used longest ago until it holds at most `limit_bytes`."""
+    """Delete the least recently used files of a cache until it has at most `limit_bytes`."""
     files = []
     for path in folder.iterdir():
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The control groups that this process is in, where Linux keeps a container's limits: version 1 and version 2."""
+"""The Linux control groups of this process, which have a container's limits: versions 1 and 2."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _T = TypeVar("_T")
 
 
 class ControlGroup(NamedTuple):
-    """A group of the hierarchy that limits a resource; a limit of any group around a process binds it."""
+    """A group in the hierarchy that limits a resource. The limits of all groups around a process apply."""
 
     version: Literal[1, 2]
     folder: Path
 
     def read(self, name: str) -> str:
-        """Raises OSError where the group has no such file, as the outermost one of version 2."""
+        """Raises OSError if the group does not have the file, as for the root of version 2."""
         return (self.folder / name).read_text()
 
 
 def control_groups(controller: Literal["cpu", "memory"], proc: Path = PROC) -> Iterator[ControlGroup]:
-    """The groups around this process that are visible here, the innermost first; none where the files of Linux are not.
+    """The visible groups around this process, innermost first; none on systems other than Linux.
 
-    Where both versions are mounted, a controller is in one of them. See cgroups(7) and proc_pid_mountinfo(5).
+    If both versions are mounted, a controller is in only one of them. See cgroups(7) and proc_pid_mountinfo(5).
     """
     found: dict[Literal[1, 2], Iterator[ControlGroup]] = {}
     with suppress(OSError, ValueError):
@@ -44,7 +44,7 @@ def control_groups(controller: Literal["cpu", "memory"], proc: Path = PROC) -> I
 
 
 def group_limits(controller: Literal["cpu", "memory"], read: Callable[[ControlGroup], _T], proc: Path) -> list[_T]:
-    """What `read` gives of each group around this process, but for those where it raises OSError or ValueError."""
+    """The results of `read` for each group around this process, except where it raises OSError or ValueError."""
     limits = []
     for group in control_groups(controller, proc):
         with suppress(OSError, ValueError):
@@ -61,12 +61,12 @@ def _paths(proc: Path) -> Iterator[tuple[str, str]]:
 
 
 def _upward(version: Literal[1, 2], folder: str, root: str, path: str) -> Iterator[ControlGroup]:
-    # A container may see the group that it was put into as the root of what is mounted, and its path from outside.
+    # In a container, its own group may be the root of the mount, while the path is the one outside.
     inside = PurePosixPath(path)
     with suppress(ValueError):
         inside = PurePosixPath("/") / inside.relative_to(root)
     if ".." in inside.parts:
-        # It is outside of what this process may see.
+        # The path is outside of what this process can see.
         inside = PurePosixPath("/")
     for group in (inside, *inside.parents):
         yield ControlGroup(version, Path(folder) / group.relative_to("/"))

@@ -13,8 +13,8 @@ from alexdeploy.core.python_words import in_python
 class AlexDeployError(Exception):
     """Base of every error that alexdeploy raises on purpose.
 
-    `message` says what is wrong, found against expected; `hint` is the command or the change that fixes it. Both are
-    in the words of the command line, which prints them; str() of the error is in those of Python.
+    `message` says what is wrong, found against expected; `hint` is the command or the change that fixes it. Both name
+    options as on the command line; str() of the error names them as in Python.
     """
 
     exit_code = 1
@@ -26,7 +26,7 @@ class AlexDeployError(Exception):
 
     @property
     def text(self) -> str:
-        """Message and hint as the command line has them."""
+        """Message and hint as the command line prints them."""
         return self.message if self.hint is None else f"{self.message}\n{self.hint}"
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class AlexDeployError(Exception):
 
 
 class UsageError(AlexDeployError):
-    """An argument, option or combination of them makes no sense, names what does not exist, or needs an extra."""
+    """An argument, option or combination is invalid, refers to something that does not exist, or needs an extra."""
 
     exit_code = 2
 
@@ -44,13 +44,13 @@ class RecipeError(UsageError):
 
 
 class InputError(AlexDeployError):
-    """Something given to be read (image, folder, archive, data set) cannot be used."""
+    """An input (image, folder, archive, data set) cannot be used."""
 
     exit_code = 3
 
 
 class ImageError(InputError):
-    """One image cannot be read or decoded; a row of results carries the message."""
+    """One image cannot be read or decoded; the message is in its row of the results."""
 
 
 class DataError(InputError):
@@ -64,11 +64,11 @@ class ModelError(AlexDeployError):
 
 
 class StaleArtifactError(ModelError):
-    """A derived file was made from something that has changed since."""
+    """The source of a derived file has changed since it was made."""
 
 
 class ParityError(ModelError):
-    """A converted model does not give the answers of the one it was made from."""
+    """A converted model does not give the same answers as the original."""
 
 
 class DivergedError(ModelError):
@@ -96,7 +96,7 @@ class AlexDeployWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """The `on_warning` of who passes none: an AlexDeployWarning, shown at the first line outside of this package."""
+    """The default `on_warning`: issue an AlexDeployWarning, attributed to the first caller outside of this package."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "alexdeploy":
         level, frame = level + 1, frame.f_back
@@ -104,14 +104,14 @@ def warn(message: str) -> None:
 
 
 def by_name(name: str) -> type[AlexDeployError]:
-    """The class of this module with that name; DeviceError for one from elsewhere."""
+    """The class with that name in this module, else DeviceError."""
     kind = globals().get(name)
     return kind if isinstance(kind, type) and issubclass(kind, AlexDeployError) else DeviceError
 
 
 @contextmanager
 def default_hint(hint: str) -> Iterator[None]:
-    """Give an error that has no hint of its own this one: the caller may know more than the code that raises."""
+    """Set this hint on an error without one, because the caller may know more than the code that raises."""
     try:
         yield
     except AlexDeployError as exc:
@@ -120,6 +120,6 @@ def default_hint(hint: str) -> Iterator[None]:
 
 
 def first_line(exc: BaseException) -> str:
-    """What another library's exception says, without the pages that follow; the name of its class if it is mute."""
+    """The first line of another library's exception message, or its class name if the message is empty."""
     text = str(exc).strip()
     return text.splitlines()[0] if text else type(exc).__name__

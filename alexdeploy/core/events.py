@@ -9,19 +9,19 @@ from alexdeploy.core.errors import warn
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """A warning: something that does not stop the work and that somebody should know."""
+    """A warning: something that the user should know but that does not stop the work."""
 
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """A step that begins, or what the last one found."""
+    """The start of a step, or the result of the last one."""
 
     message: str
 
 
 def warn_of_notices(event: object) -> None:
-    """The `on_event` of who passes none: a Notice is an AlexDeployWarning, all others are nothing."""
+    """The default `on_event`: issue an AlexDeployWarning for a Notice, and ignore other events."""
     if isinstance(event, Notice):
         warn(event.message)

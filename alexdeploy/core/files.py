@@ -22,14 +22,14 @@ _TEMPORARY_BYTES = 128
 
 
 def sha256_file(path: Path, max_bytes: int = MAX_DATA_BYTES) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits. Raises ModelError if it cannot be read, or holds more."""
+    """SHA-256 of a file as 64 hexadecimal digits. Raises ModelError if it cannot be read, or is larger."""
     digest = hashlib.sha256()
     try:
         with open_regular(path) as file:
             left = os.fstat(file.fileno()).st_size
             if left > max_bytes:
                 raise ModelError(f"{path} has {left:,} bytes; the limit is {max_bytes:,}")
-            # Bytes appended meanwhile do not count, and a kernel file may have no end.
+            # Ignore bytes appended meanwhile; a kernel file may have no end.
             while chunk := file.read(min(left, 1 << 20)):
                 digest.update(chunk)
                 left -= len(chunk)
@@ -51,13 +51,14 @@ def npy_bytes(array: NDArray[np.generic]) -> bytes:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a sibling temporary file for writing; sync and rename it to `path` when the block ends well.
+    """Open a temporary file beside `path` for writing; sync and rename it to `path` if the block succeeds.
 
-    A killed process leaves the old file or the new one. Raises OutputError when the disk is full or closed.
+    A killed process leaves the old file or the new one. Raises OutputError if `path` cannot be written, for example
+    because the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of 255 bytes leaves no room for another beside it.
+        # A name of 255 bytes leaves no room for a suffix.
         beginning = os.fsdecode(os.fsencode(path.name)[:_TEMPORARY_BYTES])
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{beginning}.", suffix=".tmp")
     except OSError as exc:
@@ -78,12 +79,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write files that belong together: all are on disk before they take their places, one after the other, in order.
+    """Write files that belong together: write all to disk first, then rename them in order.
 
-    A killed process leaves the old ones, the new ones, or for a few milliseconds some of each. Raises OutputError.
+    A killed process leaves the old files or the new ones; a mix only within the few milliseconds of renaming. Raises
+    OutputError.
     """
     with contextlib.ExitStack() as stack:
-        # A stack is left from its end.
+        # An ExitStack exits in reverse order.
         for path, content in list(files.items())[::-1]:
             file = stack.enter_context(atomic_write(path))
             file.write(content)
@@ -92,9 +94,9 @@ def write_together(files: Mapping[Path, bytes]) -> None:
 
 
 def is_name_too_long(path: Path) -> bool:
-    """Whether the file system refuses `path` for its length, or that of a name in it: most take 255 bytes."""
+    """Whether `path`, or a name in it, is too long for the file system: most allow names of 255 bytes."""
     there = next((folder for folder in path.parents if os.path.isdir(folder)), Path())
-    # Below a folder that is missing the system says nothing of names: each is asked for in the last folder there is.
+    # Below a missing folder the system does not check names, so check each one in the deepest existing folder.
     for tried in (path, *(there / part for part in path.parts if part != path.anchor)):
         try:
             os.lstat(tried)
@@ -102,19 +104,19 @@ def is_name_too_long(path: Path) -> bool:
             if exc.errno == errno.ENAMETOOLONG:
                 return True
         except ValueError:
-            # A NUL, which no name has.
+            # A NUL character, which is never valid.
             return False
     return False
 
 
 def check_output(path: Path) -> None:
-    """Raise OutputError if no file can have this path. To be asked before anything costly is begun."""
+    """Raise OutputError if no file can have this path. Call it before expensive work."""
     if is_name_too_long(path):
         raise OutputError(f"{path} could not be written: the file name is too long")
 
 
 def remove_file(path: Path) -> None:
-    """Remove it if it is there. Raises OutputError."""
+    """Remove the file if it exists. Raises OutputError."""
     try:
         path.unlink(missing_ok=True)
     except OSError as exc:
@@ -122,7 +124,7 @@ def remove_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can."""
+    """Make a rename in `folder` survive a power failure, if the system supports it."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -139,7 +141,7 @@ def output_error(path: Path, exc: OSError) -> OutputError:
 
 
 def _umask() -> int:
-    # There is no call that only reads it; /proc has it on Linux, elsewhere set it and set it back.
+    # No call only reads the umask: use /proc on Linux; elsewhere set it and restore it.
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("Umask:"):

@@ -1,4 +1,4 @@
-"""Objects opened in one process cannot be used in its forks, which have its memory but none of its threads."""
+"""Objects opened in one process cannot be used in its forks, which have its memory but not its threads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import weakref
 from alexdeploy.core.errors import UsageError
 
 _opened: weakref.WeakSet[object] = weakref.WeakSet()
-"""What is open in this process."""
+"""The objects that are open in this process."""
 
 
 class OpenedHere:
-    """The process in which `thing` was opened, to be asked before `thing` is used or closed.
+    """Records the process in which `thing` was opened. Check it before `thing` is used or closed.
 
-    In a fork `thing` is never freed: the libraries below would wait for threads that are not there, also when the
-    interpreter ends.
+    In a fork `thing` is never freed, not even at exit: the underlying libraries would wait for threads that do not
+    exist there.
     """
 
     def __init__(self, thing: object) -> None:
@@ -25,11 +25,11 @@ class OpenedHere:
 
     @property
     def is_fork(self) -> bool:
-        """Whether this is another process. Closing belongs to the one that opened it."""
+        """Whether this is another process. Only the process that opened the object closes it."""
         return os.getpid() != self._process
 
     def check(self, what: str) -> None:
-        """Raise UsageError in a fork; `what` was opened."""
+        """Raise UsageError in a fork; `what` is the kind of object for the message."""
         if self.is_fork:
             raise UsageError(
                 f"the {what} was opened in process {self._process}, and this is process {os.getpid()}, forked from it",

@@ -18,30 +18,30 @@ from alexdeploy.core.files import atomic_write, sha256_file
 from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 
 _MIN_BYTES = 1 << 20
-"""Smaller files are hashed sooner than looked up."""
+"""Hashing a smaller file is faster than looking it up."""
 
 _MAX_FILES = 256
 
 _SETTLED_NS = 2_000_000_000
-"""A file must have been left alone for so long: within one tick of its file system's clock, which on some is two
-seconds, it may change and its times stay as they were."""
+"""A file must have been unchanged for this long: within one tick of the file system's clock, which is two seconds on
+some, a file may change without a change of its times."""
 
 _HAS_CHANGE_TIME = os.name == "posix"
-"""On Windows ctime is when a file was made: what was changed and dated back would not show."""
+"""On Windows ctime is the creation time: a change with a restored mtime would not be detected."""
 
 _Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _Memory = dict[str, tuple[int, int, int, _Digest]]
-"""Device and inode -> size, mtime_ns, ctime_ns, hash; the file hashed last is the last."""
+"""Device and inode -> size, mtime_ns, ctime_ns, hash; in the order of hashing."""
 
 
 def remembered_sha256(path: Path) -> str:
-    """`sha256_file`, from memory if file, size and times are those of when it was hashed.
+    """`sha256_file`, cached while device, inode, size and times of the file are unchanged.
 
-    It shows whether the user's own file has changed, as fast as a stat call. Nobody but the user, the
-    clock or the disk can deceive it: what must not be believed, like a file from elsewhere, is hashed by `sha256_file`.
-    A write through a shared mapping changes the times when a page becomes dirty, and not again before that page was
-    written back, some 30 seconds later: what is written in between is not seen until then. On Windows, and where the
-    file system has no time of change of its own, it is `sha256_file`.
+    It detects changes to the user's own files at the cost of a stat call. Only the user, the clock or the disk can
+    deceive it. For files that are not trusted, such as downloads, use `sha256_file`.
+    A write through a shared mapping changes the times when a page becomes dirty, and not again until the page has been
+    written back, about 30 seconds later; writes in between are not detected until then. On Windows, and on file
+    systems without a separate ctime, it always calls `sha256_file`.
     """
     if not _HAS_CHANGE_TIME:
         return sha256_file(path)
@@ -53,7 +53,7 @@ def remembered_sha256(path: Path) -> str:
     if folder is None or found.st_size < _MIN_BYTES or not found.st_ino:
         return sha256_file(path)
     file = folder / "sha256.json"
-    # The inode and not the name: a file that takes another's place is another. ctime nobody can set back.
+    # The inode, not the name, because a file may be replaced. ctime cannot be set back.
     key, state = f"{found.st_dev}:{found.st_ino}", _state(found)
     known = _read(file).get(key)
     if known is not None and known[:3] == state:
@@ -70,11 +70,11 @@ def remembered_sha256(path: Path) -> str:
 
 
 def _keeps_change_time(found: stat_result, *folders: Path) -> bool:
-    """Whether the file system of a file has a ctime of its own; `folders` are where that may be tried.
+    """Whether the file system of a file has a separate ctime; `folders` are where this can be tried.
 
-    squashfs, vfat and many of FUSE give the mtime for it, which any writer of a file can set back: there an image of
-    fixed times may take the place of another, file by file with the same inodes. Elsewhere the two are equal as well,
-    in a file that nobody renamed or touched since it was written.
+    squashfs, vfat and many FUSE file systems report the mtime as ctime. Any writer can set the mtime back, and an image
+    with fixed times may replace another with the same inodes. On other file systems the two are also equal for a file
+    that has not been renamed or touched since it was written.
     """
     if found.st_ctime_ns > found.st_mtime_ns:
         return True
@@ -82,7 +82,7 @@ def _keeps_change_time(found: stat_result, *folders: Path) -> bool:
         with suppress(OSError):
             if folder.stat().st_dev != found.st_dev:
                 continue
-            # On Linux it has no name, and leaves no trace.
+            # On Linux the temporary file has no name, so nothing is left behind.
             with TemporaryFile(dir=folder) as file:
                 os.utime(file.fileno(), ns=(0, 0))
                 tried = os.fstat(file.fileno())
@@ -96,14 +96,14 @@ def _state(found: stat_result) -> tuple[int, int, int]:
 
 
 def _read(file: Path) -> _Memory:
-    # Not there, damaged or of another version: then everything is hashed once more.
+    # Missing, damaged or of another version: hash everything again.
     with suppress(OSError, msgspec.DecodeError):
         return decode_json(read_regular(file, MAX_TEXT_BYTES), _Memory)
     return {}
 
 
 def _remember(file: Path, key: str, entry: tuple[int, int, int, str]) -> None:
-    """Of two processes that write at once one forgets what the other has hashed, which costs time and no more."""
+    """Record a hash. If two processes write at once, one entry may be lost, which only costs time."""
     memory = _read(file)
     memory.pop(key, None)
     memory[key] = entry

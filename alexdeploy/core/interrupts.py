@@ -18,13 +18,13 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _DEAF_SECONDS = 1.0
-"""How long the main thread may take to hear a signal: it hears none inside a call of another library."""
+"""How long the main thread may take to handle a signal: inside a call of another library it handles none."""
 
 _CLEANUP_SECONDS = 1.8
-"""How long after a signal the process may take to end."""
+"""How long the process may take to end after a signal."""
 
 _AGAIN_SECONDS = 0.25
-"""Two signals within this time are one: `timeout` and some supervisors send each to the process and to its group."""
+"""Two signals within this time count as one: `timeout` and some supervisors signal both the process and its group."""
 
 _POLL_SECONDS = 0.05
 _LOST = 0xFF
@@ -35,13 +35,13 @@ _last_words: Callable[[], None] | None = None
 
 
 def be_patient() -> None:
-    """From here on the command has something to save, however long it takes: only a second signal ends it at once."""
+    """From here on the command has work to save, for however long that takes: only a second signal ends it at once."""
     global _is_patient
     _is_patient = True
 
 
 def set_last_words(say: Callable[[], None]) -> None:
-    """Have `say` called, in another thread, before the process is ended because it did not end in time by itself."""
+    """Call `say`, in another thread, before a process that did not end in time is terminated."""
     global _last_words
     _last_words = say
 
@@ -49,17 +49,17 @@ def set_last_words(say: Callable[[], None]) -> None:
 class InterruptGuard:
     """Raises KeyboardInterrupt in the main thread on SIGINT and SIGTERM, and makes sure that the process ends.
 
-    Python runs signal handlers between two instructions of its main thread, so that one that waits for a library hears
-    nothing. The signal's number also arrives at a socket, where a thread waits for it. The thread ends the process,
-    with exit code 130 or 143, if it has not ended in time by itself, and on a second signal at once.
+    Python runs signal handlers between two instructions of its main thread, so a main thread inside a library call
+    does not handle signals. The signal's number is also written to a socket, on which another thread waits. That thread
+    ends the process with exit code 130 or 143 if it does not end in time, or at once on a second signal.
 
-    A context manager, of the main thread. A signal that the process was started to ignore stays ignored. Where other
-    handlers are installed meanwhile, as by `deferred_interrupts`, they decide.
+    Use as a context manager in the main thread. A signal that was ignored when the process started stays ignored.
+    Handlers installed meanwhile, as by `deferred_interrupts`, take precedence.
     """
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
-        """130 or 143, once a signal was heard."""
+        """130 or 143 after a signal."""
         self._heard = False
         self._arrived: float | None = None
         self._since = 0.0
@@ -95,8 +95,8 @@ class InterruptGuard:
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
         sys.unraisablehook = self._hook
-        # If a KeyboardInterrupt has left an exec(), as dataclasses use it, Python ends itself by SIGINT as it exits, no
-        # matter who caught it and what the exit code is. The next exec() makes it forget.
+        # If a KeyboardInterrupt propagates out of an exec(), as used by dataclasses, Python kills itself with SIGINT at
+        # exit even if it was caught, whatever the exit code. The next exec() resets this.
         exec("")
         self._writer.send(bytes([_END]))
         self._thread.join()
@@ -104,7 +104,7 @@ class InterruptGuard:
         self._writer.close()
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
-        # A second one would tear up what cleans up after the first; the thread counts them.
+        # A second interrupt would break the cleanup after the first; the thread counts signals.
         if self._heard:
             return
         self._heard = True
@@ -112,7 +112,7 @@ class InterruptGuard:
         raise KeyboardInterrupt
 
     def _rescue(self, lost: sys.UnraisableHookArgs) -> None:
-        """Have a KeyboardInterrupt raised once more that came in a callback or finalizer, where Python drops it."""
+        """Raise a KeyboardInterrupt again if it came in a callback or finalizer, where Python drops it."""
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             self._hook(lost)
             return
@@ -130,7 +130,7 @@ class InterruptGuard:
             if received == _END:
                 return
             if received == _LOST:
-                # Not before the callback that dropped it is over.
+                # Wait until the callback that dropped it has ended.
                 time.sleep(0.01)
                 self._heard = False
                 self._nudge()
@@ -140,7 +140,7 @@ class InterruptGuard:
                 self._count(received)
 
     def _nudge(self) -> None:
-        """Send the signal to the main thread itself, which interrupts the system call that it waits in."""
+        """Send the signal to the main thread itself, to interrupt a blocking system call."""
         self._num_nudges += 1
         if sys.platform == "win32":
             _thread.interrupt_main(self._number)
@@ -163,7 +163,7 @@ class InterruptGuard:
         now = time.monotonic()
         is_deferred = signal.getsignal(self._number) != self._hear
         if not self._heard and not self._is_nudged and not is_deferred:
-            # The system may have given the signal to any thread.
+            # The system may have delivered the signal to another thread.
             self._is_nudged = True
             self._nudge()
         if _is_patient or is_deferred:
@@ -180,7 +180,7 @@ class InterruptGuard:
 
 
 def _quit(number: int) -> None:
-    # A progress bar hides the cursor of its terminal.
+    # Show the cursor again: a progress bar hides it.
     with contextlib.suppress(OSError, ValueError):
         if os.isatty(2):
             os.write(2, b"\x1b[?25h\n")
@@ -189,10 +189,10 @@ def _quit(number: int) -> None:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM while the block runs, so that what belongs together changes together.
+    """Defer SIGINT and SIGTERM while the block runs, so that related changes are made together.
 
-    They are raised again, with the handlers that were there, when the block ends. Python runs handlers in its
-    main thread alone: in another there is nothing to hold back.
+    They are raised again when the block ends, with the previous handlers. Python runs handlers only in the main
+    thread; in other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -206,7 +206,7 @@ def deferred_interrupts() -> Iterator[None]:
     try:
         for number in _SIGNALS:
             handler = signal.getsignal(number)
-            # None: set by something that is not Python, which alone could set it back.
+            # None: installed by non-Python code, and cannot be restored from Python.
             if handler is not None:
                 previous[number] = handler
                 signal.signal(number, hold)

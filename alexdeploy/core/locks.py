@@ -1,4 +1,4 @@
-"""One process at a time: system locks, which are released when their process ends in any way."""
+"""Locks between processes: system locks, which are released however the process ends."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from alexdeploy.core.errors import UsageError
 from alexdeploy.core.files import output_error
 
 _MOST_SECONDS = 60.0
-"""For processes that only write a few files."""
+"""Enough for processes that only write a few files."""
 
 
 def take_lock(descriptor: int, path: Path) -> bool:
-    """Lock the open file `path` until it is closed; False if another process has it, or has just removed it.
+    """Lock the open file `path` until it is closed; False if another process has locked or just removed it.
 
-    True without a lock where the system, or the file system, has none.
+    True without a lock if the system or file system does not support locks.
     """
     try:
         import fcntl
@@ -30,7 +30,7 @@ def take_lock(descriptor: int, path: Path) -> bool:
         return False
     except OSError:
         return True
-    # The other process may have renamed or removed the file between the opening and the lock.
+    # Another process may have renamed or removed the file between opening and locking.
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -39,16 +39,16 @@ def take_lock(descriptor: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def hold_folder(folder: Path, busy: UsageError) -> Iterator[None]:
-    """Have `folder` for this process while the block runs. Raises `busy` if another one has it, or OutputError.
+    """Lock `folder` for this process while the block runs. Raises `busy` if another process has it, or OutputError.
 
-    What says so is a file in it, and the folder is made for that; both are gone afterwards, unless the block has
-    written to the folder. A kill leaves the file, but not the lock.
+    Uses a lock file in the folder; both are created if necessary. Afterwards the file is removed, and a new folder too
+    if it is empty. A killed process leaves the file, but not the lock.
     """
     path = folder / ".lock"
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # To be written, though nothing is: NFS locks no others.
+        # Open for writing, though nothing is written: NFS requires it for locks.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as exc:
         raise output_error(path, exc) from exc
@@ -58,7 +58,7 @@ def hold_folder(folder: Path, busy: UsageError) -> Iterator[None]:
         try:
             yield
         finally:
-            # While it is locked: later it might be another's.
+            # Remove it while it is locked: afterwards another process may have it.
             with contextlib.suppress(OSError):
                 path.unlink()
                 if is_new:
@@ -69,9 +69,9 @@ def hold_folder(folder: Path, busy: UsageError) -> Iterator[None]:
 
 @contextlib.contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; wait at most a minute for another process that has it.
+    """Lock the file `path` while the block runs; wait at most a minute for another process.
 
-    The folder must exist. The file is gone afterwards. Raises UsageError after a minute, or OutputError.
+    The folder must exist. The file is removed afterwards. Raises UsageError after a minute, or OutputError.
     """
     end = time.monotonic() + _MOST_SECONDS
     while True:

@@ -1,7 +1,7 @@
-"""Variables of a .mat file of MATLAB 5 to 7 as plain Python objects, read by SciPy in a process of its own.
+"""Variables of a .mat file of MATLAB 5 to 7 as plain Python objects, read by SciPy in a separate process.
 
-SciPy follows cells in cells until the stack of its process ends, and allocates what a header claims. In a process with
-a limit of memory both end that process, and are an error of the file here.
+SciPy recurses into nested cells until the stack overflows, and allocates whatever size a header claims. In a process
+with a memory limit, either ends only that process and is reported as an error of the file.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from alexdeploy.core.packages import missing_package
 _MAX_BYTES = 64 << 20
 _MAX_DEPTH = 32
 _MAX_SECONDS = 300
-"""Far more than a large file needs on a slow machine; a damaged one may keep SciPy in a loop."""
+"""Far more than a large file needs on a slow machine; a damaged file may put SciPy into an endless loop."""
 
 
 class MatError(ValueError):
-    """Not a file that can be read here."""
+    """The file cannot be read as a .mat file."""
 
 
 def is_mat_file(head: bytes) -> bool:
-    """Whether a file that begins with `head`, 128 bytes or more, is one that `read_variables` can read."""
+    """Whether `read_variables` supports a file that begins with `head`, 128 bytes or more."""
     return head[124:128] == b"\x00\x01IM"
 
 
 def read_struct(data: bytes, name: str) -> list[dict[str, Any]]:
     """The entries of the struct array `name`: numbers as float, texts as str, everything else as None.
 
-    Raises UsageError without SciPy, and MatError for a file of another kind or version, one that is cut off, and one
-    without such a variable.
+    Raises UsageError without SciPy, and MatError for a file of another type or version, a truncated file, and a file
+    without that variable.
     """
     value = read_variables(data, (name,)).get(name)
     if value is None:
@@ -59,7 +59,7 @@ def _simple(value: Any) -> float | str | None:
 
 
 def read_variables(data: bytes, names: Collection[str], max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
-    """Those of the variables `names` that are there, of at most about `max_bytes` together (where Linux counts memory).
+    """The variables in `names` that exist, of at most about `max_bytes` in total (limited only on Linux).
 
     A struct is a dictionary; an array of structs and a cell array are lists, columns first; a text is a str; numbers
     are an array in MATLAB's shape; everything else is None. Raises UsageError without SciPy, else MatError.
@@ -78,16 +78,16 @@ def read_variables(data: bytes, names: Collection[str], max_bytes: int = _MAX_BY
         raise MatError(f"SciPy cannot read it: its process ended with signal {-done.returncode}")
     if done.returncode:
         raise MatError((done.stderr.decode(errors="replace").strip().splitlines() or ["SciPy cannot read it"])[-1])
-    # Written by `serve`, and not by the author of the file.
+    # The pickle is written by `serve`, not by the author of the file.
     return dict(pickle.loads(done.stdout))
 
 
 def serve(names: Collection[str], max_bytes: int) -> None:
-    """In a process of its own: the file comes on stdin, its variables go to stdout as a pickle."""
+    """Run in a separate process: read the file from stdin, and write its variables to stdout as a pickle."""
     from scipy.io import loadmat
 
     data = sys.stdin.buffer.read()
-    # SciPy holds what it inflates three times.
+    # SciPy keeps three copies of decompressed data.
     _limit_memory(3 * max_bytes)
     warnings.simplefilter("error")
     try:
@@ -95,13 +95,13 @@ def serve(names: Collection[str], max_bytes: int) -> None:
         pickle.dump({name: _plain(found[name], 0) for name in names if name in found}, sys.stdout.buffer, 5)
     except MemoryError:
         sys.exit(f"it holds more than {max_bytes:,} bytes, or claims to")
-    # SciPy raises nearly everything on damaged files.
+    # SciPy raises many kinds of exceptions on damaged files.
     except Exception as exc:
         sys.exit(first_line(exc))
 
 
 def _limit_memory(num_bytes: int) -> None:
-    """Let this process allocate `num_bytes` beyond what it has now, where Linux's files tell how much that is."""
+    """Limit this process to `num_bytes` beyond its current memory. Only on Linux."""
     with suppress(OSError, ImportError):
         import resource
 
@@ -112,7 +112,7 @@ def _limit_memory(num_bytes: int) -> None:
 def _plain(value: Any, depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise MatError(f"values nested deeper than {_MAX_DEPTH}")
-    # SciPy's functions and objects are arrays of kinds of its own.
+    # SciPy's functions and objects are subclasses of ndarray.
     if type(value) is not np.ndarray:
         return None
     entries = value.ravel(order="F")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alexdeploy.core.cgroups import PROC, ControlGroup, group_limits
 
-# The files of a control group, by its version: limit and use in bytes, and what in memory.stat counts cached files.
+# Files of a control group, by version: limit and usage in bytes, and the entry of memory.stat for cached files.
 _NAMES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
@@ -14,7 +14,7 @@ _NAMES = {
 
 
 def host_memory(proc: Path = PROC) -> tuple[int | None, int | None]:
-    """Bytes of memory (available, in all), bounded by a container's limits; (None, None) where there is no Linux."""
+    """Bytes of memory (available, total), bounded by a container's limits; (None, None) except on Linux."""
     try:
         lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines() if ":" in line)
         free, total = (int(lines[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
@@ -26,9 +26,9 @@ def host_memory(proc: Path = PROC) -> tuple[int | None, int | None]:
 
 
 def _left_and_limit(group: ControlGroup) -> tuple[int, int]:
-    """Raises ValueError for "max", the limit of a group that has none."""
+    """Raises ValueError for "max", the value of a group without a limit."""
     limit_name, usage_name, cached_name = _NAMES[group.version]
     limit, usage = int(group.read(limit_name)), int(group.read(usage_name))
     stat = dict(line.split() for line in group.read("memory.stat").splitlines())
-    # Pages of files count as used, and are given up when memory is asked for.
+    # Cached file pages count as used, but are reclaimed on demand.
     return max(0, limit - (usage - int(stat.get(cached_name, 0)))), limit

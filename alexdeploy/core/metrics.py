@@ -1,4 +1,4 @@
-"""Softmax, top-k choices, confidence intervals of errors and calibration of probabilities, shared by all rooms."""
+"""Softmax, top-k choices, confidence intervals of errors, and calibration of probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUM_CALIBRATION_BINS = 15
 """Guo et al. 2017, "On Calibration of Modern Neural Networks", section 5."""
 
 _Z95 = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution: what is left out on either side is 2.5 %."""
+"""The 97.5 % quantile of the normal distribution, for 2.5 % on either side."""
 
 
 class Interval(NamedTuple):
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bin:
-    """Answers whose confidence is in (low, high]; their means are None where there are none."""
+    """Answers whose confidence is in (low, high]; means are None for an empty bin."""
 
     low: float
     high: float
@@ -48,7 +48,7 @@ def top_k(scores: NDArray[np.floating], k: int) -> NDArray[np.int64]:
 
 
 def has_top5(num_classes: int) -> bool:
-    """Whether a top-5 error says anything: of five classes or fewer, the right one is always among the best five."""
+    """Whether a top-5 error is meaningful: with five classes or fewer, it is always 0."""
     return num_classes > 5
 
 
@@ -66,12 +66,12 @@ def wilson_interval(count: int, total: int) -> Interval:
 
 
 def paired_difference(both: int, first: int, second: int, neither: int) -> tuple[float, Interval]:
-    """How much larger the second of two fractions is, both counted on the same examples, with its 95 % interval.
+    """The second of two fractions minus the first, on the same examples, with its 95 % interval.
 
-    Of all examples `both` count in either fraction, `first` and `second` in that one alone, `neither` in none. The
+    `both` examples count in both fractions, `first` and `second` in only that one, `neither` in neither. The
     interval is method 10 of Newcombe 1998, "Improved confidence intervals for the difference between binomial
-    proportions based on paired data": Wilson's intervals joined by the correlation. Unlike the simple interval
-    it is not of width 0 where no example changed.
+    proportions based on paired data": Wilson's intervals joined by the correlation. Unlike the simple interval,
+    its width is not 0 if no example changed.
     """
     total = both + first + second + neither
     if total == 0:
@@ -99,7 +99,7 @@ class Calibration:
     """The expected calibration error of answers that are added one by one (Guo et al. 2017, equation 3).
 
     The confidence of an answer is the probability of its best class. In bins of equal width, the mean confidence is
-    compared with the share of answers that are right; the error is the mean gap, weighted by the answers in the bin.
+    compared with the share of correct answers; the error is the mean gap, weighted by the answers in the bin.
     """
 
     def __init__(self, num_bins: int = NUM_CALIBRATION_BINS) -> None:
@@ -117,7 +117,7 @@ class Calibration:
 
     @property
     def error(self) -> float | None:
-        """From 0 to 1; None before there is an answer."""
+        """From 0 to 1; None without answers."""
         total = sum(self._counts)
         gaps = (abs(right - confidence) for right, confidence in zip(self._rights, self._confidences, strict=True))
         return sum(gaps) / total if total else None

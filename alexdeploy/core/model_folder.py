@@ -1,4 +1,4 @@
-"""Where things are on disk, how they are hashed, and how they are written so that no half file is ever seen."""
+"""The files of a model folder: their paths, reading and removing them, and finding a model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NO_MODEL_HINT = "Train one: alexdeploy train\nor import one: alexdeploy import 
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """The files of one model. Holds only the path: nothing is read before it is asked for."""
+    """The files of one model. Stores only the path; files are read on access."""
 
     path: Path
 
@@ -37,7 +37,7 @@ class ModelFolder:
 
     @property
     def quoted(self) -> str:
-        """The path as one word of a command to be pasted into a shell."""
+        """The path, quoted for a shell."""
         return shlex.quote(str(self.path))
 
     @property
@@ -63,9 +63,9 @@ class ModelFolder:
 
     @property
     def candidate(self) -> ModelFolder:
-        """Newer weights than the exported ones: a model folder of its own, from a resumed run until the next export.
+        """A separate model folder for weights newer than the exported ones, from a resumed run until the next export.
 
-        Training leaves the weights of exported graphs where they are, so that the graphs can be used meanwhile.
+        Training does not replace the weights of exported graphs, so that the graphs can be used meanwhile.
         """
         return ModelFolder(self.checkpoints / "best")
 
@@ -81,25 +81,25 @@ class ModelFolder:
 
     @property
     def engines(self) -> Path:
-        """Those of TensorRT, of which there may be one for each kind of GPU."""
+        """The folder of TensorRT engines, which may have one engine for each kind of GPU."""
         return self.path / "engines"
 
     def onnx_path(self, precision: str = "fp32") -> Path:
         return self.path / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
 
     def sum_path(self, precision: str = "fp32") -> Path:
-        """The hash of a graph as it was written, in the format of `sha256sum`."""
+        """The file with the hash of a graph as it was written, in the format of `sha256sum`."""
         path = self.onnx_path(precision)
         return path.with_name(f"{path.name}.sha256")
 
     @property
     def backends_path(self) -> Path:
-        """Which backends were found to give the model's answers."""
+        """The file that records which backends give the model's answers."""
         return self.path / "backends.json"
 
     @property
     def ranges_path(self) -> Path:
-        """The ranges measured for it: of the working folder, like `models/`, since images do not travel with it."""
+        """The measured ranges, in the working folder like `models/`, because images are not copied with the model."""
         return CALIBRATION_FOLDER / f"{self.path.resolve().name}.ranges.json"
 
     def spec(self) -> ModelSpec:
@@ -135,7 +135,7 @@ class ModelFolder:
             )
         try:
             mean: NDArray[np.float32] = np.load(io.BytesIO(content), allow_pickle=False)
-        # np.load raises whatever the readers of its header do: ValueError, EOFError, OverflowError, TokenError ...
+        # np.load raises any exception of its header parsers: ValueError, EOFError, OverflowError, TokenError ...
         except Exception as exc:
             raise ModelError(f"{self.mean_path} is damaged: {exc}", hint=hint) from exc
         if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype != np.float32:
@@ -151,9 +151,9 @@ class ModelFolder:
 
     @property
     def is_used(self) -> bool:
-        """Whether it holds a model or a part of one: anything that `clear` removes, but for the log of a run.
+        """Whether it contains a model or a part of one: anything that `clear` removes, except the log of a run.
 
-        Raises ModelError for a folder that may not be looked into.
+        Raises ModelError if the folder cannot be read.
         """
         try:
             parts = (*self._files(), *self.checkpoints.glob("*.pt"), *self.engines.glob("*"))
@@ -174,7 +174,7 @@ class ModelFolder:
     def clear(self, keep: Collection[Path] = ()) -> None:
         """Remove the model, except for the files to `keep` and unrelated files. Raises OutputError.
 
-        The spec goes first, without which a folder is no model.
+        The spec is removed first: without it a folder is not a model.
         """
         for path in self._files():
             if path not in keep:
@@ -199,7 +199,7 @@ def is_model(name: str | os.PathLike[str]) -> bool:
 
 
 def model_named(name: str) -> ModelFolder:
-    """The folder models/NAME. Raises UsageError if it would be any other, where no command would look for it."""
+    """The folder models/NAME. Raises UsageError for a name that is another path, where no command would find it."""
     if name in ("", ".", "..") or Path(name).name != name:
         raise UsageError(
             f"--name {name!r} is not a name of a folder under {MODELS_FOLDER}/", hint="Give one without / in it."
@@ -216,8 +216,8 @@ def model_named(name: str) -> ModelFolder:
 def find_model(model: ModelFolder | str | os.PathLike[str] | None = None) -> ModelFolder:
     """A model folder by path, by name under `models/`, or the newest there when `model` is None.
 
-    A ModelFolder is returned as it is. Raises UsageError where there is none, ModelError for a folder with only a part
-    of a model.
+    A ModelFolder is returned unchanged. Raises UsageError if there is no model, ModelError for a folder with only a
+    part of one.
     """
     if isinstance(model, ModelFolder):
         return model
@@ -242,7 +242,7 @@ def find_model(model: ModelFolder | str | os.PathLike[str] | None = None) -> Mod
 
 
 def _refuse_part(folder: ModelFolder) -> None:
-    """Raise ModelError if there is a part of a model, without the spec that makes it one."""
+    """Raise ModelError if the folder has parts of a model but no spec."""
     if not folder.is_used:
         return
     hints = [f"Restore {folder.spec_path.name} from a copy, or train or import the model again."]

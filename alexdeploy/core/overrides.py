@@ -19,9 +19,9 @@ else:
 
 
 def apply_override(data: dict[str, Any], override: str, cls: type, hidden: frozenset[str]) -> None:
-    """Put the value of `key=value` where its dotted key says; `hidden` are top keys that cannot be set.
+    """Set the value of `key=value` at its dotted key; `hidden` are top-level keys that cannot be set.
 
-    Raises RecipeError for a key that `cls` and the dataclasses in it do not have; it suggests the nearest.
+    Raises RecipeError, with the nearest key, for a key that `cls` and its nested dataclasses do not have.
     """
     key, separator, text = override.partition("=")
     if not separator:
@@ -30,7 +30,7 @@ def apply_override(data: dict[str, Any], override: str, cls: type, hidden: froze
             hint="Write it as --set section.key=value, e.g. --set training.epochs=10",
         )
     parts = key.strip().split(".")
-    # Walk the types first: the error for a wrong key must name the key, not its first missing parent.
+    # Check the types first: the error for a wrong key must name the key, not its first missing parent.
     _check_path(parts, cls, hidden)
     target = data
     for part in parts[:-1]:
@@ -42,7 +42,7 @@ def apply_override(data: dict[str, Any], override: str, cls: type, hidden: froze
 
 
 def check_keys(data: Mapping[str, Any], cls: type, hidden: frozenset[str], where: str = "") -> None:
-    """Raise RecipeError for the first key that `cls` and the dataclasses in it do not have."""
+    """Raise RecipeError for the first key that `cls` and its nested dataclasses do not have."""
     fields = _fields(cls)
     for key, value in data.items():
         path = f"{where}{key}"
@@ -56,7 +56,7 @@ def check_keys(data: Mapping[str, Any], cls: type, hidden: frozenset[str], where
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """The end of a message: what may have been meant, if anything is near."""
+    """A suggestion to append to a message: the nearest known word, if any."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -95,7 +95,7 @@ def _unknown_key(
 
 
 def _fields(cls: type) -> dict[str, type | None]:
-    """Field names of a dataclass, each with the dataclass (or dict) inside its type, None for a plain value."""
+    """Field names of a dataclass, each with the dataclass (or dict) in its type, None for a plain value."""
     hints = typing.get_type_hints(cls)
     return {f.name: _inner_class(hints[f.name]) for f in dataclasses.fields(cls)}
 

@@ -21,7 +21,7 @@ def package_version(*names: str) -> str | None:
 
 
 def missing_package(package: str, purpose: str, extra: str) -> UsageError:
-    """The error of what needs a package that is not installed; `extra` of alexdeploy installs it."""
+    """The error for a missing package; `extra` is the extra of alexdeploy that installs it."""
     return UsageError(
         f"{purpose} needs the package {package}, which is not installed",
         hint=f"Install it: pip install 'alexdeploy[{extra}]'",
@@ -29,9 +29,9 @@ def missing_package(package: str, purpose: str, extra: str) -> UsageError:
 
 
 def tensorrt_version() -> str | None:
-    """The version of TensorRT, as whichever of its packages is installed has it: there may be more behind the numbers.
+    """The version of the installed TensorRT package, which may have a suffix after the numbers.
 
-    TensorRT itself says 8.6.1 where its package is 8.6.1.post1; `release` is what both have.
+    TensorRT itself reports 8.6.1 for the package 8.6.1.post1; compare them with `release`.
     """
     return package_version(
         "tensorrt",
@@ -44,20 +44,20 @@ def tensorrt_version() -> str | None:
 
 
 def backend_version(name: str) -> str:
-    """The version of a backend, or of another package by its name; "unknown" if it has none."""
+    """The version of a backend or other package; "unknown" if it has none."""
     # ONNX Runtime has a distribution for each kind of device.
     names = ("onnxruntime", "onnxruntime-gpu") if name == "onnxruntime" else (name,)
     return (tensorrt_version() if name == "tensorrt" else package_version(*names)) or "unknown"
 
 
 def versions_for_report(backends: Iterable[str]) -> dict[str, str]:
-    """The versions that a result depends on, by name: ours, Python's and the libraries'; "unknown" if it has none."""
+    """The versions that a result depends on, by name: alexdeploy, Python and libraries; "unknown" if missing."""
     versions = {"alexdeploy": __version__, "python": platform.python_version()}
     names = ("numpy", "pillow", *dict.fromkeys(backends))
     return versions | {name: backend_version(name) for name in names}
 
 
 def release(version: str) -> str:
-    """The numbers that a version begins with: of "8.6.1.post1" 8.6.1. One that begins with none is all there is."""
+    """The leading numbers of a version: 8.6.1 for "8.6.1.post1". A version without numbers is returned unchanged."""
     found = re.match(r"\d+(\.\d+)*", version)
     return found[0] if found else version

@@ -1,4 +1,4 @@
-"""How many processors this process may use: the default number of threads."""
+"""The number of processors that this process may use, which is the default number of threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def available_processors(proc: Path = PROC) -> int:
 def _quota(group: ControlGroup) -> int:
     """Processors, rounded up. Raises ValueError for a group that has no quota."""
     if group.version == 2:
-        # Microseconds of each period.
+        # Quota and period in microseconds.
         quota, period = (int(word) for word in group.read("cpu.max").split())
     else:
         quota, period = int(group.read("cpu.cfs_quota_us")), int(group.read("cpu.cfs_period_us"))

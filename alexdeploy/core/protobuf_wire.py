@@ -1,4 +1,4 @@
-"""Protobuf's wire format, read in place: what Caffe's files need of it, without Caffe's schema and its compiler."""
+"""A reader of the protobuf wire format, for Caffe's files, without Caffe's schema and the protobuf compiler."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MAX_FIELDS = 1_000
-"""Fields of one message, the floats that repeat one by one not counted: Caffe's networks have some hundred layers. A
-file of nothing but tiny fields must not fill the memory."""
+"""Maximum number of fields of one message, not counting unpacked repeated floats: Caffe networks have a few hundred
+layers. A file of many tiny fields must not fill the memory."""
 
 _MAX_INTEGERS = 1_000
-"""Integers packed in one field: Caffe's are shapes."""
+"""Maximum number of integers packed in one field, which are shapes in Caffe."""
 
 _VARINT, _FIXED64, _CHUNK, _FIXED32 = 0, 1, 2, 5
 
 
 class WireError(ValueError):
-    """The bytes are no protobuf message, or a field is not of the kind that was asked for."""
+    """The bytes are not a protobuf message, or a field has another type than requested."""
 
 
 class Message:
     """One message: its fields by number, in the order of the file. Text, bytes and messages inside are not copied.
 
-    A length is compared with what is there before anything is read. Getters raise WireError for a field of another
-    kind; of a value that is given twice the last counts, as protobuf has it.
+    A length is checked against the available bytes before reading. Getters raise WireError for a field of another
+    type. If a value occurs twice, the last one counts, as protobuf specifies.
     """
 
     __slots__ = ("_chunks", "_fixed", "_varints")
@@ -33,7 +33,7 @@ class Message:
     def __init__(self, data: memoryview) -> None:
         self._varints: dict[int, list[int]] = {}
         self._chunks: dict[int, list[memoryview]] = {}
-        # Repeated numbers that are not packed stand one by one: kept as their bytes, not as objects.
+        # Unpacked repeated numbers are kept as bytes, not as objects.
         self._fixed: dict[tuple[int, int], bytearray] = {}
         position, end, num_fields = 0, len(data), 0
         while position < end:
@@ -60,15 +60,15 @@ class Message:
                 raise WireError(f"a message of more than {_MAX_FIELDS:,} fields")
 
     def has(self, number: int) -> bool:
-        """Whether there is an integer, text or message of that number."""
+        """Whether there is an integer, text or message with that field number."""
         return number in self._varints or number in self._chunks
 
     def messages(self, number: int) -> Iterator[Message]:
-        """Each is parsed when its turn comes, and is not kept."""
+        """Each message is parsed when it is reached, and not kept."""
         return (Message(chunk) for chunk in self._chunks.get(number, ()))
 
     def message(self, number: int) -> Message:
-        """The message inside; an empty one, which has every default, where there is none."""
+        """The nested message; if missing, an empty one, which has all defaults."""
         chunks = self._chunks.get(number)
         return Message(chunks[-1] if chunks else memoryview(b""))
 
@@ -79,7 +79,7 @@ class Message:
         return self.texts(number)[-1] if number in self._chunks else ""
 
     def integers(self, number: int) -> tuple[int, ...]:
-        """Repeated integers, packed or one by one."""
+        """Repeated integers, packed or not."""
         values = list(self._varints.get(number, ()))
         for chunk in self._chunks.get(number, ()):
             position = 0
@@ -95,12 +95,12 @@ class Message:
         return values[-1] if values else default
 
     def number(self, number: int, default: float) -> float:
-        """A float32, as the shortest decimal that stands for it: 0.0001 and not 9.999999747378752e-05."""
+        """A float32 as its shortest decimal: 0.0001, not 9.999999747378752e-05."""
         values = self.floats(number)
         return float(str(values[-1])) if len(values) else default
 
     def floats(self, number: int) -> NDArray[np.float32]:
-        """Repeated float32, packed or one by one. Packed in one piece they are a view of the file."""
+        """Repeated float32, packed or not. If packed in one piece, the result is a view of the file."""
         return np.frombuffer(self._repeated(number, 4), "<f4")
 
     def doubles(self, number: int) -> NDArray[np.float64]:
@@ -123,7 +123,7 @@ def _part(data: memoryview, start: int, size: int) -> memoryview:
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    """The integer at `position`, of up to 64 bits, and where the next field begins."""
+    """The integer at `position`, of up to 64 bits, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if position == len(data):

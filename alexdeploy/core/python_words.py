@@ -1,8 +1,8 @@
-"""Messages in the words of Python: errors are written for the command line, and say so there.
+"""Translate messages, which are written for the command line, to Python.
 
 `--batch-size 4` becomes `batch_size=4`, and `alexdeploy export models/x --int8` becomes
-`alexdeploy.export_model("models/x", ExportOptions(int8=True))`. What has no counterpart stays: commands such as
-`alexdeploy doctor`, files that only the command line writes, and what is for other programs, such as pip.
+`alexdeploy.export_model("models/x", ExportOptions(int8=True))`. Text without a counterpart stays: commands such
+as `alexdeploy doctor`, files that only the command line writes, and commands of other programs, such as pip.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CALLS = {
     "bench": ("bench", 1, "BenchOptions"),
     "inspect": ("inspect", 1, ""),
 }
-"""Command -> its function, how many parameters stand before its options, and what they are."""
+"""Command -> its function, the number of parameters before its options, and the class of its options."""
 
 _SAME = """
     backend batch-size budget-ms calibrate channels classes device devices epochs exclude freeze images int8-weights
@@ -56,8 +56,8 @@ _OTHER_PROGRAMS = re.compile(r"\b(pip install|torchrun|docker|python -m)\b")
 
 _OF_BUDGET = ("max_drop=", "keep=", "labelled=")
 
-# In prose a value is told from the next word: several words joined, a number, a name in capitals that stands for
-# something, or one of the names of things.
+# What counts as a value after an option in prose: joined words, a number, a placeholder in capitals, or one of the
+# known names.
 _NAMES = (
     "fp32|fp16|bf16|int8|cpu|cuda|all|tensorrt|openvino|onnxruntime|torch|towers|pipeline|batches|crop|warp|rgb|bgr|"
     "alexnet|caffenet|torchvision|minmax|percentile|entropy|mse"
@@ -69,7 +69,7 @@ _OPTION = re.compile(rf"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])(?:[ =]({_VALUE})(?
 
 
 def in_python(text: str) -> str:
-    """`text` of an error or a warning as it is said to whoever called from Python."""
+    """`text` of an error or a warning, for a caller from Python."""
     return "\n".join(
         line if _OTHER_PROGRAMS.search(line) else _OPTION.sub(_keyword, _COMMAND.sub(_call, line))
         for line in text.split("\n")
@@ -88,7 +88,7 @@ def _keyword(match: re.Match[str]) -> str:
 
 
 def _call(match: re.Match[str]) -> str:
-    """The call that does what a command does; the command itself where it has an option that no function has."""
+    """The Python call for a command; the command itself if it has an option that no function has."""
     function, num_before, options = _CALLS[match[1]]
     try:
         arguments, keywords = _parse(shlex.split(match[2]))
@@ -97,7 +97,7 @@ def _call(match: re.Match[str]) -> str:
     if function == "inspect" and not arguments:
         return match[0]
     if function == "evaluate" and len(arguments) == 1:
-        # On the command line the model is an option there.
+        # The model is an option of this command, but a positional parameter in Python.
         arguments.insert(0, next((each[len("model=") :] for each in keywords if each.startswith("model=")), "MODEL"))
         keywords = [each for each in keywords if not each.startswith("model=")]
     beside = [each for each in keywords if each.startswith("model=")]
@@ -130,12 +130,12 @@ def _parse(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _assigned(name: str, value: str) -> str:
-    """`name=value` of an option. Raises KeyError for one without a counterpart."""
+    """`name=value` for an option. Raises KeyError for an option without a counterpart."""
     return f"overrides=({_literal(value)},)" if name == "set" else f"{_KEYWORDS[name]}={_literal(value)}"
 
 
 def _literal(text: str) -> str:
-    """A word of a shell as Python has it; a name in capitals stands for something and stays."""
+    """A shell word as a Python literal; a placeholder in capitals is kept."""
     text = text[1:-1] if text[:1] == text[-1:] == "'" else text
     stays = re.fullmatch(r"\d+(\.\d+)?|[A-Z][A-Z|]*|\.\.\.", text)
     return text if stays else '"' + text.replace('"', '\\"') + '"'

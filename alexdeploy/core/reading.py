@@ -14,27 +14,27 @@ import msgspec
 from alexdeploy.core.errors import UsageError, first_line
 
 MAX_TEXT_BYTES = 64 << 20
-"""Specs, recipes, ranges, sidecars, labels: a thousand times what the largest of them has."""
+"""Limit for specs, recipes, ranges, sidecars, labels: a thousand times the largest of them."""
 
 MAX_DATA_BYTES = 4 << 30
-"""Graphs, weights, engines, arrays: ONNX files end at 2 GiB, and an optimizer's state adds twice the weights."""
+"""Limit for graphs, weights, engines, arrays: ONNX files have at most 2 GiB; optimizer state adds twice the weights."""
 
 _MAX_SIZELESS_BYTES = 16 << 20
-"""A file that says it is empty and is not, as those in /proc, some of which have no end."""
+"""A file with size 0 that is not empty, as in /proc; some have no end."""
 
 _CHUNK_BYTES = 1 << 20
 _BUFFER_BYTES = 1 << 16
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
-# What a shell makes of <(command), and standard input: the other end is there, and opening it does not wait.
+# A shell's <(command), and standard input: the other end is already open, so opening it does not block.
 _OWN_DESCRIPTOR = re.compile(r"/dev/stdin|/(dev|proc/self)/fd/[0-9]+")
 
 _T = TypeVar("_T")
 
 
 class NonWaitingReader(io.BufferedReader):
-    """Raises OSError where a file that was not opened to wait has nothing to say, such as /proc/kmsg, for which the
-    base class returns None."""
+    """Raises OSError if a file that was opened as non-blocking has no data, such as /proc/kmsg; the base class returns
+    None."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         data: Any = super().read(size)
@@ -44,17 +44,17 @@ class NonWaitingReader(io.BufferedReader):
 
 
 class UnsuitableFileError(OSError):
-    """A file that is there, and is not read; `strerror` says why."""
+    """The file exists but is not read; `strerror` says why."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 def check_exists(path: str | os.PathLike[str], *, hint: str | None = None) -> None:
-    """Raise UsageError for a path that was named and is not there. A broken link is there."""
+    """Raise UsageError for a path that does not exist. A broken link exists."""
     try:
         is_there = os.path.lexists(path)
-    # Not a valid path: opening it raises the reason.
+    # Not a valid path: opening it raises an error with the reason.
     except ValueError:
         is_there = True
     if not is_there:
@@ -62,17 +62,17 @@ def check_exists(path: str | os.PathLike[str], *, hint: str | None = None) -> No
 
 
 def missing_path(path: str | os.PathLike[str], hint: str | None = None) -> UsageError:
-    """The error of a named path that is not there."""
+    """The error for a path that does not exist."""
     # Bytes that are not UTF-8 could not be printed.
     shown = os.fsencode(path).decode("utf-8", "backslashreplace")
     return UsageError(f"{shown} does not exist", hint=hint)
 
 
 def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
-    """For a library that opens files itself, by their names. Raises OSError as `open_regular`."""
+    """Check a path for a library that opens files by name. Raises OSError as `open_regular`."""
     try:
         status = os.stat(path)
-    # A NUL in the path.
+    # A NUL character in the path.
     except ValueError as exc:
         raise _unsuitable(errno.EINVAL, f"not a path: {exc}", path) from exc
     _refuse_others(status, path)
@@ -80,15 +80,15 @@ def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
 
 
 def open_regular(path: str | os.PathLike[str], *, own_pipe: bool = False) -> io.BufferedReader:
-    """Open a regular file, or a link to one, to read its bytes. Returns immediately for any kind of path.
+    """Open a regular file, or a link to one, for reading bytes. Never blocks, for any kind of path.
 
     With `own_pipe` also a pipe that this process was started with, by its name in /dev/fd. Raises OSError, whose
-    `strerror` says why, for a folder, a fifo, a socket, a device and a file of /proc that has more bytes than it says,
-    as for a file that cannot be opened.
+    `strerror` says why, for a file that cannot be opened, a folder, a fifo, a socket, a device, and a file of /proc
+    with more bytes than its reported size.
     """
     file = _open(path, own_pipe)
     status = os.fstat(file.fileno())
-    # Some of those have no end.
+    # Some of these files have no end.
     if stat.S_ISREG(status.st_mode) and status.st_size == 0 and file.peek(1):
         file.close()
         raise _unsuitable(errno.EINVAL, "is a kernel file without a size, such as those in /proc", path)
@@ -98,7 +98,7 @@ def open_regular(path: str | os.PathLike[str], *, own_pipe: bool = False) -> io.
 def read_regular(path: str | os.PathLike[str], max_bytes: int, *, own_pipe: bool = False) -> bytes:
     """The bytes of a file, opened by `open_regular`. Allocates memory for the content, not for `max_bytes`.
 
-    Raises OSError for a file with more than `max_bytes`, and where there is not enough memory for it.
+    Raises OSError for a file with more than `max_bytes`, and if there is not enough memory.
     """
     with _open(path, own_pipe) as file:
         status = os.fstat(file.fileno())
@@ -116,7 +116,7 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int, *, own_pipe: bool
                     raise _unsuitable(errno.EFBIG, f"has more than {max_bytes:,} bytes", path)
                 if len(chunk) < wanted:
                     break
-                # It grew, or never said how large it is.
+                # The file grew, or did not report its size.
                 wanted = _CHUNK_BYTES
             return parts[0] if len(parts) == 1 else b"".join(parts)
         except MemoryError as exc:
@@ -126,7 +126,7 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int, *, own_pipe: bool
 def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
     """A file of at most MAX_TEXT_BYTES, UTF-8, its lines ending in newlines; or a pipe as for `open_regular`.
 
-    Raises OSError as `read_regular`, and for what is not UTF-8.
+    Raises OSError as `read_regular`, and for text that is not UTF-8.
     """
     content = read_regular(path, MAX_TEXT_BYTES, own_pipe=True)
     try:
@@ -137,10 +137,10 @@ def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
 
 
 def decode_json(content: bytes | str, kind: type[_T]) -> _T:
-    """Like msgspec's, but every error in `content` is a msgspec.DecodeError."""
+    """Like msgspec.json.decode, but every error in `content` is a msgspec.DecodeError."""
     try:
         return msgspec.json.decode(content, type=kind)
-    # Not UTF-8, and nested without end.
+    # Not UTF-8, or nested too deeply.
     except (UnicodeError, RecursionError) as exc:
         raise msgspec.DecodeError(first_line(exc)) from exc
 
@@ -148,11 +148,11 @@ def decode_json(content: bytes | str, kind: type[_T]) -> _T:
 def _open(path: str | os.PathLike[str], own_pipe: bool) -> io.BufferedReader:
     if own_pipe and _OWN_DESCRIPTOR.fullmatch(os.fspath(path)) and stat.S_ISFIFO(os.stat(path).st_mode):
         return io.BufferedReader(io.FileIO(path), _BUFFER_BYTES)
-    # Before it is opened, which alone starts some devices and the writer of a fifo.
+    # Check before opening, because opening starts some devices and the writer of a fifo.
     check_regular(path)
     descriptor = os.open(path, _FLAGS | getattr(os, "O_NONBLOCK", 0))
     try:
-        # And after it: another may have taken its place.
+        # Check again after opening: the file may have been replaced.
         _refuse_others(os.fstat(descriptor), path)
         return NonWaitingReader(io.FileIO(descriptor), _BUFFER_BYTES)
     except BaseException:

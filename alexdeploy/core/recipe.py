@@ -1,4 +1,4 @@
-"""Recipes: TOML files that say how a variant of AlexNet is built, fed and trained."""
+"""Recipes: TOML files that define the architecture, preprocessing and training of a variant of AlexNet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CalibrationMethod = Literal["minmax", "percentile", "entropy", "mse"]
 
 DEFAULT_RECIPE = "alexnet"
 SAMPLE_RECIPE = "alexnet-quarter"
-"""What `train` uses on the rendered set, so that it ends in minutes on two cores."""
+"""The default of `train` on the rendered set, which takes minutes on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class PreprocessingRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Init:
-    """First weights: Gaussian of `std` as in the paper (per layer in `layer_std`), or "he": sqrt(2 / fan_in)."""
+    """Initial weights: Gaussian with `std` as in the paper (per layer in `layer_std`), or "he": sqrt(2 / fan_in)."""
 
     scheme: Literal["gaussian", "he"] = "gaussian"
     std: Positive = 0.01
@@ -58,7 +58,7 @@ class Init:
 class Augmentation:
     """Random changes to training images.
 
-    `color_noise` is the std of the paper's PCA colour noise, which the first `color_noise_epochs` have; None is all.
+    `color_noise` is the std of the paper's PCA colour noise, used in the first `color_noise_epochs`; None: in all.
     """
 
     crop: bool = True
@@ -72,12 +72,12 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """SGD with momentum as the paper writes it: v <- m v - decay lr w - lr g; w <- w + v.
+    """SGD with momentum as in the paper: v <- m v - decay lr w - lr g; w <- w + v.
 
-    Biases learn at `bias_rate_factor` times the rate, and the last layer's weights and biases at `last_layer_factor`
-    times theirs, where they are not those of a parent. With `bias_rate_drops` false the rate of the biases stays that
-    of the first epoch. Layers in `freeze` stay as they are from epoch `freeze_epoch` on, 1 being the first. `clip_norm`
-    limits the norm of all gradients.
+    The learning rate of biases is multiplied by `bias_rate_factor`, and the rates of the last layer's weights and
+    biases by `last_layer_factor` unless they come from a parent. If `bias_rate_drops` is false, biases keep the rate of
+    the first epoch. Layers in `freeze` are frozen from epoch `freeze_epoch` on, 1 being the first. `clip_norm` limits
+    the norm of all gradients.
     """
 
     batch_size: Count = 128
@@ -106,9 +106,9 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """A whole recipe. `name` is the file's stem; `overrides` are the `--set` values that changed it.
+    """A complete recipe. `name` is the file's stem; `overrides` are the applied `--set` values.
 
-    `parent_sha256` is the hash of the weights that training begins with, None where it begins with random ones.
+    `parent_sha256` is the hash of the weights that training starts from, None for random weights.
     """
 
     name: str
@@ -138,7 +138,7 @@ FINE_TUNING = Training(
 )
 """Half of the paper's rate for existing layers, the full rate for the new last layer: measured in docs/training.md.
 
-A few hundred images make few steps an epoch: small batches, and more epochs than a large set needs.
+A few hundred images give few steps per epoch: use small batches, and more epochs than for a large set.
 """
 
 _HIDDEN = frozenset({"name", "overrides", "parent_sha256"})
@@ -146,7 +146,7 @@ _HIDDEN = frozenset({"name", "overrides", "parent_sha256"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationRecipe:
-    """How ranges are measured. `exclude` are patterns of image names that are not to be used (`*/masks/*`)."""
+    """How ranges are measured. `exclude` are patterns of image names to skip (`*/masks/*`)."""
 
     method: CalibrationMethod = "mse"
     percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = 99.99
@@ -159,7 +159,7 @@ class CalibrationRecipe:
         check_fields(self)
 
     def replace(self, **changes: object) -> CalibrationRecipe:
-        """The same with other values, which are checked. Raises RecipeError."""
+        """A copy with other values, which are checked. Raises RecipeError."""
         try:
             return msgspec.convert({**dataclasses.asdict(self), **changes}, CalibrationRecipe)
         except msgspec.ValidationError as exc:
@@ -186,7 +186,7 @@ def list_recipes() -> tuple[str, ...]:
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe by name (shipped, or `models/NAME.toml` here) or by path, then apply `key=value` overrides.
 
-    Raises RecipeError for an unknown recipe, key or value; it suggests the nearest key.
+    Raises RecipeError for an unknown recipe, key or value, and suggests the nearest key.
     """
     path = _recipe_path(str(name))
     return _convert(_read_toml(path), path.stem, tuple(overrides))
@@ -195,10 +195,10 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 def fine_tuning_recipe(
     parent: ModelSpec, parent_sha256: str, name: str | Path | None = None, overrides: Iterable[str] = ()
 ) -> Recipe:
-    """The recipe that continues from the weights of `parent` and keeps its architecture and preprocessing.
+    """The recipe that continues from the weights of `parent`, with its architecture and preprocessing.
 
-    The rest is that of the recipe `name`, or FINE_TUNING. Raises RecipeError as `load_recipe` does, and for an override
-    of the preprocessing: the weights were trained with the parent's.
+    The rest is from the recipe `name`, or FINE_TUNING. Raises RecipeError as `load_recipe` does, and for an override
+    of the preprocessing, because the weights were trained with the parent's.
     """
     overrides = tuple(overrides)
     for override in overrides:
@@ -241,7 +241,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(read_text(path))
     except OSError as exc:
         raise RecipeError(f"{path} cannot be read as a recipe: {exc.strerror}") from exc
-    # Nested without end, it is a RecursionError.
+    # A deeply nested file raises RecursionError.
     except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise RecipeError(f"{path} cannot be read as a recipe: {exc}") from exc
 
@@ -263,7 +263,7 @@ def _recipe_path(name: str) -> Path:
 
 
 def _none_for_word(value: Any) -> Any:
-    """TOML has no null: the word "none" stands for it (`lrn = "none"`)."""
+    """Replace the word "none" by None, because TOML has no null (`lrn = "none"`)."""
     if isinstance(value, dict):
         return {key: _none_for_word(item) for key, item in value.items()}
     return None if value == "none" else value

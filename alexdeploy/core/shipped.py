@@ -1,4 +1,4 @@
-"""What comes with the package; imports nothing, for shell completion and for the defaults of options."""
+"""Files shipped with the package. Imports only the standard library, for shell completion and option defaults."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 SAMPLE_NUM_TRAIN, SAMPLE_NUM_VAL = 200, 40
-"""Rendered images of each class by default: enough to learn from, few enough to wait for."""
+"""Default number of rendered images per class: enough to learn from, and fast to render."""
 
 
 def shipped_folder(folder: Literal["models", "calibration"]) -> Path:
-    """In the wheel under recipes/, in a checkout at its root."""
+    """The folder: under recipes/ in the wheel, at the root of a checkout."""
     package = Path(__file__).resolve().parents[1]
     in_wheel = package / "recipes" / folder
     return in_wheel if in_wheel.is_dir() else package.parent / folder

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 import msgspec
 
 IMAGE_SIZE = 256
-"""Side in pixels of the square that every photograph is decoded to; the views are cut from it."""
+"""Side in pixels of the square that every image is decoded to; the views are cut from it."""
 
 CONTRACT_KEY = "alexdeploy.contract_sha256"
-"""Metadata of weights and graphs: `ModelSpec.contract_sha256` of the spec that they were made for."""
+"""Metadata key of weights and graphs: `ModelSpec.contract_sha256` of the spec that they were made for."""
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Placement = Literal["towers", "pipeline"]
@@ -21,7 +21,7 @@ Activation = Literal["relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "so
 
 
 def graph_precision(precision: Precision) -> Precision:
-    """The precision of the graph on disk: bfloat16 is the arithmetic that an FP32 graph runs in."""
+    """The precision of the graph on disk; for bfloat16 it is FP32, because only the arithmetic differs."""
     return "fp32" if precision == "bf16" else precision
 
 
@@ -34,7 +34,7 @@ _Positive = Annotated[float, msgspec.Meta(gt=0)]
 class LRN:
     """Local response normalization: y = x / (k + alpha / size * sum(x^2))^beta over `size` neighbouring channels.
 
-    `alpha` is always stored as ONNX, PyTorch and Caffe mean it: the sum is divided by `size`. `per_tower`
+    `alpha` is always stored as defined by ONNX, PyTorch and Caffe: the sum is divided by `size`. `per_tower`
     keeps the window within each tower's channels, as the 2012 network did on its two GPUs.
     """
 
@@ -105,11 +105,11 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """From a decoded photograph to what the network sees: (pixel * scale - mean) / std, then a crop.
+    """From a decoded image to the network's input: (pixel * scale - mean) / std, then a crop.
 
     Pixels are 0 to 255. `mean` and `std` are per channel in the network's channel order, after scaling.
     `mean_image` is the SHA-256 of the model folder's `mean.npy` (float32 [3, 256, 256], same order and
-    scale) and replaces `mean` where it is set.
+    scale) and replaces `mean` if set.
     """
 
     resize: Literal["crop", "warp"] = "crop"
@@ -123,7 +123,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """One trained or imported model. `architecture` is None for an imported graph of unknown make."""
+    """One trained or imported model. `architecture` is None for an imported graph of unknown architecture."""
 
     name: str
     classes: tuple[str, ...]
@@ -145,8 +145,8 @@ class ModelSpec:
 
     @property
     def contract_sha256(self) -> str:
-        """Hash of all that a derived file depends on beside the weights: not the name, not the provenance."""
-        # Through plain values and back: a mean of 110 and one of 110.0 are the same preprocessing.
+        """Hash of everything except the weights that a derived file depends on; excludes name and provenance."""
+        # Convert to plain values and back, so that a mean of 110 and one of 110.0 have the same hash.
         steps = msgspec.convert(msgspec.to_builtins(self.preprocessing), Preprocessing)
         parts = (self.architecture, steps, self.classes)
         return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()

@@ -1,7 +1,7 @@
 """The deployment graph: uint8 [N, 256, 256, 3] -> probabilities float32 [N, classes], derived in memory.
 
 It contains mean subtraction, the one, five or ten views, the network, softmax and the average over the views.
-Every backend takes the same photograph, and none has its own preprocessing.
+Every backend gets the same image, and none has its own preprocessing.
 """
 
 from __future__ import annotations
