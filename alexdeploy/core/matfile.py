@@ -48,7 +48,7 @@ def read_struct(data: bytes, name: str) -> list[dict[str, Any]]:
         raise MatError(f"no variable {name}")
     entries = [value] if isinstance(value, dict) else value
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise MatError(f"{name} is no struct array")
+        raise MatError(f"{name} is not a struct array")
     return [{field: _simple(value) for field, value in entry.items()} for entry in entries]
 
 
@@ -94,7 +94,7 @@ def serve(names: Collection[str], max_bytes: int) -> None:
         found = loadmat(io.BytesIO(data), variable_names=list(names), uint16_codec="utf-16-le")
         pickle.dump({name: _plain(found[name], 0) for name in names if name in found}, sys.stdout.buffer, 5)
     except MemoryError:
-        sys.exit(f"it holds more than {max_bytes:,} bytes, or claims to")
+        sys.exit(f"the file has more than {max_bytes:,} bytes of data, or its headers claim so")
     # SciPy raises many kinds of exceptions on damaged files.
     except Exception as exc:
         sys.exit(first_line(exc))

@@ -85,7 +85,7 @@ class Message:
             position = 0
             while position < len(chunk):
                 if len(values) >= _MAX_INTEGERS:
-                    raise WireError(f"field {number} holds more than {_MAX_INTEGERS:,} integers")
+                    raise WireError(f"field {number} has more than {_MAX_INTEGERS:,} integers")
                 value, position = _varint(chunk, position)
                 values.append(value)
         return tuple(value - (1 << 64) if value >= 1 << 63 else value for value in values)
