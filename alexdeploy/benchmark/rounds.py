@@ -158,7 +158,7 @@ class Rounds:
         self._left_out.append(name)
         for key in keys:
             self.measured.setdefault(key, Measured()).failure = UsageError(
-                "not opened: the time of --seconds was over",
+                "not opened: the time for opening (half of --seconds) was over",
                 hint="Give more --seconds, or name fewer --backend, --precision, --views or --batch-size.",
             )
 

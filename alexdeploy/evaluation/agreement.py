@@ -233,7 +233,7 @@ def _hints(found: Verification) -> Iterator[str]:
     for precision in sorted(precisions & differing):
         yield f"Make {precision} again: alexdeploy export {shlex.quote(found.model)}{options[precision]}"
     if precisions - differing:
-        yield "Where only an engine differs its graph is not at fault: use another --backend or --precision."
+        yield "If only an engine differs, its graph is correct: use another --backend or --precision."
     fewest = min(report.agreement.num_rows for report in failed)
     if 0 < found.max_flips < 100 / fewest:
         yield f"One answer of {fewest} is more than {found.max_flips:g} %: --num-images takes more of them."

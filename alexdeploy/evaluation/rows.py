@@ -39,7 +39,7 @@ def check_rows_path(path: Path, *, resume: bool) -> None:
     if num_rows and not resume:
         raise UsageError(
             f"{journal} holds the first {num_rows} rows of an interrupted run",
-            hint=f"Go on with them: add --resume. Or delete {journal} to begin anew.",
+            hint=f"To continue it, add --resume. To start over, delete {journal}.",
         )
     if resume and path.exists() and not journal.exists():
         raise UsageError(
@@ -80,7 +80,7 @@ class RowsFile:
             Journal(self.journal_path, Header(command=_COMMAND, settings=settings))
         )
         header = read_header(self.journal_path, _COMMAND)
-        anew = f"delete {self.journal_path} to begin anew"
+        anew = f"delete {self.journal_path} to start over"
         if header is not None:
             for name, expected in settings.items():
                 check_setting(self.journal_path, name, header.settings.get(name), expected, anew)

@@ -199,7 +199,7 @@ def check_setting(path: Path, name: str, found: object, expected: object, anew: 
     if found != expected:
         raise UsageError(
             f"{path} was written with {name} {found}; this run has {expected}",
-            hint=f"Run it with the options it was begun with, or {anew}.",
+            hint=f"Use the original options, or {anew}.",
         )
 
 

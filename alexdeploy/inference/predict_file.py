@@ -55,7 +55,7 @@ def has_finished(output: Path, kind: Format, *, resume: bool) -> bool:
     if num_rows and not resume:
         raise UsageError(
             f"{journal} holds the first {num_rows} rows of an interrupted run",
-            hint=f"Go on with them: add --resume. Or delete {journal} to begin anew.",
+            hint=f"To continue it, add --resume. To start over, delete {journal}.",
         )
     if not resume or not output.exists() or journal.exists():
         return False
@@ -146,7 +146,7 @@ def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor)
     num_errors = 0
     kept = (0, 0, 0)
     again: list[Source] = []
-    anew = f"delete {path} to begin anew"
+    anew = f"delete {path} to start over"
     header = read_header(path, _COMMAND)
     if header is not None:
         check_setting(path, "batch size", header.settings.get("batch_size"), predictor.info.batch_size, anew)
