@@ -1,4 +1,4 @@
-"""Image members of zip and tar archives, streamed in archive order; nothing is ever extracted to disk."""
+"""Image members of zip and tar archives, streamed in archive order, never extracted to disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alexdeploy.images.listing import MAX_FILE_BYTES, Skipped, is_hidden, is_ima
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
-# Long names and extended attributes are read into memory whole, before a member's size can be looked at.
+# tarfile reads long names and extended attributes into memory as a whole, before a member's size can be checked.
 _MAX_TAR_HEADER_BYTES = 1 << 20
 _TAR_HEADER_TYPES = (
     tarfile.XHDTYPE,
@@ -27,13 +27,13 @@ _TAR_HEADER_TYPES = (
 )
 _TAR_MODES = ((b"\x1f\x8b", "r:gz"), (b"BZh", "r:bz2"), (b"\xfd7zXZ\x00", "r:xz"))
 _LONGEST_MAGIC = 6
-# zipfile can bound what these two inflate to; a few bytes of the others may fill the memory.
+# zipfile can limit the decompressed size of these two; with the others, a few bytes may fill the memory.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _TRUNCATED = "the archive is truncated or damaged here"
 
 
 class Member(NamedTuple):
-    """One image of an archive: its bytes, or what is wrong with it. Without a name: with the archive."""
+    """One image of an archive: its bytes, or its problem. Without a name, the problem is the archive's."""
 
     name: str | None
     data: bytes | None
@@ -41,17 +41,17 @@ class Member(NamedTuple):
 
 
 def is_archive_name(path: str) -> bool:
-    """Tell by its suffix whether a file is read as an archive."""
+    """Whether a file is read as an archive, by its suffix."""
     return path.lower().endswith(ZIP_SUFFIXES + TAR_SUFFIXES)
 
 
 def iter_members(path: str, skipped: Skipped | None = None) -> Generator[Member, None, None]:
-    """Read the image members of the archive at `path`, a regular file, one whenever the caller asks.
+    """Yield the image members of the archive at `path`, a regular file, reading each on demand.
 
     `skipped` counts the other files.
 
-    Links, encrypted members and members above MAX_FILE_BYTES come with a problem in place of bytes. Damage
-    to the archive as a whole ends it, after what could be read, with one problem.
+    Links, encrypted members and members above MAX_FILE_BYTES have a problem instead of bytes. If the archive is
+    damaged, the last member yielded has the problem and no name.
     """
     read = _zip_members if path.lower().endswith(ZIP_SUFFIXES) else _tar_members
     members = read(path, Skipped() if skipped is None else skipped)
@@ -73,7 +73,7 @@ def _zip_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
         return
     with archive:
         for info in archive.infolist():
-            # Some programs on Windows write backslashes; zipfile replaces them on Windows alone.
+            # Some Windows programs write backslashes; zipfile replaces them only on Windows.
             name = info.filename.replace("\\", "/")
             if not name.endswith("/") and _is_wanted(name, skipped):
                 yield _read_zip_member(archive, info, name)
@@ -94,7 +94,7 @@ def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str)
     if problem is not None:
         return Member(name, None, problem)
     try:
-        # With a length zipfile inflates no more than that, even where the directory lies about the size.
+        # Given a length, zipfile decompresses no more than that, even if the directory states a wrong size.
         with archive.open(info) as file:
             data = file.read(info.file_size)
         if len(data) != info.file_size:
@@ -120,7 +120,7 @@ def _tar_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
                 return
             if info is None:
                 return
-            # TarFile keeps every header it has met, for a lookup by name that a stream never makes.
+            # TarFile keeps all headers for lookups by name, which a stream never makes.
             cast("Any", archive).members.clear()
             if info.isdir() or not _is_wanted(info.name, skipped):
                 continue
@@ -131,9 +131,9 @@ def _tar_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
 
 
 def _open_tar(file: BufferedReader) -> tarfile.TarFile:
-    """Open a tar with the compression detected from its bytes, with `seek` and not as a stream of tarfile's ("r|*").
+    """Open a tar with the compression detected from its bytes, with `seek` and not as a tarfile stream ("r|*").
 
-    A stream copies all that a block inflates to for each 10 KB that it skips, and knows one member of a gzip file.
+    A stream copies a whole decompressed block for each 10 KB that it skips, and reads only one member of a gzip file.
     """
     start = file.peek(_LONGEST_MAGIC)
     mode = next((mode for magic, mode in _TAR_MODES if start.startswith(magic)), "r:")
@@ -142,7 +142,7 @@ def _open_tar(file: BufferedReader) -> tarfile.TarFile:
 
 
 def _read_tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[Member, bool]:
-    """Give the member, and whether the stream can be read on from here."""
+    """Return the member, and whether the stream can be read further."""
     if info.issym() or info.islnk():
         return Member(info.name, None, "is a link; links in archives are not followed"), True
     if not info.isfile():
@@ -159,7 +159,7 @@ def _read_tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[M
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """Headers whose absence or damage is an error; tarfile takes both for the end of the archive."""
+    """Raises an error for a missing or damaged header; tarfile takes both for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> StrictTarInfo:
@@ -170,7 +170,7 @@ class StrictTarInfo(tarfile.TarInfo):
                 raise
             raise tarfile.ReadError(f"no end-of-archive mark, {exc}") from exc
         if info.size < 0:
-            # The next header would be looked for before this one, for ever.
+            # tarfile would look for the next header before this one, in an endless loop.
             raise tarfile.ReadError(f"a member of {info.size:,} bytes")
         if info.type in _TAR_HEADER_TYPES and info.size > _MAX_TAR_HEADER_BYTES:
             raise tarfile.ReadError(f"an extended header of {info.size:,} bytes")

@@ -1,4 +1,4 @@
-"""The views of one image, cut in NumPy: the reference that every deployed graph is compared with."""
+"""Cutting the views of one image in NumPy: the reference that every deployed graph is compared with."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class View(NamedTuple):
 
 
 def view_boxes(num_views: int, size: int, image_size: int = IMAGE_SIZE) -> tuple[View, ...]:
-    """Say where the views of a square image lie.
+    """The positions of the views of a square image.
 
     1: the centre. 5: TL, TR, BL, BR, C. 10: those five, then their mirror images in the same order.
     The centre starts at floor((image_size - size) / 2), which is 14 for 227 of 256, as in Caffe. A view is
-    cut first and mirrored after: the range of offsets is odd, so the other order is a pixel off.
+    cut first and then mirrored: the range of offsets is odd, so the other order would be off by one pixel.
     Raises UsageError for another number of views, ImageError if the image is smaller than `size`.
     """
     return _boxes(num_views, size, image_size, image_size)

@@ -1,7 +1,7 @@
-"""The only decoder: training, calibration and prediction all get their pixels here.
+"""The only image decoder: used by training, calibration and prediction.
 
-The input is untrusted bytes, for which Pillow raises nearly every exception; all of them become
-ImageError, and what it warns of stays inside.
+The input is untrusted. Pillow raises many kinds of exceptions for it, which all become ImageError; its warnings are
+suppressed.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ MAX_PIXELS = 89_478_485
 """The largest image accepted: Pillow's MAX_IMAGE_PIXELS, where it warns of a decompression bomb; 256 MiB of RGB."""
 
 _FREE_PIXELS = 4 << 20
-"""Photographs as cameras store them, JPEGs, are decoded at a fraction of their size and have fewer."""
+"""Images up to this size are not counted: camera JPEGs, decoded at a fraction of their size, have fewer pixels."""
 
-# A decoded pixel takes up to 17 bytes on its way, with transparency. Of common photographs that are decoded whole each
-# processor may have one.
+# Decoding a pixel takes up to 17 bytes, with transparency. The budget allows one photograph of a common size, decoded
+# at full size, per processor.
 _BUDGET = PixelBudget(max(MAX_PIXELS, 12_000_000 * available_processors()), _FREE_PIXELS)
 
-# Blocks of Pillow's own 16 MB stay with the C library's arena of the thread that freed them: with four threads the
-# memory of four images, however few are decoded at a time. The largest that it keeps have 32 MB.
+# Pillow's own blocks of 16 MB stay in the C library's arena of the thread that freed them: with four threads, the
+# memory of four images, however few are decoded at a time. The C library keeps blocks of up to 32 MB.
 cast("Any", Image).core.set_block_size(64 << 20)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Pillow's names; JPEG has the several pictures of MPO in it, PPM the whole netpbm family."""
+"""Pillow's names; JPEG includes MPO, with several pictures in one file, and PPM the whole netpbm family."""
 
-# Image.open looks for a format it has no plugin for by importing every plugin there is; these are enough.
+# For an unknown format, Image.open imports all of Pillow's plugins; these are enough.
 _PLUGINS = (
     BmpImagePlugin,
     GifImagePlugin,
@@ -70,8 +70,8 @@ _PLUGINS = (
     WebPImagePlugin,
 )
 
-# Kinds that are not read, by how their files begin: their decoders are in some builds of Pillow and not in others, or
-# in none. The dots match the length of the first box of an ISO media file.
+# Unsupported formats by their signatures: only some builds of Pillow have their decoders, or none has. The dots match
+# the length of the first box of an ISO media file.
 _OTHER_KINDS = (
     (rb"....ftyp(avif|avis)", "an AVIF image"),
     (rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", "a HEIC image"),
@@ -83,7 +83,7 @@ _OTHER_KINDS = (
     (rb"qoif", "a QOI image"),
 )
 
-# EXIF 2.3, tag 0x0112: what puts an image stored with that orientation upright.
+# EXIF 2.3, tag 0x0112: the transposition that turns an image stored with that orientation upright.
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -99,10 +99,10 @@ _UPRIGHT = {
 def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Decode one image file to uint8 [256, 256, 3], RGB, upright, C-contiguous and owned by the caller.
 
-    "crop" brings the shorter side to 256 and keeps the centre square (Krizhevsky et al. 2012, section 2);
-    "warp" brings both sides to 256, as Caffe's networks were trained. The first frame of an animation
-    counts; transparency is laid over white. The format is detected from the bytes, not from the file name.
-    Raises ImageError for anything that is not a whole image of one of FORMATS. Safe in threads.
+    "crop" resizes the shorter side to 256 and keeps the centre square (Krizhevsky et al. 2012, section 2);
+    "warp" resizes both sides to 256, as Caffe's networks were trained. Animations are decoded to their first
+    frame; transparency is composited over white. The format is detected from the bytes, not from the file name.
+    Raises ImageError for anything that is not a complete image of one of FORMATS. Thread-safe.
     """
     if resize not in get_args(ResizePolicy):
         raise UsageError(f"resize is {resize!r}; expected one of {', '.join(get_args(ResizePolicy))}")
@@ -128,13 +128,13 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
     except MemoryError as exc:
         raise ImageError(f"not enough memory to decode the {kind}") from exc
     # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ZeroDivisionError,
-    # KeyError, ... on damaged files: no list of them was ever complete.
+    # KeyError, ... on damaged files; no list of them would be complete.
     except Exception as exc:
         raise ImageError(f"damaged {kind}: {exc or type(exc).__name__}") from exc
 
 
 def _other_kind(data: bytes) -> str | None:
-    """The kind of an image that Pillow does not know, or is not asked for; None if it is not known here either."""
+    """The format of an image that Pillow does not support, or is not allowed to read; None if unknown."""
     for beginning, kind in _OTHER_KINDS:
         if re.match(beginning, data, re.DOTALL):
             return kind
@@ -148,28 +148,28 @@ def _to_square(image: Image.Image, data: bytes, resize: ResizePolicy) -> np.ndar
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"is {width}x{height}; the limit is {MAX_PIXELS:,} pixels")
-    # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the work; the sides stay at 256 and more. The size
-    # that comes back is rounded up to whole pixels, the box is the exact one.
+    # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the work; both sides stay at least 256. The returned
+    # size is rounded up to whole pixels; the box is exact.
     frame = read_jpeg_frame(data)
-    # Lossless JPEG has no fractions: asked for one, libjpeg fails.
+    # libjpeg cannot scale lossless JPEG: it fails if a fraction is requested.
     is_lossless = frame is not None and frame.is_lossless
     drafted = None if is_lossless else image.draft(None, (IMAGE_SIZE, IMAGE_SIZE))
-    # Of a progressive JPEG libjpeg holds the whole, at any fraction.
+    # libjpeg keeps a progressive JPEG in memory at full size, at any fraction.
     is_whole = drafted is None or "progressive" in image.info
     with _BUDGET.take(width * height if is_whole else image.width * image.height):
         try:
             image.load()
             return _loaded_to_square(image, data, resize, None if drafted is None else drafted[1])
         finally:
-            # Its pixels go before the next image comes.
+            # Free the pixels before the next image is admitted.
             image.close()
 
 
 def _loaded_to_square(
     image: Image.Image, data: bytes, resize: ResizePolicy, drafted: Box | None
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """`drafted` is the box of the picture in what libjpeg decoded at a fraction."""
-    # PNG and TIFF report their orientation only now, and TIFF has applied it, sides and all.
+    """`drafted` is the exact box of the picture in a JPEG decoded at a fraction of its size."""
+    # PNG and TIFF report their orientation only after loading, and for TIFF Pillow has already applied it.
     size = (float(image.width), float(image.height)) if drafted is None else drafted[2:]
     orientation = _orientation(image)
     pixels = _to_eight_bit(image, data)
@@ -180,7 +180,7 @@ def _loaded_to_square(
         Image.Resampling.BILINEAR,
         box=_centre_square(*size) if resize == "crop" else (0.0, 0.0, *size),
     )
-    # Turning the small image is the same as turning the large one: the box is its own mirror image.
+    # Turning the resized image gives the same result as turning the original: the box is symmetric.
     if orientation in _UPRIGHT:
         square = square.transpose(_UPRIGHT[orientation])
     if square.mode != "RGB":
@@ -197,20 +197,20 @@ def _centre_square(width: float, height: float) -> Box:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    # EXIF that cannot be read is no reason to refuse the picture: every viewer shows it as it is stored.
+    # Unreadable EXIF is not an error: every viewer shows such a picture as it is stored.
     except Exception:
         return 1
 
 
 def _is_negative(image: Image.Image) -> bool:
-    """Whether white is 0 in the pixels of a TIFF, as Pillow gives them: it turns them round up to 8 bits."""
+    """Whether white is 0 in the pixels of a TIFF as returned by Pillow, which inverts them only up to 8 bits."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode in ("1", "L"):
         return False
     return image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _to_eight_bit(image: Image.Image, data: bytes) -> Image.Image:
-    """Bring any of Pillow's modes to RGB or L, opaque, with 8 bits a channel. `data` is the whole file."""
+    """Convert any of Pillow's modes to opaque RGB or L with 8 bits per channel. `data` is the whole file."""
     if image.mode in ("RGB", "L", "1", "P") and "transparency" not in image.info:
         return image if image.mode in ("RGB", "L") else image.convert("RGB")
     if image.mode.startswith("I;16"):
@@ -228,8 +228,8 @@ def _to_eight_bit(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _words_to_bytes(pixels: np.ndarray[Any, Any], significant_bits: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    # PNG wants samples of 12 bits brought to the range of 16 first. Programs for microscopes and cameras leave that
-    # out; where the file says how many bits there are, and no sample has more, the others do not count.
+    # PNG requires 12-bit samples to be scaled to 16 bits. Programs for microscopes and cameras do not do that; if the
+    # file states the number of bits and no sample exceeds it, the samples are taken as unscaled.
     bits = significant_bits or 16
     if not 8 <= bits < 16 or pixels.max(initial=0) >> bits:
         bits = 16
@@ -237,21 +237,21 @@ def _words_to_bytes(pixels: np.ndarray[Any, Any], significant_bits: int | None) 
 
 
 def _integers_to_bytes(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    # Pillow holds 16-bit samples in mode I too (PGM), and unsigned 32-bit ones wrapped round.
+    # Pillow also stores 16-bit samples in mode I (PGM), and unsigned 32-bit ones with wraparound.
     unsigned = pixels.view(np.uint32)
     shift = 8 if unsigned.max(initial=0) <= 0xFFFF else 24
     return np.asarray(unsigned >> shift, dtype=np.uint8)
 
 
 def _floats_to_bytes(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    # Floating-point files mean 0 to 1 or 0 to 255, and nothing in them says which.
+    # The range of floating-point files is 0 to 1 or 0 to 255; the files do not say which.
     finite = np.nan_to_num(pixels, nan=0.0, posinf=math.inf, neginf=0.0)
     scale = 255.0 if finite.max(initial=0.0) <= 1.0 else 1.0
     return np.asarray(np.clip(np.rint(finite * scale), 0, 255), dtype=np.uint8)
 
 
 class _Decoding(threading.local):
-    """Whether this thread is decoding; stands where a warnings filter has its message pattern."""
+    """Whether this thread is decoding; used in place of a warnings filter's message pattern."""
 
     active = False
 
@@ -265,9 +265,9 @@ _FILTER = ("ignore", cast("Any", _DECODING), Warning, None, 0)
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silence Pillow in this thread alone.
+    """Suppress Pillow's warnings in this thread only.
 
-    warnings.catch_warnings swaps a list that all threads share, and two threads leave it swapped. This adds
+    warnings.catch_warnings replaces a list shared by all threads, and two threads may leave it replaced. This adds
     one filter, which matches nothing in a thread that is not decoding.
     """
     if not warnings.filters or warnings.filters[0] is not _FILTER:

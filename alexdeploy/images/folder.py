@@ -26,7 +26,7 @@ from alexdeploy.images.written import is_written
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test", "testing")
-"""In any case; of several the first counts."""
+"""Names of a validation folder, case-insensitive; if there are several, the first in this order is used."""
 
 _LAYOUT = "Give a folder that has one folder of images for each class: DATA/<class>/*.jpg"
 
@@ -40,9 +40,9 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """A data set; a label is an index into `classes`, which are in the order of their names' bytes.
+    """A data set; a label is an index into `classes`, which are sorted by the bytes of their names.
 
-    `notes` say what of the folders is not in it.
+    `notes` describe what was ignored in the folders.
     """
 
     classes: tuple[str, ...]
@@ -53,10 +53,10 @@ class LabelledImages:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassFolders:
-    """The class folders in `root`, in the order of their names' bytes; what else there is, and is no class.
+    """The class folders in `root`, sorted by the bytes of their names, and the other folders.
 
-    `excluded` were to be left out; `hidden` are system folders too; `written` by alexdeploy; `num_loose` images have no
-    label.
+    `excluded` folders were excluded by the user; `hidden` includes system folders; `written` are folders that
+    alexdeploy wrote; `num_loose` images are outside of class folders and have no label.
     """
 
     root: str
@@ -67,7 +67,7 @@ class ClassFolders:
     num_loose: int = 0
 
     def notes(self) -> tuple[str, ...]:
-        """What is ignored, in words."""
+        """Describe what is ignored."""
         found = [
             f"{self.root}: {what} ignored: {_shown(names)}"
             for what, names in (("hidden and system folders", self.hidden), ("alexdeploy's own folders", self.written))
@@ -81,7 +81,7 @@ class ClassFolders:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Splits:
-    """Where the training and the validation images are; `val` is None where they are not apart, both in `top`."""
+    """The folders of training and validation images; `val` is None if they are not separate, both in `top`."""
 
     top: ClassFolders
     train: ClassFolders
@@ -99,12 +99,11 @@ def read_image_folder(
 ) -> LabelledImages:
     """Find the classes and the images of `folder`; nothing is decoded.
 
-    Validation images are those of `val_folder`, else of the validation folder that `find_splits` finds, else a
-    share `val_fraction` of each class: at least one image of a class that has two, and the same ones
-    wherever the folder lies and however its file system lists it. Folders named in `exclude` are no classes. Raises
-    DataError for a folder that cannot be listed, fewer than two classes, a class without images or with
-    folders alone, and validation classes that are not the training classes; UsageError for a fraction outside 0 to 1,
-    and a folder, to read or to exclude, that is not there.
+    Validation images are those of `val_folder`, else of the validation folder that `find_splits` finds, else a fraction
+    `val_fraction` of each class: at least one image of a class that has two, chosen independently of the folder's
+    location and listing order. Folders named in `exclude` are not classes. Raises DataError for a folder that cannot be
+    listed, fewer than two classes, a class without images or with folders only, and validation classes that differ from
+    the training classes; UsageError for a fraction outside 0 to 1, and for a missing folder, to read or to exclude.
     """
     check_fraction(val_fraction)
     splits = find_splits(os.fspath(folder), exclude)
@@ -135,11 +134,11 @@ def read_image_folder(
 
 
 def find_splits(folder: str, exclude: Sequence[str] = ()) -> Splits:
-    """Where the training and the validation images are: DATA/train and DATA/val, else DATA and nowhere.
+    """Find the folders of training and validation images: DATA/train and DATA/val, else only DATA.
 
-    A folder that is called as a split is one if it has folders, and beside other folders only if training and
-    validation have some of them in common: one that holds bus, car and train has three classes. Raises DataError where
-    something cannot be listed.
+    A folder with the name of a split is one if it contains folders and, beside other folders, only if training and
+    validation share some folder names: a folder with bus, car and train has three classes. Raises DataError if a folder
+    cannot be listed.
     """
     top = list_class_folders(folder, exclude)
     train_names, val_names = (_named(top.names, split) for split in (TRAIN_NAMES, VAL_NAMES))
@@ -167,7 +166,7 @@ def find_splits(folder: str, exclude: Sequence[str] = ()) -> Splits:
 
 
 def list_class_folders(folder: str, exclude: Sequence[str] = ()) -> ClassFolders:
-    """The folders in `folder`, but for hidden ones, those that alexdeploy wrote and those to `exclude`.
+    """The folders in `folder`, except hidden ones, those that alexdeploy wrote and those in `exclude`.
 
     Raises UsageError if it does not exist, DataError if it cannot be listed.
     """
@@ -198,7 +197,7 @@ def list_class_folders(folder: str, exclude: Sequence[str] = ()) -> ClassFolders
 
 
 def check_excluded(exclude: Sequence[str], splits: Splits, *others: ClassFolders) -> None:
-    """Raise UsageError for a folder to exclude that is nowhere: it may be misspelt."""
+    """Raise UsageError for an excluded folder that does not exist: the name may be misspelt."""
     places = (splits.top, splits.train, *(() if splits.val is None else (splits.val,)), *others)
     found = {name for place in places for name in place.excluded}
     for name in exclude:
@@ -213,7 +212,7 @@ def _checked(folders: ClassFolders) -> ClassFolders:
 
 
 def _named(names: Sequence[str], split: Sequence[str]) -> list[str]:
-    """Those of `names` that are called as a split, in the order of `split`."""
+    """The `names` of a split, in the order of `split`."""
     return sorted((name for name in names if name.casefold() in split), key=lambda name: split.index(name.casefold()))
 
 
@@ -223,10 +222,11 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _refuse_nested(root: str, classes: Sequence[str], examples: Sequence[Sequence[Example]]) -> None:
-    """Raise DataError for a class folder that holds classes: a split, or a copy of the data.
+    """Raise DataError for a class folder that contains classes: a split, or a copy of the data.
 
-    It holds no images but in sub-folders; or most of them in sub-folders, and is called as a split, or those as other
-    classes; or two sub-folders or more are called as other classes. A class may have sub-folders of its own.
+    That is a folder with all images in sub-folders; or with most images in sub-folders, if it has the name of a split
+    or they have names of other classes; or with two or more sub-folders named as other classes. Other sub-folders are
+    allowed in a class.
     """
     for name, members in zip(classes, examples, strict=True):
         folder = os.path.join(root, name)
@@ -257,12 +257,12 @@ def _inner_folders(path: str, folder: str) -> tuple[str, ...]:
 
 
 def _is_called_as_split(name: str) -> bool:
-    """Whether a word of `name` is that of a split: train, test_set, val-2017."""
+    """Whether a word of `name` is the name of a split: train, test_set, val-2017."""
     return not {*TRAIN_NAMES, *VAL_NAMES}.isdisjoint(re.split(r"[\W\d_]+", name.casefold()))
 
 
 def check_class_name(name: str, place: str) -> None:
-    """Raise DataError if the class `name`, found in `place`, is not UTF-8: it could not be written down anywhere."""
+    """Raise DataError if the class `name`, found in `place`, is not UTF-8: no output file could contain it."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -308,7 +308,7 @@ def check_fraction(val_fraction: float) -> None:
 def split_examples(
     examples: Sequence[Sequence[Example]], root: str, fraction: float, seed: int
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Take a share of each class, chosen by the names below `root`, for validation: training, then validation."""
+    """Split off a fraction of each class for validation, chosen by names below `root`: (training, validation)."""
     train: list[Example] = []
     val: list[Example] = []
     for members in examples:
@@ -320,7 +320,7 @@ def split_examples(
 
 
 def _rank(path: str, root: str, seed: int) -> bytes:
-    """Draw a number for an image from its name alone, so that adding images hardly moves the others."""
+    """A pseudorandom number from an image's name only, so that adding images hardly changes the choice of others."""
     relative = os.path.relpath(path, root).replace(os.sep, "/")
     return hashlib.blake2b(os.fsencode(f"{seed}/{relative}"), digest_size=16).digest()
 

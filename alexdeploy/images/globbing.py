@@ -1,6 +1,6 @@
-"""Glob patterns, expanded step by step: a circle of links ends, a deep tree fits, and Ctrl-C is heard in between.
+"""Expanding glob patterns step by step, safe for cyclic links and deep trees, and interruptible with Ctrl-C.
 
-Python's own glob follows links in circles, and recurses once for each level of a tree.
+Python's own glob follows cyclic links, and recurses once per level of a tree.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _Identity = tuple[int, int]
 
 
 def expand(pattern: str) -> Iterator[Found]:
-    """Find what matches `pattern`, in no order; a folder that could not be listed comes with the reason.
+    """Yield the matches of `pattern`, unordered; a folder that could not be listed comes with the reason.
 
-    As in a shell, a leading dot must be in the pattern. `**` matches any number of folders except hidden ones;
-    where several links lead to one folder, it goes into that folder once.
+    As in a shell, a leading dot must be matched explicitly. `**` matches any number of folders except hidden ones; a
+    folder that several links point to is entered once.
     """
     drive, tail = os.path.splitdrive(pattern)
     parts = _SEPARATORS.split(tail)
     root = drive if parts[0] else drive + os.sep
     parts = parts if parts[0] else parts[1:]
     entered: list[set[_Identity]] = [set() for _ in parts]
-    # A stack and not recursion, as in `walk_images`: entry n gives what matches the first n parts.
+    # A stack instead of recursion, as in `walk_images`: entry n yields the matches of the first n parts.
     pending = [iter((Found(root, None),))]
     while pending:
         found = next(pending[-1], None)
@@ -50,7 +50,7 @@ def _step(folder: str, part: str, entered: set[_Identity], *, is_last: bool) -> 
         yield from _descend(folder, entered, with_files=is_last)
     elif not glob.has_magic(part):
         path = os.path.join(folder, part)
-        # An empty part stands behind a trailing slash, which only folders match.
+        # An empty part comes from a trailing slash, which only folders match.
         if os.path.lexists(path) if part else os.path.isdir(folder):
             yield Found(path, None)
     elif os.path.isdir(folder or os.curdir):
@@ -69,7 +69,7 @@ def _match(folder: str, part: str, *, is_last: bool) -> Iterator[Found]:
 
 
 def _descend(top: str, entered: set[_Identity], *, with_files: bool) -> Iterator[Found]:
-    """`top` and the folders below it that were not `entered` yet; links last, so that a folder has its own name."""
+    """`top` and the folders below it not yet `entered`; links last, so that folders appear under their own names."""
     pending, linked = deque([top] if os.path.isdir(top or os.curdir) else []), deque[str]()
     while pending or linked:
         folder = pending.pop() if pending else linked.popleft()
@@ -95,7 +95,7 @@ def _descend(top: str, entered: set[_Identity], *, with_files: bool) -> Iterator
 
 
 def _list(folder: str) -> tuple[list[os.DirEntry[str]], Found | None]:
-    """What is in `folder`, links last; nothing and the reason if it cannot be listed."""
+    """The entries of `folder`, links last; no entries and the reason if it cannot be listed."""
     try:
         with os.scandir(folder or os.curdir) as entries:
             return sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)), None

@@ -6,9 +6,9 @@ import struct
 from typing import NamedTuple
 
 _MAX_SEGMENTS = 4096
-"""Before the frame of a JPEG, or the pixels of a PNG; a colour profile takes 255 at most."""
+"""Limit before the frame of a JPEG, or the pixels of a PNG; a colour profile takes at most 255."""
 
-# JPEG (ITU-T T.81, table B.1): start of frame, but for the tables among them; and of these, what is lossless.
+# JPEG (ITU-T T.81, table B.1): start-of-frame markers, without the tables among them; and the lossless ones of them.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _LOSSLESS = frozenset((0xC3, 0xC7, 0xCB, 0xCF))
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xDA)))
@@ -18,14 +18,14 @@ _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 
 
 class JpegFrame(NamedTuple):
-    """`bits_per_sample` is 8 but for medical images and the like."""
+    """`bits_per_sample` is 8 except in medical images and the like."""
 
     bits_per_sample: int
     is_lossless: bool
 
 
 def read_jpeg_frame(data: bytes) -> JpegFrame | None:
-    """What the frame header of a JPEG says; None for other files, and where none is found."""
+    """The frame header of a JPEG; None for other files, and if none is found."""
     if not data.startswith(b"\xff\xd8"):
         return None
     position = 2
@@ -47,7 +47,7 @@ def read_jpeg_frame(data: bytes) -> JpegFrame | None:
 
 
 def read_png_bits(data: bytes) -> int | None:
-    """The significant bits of the first channel of a PNG (its sBIT chunk); None where that says nothing."""
+    """The significant bits of the first channel of a PNG, from its sBIT chunk; None if missing or 0."""
     if not data.startswith(_PNG_START):
         return None
     position = len(_PNG_START)
@@ -63,9 +63,9 @@ def read_png_bits(data: bytes) -> int | None:
 
 
 def looks_like_tga(data: bytes) -> bool:
-    """Whether a file that is no other image is a TGA, which has a mark at its end alone, and only since 1989.
+    """Whether a file of no other image format is a TGA. TGA has a signature only at its end, and only since 1989.
 
-    After the Truevision TGA file format 2.0: kind of colour map, kind of image, and sizes that belong together.
+    Checks the types of colour map and image and their sizes for consistency (Truevision TGA file format 2.0).
     """
     if data.endswith(_TGA_FOOTER):
         return True

@@ -1,4 +1,4 @@
-"""The files of ILSVRC-2012 as they are downloaded: images are found inside the archives, nothing is extracted.
+"""Reading the files of ILSVRC-2012 as downloaded: images are located inside the archives, without extraction.
 
 ILSVRC2012_img_train.tar         one archive for each class, n01440764.tar, with its images
 ILSVRC2012_img_val.tar           ILSVRC2012_val_00000001.JPEG and so on
@@ -36,7 +36,7 @@ _VAL_LIST_HINT = "give the labels of the validation images: --val-list FILE"
 
 
 class _Member(NamedTuple):
-    """A file in an archive that is not compressed, and where its bytes are."""
+    """A file in an uncompressed archive, and the position of its bytes."""
 
     name: str
     offset: int
@@ -44,14 +44,14 @@ class _Member(NamedTuple):
 
 
 class _Devkit(NamedTuple):
-    """The class of each validation image, in the order of their names, and what each class is."""
+    """The class of each validation image, in the order of their names, and the description of each class."""
 
     wnids: list[str]
     words: dict[str, str]
 
 
 def is_ilsvrc(folder: str | os.PathLike[str]) -> bool:
-    """Whether `folder` holds the archive of the training images."""
+    """Whether `folder` contains the archive of the training images."""
     return os.path.isfile(Path(folder) / TRAIN_NAME)
 
 
@@ -62,10 +62,10 @@ def read_ilsvrc(
 ) -> Originals:
     """Find all images; only the headers of the archives are read.
 
-    Classes are in the order of their WordNet ids, as everywhere but in the devkit itself, and are called
-    "n01440764 tench, Tinca tinca". `val_list` takes the place of the devkit, with lines of `name label`, where a label
-    is an id or an index in that order; classes are then called by their ids. Raises DataError for what is missing,
-    cut off, or does not belong together.
+    Classes are sorted by their WordNet ids, as everywhere except in the devkit itself, and named like
+    "n01440764 tench, Tinca tinca". `val_list` replaces the devkit, with lines of `name label`, where a label is an id
+    or an index in that order; the class names are then the ids. Raises DataError for files that are missing, truncated
+    or inconsistent.
     """
     root = Path(folder)
     for name in (TRAIN_NAME, VAL_NAME) if val_list is not None else (TRAIN_NAME, VAL_NAME, DEVKIT_NAME):
@@ -104,7 +104,7 @@ def read_ilsvrc(
 
 
 def _train_images(path: Path, on_image: Callable[[int], None]) -> dict[str, list[_Member]]:
-    """The images of each class, by its id, in the order of their names."""
+    """The images of each class, by class id, in the order of their names."""
     classes: dict[str, list[_Member]] = {}
     num_found = 0
     for archive in _members(path, 0, path.stat().st_size):
@@ -127,12 +127,12 @@ def _train_images(path: Path, on_image: Callable[[int], None]) -> dict[str, list
 
 
 def _members(path: Path, offset: int, num_bytes: int) -> Iterator[_Member]:
-    """The regular files of the archive that lies there in `path`. Raises DataError if it is cut off or damaged."""
+    """The regular files of the archive at `offset` in `path`. Raises DataError if it is truncated or damaged."""
     end = offset + num_bytes
     try:
         with open_regular(path) as file, _open_tar(_Window(file, offset, end)) as archive:
             while (info := archive.next()) is not None:
-                # TarFile keeps every header it has met.
+                # TarFile keeps all headers in memory.
                 cast("Any", archive).members.clear()
                 if info.size < 0:
                     raise DataError(
@@ -154,7 +154,7 @@ def _open_tar(window: _Window) -> tarfile.TarFile:
 
 
 class _Window:
-    """Part of a file as a file, which is all that tarfile asks of one."""
+    """Part of a file as a file object, with only the methods that tarfile needs."""
 
     def __init__(self, file: IO[bytes], begin: int, end: int) -> None:
         self._file, self._begin, self._end = file, begin, end
@@ -221,7 +221,7 @@ def _labels_by_devkit(root: Path, wnids: list[str], num_val: int, devkit: _Devki
 
 
 def _labels_by_list(root: Path, wnids: list[str], val: list[_Member], path: str | os.PathLike[str]) -> list[int]:
-    # Lists have the names of the archive, those with the folders that people make of it, or those without a suffix.
+    # Names in lists may be those in the archive, with class folders before them, or without a suffix.
     labels = {_stem(name.rpartition("/")[2]): label for name, label in read_label_list(path, wnids)}
     missing = [member.name for member in val if _stem(member.name) not in labels]
     if labels and val and len(missing) == len(val):

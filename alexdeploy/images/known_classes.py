@@ -1,4 +1,4 @@
-"""The classes of a model, found by the names in folders and lists."""
+"""Finding the classes of a model by their names in folders and lists."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from alexdeploy.core.errors import DataError
 from alexdeploy.images.sources import printable_path
 
 _WNID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
-"""The name of an ImageNet class in WordNet, alone or before a description: "n01440764 tench, Tinca tinca"."""
+"""The WordNet id of an ImageNet class, alone or before a description: "n01440764 tench, Tinca tinca"."""
 
 
 def class_key(name: str) -> str:
-    """The key of a class: the WordNet id that its name begins with, else the name."""
+    """The key of a class: the WordNet id at the beginning of its name, else the name."""
     match = _WNID.match(name)
     return match[1] if match else name
 
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}(?![0-9])")
 
 
 class KnownClasses:
-    """Finds classes by what folders and lists call them."""
+    """Finds classes by their names in folders and lists."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.names = classes
@@ -36,7 +36,7 @@ class KnownClasses:
         numbers = [_NUMBER.match(name) for name in classes]
         self._numbers = [int(match[0]) for match in numbers if match]
         self.is_padded = any(match and match[0] == match.string and match[0][0] == "0" != match[0] for match in numbers)
-        """Whether a class is called 01 or the like: then a number that is the name of a class is not an index."""
+        """Whether a class has a name like 01: then a number that is the name of a class is not an index."""
 
     def find(self, text: str) -> int | None:
         """The index of a class, None if there is none. Raises DataError if there are several."""
@@ -52,7 +52,7 @@ class KnownClasses:
         return None if found is None else found[0]
 
     def numbered_otherwise(self, index: int) -> list[str]:
-        """What the number `index` may mean where all names begin with a number, and that of its class with another."""
+        """The possible meanings of the number `index` if all names begin with a number and its class with another."""
         if len(self._numbers) < len(self.names) or self._numbers[index : index + 1] == [index]:
             return []
         named = [f"the number of {printable_path(self.names[i])!r}" for i, n in enumerate(self._numbers) if n == index]

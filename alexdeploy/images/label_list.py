@@ -27,29 +27,29 @@ _LABEL_HEADERS = (
     *("label", "class", "target", "category", "classname", "labelname", "classid", "labelid", "categoryid"),
     *("classindex", "wnid", "synset", "groundtruth", "predictionstring", "y"),
 )
-"""What headers call the two columns, without case, blanks and underscores; of several the first here counts."""
+"""Header names of the two columns, without case, blanks and underscores; if there are several, the first is used."""
 
 _SAMPLE_LINES = 100
 
 
 class _Form(NamedTuple):
-    """How a list is written. Without a `separator` every blank may be the one between name and label."""
+    """The format of a list. Without a `separator`, any blank may separate name and label."""
 
     separator: str | None
     name: int = 0
     label: int = 1
     has_header: bool = False
     others: tuple[int, ...] = ()
-    """Further columns that may have the label, as the index or as the name of the class."""
+    """Further columns that may contain the label, as index or name of the class."""
     num_columns: int | None = None
-    """None where all that follows the name is the label: classes of ImageNet hold commas, and are often not quoted."""
+    """None if everything after the name is the label: ImageNet's class names contain commas, often unquoted."""
 
 
 def read_label_list(path: str | os.PathLike[str], classes: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """The images that a list names, as normal paths, with the index of the class that it gives each.
+    """The images in a list, as normalized paths, each with the index of its class.
 
-    Raises DataError for a bad line, an unknown class, an index that contradicts the number in the name of its class or
-    another column, and an image that has two lines.
+    Raises DataError for an invalid line, an unknown class, an index that contradicts the number in the name of its
+    class or another column, and an image with two lines.
     """
     known = KnownClasses(classes)
     first_lines: dict[str, int] = {}
@@ -74,7 +74,7 @@ def read_label_list(path: str | os.PathLike[str], classes: Sequence[str]) -> Ite
 
 
 def label_texts(path: str | os.PathLike[str]) -> Iterator[str]:
-    """What a list calls the class of each image: the column of labels, what follows the image, or the last word."""
+    """The label text of each image in a list: the label column, the text after the image, or the last word."""
     form, lines = _open_list(path)
     for number, line in lines:
         if form.separator is not None:
@@ -87,8 +87,8 @@ def label_texts(path: str | os.PathLike[str]) -> Iterator[str]:
 def find_listed(root: str, path: str | os.PathLike[str], rows: Iterable[tuple[str, int]]) -> tuple[Example, ...]:
     """The images of the list `path`, below `root` or, if none of them is there, below the folder of the list.
 
-    A name without the suffix of an image is also that of a file with one. An image that is not there stays among them.
-    Raises UsageError if none is there, and DataError for two names of one image.
+    A name without an image suffix also matches a file with one. A missing image is kept. Raises UsageError if all
+    images are missing, and DataError for two names of one image.
     """
     named = tuple(rows)
     if not named:
@@ -112,7 +112,7 @@ def find_listed(root: str, path: str | os.PathLike[str], rows: Iterable[tuple[st
 
 
 class _Finder:
-    """Finds files by the names that a list gives them, which may lack the suffix. Each folder is listed once."""
+    """Finds files by their names in a list, which may lack the suffix. Each folder is listed once."""
 
     def __init__(self, base: str) -> None:
         self._base = base
@@ -126,7 +126,7 @@ class _Finder:
         is_there = False
         with suppress(ValueError):
             is_there = os.path.lexists(path)
-        # Without the suffix, a name may be that of a folder beside the image.
+        # A name without suffix may also be that of a folder beside the image.
         if is_image_name(name) or (is_there and not os.path.isdir(path)):
             return path if is_there else None
         folder, stem = os.path.split(path)
@@ -163,7 +163,7 @@ def _refuse_twice(paths: Sequence[str], names: Sequence[str], place: str) -> Non
 
 
 def _open_list(path: str | os.PathLike[str]) -> tuple[_Form, Iterator[tuple[int, str]]]:
-    """How the list is written, and its lines but for the header."""
+    """The format of the list, and its lines without the header."""
     lines = list_lines(path)
     head = list(itertools.islice(lines, _SAMPLE_LINES))
     form = _find_form([line for _, line in head])
@@ -203,7 +203,7 @@ def _try(lines: Sequence[str], separator: str) -> _Form | None:
         return None
     if all(is_image_name(row[1]) for row in cells):
         return _Form(separator, 1, 0, num_columns=2)
-    # A blank in a name without a suffix is more likely that before the label, in which there is the separator.
+    # A blank in a name without suffix probably precedes the label, which then contains the separator.
     return (
         None
         if any(re.search(r"\s", row[0]) and '"' not in line for row, line in zip(cells, lines, strict=True))
@@ -212,7 +212,7 @@ def _try(lines: Sequence[str], separator: str) -> _Form | None:
 
 
 def _columns(header: Sequence[str]) -> tuple[int, ...] | None:
-    """Which column has the names, which the labels, and which may have them too; None if `header` is none."""
+    """The columns of names, of labels, and of possible further labels; None if `header` is not a header."""
     words = [re.sub(r"[\W_]", "", cell.casefold()) for cell in header]
     names, labels = (
         sorted((known.index(word), column) for column, word in enumerate(words) if word in known)
@@ -220,13 +220,13 @@ def _columns(header: Sequence[str]) -> tuple[int, ...] | None:
     )
     if not (names and labels):
         return None
-    # In image,category_id,name the last is that of the class.
+    # In image,category_id,name the last column is the name of the class.
     maybe = [column for _, column in names[1:] if words[column] == "name"]
     return (names[0][1], *(column for _, column in labels), *maybe)
 
 
 def _split(line: str, separator: str) -> list[str] | None:
-    """The cells of a line, stripped; None where quotes are not as in CSV."""
+    """The cells of a line, stripped; None if its quotes are not valid CSV."""
     try:
         (row,) = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True)
     except (csv.Error, ValueError):
@@ -235,7 +235,7 @@ def _split(line: str, separator: str) -> list[str] | None:
 
 
 def _cells(line: str, form: _Form, place: str) -> tuple[str, ...]:
-    """The name, the label, and what else may be the label."""
+    """The name, the label, and other possible labels."""
     assert form.separator is not None
     cells = _split(line, form.separator)
     if cells is None:
@@ -258,7 +258,7 @@ def _has_image_before_blank(line: str) -> bool:
 
 
 def _label_starts(line: str) -> list[int]:
-    """Where in a line the label may begin: after a blank, before which is the name of an image."""
+    """The positions where the label may begin: after a blank that follows the name of an image."""
     return [
         blank.end()
         for blank in re.finditer(r"\s+", line)
@@ -269,8 +269,8 @@ def _label_starts(line: str) -> list[int]:
 def _parse_line(line: str, known: KnownClasses, place: str) -> tuple[str, int]:
     """The name of an image and the index of its class.
 
-    Both may hold blanks, so every blank may be the one between them. What stands before it should look like an image,
-    what follows must be a class; of several, the longest class counts.
+    Both may contain blanks, so any blank may separate them. The text before it should look like an image name, the text
+    after it must be a class; if there are several choices, the longest class is used.
     """
     splits = [(line[: blank.start()], line[blank.end() :]) for blank in re.finditer(r"\s+", line)]
     if not splits:
@@ -284,7 +284,7 @@ def _parse_line(line: str, known: KnownClasses, place: str) -> tuple[str, int]:
 
 
 def _index(text: str, known: KnownClasses, place: str) -> int:
-    """The index of the class that a list calls `text`, which may be the index itself."""
+    """The index of the class named `text` in a list; `text` may be the index itself."""
     found = known.find(text)
     if not _is_number(text):
         if found is not None:

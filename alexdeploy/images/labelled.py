@@ -1,4 +1,4 @@
-"""Labels of images: class folders with names of a model's classes, or a list of names and labels."""
+"""Labelled images for a model: class folders named after its classes, or a list of names and labels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from alexdeploy.images.sources import Source, packed_sources, printable_path
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledSources:
-    """Images with a label each, an index into the model's classes; nothing has been read yet.
+    """Images with one label each, an index into the model's classes. No image has been read yet.
 
-    `root` is the folder that they are from. `num_unlabelled` images in it have no label and are not among them.
-    `notes` say what a user should know of the choice.
+    `root` is their folder. `num_unlabelled` images in it have no label and are not included. `notes` are messages about
+    the choice for the user.
     """
 
     root: str
@@ -32,7 +32,7 @@ class LabelledSources:
     packed: PackedImages | None = None
 
     def sources(self) -> Iterator[Source]:
-        """One source for each example, in their order."""
+        """One source per example, in order."""
         if self.packed is not None:
             yield from packed_sources(str(self.packed.folder), self.packed)
             return
@@ -49,12 +49,11 @@ def read_labelled(
 ) -> LabelledSources:
     """Find the images of `folder` and their labels, indices into `classes`.
 
-    Without `labels`, each folder in it but those to `exclude` is one of the classes, a subset of them perhaps; where it
-    holds train/ and val/ of such, val/ counts. A folder is called as its class, or by the WordNet id that one of both
-    begins with. With the file `labels`, each line of it names an image, relative to `folder`, and after a blank its
-    class or the index of it. An image of the list that is not there stays among the examples. Of a packed set the
-    validation images count. Raises DataError where a class is unknown or none is labelled, and for a bad line;
-    UsageError for a path that does not exist.
+    Without `labels`, each folder in `folder`, except those in `exclude`, is one of the classes; there may be fewer than
+    all. If it contains train/ and val/ with such folders, val/ is used. A folder has the name of its class, or shares
+    its WordNet id. With the file `labels`, each line has an image, relative to `folder`, and after a blank its class or
+    class index. Missing images of the list are kept in the examples. For a packed set, its validation images are used.
+    Raises DataError for an unknown class, no labelled image, or an invalid line; UsageError for a missing path.
     """
     if exclude and (labels is not None or is_packed(folder)):
         raise UsageError("--exclude applies to class folders, not to a list or a packed set", hint="Leave it out.")

@@ -1,7 +1,7 @@
-"""libtiff's errors, which it prints to stderr without a file name, raised in the decoding thread.
+"""Raise libtiff's errors, which it prints to stderr without a file name, in the decoding thread.
 
-libtiff has one error handler for the whole process. The one set here keeps the messages of threads that decode with
-`errors_raised`, and hands those of all others to the handler that was there before.
+libtiff has one error handler per process. The one set here collects the messages of threads inside `errors_raised`, and
+passes all others to the previous handler.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class _Thread(threading.local):
 
 _THREAD = _Thread()
 _LOCK = threading.Lock()
-"""Two handlers would know of each other, and only one of them would be kept alive."""
+"""Prevents installing two handlers, which would call each other while only one is kept alive."""
 
 
 @contextmanager
 def errors_raised() -> Iterator[None]:
-    """Raise ValueError with libtiff's first error, whether Pillow failed for it, with a number, or went on.
+    """Raise ValueError with libtiff's first error, whether Pillow failed with an error number or continued.
 
-    libtiff has warnings for what it can mend; after an error pixels are missing. Where Pillow's library does not let
-    its handler be set, as in a static build, libtiff prints as before.
+    libtiff only warns about problems that it can repair; after an error, pixels are missing. If the handler cannot be
+    set, as in a static build of Pillow's library, libtiff prints as before.
     """
     with _LOCK:
         _set_handler()
@@ -60,9 +60,9 @@ def errors_raised() -> Iterator[None]:
 
 @cache
 def _set_handler() -> object:
-    """Set the handler, once; returns it, since it must live as long as libtiff may call it."""
+    """Set the handler once; returns it, since it must live as long as libtiff may call it."""
     try:
-        # A lookup in Pillow's extension module finds the libtiff that it is linked with, bundled or the system's.
+        # Symbol lookup in Pillow's extension module finds the libtiff that it is linked with, bundled or the system's.
         set_handler: Any = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
         format_message: Any = ctypes.CDLL("msvcrt")._vsnprintf if os.name == "nt" else ctypes.CDLL(None).vsnprintf
     except (AttributeError, OSError):

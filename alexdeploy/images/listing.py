@@ -1,4 +1,4 @@
-"""Which files below a folder are images: the one walk that sources and labelled folders share."""
+"""Finding the image files below a folder, for sources and labelled folders alike."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = (
     ".tiff",
     ".webp",
 )
-"""Suffixes of files that are read; the format itself is detected from the bytes."""
+"""Suffixes of image files; the format itself is detected from the bytes."""
 
 _OTHER_SUFFIXES = (
     ".avif",
@@ -84,14 +84,14 @@ MAX_FILE_BYTES = 256 << 20
 _HIDDEN_NAMES = frozenset(
     ("__MACOSX", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db")
 )
-"""What operating systems and network drives put beside people's files: @eaDir holds a thumbnail of each photograph."""
+"""Files and folders that operating systems and network drives add: @eaDir contains a thumbnail of each photograph."""
 
 _MOST_SUFFIXES = 100
 
 
 @dataclass(slots=True, kw_only=True)
 class Skipped:
-    """What walks of folders have passed over: files that are not images, by their suffix, and hidden names."""
+    """Counts of what folder walks skipped: files that are not images, by suffix, and hidden names."""
 
     suffixes: Counter[str] = field(default_factory=Counter)
     num_hidden: int = 0
@@ -106,7 +106,7 @@ class Skipped:
         self.num_hidden = 0
 
     def __str__(self) -> str:
-        """In words; empty if there was nothing."""
+        """A description; empty if nothing was skipped."""
         parts = []
         if num_files := self.suffixes.total():
             common = ", ".join(f"{suffix} {number:,}" for suffix, number in self.suffixes.most_common(5))
@@ -133,9 +133,9 @@ class _Entry(NamedTuple):
 
 
 def is_image_name(name: str) -> bool:
-    """Tell by its suffix whether a file found in a folder or an archive counts as an image.
+    """Whether a file in a folder or an archive counts as an image, by its suffix.
 
-    A photograph of an unsupported type counts: it has an error row and is not skipped silently.
+    A photograph of an unsupported type counts: it gets an error row instead of being skipped silently.
     """
     return name.lower().endswith(_LISTED_SUFFIXES)
 
@@ -143,7 +143,7 @@ def is_image_name(name: str) -> bool:
 def raw_problem(name: str) -> str | None:
     """The problem of a camera raw file, recognized by its suffix; None for any other.
 
-    By its bytes many a raw file is a TIFF, the first image of which is a thumbnail.
+    By their bytes, many raw files are TIFFs whose first image is a thumbnail.
     """
     if not name.lower().endswith(_RAW_SUFFIXES):
         return None
@@ -151,18 +151,19 @@ def raw_problem(name: str) -> str | None:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder is one that people do not see: .DS_Store, ._cat.jpg, __MACOSX, @eaDir."""
+    """Whether a file or folder is hidden or a system file: .DS_Store, ._cat.jpg, __MACOSX, @eaDir."""
     return name.startswith(".") or name in _HIDDEN_NAMES
 
 
 def walk_images(folder: str, skipped: Skipped | None = None) -> Iterator[Found]:
-    """Find the image files below `folder`, depth first, each folder in the order of its names' bytes.
+    """Find the image files below `folder`, depth first, with the names in each folder sorted by bytes.
 
-    Links to folders are followed, except back into a folder that the walk is inside of, and one link to each folder:
+    Links to folders are followed, except into a folder that the walk is inside of, and only one link per folder:
     folders that link to each other have as many paths as there are orders of them. Only the names in the folders on the
-    way down are in memory. A folder that cannot be listed is reported, not raised. `skipped` counts skipped files.
+    current path are in memory. A folder that cannot be listed is yielded with its problem, without raising. `skipped`
+    counts skipped files.
     """
-    # A stack and not recursion: a tree may be deeper than Python's frames.
+    # A stack instead of recursion: a tree may be deeper than Python's recursion limit.
     ancestors: list[tuple[int, int]] = []
     linked: set[tuple[int, int]] = set()
     pending: list[Iterator[_Entry]] = [iter((_Entry(b"", folder, True),))]
@@ -191,7 +192,7 @@ def walk_images(folder: str, skipped: Skipped | None = None) -> Iterator[Found]:
 
 
 def describe(exc: OSError) -> str:
-    """Say what an operating system error means, without the path that its own text repeats."""
+    """Describe an operating system error, without the path in its own text."""
     return (exc.strerror or type(exc).__name__).lower()
 
 
@@ -216,6 +217,6 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     """Whether `entry` is a folder, or a link to one."""
     try:
         return entry.is_dir()
-    # A link that leads to itself; reading it gives the error.
+    # A link to itself; reading it raises the error.
     except OSError:
         return False

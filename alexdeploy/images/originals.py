@@ -1,4 +1,4 @@
-"""The images that a data set is made from, before they are decoded: files, or parts of archives, each with a label."""
+"""The encoded images of a data set: files, or parts of archives, each with a label."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from alexdeploy.images.text_lists import list_lines
 
 
 class Original(NamedTuple):
-    """One encoded image: the file `path`, or where `offset` is given `num_bytes` of it from there on.
+    """One encoded image: the file `path` or, if `offset` is given, `num_bytes` of it from there.
 
-    `name` does not depend on where the data set lies; `num_bytes` is -1 for a file that is not there.
+    `name` does not depend on the location of the data set; `num_bytes` is -1 for a missing file.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Original(NamedTuple):
     num_bytes: int
 
     def read(self) -> bytes:
-        """The encoded image. Raises ImageError, without the name, as `read_file`."""
+        """The encoded image. Raises ImageError as `read_file`, without the name in the message."""
         if self.offset is None:
             return read_file(self.path, was_listed=self.num_bytes >= 0)
         if self.num_bytes > MAX_FILE_BYTES:
@@ -49,14 +49,14 @@ class Original(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Originals:
-    """A data set as found; a label is an index into `classes`."""
+    """A data set before decoding; a label is an index into `classes`."""
 
     classes: tuple[str, ...]
     train: tuple[Original, ...]
     val: tuple[Original, ...]
 
     def sha256(self) -> str:
-        """A hash over the classes and, of every image, its split, name, label and size in bytes."""
+        """A hash of the classes and of every image's split, name, label and size in bytes."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for split, originals in (("train", self.train), ("val", self.val)):
             for name, label, _, _, num_bytes in sorted(originals, key=lambda original: original[:2]):
@@ -65,7 +65,7 @@ class Originals:
 
 
 def from_labelled(data: LabelledImages) -> Originals:
-    """The same images with their sizes, and names that begin where the paths of all of them part."""
+    """The same images with their sizes, and with names relative to their longest common folder."""
     folders = {os.path.dirname(os.path.abspath(example.path)) for example in (*data.train, *data.val)}
     root = os.path.commonpath(folders) if folders else ""
     train, val = (tuple(_from_file(example, root) for example in examples) for examples in (data.train, data.val))
@@ -83,11 +83,10 @@ def from_lists(
 ) -> LabelledImages:
     """Read lists of `name label`, names relative to `folder`, labels a class or its index, the first being 0.
 
-    Lists are what `read_label_list` reads. Classes are the lines of `classes_file`, else the labels in the training
-    list, single words where image names have no suffix and it is no CSV: in the order of their bytes, or as numbers
-    where all are. Without `val_list` a share of each class is taken as `read_image_folder` does. An image that is not
-    there is among them. Raises DataError, also for an image that is in both lists, and UsageError for a list of which
-    no image is there.
+    Lists have the format of `read_label_list`. Classes are the lines of `classes_file`, else the labels in the training
+    list (single words if image names have no suffix and the list is not CSV), sorted by their bytes, or as numbers if
+    all are numbers. Without `val_list`, a fraction of each class is split off as in `read_image_folder`. Missing images
+    are kept. Raises DataError, also for an image in both lists, and UsageError for a list whose images are all missing.
     """
     root = os.fspath(folder)
     check_exists(root)
@@ -112,7 +111,7 @@ def from_lists(
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The classes in a file that has one in each line. Raises DataError."""
+    """The classes in a file with one per line. Raises DataError."""
     classes = tuple(line for _, line in list_lines(path))
     for name in classes:
         check_class_name(name, os.fspath(path))

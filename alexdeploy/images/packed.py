@@ -1,4 +1,4 @@
-"""A packed set: images decoded once, 256x256, in memory-mapped shards; see packed_files.py."""
+"""Reading a packed set: images decoded once to 256x256, in memory-mapped shards; see packed_files.py."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from alexdeploy.images.packed_files import (
 
 _SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.bin")
 _OTHER_FILES = 256
-"""Of the files that a process may have open, those left for everything but shards."""
+"""Open files reserved for everything except shards."""
 _PPM_HEADER = f"P6 {IMAGE_SIZE} {IMAGE_SIZE} 255\n".encode()
 
 
 class PackedImages:
-    """The images of one split. Shards are mapped into memory: what is read is in the page cache and nowhere else."""
+    """The images of one split. Shards are memory-mapped: their data is only in the page cache, not copied."""
 
     def __init__(self, folder: Path, split: Split, index: SplitIndex, plan: Plan, labels: NDArray[np.int64]) -> None:
         self.resize = plan.resize
@@ -68,7 +68,7 @@ class PackedImages:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """What the images were called, relative to the data that they are from. Raises DataError."""
+        """The original names of the images, relative to their data set. Raises DataError."""
         path = names_path(self.folder, self._split)
         try:
             data = read_regular(path, MAX_DATA_BYTES)
@@ -79,7 +79,7 @@ class PackedImages:
         return decode_json(data, tuple[str, ...])
 
     def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 [N, 256, 256, 3]. Raises DataError for a JPEG that is damaged."""
+        """uint8 [N, 256, 256, 3]. Raises DataError for a damaged JPEG."""
         images = np.empty((len(indices), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         for image, index in zip(images, indices, strict=True):
             image[:] = self._pixels(int(index))
@@ -95,7 +95,7 @@ class PackedImages:
         if not self._is_jpeg:
             return stored.reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
         try:
-            # The side is 256 already: both ways of resizing leave it as it is.
+            # The sides are already 256: neither resize policy changes it.
             return decode(stored.tobytes(), "crop")
         except ImageError as exc:
             raise damaged(self.folder, f"{self.names[index]} in {self.folder}: {exc.message}") from exc
@@ -112,7 +112,7 @@ class PackedImages:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedSet:
-    """A finished set, opened."""
+    """An open, finished set."""
 
     path: Path
     index: Index
@@ -139,9 +139,9 @@ def is_packed(folder: str | os.PathLike[str]) -> bool:
 def open_packed(folder: str | os.PathLike[str]) -> PackedSet:
     """Open a finished set.
 
-    Every shard must have its size, labels and names their hashes, and all counts must agree; the shards' hashes are not
-    looked at, which would read them all: `alexdeploy prepare ... --check` does. Raises DataError for a set that is not
-    finished or damaged, with the command that mends it.
+    Checks the sizes of all shards, the hashes of labels and names, and the counts. Checking the shards' hashes would
+    read all data; `alexdeploy prepare ... --check` does that. Raises DataError for an unfinished or damaged set, with
+    the command that repairs it.
     """
     path = Path(folder)
     plan = read_plan(path)
@@ -179,7 +179,7 @@ def _open_split(folder: Path, split: Split, part: SplitIndex, index: Index) -> P
 
 
 def _allow_open_files(num_files: int) -> None:
-    """Raise this process's limit of open files to this number, as far as the system allows: each shard is one."""
+    """Raise this process's limit of open files for `num_files` shards, as far as the system allows."""
     if sys.platform == "win32":
         return
     import resource
@@ -201,7 +201,7 @@ def _map(path: Path) -> NDArray[np.uint8]:
 
 
 def check_resize(folder: str | os.PathLike[str], resize: str) -> None:
-    """Raise DataError if `folder` is a packed set whose images were made square in another way."""
+    """Raise DataError if `folder` is a packed set whose images were made with another resize policy."""
     plan = read_plan(Path(folder))
     if plan is not None and plan.resize != resize:
         raise DataError(
@@ -217,7 +217,7 @@ def _how_far(folder: Path, plan: Plan) -> str:
 
 
 def _check_size(folder: Path, shard: Shard) -> None:
-    # The name comes from a file: it must not lead out of the folder.
+    # The name comes from a file: it must not point outside the folder.
     if not _SHARD_NAME.fullmatch(shard.file):
         raise damaged(folder, f"{folder / INDEX_NAME} names a shard {shard.file!r}")
     path = folder / shard.file
@@ -230,8 +230,8 @@ def _check_size(folder: Path, shard: Shard) -> None:
 
 
 def _check_fit(folder: Path, shard: Shard, *, is_jpeg: bool) -> None:
-    """Refuse a shard whose size is not that of its images."""
-    # Of JPEGs only where each begins and the last ends is known.
+    """Raise DataError if the size of a shard does not fit its images."""
+    # For JPEGs, only the offsets of each image and of the end are known.
     least = 8 * (shard.num_images + 1) if is_jpeg else shard.num_images * BYTES_PER_IMAGE
     if shard.num_images < 0 or shard.num_bytes < least or (not is_jpeg and shard.num_bytes > least):
         raise damaged(

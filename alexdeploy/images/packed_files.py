@@ -1,12 +1,12 @@
 """The files of a packed set: their names, and the contents of its metadata files.
 
-plan.json          what the set is made of, written first
-train-00000.bin    a shard: rows of uint8 [256, 256, 3], one after the other, or JPEGs and then where each begins
-records/           of each finished shard what was found while making it
+plan.json          the sources and options of the set, written first
+train-00000.bin    a shard: consecutive rows of uint8 [256, 256, 3], or JPEGs followed by their offsets
+records/           for each finished shard, the results of making it
 train-labels.npy   int32, and train-names.json, of all images; the same for val
 pixel-sums.npy     int64 [256, 256, 3], the sum of all training images
-broken.json        the images that could not be decoded, which are in no shard
-index.json         shards, counts, hashes and statistics, written last: a set without it is not finished
+broken.json        the images that could not be decoded and are in no shard
+index.json         shards, counts, hashes and statistics, written last: a set without it is unfinished
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a set is made of. `jpeg_quality` None means raw rows.
+    """The sources and options of a set. `jpeg_quality` None means raw rows.
 
-    `arguments` are what follows `alexdeploy prepare`, first the data; the set's own folder is not among them.
+    `arguments` are those of `alexdeploy prepare`, data first, without the set's own folder.
     """
 
     format: str
@@ -71,10 +71,10 @@ class SplitIndex:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ColorIndex:
-    """Of all training pixels, RGB from 0 to 255: `products` are the sums of the products of two channels.
+    """Statistics of all training pixels, RGB from 0 to 255: `products` are the sums of products of each two channels.
 
-    The mean, the covariance and its axes (one in each row, the largest `std` first) follow from the sums and are for
-    whoever looks into the file.
+    The mean, the covariance and its axes (one per row, the largest `std` first) follow from the sums and are only for
+    people who read the file.
     """
 
     num_images: int
@@ -88,7 +88,7 @@ class ColorIndex:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
-    """What is in a finished set."""
+    """The contents of a finished set."""
 
     plan: Plan
     classes: tuple[str, ...]
@@ -100,7 +100,7 @@ class Index:
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """The plan of a packed set; None if `folder` is none. Raises DataError for one that cannot be read here."""
+    """The plan of a packed set; None if `folder` is not one. Raises DataError for a plan that cannot be read."""
     path = folder / PLAN_NAME
     try:
         data = read_regular(path, MAX_TEXT_BYTES)
@@ -118,12 +118,12 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def prepare_command(folder: Path, arguments: tuple[str, ...]) -> str:
-    """What to type to finish or mend a set."""
+    """The command that finishes or repairs a set."""
     return shlex.join(("alexdeploy", "prepare", *arguments[:1], os.fspath(folder), *arguments[1:]))
 
 
 def damaged(folder: Path, message: str, *, verb: str = "Repair it") -> DataError:
-    """The error that says `message` and names the command that makes what is missing."""
+    """An error with `message` and the command that repairs the set."""
     plan = read_plan(folder)
     command = "alexdeploy prepare" if plan is None else prepare_command(folder, plan.arguments)
     return DataError(message, hint=f"{verb}: {command}{' --check' if verb == 'Repair it' else ''}")
@@ -146,7 +146,7 @@ def num_shards(num_images: int, images_per_shard: int) -> int:
 
 
 def to_json(value: object) -> bytes:
-    """As it is written to the files of a set."""
+    """The JSON encoding used in the files of a set."""
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 

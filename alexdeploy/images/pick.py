@@ -1,4 +1,4 @@
-"""Photographs to check a model on: the given ones, else its training data, else rendered pictures."""
+"""Choosing photographs to check a model on: the given ones, else its training data, else rendered pictures."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from alexdeploy.images.shapes import CLASSES, render_image
 from alexdeploy.images.sources import Source, check_named, iter_sources, printable_path
 
 MOST_SOURCES = 100_000
-"""The most images of one input that are considered: in a larger folder, the first ones."""
+"""Most images considered of one input; in a larger folder, the first ones."""
 
 
 class Picked(NamedTuple):
-    """`origin` says where `sources` are from; `num_found` counts what was there before some were picked."""
+    """`origin` describes where `sources` are from; `num_found` counts the images to pick from."""
 
     origin: str
     num_found: int
@@ -31,18 +31,18 @@ class Picked(NamedTuple):
 
 
 def pick_sources(named: Sequence[str] | None, spec: ModelSpec, count: int, *, num_spare: int = 0) -> Picked:
-    """Pick at most `count` images that lie evenly over all, so that they are of several classes.
+    """Pick at most `count` images, spaced evenly over all so that they cover several classes.
 
-    `named` is what `iter_sources` takes, and is told even if none of it can be read; None takes the folder that the
-    model was trained on if it is here and holds an image, else pictures rendered now. Of training data `num_spare`
-    more are picked, to take the places of those that cannot be read. Raises UsageError for a name that does not exist.
+    `named` is what `iter_sources` accepts, and is used even if none of its images can be read. None uses the folder
+    that the model was trained on if it exists and contains an image, else pictures rendered now. From training data,
+    `num_spare` more are picked to replace unreadable ones. Raises UsageError for a name that does not exist.
     """
     if named:
         check_named(named)
         return Picked(", ".join(named), *_spread(iter_sources(named), count))
     trained_on = str(spec.provenance.get("data") or "")
     if trained_on and Path(trained_on).is_dir():
-        # The name comes from spec.json, which anyone may have written: it is a folder, never a list or standard input.
+        # The name comes from spec.json, which is untrusted: only a folder is accepted, no list or standard input.
         found = iter_sources([os.path.join(os.curdir, trained_on)])
         picked = Picked(trained_on, *_spread(found, count + num_spare))
         if any(source.problem is None for source in picked.sources):
@@ -51,7 +51,7 @@ def pick_sources(named: Sequence[str] | None, spec: ModelSpec, count: int, *, nu
 
 
 def refuse_absent(sources: Sequence[Source], origin: str) -> None:
-    """Raise UsageError if none of `sources`, from the list `origin`, is there: the list is that of other images."""
+    """Raise UsageError if none of `sources`, from the list `origin`, exists: the list is for other images."""
     paths = [source.path for source in sources]
     if not paths or any(path is None or os.path.lexists(path) for path in paths):
         return
@@ -67,7 +67,7 @@ def refuse_absent(sources: Sequence[Source], origin: str) -> None:
 
 
 def _spread(sources: Iterable[Source], count: int) -> tuple[int, list[Source]]:
-    """How many there are, and `count` of them that lie evenly over all; at most 2 `count` are held."""
+    """The number of sources, and `count` of them spaced evenly; keeps at most 2 `count` in memory."""
     kept: list[Source] = []
     step, total = 1, 0
     for source in islice(sources, MOST_SOURCES):

@@ -1,4 +1,4 @@
-"""A limit on the pixels that all threads decode at a time: a file of a few kilobytes can have millions."""
+"""A limit on the pixels that all threads decode at the same time: a file of a few kilobytes can have millions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 
 class PixelBudget:
-    """Lets images be decoded beside each other for as long as they have no more than `max_pixels` together.
+    """Lets images be decoded concurrently while they have at most `max_pixels` in total.
 
-    One that has more alone is decoded alone. Those with no more than `free_pixels` are never counted, and never wait.
+    An image with more than that is decoded alone. Images of up to `free_pixels` are not counted and never wait.
     """
 
     def __init__(self, max_pixels: int, free_pixels: int) -> None:
@@ -18,7 +18,7 @@ class PixelBudget:
         self._free_pixels = free_pixels
         self._num_pixels = 0
         self._changed = threading.Condition()
-        # Held by the image that waits: those behind it cannot pass it for ever.
+        # Locked by the waiting image, so that later ones cannot starve it.
         self._turn = threading.Lock()
 
     @contextmanager

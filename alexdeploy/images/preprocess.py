@@ -17,8 +17,8 @@ def network_input(
 ) -> NDArray[np.float32]:
     """uint8 [256, 256, 3] -> float32 [V, 3, crop, crop]: (pixel * scale - mean) / std, then the views.
 
-    `mean_image` is float32 [3, 256, 256]; the mean goes off each pixel before the crop. Operations and their order
-    are those of the deployment graph, so that both give the same bits.
+    `mean_image` is float32 [3, 256, 256], subtracted before the crop. The operations and their order are those of the
+    deployment graph, so that the results are bit-identical.
     """
     pixels: NDArray[np.float32] = image.astype(np.float32)
     if steps.channels == "bgr":

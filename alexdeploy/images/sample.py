@@ -1,4 +1,4 @@
-"""The rendered data set: ten classes of shapes, so that training works without data."""
+"""The rendered data set: ten classes of shapes, for training without other data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from alexdeploy.core.reading import MAX_TEXT_BYTES, read_regular
 from alexdeploy.images.shapes import CLASSES, render_image
 
 MANIFEST_NAME = "sample.json"
-# What the folder will hold, while it does not yet: renamed to the manifest when the last image is there.
+# The manifest of an unfinished sample, renamed to MANIFEST_NAME after the last image.
 STARTED_NAME = "sample.json.part"
 _VERSION = 1
 
-# Part of the random seed of every image, so that no split shares one with another.
+# Part of the random seed of every image, so that splits have no images in common.
 _TRAIN, _VAL, _PHOTOGRAPHS = 0, 1, 2
 
 _ORIENTATION_TAG = 0x0112
@@ -35,7 +35,7 @@ _STORED = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Manifest:
-    """Everything that the bytes of a sample depend on; counts are images of each class."""
+    """Everything that the bytes of a sample depend on; counts are images per class."""
 
     version: int
     seed: int
@@ -54,10 +54,10 @@ def write_sample(
 ) -> Path:
     """Render a data set to folder/train/<class> and folder/val/<class>, and return the folder.
 
-    `num_train` and `num_val` are images of each of the ten classes; the same seed gives the same bytes (with
-    the same Pillow and NumPy), image by image, for any counts. An interrupted run is completed by
-    the next with the same arguments; a finished sample is returned at once. `progress` gets images done and
-    images in all. Raises UsageError if the folder holds anything else, OutputError if it cannot be written.
+    `num_train` and `num_val` are images per class, of ten classes. With the same Pillow and NumPy, the same seed gives
+    the same bytes for each image, whatever the counts. The same arguments complete an interrupted run; a finished
+    sample is returned at once. `progress` gets the number of images done and the total. Raises UsageError if the folder
+    contains anything else, OutputError if it cannot be written.
     """
     if num_train < 1 or num_val < 1 or seed < 0:
         raise UsageError(
@@ -82,9 +82,9 @@ def write_sample(
 
 
 def write_photographs(folder: str | os.PathLike[str], *, num: int, seed: int = 0) -> Path:
-    """Render `num` JPEGs, disc-01.jpg and so on, the classes in turn, none of them in a sample of that seed.
+    """Render `num` JPEGs, disc-01.jpg and so on, cycling through the classes, none of them in a sample of that seed.
 
-    Files that are there already stay as they are. Raises OutputError if the folder cannot be written.
+    Existing files are kept. Raises OutputError if the folder cannot be written.
     """
     if num < 1 or seed < 0:
         raise UsageError(f"num is {num}, seed {seed}; expected at least one photograph and a seed of at least 0")
@@ -100,7 +100,7 @@ def write_photographs(folder: str | os.PathLike[str], *, num: int, seed: int = 0
 
 
 def _is_finished(root: Path, manifest: _Manifest) -> bool:
-    """Tell whether the sample is there; if not, leave a folder that says what is being written to it."""
+    """Whether the sample is finished; if not, create the folder with the unfinished manifest."""
     text = json.dumps(asdict(manifest), indent=2) + "\n"
     if (root / MANIFEST_NAME).is_file():
         _check_same(root, _read(root / MANIFEST_NAME), text)
@@ -150,7 +150,7 @@ def _write_if_missing(path: Path, key: tuple[int, int, int, int]) -> None:
 
 
 def _render_jpeg(key: tuple[int, int, int, int]) -> bytes:
-    """Render the image (seed, split, class, index), stored now and then as cameras and scanners do."""
+    """Render the image (seed, split, class, index); some are stored like those of cameras and scanners."""
     rng = np.random.default_rng(key)
     image = render_image(key[2], rng)
     if rng.random() < 0.05:

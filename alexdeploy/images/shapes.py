@@ -1,4 +1,4 @@
-"""Randomly drawn textured shapes: the pictures of the rendered data set."""
+"""Drawing random textured shapes: the pictures of the rendered data set."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Rng = np.random.Generator
 _SUPERSAMPLING = 2
 _MAX_TURN = math.radians(25)
 _MIN_CONTRAST = 105.0
-"""Least distance of the colours of shape and background, in levels, with the weights below."""
+"""Minimum distance between the colours of shape and background, in levels, with the weights below."""
 
 
 def render_image(class_index: int, rng: Rng) -> Image.Image:
     """Draw one shape of class CLASSES[class_index] somewhere on a background: RGB, sides of 180 to 640.
 
-    Place, size, turn, colours and textures are drawn from `rng` and are independent of the class. The shape
-    lies within the centre square of the image, which is what the decoder keeps.
+    Position, size, rotation, colours and textures are drawn from `rng`, independently of the class. The shape lies
+    within the centre square of the image, which the decoder keeps.
     """
     width, height = _draw_size(rng)
     side = min(width, height)
@@ -47,7 +47,7 @@ def _draw_colours(rng: Rng) -> tuple[Array, Array]:
     """Draw two tones each for shape and background, float [2, 3]; the pairs differ, the tones less so."""
     while True:
         paint, ground = rng.uniform(15, 240, (2, 3))
-        # Brightness separates objects better than hue, to people and after JPEG's chroma subsampling.
+        # Brightness separates objects better than hue, for people and after JPEG's chroma subsampling.
         distance = math.sqrt(float(((paint - ground) ** 2 * (0.9, 1.6, 0.5)).sum()))
         if distance >= _MIN_CONTRAST:
             break
@@ -128,7 +128,7 @@ _PATTERNS: tuple[Callable[[Array, Array, Rng], Array], ...] = (
 
 
 def _scatter(image: Image.Image, side: int, rng: Rng) -> None:
-    """Strew specks behind the shape, too small to be taken for one."""
+    """Scatter specks behind the shape, too small to be mistaken for one."""
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 14)):
         x, y = rng.uniform(0, image.width), rng.uniform(0, image.height)
@@ -137,7 +137,7 @@ def _scatter(image: Image.Image, side: int, rng: Rng) -> None:
 
 
 def _streak(image: Image.Image, side: int, rng: Rng) -> None:
-    """Lay a few thin lines over everything, shape included."""
+    """Draw a few thin lines over everything, including the shape."""
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 4)):
         ends = rng.uniform(0, 1, (2, 2)) * image.size
@@ -150,7 +150,7 @@ def _any_colour(rng: Rng) -> tuple[int, int, int]:
 
 
 def _light(image: Image.Image, rng: Rng) -> Image.Image:
-    """Let the light fall off across the image, by up to a third."""
+    """Darken the image gradually across, by up to a third."""
     corners = np.clip(rng.uniform(0.65, 1.1, (2, 2)), 0, 1) * 255
     shade = Image.fromarray(corners.astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
     return Image.composite(image, Image.new("RGB", image.size), shade)
@@ -177,7 +177,7 @@ def _stamp(
 
 
 def _draw_transform(rng: Rng) -> Array:
-    """Draw a turn by up to 25 degrees after a stretch by up to a fifth, float [2, 2], no point moving outwards."""
+    """Draw a rotation by up to 25 degrees after a stretch by up to a fifth, float [2, 2], moving no point outwards."""
     angle = rng.uniform(-_MAX_TURN, _MAX_TURN)
     cos, sin = math.cos(angle), math.sin(angle)
     stretch = np.diag((1.0, rng.uniform(0.8, 1.0)))
@@ -188,7 +188,7 @@ def _pairs(points: Array) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points.tolist()]
 
 
-# An outline is float [points, 2] in the unit disc; a shape is its outlines in the order they are painted,
+# An outline is float [points, 2] in the unit disc; a shape is its outlines in painting order,
 # with 255 for shape and 0 for hole.
 Outlines = list[tuple[Array, int]]
 

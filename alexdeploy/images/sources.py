@@ -1,6 +1,6 @@
-"""The user's inputs, one image after the other: files, folders, globs, lists, archives, packed sets.
+"""The user's inputs as a stream of images: files, folders, globs, lists, archives, packed sets.
 
-Nothing named is ever left out: what cannot be read becomes a source that says so when it is read.
+No input is dropped: one that cannot be read becomes a source that raises the error when it is read.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class PackedImage(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One image that was asked for, and where its bytes come from: a path, memory, a packed set, or nowhere.
+    """One input image, and the origin of its bytes: a path, memory, a packed set, or none.
 
-    `name` is what the user would recognise ("photos.zip!cats/1.jpg" for a member of an archive) and can
-    always be encoded as UTF-8; it may hold newlines, as file names may.
+    `name` is recognizable for the user ("photos.zip!cats/1.jpg" for a member of an archive) and can always be
+    encoded as UTF-8; it may contain newlines, as file names may.
     """
 
     name: str
@@ -55,13 +55,13 @@ class Source:
     data: bytes | None = None
     problem: str | None = None
     was_listed: bool = False
-    """A folder or a glob showed the file, so that its absence means it went away."""
+    """The file was found in a folder or by a glob: if it is missing, it was removed since."""
     packed: PackedImage | None = None
 
     def read(self, resize: str | None = None) -> bytes:
-        """Give the bytes of the file, never empty; raises ImageError saying why it cannot.
+        """The bytes of the file, never empty. Raises ImageError with the reason if it cannot be read.
 
-        An image of a packed set was made square already: by `resize`, if that is given, and by nothing else.
+        An image of a packed set is already square; if `resize` is given, the set must have been made with it.
         """
         if self.problem is not None:
             raise ImageError(self.problem)
@@ -75,9 +75,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What the user named, and what stood on standard input; it can be walked more than once.
+    """The user's inputs, including the content of standard input; can be iterated more than once.
 
-    `skipped` counts what folders and archives held besides, as far as the last walk has come.
+    `skipped` counts the other files in folders and archives, as far as the last iteration has progressed.
     """
 
     texts: tuple[str, ...]
@@ -89,9 +89,9 @@ class Inputs:
         return _iter_sources(self.texts, self.standard_input, self.skipped)
 
     def count(self, is_wanted: Callable[[], bool] = lambda: True) -> int | None:
-        """How many sources there are; None with images in archives, which would have to be read for it.
+        """The number of sources; None if there are archives, which would have to be read to count their images.
 
-        It takes as long as to list the folders, and gives up where it `is_wanted` no more.
+        Takes as long as listing the folders, and returns None as soon as `is_wanted` is false.
         """
         number = 0
         with closing(_iter_sources(self.texts, self.standard_input, Skipped())) as found:
@@ -103,7 +103,7 @@ class Inputs:
 
 
 def read_inputs(inputs: Iterable[str | os.PathLike[str]]) -> Inputs:
-    """Take what `iter_sources` takes. Standard input is read here and now. Raises UsageError for what is no path."""
+    """Accepts what `iter_sources` accepts. Reads standard input immediately. Raises UsageError for an invalid path."""
     is_one = isinstance(inputs, (str, bytes, os.PathLike)) or not isinstance(inputs, Iterable)
     given = () if is_one else tuple(inputs)
     if is_one or not all(isinstance(each, (str, os.PathLike)) for each in given):
@@ -119,11 +119,10 @@ def is_list(text: str) -> bool:
 
 
 def check_named(inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise UsageError for inputs that do not exist, and patterns that match nothing: what was named, before any work.
+    """Raise UsageError for inputs that do not exist, patterns that match nothing, and a list of images without its @.
 
-    And for a list of images without its @.
-
-    What a list names is not looked at: each entry of it has a row, with its error.
+    For checking the user's inputs before any work. The entries of a list are not checked: each gets a row, with its
+    error.
     """
     named = [os.fspath(given) for given in inputs]
     missing = [text for text in named if not _is_there(text)]
@@ -140,13 +139,13 @@ def check_named(inputs: Iterable[str | os.PathLike[str]]) -> None:
 
 
 def _is_bare_list(text: str) -> bool:
-    """Whether it is text by its name and its content, which an image of such a name is not."""
+    """Whether it is a text file by its name and also by its content, unlike an image with such a name."""
     if not text.lower().endswith(_LIST_SUFFIXES) or not _is_kind(text, stat.S_IFREG):
         return False
     try:
         with open_regular(Path(text)) as file:
             beginning = file.read(512)
-        # A character may be cut off at its end.
+        # The last character may be incomplete.
         codecs.getincrementaldecoder("utf-8")().decode(beginning)
     except (OSError, UnicodeDecodeError):
         return False
@@ -159,21 +158,20 @@ def _is_there(text: str) -> bool:
         if text == "-" or os.path.lexists(path):
             return True
         return path == text and glob.has_magic(text) and any(True for _ in expand(text))
-    # A NUL, which no path has: its row says so.
+    # A NUL, which no path can contain; its row has the error.
     except ValueError:
         return True
 
 
 def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
-    """Name the images behind `inputs`, in their order, each when the caller asks for it.
+    """Yield the images of `inputs`, in order and on demand.
 
-    An input is a file; a folder (walked, image suffixes only, in the order of the names' bytes); a .zip or
-    .tar archive, plain or compressed; a packed set (training, then validation images); `@list.txt`, with one path
-    a line, or NUL between them, relative to the list; `-`, such a list on standard input, relative to the working
-    folder; or a glob pattern. A file beginning with @ is written ./@name. Archives and lists inside folders are not
-    opened.
-    Members of archives are in memory when they come; nothing else is read, but standard input, which is read
-    here and now: in the thread of the caller, a Ctrl-C ends the wait for it.
+    An input is a file; a folder (walked recursively, image suffixes only, names sorted by bytes); a .zip or .tar
+    archive, plain or compressed; a packed set (training, then validation images); `@list.txt`, with one path per line,
+    or separated by NULs, relative to the list; `-`, such a list on standard input, relative to the working folder; or a
+    glob pattern. Write ./@name for a file beginning with @. Archives and lists inside folders are not opened.
+    Members of archives are yielded with their bytes in memory. No other input is read, except standard input: it is
+    read immediately, in the caller's thread, where Ctrl-C can interrupt the wait.
     """
     return iter(read_inputs(inputs))
 
@@ -225,14 +223,14 @@ def _from_packed(folder: str) -> Iterator[Source]:
 
 
 def packed_sources(folder: str, images: PackedImages) -> Iterator[Source]:
-    """The images of one split of the packed set `folder`, called "set!train/cats/1.jpg"."""
+    """The images of one split of the packed set `folder`, named like "set!train/cats/1.jpg"."""
     for number, name in enumerate(images.names):
         yield Source(name=f"{printable_path(folder)}!{name}", packed=PackedImage(images, number))
 
 
 def _from_archive(path: str, skipped: Skipped) -> Iterator[Source]:
     archive = printable_path(path)
-    # A caller that stops early closes this generator, and the archive with it.
+    # A caller that stops early closes this generator, and so the archive.
     with closing(iter_members(path, skipped)) as members:
         for name, data, problem in members:
             shown = archive if name is None else f"{archive}!{printable_path(name)}"
@@ -247,7 +245,7 @@ def _from_glob(pattern: str, skipped: Skipped) -> Iterator[Source]:
         yield Source(name=printable_path(pattern), problem=f"invalid pattern: {exc}")
         return
     if "**" in pattern:
-        # ** has been inside every folder already; walking those it matched would give their images twice.
+        # ** has already entered every folder; walking its matches would yield their images twice.
         folders = {match for match in found if match.problem is None and os.path.isdir(match.path)}
         if any(match.problem is None and match not in folders for match in found):
             found = [match for match in found if match not in folders]
@@ -285,16 +283,16 @@ def _from_list(data: bytes, name: str, base: str, skipped: Skipped) -> Iterator[
 
 
 def _has_no_name(entry: str) -> bool:
-    """Whether an entry of a list is the root, the folder of the list or one above it: no image, but all there are."""
+    """Whether an entry of a list is the root, the list's folder or one above it: not an image, but a tree of them."""
     _, tail = os.path.splitdrive(os.path.normpath(entry))
     return set(tail.replace(os.sep, "/").split("/")) <= {"", os.curdir, os.pardir}
 
 
 def read_file(path: str, was_listed: bool = False) -> bytes:
-    """Read at most MAX_FILE_BYTES from a regular file, without ever waiting for a fifo or a device.
+    """Read at most MAX_FILE_BYTES from a regular file, never blocking on a FIFO or a device.
 
-    `was_listed`: a folder showed the file, so that its absence means it went away. Raises ImageError, saying why
-    without the path.
+    `was_listed`: the file was found in a folder, so if it is missing, it was removed since. Raises ImageError with the
+    reason, without the path.
     """
     try:
         if (problem := raw_problem(path)) is not None:
@@ -327,9 +325,9 @@ def _is_kind(path: str, kind: int) -> bool:
 
 
 def printable_path(path: str) -> str:
-    r"""Write bytes of a path that are not UTF-8 as \xff, so that the name can be encoded for printing."""
+    r"""Escape bytes of a path that are not UTF-8 as \xff, so that the name can be encoded for printing."""
     try:
         return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    # A surrogate that represents no byte: names on Windows can contain them.
+    # A surrogate that does not represent a byte: Windows names can contain these.
     except UnicodeEncodeError:
         return path.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Text files with one entry a line: inputs, labels and class names, in the encodings that editors and shells write."""
+"""Text files with one entry per line: inputs, labels and class names, in the encodings of editors and shells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alexdeploy.images.listing import describe
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    # Before UTF-16, whose little-endian mark UTF-32's begins with.
+    # Before UTF-16: UTF-32's little-endian mark begins with that of UTF-16.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -21,21 +21,21 @@ _MARKS = (
 )
 _UTF8 = ("utf-8", "utf-8-sig")
 _MAX_LINE = 8192
-"""Characters in a line: twice the longest path. A line of blanks alone would take their square in memory."""
+"""Most characters in a line: twice the longest path. A line of only blanks would use memory of their number squared."""
 
 _MARK = "\ufeff"
-"""The byte-order mark, decoded. It also begins a line where a list was appended to another."""
+"""The decoded byte-order mark. It also appears at the start of a line where one list was appended to another."""
 
 _SAMPLE_BYTES = 1 << 16
 _SAVE_AS_UTF8 = "Save it as UTF-8."
 
 
 def split_names(data: bytes, name: str) -> list[str]:
-    """The entries of a list of paths: what stands between NULs if the text has any, else its lines.
+    """The entries of a list of paths: separated by NULs if the text has any, else its lines.
 
-    Between NULs every character counts, as `find -print0` writes names. Of lines, those that are blank or begin with #
-    are left out. Without a mark, names are decoded as Python decodes file names. Raises DataError for text that cannot
-    be decoded.
+    NUL-separated entries are taken literally, as `find -print0` writes names. Lines that are blank or begin with # are
+    skipped. Without a byte-order mark, names are decoded as Python decodes file names. Raises DataError for text that
+    cannot be decoded.
     """
     encoding = _encoding(data[:_SAMPLE_BYTES], name)
     if encoding in _UTF8 and _has_wide_lines(data):
@@ -51,10 +51,10 @@ def split_names(data: bytes, name: str) -> list[str]:
 
 
 def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """All lines of a file, stripped, with their numbers from 1; bytes that are not UTF-8 as in Python's file names.
+    """All lines of a file, stripped, with their numbers from 1; non-UTF-8 bytes are decoded as in Python's file names.
 
-    Raises UsageError for a file that does not exist; DataError for one that cannot be read or decoded, a NUL, and a
-    line of more than 8,192 characters.
+    Raises UsageError for a file that does not exist; DataError for a file that cannot be read or decoded, for a NUL,
+    and for a line of more than 8,192 characters.
     """
     name = os.fspath(path)
     try:
@@ -77,18 +77,18 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
 
 
 def list_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """What `text_lines` gives, without blank lines and those that begin with #."""
+    """The lines of `text_lines`, without blank lines and those that begin with #."""
     return ((number, line) for number, line in text_lines(path) if line and not line.startswith("#"))
 
 
 def _decoded(file: io.BufferedReader, name: str) -> io.TextIOWrapper:
-    """`file`, which may be a pipe, as text with \\n between lines."""
+    """`file`, which may be a pipe, as text with \\n line ends."""
     encoding = _encoding(file.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES], name)
     return io.TextIOWrapper(file, encoding, "surrogateescape" if encoding in _UTF8 else "strict")
 
 
 def _encoding(beginning: bytes, name: str) -> str:
-    """The encoding that the byte-order mark names, else UTF-8. Raises DataError for what is UTF-16 without a mark."""
+    """The encoding of the byte-order mark, else UTF-8. Raises DataError for UTF-16 without a mark."""
     encoding = next((encoding for mark, encoding in _MARKS if beginning.startswith(mark)), "utf-8")
     if encoding == "utf-8" and _looks_wide(beginning):
         raise DataError(f"{name} looks like UTF-16 or UTF-32 without a byte-order mark.", hint=_SAVE_AS_UTF8)
@@ -96,10 +96,10 @@ def _encoding(beginning: bytes, name: str) -> str:
 
 
 def _looks_wide(sample: bytes) -> bool:
-    """Whether NULs are halves of characters, and not marks between names.
+    """Whether NULs are halves of UTF-16 characters, not separators between names.
 
-    In text of Latin letters every second byte is NUL. In other text the line ends and dots are such pairs, all at odd
-    or all at even places; between names a NUL next to a line end would be a name with a line end at its edge.
+    In text of Latin letters, every second byte is NUL. In other text, line ends and dots have NULs, all at odd or all
+    at even positions. As a separator, a NUL next to a line end would mean a name that begins or ends with a line end.
     """
     sample = sample[: len(sample) // 2 * 2]
     if sample.count(0) * 3 >= len(sample) > 0:
@@ -112,9 +112,9 @@ def _looks_wide(sample: bytes) -> bool:
 
 
 def _has_wide_lines(data: bytes) -> bool:
-    """Whether some line end is one character of several bytes, as where Windows PowerShell appends to a list.
+    """Whether a line end is a multi-byte character, as when Windows PowerShell appends to a list.
 
-    Between NULs it would be a name that is a line end and nothing else.
+    With NULs as separators, this would be a name that consists of a line end only.
     """
     return b"\0\n\0" in data or data.endswith(b"\0\n")
 

@@ -1,4 +1,4 @@
-"""Folders that alexdeploy itself wrote: they may be among the class folders of a data set but are not classes."""
+"""Recognizing folders that alexdeploy wrote: they may lie among class folders but are not classes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _MARKS = frozenset({"spec.json", "last.pt", "log.jsonl", MANIFEST_NAME, STARTED_
 _RANGES = ".ranges.json"
 _PHOTOGRAPH = re.compile(rf"({'|'.join(CLASSES)})-\d\d\.jpg")
 _MOST_LEVELS = 3
-"""models/NAME/checkpoints is the deepest."""
+"""Depth of models/NAME/checkpoints, the deepest."""
 
 
 def is_written(folder: str) -> bool:
-    """Whether `folder` is one that alexdeploy writes, recognized by its files and not by its name.
+    """Whether alexdeploy wrote `folder`, recognized by its files and not by its name.
 
-    A folder with an image in it is none, but for the photographs that `train` renders. A folder of such folders is one.
+    A folder that contains an image does not count, except for the photographs that `train` renders. A folder whose
+    sub-folders all count also counts.
     """
     return _is_written(folder, _MOST_LEVELS)
 
@@ -41,7 +42,7 @@ def _is_written(folder: str, levels: int) -> bool:
                 elif match := _PHOTOGRAPH.fullmatch(entry.name):
                     photographs.add(match[1])
                 elif is_image_name(entry.name):
-                    # The rest of what may be a large class need not be looked at.
+                    # Stop here: this may be a large class.
                     return False
                 else:
                     has_other = True
