@@ -246,7 +246,7 @@ def _cells(line: str, form: _Form, place: str) -> tuple[str, ...]:
     if form.num_columns != len(cells):
         raise DataError(
             f"{place}: found {len(cells)} columns; expected {form.num_columns or 2}, as in the lines before.",
-            hint=f'Quote what holds a separator: "a{form.separator}b"',
+            hint=f'Quote a field that contains a separator: "a{form.separator}b"',
         )
     if not cells[form.name]:
         raise DataError(f"{place}: no image name found.", hint=LIST_FORM)

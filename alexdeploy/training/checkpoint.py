@@ -142,7 +142,7 @@ def check_same_run(found: Identity, asked: Identity) -> None:
         changes.append("the names, classes or sizes of some images")
     if changes:
         raise UsageError(
-            "the run to be resumed differs from what is asked for: " + "; ".join(changes),
+            "the checkpoint differs from the requested run: " + "; ".join(changes),
             hint="Use the same options and data, or start again: another --name, or --overwrite.",
         )
 
