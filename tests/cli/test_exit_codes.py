@@ -74,7 +74,7 @@ _MISSING_PATHS = (
 
 _MISSING_PACKAGES = (
     ("torch", ("train", "data")),
-    ("torch", ("export", "tiny")),
+    ("torch", ("export", "tiny", "--overwrite")),
     ("torch", ("import", "weights.pth")),
     ("torch", ("predict", "data", "--backend", "torch")),
     ("torch", ("evaluate", "data", "--backend", "torch")),

@@ -43,7 +43,7 @@ _COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "predict, two devices": (0, ("predict", "pictures", "--placement", "towers", "--devices", "cpu,cpu")),
     "evaluate": (0, ("evaluate", "data", "--html", "report.html")),
     "verify": (0, ("verify", "tiny", "pictures", "--num-images", "4", "--max-flips", "100")),
-    "bench": (0, (*_BENCH, "--backend", "openvino,onnxruntime", "--seconds", "1", "--html", "bench.html", "--json")),
+    "bench": (0, (*_BENCH, "--backend", "openvino,onnxruntime", "--seconds", "0", "--html", "bench.html", "--json")),
     "inspect": (0, ("inspect", "tiny")),
     "import": (0, ("import", "models/tiny/model.onnx", "--name", "again", "--scale", "0.004", "--mean", "0,0,0")),
     "devices": (0, ("devices",)),

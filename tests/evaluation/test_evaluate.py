@@ -406,7 +406,7 @@ def test_the_partial_figures_are_those_of_the_first_images(tiny_model: ModelFold
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"views": (1,)}, "was written with configurations onnxruntime fp32 1 view, onnxruntime fp32 10 views"),
+        ({"num_views": (1,)}, "was written with configurations onnxruntime fp32 1 view, onnxruntime fp32 10 views"),
         ({"batch_size": 3}, "was written with batch size"),
         ({"labels": "labels.txt"}, "labels: the label of '.*/class-0/00.png' was '{0}', now it is '{1}'"),
     ],

@@ -15,9 +15,11 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from alexdeploy.core.errors import ParityError
+from alexdeploy.core.events import Status
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.export import export as export_module
+from alexdeploy.export.events import Event
 from alexdeploy.export.export import ExportOptions, check_images, export_model
 from alexdeploy.export.fp16 import to_fp16
 from alexdeploy.export.parity import check_parity
@@ -133,15 +135,16 @@ def test_fp16_survives_activations_whose_squares_leave_its_range(checked) -> Non
 
 def test_the_check_uses_the_photographs_that_are_named(tiny_model: ModelFolder, tmp_path: Path) -> None:
     Image.new("RGB", (300, 300), (10, 20, 30)).save(tmp_path / "flat.png")
-    messages: list[str] = []
+    events: list[Event] = []
     images = check_images(
-        tiny_model.spec(), tiny_model.mean_image(tiny_model.spec()), str(tmp_path / "flat.png"), messages.append
+        tiny_model.spec(), tiny_model.mean_image(tiny_model.spec()), str(tmp_path / "flat.png"), events.append
     ).inputs
     mean = tiny_model.mean_image(tiny_model.spec())
     assert mean is not None
     expected = np.array([10, 20, 30], np.float32)[:, None, None] - mean[:, 14:241, 14:241]
     np.testing.assert_array_equal(images[-1], expected)
-    assert "flat.png" in messages[0]
+    assert isinstance(events[0], Status)
+    assert "flat.png" in events[0].message
 
 
 def _classes_of_one_colour(folder: Path) -> None:
@@ -152,10 +155,10 @@ def _classes_of_one_colour(folder: Path) -> None:
             Image.new("RGB", (256, 256), (10 * label, 0, 0)).save(folder / f"class-{label}" / f"{index}.png")
 
 
-def _check_images_of(folder: ModelFolder, data: str) -> tuple[np.ndarray, str]:
+def _check_images_of(folder: ModelFolder, data: str) -> tuple[np.ndarray, Event]:
     spec = folder.spec().replace_provenance(data=data)
-    messages: list[str] = []
-    return check_images(spec, folder.mean_image(spec), None, messages.append).inputs, messages[0]
+    events: list[Event] = []
+    return check_images(spec, folder.mean_image(spec), None, events.append).inputs, events[0]
 
 
 def _reds(folder: ModelFolder, images: np.ndarray) -> list[int]:
@@ -168,8 +171,8 @@ def test_the_check_takes_pictures_of_several_classes_of_the_training_data(
     tiny_model: ModelFolder, tmp_path: Path
 ) -> None:
     _classes_of_one_colour(tmp_path / "data")
-    images, message = _check_images_of(tiny_model, str(tmp_path / "data"))
-    assert message == f"checking on 2 random inputs and 4 images of {tmp_path / 'data'}"
+    images, event = _check_images_of(tiny_model, str(tmp_path / "data"))
+    assert event == Status(message=f"checking on 2 random inputs and 4 images of {tmp_path / 'data'}")
     assert len(set(_reds(tiny_model, images))) == 4
 
 
@@ -198,15 +201,15 @@ def test_a_data_path_in_a_spec_is_used_only_if_it_is_a_folder(
     with zipfile.ZipFile("all.zip", "w") as archive:
         archive.write("one.png")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(_NeverRead()))  # type: ignore[type-var]
-    _, message = _check_images_of(tiny_model, data)
-    assert message == "checking on 2 random inputs and 4 images of rendered pictures"
+    _, event = _check_images_of(tiny_model, data)
+    assert event == Status(message="checking on 2 random inputs and 4 images of rendered pictures")
 
 
 def test_the_images_that_the_user_names_may_be_a_list(tiny_model: ModelFolder, tmp_path: Path) -> None:
     Image.new("RGB", (256, 256)).save(tmp_path / "one.png")
     (tmp_path / "list.txt").write_text("one.png\n")
-    messages: list[str] = []
+    events: list[Event] = []
     check_images(
-        tiny_model.spec(), tiny_model.mean_image(tiny_model.spec()), f"@{tmp_path / 'list.txt'}", messages.append
+        tiny_model.spec(), tiny_model.mean_image(tiny_model.spec()), f"@{tmp_path / 'list.txt'}", events.append
     )
-    assert messages == [f"checking on 2 random inputs and 1 images of @{tmp_path / 'list.txt'}"]
+    assert events == [Status(message=f"checking on 2 random inputs and 1 images of @{tmp_path / 'list.txt'}")]

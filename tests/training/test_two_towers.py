@@ -349,7 +349,7 @@ def _ignore(event: Event) -> None:
     ("overrides", "num_processes", "reason"),
     [
         (("architecture.towers=1",), 2, "has one tower"),
-        (("architecture.lrn.per_tower=false",), 2, r"norm1 normalizes(.|\n)*--set architecture.lrn.per_tower=true"),
+        (("architecture.lrn.per_tower=false",), 2, r"norm1 normalizes(.|\n)*architecture.lrn.per_tower=true"),
         ((), 3, r"found 3(.|\n)*--nproc-per-node 2"),
     ],
 )
