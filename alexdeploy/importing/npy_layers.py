@@ -165,7 +165,7 @@ def _unpickle(content: bytes, source: str) -> object:
         file.seek(start)
         array = _Unpickler(file, source).load()
         if not isinstance(array, _Array) or not isinstance(array.value, list) or len(array.value) != 1:
-            raise ValueError("it holds no array of one object")
+            raise ValueError("it contains no array of one object")
         return array.value[0]
     except ModelError:
         raise

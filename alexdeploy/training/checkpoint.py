@@ -119,7 +119,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     # torch.load raises whatever exceptions its readers raise.
     except Exception as exc:
         reason = str(exc).partition("\n")[0]
-        raise ModelError(f"{path} is no checkpoint: {reason}", hint="Start again: --overwrite") from exc
+        raise ModelError(f"{path} is not a checkpoint: {reason}", hint="Start again: --overwrite") from exc
 
 
 def check_same_run(found: Identity, asked: Identity) -> None:

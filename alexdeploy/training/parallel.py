@@ -206,8 +206,8 @@ def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
             reason = f" or cannot be reached: {_reason(exc)}" if isinstance(exc, dist.DistError) else ""
             raise DeviceError(
                 f"another of the processes that train together has ended{reason}",
-                hint="Its own message, if there was time for one, says why. Go on from the last checkpoint: --resume\n"
-                "torchrun --max-restarts 3 does that by itself.",
+                hint="See that process's own error message, if any. Resume from the last checkpoint: --resume\n"
+                "torchrun --max-restarts 3 resumes automatically.",
             ) from exc
 
 

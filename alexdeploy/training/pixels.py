@@ -131,7 +131,7 @@ class FilePixels:
         except ImageError as exc:
             raise DataError(
                 f"an image that could be read when training began cannot be now: {exc.message}",
-                hint="Bring it back and go on: alexdeploy train --resume",
+                hint="Restore it and resume: alexdeploy train --resume",
             ) from exc
 
     def _image(self, index: int) -> NDArray[np.uint8]:

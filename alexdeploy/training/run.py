@@ -319,7 +319,7 @@ class Run:
         return loss
 
     def _diverged(self, what: str, value: float, epoch: int, rate: float) -> DivergedError:
-        number = f"{value:.4g}" if not math.isfinite(value) else f"{value:.4g}, its weights are no numbers"
+        number = f"{value:.4g}" if not math.isfinite(value) else f"{value:.4g}, its weights are not finite"
         hint = f"Try a lower rate: --set training.learning_rate={rate / 3:.2g} --overwrite"
         if self._training.precision != "fp32":
             hint += "\nor more precision: --precision fp32 --overwrite"
