@@ -177,8 +177,10 @@ def fail(error: AlexDeployError) -> None:
 
 
 def printable(text: str) -> str:
-    """Replace characters that could control the terminal (names come from files), like escapes, by question marks."""
-    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+    """Escape characters that could control the terminal (names come from files), except for line ends."""
+    from alexdeploy.inference.table import escape
+
+    return "\n".join(map(escape, text.split("\n")))
 
 
 def first_few(items: Sequence[str]) -> list[str]:

@@ -315,7 +315,7 @@ def test_what_would_steer_a_terminal_is_not_printed_with_an_error(
     run: Run, failing: Callable[[BaseException], None]
 ) -> None:
     failing(UsageError("a file called \x1b[2J\x07.onnx\nand a line"))
-    assert run("inspect").stderr == "error: a file called ?[2J?.onnx\nand a line\n"
+    assert run("inspect").stderr == "error: a file called \\x1b[2J\\x07.onnx\nand a line\n"
 
 
 def test_ctrl_c_is_exit_code_130(run: Run, failing: Callable[[BaseException], None]) -> None:

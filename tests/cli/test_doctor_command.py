@@ -47,7 +47,7 @@ def test_each_finding_is_a_line_with_its_cure_beneath(run: Run, finding) -> None
     assert result.stdout.splitlines() == [
         "ok       python    3.11",
         "absent   tensorrt  not installed",
-        "                   pip install ?[31mit",
+        "                   pip install \\x1b[31mit",
         "warning  memory    little [bold]is[/bold] left",
         "problem  driver    too old",
         "                   Install driver 580 or newer",
