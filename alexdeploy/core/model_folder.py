@@ -233,12 +233,18 @@ def find_model(model: ModelFolder | str | os.PathLike[str] | None = None) -> Mod
         known = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
         hint = f"Models here: {', '.join(known)}" if known else _NO_MODEL_HINT
         raise UsageError(f"no model at {os.fspath(name)} or {MODELS_FOLDER / name}", hint=hint)
-    specs = sorted(MODELS_FOLDER.glob("*/spec.json"), key=lambda path: path.stat().st_mtime_ns)
+    specs = list(MODELS_FOLDER.glob("*/spec.json"))
     if not specs:
         for path in sorted(MODELS_FOLDER.glob("*/")):
             _refuse_part(ModelFolder(path))
         raise UsageError(f"no model in {MODELS_FOLDER.resolve()}", hint=_NO_MODEL_HINT)
-    return ModelFolder(specs[-1].parent)
+    return max((ModelFolder(path.parent) for path in specs), key=_last_change)
+
+
+def _last_change(folder: ModelFolder) -> int:
+    """When the spec or that of newer weights was written, in nanoseconds."""
+    paths = (folder.spec_path, folder.candidate.spec_path)
+    return max(path.stat().st_mtime_ns for path in paths if path.is_file())
 
 
 def _refuse_part(folder: ModelFolder) -> None:

@@ -184,8 +184,6 @@ def _kept_fp32(folder: ModelFolder, network: Network) -> _Checked | None:
     written_by = (graph.model.producer_version, [each.version for each in graph.model.opset_import])
     if written_by != (package_version("torch"), [graph_files.OPSET]):
         return None
-    if graph.spec() != network.spec:
-        return None
     return _Checked(
         path=folder.onnx_path(),
         precision="fp32",

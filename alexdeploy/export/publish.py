@@ -41,7 +41,8 @@ def read_network(folder: ModelFolder) -> Network:
         return _read(folder, folder)
     # A training run may write the next candidate at any time.
     with wait_for_lock(folder.publish_lock):
-        return _read(folder, folder.candidate)
+        # Another export may have published it while this one waited.
+        return _read(folder, folder.candidate if folder.candidate.spec_path.is_file() else folder)
 
 
 def _read(folder: ModelFolder, place: ModelFolder) -> Network:
@@ -49,6 +50,11 @@ def _read(folder: ModelFolder, place: ModelFolder) -> Network:
     weights = load_model_weights(place, spec, sha256_file) if place.weights_path.is_file() else None
     new_files = {}
     if place != folder:
+        if weights is None:
+            raise ModelError(
+                f"{place.path} has no {place.weights_path.name}",
+                hint=f"Copy it again from the original folder, or remove {place.path} to export the previous weights.",
+            )
         # In this order, with the spec last: it records the SHA-256 of the weights.
         for source, target in (
             (place.mean_path, folder.mean_path),

@@ -165,7 +165,12 @@ def newer_weights(folder: ModelFolder) -> str | None:
     """If the model has a candidate: which weights are used, and how to use the newer ones; else None."""
     if not folder.candidate.spec_path.is_file():
         return None
-    served, newer = folder.spec(), folder.candidate.spec()
+    served = folder.spec()
+    try:
+        newer = folder.candidate.spec()
+    except ModelError as exc:
+        # An export or a training run may have removed it a moment ago.
+        return f"newer weights are not used: {exc.message}" if folder.candidate.spec_path.is_file() else None
     if served.recorded_weights == newer.recorded_weights:
         return None
     return (

@@ -222,7 +222,7 @@ def _split(folder: ModelFolder, options: PredictOptions, named: tuple[Device, ..
         num_threads=options.num_threads,
     )
     engine = open_split_engine(folder, options.placement, (devices[0], devices[1]), engine_options)
-    return Placed(engine=engine, notes=notes)
+    return Placed(engine=engine, notes=(*notes, *_newer(folder)))
 
 
 def _two_devices(placement: Placement, survey: GpuSurvey) -> tuple[tuple[Device, ...], tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,10 +179,17 @@ def read_weights(folder: ModelFolder, best: Best) -> dict[str, Tensor]:
 
 def is_published(folder: ModelFolder, best: Best) -> bool:
     """Whether the model folder or its candidate contains the weights of `best` and a spec that records them."""
-    return any(
+    # An export may move the candidate into the folder meanwhile.
+    with suppress(ModelError):
+        if _contains(folder.candidate, best):
+            return True
+    return _contains(folder, best)
+
+
+def _contains(place: ModelFolder, best: Best) -> bool:
+    return (
         place.spec_path.is_file()
         and place.weights_path.is_file()
         and place.spec().recorded_weights == best.weights_sha256
         and sha256_file(place.weights_path) == best.weights_sha256
-        for place in (folder.candidate, folder)
     )

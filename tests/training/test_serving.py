@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from training_helpers import tiny_recipe
 from alexdeploy.core import files
 from alexdeploy.core.errors import ModelError, StaleArtifactError, UsageError
 from alexdeploy.core.files import sha256_file
-from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.export import publish
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.graphs.freshness import export_command, newer_weights
@@ -241,3 +243,50 @@ def test_ranges_of_the_served_weights_do_not_serve_for_the_newer_ones(improved, 
 def test_the_command_for_newer_weights_names_the_graphs_that_are_there(improved, int8_model):
     assert export_command(improved) == f"alexdeploy export {improved.path}"
     assert export_command(int8_model) == "alexdeploy export models/tiny --fp16 --int8 --calibrate pictures"
+
+
+@pytest.mark.parametrize("content", [None, b"{"])
+def test_newer_weights_that_cannot_be_read_do_not_stop_the_served_ones(improved, pictures, content):
+    before = rows(improved, pictures)
+    if content is None:
+        improved.candidate.spec_path.unlink()
+        assert newer_weights(improved) is None
+    else:
+        improved.candidate.spec_path.write_bytes(content)
+        note = newer_weights(improved)
+        assert note is not None
+        assert str(improved.candidate.spec_path) in note
+    assert rows(improved, pictures) == before
+
+
+def test_an_export_that_waited_for_another_exports_what_that_one_published(improved, newer, monkeypatch):
+    @contextlib.contextmanager
+    def wait_for_another(path: Path) -> Iterator[None]:
+        monkeypatch.undo()
+        export_model(improved)
+        yield
+
+    monkeypatch.setattr(publish, "wait_for_lock", wait_for_another)
+    network = publish.read_network(improved)
+    assert not network.new_files
+    assert network.spec.recorded_weights == newer.spec().recorded_weights
+
+
+def test_newer_weights_without_their_file_are_named_and_removing_them_helps(improved):
+    improved.candidate.weights_path.unlink()
+    with pytest.raises(ModelError, match=r"best has no weights\.safetensors") as caught:
+        export_model(improved)
+    assert str(improved.candidate.path) in (caught.value.hint or "")
+    shutil.rmtree(improved.candidate.path)
+    assert export_model(improved)
+
+
+def test_the_newest_model_is_the_one_that_was_trained_last(improved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(improved.path, Path("models") / "resumed")
+    shutil.copytree(improved.path, Path("models") / "other", ignore=shutil.ignore_patterns("checkpoints"))
+    for path, seconds in (("other/spec.json", 2), ("resumed/spec.json", 1), ("resumed/checkpoints/best/spec.json", 3)):
+        os.utime(Path("models") / path, (seconds, seconds))
+    assert find_model().path.name == "resumed"
+    os.utime(Path("models/other/spec.json"), (4, 4))
+    assert find_model().path.name == "other"
