@@ -21,6 +21,7 @@ from alexdeploy import AlexDeployError, AlexDeployWarning, ModelFolder
 from alexdeploy.cli.app import command_line
 from alexdeploy.core import errors, python_words
 from alexdeploy.core.events import Notice, Status, warn_of_notices
+from alexdeploy.core.recipe import Training
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, NumViews
 
@@ -150,8 +151,12 @@ def test_a_warning_is_of_the_callers_line_and_in_the_words_of_python() -> None:
     assert {(each.category, each.filename) for each in caught} == {(AlexDeployWarning, __file__)}
 
 
-SHELL_ONLY = {"check", "format", "help", "html", "json", "output", "quiet", "trust-engine", "verbose"}
+SHELL_ONLY = {"format", "help", "html", "json", "layers", "output", "quiet", "trust-engine", "verbose"}
 """Options that only the command line has: what it prints and which files of results it writes."""
+IN_RECIPE = {"epochs", "learning-rate"}
+"""Options that are overrides of the recipe in Python."""
+OF_SAMPLE = {"num-train", "num-val"}
+"""Options of the command that has no function."""
 
 
 def test_every_option_has_its_word_in_python_or_none() -> None:
@@ -164,10 +169,22 @@ def test_every_option_has_its_word_in_python_or_none() -> None:
         if word.startswith("--")
     }
     known = python_words._KEYWORDS.keys() | python_words._SWITCHES.keys()
-    assert sorted(options - known - SHELL_ONLY) == []
+    assert sorted(options - known - SHELL_ONLY - IN_RECIPE - OF_SAMPLE) == []
 
 
 def test_every_call_that_a_hint_names_is_there() -> None:
-    for function, _, options in python_words._CALLS.values():
-        assert inspect.isfunction(getattr(alexdeploy, function))
-        assert not options or isinstance(getattr(alexdeploy, options), type)
+    for call in python_words._CALLS.values():
+        function = getattr(alexdeploy, call.function)
+        assert inspect.isfunction(function)
+        fields = set(inspect.signature(function).parameters)
+        if call.options:
+            fields |= {field.name for field in dataclasses.fields(getattr(alexdeploy, call.options))}
+        inner = {
+            f"{kind.__name__}.{field.name}"
+            for kind in (alexdeploy.Budget, alexdeploy.Limits)
+            for field in dataclasses.fields(kind)
+        }
+        inner |= {f"training.{field.name}" for field in dataclasses.fields(Training)}
+        for option, field in (each.rstrip("*").partition(":")[::2] for each in call.fields.split()):
+            switch = python_words._SWITCHES.get(option, "").partition("=")[0]
+            assert (field or switch or python_words._KEYWORDS[option]) in fields | inner, (call.function, option)

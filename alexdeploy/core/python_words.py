@@ -9,33 +9,112 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+
+class _Call(NamedTuple):
+    """The function of a command.
+
+    `words`: the least and the greatest number of its words before the options. `parameters`: how many the function
+    has before its options. `fields`: the command's options that have a counterpart; `option:field` where the field is
+    not the one of `_KEYWORDS`, `*` after one that is a tuple. A field `training.x` is an override of the recipe,
+    `Limits.x` a field of the class Limits, in the field `limits`.
+    """
+
+    function: str
+    words: tuple[int, int]
+    parameters: int
+    options: str
+    fields: str
+
+
+_COMPARED = "precision:precisions* backend:backends*"
+_DEVICES = "devices replicas threads"
 _CALLS = {
-    "train": ("train", 1, "TrainOptions"),
-    "prepare": ("prepare", 2, "PrepareOptions"),
-    "import": ("import_model", 1, "ImportOptions"),
-    "export": ("export_model", 1, "ExportOptions"),
-    "calibrate": ("calibrate", 2, "CalibrationRecipe"),
-    "build": ("build", 1, "BuildOptions"),
-    "predict": ("predict", 2, "PredictOptions"),
-    "evaluate": ("evaluate", 2, "EvaluateOptions"),
-    "verify": ("verify", 2, "VerifyOptions"),
-    "bench": ("bench", 1, "BenchOptions"),
-    "inspect": ("inspect", 1, ""),
+    "train": _Call(
+        "train",
+        (0, 1),
+        1,
+        "TrainOptions",
+        "recipe set pretrained freeze name val val-fraction exclude devices:device threads resume overwrite "
+        "skip-broken parallel compile epochs:training.epochs learning-rate:training.learning_rate "
+        "batch-size:training.batch_size precision:training.precision seed:training.seed",
+    ),
+    "prepare": _Call(
+        "prepare",
+        (2, 2),
+        2,
+        "PrepareOptions",
+        "val val-fraction exclude seed train-list val-list classes resize jpeg threads check overwrite",
+    ),
+    "import": _Call(
+        "import_model",
+        (1, 1),
+        1,
+        "ImportOptions",
+        "recipe labels name channels scale mean mean-image std resize output-name overwrite",
+    ),
+    "export": _Call(
+        "export_model",
+        (0, 1),
+        1,
+        "ExportOptions",
+        "model fp16 int8 int8-weights overwrite images calibrate "
+        "max-drop:Budget.max_drop labelled:Budget.labelled keep:Budget.keep",
+    ),
+    "calibrate": _Call(
+        "calibrate", (2, 2), 2, "CalibrationRecipe", "model method percentile num-images views tencrop seed"
+    ),
+    "build": _Call(
+        "build",
+        (0, 1),
+        1,
+        "BuildOptions",
+        "model fp16:precision int8:precision views tencrop max-batch devices:device tactic-sources",
+    ),
+    "predict": _Call(
+        "predict",
+        (1, 1),
+        2,
+        "PredictOptions",
+        f"model {_DEVICES} precision views tencrop backend batch-size placement top-k",
+    ),
+    "evaluate": _Call(
+        "evaluate",
+        (1, 1),
+        2,
+        "EvaluateOptions",
+        f"model {_DEVICES} {_COMPARED} views:num_views* tencrop:num_views* labels exclude batch-size",
+    ),
+    "verify": _Call(
+        "verify",
+        (0, 2),
+        2,
+        "VerifyOptions",
+        f"model {_DEVICES} {_COMPARED} views tencrop batch-size num-images max-flips",
+    ),
+    "bench": _Call(
+        "bench",
+        (0, 1),
+        1,
+        "BenchOptions",
+        f"model {_DEVICES} {_COMPARED} views:num_views* tencrop:num_views* batch-size:batch_sizes* images:images* "
+        "num-images seconds seed budget-ms:Limits.budget_ms min-agreement:Limits.min_agreement",
+    ),
+    "inspect": _Call("inspect", (1, 1), 1, "", "set num-classes"),
 }
-"""Command -> its function, the number of parameters before its options, and the class of its options."""
+"""Command -> its function."""
 
 _SAME = """
-    backend batch-size budget-ms calibrate channels classes device devices epochs exclude freeze images int8-weights
-    keep labelled labels learning-rate max-batch max-drop max-flips mean mean-image method min-agreement model name
-    num-classes num-images num-train num-val output-name parallel percentile placement precision pretrained recipe
-    replicas resize scale seconds seed std tactic-sources top-k train-list val val-fraction val-list
+    backend batch-size budget-ms calibrate channels classes device devices exclude freeze images int8-weights keep
+    labelled labels max-batch max-drop max-flips mean mean-image method min-agreement model name num-classes num-images
+    output-name parallel percentile placement precision pretrained recipe replicas resize scale
+    seconds seed std tactic-sources top-k train-list val val-fraction val-list
 """
 _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
     "checkpoint-minutes": "checkpoint_seconds",
     "jpeg": "jpeg_quality",
-    "layers": "with_profile",
     "set": "overrides",
     "threads": "num_threads",
     "views": "num_views",
@@ -43,7 +122,14 @@ _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
 }
 """Option -> field of an options class, or parameter, that means the same."""
 
+_IN_OTHER_UNITS = ("checkpoint-minutes", "workspace")
+_SPLIT = ("freeze", "keep", "mean", "std", "tactic-sources")
+"""Options of several values with commas between, in Python a tuple."""
+_REPEATED = ("exclude", "set")
+"""Options of one value that may be repeated, in Python a tuple."""
+
 _SWITCHES = {
+    "check": "check=True",
     "compile": "compile=True",
     "fp16": "fp16=True",
     "int8": "int8=True",
@@ -54,88 +140,131 @@ _SWITCHES = {
 }
 _OTHER_PROGRAMS = re.compile(r"\b(pip install|torchrun|docker|python -m)\b")
 
-_OF_BUDGET = ("max_drop=", "keep=", "labelled=")
-
 # What counts as a value after an option in prose: joined words, a number, a placeholder in capitals, or one of the
-# known names.
+# known names. The name of a folder to exclude may be any word; it ends the line.
 _NAMES = (
     "fp32|fp16|bf16|int8|cpu|cuda|all|tensorrt|openvino|onnxruntime|torch|towers|pipeline|batches|crop|warp|rgb|bgr|"
     "alexnet|caffenet|torchvision|minmax|percentile|entropy|mse"
 )
-_VALUE = rf"""(?:'[^']*'|[\w*"\[\]]+(?:[-=./:,][\w*"'\[\]]+)+|\d+|[A-Z][A-Z|]+\b|(?:{_NAMES})\b)"""
-_WORD = r"(?:'[^']*'|[^\s()';])*(?:'[^']*'|[^\s()',;:])"
+_VALUE = (
+    rf"""(?:'[^']*'|[\w*"\[\]]+(?:[-=./:,][\w*"'\[\]]+)+|\d+|[A-Z][A-Z|]+\b|(?:{_NAMES})\b"""
+    r"""|(?<=--exclude )[^\s,.;]+$)"""
+)
+# A word of a command; punctuation of the sentence around it is not part of it, `...` is, and so are `.` and `..`.
+_WORD = r"(?:'[^']*'|[^\s()';])*(?:'[^']*'|[^\s()',;:.!?]|\.\.+|(?<=[\s/])\.)"
 _COMMAND = re.compile(rf"\balexdeploy ({'|'.join(_CALLS)})\b((?: (?!or |and ){_WORD})*)")
 _OPTION = re.compile(rf"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])(?:[ =]({_VALUE})(?: or ({_VALUE})(?! --))?)?")
 
 
 def in_python(text: str) -> str:
     """`text` of an error or a warning, for a caller from Python."""
-    return "\n".join(
-        line if _OTHER_PROGRAMS.search(line) else _OPTION.sub(_keyword, _COMMAND.sub(_call, line))
-        for line in text.split("\n")
-    )
+    return "\n".join(line if _OTHER_PROGRAMS.search(line) else _translated(line) for line in text.split("\n"))
+
+
+def _translated(line: str) -> str:
+    parts, end = [], 0
+    for match in _COMMAND.finditer(line):
+        parts += [_OPTION.sub(_keyword, line[end : match.start()]), _call(match)]
+        end = match.end()
+    return "".join((*parts, _OPTION.sub(_keyword, line[end:])))
 
 
 def _keyword(match: re.Match[str]) -> str:
     name, value, other = match.groups()
-    if name not in _SWITCHES and name not in _KEYWORDS:
+    if (name not in _SWITCHES and name not in _KEYWORDS) or (value is not None and name in _IN_OTHER_UNITS):
         return match[0]
-    if value is None:
-        found = _SWITCHES.get(name) or _KEYWORDS[name]
+    if value is None or name in _SWITCHES:
+        found = (_SWITCHES.get(name) or _KEYWORDS[name]) + ("" if value is None else match[0][len(name) + 2 :])
     else:
-        found = _assigned(name, value) + (f" or {_literal(other)}" if other else "")
+        found = f"{_KEYWORDS[name]}={_value(name, value)}" + (f" or {_value(name, other)}" if other else "")
     return found + "," * match.string.startswith(" --", match.end())
 
 
 def _call(match: re.Match[str]) -> str:
-    """The Python call for a command; the command itself if it has an option that no function has."""
-    function, num_before, options = _CALLS[match[1]]
+    """The Python call for a command; the command itself where the function has not all of its words and options."""
+    call = _CALLS[match[1]]
     try:
-        arguments, keywords = _parse(shlex.split(match[2]))
+        arguments, fields = _parse(shlex.split(match[2]), call)
     except (KeyError, ValueError):
         return match[0]
-    if function == "inspect" and not arguments:
+    model = fields.pop("model", None)
+    least, most = call.words
+    # The model is an option of these commands, and a positional parameter in Python.
+    if call.function == "evaluate":
+        arguments.insert(0, model or "MODEL")
+        least, most = 2, 2
+    elif model is not None and call.function != "predict":
+        arguments.insert(0, model)
+    if len(arguments) > most or (len(arguments) < least and "..." not in arguments):
         return match[0]
-    if function == "evaluate" and len(arguments) == 1:
-        # The model is an option of this command, but a positional parameter in Python.
-        arguments.insert(0, next((each[len("model=") :] for each in keywords if each.startswith("model=")), "MODEL"))
-        keywords = [each for each in keywords if not each.startswith("model=")]
-    beside = [each for each in keywords if each.startswith("model=")]
-    of_budget = [each for each in keywords if each.startswith(_OF_BUDGET)]
-    within = [each for each in keywords if each not in beside + of_budget]
-    if of_budget:
-        within.append(f"budget=Budget({', '.join(of_budget)})")
-    if function == "build":
-        shorter = {"fp16=True": 'precision="fp16"', "int8=True": 'precision="int8"'}
-        within = [shorter.get(each, each).replace("devices=", "device=") for each in within]
-    if within and options:
-        name = "" if len(arguments) == num_before else "recipe=" if function == "calibrate" else "options="
-        within = [f"{name}{options}({', '.join(within)})"]
-    return f"alexdeploy.{function}({', '.join((*arguments, *beside, *within))})"
+    if call.function == "verify" and len(arguments) == 2:
+        arguments[1] = f"({arguments[1]},)"
+    beside = [f"model={model}"] if model is not None and call.function == "predict" else []
+    within = [f"{field}={value}" for field, value in fields.items() if "." not in field]
+    for group in ("Budget", "Limits"):
+        inner = [f"{field[7:]}={value}" for field, value in fields.items() if field.startswith(f"{group}.")]
+        within += [f"{group.lower()}={group}({', '.join(inner)})"] * bool(inner)
+    if within and call.options:
+        is_next = len(arguments) == call.parameters and not beside
+        name = "" if is_next else "recipe=" if call.function == "calibrate" else "options="
+        within = [f"{name}{call.options}({', '.join(within)})"]
+    return f"alexdeploy.{call.function}({', '.join((*arguments, *beside, *within))})"
 
 
-def _parse(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Positional arguments and keywords. Raises KeyError for an option without a counterpart."""
-    arguments, keywords = [], []
+def _parse(words: Sequence[str], call: _Call) -> tuple[list[str], dict[str, str]]:
+    """Positional arguments, and field -> value. Raises KeyError or ValueError for what has no counterpart."""
+    of_option = dict(each.partition(":")[::2] for each in call.fields.split())
+    arguments: list[str] = []
+    fields: dict[str, str] = {}
+    repeated: dict[str, list[str]] = {}
     waiting = list(words)
     while waiting:
         word = waiting.pop(0)
         if not word.startswith("--"):
             arguments.append(_literal(word))
-        elif (name := word[2:]) in _SWITCHES and (not waiting or waiting[0].startswith("--")):
-            keywords.append(_SWITCHES[name])
+            continue
+        name, has_value, value = word[2:].partition("=")
+        field, is_tuple = of_option[name].rstrip("*"), of_option[name].endswith("*")
+        if name in _SWITCHES:
+            usual, _, value = _SWITCHES[name].partition("=")
+            field = field or usual
+            if has_value or field in fields:
+                raise ValueError(word)
+            fields[field] = f"({value},)" if is_tuple else f'"{name}"' if field == "precision" else value
+            continue
+        if not has_value:
+            if not waiting or waiting[0].startswith("--"):
+                raise ValueError(word)
+            value = waiting.pop(0)
+        if name in _REPEATED or field.startswith("training."):
+            field, value = ("overrides", f"{field}={value}") if field else (_KEYWORDS[name], value)
+            repeated.setdefault(field, []).append(_literal(value))
+            fields[field] = _tuple(repeated[field])
+        elif field == "device":
+            fields[field] = _literal(f"cuda:{value}" if value.isdecimal() else value)
         else:
-            keywords.append(_assigned(name, waiting.pop(0)) if waiting else _KEYWORDS[name])
-    return arguments, keywords
+            fields[field or _KEYWORDS[name]] = (
+                _tuple(map(_literal, value.split(","))) if is_tuple else _value(name, value)
+            )
+    return arguments, fields
 
 
-def _assigned(name: str, value: str) -> str:
-    """`name=value` for an option. Raises KeyError for an option without a counterpart."""
-    return f"overrides=({_literal(value)},)" if name == "set" else f"{_KEYWORDS[name]}={_literal(value)}"
+def _value(name: str, text: str) -> str:
+    """The value of an option as a Python literal."""
+    if name in _REPEATED:
+        return f"({_literal(text)},)"
+    if name in _SPLIT and ("," in text or name not in ("mean", "std")):
+        return _tuple(map(_literal, text.split(",")))
+    return _literal(text)
+
+
+def _tuple(values: Iterable[str]) -> str:
+    first, *others = values
+    return f"({', '.join((first, *others))})" if others else f"({first},)"
 
 
 def _literal(text: str) -> str:
     """A shell word as a Python literal; a placeholder in capitals is kept."""
     text = text[1:-1] if text[:1] == text[-1:] == "'" else text
-    stays = re.fullmatch(r"\d+(\.\d+)?|[A-Z][A-Z|]*|\.\.\.", text)
-    return text if stays else '"' + text.replace('"', '\\"') + '"'
+    stays = re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?(e[-+]?\d+)?|[A-Z][A-Z|]*|\.\.\.", text)
+    return text if stays else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -305,7 +305,7 @@ def _check_kept(
             found = f"the label of {image.source!r} was {classes[image.label]!r}, now it is {classes[now[2]]!r}"
         raise UsageError(
             f"the interrupted evaluation was of other images or labels: {found}",
-            hint="Give the same data and labels, or leave out --resume after deleting the .partial file.",
+            hint="Give the same data and labels, or delete the .partial file and start over, without resuming.",
         )
 
 

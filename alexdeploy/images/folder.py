@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -247,7 +248,8 @@ def _refuse_nested(root: str, classes: Sequence[str], examples: Sequence[Sequenc
             continue
         raise DataError(
             f"the class folder {folder} {problem}.",
-            hint=f"Give the folder in which each folder is one class, or exclude this one: --exclude {name}",
+            hint="Give the folder in which each folder is one class, "
+            f"or exclude this one: --exclude {shlex.quote(name)}",
         )
 
 
@@ -283,7 +285,7 @@ def list_examples(root: str, name: str, label: int, skipped: Skipped | None = No
     if not examples:
         raise DataError(
             f"the class {name!r} has no images: {folder} contains no file with suffix {' '.join(IMAGE_SUFFIXES)}.",
-            hint=f"Put images there, or exclude the folder: --exclude {name}",
+            hint=f"Put images there, or exclude the folder: --exclude {shlex.quote(name)}",
         )
     return tuple(examples)
 

@@ -87,7 +87,7 @@ def _resume(folder: ModelFolder) -> str:
         return f"\nIf an export was stopped, run it again: alexdeploy export {folder.quoted}"
     if not folder.checkpoint_path.is_file():
         return ""
-    return "\nIf its training was interrupted, resume it first: the same alexdeploy train command with --resume"
+    return "\nIf its training was interrupted, resume it first: run the same command with --resume"
 
 
 def load_weights(path: Path, plan: tuple[Layer, ...]) -> Weights:

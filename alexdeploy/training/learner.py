@@ -29,13 +29,18 @@ def choose_device(name: str | None, precision: Literal["fp32", "bf16", "fp16"]) 
     except RuntimeError as exc:
         raise UsageError(f"unknown device {name!r}", hint="Devices: cpu, cuda, cuda:1, ...") from exc
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"training runs on cpu and cuda, not on {device.type}", hint="Leave out --devices.")
+        raise UsageError(f"training runs on cpu and cuda, not on {device.type}", hint="Devices: cpu, cuda, cuda:1, ...")
     if device.type == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= found:
-            raise DeviceError(f"{name} was asked for; PyTorch finds {found} CUDA devices", hint="Try --devices cpu")
+            raise DeviceError(
+                f"{name} was asked for; PyTorch finds {found} CUDA devices",
+                hint="Try the CPU: alexdeploy train ... --devices cpu",
+            )
     elif precision == "fp16":
-        raise UsageError("fp16 training needs a GPU", hint="On the CPU, use --precision bf16 or fp32.")
+        raise UsageError(
+            "fp16 training needs a GPU", hint="On the CPU, use bf16 or fp32: --set training.precision=bf16"
+        )
     return device
 
 

@@ -146,7 +146,7 @@ def _device_name(name: str | None, launch: Launch) -> str:
     if name is not None and name.startswith("cuda:") and launch.size > 1:
         raise UsageError(
             f"{launch.size} processes cannot all train on {name}",
-            hint="Leave --devices out: each process takes the GPU of its number.",
+            hint="Name no device: each process takes the GPU of its number.",
         )
     if name is not None and name != "cuda":
         return name
@@ -154,7 +154,9 @@ def _device_name(name: str | None, launch: Launch) -> str:
     if launch.local_size > found:
         raise DeviceError(
             f"{launch.local_size} processes were started on this machine; PyTorch finds {found} CUDA devices",
-            hint=f"Start {found}: torchrun --nproc-per-node {found}" if found else "Try --devices cpu",
+            hint=f"Start {found}: torchrun --nproc-per-node {found}"
+            if found
+            else "Try the CPU: alexdeploy train ... --devices cpu",
         )
     return f"cuda:{launch.local_rank}"
 

@@ -322,7 +322,7 @@ class Run:
         number = f"{value:.4g}" if not math.isfinite(value) else f"{value:.4g}, its weights are not finite"
         hint = f"Try a lower rate: --set training.learning_rate={rate / 3:.2g} --overwrite"
         if self._training.precision != "fp32":
-            hint += "\nor more precision: --precision fp32 --overwrite"
+            hint += "\nor more precision: --set training.precision=fp32 --overwrite"
         path = self._setting.folder.checkpoint_path
         if path.is_file():
             hint += f"\n{path} is from before it happened."

@@ -156,7 +156,7 @@ def train(
             except torch.OutOfMemoryError as exc:
                 raise DeviceMemoryError(
                     f"{device} ran out of memory with batches of {recipe.training.batch_size}",
-                    hint="Use smaller ones: --batch-size",
+                    hint="Use smaller ones: --set training.batch_size=N",
                 ) from exc
 
 
@@ -184,7 +184,7 @@ def _shared_facts(identity: Identity, recipe: Recipe, options: RunOptions, devic
     """The values that must be equal in all processes, by their names in messages."""
     return identity.recipe | {
         "training.epochs": recipe.training.epochs,
-        "--devices": device.type,
+        "kind of device": device.type,
         "--parallel": options.parallel,
         "--compile": options.compile,
         "--skip-broken": options.skip_broken,
@@ -330,7 +330,7 @@ def _check_batches(num_train: int, batch_size: int, num_processes: int) -> None:
     if smallest < num_processes:
         raise UsageError(
             f"{num_processes} processes would share batches of {smallest} images",
-            hint="Use larger batches, --batch-size, or fewer processes, --nproc-per-node.",
+            hint="Use larger batches, --set training.batch_size=N, or fewer processes, --nproc-per-node.",
         )
 
 

@@ -65,7 +65,7 @@ def build_engine(
     another thread; an interrupt ends the build at its next step (from TensorRT 10 on).
     """
     if options.precision == "bf16":
-        raise UsageError("engines are not built in bf16", hint="Build --fp16 or --int8, or FP32 without either.")
+        raise UsageError("engines are not built in bf16", hint="Build another precision: fp32, fp16 or int8.")
     profile = options.profile
     spec = folder.spec()
     tactics = _tactic_sources(options.tactic_sources)
