@@ -316,7 +316,8 @@ def _print_rows(console: Console, rows: list[Row]) -> None:
         cells = [named.backend, named.precision, str(named.batch_size)]
         latency = row.latency
         if latency is None:
-            what, style = ("not measured", "") if row.error is None else ("error", "red")
+            is_fault = row.error is not None and row.error_kind != "UsageError"
+            what, style = ("error", "red") if is_fault else ("not measured", "")
             table.add_row(*cells, what, style=style)
             continue
         cells += [rate(row.images_per_second), rate(row.files_per_second), *[spread(row.file_rates)] * has_spread]

@@ -84,7 +84,7 @@ def calibrate(
     folder, given_images = find_model_and_images([model, images], model_option)
     if len(given_images) != 1:
         raise UsageError(
-            f"expected the IMAGES to calibrate on, once; found {len(given_images)}",
+            f"expected one source of IMAGES to calibrate on, found {len(given_images)}",
             hint="Give a folder, an archive, a quoted glob or @list.txt: alexdeploy calibrate MODEL IMAGES",
         )
     if folder.weights_path.is_file() and not folder.onnx_path().is_file():

@@ -80,7 +80,7 @@ def inspect(
     if name.endswith(_SUFFIXES) or is_model(name):
         if changes_recipe:
             raise UsageError(
-                f"{name} is what it is: --set and --num-classes change recipes",
+                f"{name} is not a recipe: --set and --num-classes change recipes",
                 hint=f"Recipes: {', '.join(list_recipes())}",
             )
         if is_model(name):

@@ -41,7 +41,7 @@ def class_names(given: tuple[str, ...] | None, num_classes: int, path: Path) -> 
     if len(given) != num_classes:
         raise ModelError(
             f"{path} has {num_classes} classes; found {len(given)} labels",
-            hint="Give one label per line, in the order of the output.",
+            hint="Give one label for each class, in the order of the output: a file with one per line, or a,b,c.",
         )
     return given
 

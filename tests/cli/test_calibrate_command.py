@@ -138,7 +138,7 @@ def test_a_budget_that_the_images_cannot_show_is_warned_about_with_the_number_th
     result = run(*given)
     assert result.exit_code == 0
     # Wilson 1927, none of n changed: z^2 / (n + z^2) is 8.8 % for 40, and at most 1 % from 381 on, with z^2 = 3.8415.
-    doubt = "40 images are too few to show a drop of at most 1 points: where no answer changes"
+    doubt = "40 images are too few to show a drop of 1 points or less: where no answer changes"
     assert f"warning: {doubt}, the 95 % interval still reaches to 8.8; give at least 381" in result.stderr
     result = run(*given, "--max-drop", "0", "--json")
     if result.exit_code == 0:

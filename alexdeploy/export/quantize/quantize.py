@@ -187,7 +187,7 @@ def _too_few(evaluator: Evaluator, limit: float) -> str | None:
         fewest = _fewest(evaluator.least_bound, limit)
         hint = "no number of images can" if fewest is None else f"give at least {fewest:,}"
         return (
-            f"{count} images are too few to show a drop of at most {limit:g} points: where no answer changes, the "
+            f"{count} images are too few to show a drop of {limit:g} points or less: where no answer changes, the "
             f"95 % interval still reaches to {bound:.2g}; {hint}"
         )
     if count < FEWEST_IMAGES:
