@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alexdeploy.core.arguments import Count, check_argument
-from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.core.events import warn_of_notices
 from alexdeploy.core.interrupts import be_patient, deferred_interrupts
 from alexdeploy.core.model_folder import ModelFolder, find_model
@@ -141,9 +141,9 @@ def evaluate(
 
     `model` is a folder or anything `find_model` accepts. `kept` yields the results of the first images, in whole
     batches, if an earlier evaluation has them. A KeyboardInterrupt stops the evaluation: the results so far are
-    returned, marked as interrupted. A combination that no backend can run is skipped with a note. Answers do not
-    depend on the devices: each engine gets the same batches. Raises UsageError, ModelError, DeviceError, and
-    DataError if the labels cannot be used.
+    returned, marked as interrupted. A combination that cannot run here is skipped with a note if another one can.
+    Answers do not depend on the devices: each engine gets the same batches. Raises UsageError, ModelError,
+    DeviceError, and DataError if the labels cannot be used.
     """
     folder = find_model(model)
     data = check_argument("data", data, str)
@@ -229,7 +229,7 @@ def evaluate(
         scores=scores,
         broken=tuple(counts.broken),
         notes=notes,
-        versions=versions_for_report(each.backend for each in configurations),
+        versions=versions_for_report(name for each in configurations for name in each.backend.split("+")),
         machine={
             "platform": platform.platform(),
             "architecture": platform.machine(),
@@ -241,16 +241,19 @@ def evaluate(
 
 
 def _open_engines(folder: ModelFolder, options: EvaluateOptions, stack: ExitStack) -> tuple[list[Placed], list[str]]:
-    """Open an engine for each combination. Combinations that cannot run are skipped, each with a note."""
+    """Open an engine for each combination. Combinations that cannot run are skipped, each with a note.
+
+    If none is left, raises an error of the class of the first one's. Too little memory is an error at once.
+    """
     opened: list[Placed] = []
     notes: list[str] = []
-    skipped: list[UsageError] = []
+    skipped: list[UsageError | DeviceError] = []
     for precision, num_views in itertools.product(options.precisions, options.num_views):
         for backend in options.backends or (None,):
             try:
                 placed = place(folder, options.predict_options(backend, precision, num_views, options.batch_size))
-            except UsageError as exc:
-                if backend is None:
+            except (UsageError, DeviceError) as exc:
+                if backend is None or isinstance(exc, DeviceMemoryError):
                     raise
                 skipped.append(exc)
                 notes.append(f"{backend} {precision} is left out: {exc.message}")
@@ -260,8 +263,8 @@ def _open_engines(folder: ModelFolder, options: EvaluateOptions, stack: ExitStac
             notes += placed.notes
     notes = list(dict.fromkeys(notes))
     if not opened:
-        hint = skipped[0].hint if skipped else None
-        raise UsageError("nothing is left to evaluate: " + "; ".join(notes), hint=hint)
+        error, hint = (type(skipped[0]), skipped[0].hint) if skipped else (UsageError, None)
+        raise error("nothing is left to evaluate: " + "; ".join(notes), hint=hint)
     return opened, notes
 
 

@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -44,7 +44,7 @@ from alexdeploy.images.pick import Picked, pick_sources, refuse_absent
 from alexdeploy.images.preprocess import network_input
 from alexdeploy.images.sources import is_list
 from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions, PredictOptions
-from alexdeploy.placement.place import check_devices, place
+from alexdeploy.placement.place import check_devices, devices_for, place
 
 DEFAULT_MAX_FLIPS = 1.0
 """Percent of the answers that may differ if no limit is given; at least one image is always allowed."""
@@ -59,7 +59,8 @@ class VerifyOptions(DeviceOptions):
     """`precisions` None: every existing graph. `backends` None: every installed one that the devices can run.
 
     `num_images` are held decoded, 0.2 MB each. `max_flips` is in percent; None means DEFAULT_MAX_FLIPS. The devices
-    apply to the engines; the reference and the graphs run on the CPU.
+    apply to the engines, each on those of a kind that its backend supports; the reference and the graphs run on the
+    CPU.
     """
 
     precisions: tuple[Precision, ...] | None = None
@@ -95,7 +96,8 @@ def verify(
     spaced sample is used. Unreadable images are in `broken`. A Notice reports what is skipped because nothing here can
     run it. Differing answers are reported, not raised: see `Verification.check`. Raises StaleArtifactError, ModelError,
     ImageError if no image can be read, DeviceError if a backend named in the options cannot run, and UsageError if
-    there is nothing to compare or a list names images of which none exists.
+    there is nothing to compare, the options name devices and no engine can be compared on them, or a list names images
+    of which none exists.
     """
     folder = find_model(model)
     images = check_argument("images", images, tuple[str, ...] | None)
@@ -126,7 +128,9 @@ def verify(
     engines = []
     if plan.engines:
         begin(f"{plan.reference} fp32, the reference")
-        on_cpu = PredictOptions(backend=plan.reference, num_views=options.num_views, devices="cpu")
+        on_cpu = PredictOptions(
+            backend=plan.reference, num_views=options.num_views, devices="cpu", num_threads=options.num_threads
+        )
         _, expected = _probabilities(run, on_cpu)
         _check_reference(expected)
         for backend, precision in plan.engines:
@@ -170,8 +174,9 @@ class _Plan(NamedTuple):
 def _plan(folder: ModelFolder, spec: ModelSpec, options: VerifyOptions) -> _Plan:
     """Open everything once and close it again, so that errors show before minutes of work; each is reopened later.
 
-    Raises UsageError if there is nothing to compare, ModelError if there is no graph at all, and the errors of
-    `load_graph` and `place`. Anything not named in the options that cannot run here is skipped with a note.
+    Raises UsageError if there is nothing to compare, or no engine on the named devices, ModelError if there is no
+    graph at all, and the errors of `load_graph` and `place`. Anything not named in the options that cannot run here is
+    skipped with a note.
     """
     has_weights = folder.weights_path.is_file() and spec.architecture is not None
     reference: Reference = "torch" if has_weights and is_installed("torch") else "onnxruntime"
@@ -208,10 +213,16 @@ def _plan(folder: ModelFolder, spec: ModelSpec, options: VerifyOptions) -> _Plan
             + "".join(f"; {note}" for note in notes),
             hint=f"Ask for another --precision or --backend, or make a graph: alexdeploy export {folder.quoted} --fp16",
         )
+    if options.devices is not None and not engines:
+        raise UsageError(
+            f"no engine can be verified on --devices {options.devices}" + "".join(f"; {note}" for note in notes),
+            hint=f"Leave out --devices, use another --backend, or build an engine: alexdeploy build {folder.quoted}",
+        )
     return _Plan(reference, networks, tuple(engines), tuple(notes))
 
 
 def _options_for(options: VerifyOptions, backend: Backend, precision: Precision) -> PredictOptions:
+    options = replace(options, devices=devices_for(backend, options))
     return options.predict_options(backend, precision, options.num_views, options.batch_size)
 
 

@@ -26,7 +26,7 @@ from alexdeploy.graphs.freshness import newer_weights
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.placement.devices import Device, GpuSurvey, cpu_device, find_devices, survey_gpus
 from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions, PredictOptions
-from alexdeploy.placement.plan import GPU_BACKENDS, Demand, NoEngine, Plan, plan_replicas
+from alexdeploy.placement.plan import GPU_BACKENDS, Demand, NoEngine, Plan, plan_replicas, supports
 
 if TYPE_CHECKING:
     from alexdeploy.placement.pool import Pool
@@ -81,6 +81,12 @@ def place(folder: ModelFolder, options: PredictOptions) -> Placed:
 def check_devices(options: DeviceOptions) -> None:
     """Raise UsageError unless the devices exist, DeviceError for "all" if the driver does not work."""
     _named_devices(options, survey_gpus())
+
+
+def devices_for(backend: Backend, options: DeviceOptions) -> str | None:
+    """The named devices of a kind that the backend supports; all of them if there is none, so that `place` says why."""
+    named = _named_devices(options, survey_gpus()) or ()
+    return ",".join(str(device) for device in named if supports(backend, device)) or options.devices
 
 
 def _named_devices(options: DeviceOptions, survey: GpuSurvey) -> tuple[Device, ...] | None:

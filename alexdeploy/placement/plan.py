@@ -27,6 +27,11 @@ _PREFERENCE: dict[Kind, tuple[Backend, ...]] = {
 GPU_BACKENDS = _PREFERENCE["cuda"]
 
 
+def supports(backend: Backend, device: Device) -> bool:
+    """Whether the backend runs on devices of that kind, installed or not."""
+    return backend in _PREFERENCE[device.kind]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replica:
     """One engine on one device. A GPU is "cuda:0" in `options`, because its process sees no other."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from patience import PATIENCE
 from PIL import Image
 
-from alexdeploy.core.errors import DataError, DeviceError, ModelError, UsageError
+from alexdeploy.core.errors import DataError, DeviceError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineOptions
@@ -31,6 +31,7 @@ from alexdeploy.inference.journal import journal_path
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.inference.row import Row
 from alexdeploy.placement import place as placing
+from alexdeploy.placement.options import PredictOptions
 
 NUM_IMAGES = 30
 ON_ORT = EvaluateOptions(precisions=("fp32", "fp16"), num_views=(1, 10), backends=("onnxruntime",))
@@ -246,6 +247,19 @@ def test_what_cannot_run_is_an_error(
 ) -> None:
     with pytest.raises(error, match=said):
         evaluate(tiny_model, data, EvaluateOptions(**options))
+
+
+def test_a_backend_is_not_left_out_for_too_little_memory(
+    tiny_model: ModelFolder, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def place(folder: ModelFolder, options: PredictOptions) -> placing.Placed:
+        if options.backend == "tensorrt":
+            raise DeviceMemoryError("0.1 GB are free")
+        return placing.place(folder, options)
+
+    monkeypatch.setattr(evaluate_module, "place", place)
+    with pytest.raises(DeviceMemoryError, match=r"^0\.1 GB"):
+        evaluate(tiny_model, data, EvaluateOptions(backends=("onnxruntime", "tensorrt")))
 
 
 def test_a_folder_without_labelled_images_is_an_error_before_an_engine_is_opened(

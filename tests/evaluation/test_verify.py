@@ -20,6 +20,7 @@ from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Precision, Preprocessing
 from alexdeploy.engines.base import Backend, EngineOptions, open_engine
+from alexdeploy.evaluation import verify as verify_module
 from alexdeploy.evaluation.verify import VerifyOptions, verify
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.graphs.metadata import PRECISION_KEY
@@ -28,6 +29,8 @@ from alexdeploy.importing.onnx import OnnxOptions, import_onnx
 from alexdeploy.network import reference
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import load_weights
+from alexdeploy.placement.options import PredictOptions
+from alexdeploy.placement.place import Placed, place
 
 GRAPH_ONLY = VerifyOptions(precisions=("fp16",), backends=("torch",))
 """No engine is compared: PyTorch runs no FP16 graph."""
@@ -384,6 +387,20 @@ def test_a_reference_alone_is_nothing_to_verify(tiny_model: ModelFolder) -> None
     tiny_model.weights_path.unlink()
     with pytest.raises(UsageError, match=r"nothing to verify: model\.onnx in ONNX Runtime is itself"):
         verify(tiny_model, None, VerifyOptions(precisions=("fp32",), backends=("onnxruntime",)))
+
+
+def test_the_reference_engine_has_the_threads_of_the_options(
+    tiny_model: ModelFolder, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[PredictOptions] = []
+
+    def recording(folder: ModelFolder, options: PredictOptions) -> Placed:
+        placed.append(options)
+        return place(folder, options)
+
+    monkeypatch.setattr(verify_module, "place", recording)
+    verify(tiny_model, [str(pictures)], VerifyOptions(precisions=("fp16",), backends=("onnxruntime",), num_threads=1))
+    assert {options.backend: options.num_threads for options in placed} == {"torch": 1, "onnxruntime": 1}
 
 
 def test_verifying_needs_no_torch(tiny_model: ModelFolder, pictures: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -75,6 +76,59 @@ def test_verify_judges_the_engine_against_fp32(run: Run, engine: Path, tiny_mode
     assert (report["agreement"]["num_rows"], report["agreement"]["num_flips"]) == (10, 0)
     # FP16 is not FP32: the engine's own answers were compared.
     assert 0 < report["agreement"]["max_error"] < 2e-2
+
+
+def test_evaluate_names_the_version_of_each_backend_of_its_replicas(
+    run: Run, engine: Path, tiny_model: ModelFolder
+) -> None:
+    words = ("--precision", "fp16", "--views", "10", "--devices", "cpu,0", "--json")
+    result = run("evaluate", "data", "--model", str(tiny_model.path), *words)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["scores"][0]["configuration"]["backend"] == "openvino+tensorrt"
+    versions = {name: found["versions"].get(name) for name in ("openvino", "tensorrt", "openvino+tensorrt")}
+    assert versions == {
+        "openvino": importlib.metadata.version("openvino"),
+        "tensorrt": "10.16.1.11",
+        "openvino+tensorrt": None,
+    }
+
+
+def test_evaluate_leaves_out_a_backend_without_a_device_if_another_one_has_one(
+    run: Run, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words = ("evaluate", "data", "--model", str(tiny_model.path), "--views", "1", "--json", "--backend")
+    result = run(*words, "tensorrt,onnxruntime")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [score["configuration"]["backend"] for score in found["scores"]] == ["onnxruntime"]
+    (note,) = found["notes"]
+    assert note.startswith("tensorrt fp32 is left out: TensorRT needs an NVIDIA GPU")
+    assert note in " ".join(result.stderr.split())
+    result = run(*words, "tensorrt")
+    assert (result.returncode, result.stdout) == (5, "")
+    assert "nothing is left to evaluate: tensorrt fp32 is left out: TensorRT needs" in result.stderr
+
+
+def test_verify_judges_each_engine_on_the_devices_that_its_backend_supports(
+    run: Run, engine: Path, tiny_model: ModelFolder
+) -> None:
+    words = ("verify", str(tiny_model.path), "data", "--views", "10", "--devices", "cpu,0", "--json")
+    for others in ((), ("--precision", "fp16", "--backend", "tensorrt,openvino")):
+        result = run(*words, *others)
+        assert result.returncode == 0, result.stderr
+        engines = {(report["backend"], report["precision"]) for report in json.loads(result.stdout)["engines"]}
+        assert {("tensorrt", "fp16"), ("openvino", "fp16")} <= engines
+        assert "tensorrt fp16 is left out" not in result.stderr
+        assert "openvino fp16 is left out" not in result.stderr
+
+
+def test_verify_refuses_devices_on_which_it_judges_no_engine(run: Run, tiny_model: ModelFolder) -> None:
+    result = run("verify", str(tiny_model.path), "data", "--devices", "0")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "no engine can be verified on --devices 0; openvino fp32 is left out: cuda:0" in result.stderr
+    assert "reading" not in result.stderr
 
 
 def test_verify_without_options_judges_the_engines_beside_all_graphs(
