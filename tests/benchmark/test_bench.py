@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import shlex
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -419,12 +418,3 @@ def test_photographs_that_cannot_be_read_are_left_out_and_none_is_an_error(
     assert any(note.startswith("left out: ") and "broken.jpg" in note for note in notes)
     with pytest.raises(ImageError, match=r"^no image can be read: .*broken\.jpg: "):
         benchmark(tiny_model, dataclasses.replace(QUICK, images=(str(tmp_path / "broken.jpg"),)))
-
-
-@pytest.fixture(autouse=True)
-def no_process_is_left() -> Iterator[None]:
-    """Every test ends with the processes that it began with."""
-    psutil = pytest.importorskip("psutil")
-    yield
-    left = [each for each in psutil.Process().children() if "bench_worker" in " ".join(each.cmdline())]
-    assert left == []

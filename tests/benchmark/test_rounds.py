@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -434,12 +433,3 @@ def test_a_process_that_hangs_ends_with_the_one_that_started_it(job: Job) -> Non
             return True
 
     wait_for(has_ended)
-
-
-@pytest.fixture(autouse=True)
-def no_process_is_left() -> Iterator[None]:
-    """Every test ends with the processes that it began with."""
-    psutil = pytest.importorskip("psutil")
-    yield
-    left = [each for each in psutil.Process().children() if "bench_worker" in " ".join(each.cmdline())]
-    assert left == []

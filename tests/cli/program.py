@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from patience import PATIENCE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +27,28 @@ class Result:
 
 
 Run = Callable[..., Result]
+
+
+def terminal_output(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bytes]:
+    """Run a command on a pseudo-terminal of its own: its exit code, and what it writes to both streams."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:
+                # Linux says EIO where others say end of file.
+                break
+            if not part:
+                break
+            shown += part
+        exit_code = process.wait(timeout=PATIENCE)
+    os.close(ours)
+    return exit_code, shown
 
 
 def run_and_signal(folder: Path, number: int, opened: str, count: int, *words: str) -> Result:

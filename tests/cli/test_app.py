@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from patience import PATIENCE
-from program import Result, Run
+from program import Result, Run, terminal_output
 
 from alexdeploy import __version__
 from alexdeploy.cli import app
@@ -440,25 +440,7 @@ def test_an_output_error_leaves_nothing_to_fail_again_at_the_end() -> None:
 
 def on_terminal(*args: str, **environment: str) -> str:
     """What the program shows on a terminal of its own, both streams."""
-    import pty
-
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [*MODULE, *args], stdin=theirs, stdout=theirs, stderr=theirs, env=plain_environment(**environment)
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:
-                # Linux says EIO where others say end of file.
-                break
-            if not part:
-                break
-            shown += part
-        process.wait(timeout=PATIENCE)
-    os.close(ours)
+    _, shown = terminal_output([*MODULE, *args], plain_environment(**environment))
     return shown.decode()
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import pytest
-from patience import PATIENCE
+from program import terminal_output
 from rich.progress import Progress
 
 from alexdeploy.cli.output import _speed
@@ -34,8 +33,6 @@ def test_there_is_no_rate_before_anything_is_done() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_a_line_that_is_longer_than_the_terminal_is_not_folded_above_a_bar() -> None:
-    import pty
-
     code = (
         "from alexdeploy.cli import output\n"
         "with output.progress('images') as bar:\n"
@@ -44,20 +41,8 @@ def test_a_line_that_is_longer_than_the_terminal_is_not_folded_above_a_bar() -> 
         "    output.warn('w' * 200)\n"
         "    output.fail(output.AlexDeployError('e' * 200))\n"
     )
-    ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:
-                break
-            if not part:
-                break
-            shown += part
-        assert process.wait(timeout=PATIENCE) == 0
-    os.close(ours)
+    exit_code, shown = terminal_output([sys.executable, "-c", code], environment)
+    assert exit_code == 0
     for word in (b"note " + b"n" * 200, b"w" * 200, b"e" * 200):
         assert word in shown

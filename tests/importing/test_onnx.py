@@ -185,15 +185,19 @@ def test_probabilities_that_no_softmax_ends_in_stay_what_they_are(imported: Impo
     assert {"Softmax", "Log"} <= set(node_types(folder))
 
 
-def test_a_probability_of_zero_does_not_become_nan(imported: Import) -> None:
+def three_of_five() -> ModelProto:
+    """The softmax over the first three of five classes; the probability of the others is zero."""
     mask = numpy_helper.from_array(np.array([1, 1, 1, 0, 0], np.float32), "mask")
     only_three = [
         helper.make_node("Mul", ["p", "mask"], ["masked"]),
         helper.make_node("ReduceSum", ["masked", "axis"], ["sum"], keepdims=1),
         helper.make_node("Div", ["masked", "sum"], ["out"]),
     ]
-    model = with_softmax(*only_three, last="out", constants=[mask, ints("axis", 1)])
-    imported(model, "out", gives_probabilities=True)
+    return with_softmax(*only_three, last="out", constants=[mask, ints("axis", 1)])
+
+
+def test_a_probability_of_zero_does_not_become_nan(imported: Import) -> None:
+    imported(three_of_five(), "out", gives_probabilities=True)
 
 
 def test_a_softmax_in_the_middle_stays(imported: Import) -> None:
@@ -601,14 +605,7 @@ def test_an_imported_model_is_found_and_exported_to_fp16_with_no_weights_and_no_
 
 
 def test_probabilities_without_a_softmax_are_exported_to_fp16(imported: Import) -> None:
-    mask = numpy_helper.from_array(np.array([1, 1, 1, 0, 0], np.float32), "mask")
-    only_three = [
-        helper.make_node("Mul", ["p", "mask"], ["masked"]),
-        helper.make_node("ReduceSum", ["masked", "axis"], ["sum"], keepdims=1),
-        helper.make_node("Div", ["masked", "sum"], ["out"]),
-    ]
-    model = with_softmax(*only_three, last="out", constants=[mask, ints("axis", 1)])
-    folder = imported(model, "out", gives_probabilities=True)
+    folder = imported(three_of_five(), "out", gives_probabilities=True)
     _, fp16 = export_model(folder, ExportOptions(fp16=True))
     assert fp16.parity is not None
     assert fp16.parity.worst_error < 2e-2
