@@ -13,6 +13,7 @@ import torch
 
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.files import atomic_write
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import decode_json, open_regular
 from alexdeploy.core.recipe import Recipe, Training
 from alexdeploy.training.data import TrainingData
@@ -120,6 +121,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except Exception as exc:
         reason = str(exc).partition("\n")[0]
         raise ModelError(f"{path} is not a checkpoint: {reason}", hint="Start again: --overwrite") from exc
+
+
+def find_checkpoint(folder: ModelFolder, identity: Identity, *, resume: bool, overwrite: bool) -> Checkpoint | None:
+    """The checkpoint to resume from; None for a new run. Raises UsageError if the folder is in use or has none."""
+    if resume:
+        if folder.checkpoint_path.is_file():
+            checkpoint = read_checkpoint(folder.checkpoint_path)
+            check_same_run(checkpoint.identity, identity)
+            return checkpoint
+        if folder.is_used:
+            raise UsageError(
+                f"{folder.path} has no checkpoint to resume from",
+                hint="Start again: --overwrite, or another --name",
+            )
+    elif not overwrite:
+        folder.check_unused(can_resume=True)
+    return None
 
 
 def check_same_run(found: Identity, asked: Identity) -> None:

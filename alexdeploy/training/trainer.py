@@ -24,9 +24,8 @@ from alexdeploy.network.layers import plan_layers
 from alexdeploy.training.checkpoint import (
     Checkpoint,
     Identity,
-    check_same_run,
     describe_run,
-    read_checkpoint,
+    find_checkpoint,
 )
 from alexdeploy.training.data import TrainingData, half_of_free_memory, open_data
 from alexdeploy.training.events import AlreadyFinished, Event, Started
@@ -128,7 +127,9 @@ def train(
     if group.has_begun:
         options = dataclasses.replace(options, resume=True, overwrite=False)
     with _lock_model_folder(folder) if group.is_main else nullcontext():
-        checkpoint = group.on_main(lambda: _find_checkpoint(folder, identity, options))
+        checkpoint = group.on_main(
+            lambda: find_checkpoint(folder, identity, resume=options.resume, overwrite=options.overwrite)
+        )
         if options.resume and not group.has_begun and group.is_main and checkpoint is None:
             # Not an error: a loop that restarts a run after each kill also starts it the first time.
             on_event(Notice(message=f"no checkpoint in {folder.path}: starting from the beginning"))
@@ -217,23 +218,6 @@ def _lock_model_folder(folder: ModelFolder) -> AbstractContextManager[None]:
         folder.path,
         UsageError(f"another process is writing {folder.path}", hint="Wait for it, or choose another --name."),
     )
-
-
-def _find_checkpoint(folder: ModelFolder, identity: Identity, options: RunOptions) -> Checkpoint | None:
-    path = folder.checkpoint_path
-    if options.resume:
-        if path.is_file():
-            checkpoint = read_checkpoint(path)
-            check_same_run(checkpoint.identity, identity)
-            return checkpoint
-        if folder.is_used:
-            raise UsageError(
-                f"{folder.path} has no checkpoint to resume from",
-                hint="Start again: --overwrite, or another --name",
-            )
-    elif not options.overwrite:
-        folder.check_unused(can_resume=True)
-    return None
 
 
 def _finished(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> ModelSpec | None:
