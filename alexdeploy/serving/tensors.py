@@ -14,7 +14,7 @@ Parameters = Mapping[str, "str | bool | int | float"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
-    """One input or output. `data` has `shape`, or for the datatype "BYTES" is the list of elements in row-major order."""
+    """One input or output. `data` has `shape`, for "BYTES" it is the list of elements in row-major order."""
 
     name: str
     datatype: str
