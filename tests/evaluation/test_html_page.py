@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markup import Page
 
 from alexdeploy.core.errors import OutputError, UsageError
 from alexdeploy.engines.base import Configuration
@@ -32,42 +32,6 @@ HOSTILE = (
     "a & b; &lt;",
     "100 %s {x}",
 )
-
-
-class Page(HTMLParser):
-    """The tags and the text of a page, and whether they are balanced."""
-
-    VOID = ("meta", "br", "img", "link", "input")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.words)
 
 
 def make_evaluation(classes: tuple[str, ...], num_configurations: int = 2, num_images: int = 200) -> Evaluation:
