@@ -71,7 +71,7 @@ class ColourEngine:
         assert self._running == 0, "closed while a batch is running"
         self.is_open = False
 
-    def run(self, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         assert self.is_open
         check_images(images, self.options.batch_size)
         with self._lock:

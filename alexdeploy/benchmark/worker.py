@@ -103,7 +103,7 @@ class Sized:
     ) -> None:
         """The caller that opened the engine closes it."""
 
-    def run(self, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         return self._engine.run(images)
 
 
@@ -130,7 +130,7 @@ class AnswersAtOnce:
     ) -> None:
         """There is nothing to close."""
 
-    def run(self, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         return Predictions(np.ones((len(images), 1), np.float32), np.zeros((len(images), 1), np.int32))
 
 

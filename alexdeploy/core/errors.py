@@ -85,6 +85,14 @@ class DeviceMemoryError(DeviceError):
     """A device ran out of memory."""
 
 
+class QueueFullError(DeviceError):
+    """Too many images wait for the engine; try again later."""
+
+
+class DeadlineError(DeviceError):
+    """An answer was not there in time, and is not computed any more."""
+
+
 class OutputError(AlexDeployError):
     """Results or artifacts could not be written."""
 

@@ -58,6 +58,11 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
+def copied(found: Predictions) -> Predictions:
+    """The same in memory of its own: an engine may reuse its memory for the next answer."""
+    return Predictions(np.array(found.probabilities), np.array(found.view_classes), found.errors)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:
     """Options of an engine. `batch_size` counts images, not views. `num_threads` None: all that the process may use.
@@ -116,7 +121,10 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """A context manager: nothing touches a device before `__enter__`. `num_streams` threads may call `run` at once."""
+    """A context manager: nothing touches a device before `__enter__`.
+
+    Any number of threads may call `run`; `num_streams` batches are computed at once, the others wait.
+    """
 
     @property
     def info(self) -> EngineInfo: ...
@@ -127,8 +135,12 @@ class Engine(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def run(self, images: NDArray[np.uint8]) -> Predictions:
-        """uint8 [N, 256, 256, 3] with 1 <= N <= batch_size -> predictions of exactly N rows."""
+    def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
+        """uint8 [N, 256, 256, 3] with 1 <= N <= batch_size -> predictions of exactly N rows.
+
+        `low_latency`: a batch that is not full should not take the time of a full one, even if that costs memory. The
+        last bits of its answers may then depend on the number of images. Engines for which it is the same ignore it.
+        """
         ...
 
 

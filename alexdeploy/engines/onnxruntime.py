@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -77,6 +78,8 @@ class OnnxRuntimeEngine:
         self._num_threads = num_threads
         self._session: Any = None
         self._opened: OpenedHere | None = None
+        # Its threads work together on one batch: another caller waits.
+        self._running = threading.Lock()
         self._bound: BoundInput | None = None
 
     def __enter__(self) -> OnnxRuntimeEngine:
@@ -98,7 +101,7 @@ class OnnxRuntimeEngine:
         self._bound = None
         self._session = None
 
-    def run(self, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows."""
         check_images(images, self.info.batch_size)
         if self._session is None or self._opened is None:
@@ -109,7 +112,8 @@ class OnnxRuntimeEngine:
             self._bound.run if self._bound is not None else lambda batch: session.run(_OUTPUTS, {"images": batch})
         )
         try:
-            probabilities, view_classes = run(images)
+            with self._running:
+                probabilities, view_classes = run(images)
         except Exception as exc:
             raise device_error(exc, MEMORY_HINT) from exc
         return Predictions(probabilities, view_classes)

@@ -273,7 +273,7 @@ class OpenVINOEngine:
         self._requests = queue.SimpleQueue()
         self._compiled = None
 
-    def run(self, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
         check_images(images, self.info.batch_size)
         if self._compiled is None or self._opened is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import TracebackType
 
@@ -89,6 +90,8 @@ class TorchEngine:
         self._std = torch.tensor(preprocessing.std).reshape(3, 1, 1)
         self._num_threads = num_threads
         self._opened: OpenedHere | None = None
+        # Its threads work together on one batch: another caller waits.
+        self._running = threading.Lock()
 
     def __enter__(self) -> TorchEngine:
         torch.set_num_threads(self._num_threads)
@@ -101,13 +104,13 @@ class TorchEngine:
     ) -> None:
         self._opened = None
 
-    def run(self, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows."""
         check_images(images, self.info.batch_size)
         if self._opened is None:
             raise DeviceError("the engine is not open", hint="Open it in a with statement.")
         self._opened.check("engine")
-        with torch.inference_mode():
+        with self._running, torch.inference_mode():
             views = self._views(torch.from_numpy(np.ascontiguousarray(images)))
             logits = self._network(views.to(_DTYPES[self.info.precision])).float()
             by_image = logits.softmax(dim=1).reshape(len(images), self.info.num_views, -1)

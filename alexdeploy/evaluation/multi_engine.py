@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.engines.base import Engine, EngineInfo, Predictions, join_predictions
+from alexdeploy.engines.base import Engine, EngineInfo, Predictions, copied, join_predictions
 
 
 class SideBySide:
@@ -59,7 +59,7 @@ class SideBySide:
         self._stack.close()
         self._threads = ()
 
-    def run(self, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         """uint8 [N, 256, 256, 3] -> probabilities float32 [N, K, C] of K engines, and empty view_classes: int32 [N, 0].
 
         An image on which an engine fails gets an error, as in a pool.
@@ -76,6 +76,4 @@ class SideBySide:
 
 
 def _run(engine: Engine, images: NDArray[np.uint8]) -> Predictions:
-    """Return a copy: an engine may reuse the memory for its next answer."""
-    found = engine.run(images)
-    return Predictions(np.array(found.probabilities), np.array(found.view_classes), found.errors)
+    return copied(engine.run(images))

@@ -51,6 +51,9 @@ _FREE_PIXELS = 4 << 20
 # at full size, per processor.
 _BUDGET = PixelBudget(max(MAX_PIXELS, 12_000_000 * available_processors()), _FREE_PIXELS)
 
+_LOADING = tuple(threading.Lock() for _ in range(16))
+"""Pillow's images are not thread-safe while they load; one of these locks, by the image, is held then."""
+
 # Pillow's own blocks of 16 MB stay in the C library's arena of the thread that freed them: with four threads, the
 # memory of four images, however few are decoded at a time. The C library keeps blocks of up to 32 MB.
 cast("Any", Image).core.set_block_size(64 << 20)
@@ -104,20 +107,76 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
     frame; transparency is composited over white. The format is detected from the bytes, not from the file name.
     Raises ImageError for anything that is not a complete image of one of FORMATS. Thread-safe.
     """
-    if resize not in get_args(ResizePolicy):
-        raise UsageError(f"resize is {resize!r}; expected one of {', '.join(get_args(ResizePolicy))}")
+    _check_policy(resize)
     if not data:
         raise ImageError("the file is empty")
-    kind = "image"
+    with _translated(data), Image.open(io.BytesIO(data), formats=FORMATS) as image, _of_kind(image):
+        return _to_square(image, data, resize)
+
+
+def square_of_image(image: Image.Image, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """`decode` for an image in Pillow's memory: its current frame, upright, transparency over white.
+
+    An image that Pillow has not loaded yet is loaded at full size and stays the caller's. The file of a JPEG photograph
+    is decoded at a fraction of its size instead, which gives slightly different pixels. Raises ImageError. Thread-safe,
+    also for one image in several threads.
+    """
+    _check_policy(resize)
+    with _translated(b""), _of_kind(image):
+        width, height = image.size
+        _check_size(width, height)
+        with _BUDGET.take(width * height):
+            with _LOADING[id(image) // 16 % len(_LOADING)]:
+                image.load()
+                # Pillow marks EXIF as parsed before it parses it.
+                _orientation(image)
+            return _loaded_to_square(image, b"", resize, None)
+
+
+def square_of_pixels(
+    pixels: np.ndarray[Any, np.dtype[np.uint8]], resize: ResizePolicy = "crop"
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """`decode` for pixels in memory, uint8 [H, W, 3]; [256, 256, 3] is returned as it is. Raises ImageError."""
+    height, width, _ = pixels.shape
+    if height == width == IMAGE_SIZE:
+        _check_policy(resize)
+        return pixels
+    _check_size(width, height)
+    return square_of_image(Image.fromarray(pixels), resize)
+
+
+def _check_policy(resize: str) -> None:
+    if resize not in get_args(ResizePolicy):
+        raise UsageError(f"resize is {resize!r}; expected one of {', '.join(get_args(ResizePolicy))}")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"is {width}x{height}; the limit is {MAX_PIXELS:,} pixels")
+    if not width * height:
+        raise ImageError(f"is {width}x{height}: it has no pixels")
+
+
+@contextmanager
+def _of_kind(image: Image.Image) -> Iterator[None]:
+    """Name the format in the errors of Pillow."""
     try:
-        with _without_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            kind = f"{image.format} image"
-            with errors_raised() if image.format == "TIFF" else nullcontext():
-                return _to_square(image, data, resize)
+        with errors_raised() if image.format == "TIFF" else nullcontext():
+            yield
+    except (ImageError, UnidentifiedImageError):
+        raise
+    except Exception as exc:
+        raise _error_of(exc, f"{image.format} image" if image.format else "image") from exc
+
+
+@contextmanager
+def _translated(data: bytes) -> Iterator[None]:
+    """Turn every exception of Pillow into an ImageError, and suppress its warnings."""
+    try:
+        with _without_warnings():
+            yield
     except ImageError:
         raise
-    except Image.DecompressionBombError as exc:
-        raise ImageError(f"has more than {MAX_PIXELS:,} pixels, the limit") from exc
     except UnidentifiedImageError as exc:
         if (other := _other_kind(data)) is not None:
             raise ImageError(f"is {other}, {CONVERT_IT}") from exc
@@ -125,12 +184,18 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
             f"unsupported file type (supported: {', '.join(FORMATS)}), or a damaged header; "
             f"it begins with {data[:12]!r}"
         ) from exc
-    except MemoryError as exc:
-        raise ImageError(f"not enough memory to decode the {kind}") from exc
+    except Exception as exc:
+        raise _error_of(exc, "image") from exc
+
+
+def _error_of(exc: Exception, kind: str) -> ImageError:
+    if isinstance(exc, Image.DecompressionBombError):
+        return ImageError(f"has more than {MAX_PIXELS:,} pixels, the limit")
+    if isinstance(exc, MemoryError):
+        return ImageError(f"not enough memory to decode the {kind}")
     # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ZeroDivisionError,
     # KeyError, ... on damaged files; no list of them would be complete.
-    except Exception as exc:
-        raise ImageError(f"damaged {kind}: {exc or type(exc).__name__}") from exc
+    return ImageError(f"damaged {kind}: {exc or type(exc).__name__}")
 
 
 def _other_kind(data: bytes) -> str | None:
@@ -146,8 +211,7 @@ def _other_kind(data: bytes) -> str | None:
 
 def _to_square(image: Image.Image, data: bytes, resize: ResizePolicy) -> np.ndarray[Any, np.dtype[np.uint8]]:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"is {width}x{height}; the limit is {MAX_PIXELS:,} pixels")
+    _check_size(width, height)
     # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the work; both sides stay at least 256. The returned
     # size is rounded up to whole pixels; the box is exact.
     frame = read_jpeg_frame(data)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from alexdeploy.core.errors import DeviceMemoryError, ImageError
 from alexdeploy.core.memory import host_memory
 from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.engines.base import Engine, EngineInfo
+from alexdeploy.engines.base import Engine, EngineInfo, Predictions, copied
 from alexdeploy.images.decode import ResizePolicy, decode
 from alexdeploy.images.sources import Source
 
@@ -58,6 +58,18 @@ class PipelineOptions:
     num_decoders: int = 2
     first_index: int = 0
     cancel: Callable[[], None] = lambda: None
+
+
+def make_outcome(index: int, source: str, found: Predictions, number: int) -> Outcome:
+    """The result of row `number` of a batch; its arrays are views of the batch's."""
+    if number in found.errors:
+        return Outcome(index=index, source=source, error=f"{NO_ANSWER}{found.errors[number]}")
+    return Outcome(
+        index=index,
+        source=source,
+        probabilities=found.probabilities[number],
+        view_classes=found.view_classes[number],
+    )
 
 
 class BatchRule:
@@ -101,18 +113,12 @@ def run_pipeline(engine: Engine, sources: Iterable[Source], options: PipelineOpt
     Closing the generator waits only for images and batches already being processed. After a second it cancels those
     batches, and abandons threads that are still decoding or listing.
     """
-    _check_memory(engine.info, options)
-    pipeline = _Pipeline(engine, iter(sources), options)
-    try:
-        pipeline.start()
-        yield from pipeline.outcomes()
-    finally:
-        pipeline.stop()
+    return Pipeline(engine, iter(sources), options).run()
 
 
-def _check_memory(info: EngineInfo, options: PipelineOptions) -> None:
+def check_memory(info: EngineInfo, num_decoders: int) -> None:
     """Raise DeviceMemoryError if the images held at a time do not fit into the free memory."""
-    window = window_size(info.batch_size, info.num_streams, options.num_decoders)
+    window = window_size(info.batch_size, info.num_streams, num_decoders)
     # The images of each stream's batch are copied into one array.
     needed = (window + info.batch_size * info.num_streams) * IMAGE_SIZE * IMAGE_SIZE * 3
     free, _ = host_memory()
@@ -132,7 +138,7 @@ class _Decoded:
     error: str | None
 
 
-class _Pipeline:
+class Pipeline:
     """The threads and their shared state. Everything below `_lock` is read and written under it.
 
     The consumer waits on a SimpleQueue and never on a condition: a KeyboardInterrupt raised inside
@@ -144,17 +150,19 @@ class _Pipeline:
         self._engine = engine
         self._sources = sources
         self._resize = options.resize
+        self._num_decoders = options.num_decoders
         self._cancel = options.cancel
         self._batch_size = info.batch_size
         self._window = window_size(info.batch_size, info.num_streams, options.num_decoders)
         self._outbox: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
-        # Daemons: a thread abandoned in a huge image or folder must not keep the process from ending.
+        # Daemons: neither a thread abandoned in a huge image or folder nor a run that nobody closed must keep the
+        # process from ending.
         self._decoders = [
             threading.Thread(target=self._guard, args=(self._decode_next,), name=f"alexdeploy-decode-{n}", daemon=True)
             for n in range(options.num_decoders)
         ]
         self._runners = [
-            threading.Thread(target=self._guard, args=(self._run_batches,), name=f"alexdeploy-engine-{n}")
+            threading.Thread(target=self._guard, args=(self._run_batches,), name=f"alexdeploy-engine-{n}", daemon=True)
             for n in range(info.num_streams)
         ]
         # The thread that advances the iterator may be reading an archive; the others must be able to run meanwhile.
@@ -176,12 +184,29 @@ class _Pipeline:
         self._end: int | None = None
         self._end_error: BaseException | None = None
         self._stopped = False
+        self._started = False
 
-    def start(self) -> None:
-        for thread in (*self._decoders, *self._runners):
-            thread.start()
+    @property
+    def is_running(self) -> bool:
+        """Whether its threads are at work and have not been told to stop."""
+        return self._started and not self._stopped
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def run(self) -> Generator[Outcome, None, None]:
+        """`run_pipeline`; to be called once."""
+        check_memory(self._engine.info, self._num_decoders)
+        self._started = True
+        try:
+            for thread in (*self._decoders, *self._runners):
+                thread.start()
+            yield from self._received()
+        finally:
+            self._stop_all()
+
+    def interrupt(self, error: BaseException | None) -> None:
+        """Make the thread that waits for an outcome raise `error`, or end. From another thread."""
+        self._outbox.put(error)
+
+    def _received(self) -> Iterator[Outcome]:
         while (item := self._outbox.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -192,8 +217,8 @@ class _Pipeline:
                 self._room.notify()
             yield item
 
-    def stop(self) -> None:
-        """Stop all threads; returns when those that use the engine have ended. May be called again."""
+    def _stop_all(self) -> None:
+        """Stop all threads; returns when those that use the engine have ended."""
         with self._lock:
             self._stop()
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -264,7 +289,7 @@ class _Pipeline:
             try:
                 source = next(self._sources)
                 if self._stopped:
-                    # Listing took so long that stop() no longer waited to close the sources.
+                    # Listing took so long that _stop_all() no longer waited to close the sources.
                     self._close_sources()
                     return None
                 index = self._num_taken
@@ -321,24 +346,15 @@ class _Pipeline:
         while (batch := self._next_batch()) is not None:
             images: Any = buffer[: len(batch)]
             np.stack([item.image for item in batch if item.image is not None], out=images)
-            # A copy: an engine may reuse the memory for its next answer.
-            found = self._engine.run(images)
-            probabilities, view_classes = np.array(found.probabilities), np.array(found.view_classes)
+            found = copied(self._engine.run(images))
             with self._lock:
                 for number, item in enumerate(batch):
-                    if number in found.errors:
-                        error = f"{NO_ANSWER}{found.errors[number]}"
-                        self._outcomes[item.index] = Outcome(index=item.index, source=item.source, error=error)
+                    outcome = make_outcome(item.index, item.source, found, number)
+                    self._outcomes[item.index] = outcome
+                    if outcome.error is not None:
                         # Its row is an error, like that of a broken input, but without holding an image.
                         self._num_images_held -= 1
                         self._room.notify()
-                        continue
-                    self._outcomes[item.index] = Outcome(
-                        index=item.index,
-                        source=item.source,
-                        probabilities=probabilities[number],
-                        view_classes=view_classes[number],
-                    )
                 self._send()
             del batch
         return False

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import inspect
+import itertools
 import os
+import queue
+import threading
+import time
+import weakref
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from dataclasses import replace
 from types import TracebackType
@@ -12,15 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alexdeploy.core.arguments import check_argument
-from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.arguments import Positive, check_argument
+from alexdeploy.core.errors import DeadlineError, ModelError, UsageError
 from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.metrics import top_k as best_classes
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import EngineInfo
+from alexdeploy.images.from_memory import Input, list_inputs
 from alexdeploy.images.sources import Source, iter_sources
-from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
+from alexdeploy.inference.batcher import Batcher, BatcherOptions, Job
+from alexdeploy.inference.pipeline import Outcome, Pipeline, PipelineOptions
 from alexdeploy.inference.row import Choice, Row
 from alexdeploy.inference.writers import short_artifact
 from alexdeploy.placement.options import PredictOptions
@@ -30,33 +40,51 @@ if TYPE_CHECKING:
     from alexdeploy.placement.replica import ReplicaReport
 
 
-class Rows(Iterator[Row]):
-    """The rows of one `predict()`; `close()` stops work on rows that have not been read."""
+_TIMEOUT = Positive | None
 
-    def __init__(self, rows: Generator[Row, None, None]) -> None:
+
+class Rows(Iterator[Row]):
+    """The rows of one `predict()`; `close()` stops work on rows that have not been read. Thread-safe."""
+
+    def __init__(self, pipeline: Pipeline, rows: Generator[Row, None, None]) -> None:
+        self._pipeline = pipeline
         self._rows = rows
+        # A generator cannot be advanced by two threads at once.
+        self._lock = threading.Lock()
         self._error: UsageError | None = None
         self._opened = OpenedHere(self)
 
     def __next__(self) -> Row:
         self._opened.check("predictor")
-        if self._error is not None:
-            raise self._error
-        return next(self._rows)
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            return next(self._rows)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its images are being decoded and classified."""
+        return self._pipeline.is_running
 
     def close(self) -> None:
         if not self._opened.is_fork:
-            self._rows.close()
+            self._close(None)
 
     def end(self, error: UsageError) -> None:
         """Close; reading a missing row then raises `error`, instead of ending as if that had been the last row."""
         if inspect.getgeneratorstate(self._rows) != inspect.GEN_CLOSED:
             self._error = error
-        self._rows.close()
+        self._close(error)
+
+    def _close(self, error: UsageError | None) -> None:
+        # A thread that waits for a row holds the lock.
+        self._pipeline.interrupt(error)
+        with self._lock:
+            self._rows.close()
 
 
 class Predictor:
-    """A model opened for predictions. A context manager, to be used from one thread.
+    """A model opened for predictions: a context manager, or opened and closed with `open()` and `close()`. Thread-safe.
 
     `model` is a folder or anything `find_model` accepts: a path, a name under `models/`, None for the newest there.
     The fields of PredictOptions are also accepted as keywords, which override those of `options`.
@@ -64,6 +92,7 @@ class Predictor:
         with Predictor("models/alexnet", num_views=10) as predictor:
             for row in predictor.predict(["images/"]):
                 print(row.source, row.label, row.probability)
+            [row] = predictor.classify(array)
     """
 
     def __init__(
@@ -83,25 +112,53 @@ class Predictor:
         self.notes = self._placed.notes
         self._num_decoders = options.num_threads or available_processors()
         self._opened: OpenedHere | None = None
-        self._running: Rows | None = None
+        # Reentrant: the garbage collector may end an iterator in a thread that holds it.
+        self._lock = threading.RLock()
+        self._batcher: Batcher | None = None
+        self._batchers: list[Batcher] = []
+        # Weak: an iterator that its user drops ends by itself.
+        self._running: weakref.WeakSet[Rows] = weakref.WeakSet()
+        self._num_calls = itertools.count()
 
-    def __enter__(self) -> Predictor:
+    def open(self) -> Predictor:
+        """Open the engine; `close` it in the end. A predictor can be opened once."""
         self._engine.__enter__()
         self._opened = OpenedHere(self)
+        # A program may end without closing: threads must not use the engine while libraries are unloaded.
+        atexit.register(self.close)
         return self
+
+    def close(self) -> None:
+        """End all iterators and calls that are not finished, which raise UsageError, and close the engine.
+
+        Does nothing if the predictor is not open.
+        """
+        self._close(None, None, None)
+
+    def __enter__(self) -> Predictor:
+        return self.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._opened is not None and self._opened.is_fork:
-            return
-        self._opened = None
+        self._close(kind, error, trace)
+
+    def _close(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            if self._opened is None or self._opened.is_fork:
+                return
+            self._opened = None
+            running, batchers = list(self._running), self._batchers
+            self._running, self._batchers, self._batcher = weakref.WeakSet(), [], None
+        atexit.unregister(self.close)
         try:
-            # Unfinished iterators leave threads running that still use the engine.
-            if self._running is not None:
-                self._running.end(
-                    UsageError("the predictor is not open any more", hint="Take the rows inside of the with block.")
-                )
+            # Unfinished iterators and batchers have threads that still use the engine.
+            for rows in running:
+                rows.end(_not_open_any_more())
+            for batcher in batchers:
+                batcher.close(finish=False)
         finally:
             self._engine.__exit__(kind, error, trace)
 
@@ -127,39 +184,113 @@ class Predictor:
         """Classify files, folders, archives, lists and globs: one row per image, in order, as they are ready.
 
         An image that cannot be read gives a row with its error. Raises DeviceError and ModelError from the engine,
-        after the rows before it. The engine serves one iterator at a time: a later `predict()`, and the end of the
-        `with` block, end an unfinished one, which raises UsageError when its next row is read.
+        after the rows before it. Several iterators may be read at once, each with threads and batches of its own; the
+        end of the `with` block, and `close`, end unfinished ones, which raise UsageError when their next row is read.
         """
         return self.predict_sources(iter_sources(inputs))
 
     def predict_sources(self, sources: Iterable[Source], *, first_index: int = 0) -> Rows:
-        """Classify sources; `first_index` is the index of the first of them.
-
-        Ends an unfinished iterator, as `predict` does.
-        """
-        if self._opened is None:
-            raise UsageError("the predictor is not open", hint="Use it so: with Predictor(...) as predictor:")
-        self._opened.check("predictor")
-        if self._running is not None:
-            self._running.end(
-                UsageError(
-                    "a later predict() ended this one: a predictor serves one at a time",
-                    hint="Take all rows first, rows = list(predictor.predict(...)), or open a second Predictor.",
-                )
-            )
-        self._running = Rows(self._rows(sources, first_index))
-        return self._running
-
-    def _rows(self, sources: Iterable[Source], first_index: int) -> Generator[Row, None, None]:
+        """Classify sources; `first_index` is the index of the first of them."""
         options = PipelineOptions(
             resize=self._resize,
             num_decoders=self._num_decoders,
             first_index=first_index,
-            cancel=self._placed.cancel,
+            cancel=self._cancel,
         )
-        with closing(run_pipeline(self._engine, sources, options)) as outcomes:
+        with self._lock:
+            self._check_open()
+            pipeline = Pipeline(self._engine, iter(sources), options)
+            rows = Rows(pipeline, self._rows(pipeline))
+            self._running.add(rows)
+        return rows
+
+    def classify(self, images: Input | Iterable[Input], *, timeout: float | None = None) -> list[Row]:
+        """Classify one image or several: one row per image, in order.
+
+        An image is a path, the bytes of an image file, a binary file object, a Pillow image, or an array uint8
+        [H, W, 3] in RGB; an array uint8 [N, 256, 256, 3] is N images. `source` of a row is the path or the name of the
+        file, else "images[3]". Calls of several threads share batches. An image that cannot be read gives a row with
+        its error. Raises UsageError for what is no image, DeadlineError if the rows are not there in `timeout` seconds,
+        DeviceError and ModelError from the engine.
+        """
+        job = self._submit(images, timeout)
+        # Not future.result(): Ctrl-C inside of Condition.wait can leave its lock in an inconsistent state.
+        done: queue.SimpleQueue[Future[list[Outcome]]] = queue.SimpleQueue()
+        job.future.add_done_callback(done.put)
+        try:
+            done.get(timeout=timeout)
+            return self._rows_of(job.future.result())
+        except queue.Empty:
+            raise _too_late(timeout) from None
+        except CancelledError:
+            raise _not_open_any_more() from None
+        finally:
+            job.future.cancel()
+
+    async def aclassify(self, images: Input | Iterable[Input], *, timeout: float | None = None) -> list[Row]:
+        """`classify` for asyncio. A task that is cancelled gives up its places in the queue."""
+        job = self._submit(images, timeout)
+        try:
+            return self._rows_of(await asyncio.wait_for(asyncio.wrap_future(job.future), timeout))
+        except asyncio.TimeoutError:
+            raise _too_late(timeout) from None
+        except asyncio.CancelledError:
+            if self._opened is None:
+                raise _not_open_any_more() from None
+            raise
+
+    def batcher(self, options: BatcherOptions | None = None) -> Batcher:
+        """A queue for images on this predictor's engine; open until it is closed, or the predictor is."""
+        with self._lock:
+            self._check_open()
+            return self._new_batcher(options or BatcherOptions(num_decoders=self._num_decoders))
+
+    def _submit(self, images: Input | Iterable[Input], timeout: float | None) -> Job:
+        inputs = list_inputs(images)
+        timeout = check_argument("timeout", timeout, _TIMEOUT)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            self._check_open()
+            if self._batcher is None:
+                self._batcher = self._new_batcher(BatcherOptions(num_decoders=self._num_decoders))
+            batcher = self._batcher
+        # Each call is a client of its own: one of many images does not hold up the others.
+        return batcher.submit(inputs, client=str(next(self._num_calls)), deadline=deadline)
+
+    def _new_batcher(self, options: BatcherOptions) -> Batcher:
+        batcher = Batcher(self._engine, self._resize, options, cancel=self._cancel)
+        self._batchers = [*(each for each in self._batchers if each.is_open), batcher]
+        return batcher
+
+    def _check_open(self) -> None:
+        if self._opened is None:
+            raise UsageError("the predictor is not open", hint="Use it so: with Predictor(...) as predictor:")
+        self._opened.check("predictor")
+
+    def _cancel(self) -> None:
+        """Cancel running batches where nobody else waits for any."""
+        with self._lock:
+            is_used = any(rows.is_running for rows in self._running) or any(
+                batcher.is_open and batcher.num_running for batcher in self._batchers
+            )
+        if not is_used:
+            self._placed.cancel()
+
+    def _rows(self, pipeline: Pipeline) -> Generator[Row, None, None]:
+        with closing(pipeline.run()) as outcomes:
             for outcome in outcomes:
                 yield make_row(outcome, self.info, self.top_k, self.model_name)
+
+    def _rows_of(self, outcomes: list[Outcome]) -> list[Row]:
+        return [make_row(outcome, self.info, self.top_k, self.model_name) for outcome in outcomes]
+
+
+def _not_open_any_more() -> UsageError:
+    return UsageError("the predictor is not open any more", hint="Take the rows inside of the with block.")
+
+
+def _too_late(timeout: float | None) -> DeadlineError:
+    return DeadlineError(f"no answer within {timeout:g} s")
 
 
 def make_row(outcome: Outcome, info: EngineInfo, top_k: int, model: str) -> Row:

@@ -73,7 +73,7 @@ class Pool:
         if self._opened is None or not self._opened.is_fork:
             self._close(CLOSE_SECONDS if kind is None else _HURRY_SECONDS)
 
-    def run(self, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; `errors` has the rows that no replica could answer."""
         if self._opened is not None:
             self._opened.check("pool")

@@ -107,7 +107,7 @@ class SplitEngine:
         for worker in self._workers:
             worker.shutdown(cancel_futures=True)
 
-    def run(self, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
         check_images(images, self.info.batch_size)
         if not self._steps or self._opened is None:

@@ -6,11 +6,12 @@ import io
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from patience import PATIENCE, wait_for
 from PIL import Image
 
 from alexdeploy.core.errors import ModelError, UsageError
@@ -174,30 +175,54 @@ def test_leaving_the_predictor_ends_a_run_that_nobody_finished(
         list(rows)
 
 
-def test_a_new_run_ends_the_one_before(make_predictor: MakePredictor, make_sources: MakeSources) -> None:
-    running: list[int] = []
-
-    def watch(images: NDArray[np.uint8]) -> None:
-        running.append(threading.active_count())
-
-    with make_predictor(batch_size=2, engine={"before_run": watch}) as predictor:
-        first = predictor.predict_sources(make_sources(1_000_000))
-        next(first)
+def test_a_run_goes_on_beside_another(make_predictor: MakePredictor, make_sources: MakeSources) -> None:
+    with make_predictor(batch_size=2) as predictor:
+        first = predictor.predict_sources(make_sources(9))
+        rows = [next(first)]
         assert len(list(predictor.predict_sources(make_sources(6)))) == 6
-        with pytest.raises(UsageError, match="a later predict"):
-            next(first)
+        rows += first
+        assert [row.source for row in rows] == [f"{index}.jpg" for index in range(9)]
+        pairs = zip(predictor.predict_sources(make_sources(3)), predictor.predict_sources(make_sources(3)), strict=True)
+        assert all(one == other for one, other in pairs)
 
 
-def test_two_runs_side_by_side_are_refused_and_not_cut_short(
+def test_an_iterator_that_is_dropped_ends_its_threads(make_predictor: MakePredictor, make_sources: MakeSources) -> None:
+    with make_predictor(batch_size=2) as predictor:
+        before = threading.active_count()
+        rows = predictor.predict_sources(make_sources(1_000_000))
+        next(rows)
+        assert threading.active_count() > before
+        del rows
+        assert threading.active_count() == before
+
+
+def test_threads_share_one_iterator(make_predictor: MakePredictor, make_sources: MakeSources) -> None:
+    with make_predictor(batch_size=2) as predictor, ThreadPoolExecutor(8) as threads:
+        rows = predictor.predict_sources(make_sources(200))
+        parts = list(threads.map(lambda _: [row.index for row in rows], range(8)))
+    assert sorted(index for part in parts for index in part) == list(range(200))
+
+
+def test_closing_ends_the_run_that_another_thread_waits_for(
     make_predictor: MakePredictor, make_sources: MakeSources
 ) -> None:
-    with make_predictor() as predictor:
-        pairs = zip(
-            predictor.predict_sources(make_sources(3)), predictor.predict_sources(make_sources(3)), strict=False
-        )
-        with pytest.raises(UsageError, match="a later predict") as caught:
-            list(pairs)
-    assert "open a second Predictor" in (caught.value.hint or "")
+    release, before = threading.Event(), threading.active_count()
+
+    def sources() -> Iterator[Source]:
+        yield from make_sources(2)
+        assert release.wait(PATIENCE)
+
+    predictor = make_predictor(batch_size=2).open()
+    rows = predictor.predict_sources(sources())
+    next(rows), next(rows)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(next, rows)
+        predictor.close()
+        with pytest.raises(UsageError, match="not open any more"):
+            waiting.result(PATIENCE)
+    # Nobody waits for a thread that reads a source.
+    release.set()
+    wait_for(lambda: threading.active_count() == before)
 
 
 def test_rows_that_were_all_taken_or_closed_by_their_user_end_in_the_usual_way(

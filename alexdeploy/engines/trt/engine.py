@@ -87,7 +87,7 @@ class TensorRTEngine:
         if self._opened is None or not self._opened.is_fork:
             self._threads.end()
 
-    def run(self, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
         if self._opened is not None:
             self._opened.check("engine")

@@ -69,7 +69,7 @@ class StreamThreads(Generic[_EngineT]):
         Removes the only plan from its list, because a thread keeps its arguments until it ends.
         """
         opened: _Opened = queue.SimpleQueue()
-        owner = threading.Thread(target=self._own, args=(plans, opened), name="alexdeploy-engine")
+        owner = threading.Thread(target=self._own, args=(plans, opened), name="alexdeploy-engine", daemon=True)
         owner.start()
         self._owner = owner
         try:
@@ -126,7 +126,7 @@ class StreamThreads(Generic[_EngineT]):
             for number in range(self._num_streams):
                 ready: _Opened = queue.SimpleQueue()
                 name = f"alexdeploy-stream-{number}"
-                thread = threading.Thread(target=self._serve, args=(engine, ready), name=name)
+                thread = threading.Thread(target=self._serve, args=(engine, ready), name=name, daemon=True)
                 thread.start()
                 threads.append(thread)
                 error = ready.get()

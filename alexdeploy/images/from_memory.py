@@ -1,0 +1,176 @@
+"""Images as programs have them: paths, encoded files in memory, file objects, Pillow's images, NumPy's arrays."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+from collections.abc import Iterable
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from alexdeploy.core.errors import ImageError, UsageError
+from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.images.archives import is_archive_name
+from alexdeploy.images.decode import ResizePolicy, decode, square_of_image, square_of_pixels
+from alexdeploy.images.listing import MAX_FILE_BYTES, describe
+from alexdeploy.images.sources import printable_path, read_file
+
+Input: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[np.uint8]  # type: ignore[operator,unused-ignore]
+)
+"""One image: a path, the bytes of an encoded file or a binary file object of one, a Pillow image, or an array uint8
+[H, W, 3], RGB."""
+
+_EXPECTED = (
+    "a path, the bytes of an image file, a binary file object, a PIL image, or a NumPy array uint8 [H, W, 3] in RGB"
+)
+_SQUARE = (IMAGE_SIZE, IMAGE_SIZE, 3)
+
+
+def list_inputs(images: Input | Iterable[Input]) -> list[Input]:
+    """One image or several as a list; an array uint8 [N, 256, 256, 3] is N images, also inside of a list.
+
+    Raises UsageError as `check_input`; it names the argument "images".
+    """
+    if _is_one(images):
+        return _unpacked(images, "images")
+    if not isinstance(images, Iterable):
+        raise _refused(images, "images")
+    return [one for number, given in enumerate(images) for one in _unpacked(given, f"images[{number}]")]
+
+
+def check_input(image: Input, name: str) -> None:
+    """Raise UsageError, with what was found and expected, unless `image` is an Input; does not read it.
+
+    `name` is the name of the image in the message.
+    """
+    if isinstance(image, (str, bytes, bytearray, memoryview, Image.Image)):
+        return
+    if isinstance(image, np.ndarray):
+        _check_array(image, name)
+    elif isinstance(image, io.TextIOBase):
+        raise UsageError(f"{name} is a file in text mode; expected a binary one", hint='Open it so: open(path, "rb")')
+    elif inspect.iscoroutinefunction(getattr(image, "read", None)):
+        raise UsageError(
+            f"{name} is a {type(image).__name__}, which is read with await; expected {_EXPECTED}",
+            hint="Pass its bytes: await file.read()",
+        )
+    elif not isinstance(image, os.PathLike) and not callable(getattr(image, "read", None)):
+        raise _refused(image, name)
+
+
+def name_of(image: Input, number: int) -> str:
+    """The path, the name of the file object or of the file that Pillow opened, else "images[`number`]"."""
+    if isinstance(image, (str, os.PathLike)):
+        return printable_path(os.fsdecode(image))
+    name = getattr(image, "filename" if isinstance(image, Image.Image) else "name", None)
+    if isinstance(name, (str, bytes, os.PathLike)) and name:
+        return printable_path(os.fsdecode(name))
+    return f"images[{number}]"
+
+
+def is_square(image: Input) -> bool:
+    """Whether the image needs no decoding: an array uint8 [256, 256, 3]."""
+    return isinstance(image, np.ndarray) and image.shape == _SQUARE
+
+
+def read_square(image: Input, resize: ResizePolicy) -> NDArray[np.uint8]:
+    """The image as uint8 [256, 256, 3], as `decode` makes it; an array of that shape is returned as it is.
+
+    Blocks while it reads and decodes. File objects are read from where they are, to their end. Raises ImageError.
+    Thread-safe, except for file objects.
+    """
+    if isinstance(image, np.ndarray):
+        return square_of_pixels(image, resize)
+    if isinstance(image, Image.Image):
+        return square_of_image(image, resize)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return decode(bytes(image), resize)
+    if isinstance(image, (str, os.PathLike)):
+        return decode(_read_path(os.fsdecode(image)), resize)
+    return decode(_read_object(image), resize)
+
+
+def _is_one(images: Any) -> bool:
+    # Tensors of other libraries can be iterated, but are no lists of images.
+    if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)):
+        return True
+    return hasattr(images, "read") or hasattr(images, "__dlpack__")
+
+
+def _unpacked(image: Any, name: str) -> list[Input]:
+    if _is_batch(image):
+        return list(image)
+    check_input(image, name)
+    return [image]
+
+
+def _is_batch(image: Any) -> bool:
+    return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 4 and image.shape[1:] == _SQUARE
+
+
+def _check_array(image: NDArray[Any], name: str) -> None:
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+        return
+    raise UsageError(
+        f"{name} is an array {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] in RGB"
+        + (f", or [N, {IMAGE_SIZE}, {IMAGE_SIZE}, 3]" if image.ndim == 4 else ""),
+        hint=_cure(image.dtype, image.shape),
+    )
+
+
+def _cure(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str | None:
+    """How to convert an array of the wrong kind."""
+    if 0 in shape:
+        return None
+    if dtype.kind == "f":
+        return "Convert pixels from 0 to 1 so: (array * 255).round().astype(numpy.uint8)"
+    if dtype != np.uint8:
+        return "Convert pixels from 0 to 255 so: array.astype(numpy.uint8)"
+    if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 2, 4)):
+        return "Pass PIL.Image.fromarray(array), which may be grey or have transparency."
+    if len(shape) == 3 and shape[0] == 3:
+        return "Put the channels last: array.transpose(1, 2, 0)"
+    if len(shape) == 4:
+        return "Pass images of other sizes as a list: list(array)"
+    return None
+
+
+def _refused(image: Any, name: str) -> UsageError:
+    if hasattr(image, "__dlpack__"):
+        shape, dtype = tuple(getattr(image, "shape", ())), getattr(image, "dtype", "")
+        return UsageError(
+            f"{name} is a {type(image).__module__.partition('.')[0]} {type(image).__name__} {dtype} {list(shape)}; "
+            f"expected {_EXPECTED}",
+            hint="Convert it: numpy.asarray(tensor), channels last, uint8 from 0 to 255",
+        )
+    return UsageError(f"{name} is a {type(image).__name__}; expected {_EXPECTED}")
+
+
+def _read_path(path: str) -> bytes:
+    if os.path.isdir(path):
+        raise ImageError("is a folder; predict() takes folders, classify() takes images")
+    if is_archive_name(path) and os.path.isfile(path):
+        raise ImageError("is an archive; predict() takes archives, classify() takes images")
+    return read_file(path)
+
+
+def _read_object(file: BinaryIO) -> bytes:
+    try:
+        data: Any = file.read(MAX_FILE_BYTES + 1)
+    except OSError as exc:
+        raise ImageError(f"cannot be read: {describe(exc)}") from exc
+    # A closed file.
+    except ValueError as exc:
+        raise ImageError(f"cannot be read: {exc}") from exc
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ImageError(f"the file object gives {type(data).__name__}, not bytes; open it in binary mode")
+    if not data:
+        raise ImageError("the file object has no more bytes: it is empty, or was read to its end (rewind: seek(0))")
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"has more than {MAX_FILE_BYTES:,} bytes")
+    return bytes(data)
