@@ -10,7 +10,7 @@ from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import package_version
 from alexdeploy.core.processors import available_processors
-from alexdeploy.core.spec import ModelSpec, Placement, Precision
+from alexdeploy.core.spec import Placement
 from alexdeploy.engines.base import (
     Backend,
     Engine,
@@ -23,16 +23,13 @@ from alexdeploy.engines.base import (
     unfit_backends,
 )
 from alexdeploy.graphs.freshness import newer_weights
-from alexdeploy.network.layers import plan_layers
 from alexdeploy.placement.devices import Device, GpuSurvey, cpu_device, find_devices, survey_gpus
+from alexdeploy.placement.memory import view_bytes, weight_bytes
 from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions, PredictOptions
 from alexdeploy.placement.plan import GPU_BACKENDS, Demand, NoEngine, Plan, plan_replicas, supports
 
 if TYPE_CHECKING:
     from alexdeploy.placement.pool import Pool
-
-_VIEW_BYTES = 8_000_000
-"""Activations per view if the architecture is unknown; those of the 2012 network take 5 MB in float32."""
 
 _LIBRARY_BYTES = 600_000_000
 """GPU memory of the CUDA context and libraries, in addition to weights and activations."""
@@ -156,8 +153,8 @@ def _demand(
         available={"cpu": _cpu_backend(folder, options, is_needed=not (on_gpu and may_use_gpu)), "cuda": on_gpu},
         engines=engines,
         num_processors=options.num_threads or available_processors(),
-        fixed_bytes=_LIBRARY_BYTES + 2 * _weight_bytes(folder, options.precision),
-        image_bytes=options.num_views * _view_bytes(folder.spec()),
+        fixed_bytes=_LIBRARY_BYTES + 2 * weight_bytes(folder, options.precision),
+        image_bytes=options.num_views * view_bytes(folder.spec()),
     )
 
 
@@ -180,27 +177,6 @@ def _gpu_backends() -> tuple[Backend, ...]:
     """The installed backends for GPUs. Whether they work is known only when they are opened."""
     backends: list[Backend] = ["tensorrt"] if is_installed("tensorrt") else []
     return (*backends, "onnxruntime") if package_version("onnxruntime-gpu") else tuple(backends)
-
-
-def _weight_bytes(folder: ModelFolder, precision: Precision) -> int:
-    for name in (precision, "fp32"):
-        path = folder.onnx_path(name)
-        if path.is_file():
-            return path.stat().st_size
-    return folder.weights_path.stat().st_size if folder.weights_path.is_file() else 0
-
-
-def _view_bytes(spec: ModelSpec) -> int:
-    """Bytes of all layers' inputs and outputs in float32: an upper bound, because runtimes reuse memory."""
-    if spec.architecture is None:
-        return _VIEW_BYTES
-    total = 0
-    for layer in plan_layers(spec.architecture, spec.num_classes):
-        size = 4
-        for side in layer.output_shape:
-            size *= side
-        total += size
-    return total + 4 * 3 * spec.preprocessing.crop**2
 
 
 def _split(folder: ModelFolder, options: PredictOptions, named: tuple[Device, ...] | None, survey: GpuSurvey) -> Placed:

@@ -54,11 +54,11 @@ class Pool:
     def __enter__(self) -> Pool:
         self._opened = OpenedHere(self)
         try:
-            before = _identities(self._folder, self._precision)
+            before = file_identities(self._folder, self._precision)
             for supervisor in self._supervisors:
                 supervisor.start()
             ready = [supervisor.wait_until_open().info for supervisor in self._supervisors]
-            if _identities(self._folder, self._precision) != before:
+            if file_identities(self._folder, self._precision) != before:
                 raise ModelError("the model changed while its replicas opened", hint="Run the command again.")
             self._info = join_infos([supervisor.replica.device for supervisor in self._supervisors], ready)
         except BaseException:
@@ -188,7 +188,7 @@ def join_infos(devices: Sequence[Device], infos: Sequence[EngineInfo]) -> Engine
     )
 
 
-def _identities(folder: ModelFolder, precision: Precision) -> list[tuple[int, int, int] | None]:
+def file_identities(folder: ModelFolder, precision: Precision) -> list[tuple[int, int, int] | None]:
     """Identities of the files that engines are made from or compared with, to detect a replaced file."""
     found: list[tuple[int, int, int] | None] = []
     for path in (folder.spec_path, folder.weights_path, folder.mean_path, folder.onnx_path(graph_precision(precision))):

@@ -32,7 +32,7 @@ from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
 from alexdeploy.placement import pool as pool_module
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
-from alexdeploy.placement.pool import Pool, _identities, join_infos
+from alexdeploy.placement.pool import Pool, file_identities, join_infos
 from alexdeploy.placement.replica import TimeLimits
 
 CPU = Device(kind="cpu", index=0)
@@ -375,20 +375,20 @@ def test_a_model_that_changes_while_its_replicas_are_opened_is_refused(
     tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look_and_change(folder: ModelFolder, precision: Precision) -> list[tuple[int, int, int] | None]:
-        found = _identities(folder, precision)
+        found = file_identities(folder, precision)
         tiny_model.weights_path.unlink(missing_ok=True)
         return found
 
-    monkeypatch.setattr(pool_module, "_identities", look_and_change)
+    monkeypatch.setattr(pool_module, "file_identities", look_and_change)
     with pytest.raises(ModelError, match="changed while its replicas opened"):
         _pool(tiny_model).__enter__()
     assert not _workers()
 
 
 def test_in_bfloat16_it_is_the_fp32_graph_that_may_not_change_meanwhile(tiny_model: ModelFolder) -> None:
-    before = _identities(tiny_model, "bf16")
+    before = file_identities(tiny_model, "bf16")
     replace_graph(tiny_model, "fp32", onnx.load(tiny_model.onnx_path()))
-    assert _identities(tiny_model, "bf16") != before
+    assert file_identities(tiny_model, "bf16") != before
 
 
 def test_replicas_of_other_weights_files_of_one_network_are_one_engine(tiny_model: ModelFolder) -> None:
