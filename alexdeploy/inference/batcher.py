@@ -66,7 +66,8 @@ class Batcher:
 
     A stream that is free takes its share of the images that wait, at most `batch_size` of the engine. Clients have
     turns, both for decoding and for the engine. An image that cannot be read has an outcome with its error. An error of
-    the engine fails the jobs of that batch. Memory is bounded: few more images are decoded than run. `cancel` makes
+    the engine fails the jobs of that batch. Memory is bounded: few more images are decoded than run. `on_batch` is
+    called by the engine's threads with the size of each batch that was answered, and nanoseconds. `cancel` makes
     running calls of the engine raise, on engines that support it; `close` calls it for batches that do not end.
     """
 
@@ -77,13 +78,14 @@ class Batcher:
         options: BatcherOptions,
         *,
         cancel: Callable[[], None] = lambda: None,
+        on_batch: Callable[[int, int], None] | None = None,
     ) -> None:
         """Raises DeviceMemoryError if the images held at a time do not fit into the free memory."""
         info = engine.info
         check_memory(info, options.num_decoders)
         self._engine = engine
         self._resize: ResizePolicy = resize
-        self._cancel = cancel
+        self._cancel, self._on_batch = cancel, on_batch
         self._batch_size = info.batch_size
         self._max_delay = options.max_delay_ms / 1000
         self._window = window_size(info.batch_size, info.num_streams, options.num_decoders)
@@ -322,6 +324,8 @@ class Batcher:
         except Exception as exc:
             error = exc
         took = time.monotonic_ns() - began
+        if found is not None and self._on_batch is not None:
+            self._on_batch(len(batch), took)
         with self._lock:
             self._num_running -= len(batch)
             seconds = took / 1e9 / len(batch)

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from dataclasses import replace
@@ -239,11 +239,16 @@ class Predictor:
                 raise _not_open_any_more() from None
             raise
 
-    def batcher(self, options: BatcherOptions | None = None) -> Batcher:
-        """A queue for images on this predictor's engine; open until it is closed, or the predictor is."""
+    def batcher(
+        self, options: BatcherOptions | None = None, on_batch: Callable[[int, int], None] | None = None
+    ) -> Batcher:
+        """A queue for images on this predictor's engine; open until it is closed, or the predictor is.
+
+        `on_batch` is called by the engine's threads with the size of each batch that was answered, and nanoseconds.
+        """
         with self._lock:
             self._check_open()
-            return self._new_batcher(options or BatcherOptions(num_decoders=self._num_decoders))
+            return self._new_batcher(options or BatcherOptions(num_decoders=self._num_decoders), on_batch)
 
     def _submit(self, images: Input | Iterable[Input], timeout: float | None) -> Job:
         inputs = list_inputs(images)
@@ -257,8 +262,8 @@ class Predictor:
         # Each call is a client of its own: one of many images does not hold up the others.
         return batcher.submit(inputs, client=str(next(self._num_calls)), deadline=deadline)
 
-    def _new_batcher(self, options: BatcherOptions) -> Batcher:
-        batcher = Batcher(self._engine, self._resize, options, cancel=self._cancel)
+    def _new_batcher(self, options: BatcherOptions, on_batch: Callable[[int, int], None] | None = None) -> Batcher:
+        batcher = Batcher(self._engine, self._resize, options, cancel=self._cancel, on_batch=on_batch)
         self._batchers = [*(each for each in self._batchers if each.is_open), batcher]
         return batcher
 

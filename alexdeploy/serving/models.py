@@ -24,8 +24,8 @@ from alexdeploy.serving.statistics import ModelStatistics
 
 State = Literal["UNAVAILABLE", "LOADING", "READY", "UNLOADING"]
 
-_NOT_A_NAME = re.compile(r"^\.*$|[/\\:\0]")
-"""What is not the name of a folder, on any system."""
+_NOT_A_NAME = re.compile(r"^$|^\.|[/\\:\0]")
+"""What is not the name of a folder on some system, or is that of a hidden one."""
 
 _SHUTTING_DOWN = "the server is shutting down"
 

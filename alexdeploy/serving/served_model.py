@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -105,13 +106,21 @@ def open_model(
     num_bytes = host_bytes(folder, options.predict)
     check_memory(name, num_bytes, held_bytes, options.max_memory_bytes)
     predictor = Predictor(folder, options.predict)
+    is_served = threading.Event()
+
+    def on_batch(num_images: int, compute_ns: int) -> None:
+        # The warm-up is nobody's request.
+        if is_served.is_set():
+            statistics.record_batch(num_images, compute_ns)
+
     with ExitStack() as stack:
         predictor.open()
         stack.callback(predictor.close)
-        batcher = predictor.batcher(options.batcher, statistics.record_batch)
+        batcher = predictor.batcher(options.batcher, on_batch)
         stack.callback(batcher.close, finish=False)
         warm_up(batcher, predictor.info, options.batcher.max_queue)
         stack.pop_all()
+    is_served.set()
     return ServedModel(name, predictor, batcher, options, statistics, num_bytes)
 
 
