@@ -156,7 +156,7 @@ function report() {
   clearAll.hidden = cards.size === 0;
   if (cards.size === 0) return;
   const errors = numErrors ? `, ${numErrors} with ${numErrors === 1 ? "an error" : "errors"}` : "";
-  statusLine.textContent = `${numDone} of ${cards.size} classified${errors}`;
+  statusLine.textContent = `${numDone} of ${cards.size} done${errors}`;
 }
 
 // Cards
