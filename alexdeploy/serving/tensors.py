@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from alexdeploy.serving.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from alexdeploy.inference.batcher import JobTimes
+
+LENGTH = struct.Struct("<I")
+"""The length in front of each element of BYTES."""
 
 Parameters = Mapping[str, "str | bool | int | float"]
 
@@ -46,13 +55,17 @@ class InferRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferResponse:
-    """`outputs` in the order in which they were requested; `parameters` name what answered."""
+    """`outputs` in the order in which they were requested; `parameters` name what answered.
+
+    `times` is for the log, and is not part of what the client gets.
+    """
 
     model: str
     version: str
     id: str
     outputs: Sequence[Tensor]
     parameters: Parameters = field(default_factory=dict)
+    times: JobTimes | None = None
 
 
 def bytes_array(values: Sequence[bytes], shape: tuple[int, ...]) -> NDArray[np.object_]:
@@ -60,3 +73,33 @@ def bytes_array(values: Sequence[bytes], shape: tuple[int, ...]) -> NDArray[np.o
     found = np.empty(len(values), np.object_)
     found[:] = values
     return found.reshape(shape)
+
+
+def read_elements(name: str, part: memoryview) -> list[bytes]:
+    """Split the binary data of the BYTES input `name`. Raises InvalidRequestError."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(part):
+        begin = at + LENGTH.size
+        end = begin + LENGTH.unpack_from(part, at)[0] if begin <= len(part) else begin
+        if end > len(part):
+            raise InvalidRequestError(f"input '{name}': element {len(found)} is longer than the data")
+        found.append(bytes(part[begin:end]))
+        at = end
+    return found
+
+
+def integer_parameter(parameters: Parameters, name: str, most: int) -> int:
+    """A parameter from 0 to `most`; 0 if it is not there. Raises InvalidRequestError."""
+    value = parameters.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise InvalidRequestError(f"parameter '{name}' is not a whole number from 0 to {most}")
+    return value
+
+
+def to_binary(tensor: Tensor) -> bytes | memoryview:
+    """The data of a tensor as the binary tensor extension has it: little-endian, BYTES each after its length."""
+    if isinstance(tensor.data, np.ndarray):
+        little = np.ascontiguousarray(tensor.data, tensor.data.dtype.newbyteorder("<"))
+        return little.data.cast("B")
+    return b"".join(part for element in tensor.data for part in (LENGTH.pack(len(element)), element))
