@@ -23,7 +23,7 @@ _DEAF_SECONDS = 1.0
 _CLEANUP_SECONDS = 1.8
 """How long the process may take to end after a signal."""
 
-_AGAIN_SECONDS = 0.25
+AGAIN_SECONDS = 0.25
 """Two signals within this time count as one: `timeout` and some supervisors signal both the process and its group."""
 
 _POLL_SECONDS = 0.05
@@ -154,8 +154,8 @@ class InterruptGuard:
                 return
             self._arrived = self._since = now
             self._number = signal.Signals(number)
-        elif now - self._arrived >= _AGAIN_SECONDS:
-            _quit(number)
+        elif now - self._arrived >= AGAIN_SECONDS:
+            end_now(number)
 
     def _end_if_late(self) -> None:
         if self._is_over:
@@ -176,10 +176,11 @@ class InterruptGuard:
             if _last_words is not None:
                 with contextlib.suppress(OSError):
                     _last_words()
-            _quit(self._number)
+            end_now(self._number)
 
 
-def _quit(number: int) -> None:
+def end_now(number: int) -> None:
+    """End the process at once, as a second signal does, with the exit code of the signal."""
     # Show the cursor again: a progress bar hides it.
     with contextlib.suppress(OSError, ValueError):
         if os.isatty(2):

@@ -1,0 +1,123 @@
+"""One line for each request: who asked for what, what answered, and how long each part took."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import msgspec
+
+from alexdeploy.inference.table import escape
+
+if TYPE_CHECKING:
+    from alexdeploy.inference.batcher import JobTimes
+
+LogFormat = Literal["json", "text"]
+_SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_MAX_PATH = 200
+
+
+@dataclass(kw_only=True, slots=True)
+class RequestRecord:
+    """What is known of one request.
+
+    `status` is the HTTP status, or the name of the gRPC status code; `model` the one that was asked for.
+    """
+
+    id: str
+    protocol: Literal["http", "grpc"]
+    method: str
+    path: str
+    client: str
+    status: int | str = 0
+    error: str = ""
+    model: str = ""
+    artifact: str = ""
+    rows: int = 0
+    times: JobTimes | None = None
+    is_inference: bool = False
+    began_ns: int = field(default_factory=time.perf_counter_ns)
+    total_ns: int = 0
+
+    def answered(self, model: str, artifact: str, rows: int, times: JobTimes | None) -> None:
+        """Set what answered, and how long it took."""
+        self.model, self.artifact, self.rows, self.times = model, artifact, rows, times
+
+    def end(self) -> None:
+        self.total_ns = time.perf_counter_ns() - self.began_ns
+
+    def as_dict(self) -> dict[str, Any]:
+        """Milliseconds that were waited, decoded and computed are there if a model answered."""
+        found: dict[str, Any] = {
+            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "id": self.id,
+            "protocol": self.protocol,
+            "method": self.method,
+            "path": self.path[:_MAX_PATH],
+            "status": self.status,
+            "client": self.client,
+            "total_ms": _ms(self.total_ns),
+        }
+        if self.error:
+            found["error"] = self.error
+        if self.model:
+            found["model"] = self.model
+        if self.artifact:
+            found |= {"artifact": self.artifact, "rows": self.rows}
+        if self.times is not None:
+            found |= {
+                "wait_ms": _ms(self.times.queue_ns),
+                "decode_ms": _ms(self.times.decode_ns),
+                "compute_ms": _ms(self.times.compute_ns),
+            }
+        return found
+
+
+def safe_id(text: str | None) -> str | None:
+    """A client's id for a request, if it can stand in a header and a log."""
+    return text if text is not None and _SAFE_ID.fullmatch(text) else None
+
+
+class AccessLog:
+    """Writes records to the logger "alexdeploy.access", at level INFO."""
+
+    def __init__(self, kind: LogFormat) -> None:
+        self._kind = kind
+        self._log = logging.getLogger("alexdeploy.access")
+
+    def write(self, record: RequestRecord) -> None:
+        if self._log.isEnabledFor(logging.INFO):
+            found = record.as_dict()
+            self._log.info("%s", msgspec.json.encode(found).decode() if self._kind == "json" else _text(found))
+
+
+def _text(found: dict[str, Any]) -> str:
+    head = f"{found.pop('time')} {found.pop('method')} {found.pop('path')} {found.pop('status')}"
+    return escape(" ".join((head, *(f"{name}={value}" for name, value in found.items()))))
+
+
+def _ms(ns: int) -> float:
+    return round(ns / 1e6, 3)
+
+
+class QuietHandler(logging.StreamHandler[TextIO]):
+    """Writes to a stream; what cannot be written, as to a full disk or a closed pipe, is dropped."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
+def log_to(logger: str, stream: TextIO | None = None, form: str = "%(message)s") -> logging.Handler:
+    """Have a logger and those below it write to a stream, by default to stderr, and nowhere else."""
+    handler = QuietHandler(stream or sys.stderr)
+    handler.setFormatter(logging.Formatter(form))
+    log = logging.getLogger(logger)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    return handler

@@ -1,0 +1,367 @@
+"""The ASGI application: the routes of the protocol, `POST /predict` and the page, on the models of a repository."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from alexdeploy.core.arguments import Count, check_fields
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.inference.writers import short_artifact
+from alexdeploy.serving.access_log import AccessLog, RequestRecord, safe_id
+from alexdeploy.serving.bodies import BodyBudget, read_body
+from alexdeploy.serving.errors import BusyError, InvalidRequestError, RequestError
+from alexdeploy.serving.infer import infer, model_config, model_metadata, server_metadata
+from alexdeploy.serving.metrics import CONTENT_TYPE, Metrics
+from alexdeploy.serving.models import Repository, ServedModel, ServingOptions
+from alexdeploy.serving.page import page
+from alexdeploy.serving.predict import files_of, predict
+from alexdeploy.serving.rest import HEADER_LENGTH, read_infer, read_object, write_infer
+from alexdeploy.serving.tokens import Tokens
+
+_RECORD = "alexdeploy.record"
+_CLIENT_GONE = 499
+_MIN_TOTAL_BYTES = 256 << 20
+_log = logging.getLogger("alexdeploy.serving")
+
+_Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AppOptions:
+    """Limits and access. `max_body_bytes` is of one body, also after it is decompressed.
+
+    All bodies that are held at a time have at most four times that, and no less than 256 MiB.
+    """
+
+    max_body_bytes: Count = 64 << 20
+    tokens: Tokens = field(default_factory=Tokens)
+    access_log: AccessLog | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def create_app(
+    models: Sequence[ModelFolder | str] = (),
+    options: ServingOptions | None = None,
+    limits: AppOptions | None = None,
+) -> Starlette:
+    """An application that serves models; none given: the newest under models/. Raises UsageError or ModelError.
+
+    Its lifespan opens and closes the models. An application that mounts it must run that as its own:
+
+        classifier = create_app(["models/flowers"])
+        app = FastAPI(lifespan=classifier.router.lifespan_context)
+        app.mount("/classifier", classifier)
+    """
+    repository = Repository(models, options or ServingOptions(), on_event=_log_event)
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[None]:
+        await repository.start()
+        try:
+            yield
+        finally:
+            await repository.close()
+
+    return make_app(repository, Metrics(repository), limits or AppOptions(), lifespan=lifespan)
+
+
+def make_app(
+    repository: Repository, metrics: Metrics, options: AppOptions, *, lifespan: Callable[[Any], Any] | None = None
+) -> Starlette:
+    """The application on a repository that somebody else opens and closes."""
+    routes = _Routes(repository, metrics, options)
+    app = Starlette(
+        routes=routes.table(),
+        middleware=[Middleware(_Gate, metrics=metrics, access_log=options.access_log)],
+        exception_handlers={HTTPException: _http_error},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _log_event(event: object) -> None:
+    _log.info("%s", event)
+
+
+def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+def _error(error: RequestError) -> Response:
+    headers = {}
+    if isinstance(error, BusyError):
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return _json({"error": error.message}, error.status, headers)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    """Unknown paths and wrong methods."""
+    assert isinstance(error, HTTPException)
+    return _json({"error": error.detail}, error.status_code, dict(error.headers or {}))
+
+
+class _Gate:
+    """Around all routes: gives each request an id, a record for the log and the metrics, and an answer in any case."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: AccessLog | None) -> None:
+        self._app, self._metrics, self._access_log = app, metrics, access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name: value for name, value in scope["headers"] if name == b"x-request-id"}
+        given = safe_id(headers.get(b"x-request-id", b"").decode("latin-1"))
+        client = scope.get("client")
+        record = RequestRecord(
+            id=given or uuid.uuid4().hex,
+            protocol="http",
+            method=scope["method"],
+            path=scope["path"],
+            client=client[0] if client else "",
+        )
+        scope[_RECORD] = record
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", record.id.encode())]
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, send_with_id, record)
+        finally:
+            record.end()
+            if record.is_inference:
+                self._metrics.record(
+                    record.protocol,
+                    record.model,
+                    str(record.status),
+                    kind=record.error,
+                    total_ns=record.total_ns,
+                    times=record.times,
+                )
+            if self._access_log is not None:
+                self._access_log.write(record)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except RequestError as error:
+            record.error = error.kind
+            response = _error(error)
+        except (ClientDisconnect, _ClientGoneError):
+            record.error, record.status = "client_gone", _CLIENT_GONE
+            return
+        except Exception:
+            _log.exception("request %s failed", record.id)
+            record.error = RequestError.kind
+            response = _json({"error": "internal error"}, 500)
+        else:
+            return
+        if record.status:
+            raise RuntimeError("the response was not complete")
+        await response(scope, receive, send)
+
+
+class _ClientGoneError(Exception):
+    """The client has closed the connection before the answer."""
+
+
+@asynccontextmanager
+async def _until_gone(request: Request) -> AsyncIterator[None]:
+    """Cancel the block when the client closes the connection; then raises _ClientGoneError."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        task.cancel()
+
+    watcher = asyncio.ensure_future(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not watcher.done():
+            raise
+        # From Python 3.11 on a task counts the requests to cancel it.
+        if hasattr(task, "uncancel"):
+            task.uncancel()
+        raise _ClientGoneError from None
+    finally:
+        watcher.cancel()
+
+
+class _Routes:
+    """The handlers. Each returns a response or raises a RequestError."""
+
+    def __init__(self, repository: Repository, metrics: Metrics, options: AppOptions) -> None:
+        self._repository, self._metrics, self._tokens = repository, metrics, options.tokens
+        limit = options.max_body_bytes
+        self._budget = BodyBudget(limit, max(4 * limit, _MIN_TOTAL_BYTES))
+
+    def table(self) -> list[Route]:
+        found = [
+            self._route("/", self._page, is_open=True),
+            self._route("/metrics", self._metrics_page),
+            self._route("/predict", self._predict, "POST", is_inference=True),
+            self._route("/v2", self._server),
+            self._route("/v2/", self._server),
+            self._route("/v2/health/live", self._live, is_open=True),
+            self._route("/v2/health/ready", self._ready, is_open=True),
+            self._route("/v2/models/stats", self._statistics),
+            self._route("/v2/repository/index", self._index, "POST"),
+            self._route("/v2/repository/models/{name}/load", self._load, "POST"),
+            self._route("/v2/repository/models/{name}/unload", self._unload, "POST"),
+        ]
+        for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            found += [
+                self._route(model, self._model),
+                self._route(f"{model}/ready", self._model_ready),
+                self._route(f"{model}/config", self._model_config),
+                self._route(f"{model}/stats", self._statistics),
+                self._route(f"{model}/infer", self._infer, "POST", is_inference=True),
+            ]
+        return found
+
+    def _route(
+        self, path: str, handler: _Handler, method: str = "GET", *, is_open: bool = False, is_inference: bool = False
+    ) -> Route:
+        """A route that needs a token unless it `is_open`; the metrics count inference."""
+
+        async def checked(request: Request) -> Response:
+            record: RequestRecord = request.scope[_RECORD]
+            record.is_inference, record.model = is_inference, request.path_params.get("name", "")
+            if not is_open:
+                record.client = self._tokens.client_of(request.headers.get("authorization"), record.client)
+            return await handler(request)
+
+        return Route(path, checked, methods=[method])
+
+    def _model_of(self, request: Request) -> ServedModel:
+        return self._repository.get(request.path_params["name"], request.path_params.get("version", ""))
+
+    async def _page(self, request: Request) -> Response:
+        body, headers = page()
+        return Response(body, headers=dict(headers))
+
+    async def _metrics_page(self, request: Request) -> Response:
+        return Response(self._metrics.exposition(), headers={"content-type": CONTENT_TYPE})
+
+    async def _server(self, request: Request) -> Response:
+        return _json(server_metadata())
+
+    async def _live(self, request: Request) -> Response:
+        return _json({"live": True})
+
+    async def _ready(self, request: Request) -> Response:
+        if not self._repository.is_ready or getattr(request.app.state, "is_draining", False):
+            raise BusyError("the server is not ready")
+        return _json({"live": True, "ready": True})
+
+    async def _model(self, request: Request) -> Response:
+        return _json(model_metadata(self._model_of(request)))
+
+    async def _model_ready(self, request: Request) -> Response:
+        return _json({"name": self._model_of(request).name, "ready": True})
+
+    async def _model_config(self, request: Request) -> Response:
+        return _json(model_config(self._model_of(request)))
+
+    async def _statistics(self, request: Request) -> Response:
+        params = request.path_params
+        found = self._repository.statistics(params.get("name", ""), params.get("version", ""))
+        return _json(
+            {"model_stats": [{"name": each.name, "version": each.version, **one.as_json()} for each, one in found]}
+        )
+
+    async def _index(self, request: Request) -> Response:
+        with self._budget.hold() as held:
+            asked = read_object(await read_body(request, held), _IndexRequest)
+        return _json(self._repository.index(ready=asked.ready))
+
+    async def _load(self, request: Request) -> Response:
+        with self._budget.hold() as held:
+            asked = read_object(await read_body(request, held), _RepositoryRequest)
+        if asked.parameters:
+            raise InvalidRequestError(f"load has no parameters here, got {', '.join(sorted(asked.parameters))}")
+        await self._repository.load(request.path_params["name"])
+        return Response()
+
+    async def _unload(self, request: Request) -> Response:
+        with self._budget.hold() as held:
+            read_object(await read_body(request, held), _RepositoryRequest)
+        await self._repository.unload(request.path_params["name"])
+        return Response()
+
+    async def _infer(self, request: Request) -> Response:
+        record: RequestRecord = request.scope[_RECORD]
+        name, version = request.path_params["name"], request.path_params.get("version", "")
+        # Before the body is read: who asks for a model that is not there need not send it.
+        self._repository.get(name, version)
+        with self._budget.hold() as held:
+            body = await read_body(request, held)
+            asked = read_infer(body, request.headers.get(HEADER_LENGTH), model=name, version=version)
+            async with _until_gone(request):
+                response = await infer(self._repository, asked, client=record.client)
+        record.answered(response.model, str(response.parameters["artifact"]), asked.inputs[0].shape[0], response.times)
+        content, header_length = write_infer(response, asked)
+        if header_length is None:
+            return Response(content, media_type="application/json")
+        return Response(content, headers={HEADER_LENGTH: str(header_length)}, media_type="application/octet-stream")
+
+    async def _predict(self, request: Request) -> Response:
+        record: RequestRecord = request.scope[_RECORD]
+        top_k = _count(request.query_params.get("top_k", "5"))
+        with_views = request.query_params.get("views", "false").lower() in ("true", "1")
+        name = record.model = self._predicted_model(request)
+        self._repository.get(name)
+        with self._budget.hold() as held:
+            files = files_of(await read_body(request, held), request.headers.get("content-type"))
+            with self._repository.use(name) as model:
+                async with _until_gone(request):
+                    rows, times = await predict(model, files, client=record.client, top_k=top_k, with_views=with_views)
+        record.answered(model.name, short_artifact(model.info.artifact), len(rows), times)
+        return _json({"rows": rows})
+
+    def _predicted_model(self, request: Request) -> str:
+        names = [model.name for model in self._repository.index()]
+        name = request.query_params.get("model")
+        if name is None and len(names) > 1:
+            raise InvalidRequestError(f"several models are served: /predict?model=NAME with one of {', '.join(names)}")
+        return names[0] if name is None else name
+
+
+class _IndexRequest(msgspec.Struct):
+    ready: bool = False
+
+
+class _RepositoryRequest(msgspec.Struct):
+    parameters: dict[str, Any] = {}
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 7 and int(text)):
+        raise InvalidRequestError("top_k is not a number of classes from 1 on")
+    return int(text)

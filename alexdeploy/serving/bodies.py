@@ -1,0 +1,105 @@
+"""Bodies of requests: read within limits, and decompressed within the same limits."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.requests import ClientDisconnect, Request
+
+from alexdeploy.serving.errors import BusyError, InvalidRequestError, TooLargeError
+
+_ENCODINGS = ("gzip", "deflate", "identity")
+_AUTO_DETECT = 32 + zlib.MAX_WBITS
+"""zlib's code for: gzip or zlib format, whichever the data begins with."""
+
+_STEP_BYTES = 1 << 20
+
+
+class BodyBudget:
+    """The bytes of all bodies that are held at a time, and the most that one may have.
+
+    What is held includes bodies that are still being read. To be used in one event loop.
+    """
+
+    def __init__(self, max_body_bytes: int, max_total_bytes: int) -> None:
+        self.max_body_bytes, self.max_total_bytes = max_body_bytes, max_total_bytes
+        self.held_bytes = 0
+
+    @contextmanager
+    def hold(self) -> Iterator[Held]:
+        """The account of one request, which is settled at the end of the block."""
+        held = Held(self)
+        try:
+            yield held
+        finally:
+            self.held_bytes -= held.num_bytes
+
+
+class Held:
+    """What one request holds of a budget."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self.budget = budget
+        self.num_bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Raises BusyError if all bodies together would be too large."""
+        if self.budget.held_bytes + num_bytes > self.budget.max_total_bytes:
+            raise BusyError("the bodies of other requests fill the memory that is set aside for bodies")
+        self.num_bytes += num_bytes
+        self.budget.held_bytes += num_bytes
+
+
+async def read_body(request: Request, held: Held) -> memoryview:
+    """The whole body of a request, decompressed if it is compressed.
+
+    Raises TooLargeError, BusyError or InvalidRequestError as soon as that is certain, and ClientDisconnect.
+    """
+    limit = held.budget.max_body_bytes
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in _ENCODINGS:
+        raise InvalidRequestError(f"Content-Encoding is {encoding!r}, expected one of {', '.join(_ENCODINGS)}")
+    # The server has checked the header; a mounted application may run under another server.
+    length = request.headers.get("content-length", "0")
+    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit):
+        raise _too_large(limit)
+    received = bytearray()
+    is_complete = False
+    while not is_complete:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        if len(received) + len(chunk) > limit:
+            raise _too_large(limit)
+        held.add(len(chunk))
+        received += chunk
+        is_complete = not message.get("more_body", False)
+    return memoryview(received if encoding == "identity" else _decompress(received, held))
+
+
+def _decompress(data: bytearray, held: Held) -> bytearray:
+    """Inflate gzip or zlib data, of one member or several."""
+    limit, found, rest = held.budget.max_body_bytes, bytearray(), bytes(data)
+    while rest:
+        inflater = zlib.decompressobj(_AUTO_DETECT)
+        while not inflater.eof:
+            try:
+                part = inflater.decompress(rest, min(_STEP_BYTES, limit + 1 - len(found)))
+            except zlib.error as exc:
+                raise InvalidRequestError(f"the body cannot be decompressed: {exc}") from None
+            rest = inflater.unconsumed_tail
+            if not part and not rest and not inflater.eof:
+                raise InvalidRequestError("the body cannot be decompressed: it is not complete")
+            if len(found) + len(part) > limit:
+                raise _too_large(limit)
+            held.add(len(part))
+            found += part
+        rest = inflater.unused_data
+    return found
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"the body has more than {limit} bytes, the limit of this server")

@@ -1,0 +1,129 @@
+"""POST /predict: images as they are, or in a form, to the rows that the command `predict` writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from alexdeploy.core.errors import ModelError
+from alexdeploy.inference.predictor import make_row
+from alexdeploy.serving.errors import InvalidRequestError
+from alexdeploy.serving.infer import classify, log_fault
+from alexdeploy.serving.page import views_of
+
+if TYPE_CHECKING:
+    from alexdeploy.inference.batcher import JobTimes
+    from alexdeploy.serving.models import ServedModel
+
+File = tuple[str, bytes | memoryview]
+"""Name and contents."""
+
+
+def files_of(body: memoryview, content_type: str | None) -> list[File]:
+    """The files of a form, or the body itself under the name "body". Raises InvalidRequestError if there is none."""
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data":
+        if not len(body):
+            raise InvalidRequestError("the body is empty: send an image, or a form with images")
+        return [("body", body)]
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise InvalidRequestError("multipart/form-data without a boundary")
+    form = _Form()
+    try:
+        parser = MultipartParser(boundary, form.callbacks())
+        parser.write(bytes(body))
+        parser.finalize()
+    except FormParserError as exc:
+        raise InvalidRequestError(f"the form cannot be read: {exc}") from None
+    if not form.is_complete:
+        raise InvalidRequestError("the form is not complete")
+    if not form.files:
+        raise InvalidRequestError("the form has no file: curl -F file=@photo.jpg URL")
+    return form.files
+
+
+async def predict(
+    model: ServedModel, files: Sequence[File], *, client: str, top_k: int, with_views: bool
+) -> tuple[list[dict[str, Any]], JobTimes]:
+    """One row per file, in order; a file that is no image has a row with its error. Raises RequestError."""
+    began = time.perf_counter_ns()
+    most = model.batcher_options.max_queue
+    try:
+        if most is not None and len(files) > most:
+            raise InvalidRequestError(f"{len(files)} files; this server takes at most {most} in a request")
+        answer = await classify(model, [data for _, data in files], client=client)
+    except BaseException:
+        model.statistics.record_failure(time.perf_counter_ns() - began)
+        raise
+    computed = time.perf_counter_ns()
+    rows = []
+    for index, ((name, _), outcome) in enumerate(zip(files, answer.outcomes, strict=True)):
+        named = replace(outcome, index=index, source=name)
+        try:
+            row = make_row(named, model.info, min(top_k, len(model.classes)), model.predictor.model_name).to_dict()
+        except ModelError as error:
+            raise log_fault(model, error) from None
+        if with_views and outcome.view_classes is not None:
+            row["views"] = views_of(outcome.view_classes, model.info, model.predictor.folder.spec().preprocessing)
+        rows.append(row)
+    ended = time.perf_counter_ns()
+    model.statistics.record_success(len(files), answer.times, output_ns=ended - computed, total_ns=ended - began)
+    return rows, answer.times
+
+
+class _Form:
+    """The files of a multipart form, as the parser reports them."""
+
+    def __init__(self) -> None:
+        self.files: list[File] = []
+        self.is_complete = False
+        self._name, self._value = b"", b""
+        self._file_name: str | None = None
+        self._parts: list[bytes] = []
+
+    def callbacks(self) -> Any:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_begin": self._begin_header,
+            "on_header_field": self._add_name,
+            "on_header_value": self._add_value,
+            "on_header_end": self._end_header,
+            "on_part_data": self._add_data,
+            "on_part_end": self._end,
+            "on_end": self._end_form,
+        }
+
+    def _begin(self) -> None:
+        self._file_name, self._parts = None, []
+
+    def _begin_header(self) -> None:
+        self._name, self._value = b"", b""
+
+    def _add_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _add_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            _, options = parse_options_header(self._value)
+            name = options.get(b"filename")
+            self._file_name = None if name is None else name.decode("utf-8", "replace")
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        if self._file_name is not None:
+            self._parts.append(data[start:end])
+
+    def _end(self) -> None:
+        if self._file_name is not None:
+            self.files.append((self._file_name, b"".join(self._parts)))
+
+    def _end_form(self) -> None:
+        self.is_complete = True
