@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from alexdeploy.serving.models import Repository, ServingOptions
 from running import Running, running
 
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.inference.batcher import BatcherOptions
 from alexdeploy.placement.options import PredictOptions
+from alexdeploy.serving.models import Repository, ServingOptions
 
 SERVING = ServingOptions(
     predict=PredictOptions(backend="onnxruntime", batch_size=4, num_views=10, num_threads=1),

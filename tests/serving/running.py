@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from alexdeploy.serving.metrics import Metrics
-from alexdeploy.serving.models import Repository
 from patience import PATIENCE
 
 from alexdeploy.serving.app import AppOptions, make_app
+from alexdeploy.serving.metrics import Metrics
+from alexdeploy.serving.models import Repository
 from alexdeploy.serving.protocol import ConnectionLimits
 from alexdeploy.serving.rest_server import RestServer, bind
 

@@ -14,7 +14,6 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from alexdeploy.serving.models import Repository
 from colour import PICTURES
 from conftest import SERVING
 from helpers import smooth_images
@@ -28,6 +27,7 @@ from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.serving.access_log import AccessLog
 from alexdeploy.serving.app import AppOptions
+from alexdeploy.serving.models import Repository
 from alexdeploy.serving.tokens import Tokens
 
 IMAGES = smooth_images(3)
