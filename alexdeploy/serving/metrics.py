@@ -24,6 +24,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from alexdeploy.inference.writers import short_artifact
+
 if TYPE_CHECKING:
     from alexdeploy.inference.batcher import JobTimes
     from alexdeploy.serving.models import Repository
@@ -108,7 +110,7 @@ class _RepositoryCollector(Collector):
         for model in models:
             facts = {
                 "version": model.version,
-                "artifact": model.info.artifact,
+                "artifact": short_artifact(model.info.artifact),
                 "backend": model.info.backend,
                 "device": model.info.device,
                 "precision": model.info.precision,

@@ -1,0 +1,274 @@
+"""The Open Inference Protocol v2 over gRPC, with the messages of Triton's Python client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from google.protobuf.json_format import ParseDict
+from tritonclient.grpc import service_pb2
+
+from alexdeploy.serving.access_log import AccessLog, RequestRecord, safe_id
+from alexdeploy.serving.errors import InvalidRequestError, RequestError
+from alexdeploy.serving.grpc_tensors import read_request, write_response
+from alexdeploy.serving.infer import infer, model_config, model_metadata, server_metadata
+from alexdeploy.serving.metrics import Metrics
+from alexdeploy.serving.models import Repository
+from alexdeploy.serving.tokens import Tokens
+
+_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
+_OPEN_METHODS = ("ServerLive", "ServerReady")
+"""Methods that need no token: an orchestrator asks them."""
+
+_MESSAGE_OVERHEAD = 1 << 20
+"""Bytes of a message beside its images: names, shapes and parameters."""
+
+_STREAM_WINDOW = 64
+"""Requests of one stream that are being answered; the next is read when the oldest of them has its answer."""
+
+_CLOCK_SECONDS = 1e-3
+"""The client's deadline is a time of the system's clock, that of a job one of the monotonic clock."""
+
+_log = logging.getLogger("alexdeploy.serving")
+
+
+class GrpcService:
+    """Answers the methods of the protocol; those for shared memory, traces and log settings are UNIMPLEMENTED."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        metrics: Metrics,
+        *,
+        tokens: Tokens,
+        access_log: AccessLog | None = None,
+        is_ready: Callable[[], bool] | None = None,
+    ) -> None:
+        """`is_ready` says whether the server is; None: whether the repository is."""
+        self._repository, self._metrics, self._tokens, self._access_log = repository, metrics, tokens, access_log
+        self._is_ready = is_ready or (lambda: repository.is_ready)
+
+    def create_server(self, max_body_bytes: int) -> grpc.aio.Server:
+        """A server without ports. A message over the limit, also after decompression, gets RESOURCE_EXHAUSTED."""
+        server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", max_body_bytes + _MESSAGE_OVERHEAD),
+                ("grpc.max_send_message_length", -1),
+            )
+        )
+        answers: dict[str, Callable[[Any], Awaitable[Any]]] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._statistics,
+            "RepositoryIndex": self._index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+        }
+        handlers = {
+            name: _handler(grpc.unary_unary_rpc_method_handler, name, self._unary(name, answer))
+            for name, answer in answers.items()
+        }
+        handlers["ModelInfer"] = _handler(grpc.unary_unary_rpc_method_handler, "ModelInfer", self._infer)
+        handlers["ModelStreamInfer"] = _handler(
+            grpc.stream_stream_rpc_method_handler, "ModelStreamInfer", self._stream_infer
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers),))
+        return server
+
+    def _unary(self, name: str, answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def call(request: Any, context: Any) -> Any:
+            record = _record(name, context)
+            record.model = getattr(request, "model_name", getattr(request, "name", ""))
+
+            async def checked() -> Any:
+                if name not in _OPEN_METHODS:
+                    record.client = self._client(context, record.client)
+                return await answer(request)
+
+            return await self._answered(context, record, checked())
+
+        return call
+
+    async def _infer(self, request: Any, context: Any) -> Any:
+        record = _record("ModelInfer", context)
+
+        async def answer() -> Any:
+            record.client = self._client(context, record.client)
+            return await self._inferred(request, context, record)
+
+        return await self._answered(context, record, answer())
+
+    async def _inferred(self, request: Any, context: Any, record: RequestRecord) -> Any:
+        """Answer a ModelInferRequest. Raises RequestError."""
+        record.is_inference, record.model = True, request.model_name
+        record.id = safe_id(request.id) or record.id
+        asked = read_request(request, context.time_remaining())
+        response = await infer(self._repository, asked, client=record.client)
+        record.answered(response.model, str(response.parameters["artifact"]), asked.inputs[0].shape[0], response.times)
+        return write_response(response)
+
+    async def _answered(self, context: Any, record: RequestRecord, answer: Awaitable[Any]) -> Any:
+        """Await an answer, and record it; a RequestError and any other error end the call with their status."""
+        found = await self._recorded(record, answer)
+        if isinstance(found, RequestError):
+            left = context.time_remaining()
+            is_late = left is not None and left < _CLOCK_SECONDS
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode[found.grpc_code]
+            await context.abort(code, found.message)
+        return found
+
+    async def _recorded(self, record: RequestRecord, answer: Awaitable[Any]) -> Any:
+        """An answer or a RequestError; either goes to log and metrics."""
+        try:
+            found = await answer
+            record.status = "OK"
+        except RequestError as error:
+            found, record.status, record.error = error, error.grpc_code, error.kind
+        except asyncio.CancelledError:
+            # The client has cancelled the call, or its deadline has passed.
+            record.status, record.error = "CANCELLED", "client_gone"
+            raise
+        except Exception:
+            _log.exception("request %s failed", record.id)
+            found, record.status, record.error = RequestError("internal error"), "INTERNAL", RequestError.kind
+        finally:
+            record.end()
+            if record.is_inference:
+                self._metrics.record(
+                    record.protocol,
+                    record.model,
+                    str(record.status),
+                    kind=record.error,
+                    total_ns=record.total_ns,
+                    times=record.times,
+                )
+            if self._access_log is not None:
+                self._access_log.write(record)
+        return found
+
+    async def _stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """Answer the requests of a stream in their order; an error is an answer too, and the stream goes on."""
+        try:
+            client = self._client(context, _peer(context))
+        except RequestError as error:
+            await context.abort(grpc.StatusCode[error.grpc_code], error.message)
+        answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue()
+        has_room = asyncio.Semaphore(_STREAM_WINDOW)
+
+        async def read() -> None:
+            with suppress(grpc.RpcError):
+                async for request in requests:
+                    answers.put_nowait(asyncio.ensure_future(self._streamed(request, context, client)))
+                    await has_room.acquire()
+            answers.put_nowait(None)
+
+        reader = asyncio.ensure_future(read())
+        try:
+            while (answer := await answers.get()) is not None:
+                yield await answer
+                has_room.release()
+        finally:
+            reader.cancel()
+            while not answers.empty():
+                left = answers.get_nowait()
+                if left is not None:
+                    left.cancel()
+
+    async def _streamed(self, request: Any, context: Any, client: str) -> Any:
+        record = _record("ModelStreamInfer", context)
+        record.client = client
+        found = await self._recorded(record, self._inferred(request, context, record))
+        if isinstance(found, RequestError):
+            # The id says which of the requests this is the answer to.
+            empty = service_pb2.ModelInferResponse(id=request.id)
+            return service_pb2.ModelStreamInferResponse(error_message=found.message, infer_response=empty)
+        return service_pb2.ModelStreamInferResponse(infer_response=found)
+
+    def _client(self, context: Any, peer: str) -> str:
+        found = (value for name, value in context.invocation_metadata() or () if name == "authorization")
+        return self._tokens.client_of(next(found, None), peer)
+
+    async def _server_live(self, request: Any) -> Any:
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, request: Any) -> Any:
+        return service_pb2.ServerReadyResponse(ready=self._is_ready())
+
+    async def _model_ready(self, request: Any) -> Any:
+        try:
+            self._repository.get(request.name, request.version)
+        except RequestError:
+            # Triton's answer, also for a model that it does not know.
+            return service_pb2.ModelReadyResponse(ready=False)
+        return service_pb2.ModelReadyResponse(ready=True)
+
+    async def _server_metadata(self, request: Any) -> Any:
+        return ParseDict(server_metadata(), service_pb2.ServerMetadataResponse())
+
+    async def _model_metadata(self, request: Any) -> Any:
+        model = self._repository.get(request.name, request.version)
+        return ParseDict(model_metadata(model), service_pb2.ModelMetadataResponse())
+
+    async def _model_config(self, request: Any) -> Any:
+        model = self._repository.get(request.name, request.version)
+        return ParseDict({"config": model_config(model)}, service_pb2.ModelConfigResponse())
+
+    async def _statistics(self, request: Any) -> Any:
+        found = self._repository.statistics(request.name, request.version)
+        stats = [{"name": model.name, "version": model.version, **each.as_json()} for model, each in found]
+        return ParseDict({"model_stats": stats}, service_pb2.ModelStatisticsResponse())
+
+    async def _index(self, request: Any) -> Any:
+        return service_pb2.RepositoryIndexResponse(
+            models=[
+                {"name": each.name, "version": each.version, "state": each.state, "reason": each.reason}
+                for each in self._repository.index(ready=request.ready)
+            ]
+        )
+
+    async def _load(self, request: Any) -> Any:
+        if request.parameters:
+            names = ", ".join(sorted(request.parameters))
+            raise InvalidRequestError(f"load has no parameters here, got {names}")
+        await self._repository.load(request.model_name)
+        return service_pb2.RepositoryModelLoadResponse()
+
+    async def _unload(self, request: Any) -> Any:
+        await self._repository.unload(request.model_name)
+        return service_pb2.RepositoryModelUnloadResponse()
+
+
+def _handler(kind: Callable[..., Any], name: str, call: Callable[..., Any]) -> Any:
+    method = _SERVICE.methods_by_name[name]
+    return kind(
+        call,
+        request_deserializer=getattr(service_pb2, method.input_type.name).FromString,
+        response_serializer=getattr(service_pb2, method.output_type.name).SerializeToString,
+    )
+
+
+def _record(method: str, context: Any) -> RequestRecord:
+    return RequestRecord(
+        id=uuid.uuid4().hex,
+        protocol="grpc",
+        method=method,
+        path=f"/{_SERVICE.full_name}/{method}",
+        client=_peer(context),
+    )
+
+
+def _peer(context: Any) -> str:
+    """The client's host, of gRPC's "ipv4:127.0.0.1:50000" or "ipv6:%5B::1%5D:50000"."""
+    kind, _, rest = unquote(context.peer()).partition(":")
+    return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else kind

@@ -1,0 +1,510 @@
+"""The gRPC service as Triton's own client sees it, on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from colour import PICTURES, ColourEngine
+from helpers import smooth_images
+from patience import PATIENCE, wait_for
+from PIL import Image
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.engines.base import EngineOptions
+from alexdeploy.inference.batcher import BatcherOptions
+from alexdeploy.inference.predictor import Predictor
+from alexdeploy.placement import place
+from alexdeploy.placement.options import PredictOptions
+from alexdeploy.serving.access_log import AccessLog
+from alexdeploy.serving.grpc_service import GrpcService
+from alexdeploy.serving.metrics import Metrics
+from alexdeploy.serving.models import Repository, ServingOptions
+from alexdeploy.serving.tensors import bytes_array
+from alexdeploy.serving.tokens import Tokens
+
+PREDICT = PredictOptions(backend="onnxruntime", batch_size=4, num_views=10, num_threads=1)
+SERVING = ServingOptions(predict=PREDICT, batcher=BatcherOptions(max_queue=16, max_delay_ms=0))
+IMAGES = smooth_images(3)
+MAX_BODY_BYTES = 2 << 20
+TOKEN = "a-token-of-the-tests"
+
+
+def as_png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+FILES = [as_png(image) for image in IMAGES]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A gRPC server in a thread; `run` runs a coroutine in its event loop."""
+
+    address: str
+    repository: Repository
+    metrics: Metrics
+    loop: asyncio.AbstractEventLoop
+
+    def run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE)
+
+
+@contextmanager
+def serve(
+    repository: Repository, tokens: Tokens | None = None, access_log: AccessLog | None = None
+) -> Iterator[Service]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="grpc-server")
+    thread.start()
+    metrics = Metrics(repository)
+
+    async def start() -> tuple[grpc.aio.Server, int]:
+        await repository.start()
+        service = GrpcService(repository, metrics, tokens=tokens or Tokens(), access_log=access_log)
+        server = service.create_server(MAX_BODY_BYTES)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, port
+
+    async def stop(server: grpc.aio.Server) -> None:
+        await server.stop(None)
+        await repository.close(finish=False)
+
+    with ExitStack() as stack:
+        stack.callback(loop.close)
+        stack.callback(thread.join, PATIENCE)
+        stack.callback(loop.call_soon_threadsafe, loop.stop)
+        server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE)
+        service = Service(address=f"127.0.0.1:{port}", repository=repository, metrics=metrics, loop=loop)
+        stack.callback(lambda: service.run(stop(server)))
+        yield service
+
+
+@pytest.fixture(scope="module")
+def service(model: ModelFolder) -> Iterator[Service]:
+    with serve(Repository([model], SERVING)) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(service.address) as client:
+        yield client
+
+
+@pytest.fixture
+def stub(service: Service) -> Iterator[Any]:
+    with grpc.insecure_channel(service.address) as channel:
+        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+@pytest.fixture(scope="module")
+def rows(model: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What `predict` says of the images."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, content in enumerate(FILES):
+        (folder / f"{number}.png").write_bytes(content)
+    with Predictor(model, PREDICT) as predictor:
+        return list(predictor.predict([folder]))
+
+
+def request_of(model: str, images: np.ndarray | None = None, files: list[bytes] | None = None, *, raw: bool) -> Any:
+    """A message with pixels or files, in raw or typed contents."""
+    request = service_pb2.ModelInferRequest(model_name=model, id="7")
+    if files is not None:
+        tensor = request.inputs.add(name="images", datatype="BYTES", shape=[len(files)])
+        if raw:
+            request.raw_input_contents.append(b"".join(len(each).to_bytes(4, "little") + each for each in files))
+        else:
+            tensor.contents.bytes_contents.extend(files)
+        return request
+    assert images is not None
+    tensor = request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
+    if raw:
+        request.raw_input_contents.append(images.tobytes())
+    else:
+        tensor.contents.uint_contents.extend(images.ravel().tolist())
+    return request
+
+
+def assert_rows(found: triton.InferResult, rows: list[Any]) -> None:
+    """The three outputs are the rows of `predict`, to the bit."""
+    probabilities, labels, votes = (found.as_numpy(name) for name in ("probabilities", "label", "view_classes"))
+    assert probabilities.dtype == np.float32
+    for row, values, label, classes in zip(rows, probabilities, labels, votes, strict=True):
+        for choice in row.top:
+            assert np.float32(choice.probability) == values[choice.index]
+        assert label.decode() == row.label
+        assert np.count_nonzero(classes == row.top[0].index) == row.views_agreeing
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("kind", ["pixels", "files"])
+def test_tritons_client_gets_the_rows_of_predict(
+    client: triton.InferenceServerClient, model: ModelFolder, rows: list[Any], kind: str, compression: str | None
+) -> None:
+    if kind == "pixels":
+        tensor = triton.InferInput("images", IMAGES.shape, "UINT8").set_data_from_numpy(IMAGES)
+    else:
+        tensor = triton.InferInput("images", [3], "BYTES").set_data_from_numpy(bytes_array(FILES, (3,)))
+    outputs = [triton.InferRequestedOutput(name) for name in ("label", "probabilities", "view_classes")]
+    found = client.infer(model.path.name, [tensor], outputs=outputs, request_id="7", compression_algorithm=compression)
+    assert_rows(found, rows)
+    response = found.get_response()
+    assert (response.id, response.model_name, response.model_version) == ("7", model.path.name, "1")
+    assert [each.name for each in response.outputs] == ["label", "probabilities", "view_classes"]
+    assert {name: each.string_param for name, each in response.parameters.items()} == {
+        "artifact": rows[0].artifact,
+        "backend": "onnxruntime",
+        "precision": "fp32",
+    }
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("kind", ["pixels", "files"])
+def test_raw_and_typed_contents_are_the_same(
+    stub: Any, model: ModelFolder, rows: list[Any], kind: str, raw: bool
+) -> None:
+    content: dict[str, Any] = {"images": IMAGES} if kind == "pixels" else {"files": FILES}
+    found = stub.ModelInfer(request_of(model.path.name, **content, raw=raw))
+    assert_rows(triton.InferResult(found), rows)
+
+
+def test_classes_are_given_as_triton_gives_them(
+    client: triton.InferenceServerClient, model: ModelFolder, rows: list[Any]
+) -> None:
+    tensor = triton.InferInput("images", IMAGES.shape, "UINT8").set_data_from_numpy(IMAGES)
+    found = client.infer(
+        model.path.name, [tensor], outputs=[triton.InferRequestedOutput("probabilities", class_count=2)]
+    )
+    assert found.as_numpy("probabilities").tolist() == [
+        [f"{choice.probability:f}:{choice.index}:{choice.label}".encode() for choice in row.top[:2]] for row in rows
+    ]
+
+
+def change_raw(request: Any, raw: list[bytes]) -> None:
+    del request.raw_input_contents[:]
+    request.raw_input_contents.extend(raw)
+
+
+FAULTS: dict[str, tuple[Callable[[Any], object], grpc.StatusCode, str]] = {
+    "unknown model": (lambda r: setattr(r, "model_name", "other"), grpc.StatusCode.NOT_FOUND, "unknown model: 'other'"),
+    "unknown version": (lambda r: setattr(r, "model_version", "2"), grpc.StatusCode.NOT_FOUND, "version 2"),
+    "no input": (lambda r: r.ClearField("inputs"), grpc.StatusCode.INVALID_ARGUMENT, "1 raw input contents for 0"),
+    "more raw contents": (
+        lambda r: r.raw_input_contents.append(b""),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "2 raw input contents for 1 inputs",
+    ),
+    "short raw contents": (
+        lambda r: change_raw(r, [b"1234"]),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "has 4 elements, its shape [1, 256, 256, 3] has 196608",
+    ),
+    "both contents": (
+        lambda r: r.inputs[0].contents.uint_contents.append(1),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "contents field must not be specified when using raw_input_contents for 'images'",
+    ),
+    "shape below zero": (
+        lambda r: r.inputs[0].shape.__setitem__(0, -1),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "has shape [-1, 256, 256, 3]",
+    ),
+    "huge shape": (
+        lambda r: r.inputs[0].shape.__setitem__(0, 2**62),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "has 196608 elements",
+    ),
+    "datatype": (
+        lambda r: setattr(r.inputs[0], "datatype", "FP32"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "has datatype FP32",
+    ),
+    "input name": (lambda r: setattr(r.inputs[0], "name", "x"), grpc.StatusCode.INVALID_ARGUMENT, "input 'x'"),
+    "output name": (lambda r: r.outputs.add(name="x"), grpc.StatusCode.INVALID_ARGUMENT, "output 'x'"),
+    "shared memory": (
+        lambda r: setattr(r.inputs[0].parameters["shared_memory_region"], "string_param", "r"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "is in shared memory, which this server does not have",
+    ),
+    "shared memory of an output": (
+        lambda r: setattr(r.outputs.add(name="label").parameters["shared_memory_region"], "string_param", "r"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "is to go to shared memory",
+    ),
+    "timeout": (
+        lambda r: setattr(r.parameters["timeout"], "string_param", "soon"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "parameter 'timeout'",
+    ),
+    "classification": (
+        lambda r: setattr(r.outputs.add(name="probabilities").parameters["classification"], "int64_param", -1),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "parameter 'classification'",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_has_its_status_and_says_what(stub: Any, model: ModelFolder, fault: str) -> None:
+    change, code, message = FAULTS[fault]
+    request = request_of(model.path.name, IMAGES[:1], raw=True)
+    change(request)
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.ModelInfer(request)
+    assert raised.value.code() == code
+    assert message in raised.value.details()
+
+
+@pytest.mark.parametrize("value", [256, 2**32 - 1])
+def test_a_pixel_that_is_no_byte_is_refused(stub: Any, model: ModelFolder, value: int) -> None:
+    request = request_of(model.path.name, IMAGES[:1], raw=False)
+    request.inputs[0].contents.uint_contents[5] = value
+    with pytest.raises(grpc.RpcError, match="not from 0 to 255") as raised:
+        stub.ModelInfer(request)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_too_many_images_and_a_broken_one_are_refused(stub: Any, model: ModelFolder) -> None:
+    with pytest.raises(grpc.RpcError, match=r"batch-size must be >= 1 and <= 4 .* got 5"):
+        stub.ModelInfer(request_of(model.path.name, files=[PICTURES["red"]] * 5, raw=True))
+    with pytest.raises(grpc.RpcError, match=r"images\[1\]") as raised:
+        stub.ModelInfer(request_of(model.path.name, files=[PICTURES["red"], b"no picture"], raw=False))
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xff\xff\xff", b"\x05\x00\x00\x00abc", b"\x00\x00"])
+def test_broken_elements_are_refused(stub: Any, model: ModelFolder, raw: bytes) -> None:
+    request = request_of(model.path.name, files=[b""], raw=True)
+    change_raw(request, [raw])
+    with pytest.raises(grpc.RpcError, match="element 0") as raised:
+        stub.ModelInfer(request)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+def test_a_message_over_the_limit_is_refused_also_after_decompression(
+    stub: Any, model: ModelFolder, compression: grpc.Compression
+) -> None:
+    request = request_of(model.path.name, files=[bytes(8 << 20)], raw=True)
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.ModelInfer(request, compression=compression)
+    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_the_descriptions_are_those_of_the_model(client: triton.InferenceServerClient, model: ModelFolder) -> None:
+    name = model.path.name
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready(name)
+    assert client.is_model_ready(name, "1")
+    assert not client.is_model_ready(name, "2")
+    assert not client.is_model_ready("other")
+    metadata = client.get_server_metadata(as_json=True)
+    assert metadata["name"] == "alexdeploy"
+    assert "statistics" in metadata["extensions"]
+    described = client.get_model_metadata(name)
+    assert [(each.name, each.datatype, list(each.shape)) for each in (*described.inputs, *described.outputs)] == [
+        ("images", "UINT8", [-1, 256, 256, 3]),
+        ("probabilities", "FP32", [-1, 5]),
+        ("view_classes", "INT32", [-1, 10]),
+        ("label", "BYTES", [-1]),
+    ]
+    config = client.get_model_config(name).config
+    assert (config.name, config.max_batch_size, config.backend) == (name, 4, "onnxruntime")
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 16
+    for call in (client.get_model_metadata, client.get_model_config, client.get_inference_statistics):
+        with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+            call("other")
+
+
+def test_statistics_are_the_sums_of_the_requests(stub: Any, model: ModelFolder) -> None:
+    name = model.path.name
+    with serve(Repository([model], SERVING)) as service, grpc.insecure_channel(service.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for count in (1, 3, 1):
+            stub.ModelInfer(request_of(name, IMAGES[:count], raw=True))
+        stub.ModelInfer(request_of(name, files=FILES[:2], raw=True))
+        with pytest.raises(grpc.RpcError):
+            stub.ModelInfer(request_of(name, files=[b"no picture"], raw=True))
+        [found] = stub.ModelStatistics(service_pb2.ModelStatisticsRequest()).model_stats
+        assert (found.name, found.version) == (name, "1")
+        assert found.inference_count == 7
+        stats = found.inference_stats
+        assert (stats.success.count, stats.fail.count) == (4, 1)
+        assert stats.queue.count == stats.compute_input.count == stats.compute_infer.count == 4
+        # One client asks at a time, so each batch has the images of one request.
+        sizes = {each.batch_size: each.compute_infer.count for each in found.batch_stats}
+        assert sum(size * count for size, count in sizes.items()) == 7
+        assert found.execution_count == sum(sizes.values())
+        assert sum(each.compute_infer.ns for each in found.batch_stats) == stats.compute_infer.ns
+        assert stats.success.ns > stats.compute_infer.ns > 0
+        assert stats.compute_input.ns > 0
+        assert stats.fail.ns > 0
+        metrics = service.metrics.exposition().decode()
+        labels = f'model="{name}",protocol="grpc"'
+        assert f'alexdeploy_requests_total{{{labels},status="OK"}} 4.0' in metrics
+        assert f'alexdeploy_requests_total{{{labels},status="INVALID_ARGUMENT"}} 1.0' in metrics
+
+
+def test_streamed_requests_are_answered_in_order_and_errors_within_the_stream(
+    client: triton.InferenceServerClient, model: ModelFolder, rows: list[Any]
+) -> None:
+    found: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+    client.start_stream(lambda result, error: found.put((result, error)))
+    for number in range(12):
+        name = "other" if number % 4 == 3 else model.path.name
+        image = IMAGES[number % 3][None]
+        tensor = triton.InferInput("images", image.shape, "UINT8").set_data_from_numpy(image)
+        client.async_stream_infer(name, [tensor], request_id=str(number))
+    for number in range(12):
+        result, error = found.get(timeout=PATIENCE)
+        if number % 4 == 3:
+            assert "unknown model: 'other'" in str(error)
+        else:
+            assert error is None
+            assert result.get_response().id == str(number)
+            np.testing.assert_allclose(
+                result.as_numpy("probabilities")[0, rows[number % 3].top[0].index],
+                rows[number % 3].top[0].probability,
+                atol=1e-6,
+            )
+    client.stop_stream()
+
+
+def test_an_error_in_a_stream_has_the_id_of_its_request(stub: Any) -> None:
+    [found] = stub.ModelStreamInfer(iter([request_of("other", IMAGES[:1], raw=True)]))
+    assert "unknown model: 'other'" in found.error_message
+    assert found.infer_response.id == "7"
+
+
+def test_a_full_queue_is_unavailable_and_a_cancelled_request_leaves_it(
+    model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_held, may_run = threading.Event(), threading.Event()
+
+    def hold(images: np.ndarray) -> None:
+        if is_held.is_set():
+            assert may_run.wait(PATIENCE)
+
+    def open_engine(folder: ModelFolder, backend: str, options: EngineOptions) -> ColourEngine:
+        return ColourEngine(options=options, before_run=hold)
+
+    monkeypatch.setattr(place, "open_engine", open_engine)
+    name, options = model.path.name, ServingOptions(predict=PREDICT, batcher=BatcherOptions(max_queue=2))
+    request = request_of(name, IMAGES[:1], raw=True)
+    with serve(Repository([model], options)) as service, grpc.insecure_channel(service.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        batcher = service.repository.get(name).batcher
+        is_held.set()
+        running = stub.ModelInfer.future(request)
+        wait_for(lambda: batcher.num_running == 1)
+        waiting = [stub.ModelInfer.future(request) for _ in range(2)]
+        wait_for(lambda: batcher.num_waiting == 2)
+        with pytest.raises(grpc.RpcError, match="maximum queue size") as raised:
+            stub.ModelInfer(request)
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+        waiting[0].cancel()
+        wait_for(lambda: batcher.num_waiting == 1)
+        waiting.append(stub.ModelInfer.future(request))
+        wait_for(lambda: batcher.num_waiting == 2)
+        may_run.set()
+        for call in (running, *waiting[1:]):
+            assert call.result(PATIENCE).model_name == name
+        wait_for(lambda: 'status="CANCELLED"} 1.0' in service.metrics.exposition().decode())
+
+
+def test_what_is_late_is_not_computed(stub: Any, model: ModelFolder) -> None:
+    request = request_of(model.path.name, IMAGES[:1], raw=True)
+    request.parameters["timeout"].int64_param = 1
+    with pytest.raises(grpc.RpcError, match="timeout") as raised:
+        stub.ModelInfer(request)
+    assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.ModelInfer(request_of(model.path.name, IMAGES[:1], raw=True), timeout=1e-6)
+    assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_token_is_asked_of_all_but_probes(model: ModelFolder) -> None:
+    with (
+        serve(Repository([model], SERVING), Tokens([TOKEN])) as service,
+        triton.InferenceServerClient(service.address) as client,
+    ):
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        name, headers = model.path.name, {"authorization": f"Bearer {TOKEN}"}
+        tensor = triton.InferInput("images", IMAGES.shape, "UINT8").set_data_from_numpy(IMAGES)
+        for wrong in (None, {"authorization": "Bearer other"}, {"authorization": TOKEN}):
+            for call in (
+                lambda given: client.infer(name, [tensor], headers=given),
+                lambda given: client.unload_model(name, headers=given),
+                lambda given: client.get_model_repository_index(headers=given),
+            ):
+                with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
+                    call(wrong)
+        with grpc.insecure_channel(service.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            with pytest.raises(grpc.RpcError) as raised:
+                next(stub.ModelStreamInfer(iter([request_of(name, IMAGES[:1], raw=True)])))
+            assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert client.infer(name, [tensor], headers=headers).as_numpy("label").shape == (3,)
+
+
+def test_models_are_loaded_and_unloaded(model: ModelFolder) -> None:
+    name = model.path.name
+    with (
+        serve(Repository([model], SERVING)) as service,
+        triton.InferenceServerClient(service.address) as client,
+    ):
+        client.unload_model(name)
+        [state] = client.get_model_repository_index().models
+        assert (state.name, state.version, state.state, state.reason) == (name, "1", "UNAVAILABLE", "unloaded")
+        assert not client.is_server_ready()
+        assert not client.is_model_ready(name)
+        with pytest.raises(InferenceServerException, match="no such model"):
+            client.load_model("../other")
+        with pytest.raises(InferenceServerException, match="no parameters here, got config"):
+            client.load_model(name, config="{}")
+        client.load_model(name)
+        assert client.is_model_ready(name)
+        assert [each.state for each in client.get_model_repository_index().models] == ["READY"]
+
+
+@pytest.mark.parametrize(
+    "method", ["SystemSharedMemoryStatus", "CudaSharedMemoryStatus", "TraceSetting", "LogSettings"]
+)
+def test_what_this_server_does_not_have_is_unimplemented(stub: Any, method: str) -> None:
+    message = getattr(service_pb2, f"{method}Request")()
+    with pytest.raises(grpc.RpcError) as raised:
+        getattr(stub, method)(message)
+    assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_request_has_one_line_in_the_log(model: ModelFolder, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "alexdeploy.access")
+    with (
+        serve(Repository([model], SERVING), access_log=AccessLog("json")) as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub.ModelInfer(request_of(model.path.name, IMAGES[:2], raw=True))
+    [line] = [record.getMessage() for record in caplog.records if record.name == "alexdeploy.access"]
+    for part in ('"id":"7"', '"protocol":"grpc"', '"status":"OK"', '"client":"127.0.0.1"', '"rows":2', '"compute_ms":'):
+        assert part in line
