@@ -106,7 +106,7 @@ class Predictor:
         self._top_k: int = options.top_k
         self.folder = model if isinstance(model, ModelFolder) else find_model(model)
         spec = self.folder.spec()
-        self.model_name, self._resize = spec.name, spec.preprocessing.resize
+        self.model_name, self.preprocessing = spec.name, spec.preprocessing
         self._placed = place(self.folder, options)
         self._engine = self._placed.engine
         self.notes = self._placed.notes
@@ -192,7 +192,7 @@ class Predictor:
     def predict_sources(self, sources: Iterable[Source], *, first_index: int = 0) -> Rows:
         """Classify sources; `first_index` is the index of the first of them."""
         options = PipelineOptions(
-            resize=self._resize,
+            resize=self.preprocessing.resize,
             num_decoders=self._num_decoders,
             first_index=first_index,
             cancel=self._cancel,
@@ -263,7 +263,7 @@ class Predictor:
         return batcher.submit(inputs, client=str(next(self._num_calls)), deadline=deadline)
 
     def _new_batcher(self, options: BatcherOptions, on_batch: Callable[[int, int], None] | None = None) -> Batcher:
-        batcher = Batcher(self._engine, self._resize, options, cancel=self._cancel, on_batch=on_batch)
+        batcher = Batcher(self._engine, self.preprocessing.resize, options, cancel=self._cancel, on_batch=on_batch)
         self._batchers = [*(each for each in self._batchers if each.is_open), batcher]
         return batcher
 

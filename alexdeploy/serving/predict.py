@@ -70,7 +70,7 @@ async def predict(
         except ModelError as error:
             raise log_fault(model, error) from None
         if with_views and outcome.view_classes is not None:
-            row["views"] = views_of(outcome.view_classes, model.info, model.predictor.folder.spec().preprocessing)
+            row["views"] = views_of(outcome.view_classes, model.info, model.predictor.preprocessing)
         rows.append(row)
     ended = time.perf_counter_ns()
     model.statistics.record_success(len(files), answer.times, output_ns=ended - computed, total_ns=ended - began)

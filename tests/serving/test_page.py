@@ -1,4 +1,4 @@
-"""The page for people, without a browser: what its policy allows, and that it needs nothing else."""
+"""The page without a browser: what its policy allows, that it needs nothing else, and what it draws."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import base64
 import hashlib
 import re
 
+import httpx
 import numpy as np
 import pytest
+from colour import PICTURES
+from conftest import SERVING
 from markup import Page
+from patience import PATIENCE
+from running import running
 
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Preprocessing
 from alexdeploy.engines.base import EngineInfo
+from alexdeploy.serving.models import Repository
 from alexdeploy.serving.page import page, views_of
 
 BODY, HEADERS = page()
@@ -95,3 +102,11 @@ def test_the_views_of_a_row_are_the_crops_with_their_answers() -> None:
     assert found["boxes"][2] == {"top": 29, "left": 0, "mirror": False, "index": 1, "label": "b"}
     assert found["boxes"][9] == {"top": 14, "left": 14, "mirror": True, "index": 0, "label": "a"}
     assert [box["index"] for box in found["boxes"]] == view_classes.tolist()
+
+
+def test_the_views_are_those_of_the_model_that_is_open_whatever_its_folder_has_become(tiny_model: ModelFolder) -> None:
+    with running(Repository([tiny_model], SERVING)) as server:
+        tiny_model.spec_path.unlink()
+        answer = httpx.post(f"{server.url}/predict?views=true", content=PICTURES["red"], timeout=PATIENCE)
+    (row,) = answer.json()["rows"]
+    assert (row["views"]["resize"], row["views"]["size"], len(row["views"]["boxes"])) == ("crop", 227, 10)
