@@ -48,10 +48,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._header_bytes = 0
-        self._body_bytes = 0
-        self._unread_bytes = 0
-        self._num_headers = 0
+        self._header_bytes = self._parsed_bytes = self._num_headers = 0
+        self._body_bytes = self._unread_bytes = 0
         self._is_in_header = True
         self._since: float | None = time.monotonic()
         """When the request that is being read began, or the connection; None while no part of a request is missing."""
@@ -72,20 +70,35 @@ class LimitedProtocol(HttpToolsProtocol):
         super().data_received(data)
         # A header that is not complete may be one without an end, which no callback has seen yet.
         if self._is_in_header and self._header_bytes > self.limits.max_header_bytes:
-            self._refuse(431, f"the header has more than {self.limits.max_header_bytes} bytes")
+            self._refuse_header()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         if self._since is None:
             self._since = time.monotonic()
-        self._is_in_header, self._num_headers, self._body_bytes, self._unread_bytes = True, 0, 0, 0
+        self._is_in_header, self._num_headers, self._parsed_bytes = True, 0, 0
+        self._body_bytes = self._unread_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        if self._has_room(len(url)):
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._num_headers += 1
         if self._num_headers > self.limits.max_headers:
             self._refuse(431, f"the request has more than {self.limits.max_headers} headers")
-        elif not self._is_refused:
+        elif self._has_room(len(name) + len(value)):
             super().on_header(name, value)
+
+    def _has_room(self, num_bytes: int) -> bool:
+        """Count bytes of a header; refuses the request if they are too many."""
+        self._parsed_bytes += num_bytes
+        if self._parsed_bytes > self.limits.max_header_bytes:
+            self._refuse_header()
+        return not self._is_refused
+
+    def _refuse_header(self) -> None:
+        self._refuse(431, f"the header has more than {self.limits.max_header_bytes} bytes")
 
     def on_headers_complete(self) -> None:
         self._is_in_header, self._header_bytes = False, 0
@@ -154,7 +167,9 @@ class LimitedProtocol(HttpToolsProtocol):
         return False
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer without the application, and close."""
+        """Answer without the application, once, and close."""
+        if self._is_refused:
+            return
         self._is_refused = True
         body = msgspec.json.encode({"error": message})
         head = (

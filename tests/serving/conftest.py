@@ -6,17 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from running import Running, running
+from running import SERVING, Running, running
 
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.inference.batcher import BatcherOptions
-from alexdeploy.placement.options import PredictOptions
-from alexdeploy.serving.models import Repository, ServingOptions
-
-SERVING = ServingOptions(
-    predict=PredictOptions(backend="onnxruntime", batch_size=4, num_views=10, num_threads=1),
-    batcher=BatcherOptions(max_queue=16),
-)
+from alexdeploy.serving.models import Repository
 
 
 @pytest.fixture(autouse=True)

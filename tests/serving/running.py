@@ -14,11 +14,19 @@ from typing import Any
 
 from patience import PATIENCE
 
+from alexdeploy.inference.batcher import BatcherOptions
+from alexdeploy.placement.options import PredictOptions
 from alexdeploy.serving.app import AppOptions, make_app
 from alexdeploy.serving.metrics import Metrics
-from alexdeploy.serving.models import Repository
+from alexdeploy.serving.models import Repository, ServingOptions
 from alexdeploy.serving.protocol import ConnectionLimits
 from alexdeploy.serving.rest_server import RestServer, bind
+
+SERVING = ServingOptions(
+    predict=PredictOptions(backend="onnxruntime", batch_size=4, num_views=10, num_threads=1),
+    batcher=BatcherOptions(max_queue=16),
+)
+"""Ten views, batches of 4, in one thread."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from colour import PICTURES
-from conftest import SERVING
 from helpers import smooth_images
 from patience import PATIENCE, wait_for
 from PIL import Image
-from running import Running, running
+from running import SERVING, Running, running
 from tritonclient.utils import InferenceServerException
 
 from alexdeploy.core.model_folder import ModelFolder
