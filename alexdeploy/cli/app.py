@@ -23,7 +23,7 @@ from alexdeploy.core.version import __version__
 _GROUPS = {
     "Make": ("train", "prepare", "import", "calibrate", "export", "build", "sample"),
     "Check": ("evaluate", "verify"),
-    "Run": ("predict", "bench"),
+    "Run": ("predict", "serve", "bench"),
     "Look": ("inspect", "devices", "doctor"),
 }
 """The commands as the help groups them."""

@@ -15,6 +15,8 @@ COMMANDS = {
     "detect": "predict",
     "classify": "predict",
     "infer": "predict",
+    "server": "serve",
+    "api": "serve",
     "val": "evaluate",
     "validate": "evaluate",
     "test": "evaluate",
@@ -47,6 +49,10 @@ OPTIONS = {
     "--tta": ("--tencrop",),
     "--report": ("--html FILE",),
     "--json": ("--format jsonl",),
+    "--http-port": ("--port PORT",),
+    "--certfile": ("--tls-cert FILE",),
+    "--keyfile": ("--tls-key FILE",),
+    "--reload": ("--watch",),
     "--classes": ("--num-classes N", "--labels FILE"),
 }
 """Option of another program or command -> options here; the first one that the command has is suggested."""

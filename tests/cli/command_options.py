@@ -68,10 +68,14 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         "build": "writes into the model folder",
         **dict.fromkeys(("verify", "inspect", "devices", "doctor"), "one document: `--json > FILE`"),
         "bench": "one document: `--json > FILE`, or `--html FILE`",
+        "serve": "answers requests",
     },
-    ("--json",): {"predict": "rows, not one document: `--format jsonl`"},
+    ("--json",): {
+        "predict": "rows, not one document: `--format jsonl`",
+        "serve": "a line for each request: `--log-format json`",
+    },
     ("--overwrite",): {
-        **dict.fromkeys(("verify", "inspect", "devices", "doctor"), "writes no file"),
+        **dict.fromkeys(("verify", "inspect", "devices", "doctor", "serve"), "writes no file"),
         "sample": "completes a rendering, and never replaces anything else",
         **dict.fromkeys(("calibrate", "build"), "renews what is derived from the model, under its own names"),
     },
@@ -80,11 +84,11 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
 
 DIFFERENT: dict[str, dict[str, str]] = {
     "--precision": {
-        "predict": "runs one",
+        **dict.fromkeys(("predict", "serve"), "runs one"),
         "build": "builds one engine, and there are none of BF16",
         "train": "that of the arithmetic of training",
     },
-    "--backend": {"predict": "runs one"},
+    "--backend": dict.fromkeys(("predict", "serve"), "runs one"),
     "--devices": {"train": "runs on one in each process", "build": "builds for one"},
     "--views": {"evaluate": "compares several", "bench": "compares several", "calibrate": "measures, with one or ten"},
     "--batch-size": {

@@ -1,0 +1,58 @@
+"""`alexdeploy serve`: what it refuses before it serves anything. tests/serving/ has the rest."""
+
+from __future__ import annotations
+
+import socket
+from importlib.util import find_spec
+
+import pytest
+from program import Run
+
+from alexdeploy.cli import serve
+from alexdeploy.core.model_folder import ModelFolder
+
+OPTIONS = ("--backend", "onnxruntime", "--threads", "1", "--port", "0", "--grpc-port", "0")
+
+
+def test_a_port_that_is_taken_is_an_error_before_any_model_is_loaded(tiny_model: ModelFolder, program: Run) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for option in ("--port", "--grpc-port"):
+            words = ["serve", tiny_model.path, *OPTIONS]
+            words[words.index(option) + 1] = port
+            result = program(*words)
+            assert (result.exit_code, result.stdout) == (2, "")
+            assert f"{option} {port} of 127.0.0.1 cannot be used" in result.stderr
+            assert "; ready in" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tls-cert", "cert.pem"), "--tls-cert and --tls-key"),
+        (("--tls-cert", "nosuch.pem", "--tls-key", "nosuch.pem"), "nosuch.pem"),
+        (("--token-file", "nosuch"), "nosuch"),
+        (("--host", "no.such.host.invalid"), "--host"),
+        (("--views", "5", "--tencrop"), "--tencrop"),
+    ],
+)
+def test_wrong_options_are_errors(tiny_model: ModelFolder, program: Run, words: tuple[str, ...], message: str) -> None:
+    result = program("serve", tiny_model.path, *OPTIONS, *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_only_this_machine_reaches_a_loopback_address() -> None:
+    assert all(map(serve._is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
+    assert not any(map(serve._is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "")))
+
+
+@pytest.mark.parametrize("module", serve._PACKAGES)
+def test_without_the_extra_the_hint_installs_it(program: Run, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == module else find_spec(name))
+    result = program("serve")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"serve needs the package {serve._PACKAGES[module]}, which is not installed" in result.stderr
+    assert "pip install 'alexdeploy[serve]'" in result.stderr
