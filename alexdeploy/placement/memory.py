@@ -57,6 +57,8 @@ def host_bytes(folder: ModelFolder, options: PredictOptions) -> int:
     num_streams = min(options.num_streams or num_threads, num_threads) if backend == "openvino" else 1
     batch_size = BATCH_SIZE if options.batch_size == "auto" else options.batch_size
     share = _OPENVINO_SHARE if backend == "openvino" else 1.0
-    image_bytes = IMAGE_SIZE * IMAGE_SIZE * 3 + share * options.num_views * view_bytes(folder.spec())
+    pixel_bytes = 3 * IMAGE_SIZE * IMAGE_SIZE
+    # Each view is also cut, in float32.
+    image_bytes = pixel_bytes + share * options.num_views * (view_bytes(folder.spec()) + 4 * pixel_bytes)
     engine_bytes = _HOST_BYTES + _WEIGHT_COPIES * weight_bytes(folder, options.precision)
     return num_replicas * engine_bytes + round(max(num_streams, num_replicas) * batch_size * image_bytes)
