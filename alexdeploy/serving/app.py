@@ -24,7 +24,7 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.inference.writers import short_artifact
 from alexdeploy.serving.access_log import AccessLog, RequestRecord, safe_id
 from alexdeploy.serving.bodies import BodyBudget, read_body
-from alexdeploy.serving.errors import BusyError, InvalidRequestError, RequestError
+from alexdeploy.serving.errors import BusyError, ForbiddenError, InvalidRequestError, RequestError
 from alexdeploy.serving.infer import infer, model_config, model_metadata, server_metadata
 from alexdeploy.serving.metrics import CONTENT_TYPE, Metrics
 from alexdeploy.serving.models import Repository, ServedModel, ServingOptions
@@ -255,6 +255,9 @@ class _Routes:
             record.is_inference, record.model = is_inference, request.path_params.get("name", "")
             if not is_open:
                 record.client = self._tokens.client_of(request.headers.get("authorization"), record.client)
+            # A browser sends a token along only where the server allows it, and this one does not.
+            if method == "POST" and not len(self._tokens):
+                _check_site(request)
             return await handler(request)
 
         return Route(path, checked, methods=[method])
@@ -359,6 +362,16 @@ class _IndexRequest(msgspec.Struct):
 
 class _RepositoryRequest(msgspec.Struct):
     parameters: dict[str, Any] = {}
+
+
+def _check_site(request: Request) -> None:
+    """Raise ForbiddenError for what a page of another site has a browser send.
+
+    A server that only this machine reaches is reached by all pages that are open in a browser on it. They cannot read
+    the answers, but could unload models. Browsers name the relation in Sec-Fetch-Site; other clients do not send it.
+    """
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise ForbiddenError("requests from pages of other sites need a server with tokens")
 
 
 def _count(text: str) -> int:

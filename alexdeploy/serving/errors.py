@@ -34,6 +34,14 @@ class UnauthorizedError(RequestError):
     kind = "unauthorized"
 
 
+class ForbiddenError(RequestError):
+    """A request that a page of another site has a browser send."""
+
+    status = 403
+    grpc_code = "PERMISSION_DENIED"
+    kind = "forbidden"
+
+
 class NotFoundError(RequestError):
     """An unknown model, version or path."""
 

@@ -286,6 +286,17 @@ def test_every_answer_has_an_id_which_the_client_may_choose(client: httpx.Client
     assert all(len(each) == 32 for each in ids)
 
 
+@pytest.mark.parametrize("path", ["/predict", "/v2/repository/models/alexnet/unload"])
+def test_what_a_page_of_another_site_has_a_browser_send_is_refused(client: httpx.Client, path: str) -> None:
+    for site in ("cross-site", "same-site"):
+        answer = client.post(path, content=FILES[0], headers={"sec-fetch-site": site})
+        assert (answer.status_code, list(answer.json())) == (403, ["error"])
+    assert client.get("/v2/models/alexnet/ready").status_code == 200
+    for site in ("same-origin", "none"):
+        answer = client.post("/predict", content=FILES[0], headers={"sec-fetch-site": site})
+        assert answer.status_code == 200
+
+
 def test_the_page_and_the_metrics_are_there(client: httpx.Client, model: ModelFolder) -> None:
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
@@ -316,6 +327,8 @@ def test_limits_tokens_and_the_log(small: Running, model: ModelFolder, caplog: p
             assert client.get(path, headers=own).status_code == 200
         assert client.post(infer_path(model), json=pixels()).status_code == 401
         assert client.post("/predict", content=FILES[0]).status_code == 401
+        # A line is written after its answer.
+        wait_for(lambda: len(caplog.records) == 11)
         caplog.clear()
         assert client.post(infer_path(model), json=pixels(), headers={**own, "x-request-id": "mine"}).status_code == 200
 
@@ -331,7 +344,6 @@ def test_limits_tokens_and_the_log(small: Running, model: ModelFolder, caplog: p
         ):
             found = client.post(infer_path(model), content=content, headers={**own, **headers})
             assert (found.status_code, list(found.json())) == (413, ["error"])
-    # A line is written after its answer.
     wait_for(lambda: len(caplog.records) >= 5)
     lines = [json.loads(record.getMessage()) for record in caplog.records]
     assert [line["status"] for line in lines] == [200, 413, 413, 413, 413]
