@@ -104,7 +104,7 @@ class Sized:
         """The caller that opened the engine closes it."""
 
     def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
-        return self._engine.run(images)
+        return self._engine.run(images, low_latency=low_latency)
 
 
 class AnswersAtOnce:

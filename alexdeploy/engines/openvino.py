@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import queue
-import time
+import threading
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.cache import cache_folder, limit_folder
-from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, OutputError, StaleArtifactError
-from alexdeploy.core.files import atomic_write, sha256_bytes
+from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, StaleArtifactError
 from alexdeploy.core.forks import OpenedHere
-from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
-from alexdeploy.core.reading import MAX_DATA_BYTES, open_regular, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision, graph_precision
 from alexdeploy.core.version import __version__
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, join_predictions
-from alexdeploy.engines.openvino_library import cpu_capabilities, has_exact_int8, max_cpu_isa, ov
+from alexdeploy.engines.openvino_library import cpu_capabilities, has_exact_int8, ov
+from alexdeploy.engines.openvino_models import CompiledModel, SingleImages, compiled_model, infer
 from alexdeploy.graphs.freshness import load_metadata
 from alexdeploy.graphs.metadata import GraphMetadata
 from alexdeploy.network.layers import plan_layers
@@ -45,13 +38,6 @@ _VIEWS_AT_ONCE = 40
 _LRN_MAPS = 16
 """OpenVINO's bfloat16 LRN kernel for AVX-512 needs a multiple of this number of maps."""
 
-_CACHE_BYTES = 2 << 30
-"""Compiled models kept in the cache, one for each precision, number of views and number of images at once: 245 MB each
-for the full network in FP32, 62 MB in INT8."""
-
-_TOUCH_SECONDS = 3600
-"""Resolution of the cache's last use. A touched file is hashed again once: 0.2 s for 245 MB."""
-
 
 def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
     """An engine for the model's graph of `options.precision`; bf16 runs the fp32 graph in bfloat16 arithmetic."""
@@ -68,14 +54,15 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
             raise StaleArtifactError(f"{folder.onnx_path(precision)} changed while it was opened", hint="Run it again.")
         return graph.model
 
-    return _engine(facts, read, spec, folder.mean_image(spec), options)
+    return _engine(facts, read, spec, folder.mean_image(spec), options, can_reload=True)
 
 
 def open_graph(
     graph: Graph, spec: ModelSpec, mean_image: NDArray[np.float32] | None, options: EngineOptions
 ) -> OpenVINOEngine:
     """An engine for a graph that need not be on disk."""
-    return _engine(graph, lambda: graph.model, spec, mean_image, options)
+    # A graph in memory may be large, and whoever passes it has full batches.
+    return _engine(graph, lambda: graph.model, spec, mean_image, options, can_reload=False)
 
 
 def _engine(
@@ -84,6 +71,8 @@ def _engine(
     spec: ModelSpec,
     mean_image: NDArray[np.float32] | None,
     options: EngineOptions,
+    *,
+    can_reload: bool,
 ) -> OpenVINOEngine:
     num_threads = options.num_threads or available_processors()
     info = EngineInfo(
@@ -103,7 +92,7 @@ def _engine(
         content: bytes = model.SerializeToString()
         return content
 
-    return OpenVINOEngine(load, info, facts.metadata, num_threads, may_be_bfloat16(facts, spec))
+    return OpenVINOEngine(load, info, facts.metadata, num_threads, may_be_bfloat16(facts, spec), can_reload)
 
 
 def local_graph(
@@ -152,11 +141,12 @@ def images_at_once(batch_size: int, num_views: int) -> int:
 
 
 class OpenVINOEngine:
-    """One compiled model with as many infer requests as streams.
+    """One compiled model with as many infer requests as streams, and a second for batches that are not full.
 
-    It is compiled for a fixed number of images, `images_at_once`, because OpenVINO merges layout changes only for fixed
-    shapes. A batch runs part by part, and the last part is padded with black images: for one image at a time, use a
-    `batch_size` of 1.
+    A model is compiled for a fixed number of images, `images_at_once`, because OpenVINO merges layout changes only for
+    fixed shapes. A batch runs part by part, and the last part is padded with black images. With `low_latency`, such a
+    part runs image by image in a model for one image, if it is small enough that this is faster. That model is opened
+    when it is first needed, from the cache or from the graph, which is read again; not if `can_reload` is False.
 
     `load` returns the serialized deployment graph. It is not called if the compiled model is in the cache; then
     `was_compiled` stays False. `metadata` is that of the network's file and includes the contract.
@@ -169,101 +159,52 @@ class OpenVINOEngine:
         metadata: Mapping[str, str],
         num_threads: int,
         allow_bfloat16: bool,
+        can_reload: bool,
     ) -> None:
         self.info = info
         self._num_threads = num_threads
         self._allow_bfloat16 = allow_bfloat16
+        self._can_reload = can_reload
         self.was_compiled = False
         self._load: Callable[[], bytes] | None = load
         self._shape = (images_at_once(info.batch_size, info.num_views), IMAGE_SIZE, IMAGE_SIZE, 3)
         # Everything that the compiled model depends on, by content. The metadata is read each time, so that a graph of
         # other weights has another key even if a stale hash is remembered for its file.
         versions = (__version__, _DERIVATION, ov.__version__)
-        of_graph = (info.artifact, sorted(metadata.items()))
-        self._key = (*versions, *of_graph, info.precision, info.num_views, self._shape)
-        self._cache_key = ""
+        self._identity = (*versions, info.artifact, sorted(metadata.items()), info.precision, info.num_views)
         self._requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         self._compiled: ov.CompiledModel | None = None
-        self._opened: OpenedHere | None = None
-        # The memory of a compiled model from the cache, which must stay mapped as long as the model is used.
         self._blob: NDArray[np.uint8] | None = None
+        self._single: SingleImages | None = None
+        self._opens_single = threading.Lock()
+        self._opened: OpenedHere | None = None
 
     def __enter__(self) -> OpenVINOEngine:
         self._opened = OpenedHere(self)
+        try:
+            opened = self._open_model(self._shape)
+            for _ in range(self.info.num_streams):
+                self._requests.put(opened.model.create_infer_request())
+        except RuntimeError as exc:
+            raise self._device_error(exc) from exc
+        self._compiled, self._blob, self.was_compiled = opened.model, opened.blob, opened.was_compiled
+        if self._shape[0] == 1 or not self._can_reload:
+            # Free the graph.
+            self._load = None
+        return self
+
+    def _open_model(self, shape: tuple[int, ...]) -> CompiledModel:
+        assert self._load is not None, "an engine can be entered only once"
         core = ov.Core()
-        capabilities = cpu_capabilities(core)
-        hint = precision_hint(capabilities, self.info.precision, self._allow_bfloat16)
         config = {
-            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_PRECISION_HINT": precision_hint(
+                cpu_capabilities(core), self.info.precision, self._allow_bfloat16
+            ),
             "NUM_STREAMS": str(self.info.num_streams),
             "INFERENCE_NUM_THREADS": str(self._num_threads),
             "ENABLE_CPU_PINNING": "NO",
         }
-        # Machines may share a home folder. Streams and threads are set again when a model is imported.
-        device_name = core.get_property("CPU", "FULL_DEVICE_NAME")
-        processor = (platform.machine(), device_name, max_cpu_isa(), sorted(capabilities))
-        self._cache_key = sha256_bytes(repr((self._key, hint, processor)).encode())[:32]
-        try:
-            self._compiled = self._cached(core, config) or self._compile(core, config)
-            for _ in range(self.info.num_streams):
-                self._requests.put(self._compiled.create_infer_request())
-        except RuntimeError as exc:
-            raise self._device_error(exc) from exc
-        self._load = None
-        return self
-
-    def _cached(self, core: ov.Core, config: dict[str, str]) -> ov.CompiledModel | None:
-        folder = cache_folder("openvino")
-        if folder is None:
-            return None
-        # The file name ends with the hash of the content.
-        for path in folder.glob(f"{self._cache_key}-*.blob"):
-            with suppress(OSError, RuntimeError, ModelError):
-                # OpenVINO loads a damaged blob without an error, and then gives wrong answers.
-                if remembered_sha256(path) == path.stem.partition("-")[2]:
-                    return self._import(core, path, config)
-        # Missing, damaged, or from another build: compile and write it again.
-        return None
-
-    def _import(self, core: ov.Core, path: Path, config: dict[str, str]) -> ov.CompiledModel:
-        # Mapped, not read: all processes share the weights in the page cache. Copy on write, because OpenVINO does not
-        # accept read-only memory.
-        with open_regular(path) as file:
-            self._blob = np.memmap(file, np.uint8, "c")
-        try:
-            compiled = core.import_model(ov.Tensor(self._blob, shared_memory=True), "CPU", config)
-        except TypeError:
-            # OpenVINO 2025.1 does not accept tensors.
-            compiled = core.import_model(read_regular(path, MAX_DATA_BYTES), "CPU", config)
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _TOUCH_SECONDS:
-                # The cache deletes the least recently used models.
-                path.touch()
-        return compiled
-
-    def _compile(self, core: ov.Core, config: dict[str, str]) -> ov.CompiledModel:
-        assert self._load is not None, "an engine can be entered only once"
-        content = self._load()
-        self.was_compiled = True
-        # Free the graph as read from disk, which is as large as the compiled model.
-        self._load = None
-        model = core.read_model(content)
-        del content
-        model.reshape(list(self._shape))
-        compiled = core.compile_model(model, "CPU", config)
-        del model
-        folder = cache_folder("openvino")
-        if folder is not None:
-            blob = compiled.export_model().getbuffer()
-            path = folder / f"{self._cache_key}-{hashlib.sha256(blob).hexdigest()}.blob"
-            with suppress(OSError, OutputError):
-                with atomic_write(path) as file:
-                    file.write(blob)
-                # A damaged blob, or one from another process: two compilations may differ in some bytes.
-                for other in set(folder.glob(f"{self._cache_key}-*.blob")) - {path}:
-                    other.unlink()
-            limit_folder(folder, _CACHE_BYTES)
-        return compiled
+        return compiled_model(core, self._identity, shape, config, self._load)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -271,7 +212,7 @@ class OpenVINOEngine:
         if self._opened is not None and self._opened.is_fork:
             return
         self._requests = queue.SimpleQueue()
-        self._compiled = None
+        self._compiled = self._single = self._load = None
 
     def run(self, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         """uint8 [N, 256, 256, 3] -> predictions of N rows; up to `info.num_streams` calls run at once."""
@@ -282,24 +223,39 @@ class OpenVINOEngine:
         request = self._requests.get()
         try:
             size = self._shape[0]
-            parts = [self._run_part(request, images[start : start + size]) for start in range(0, len(images), size)]
+            parts = [
+                self._run_part(request, images[start : start + size], low_latency)
+                for start in range(0, len(images), size)
+            ]
         except RuntimeError as exc:
             raise self._device_error(exc) from exc
         finally:
             self._requests.put(request)
         return join_predictions(parts)
 
-    def _run_part(self, request: ov.InferRequest, images: NDArray[np.uint8]) -> Predictions:
+    def _run_part(self, request: ov.InferRequest, images: NDArray[np.uint8], low_latency: bool) -> Predictions:
         num_images = len(images)
-        if num_images < self._shape[0]:
-            whole = np.zeros(self._shape, np.uint8)
-            whole[:num_images] = images
-            images = whole
-        request.infer({0: images}, share_inputs=True)
-        return Predictions(
-            probabilities=request.get_output_tensor(0).data[:num_images].copy(),
-            view_classes=request.get_output_tensor(1).data[:num_images].copy(),
-        )
+        if low_latency and num_images < self._shape[0]:
+            single = self._single_images(request)
+            if single is not None and num_images < single.break_even:
+                return single.run(images)
+        return infer(request, images, self._shape[0])
+
+    def _single_images(self, request: ov.InferRequest) -> SingleImages | None:
+        """The model for one image, opened by the first caller; None while it opens, and where it cannot be opened."""
+        if self._single is None and self._load is not None and self._opens_single.acquire(blocking=False):
+            try:
+                # Another thread may have opened it meanwhile.
+                if self._single is None and self._load is not None:
+                    opened = self._open_model((1, *self._shape[1:]))
+                    self._single = SingleImages(opened, self.info.num_streams, request, self._shape[0])
+            # The model that is open gives the same answers: the file may have been replaced, or memory may be short.
+            except (AlexDeployError, RuntimeError):
+                pass
+            finally:
+                self._load = None
+                self._opens_single.release()
+        return self._single
 
     def _device_error(self, exc: RuntimeError) -> DeviceError:
         lines = str(exc).strip().splitlines() or ["no reason given"]

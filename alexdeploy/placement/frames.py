@@ -33,10 +33,11 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """To a worker; the payload is uint8 [num_images, 256, 256, 3]."""
+    """To a worker; the payload is uint8 [num_images, 256, 256, 3]. `low_latency` is that of `Engine.run`."""
 
     number: int
     num_images: int
+    low_latency: bool
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -78,7 +78,7 @@ class Pool:
         if self._opened is not None:
             self._opened.check("pool")
         check_images(images, self.info.batch_size)
-        return self._run(images, 0)
+        return self._run(images, 0, low_latency=low_latency)
 
     def cancel(self) -> None:
         """Make all running calls of `run` raise DeviceError; replicas that are computing are restarted.
@@ -96,16 +96,23 @@ class Pool:
         with self._changed:
             return tuple(supervisor.report() for supervisor in self._supervisors)
 
-    def _run(self, images: NDArray[np.uint8], num_failures: int, avoid: ReplicaSupervisor | None = None) -> Predictions:
+    def _run(
+        self,
+        images: NDArray[np.uint8],
+        num_failures: int,
+        avoid: ReplicaSupervisor | None = None,
+        *,
+        low_latency: bool = False,
+    ) -> Predictions:
         supervisor, process = self._acquire(avoid)
         try:
-            return supervisor.run(process, images)
+            return supervisor.run(process, images, low_latency=low_latency)
         except RunStoppedError:
             raise
         except DeviceError as exc:
             # One failure may be the device's, so try another; two are the batch's.
             if num_failures == 0:
-                return self._run(images, 1, supervisor)
+                return self._run(images, 1, supervisor, low_latency=low_latency)
             if len(images) > 1:
                 return self._halved(images, supervisor)
             self._check_health(exc)

@@ -67,18 +67,19 @@ class ReplicaProcess:
             return header.error()
         return DeviceError(f"{self._device} could not be opened: {self._clear_away()}", hint=DOCTOR)
 
-    def run(self, images: NDArray[np.uint8], seconds: float) -> Predictions:
+    def run(self, images: NDArray[np.uint8], seconds: float, *, low_latency: bool = False) -> Predictions:
         reply: queue.SimpleQueue[Predictions | AlexDeployError] = queue.SimpleQueue()
         with self._lock:
             if self._pending is None:
                 raise ReplicaLostError(f"{self._device} was lost")
             number = next(self._numbers)
             self._pending[number] = reply
+        header = Batch(number=number, num_images=len(images), low_latency=low_latency)
         # A hanging process does not read either, so the time limit includes writing.
         with self._time_limit(seconds, "gave no answer"):
             with contextlib.suppress(OSError, ValueError), self._write_lock:
                 # If the pipe is broken, the listening thread finds out why and answers.
-                write_frame(self._requests, Batch(number=number, num_images=len(images)), images)
+                write_frame(self._requests, header, images)
             found = reply.get()
         if isinstance(found, AlexDeployError):
             raise found

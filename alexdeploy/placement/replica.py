@@ -109,11 +109,11 @@ class ReplicaSupervisor:
         self._process.num_free -= 1
         return self._process
 
-    def run(self, process: ReplicaProcess, images: NDArray[np.uint8]) -> Predictions:
+    def run(self, process: ReplicaProcess, images: NDArray[np.uint8], *, low_latency: bool = False) -> Predictions:
         """Run a batch on a reserved stream, and release the stream. Raises the engine's error, or ReplicaLostError."""
         began = time.monotonic()
         try:
-            found = self._run_in_parts(process, images)
+            found = self._run_in_parts(process, images, low_latency)
         except (ReplicaLostError, RunStoppedError):
             raise
         except DeviceError as exc:
@@ -132,7 +132,7 @@ class ReplicaSupervisor:
             self._num_images += len(images)
         return found
 
-    def _run_in_parts(self, process: ReplicaProcess, images: NDArray[np.uint8]) -> Predictions:
+    def _run_in_parts(self, process: ReplicaProcess, images: NDArray[np.uint8], low_latency: bool) -> Predictions:
         """Run as many images at a time as the replica was opened for, fewer after its device ran out of memory."""
         parts: list[Predictions] = []
         start = 0
@@ -140,7 +140,7 @@ class ReplicaSupervisor:
             size = min(self._most_images, len(images) - start)
             try:
                 seconds = self._limits.seconds_for(size * self.replica.options.num_views) * self._patience
-                parts.append(process.run(images[start : start + size], seconds))
+                parts.append(process.run(images[start : start + size], seconds, low_latency=low_latency))
             except DeviceMemoryError:
                 if size == 1:
                     raise

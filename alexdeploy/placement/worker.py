@@ -64,7 +64,7 @@ def _serve(engine: Engine, requests: IO[bytes], answers: IO[bytes]) -> None:
 def _answer(engine: Engine, batch: Batch, payload: bytes, answers: IO[bytes], lock: threading.Lock) -> None:
     images = np.frombuffer(payload, np.uint8).reshape(batch.num_images, IMAGE_SIZE, IMAGE_SIZE, 3)
     try:
-        found = engine.run(images)
+        found = engine.run(images, low_latency=batch.low_latency)
     # Any exception of a runtime: report it, the pool decides, and this process continues.
     except Exception as exc:
         with lock:

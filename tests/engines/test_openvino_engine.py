@@ -21,6 +21,7 @@ from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines import openvino as openvino_engine
+from alexdeploy.engines import openvino_models
 from alexdeploy.engines.base import EngineOptions, Predictions, open_engine
 from alexdeploy.engines.openvino import OpenVINOEngine, images_at_once
 from alexdeploy.export.export import export_model
@@ -212,7 +213,7 @@ def test_a_compiled_model_that_is_in_use_is_not_what_the_cache_forgets_first(
         blobs.append(blob)
     in_use, forgotten = blobs
     _run(tiny_model, images, num_views=1)
-    monkeypatch.setattr(openvino_engine, "_CACHE_BYTES", int(2.5 * in_use.stat().st_size))
+    monkeypatch.setattr(openvino_models, "_CACHE_BYTES", int(2.5 * in_use.stat().st_size))
     _run(tiny_model, images, num_views=10)
     assert in_use.exists()
     assert not forgotten.exists()
@@ -222,7 +223,7 @@ def test_a_model_compiled_on_another_processor_is_not_taken_from_a_shared_cache(
     tiny_model: ModelFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _run(tiny_model, smooth_images(1))
-    monkeypatch.setattr(openvino_engine.platform, "machine", lambda: "another")
+    monkeypatch.setattr(openvino_models.platform, "machine", lambda: "another")
     _run(tiny_model, smooth_images(1))
     assert len(list((cache / "openvino").iterdir())) == 2
 
