@@ -23,7 +23,7 @@ from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ModelErro
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, Configuration
-from alexdeploy.inference.pipeline import window_size
+from alexdeploy.inference.window import window_size
 
 DECODE = "decoding"
 DECODE_BATCH = 8

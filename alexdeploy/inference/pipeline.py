@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.errors import DeviceMemoryError, ImageError
-from alexdeploy.core.memory import host_memory
+from alexdeploy.core.errors import ImageError
 from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.engines.base import Engine, EngineInfo, Predictions, copied
+from alexdeploy.engines.base import Engine, Predictions, copied
 from alexdeploy.images.decode import ResizePolicy, decode
 from alexdeploy.images.sources import Source
+from alexdeploy.inference.window import check_memory, window_size
 
 NO_ANSWER = "no answer: "
 """Prefix of the error of an image that was decoded and run without an answer: it took a place in a batch."""
@@ -96,15 +96,6 @@ class BatchRule:
         return True
 
 
-def window_size(batch_size: int, num_streams: int, num_decoders: int) -> int:
-    """The largest number of images taken from the sources and not yet yielded.
-
-    For each stream of the engine one running and one ready batch, plus the batch being filled and the images being
-    decoded.
-    """
-    return batch_size * (2 * num_streams + 1) + num_decoders
-
-
 def run_pipeline(engine: Engine, sources: Iterable[Source], options: PipelineOptions) -> Generator[Outcome, None, None]:
     """Classify `sources` with an open engine; one outcome per source, in their order.
 
@@ -114,20 +105,6 @@ def run_pipeline(engine: Engine, sources: Iterable[Source], options: PipelineOpt
     batches, and abandons threads that are still decoding or listing.
     """
     return Pipeline(engine, iter(sources), options).run()
-
-
-def check_memory(info: EngineInfo, num_decoders: int) -> None:
-    """Raise DeviceMemoryError if the images held at a time do not fit into the free memory."""
-    window = window_size(info.batch_size, info.num_streams, num_decoders)
-    # The images of each stream's batch are copied into one array.
-    needed = (window + info.batch_size * info.num_streams) * IMAGE_SIZE * IMAGE_SIZE * 3
-    free, _ = host_memory()
-    if free is not None and needed > free:
-        most = max(1, info.batch_size * free // needed)
-        raise DeviceMemoryError(
-            f"batches of {info.batch_size:,} take {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB of memory are free",
-            hint=f"Use a smaller --batch-size, at most {most:,}.",
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

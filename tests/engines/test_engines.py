@@ -51,13 +51,15 @@ def test_a_tail_batch_gives_exactly_its_own_rows(tiny_model: ModelFolder, backen
             np.testing.assert_allclose(part.probabilities, whole.probabilities[:count], atol=1e-6)
 
 
+@pytest.mark.parametrize("more", [0, 4])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_as_many_threads_as_streams_may_run_at_once(tiny_model: ModelFolder, backend: Backend) -> None:
+def test_any_number_of_threads_may_run_batches(tiny_model: ModelFolder, backend: Backend, more: int) -> None:
     batches = [smooth_images(4, seed) for seed in range(8)]
     with open_engine(tiny_model, backend, EngineOptions(num_views=5, batch_size=4)) as engine:
         expected = [engine.run(batch).probabilities for batch in batches]
-        with ThreadPoolExecutor(engine.info.num_streams) as threads:
-            found = list(threads.map(lambda batch: engine.run(batch).probabilities, batches))
+        # More threads wait for a stream.
+        with ThreadPoolExecutor(engine.info.num_streams + more) as threads:
+            found = list(threads.map(lambda batch: engine.run(batch, low_latency=True).probabilities, batches))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,82 @@ def test_engines_for_other_batches_give_the_same_answers(
             parts = [engine.run(images[start : start + batch_size]) for start in range(0, 4, batch_size)]
         found = np.concatenate([part.probabilities for part in parts])
         np.testing.assert_allclose(found, whole, atol=tolerance)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("int8", 0.01)])
+@pytest.mark.parametrize(("num_views", "batch_size"), [(1, 8), (10, 6)])
+def test_few_images_have_the_same_answers_with_low_latency(
+    int8_model: ModelFolder, precision: str, tolerance: float, num_views: int, batch_size: int
+) -> None:
+    images = smooth_images(batch_size)
+    with _open(int8_model, precision=precision, num_views=num_views, batch_size=batch_size) as engine:
+        whole = engine.run(images)
+        engine.run(images[:1], low_latency=True)
+        assert engine._single is not None
+        for break_even in (0.0, float(batch_size)):
+            engine._single.break_even = break_even
+            for count in range(1, batch_size + 1):
+                found = engine.run(images[:count], low_latency=True)
+                np.testing.assert_allclose(found.probabilities, whole.probabilities[:count], atol=tolerance)
+                assert found.view_classes.shape == (count, num_views)
+
+
+def test_the_model_for_one_image_is_opened_once_when_it_is_needed_and_used_below_the_break_even(
+    tiny_model: ModelFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, ran = smooth_images(4), []
+    monkeypatch.setattr(openvino_models, "fastest_seconds", lambda *calls: [0.30, 0.12])
+    with _open(tiny_model, batch_size=4) as engine:
+        expected = engine.run(images, low_latency=True).probabilities
+        engine.run(images[:1])
+        assert len(list((cache / "openvino").iterdir())) == 1
+        with ThreadPoolExecutor(4) as threads:
+            parts = list(threads.map(lambda n: engine.run(images[n : n + 1], low_latency=True), range(4)))
+        np.testing.assert_allclose(np.concatenate([part.probabilities for part in parts]), expected, atol=1e-6)
+        assert len(list((cache / "openvino").iterdir())) == 2
+        assert engine._single is not None
+        assert engine._single.break_even == pytest.approx(2.5)
+        single_run = engine._single.run
+        monkeypatch.setattr(engine._single, "run", lambda part: (ran.append(len(part)), single_run(part))[1])
+        for count in (1, 2, 3, 4):
+            engine.run(images[:count], low_latency=True)
+            engine.run(images[:count])
+        assert ran == [1, 2]
+    # Another process maps both.
+    with _open(tiny_model, batch_size=4) as engine:
+        engine.run(images[:1], low_latency=True)
+        assert engine._single is not None
+        assert not engine._single._opened.was_compiled
+
+
+def test_without_its_graph_an_engine_goes_on_with_the_model_that_is_open(tiny_model: ModelFolder, cache: Path) -> None:
+    images = smooth_images(2)
+    with _open(tiny_model, batch_size=4) as engine:
+        expected = engine.run(images).probabilities
+        tiny_model.onnx_path().unlink()
+        for _ in range(2):
+            np.testing.assert_array_equal(engine.run(images, low_latency=True).probabilities, expected)
+        assert engine._single is None
+
+
+def test_an_engine_for_one_image_needs_no_other(tiny_model: ModelFolder, cache: Path) -> None:
+    with _open(tiny_model, batch_size=1) as engine:
+        engine.run(smooth_images(1), low_latency=True)
+        assert engine._single is None
+    assert len(list((cache / "openvino").iterdir())) == 1
+
+
+def test_the_fastest_of_several_rounds_counts_and_not_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(openvino_models.time, "perf_counter", lambda: now[0])
+    times = {"one": iter([9.0, 0.4, 0.2, 0.3]), "other": iter([0.001, 0.1, 0.3, 0.2])}
+
+    def call(name: str) -> None:
+        now[0] += next(times[name])
+
+    # The time is up after the second round.
+    monkeypatch.setattr(openvino_models, "_MEASURE_SECONDS", 0.9)
+    assert openvino_models.fastest_seconds(lambda: call("one"), lambda: call("other")) == pytest.approx([0.2, 0.1])
 
 
 @pytest.mark.parametrize(

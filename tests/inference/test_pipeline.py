@@ -18,7 +18,8 @@ from alexdeploy.core.errors import DataError, DeviceError, DeviceMemoryError, Im
 from alexdeploy.engines.base import EngineOptions
 from alexdeploy.images.sources import Source
 from alexdeploy.inference import pipeline
-from alexdeploy.inference.pipeline import BatchRule, Outcome, PipelineOptions, run_pipeline, window_size
+from alexdeploy.inference.pipeline import BatchRule, Outcome, PipelineOptions, run_pipeline
+from alexdeploy.inference.window import window_size
 
 NUM_DECODERS = 3
 

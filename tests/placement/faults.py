@@ -55,7 +55,7 @@ def one_worker_waits(folder: Path, num_batches: int) -> str:
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, folder: Path, fault: str) -> None:
-    """Run `fault` in each worker before every batch; it sees `images`, `poisoned` (bool), and `count` of batches."""
+    """Run `fault` in each worker before every batch; it sees the arguments, `poisoned` (bool), and `count` of batches."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(
         textwrap.dedent("""
@@ -65,11 +65,11 @@ def inject(monkeypatch: pytest.MonkeyPatch, folder: Path, fault: str) -> None:
                 from alexdeploy.engines.onnxruntime import OnnxRuntimeEngine
                 run, counter = OnnxRuntimeEngine.run, itertools.count(1)
 
-                def faulty(self, images):
+                def faulty(self, images, *, low_latency=False):
                     count = next(counter)
                     poisoned = bool((images[:, 0, 0] == %d).all(axis=1).any())
                     %s
-                    return run(self, images)
+                    return run(self, images, low_latency=low_latency)
 
                 OnnxRuntimeEngine.run = faulty
             """)

@@ -89,6 +89,26 @@ def test_a_tail_batch_gives_its_own_rows(tiny_model: ModelFolder) -> None:
             pool.run(IMAGES[:9])
 
 
+def test_low_latency_reaches_the_workers_also_at_the_second_try(
+    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    inject(
+        monkeypatch,
+        tmp_path / "faults",
+        f"""
+        with open({str(log)!r}, "a") as file:
+            file.write(f"{{len(images)}} {{low_latency}}\\n")
+        if len(images) == 2 and os.path.getsize({str(log)!r}) < 20:
+            raise DeviceError("once")
+        """,
+    )
+    with _pool(tiny_model, 2) as pool:
+        pool.run(IMAGES[:1])
+        pool.run(IMAGES[:2], low_latency=True)
+    assert log.read_text().splitlines() == ["1 False", "2 True", "2 True"]
+
+
 def test_a_model_whose_path_is_no_utf8_opens(
     tiny_model: ModelFolder, expected: list[Predictions], tmp_path: Path
 ) -> None:
