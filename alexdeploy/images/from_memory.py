@@ -56,7 +56,7 @@ def check_input(image: Input, name: str) -> None:
         raise UsageError(f"{name} is a file in text mode; expected a binary one", hint='Open it so: open(path, "rb")')
     elif inspect.iscoroutinefunction(getattr(image, "read", None)):
         raise UsageError(
-            f"{name} is a {type(image).__name__}, which is read with await; expected {_EXPECTED}",
+            f"{name} is of type {type(image).__name__}, which is read with await; expected {_EXPECTED}",
             hint="Pass its bytes: await file.read()",
         )
     elif not isinstance(image, os.PathLike) and not callable(getattr(image, "read", None)):
@@ -129,7 +129,7 @@ def _cure(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str | None:
         return None
     if dtype.kind == "f":
         return "Convert pixels from 0 to 1 so: (array * 255).round().astype(numpy.uint8)"
-    if dtype != np.uint8:
+    if dtype.kind in "iub" and dtype != np.uint8:
         return "Convert pixels from 0 to 255 so: array.astype(numpy.uint8)"
     if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 2, 4)):
         return "Pass PIL.Image.fromarray(array), which may be grey or have transparency."
@@ -148,7 +148,7 @@ def _refused(image: Any, name: str) -> UsageError:
             f"expected {_EXPECTED}",
             hint="Convert it: numpy.asarray(tensor), channels last, uint8 from 0 to 255",
         )
-    return UsageError(f"{name} is a {type(image).__name__}; expected {_EXPECTED}")
+    return UsageError(f"{name} is of type {type(image).__name__}; expected {_EXPECTED}")
 
 
 def _read_path(path: str) -> bytes:

@@ -73,7 +73,7 @@ class Batcher:
         options: BatcherOptions,
         *,
         cancel: Callable[[], None] = lambda: None,
-        on_batch: Callable[[int, int], None] = lambda num_images, nanoseconds: None,
+        on_batch: Callable[[int, int], None] | None = None,
     ) -> None:
         """Raises DeviceMemoryError if the images held at a time do not fit into the free memory."""
         info = engine.info
@@ -256,7 +256,7 @@ class Batcher:
         except Exception as exc:
             found = exc
         took = time.monotonic_ns() - began
-        if not isinstance(found, Exception):
+        if self._on_batch is not None and not isinstance(found, Exception):
             self._on_batch(len(batch), took)
         with self._lock:
             self._waiting.add_answers(batch, found, began, took)

@@ -146,8 +146,12 @@ class Predictor:
     def _close(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        opened = self._opened
+        # In a fork, the lock may be held by a thread that is not there.
+        if opened is None or opened.is_fork:
+            return
         with self._lock:
-            if self._opened is None or self._opened.is_fork:
+            if self._opened is None:
                 return
             self._opened = None
             running, batchers = list(self._running), self._batchers
@@ -197,6 +201,7 @@ class Predictor:
             first_index=first_index,
             cancel=self._cancel,
         )
+        self._check_open()
         with self._lock:
             self._check_open()
             pipeline = Pipeline(self._engine, iter(sources), options)
@@ -246,6 +251,7 @@ class Predictor:
 
         `on_batch` is called by the engine's threads with the size of each batch that was answered, and nanoseconds.
         """
+        self._check_open()
         with self._lock:
             self._check_open()
             return self._new_batcher(options or BatcherOptions(num_decoders=self._num_decoders), on_batch)
@@ -254,6 +260,7 @@ class Predictor:
         inputs = list_inputs(images)
         timeout = check_argument("timeout", timeout, _TIMEOUT)
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._check_open()
         with self._lock:
             self._check_open()
             if self._batcher is None:

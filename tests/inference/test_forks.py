@@ -37,12 +37,15 @@ with Predictor(folder, batch_size=2, **options) as predictor:
     assert len(expected) == 6
     rows = predictor.predict(["pictures"])
     assert next(rows).error is None
+    picture = "pictures/000.png"
+    assert [(row.source, row.label) for row in predictor.classify(picture)] == expected[:1]
     child = os.fork()
     if child == 0:
         if action == "use":
             assert refused(lambda: next(rows)) and refused(lambda: answers(predictor))
-            assert refused(lambda: predictor.replicas)
+            assert refused(lambda: predictor.replicas) and refused(lambda: predictor.classify(picture))
             rows.close()
+            predictor.close()
             predictor.__exit__(None, None, None)
             os._exit(7)
         if action == "open":
@@ -56,6 +59,7 @@ with Predictor(folder, batch_size=2, **options) as predictor:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert len(list(rows)) == 5
     assert answers(predictor) == expected
+    assert [(row.source, row.label) for row in predictor.classify(picture)] == expected[:1]
     assert not any(replica.num_losses for replica in predictor.replicas)
 """
 

@@ -55,7 +55,7 @@ def one_worker_waits(folder: Path, num_batches: int) -> str:
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, folder: Path, fault: str) -> None:
-    """Run `fault` in each worker before every batch; it sees the arguments, `poisoned` (bool), and `count` of batches."""
+    """Run `fault` in each worker before every batch; it sees `images`, `low_latency`, `poisoned` and `count`."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(
         textwrap.dedent("""
