@@ -7,13 +7,14 @@ Parts: peers (throughput against PyTorch, ONNX Runtime, a DataLoader and benchma
 (1 to 64 images), sizes (thumbnails, photographs, the same enlarged to 24 megapixels), decisions (do those get the class
 that decoding in full gives), startup (one photograph from a cold process, against a bare OpenVINO script), loader
 (training's pixels from --train-images and from packed sets of them; left out without that), training (a step against a
-plain loop). What needs a package that is not installed is left out. All that is compared runs in turns, in processes of
+plain loop), serving (a server's costs beside decoding and the engine, its throughput, its latencies). What needs a
+package that is not installed is left out. All that is compared runs in turns, in processes of
 its own; peers has all of them open at once and takes 13 GB of memory.
 
 Figures go to benchmarks/results/<machine>.json, where those of parts that were not asked for stay, each with its date,
 its commit, the versions and the load that it was measured with; the tables are printed, and put into the page --docs.
 With no photographs 500x375 JPEGs are rendered, with no model the full network gets random weights; --judge is a trained
-model for the decisions. Run it on a machine that does nothing else.
+model for the decisions, and the one that is served. Run it on a machine that does nothing else.
 
 On a GPU, give a --model and build the engines first: those for batches of 8, which most parts take, and those for the
 other parts' larger ones.
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import shlex
 import sys
@@ -39,6 +41,7 @@ from alexdeploy import ModelFolder
 from alexdeploy.benchmark.plan import load_average
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.engines.base import is_installed
+from alexdeploy.evaluation.html_page import check_page_path
 from benchmarks.growth import (
     BATCH_SIZES,
     GrowthOptions,
@@ -47,6 +50,8 @@ from benchmarks.growth import (
     measure_inputs,
     measure_sizes,
 )
+from benchmarks.latency_plot import NAME as LATENCY_PLOT
+from benchmarks.latency_plot import draw_latencies
 from benchmarks.machine import (
     PEERS_BYTES,
     DeviceKind,
@@ -64,6 +69,7 @@ from benchmarks.process import ROOT, Process
 from benchmarks.raw_tensorrt import ten_view_engine
 from benchmarks.report import check_page, markdown, write_block
 from benchmarks.results import Work, measure, read_parts
+from benchmarks.serving import ServingOptions, measure_serving
 from benchmarks.startup import StartupOptions, cpu_precisions, measure_startup
 from benchmarks.subjects import Setup
 from benchmarks.targets import bars
@@ -71,7 +77,7 @@ from benchmarks.training import TrainingOptions, measure_loader, measure_trainin
 
 Say = Callable[[str], None]
 
-_OF_FOLDER = ("peers", "inputs", "batches", "sizes", "decisions", "startup")
+_OF_FOLDER = ("peers", "inputs", "batches", "sizes", "decisions", "startup", "serving")
 """The parts that need a model folder and photographs."""
 
 _OF_ENGINES = ("peers", "inputs", "batches", "sizes")
@@ -94,6 +100,8 @@ def main() -> None:
         read_parts(path)
         if given.docs is not None:
             check_page(given.docs)
+            if "serving" in given.parts:
+                check_page_path(given.docs.parent / LATENCY_PLOT, "--docs")
     with tempfile.TemporaryDirectory(prefix="alexdeploy-benchmarks-") as temporary:
         workspace = Path(temporary)
         # Compiled models of this run: nothing of another version, and nothing left behind.
@@ -106,6 +114,8 @@ def main() -> None:
     print(markdown(found))
     if given.docs is not None:
         write_block(given.docs, markdown(found))
+        if "serving" in work:
+            draw_latencies(found["serving"], given.docs.parent / LATENCY_PLOT)
     missed = [bar.name for bar in bars(found) if not bar.is_met]
     written = " and ".join(str(page) for page in (path, given.docs) if page is not None)
     say(f"wrote {written}; bars missed: {len(missed)}{''.join(f'; {name}' for name in missed)}")
@@ -120,7 +130,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model", type=Path, help="the full alexnet with FP32 and INT8 graphs; default: random weights"
     )
-    parser.add_argument("--judge", type=Path, help="a trained model for the decisions; default: the --model")
+    parser.add_argument(
+        "--judge", type=Path, help="a trained model for the decisions and the server; default: the --model"
+    )
     parser.add_argument("--judge-images", nargs="+", default=[], help="photographs that it knows; default: PHOTOGRAPHS")
     parser.add_argument("--train-images", type=Path, help="a folder with a folder of photographs for each class")
     parser.add_argument("--images", type=_at_least_one, default=64, help="how many photographs take part")
@@ -197,7 +209,8 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
         folder = make_model(workspace / "models" / "alexnet", files)
     else:
         folder = copy_model(given.model, workspace / "models" / "alexnet")
-    check_model(folder)
+    if set(given.parts) != {"serving"}:
+        check_model(folder)
     peers = PeerOptions(
         files=tuple(files),
         precisions=precisions(device),
@@ -245,6 +258,16 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
         work["startup"] = lambda: measure_startup(folder, workspace, startup, say)
     elif "startup" in given.parts:
         say("startup is left out: openvino is not installed")
+    if importlib.util.find_spec("uvicorn") is not None:
+        serving = ServingOptions(
+            files=tuple(files),
+            num_rounds=1 if given.quick else given.rounds,
+            seconds=0.5 if given.quick else given.seconds,
+            seed=given.seed,
+        )
+        work["serving"] = lambda: measure_serving(judge, workspace, serving, say)
+    elif "serving" in given.parts:
+        say("serving is left out: uvicorn is not installed")
     return work
 
 

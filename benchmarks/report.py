@@ -12,6 +12,7 @@ from benchmarks.tables import (
     input_table,
     loader_table,
     peer_tables,
+    serving_tables,
     size_table,
     startup_table,
     step_table,
@@ -34,6 +35,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         *startup_table(results.get("startup")),
         *loader_table(results.get("loader")),
         *step_table(results.get("training")),
+        *serving_tables(results.get("serving")),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

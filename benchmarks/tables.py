@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from benchmarks.latency_plot import NAME as LATENCY_PLOT
 from benchmarks.process import median_ratio
 from benchmarks.startup import LEAN_SCRIPT, SCRIPT
-from benchmarks.targets import PEER_NAMES, PRECISION_NAMES, round_bounds
+from benchmarks.targets import PEER_NAMES, PRECISION_NAMES, round_bounds, serving_name, views_name
 
 _DRIFT = 0.15
 """A peer that is this much faster or slower in the rounds than it was as it was tuned is named."""
@@ -187,6 +188,42 @@ def step_table(training: Mapping[str, Any] | None) -> Iterator[str]:
     for name, rates in training["rates"].items():
         yield f"| {name} | {_compared(training, name, rates, 'plain loop')} |"
     yield ""
+
+
+def serving_tables(serving: Mapping[str, Any] | None) -> Iterator[str]:
+    if serving is None:
+        return
+    yield (
+        f"`alexdeploy serve {serving['model']}` on {serving['num_files']} photographs, medians of "
+        f"{serving['num_rounds']} rounds{_loads(serving)}. CPU milliseconds an image, by the system's accounting, with "
+        f"{serving['num_clients'][0]} clients, and of the engine and, for files, the decoder alone, on batches of the "
+        "sizes that the server had:"
+    )
+    yield from ("", "| | server | least to most | alone | ratio |", "|---|---|---|---|---|")
+    for name, server in serving["server_ms"].items():
+        alone = serving["alone_ms"][name]
+        cells = f"{statistics.median(server):.2f} | {min(server):.2f} to {max(server):.2f}"
+        yield f"| {serving_name(name)} | {cells} | {statistics.median(alone):.2f} | {median_ratio(server, alone):.3f} |"
+    yield ""
+    yield f"Images/s of {serving['num_clients'][1]} clients with files, and of `predict` on the same files:"
+    yield from ("", "| | server | predict | ratio |", "|---|---|---|---|")
+    rates = serving["rates"]
+    for views in serving["latencies"]:
+        ours, theirs = rates[f"serve {views}"], rates[f"predict {views}"]
+        cells = f"{_rate(ours)} | {_rate(theirs)} | {median_ratio(ours, theirs):.2f}"
+        yield f"| {views_name(views)} | {cells} |"
+    yield ""
+    yield (
+        "Latency of requests with a file that come at random times, counted from the time at which they were due, at "
+        "shares of that throughput:"
+    )
+    yield from ("", "| | of the throughput | requests/s | p50 ms | p99 ms | refused |", "|---|---|---|---|---|---|")
+    for views, latencies in serving["latencies"].items():
+        for share, found in latencies.items():
+            refused = 1 - found["statuses"].get("200", 0) / sum(found["statuses"].values())
+            cells = f"{_number(found['requests_per_second'])} | {found['p50_ms']:.1f} | {found['p99_ms']:.1f}"
+            yield f"| {views_name(views)} | {float(share):.0%} | {cells} | {refused:.1%} |"
+    yield from ("", f"![Latency against the requests that come]({LATENCY_PLOT})", "")
 
 
 def _compared(part: Mapping[str, Any], name: str, rates: list[float], base: str) -> str:

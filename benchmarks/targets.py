@@ -49,6 +49,7 @@ def bars_of_parts(results: Mapping[str, Any]) -> dict[str, list[Bar]]:
         "sizes": _size_bars,
         "decisions": _decision_bars,
         "startup": _startup_bars,
+        "serving": _serving_bars,
     }
     return {part: list(bars_of(results.get(part))) for part, bars_of in makers.items()}
 
@@ -107,6 +108,29 @@ def _decision_bars(decisions: Mapping[str, Any] | None) -> Iterator[Bar]:
     share = decisions["num_same"] / decisions["num_images"]
     name = "enlarged to 24 megapixels, decisions equal to those of decoding in full"
     yield Bar(name=name, found=share, wanted=0.99)
+
+
+def _serving_bars(serving: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if serving is None:
+        return
+    for name, most in (("pixels 1", 1.10), ("JPEG 1", 1.10), ("JPEG 10", 1.03)):
+        found = median_ratio(serving["server_ms"][name], serving["alone_ms"][name])
+        yield Bar(
+            name=f"{serving_name(name)}, CPU over the same without a server", found=found, wanted=most, at_most=True
+        )
+    for num_views in ("1", "10"):
+        found = median_ratio(serving["rates"][f"serve {num_views}"], serving["rates"][f"predict {num_views}"])
+        yield Bar(name=f"serve, {views_name(num_views)}, share of the images/s of predict", found=found, wanted=0.9)
+
+
+def serving_name(name: str) -> str:
+    """Of requests with `kind views`, such as "JPEG 10"."""
+    kind, _, num_views = name.partition(" ")
+    return f"serve, {kind}, {views_name(num_views)}"
+
+
+def views_name(num_views: str) -> str:
+    return "one view" if num_views == "1" else f"{num_views} views"
 
 
 def _startup_bars(startup: Mapping[str, Any] | None) -> Iterator[Bar]:
