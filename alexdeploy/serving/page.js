@@ -134,11 +134,12 @@ function pump() {
 
 async function classify(card) {
   const signal = card.stop.signal;
-  const query = new URLSearchParams({ model: models.value, top_k: NUM_BEST, views: true });
+  const model = models.value;
+  const query = new URLSearchParams({ model, top_k: NUM_BEST, views: true });
   setState(card, "running");
   try {
     const answer = await ask(`predict?${query}`, card.file, signal, () => setState(card, "busy"));
-    if (!signal.aborted) setState(card, "done", answer.rows[0]);
+    if (!signal.aborted) setState(card, "done", { ...answer.rows[0], model });
   } catch (error) {
     if (signal.aborted) return;
     setState(card, "failed", { error: error.message });

@@ -10,10 +10,9 @@ import httpx
 import numpy as np
 import pytest
 from colour import PICTURES
-from conftest import SERVING
 from markup import Page
 from patience import PATIENCE
-from running import running
+from running import SERVING, running
 
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Preprocessing

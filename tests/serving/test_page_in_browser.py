@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SERVING
 from patience import PATIENCE
 from PIL import Image
-from running import Running, running
+from running import SERVING, Running, running
 
 from alexdeploy import Predictor
 from alexdeploy.core.model_folder import ModelFolder
@@ -112,7 +111,9 @@ def test_dropped_photographs_are_answered_and_a_broken_one_has_its_error_beside_
         assert card.locator("legend").inner_text() == f"{row.views_agreeing} of 10 views say {row.label}"
         answers = [text.split(": ")[1] for text in card.locator(".pip .unseen:not(input)").all_text_contents()]
         assert (len(answers), answers.count(str(row.label))) == (10, row.views_agreeing)
-        assert f"{row.model}, {row.backend} {row.precision}, 10 views, artifact {row.artifact}" in card.inner_text()
+        assert (
+            f"{model.path.name}, {row.backend} {row.precision}, 10 views, artifact {row.artifact}" in card.inner_text()
+        )
     (row,) = predicted(model, BROKEN)
     assert row.error is not None
     assert broken.locator(".error").inner_text() == row.error

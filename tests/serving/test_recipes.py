@@ -7,11 +7,13 @@ import asyncio
 import inspect
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from colour import PICTURES
+from serve_process import serving
 
 from alexdeploy import Predictor
 from alexdeploy.core.model_folder import ModelFolder
@@ -93,3 +95,28 @@ def test_dataframe(folder: Path) -> None:
     assert [str(path.name) for path in found["path"]] == list(FILES)
     assert [label if isinstance(label, str) else None for label in found["label"]] == [row.label for row in expected]
     assert [isinstance(error, str) for error in found["error"]] == [False, False, True]
+
+
+def test_inside_another_application(folder: Path) -> None:
+    testclient = pytest.importorskip("fastapi.testclient")
+    names: dict[str, Any] = {}
+    run(blocks_under("Inside another application"), names)
+    with testclient.TestClient(names["app"]) as client:
+        answer = client.post("/classifier/predict", content=FILES["a.jpg"])
+        assert client.get("/classifier/").headers["content-type"].startswith("text/html")
+    assert answers(answer.json()["rows"]) == answers([predicted(num_views=1)[0].to_dict()])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as on POSIX")
+def test_the_clients_of_the_quickstart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tritonclient.http")
+    shutil.copy(folder / "photographs" / "a.jpg", "photo.jpg")
+    row = predicted(num_views=1)[0]
+    with serving(ModelFolder(Path("models/flowers")), "--backend", "openvino") as program:
+        addresses = {"127.0.0.1:8000": program.url.removeprefix("http://"), "127.0.0.1:8001": program.grpc}
+        for block in blocks_under("Quickstart"):
+            run([re.sub(r"127\.0\.0\.1:800\d", lambda found: addresses[found[0]], block)], {})
+    http, grpc, as_json = capsys.readouterr().out.splitlines()
+    assert http == f"{row.label} {row.probability}"
+    assert re.fullmatch(r"\[\[b'[\d.]+:\d:class-\d'( b'[\d.]+:\d:class-\d'){2}\]\]", grpc)
+    assert as_json == f"['{row.label}']"

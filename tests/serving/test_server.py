@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -27,70 +22,13 @@ from colour import PICTURES
 from helpers import smooth_images
 from patience import PATIENCE, wait_for
 from running import receive_all
+from serve_process import serving
 
 from alexdeploy.core.model_folder import ModelFolder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as on POSIX")
 
 PIXELS = smooth_images(4).tobytes()
-OPTIONS = ("--backend", "onnxruntime", "--threads", "1", "--batch-size", "4", "--port", "0", "--grpc-port", "0")
-
-
-@dataclass(kw_only=True)
-class Program:
-    """A running `alexdeploy serve`; `lines` is what it has written to stderr."""
-
-    process: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
-    _read: threading.Thread | None = None
-
-    def watch(self) -> None:
-        stderr = self.process.stderr
-        assert stderr is not None
-        self._read = threading.Thread(target=lambda: self.lines.extend(iter(stderr.readline, "")), daemon=True)
-        self._read.start()
-
-    def found(self, pattern: str) -> re.Match[str] | None:
-        return re.search(pattern, "".join(self.lines), re.MULTILINE)
-
-    @property
-    def url(self) -> str:
-        match = self.found(r"serving on (\S+?)(,|$)")
-        assert match is not None
-        return match[1]
-
-    @property
-    def port(self) -> int:
-        return int(self.url.rpartition(":")[2])
-
-    @property
-    def grpc(self) -> str:
-        match = self.found(r"gRPC on (\S+)")
-        assert match is not None
-        return match[1]
-
-    def wait_until(self, pattern: str) -> None:
-        wait_for(lambda: self.found(pattern) or self.process.poll() is not None)
-        assert self.found(pattern), "".join(self.lines)
-
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
-
-
-@contextmanager
-def serving(folder: ModelFolder, *words: str, is_ready: bool = True) -> Iterator[Program]:
-    command = [sys.executable, "-m", "alexdeploy", "serve", str(folder.path), *OPTIONS, *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    program = Program(process=process)
-    try:
-        program.watch()
-        if is_ready:
-            program.wait_until("^try: curl")
-        yield program
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def request(model: ModelFolder, body: bytes = PIXELS, *, sent: int | None = None) -> bytes:
