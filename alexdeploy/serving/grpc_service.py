@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
+from alexdeploy.core.protobuf_wire import Message, WireError
 from alexdeploy.serving.access_log import AccessLog, RequestRecord, safe_id
 from alexdeploy.serving.errors import InvalidRequestError, RequestError
 from alexdeploy.serving.grpc_tensors import read_request, write_response
@@ -32,6 +33,9 @@ _MESSAGE_OVERHEAD = 1 << 20
 
 _STREAM_WINDOW = 64
 """Requests of one stream that are being answered; the next is read when the oldest of them has its answer."""
+
+_MAX_CALLS = 256
+"""Calls at a time, a stream is one; further ones get RESOURCE_EXHAUSTED. The message of each is in memory."""
 
 _CLOCK_SECONDS = 1e-3
 """The client's deadline is a time of the system's clock, that of a job one of the monotonic clock."""
@@ -61,7 +65,8 @@ class GrpcService:
             options=(
                 ("grpc.max_receive_message_length", max_body_bytes + _MESSAGE_OVERHEAD),
                 ("grpc.max_send_message_length", -1),
-            )
+            ),
+            maximum_concurrent_rpcs=_MAX_CALLS,
         )
         answers: dict[str, Callable[[Any], Awaitable[Any]]] = {
             "ServerLive": self._server_live,
@@ -83,7 +88,13 @@ class GrpcService:
         handlers["ModelStreamInfer"] = _handler(
             grpc.stream_stream_rpc_method_handler, "ModelStreamInfer", self._stream_infer
         )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers),))
+        health = {"Check": grpc.unary_unary_rpc_method_handler(self._health)}
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers),
+                grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),
+            )
+        )
         return server
 
     def _unary(self, name: str, answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -199,6 +210,25 @@ class GrpcService:
         found = (value for name, value in context.invocation_metadata() or () if name == "authorization")
         return self._tokens.client_of(next(found, None), peer)
 
+    async def _health(self, request: bytes, context: Any) -> bytes:
+        """gRPC's own health protocol, for Kubernetes: a HealthCheckRequest, whose field 1 is a model or empty."""
+        try:
+            name = Message(memoryview(request)).text(1)
+        except WireError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a HealthCheckRequest")
+        if name and name not in self._repository:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        is_serving = self._is_ready() and (not name or self._has(name))
+        # Field 1 of a HealthCheckResponse: SERVING is 1, NOT_SERVING is 2.
+        return b"\x08\x01" if is_serving else b"\x08\x02"
+
+    def _has(self, name: str, version: str = "") -> bool:
+        try:
+            self._repository.get(name, version)
+        except RequestError:
+            return False
+        return True
+
     async def _server_live(self, request: Any) -> Any:
         return service_pb2.ServerLiveResponse(live=True)
 
@@ -206,12 +236,8 @@ class GrpcService:
         return service_pb2.ServerReadyResponse(ready=self._is_ready())
 
     async def _model_ready(self, request: Any) -> Any:
-        try:
-            self._repository.get(request.name, request.version)
-        except RequestError:
-            # Triton's answer, also for a model that it does not know.
-            return service_pb2.ModelReadyResponse(ready=False)
-        return service_pb2.ModelReadyResponse(ready=True)
+        # Triton's answer also for a model that it does not know.
+        return service_pb2.ModelReadyResponse(ready=self._has(request.name, request.version))
 
     async def _server_metadata(self, request: Any) -> Any:
         return ParseDict(server_metadata(), service_pb2.ServerMetadataResponse())

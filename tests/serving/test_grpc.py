@@ -508,3 +508,28 @@ def test_a_request_has_one_line_in_the_log(model: ModelFolder, caplog: pytest.Lo
     [line] = [record.getMessage() for record in caplog.records if record.name == "alexdeploy.access"]
     for part in ('"id":"7"', '"protocol":"grpc"', '"status":"OK"', '"client":"127.0.0.1"', '"rows":2', '"compute_ms":'):
         assert part in line
+
+
+def check_health(service: Service, request: bytes) -> bytes:
+    """Call Check of grpc/health/v1/health.proto with an encoded HealthCheckRequest."""
+    with grpc.insecure_channel(service.address) as channel:
+        found: bytes = channel.unary_unary("/grpc.health.v1.Health/Check")(request, timeout=PATIENCE)
+        return found
+
+
+def test_kubernetes_probes_are_answered(model: ModelFolder) -> None:
+    name = model.path.name.encode()
+    of_model = b"\x0a" + bytes([len(name)]) + name
+    serving, not_serving = b"\x08\x01", b"\x08\x02"
+    with serve(Repository([model], SERVING), Tokens([TOKEN])) as service:
+        assert check_health(service, b"") == check_health(service, of_model) == serving
+        for request, code in (
+            (b"\x0a\x05other", grpc.StatusCode.NOT_FOUND),
+            (b"\x0a\x05ot", grpc.StatusCode.INVALID_ARGUMENT),
+            (b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
+        ):
+            with pytest.raises(grpc.RpcError) as raised:
+                check_health(service, request)
+            assert raised.value.code() == code
+        service.run(service.repository.unload(model.path.name))
+        assert check_health(service, b"") == check_health(service, of_model) == not_serving
