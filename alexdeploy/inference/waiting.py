@@ -60,7 +60,9 @@ class Waiting:
 
     def due(self, num_free: int) -> float:
         """The time from which one of `num_free` streams takes a batch; infinity: nothing is ready."""
-        return self._timing.due(len(self._ready), self.num_undecoded, num_free) if self._ready else math.inf
+        if not self._ready:
+            return math.inf
+        return self._timing.due(len(self._ready), self.num_undecoded, self._num_idle(num_free))
 
     def add(self, task: Task, now: float) -> None:
         """Admit a task; others may have to leave for it. Raises QueueFullError."""
@@ -111,7 +113,7 @@ class Waiting:
     def take_batch(self, num_free: int) -> list[Item]:
         """The images for one of `num_free` streams, at least one if any is ready."""
         num_ready = len(self._ready)
-        share = self._timing.share(num_ready + self.num_undecoded, num_free)
+        share = self._timing.share(num_ready + self.num_undecoded, self._num_idle(num_free))
         batch = [self._ready.pop() for _ in range(min(share, num_ready))]
         for item in batch:
             item.task.has_begun = True
@@ -153,6 +155,11 @@ class Waiting:
         self._admission.leave(task)
         task.error = error
         self._end(task)
+
+    def _num_idle(self, num_free: int) -> int:
+        """The free streams that have a processor of their own: a decode thread takes one, and then a full batch is
+        better than parts of one that run beside it."""
+        return max(num_free - self._num_decoding, 1)
 
     def _add_ready(self, task: Task, items: list[Item]) -> None:
         if items and not self._ready:

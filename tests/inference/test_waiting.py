@@ -90,6 +90,17 @@ def test_free_streams_share_what_waits() -> None:
         assert (waiting.num_running, waiting.num_images) == (taken, num_images - taken)
 
 
+def test_a_stream_whose_processor_decodes_is_not_counted_as_free() -> None:
+    # Eight images that are ready, and more that are being decoded: parts of a batch beside each other gain nothing.
+    for num_decoding, num_free, taken in ((0, 2, 4), (1, 3, 5), (2, 2, 8), (3, 2, 8)):
+        waiting = make_waiting(batch_size=8)
+        waiting.add(task(num_images=num_decoding), 0.0)
+        for _ in range(num_decoding):
+            waiting.take_undecoded()
+        waiting.add(ready_task("b", num_images=8), 0.0)
+        assert len(waiting.take_batch(num_free)) == taken
+
+
 def test_images_are_decoded_ahead_as_far_as_the_window() -> None:
     waiting = make_waiting(window=3)
     waiting.add(task(num_images=9), 0.0)
