@@ -37,6 +37,9 @@ _STREAM_WINDOW = 64
 _MAX_CALLS = 256
 """Calls at a time, a stream is one; further ones get RESOURCE_EXHAUSTED. The message of each is in memory."""
 
+_LAST_SECONDS = 0.25
+"""How long a stream is still read when the server has begun to shut down."""
+
 _CLOCK_SECONDS = 1e-3
 """The client's deadline is a time of the system's clock, that of a job one of the monotonic clock."""
 
@@ -53,11 +56,11 @@ class GrpcService:
         *,
         tokens: Tokens,
         access_log: AccessLog | None = None,
-        is_ready: Callable[[], bool] | None = None,
+        stopping: asyncio.Event | None = None,
     ) -> None:
-        """`is_ready` says whether the server is; None: whether the repository is."""
+        """From `stopping` on, the server is not ready, and streams end when what they have sent is answered."""
         self._repository, self._metrics, self._tokens, self._access_log = repository, metrics, tokens, access_log
-        self._is_ready = is_ready or (lambda: repository.is_ready)
+        self._stopping = stopping or asyncio.Event()
 
     def create_server(self, max_body_bytes: int) -> grpc.aio.Server:
         """A server without ports. A message over the limit, also after decompression, gets RESOURCE_EXHAUSTED."""
@@ -169,7 +172,10 @@ class GrpcService:
         return found
 
     async def _stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        """Answer the requests of a stream in their order; an error is an answer too, and the stream goes on."""
+        """Answer the requests of a stream in their order; an error is an answer too, and the stream goes on.
+
+        When the server stops, a stream ends with UNAVAILABLE after its last answer.
+        """
         try:
             client = self._client(context, _peer(context))
         except RequestError as error:
@@ -184,13 +190,22 @@ class GrpcService:
                     await has_room.acquire()
             answers.put_nowait(None)
 
-        reader = asyncio.ensure_future(read())
+        async def drain() -> None:
+            await self._stopping.wait()
+            # A request may be on its way.
+            await asyncio.sleep(_LAST_SECONDS)
+            answers.put_nowait(None)
+
+        reader, ender = asyncio.ensure_future(read()), asyncio.ensure_future(drain())
         try:
             while (answer := await answers.get()) is not None:
                 yield await answer
                 has_room.release()
+            if not reader.done():
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
         finally:
             reader.cancel()
+            ender.cancel()
             while not answers.empty():
                 left = answers.get_nowait()
                 if left is not None:
@@ -218,9 +233,13 @@ class GrpcService:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a HealthCheckRequest")
         if name and name not in self._repository:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        is_serving = self._is_ready() and (not name or self._has(name))
+        is_serving = self._is_ready and (not name or self._has(name))
         # Field 1 of a HealthCheckResponse: SERVING is 1, NOT_SERVING is 2.
         return b"\x08\x01" if is_serving else b"\x08\x02"
+
+    @property
+    def _is_ready(self) -> bool:
+        return self._repository.is_ready and not self._stopping.is_set()
 
     def _has(self, name: str, version: str = "") -> bool:
         try:
@@ -233,7 +252,7 @@ class GrpcService:
         return service_pb2.ServerLiveResponse(live=True)
 
     async def _server_ready(self, request: Any) -> Any:
-        return service_pb2.ServerReadyResponse(ready=self._is_ready())
+        return service_pb2.ServerReadyResponse(ready=self._is_ready)
 
     async def _model_ready(self, request: Any) -> Any:
         # Triton's answer also for a model that it does not know.

@@ -116,7 +116,7 @@ class _Server:
             self._metrics,
             tokens=limits.tokens,
             access_log=limits.access_log,
-            is_ready=lambda: self._repository.is_ready and not self._stop.first.is_set(),
+            stopping=self._stop.first,
         )
         server = service.create_server(limits.max_body_bytes)
         address = f"{_host(options.host)}:{options.grpc_port}"

@@ -18,7 +18,7 @@ import pytest
 import tritonclient.grpc as triton
 from colour import PICTURES, ColourEngine
 from helpers import smooth_images
-from patience import PATIENCE, wait_for
+from patience import HANG, PATIENCE, wait_for
 from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -59,6 +59,8 @@ class Service:
     address: str
     repository: Repository
     metrics: Metrics
+    stopping: asyncio.Event
+    server: grpc.aio.Server
     loop: asyncio.AbstractEventLoop
 
     def run(self, work: Any) -> Any:
@@ -74,9 +76,11 @@ def serve(
     thread.start()
     metrics = Metrics(repository)
 
+    stopping = asyncio.Event()
+
     async def start() -> tuple[grpc.aio.Server, int]:
         await repository.start()
-        service = GrpcService(repository, metrics, tokens=tokens or Tokens(), access_log=access_log)
+        service = GrpcService(repository, metrics, tokens=tokens or Tokens(), access_log=access_log, stopping=stopping)
         server = service.create_server(MAX_BODY_BYTES)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -91,9 +95,16 @@ def serve(
         stack.callback(thread.join, PATIENCE)
         stack.callback(loop.call_soon_threadsafe, loop.stop)
         server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE)
-        service = Service(address=f"127.0.0.1:{port}", repository=repository, metrics=metrics, loop=loop)
-        stack.callback(lambda: service.run(stop(server)))
-        yield service
+        running = Service(
+            address=f"127.0.0.1:{port}",
+            repository=repository,
+            metrics=metrics,
+            stopping=stopping,
+            server=server,
+            loop=loop,
+        )
+        stack.callback(lambda: running.run(stop(server)))
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -393,6 +404,20 @@ def test_an_error_in_a_stream_has_the_id_of_its_request(stub: Any) -> None:
     [found] = stub.ModelStreamInfer(iter([request_of("other", IMAGES[:1], raw=True)]))
     assert "unknown model: 'other'" in found.error_message
     assert found.infer_response.id == "7"
+
+
+def test_a_stream_without_requests_does_not_hold_up_the_end_of_the_server(model: ModelFolder) -> None:
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with serve(Repository([model], SERVING)) as service, grpc.insecure_channel(service.address) as channel:
+        answers = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter(requests.get, None))
+        requests.put(request_of(model.path.name, IMAGES[:1], raw=True))
+        assert next(answers).infer_response.model_name == model.path.name
+        service.loop.call_soon_threadsafe(service.stopping.set)
+        service.run(service.server.stop(HANG))
+        with pytest.raises(grpc.RpcError, match="the server is shutting down") as raised:
+            next(answers)
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+        requests.put(None)
 
 
 def test_a_full_queue_is_unavailable_and_a_cancelled_request_leaves_it(
