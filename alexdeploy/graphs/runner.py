@@ -85,9 +85,11 @@ def _run(session: Any, outputs: Iterable[str], inputs: dict[str, NDArray[Any]]) 
         except Exception as exc:
             answers.put(exc)
 
-    threading.Thread(target=work, name="alexdeploy-check", daemon=True).start()
+    thread = threading.Thread(target=work, name="alexdeploy-check", daemon=True)
+    thread.start()
     try:
         answer = answers.get()
+        thread.join()
     except BaseException:
         options.terminate = True
         with suppress(Empty):
