@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import shlex
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -131,7 +131,7 @@ def serve(
     from alexdeploy.core.processors import available_processors
     from alexdeploy.inference.batcher import BatcherOptions
     from alexdeploy.placement.options import PredictOptions
-    from alexdeploy.serving.access_log import AccessLog, log_to
+    from alexdeploy.serving.access_log import AccessLog, logged_to
     from alexdeploy.serving.app import AppOptions
     from alexdeploy.serving.models import Repository, ServingOptions
     from alexdeploy.serving.server import ServerOptions, run_server
@@ -168,17 +168,19 @@ def serve(
     repository = Repository(list(dict.fromkeys([*(models or []), *(model or [])])), serving, on_event=_report)
     if not len(tokens) and not _is_loopback(host):
         out.warn(f"everybody who reaches {host} may use this server, as there is no --token-file")
-    log_to("alexdeploy.access", sys.stdout)
-    for name in ("alexdeploy.serving", "uvicorn.error", "grpc"):
-        log_to(name, form="%(levelname)s: %(message)s").setLevel(logging.WARNING)
     app = AppOptions(
         max_body_bytes=max_body_mib << 20,
         tokens=tokens,
         access_log=AccessLog(log_format or ("text" if sys.stdout.isatty() else "json")),
     )
-    code = run_server(
-        repository, app, server, lambda addresses: _greet(addresses, repository, has_tokens=len(tokens) > 0)
-    )
+    with ExitStack() as logs:
+        logs.enter_context(logged_to("alexdeploy.access", sys.stdout, logging.INFO))
+        for name in ("alexdeploy.serving", "uvicorn.error", "grpc"):
+            # uvicorn warns of every request that is no HTTP.
+            logs.enter_context(logged_to(name, sys.stderr, logging.ERROR, "%(levelname)s: %(message)s"))
+        code = run_server(
+            repository, app, server, lambda addresses: _greet(addresses, repository, has_tokens=len(tokens) > 0)
+        )
     raise typer.Exit(code)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -105,19 +106,26 @@ def _ms(ns: int) -> float:
     return round(ns / 1e6, 3)
 
 
-class QuietHandler(logging.StreamHandler[TextIO]):
+class _QuietHandler(logging.StreamHandler[TextIO]):
     """Writes to a stream; what cannot be written, as to a full disk or a closed pipe, is dropped."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         pass
 
 
-def log_to(logger: str, stream: TextIO | None = None, form: str = "%(message)s") -> logging.Handler:
-    """Have a logger and those below it write to a stream, by default to stderr, and nowhere else."""
-    handler = QuietHandler(stream or sys.stderr)
+@contextmanager
+def logged_to(logger: str, stream: TextIO, level: int, form: str = "%(message)s") -> Iterator[None]:
+    """Have a logger and those below it write to a stream, and nowhere else, while the block runs."""
+    handler = _QuietHandler(stream)
     handler.setFormatter(logging.Formatter(form))
     log = logging.getLogger(logger)
+    before = log.level, log.propagate
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(level)
     log.propagate = False
-    return handler
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]

@@ -71,25 +71,17 @@ def create_app(
     """
     repository = Repository(models, options or ServingOptions(), on_event=_log_event)
 
-    @asynccontextmanager
-    async def lifespan(_: object) -> AsyncIterator[None]:
-        await repository.start()
-        try:
-            yield
-        finally:
-            await repository.close()
-
-    return make_app(repository, Metrics(repository), limits or AppOptions(), lifespan=lifespan)
+    return make_app(repository, Metrics(repository), limits or AppOptions(), lifespan=_Lifespan(repository))
 
 
 def make_app(
-    repository: Repository, metrics: Metrics, options: AppOptions, *, lifespan: Callable[[Any], Any] | None = None
+    repository: Repository, metrics: Metrics, options: AppOptions, *, lifespan: _Lifespan | None = None
 ) -> Starlette:
-    """The application on a repository that somebody else opens and closes."""
+    """The application on a repository; without a lifespan somebody else opens and closes it."""
     routes = _Routes(repository, metrics, options)
     app = Starlette(
         routes=routes.table(),
-        middleware=[Middleware(_Gate, metrics=metrics, access_log=options.access_log)],
+        middleware=[Middleware(_Gate, metrics=metrics, access_log=options.access_log, lifespan=lifespan)],
         exception_handlers={HTTPException: _http_error},
         lifespan=lifespan,
     )
@@ -120,11 +112,39 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return _json({"error": error.detail}, error.status_code, dict(error.headers or {}))
 
 
+class _Lifespan:
+    """Opens the models before the first request and closes them after the last."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._has_begun = False
+
+    @asynccontextmanager
+    async def __call__(self, app: object) -> AsyncIterator[None]:
+        self._has_begun = True
+        await self._repository.start()
+        try:
+            yield
+        finally:
+            await self._repository.close()
+
+    def check(self) -> None:
+        """Raise BusyError, and say what to do in the log, if nobody has run the lifespan."""
+        if not self._has_begun:
+            _log.error(
+                "the models are not open: an application that mounts this one must run its lifespan, "
+                "FastAPI(lifespan=classifier.router.lifespan_context)"
+            )
+            raise BusyError("the models are not open")
+
+
 class _Gate:
     """Around all routes: gives each request an id, a record for the log and the metrics, and an answer in any case."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: AccessLog | None) -> None:
-        self._app, self._metrics, self._access_log = app, metrics, access_log
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, access_log: AccessLog | None, lifespan: _Lifespan | None
+    ) -> None:
+        self._app, self._metrics, self._access_log, self._lifespan = app, metrics, access_log, lifespan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -166,6 +186,8 @@ class _Gate:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
         try:
+            if self._lifespan is not None:
+                self._lifespan.check()
             await self._app(scope, receive, send)
         except RequestError as error:
             record.error = error.kind
@@ -222,10 +244,15 @@ class _Routes:
         self._budget = BodyBudget(limit, max(4 * limit, _MIN_TOTAL_BYTES))
 
     def table(self) -> list[Route]:
-        found = [
+        found = []
+        # Routes are tried in this order, so those of inference are first.
+        models = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+        for model in models:
+            found.append(self._route(f"{model}/infer", self._infer, "POST", is_inference=True))
+        found += [
+            self._route("/predict", self._predict, "POST", is_inference=True),
             self._route("/", self._page, is_open=True),
             self._route("/metrics", self._metrics_page),
-            self._route("/predict", self._predict, "POST", is_inference=True),
             self._route("/v2", self._server),
             self._route("/v2/", self._server),
             self._route("/v2/health/live", self._live, is_open=True),
@@ -235,13 +262,12 @@ class _Routes:
             self._route("/v2/repository/models/{name}/load", self._load, "POST"),
             self._route("/v2/repository/models/{name}/unload", self._unload, "POST"),
         ]
-        for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        for model in models:
             found += [
                 self._route(model, self._model),
                 self._route(f"{model}/ready", self._model_ready),
                 self._route(f"{model}/config", self._model_config),
                 self._route(f"{model}/stats", self._statistics),
-                self._route(f"{model}/infer", self._infer, "POST", is_inference=True),
             ]
         return found
 
@@ -322,10 +348,12 @@ class _Routes:
         record: RequestRecord = request.scope[_RECORD]
         name, version = request.path_params["name"], request.path_params.get("version", "")
         # Before the body is read: who asks for a model that is not there need not send it.
-        self._repository.get(name, version)
+        max_images = self._repository.get(name, version).info.batch_size
         with self._budget.hold() as held:
             body = await read_body(request, held)
-            asked = read_infer(body, request.headers.get(HEADER_LENGTH), model=name, version=version)
+            asked = read_infer(
+                body, request.headers.get(HEADER_LENGTH), model=name, version=version, max_images=max_images
+            )
             async with _until_gone(request):
                 response = await infer(self._repository, asked, client=record.client)
         record.answered(response.model, str(response.parameters["artifact"]), asked.inputs[0].shape[0], response.times)
@@ -339,9 +367,9 @@ class _Routes:
         top_k = _count(request.query_params.get("top_k", "5"))
         with_views = request.query_params.get("views", "false").lower() in ("true", "1")
         name = record.model = self._predicted_model(request)
-        self._repository.get(name)
+        most = self._repository.get(name).batcher_options.max_queue
         with self._budget.hold() as held:
-            files = files_of(await read_body(request, held), request.headers.get("content-type"))
+            files = files_of(await read_body(request, held), request.headers.get("content-type"), most)
             with self._repository.use(name) as model:
                 async with _until_gone(request):
                     rows, times = await predict(model, files, client=record.client, top_k=top_k, with_views=with_views)

@@ -65,24 +65,30 @@ async def read_body(request: Request, held: Held) -> memoryview:
     length = request.headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit):
         raise _too_large(limit)
-    received = bytearray()
+    received: bytes | bytearray = b""
     is_complete = False
     while not is_complete:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk = message.get("body", b"")
+        is_complete = not message.get("more_body", False)
         if len(received) + len(chunk) > limit:
             raise _too_large(limit)
         held.add(len(chunk))
-        received += chunk
-        is_complete = not message.get("more_body", False)
-    return memoryview(received if encoding == "identity" else _decompress(received, held))
+        if is_complete and not received:
+            # As of most images: not copied.
+            received = chunk
+        elif isinstance(received, bytes):
+            received = bytearray(chunk)
+        else:
+            received += chunk
+    return memoryview(received if encoding == "identity" else _decompress(bytes(received), held))
 
 
-def _decompress(data: bytearray, held: Held) -> bytearray:
+def _decompress(rest: bytes, held: Held) -> bytearray:
     """Inflate gzip or zlib data, of one member or several."""
-    limit, found, rest = held.budget.max_body_bytes, bytearray(), bytes(data)
+    limit, found = held.budget.max_body_bytes, bytearray()
     while rest:
         inflater = zlib.decompressobj(_AUTO_DETECT)
         while not inflater.eof:

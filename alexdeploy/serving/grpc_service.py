@@ -68,6 +68,8 @@ class GrpcService:
             options=(
                 ("grpc.max_receive_message_length", max_body_bytes + _MESSAGE_OVERHEAD),
                 ("grpc.max_send_message_length", -1),
+                # Else a second server may listen on the same port, and get some of the connections.
+                ("grpc.so_reuseport", 0),
             ),
             maximum_concurrent_rpcs=_MAX_CALLS,
         )

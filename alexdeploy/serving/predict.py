@@ -23,9 +23,15 @@ if TYPE_CHECKING:
 File = tuple[str, bytes | memoryview]
 """Name and contents."""
 
+_MAX_FIELDS = 32
+"""Parts of a form that are no files; they are skipped."""
 
-def files_of(body: memoryview, content_type: str | None) -> list[File]:
-    """The files of a form, or the body itself under the name "body". Raises InvalidRequestError if there is none."""
+
+def files_of(body: memoryview, content_type: str | None, max_files: int | None) -> list[File]:
+    """The files of a form, or the body itself under the name "body".
+
+    Raises InvalidRequestError if there is none, or if there are more than `max_files`.
+    """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
         if not len(body):
@@ -34,7 +40,7 @@ def files_of(body: memoryview, content_type: str | None) -> list[File]:
     boundary = options.get(b"boundary")
     if not boundary:
         raise InvalidRequestError("multipart/form-data without a boundary")
-    form = _Form()
+    form = _Form(max_files)
     try:
         parser = MultipartParser(boundary, form.callbacks())
         parser.write(bytes(body))
@@ -53,10 +59,7 @@ async def predict(
 ) -> tuple[list[dict[str, Any]], JobTimes]:
     """One row per file, in order; a file that is no image has a row with its error. Raises RequestError."""
     began = time.perf_counter_ns()
-    most = model.batcher_options.max_queue
     try:
-        if most is not None and len(files) > most:
-            raise InvalidRequestError(f"{len(files)} files; this server takes at most {most} in a request")
         answer = await classify(model, [data for _, data in files], client=client)
     except BaseException:
         model.statistics.record_failure(time.perf_counter_ns() - began)
@@ -80,8 +83,9 @@ async def predict(
 class _Form:
     """The files of a multipart form, as the parser reports them."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_files: int | None) -> None:
         self.files: list[File] = []
+        self._max_files, self._num_parts = max_files, 0
         self.is_complete = False
         self._name, self._value = b"", b""
         self._file_name: str | None = None
@@ -100,6 +104,10 @@ class _Form:
         }
 
     def _begin(self) -> None:
+        # Parts without a file take time too.
+        self._num_parts += 1
+        if self._max_files is not None and self._num_parts > self._max_files + _MAX_FIELDS:
+            raise self._too_many()
         self._file_name, self._parts = None, []
 
     def _begin_header(self) -> None:
@@ -123,7 +131,12 @@ class _Form:
 
     def _end(self) -> None:
         if self._file_name is not None:
+            if len(self.files) == self._max_files:
+                raise self._too_many()
             self.files.append((self._file_name, b"".join(self._parts)))
+
+    def _too_many(self) -> InvalidRequestError:
+        return InvalidRequestError(f"the form has more than {self._max_files} files, the most that may wait")
 
     def _end_form(self) -> None:
         self.is_complete = True

@@ -18,6 +18,8 @@ _PHRASES = {
     503: "Service Unavailable",
 }
 
+_HIGH_WATER_BYTES = 256 << 10
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionLimits:
@@ -117,8 +119,12 @@ class LimitedProtocol(HttpToolsProtocol):
             self._unread_bytes += len(body)
             if self._unread_bytes > 64 * self.limits.max_header_bytes:
                 self.transport.close()
-                return
-        super().on_body(body)
+            return
+        # As uvicorn's, with room for one image before the connection is paused, which costs system calls.
+        self.cycle.body += body
+        if len(self.cycle.body) > _HIGH_WATER_BYTES:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self._is_refused:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.serving.errors import InvalidRequestError
+from alexdeploy.serving.errors import InvalidRequestError, TooLargeError
 from alexdeploy.serving.infer import INPUT, PIXELS
 from alexdeploy.serving.tensors import (
     LENGTH,
@@ -32,6 +32,12 @@ from alexdeploy.serving.tensors import (
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _NUM_PIXELS = math.prod(PIXELS)
 _MAX_TIMEOUT_US = 2**53
+
+_JSON_IMAGE_BYTES = 6 * _NUM_PIXELS
+"""Of an image in JSON: three digits for each number, a comma, and brackets around each three of them."""
+
+_MIN_JSON_BYTES = 16 << 20
+"""The most JSON for any number of images; several files in base64 fit into it."""
 
 _Data = TypeVar("_Data")
 _Values = dict[str, str | bool | int | float]
@@ -64,15 +70,21 @@ _PIXELS = msgspec.json.Decoder(list[int])
 _FLATTEN = bytes.maketrans(b"[]", b"  ")
 
 
-def read_infer(body: memoryview, header_length: str | None, *, model: str, version: str) -> InferRequest:
+def read_infer(
+    body: memoryview, header_length: str | None, *, model: str, version: str, max_images: int
+) -> InferRequest:
     """Read the body of an inference request; pixels stay where they are, as views of `body`.
 
     `header_length` is the value of the header HEADER_LENGTH: the length of the JSON in front of the binary tensors. "0"
-    is a body without JSON, one image. Raises InvalidRequestError.
+    is a body without JSON, one image. Raises InvalidRequestError, and TooLargeError for more JSON than `max_images`
+    images can need: numbers take many times as much memory when they are read.
     """
     length = _header_length(header_length, len(body))
     if length == 0 and header_length is not None:
         return InferRequest(model=model, version=version, inputs=[_lone_image(body)], binary_outputs=True)
+    max_length = max(_MIN_JSON_BYTES, max_images * _JSON_IMAGE_BYTES)
+    if length > max_length:
+        raise TooLargeError(f"the JSON has {length} bytes, the limit is {max_length}: send tensors in binary")
     request = _read_json(body[:length])
     inputs, begin = [], length
     for each in request.inputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import ssl
@@ -24,6 +23,8 @@ _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 0.25
 """How long a connection may stay open after the listening sockets are closed if nothing comes: a request that was sent
 before may still be on its way."""
+
+_LAST_SECONDS = 1.0
 
 
 def bind(host: str, port: int, option: str) -> socket.socket:
@@ -159,8 +160,7 @@ class RestServer:
             self._ticker.cancel()
         for connection in self._connections():
             connection.transport.abort()
+        # Each learns that its client is gone, and ends by itself.
         tasks = list(self._state.tasks)
-        for task in tasks:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LAST_SECONDS)

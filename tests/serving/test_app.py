@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -272,8 +273,15 @@ def test_a_wrong_form_is_refused(client: httpx.Client, path: str, content: bytes
 
 
 def test_predict_takes_as_many_files_as_may_wait(client: httpx.Client) -> None:
-    found = client.post("/predict", files=[("f", (f"{n}.jpg", b"x")) for n in range(17)])
-    assert (found.status_code, found.json()) == (400, {"error": "17 files; this server takes at most 16 in a request"})
+    def send(num_files: int, num_fields: int) -> tuple[int, object]:
+        files = [("f", (f"{n}.jpg", b"x")) for n in range(num_files)]
+        found = client.post("/predict", files=files, data={f"n{n}": "x" for n in range(num_fields)})
+        return found.status_code, found.json().get("error")
+
+    assert send(16, 3) == (200, None)
+    too_many = (400, "the form has more than 16 files, the most that may wait")
+    assert send(17, 0) == too_many
+    assert send(1, 1000) == too_many
 
 
 def test_every_answer_has_an_id_which_the_client_may_choose(client: httpx.Client) -> None:
@@ -354,3 +362,41 @@ def test_limits_tokens_and_the_log(small: Running, model: ModelFolder, caplog: p
     assert all(name in first for name in ("artifact", "wait_ms", "decode_ms", "time", "method"))
     assert not any(token in json.dumps(lines) for token in TOKENS)
     assert lines[1]["error"] == "too_large"
+
+
+def test_a_model_is_unloaded_and_loaded(model: ModelFolder) -> None:
+    name = model.path.name
+    with running(Repository([model], SERVING)) as server, httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+        refused = client.post(f"/v2/repository/models/{name}/load", json={"parameters": {"config": "{}"}})
+        assert refused.status_code == 400
+        assert client.post(f"/v2/repository/models/{name}/unload").status_code == 200
+        assert client.post(infer_path(model), json=pixels()).status_code == 404
+        assert client.get("/v2/health/ready").status_code == 503
+        assert client.post("/v2/repository/index", json={"ready": True}).json() == []
+        assert client.post(f"/v2/repository/models/{name}/load", json={}).status_code == 200
+        assert client.post(infer_path(model), json=pixels()).status_code == 200
+
+
+def test_a_full_queue_and_a_deadline_are_503(server: Running, model: ModelFolder, client: httpx.Client) -> None:
+    batcher = server.repository.models[0].batcher
+    gate, run = threading.Event(), batcher._engine.run
+
+    def wait(*args: Any, **kwargs: Any) -> Any:
+        gate.wait(PATIENCE)
+        return run(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batcher._engine, "run", wait)
+        # One batch is in the engine, and the queue has room for one image more.
+        jobs = [batcher.submit([IMAGES[0]] * 4, client="127.0.0.1")]
+        wait_for(lambda: batcher.num_running == 4)
+        jobs.append(batcher.submit([IMAGES[0]] * 15, client="127.0.0.1"))
+        files = {"datatype": "BYTES", "shape": [2], "data": ["x", "x"]}
+        full = client.post(infer_path(model), json=pixels(**files))
+        assert (full.status_code, full.json()) == (503, {"error": "Exceeds maximum queue size"})
+        assert full.headers["retry-after"] == "1"
+        late = client.post(infer_path(model), json=pixels() | {"parameters": {"timeout": 1000}})
+        assert (late.status_code, late.json()) == (503, {"error": "Request timeout expired"})
+        gate.set()
+        for job in jobs:
+            job.future.result(PATIENCE)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from alexdeploy.serving.errors import InvalidRequestError
+from alexdeploy.serving.errors import InvalidRequestError, TooLargeError
 from alexdeploy.serving.rest import read_infer, write_infer
 from alexdeploy.serving.tensors import InferRequest, InferResponse, RequestedOutput, Tensor
 
@@ -21,7 +21,7 @@ FILES = (b"\xff\xd8first", b"")
 
 def read(body: bytes | dict[str, Any], header_length: str | None = None) -> InferRequest:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read_infer(memoryview(data), header_length, model="m", version="")
+    return read_infer(memoryview(data), header_length, model="m", version="", max_images=8)
 
 
 def with_input(**changes: Any) -> dict[str, Any]:
@@ -212,3 +212,9 @@ def test_what_is_wrong_with_a_request_is_said(
 ) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         read(body, header_length)
+
+
+def test_json_has_a_limit_that_binary_data_after_it_does_not_count_for() -> None:
+    with pytest.raises(TooLargeError, match="send tensors in binary"):
+        read(b'{"inputs": ["' + b" " * (16 << 20) + b'"]}')
+    assert len(read(*in_binary(bytes_elements(b" " * (17 << 20)))).inputs[0].data[0]) == 17 << 20
