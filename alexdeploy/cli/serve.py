@@ -93,7 +93,7 @@ def serve(
     ] = 64,
     timeout_ms: Annotated[
         float | None,
-        typer.Option(min=0, metavar="MS", help="Images that wait longer are not computed. Default: no limit."),
+        typer.Option(min=1, metavar="MS", help="Images that wait longer are not computed. Default: no limit."),
     ] = None,
     max_body_mib: Annotated[int, typer.Option(min=1, metavar="MIB", help="Largest body of a request.")] = 64,
     max_memory_mib: Annotated[

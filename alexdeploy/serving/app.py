@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +11,17 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alexdeploy.core.arguments import Count, check_fields
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.inference.writers import short_artifact
-from alexdeploy.serving.access_log import AccessLog, RequestRecord, safe_id
+from alexdeploy.serving.access_log import AccessLog, RequestRecord
 from alexdeploy.serving.bodies import BodyBudget, read_body
-from alexdeploy.serving.errors import BusyError, ForbiddenError, InvalidRequestError, RequestError
+from alexdeploy.serving.errors import BusyError, ForbiddenError, InvalidRequestError
+from alexdeploy.serving.gate import RECORD, Gate, Lifespan, http_error, json_response, until_gone
 from alexdeploy.serving.infer import infer, model_config, model_metadata, server_metadata
 from alexdeploy.serving.metrics import CONTENT_TYPE, Metrics
 from alexdeploy.serving.models import Repository, ServedModel, ServingOptions
@@ -33,8 +30,6 @@ from alexdeploy.serving.predict import files_of, predict
 from alexdeploy.serving.rest import HEADER_LENGTH, read_infer, read_object, write_infer
 from alexdeploy.serving.tokens import Tokens
 
-_RECORD = "alexdeploy.record"
-_CLIENT_GONE = 499
 _MIN_TOTAL_BYTES = 256 << 20
 _log = logging.getLogger("alexdeploy.serving")
 
@@ -70,19 +65,18 @@ def create_app(
         app.mount("/classifier", classifier)
     """
     repository = Repository(models, options or ServingOptions(), on_event=_log_event)
-
-    return make_app(repository, Metrics(repository), limits or AppOptions(), lifespan=_Lifespan(repository))
+    return make_app(repository, Metrics(repository), limits or AppOptions(), lifespan=Lifespan(repository))
 
 
 def make_app(
-    repository: Repository, metrics: Metrics, options: AppOptions, *, lifespan: _Lifespan | None = None
+    repository: Repository, metrics: Metrics, options: AppOptions, *, lifespan: Lifespan | None = None
 ) -> Starlette:
     """The application on a repository; without a lifespan somebody else opens and closes it."""
     routes = _Routes(repository, metrics, options)
     app = Starlette(
         routes=routes.table(),
-        middleware=[Middleware(_Gate, metrics=metrics, access_log=options.access_log, lifespan=lifespan)],
-        exception_handlers={HTTPException: _http_error},
+        middleware=[Middleware(Gate, metrics=metrics, access_log=options.access_log, lifespan=lifespan)],
+        exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -91,148 +85,6 @@ def make_app(
 
 def _log_event(event: object) -> None:
     _log.info("%s", event)
-
-
-def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
-
-
-def _error(error: RequestError) -> Response:
-    headers = {}
-    if isinstance(error, BusyError):
-        headers["Retry-After"] = str(error.retry_after_seconds)
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return _json({"error": error.message}, error.status, headers)
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    """Unknown paths and wrong methods."""
-    assert isinstance(error, HTTPException)
-    return _json({"error": error.detail}, error.status_code, dict(error.headers or {}))
-
-
-class _Lifespan:
-    """Opens the models before the first request and closes them after the last."""
-
-    def __init__(self, repository: Repository) -> None:
-        self._repository = repository
-        self._has_begun = False
-
-    @asynccontextmanager
-    async def __call__(self, app: object) -> AsyncIterator[None]:
-        self._has_begun = True
-        await self._repository.start()
-        try:
-            yield
-        finally:
-            await self._repository.close()
-
-    def check(self) -> None:
-        """Raise BusyError, and say what to do in the log, if nobody has run the lifespan."""
-        if not self._has_begun:
-            _log.error(
-                "the models are not open: an application that mounts this one must run its lifespan, "
-                "FastAPI(lifespan=classifier.router.lifespan_context)"
-            )
-            raise BusyError("the models are not open")
-
-
-class _Gate:
-    """Around all routes: gives each request an id, a record for the log and the metrics, and an answer in any case."""
-
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, access_log: AccessLog | None, lifespan: _Lifespan | None
-    ) -> None:
-        self._app, self._metrics, self._access_log, self._lifespan = app, metrics, access_log, lifespan
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = {name: value for name, value in scope["headers"] if name == b"x-request-id"}
-        given = safe_id(headers.get(b"x-request-id", b"").decode("latin-1"))
-        client = scope.get("client")
-        record = RequestRecord(
-            id=given or uuid.uuid4().hex,
-            protocol="http",
-            method=scope["method"],
-            path=scope["path"],
-            client=client[0] if client else "",
-        )
-        scope[_RECORD] = record
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                record.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", record.id.encode())]
-            await send(message)
-
-        try:
-            await self._answer(scope, receive, send_with_id, record)
-        finally:
-            record.end()
-            if record.is_inference:
-                self._metrics.record(
-                    record.protocol,
-                    record.model,
-                    str(record.status),
-                    kind=record.error,
-                    total_ns=record.total_ns,
-                    times=record.times,
-                )
-            if self._access_log is not None:
-                self._access_log.write(record)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
-        try:
-            if self._lifespan is not None:
-                self._lifespan.check()
-            await self._app(scope, receive, send)
-        except RequestError as error:
-            record.error = error.kind
-            response = _error(error)
-        except (ClientDisconnect, _ClientGoneError):
-            record.error, record.status = "client_gone", _CLIENT_GONE
-            return
-        except Exception:
-            _log.exception("request %s failed", record.id)
-            record.error = RequestError.kind
-            response = _json({"error": "internal error"}, 500)
-        else:
-            return
-        if record.status:
-            raise RuntimeError("the response was not complete")
-        await response(scope, receive, send)
-
-
-class _ClientGoneError(Exception):
-    """The client has closed the connection before the answer."""
-
-
-@asynccontextmanager
-async def _until_gone(request: Request) -> AsyncIterator[None]:
-    """Cancel the block when the client closes the connection; then raises _ClientGoneError."""
-    task = asyncio.current_task()
-    assert task is not None
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        task.cancel()
-
-    watcher = asyncio.ensure_future(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not watcher.done():
-            raise
-        # From Python 3.11 on a task counts the requests to cancel it.
-        if hasattr(task, "uncancel"):
-            task.uncancel()
-        raise _ClientGoneError from None
-    finally:
-        watcher.cancel()
 
 
 class _Routes:
@@ -277,7 +129,7 @@ class _Routes:
         """A route that needs a token unless it `is_open`; the metrics count inference."""
 
         async def checked(request: Request) -> Response:
-            record: RequestRecord = request.scope[_RECORD]
+            record: RequestRecord = request.scope[RECORD]
             record.is_inference, record.model = is_inference, request.path_params.get("name", "")
             if not is_open:
                 record.client = self._tokens.client_of(request.headers.get("authorization"), record.client)
@@ -299,36 +151,36 @@ class _Routes:
         return Response(self._metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
     async def _server(self, request: Request) -> Response:
-        return _json(server_metadata())
+        return json_response(server_metadata())
 
     async def _live(self, request: Request) -> Response:
-        return _json({"live": True})
+        return json_response({"live": True})
 
     async def _ready(self, request: Request) -> Response:
         if not self._repository.is_ready or getattr(request.app.state, "is_draining", False):
             raise BusyError("the server is not ready")
-        return _json({"live": True, "ready": True})
+        return json_response({"live": True, "ready": True})
 
     async def _model(self, request: Request) -> Response:
-        return _json(model_metadata(self._model_of(request)))
+        return json_response(model_metadata(self._model_of(request)))
 
     async def _model_ready(self, request: Request) -> Response:
-        return _json({"name": self._model_of(request).name, "ready": True})
+        return json_response({"name": self._model_of(request).name, "ready": True})
 
     async def _model_config(self, request: Request) -> Response:
-        return _json(model_config(self._model_of(request)))
+        return json_response(model_config(self._model_of(request)))
 
     async def _statistics(self, request: Request) -> Response:
         params = request.path_params
         found = self._repository.statistics(params.get("name", ""), params.get("version", ""))
-        return _json(
+        return json_response(
             {"model_stats": [{"name": each.name, "version": each.version, **one.as_json()} for each, one in found]}
         )
 
     async def _index(self, request: Request) -> Response:
         with self._budget.hold() as held:
             asked = read_object(await read_body(request, held), _IndexRequest)
-        return _json(self._repository.index(ready=asked.ready))
+        return json_response(self._repository.index(ready=asked.ready))
 
     async def _load(self, request: Request) -> Response:
         with self._budget.hold() as held:
@@ -345,7 +197,7 @@ class _Routes:
         return Response()
 
     async def _infer(self, request: Request) -> Response:
-        record: RequestRecord = request.scope[_RECORD]
+        record: RequestRecord = request.scope[RECORD]
         name, version = request.path_params["name"], request.path_params.get("version", "")
         # Before the body is read: who asks for a model that is not there need not send it.
         max_images = self._repository.get(name, version).info.batch_size
@@ -354,7 +206,7 @@ class _Routes:
             asked = read_infer(
                 body, request.headers.get(HEADER_LENGTH), model=name, version=version, max_images=max_images
             )
-            async with _until_gone(request):
+            async with until_gone(request):
                 response = await infer(self._repository, asked, client=record.client)
         record.answered(response.model, str(response.parameters["artifact"]), asked.inputs[0].shape[0], response.times)
         content, header_length = write_infer(response, asked)
@@ -363,7 +215,7 @@ class _Routes:
         return Response(content, headers={HEADER_LENGTH: str(header_length)}, media_type="application/octet-stream")
 
     async def _predict(self, request: Request) -> Response:
-        record: RequestRecord = request.scope[_RECORD]
+        record: RequestRecord = request.scope[RECORD]
         top_k = _count(request.query_params.get("top_k", "5"))
         with_views = request.query_params.get("views", "false").lower() in ("true", "1")
         name = record.model = self._predicted_model(request)
@@ -371,10 +223,10 @@ class _Routes:
         with self._budget.hold() as held:
             files = files_of(await read_body(request, held), request.headers.get("content-type"), most)
             with self._repository.use(name) as model:
-                async with _until_gone(request):
+                async with until_gone(request):
                     rows, times = await predict(model, files, client=record.client, top_k=top_k, with_views=with_views)
         record.answered(model.name, short_artifact(model.info.artifact), len(rows), times)
-        return _json({"rows": rows})
+        return json_response({"rows": rows})
 
     def _predicted_model(self, request: Request) -> str:
         names = [model.name for model in self._repository.index()]
