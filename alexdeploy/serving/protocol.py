@@ -120,8 +120,9 @@ class LimitedProtocol(HttpToolsProtocol):
             if self._unread_bytes > 64 * self.limits.max_header_bytes:
                 self.transport.close()
             return
-        # As uvicorn's, with room for one image before the connection is paused, which costs system calls.
-        self.cycle.body += body
+        # As uvicorn's, with room for one image before the connection is paused, which costs system calls, and without
+        # the two copies of a body that comes in one part.
+        self.cycle.body = self.cycle.body + body if self.cycle.body else body  # type: ignore[assignment]
         if len(self.cycle.body) > _HIGH_WATER_BYTES:
             self.flow.pause_reading()
         self.cycle.message_event.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import sys
 import time
@@ -140,6 +141,7 @@ class _Server:
             loading.cancel()
             return
         loading.result()
+        _tune_garbage_collection()
         self._on_ready(addresses)
         tasks = [asyncio.ensure_future(self._reloads())]
         if self._options.watch:
@@ -174,6 +176,13 @@ class _Server:
         if not all_answered:
             await rest.drain(_LAST_SECONDS)
         return 0 if all_answered and self._stop.number == signal.SIGTERM else 128 + self._stop.number
+
+
+def _tune_garbage_collection() -> None:
+    """Collect garbage less often, and without looking through what stays: requests make hardly any cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 class _StopSignal:
