@@ -151,8 +151,10 @@ class SingleImages:
         for _ in range(num_streams):
             self._requests.put(opened.model.create_infer_request())
         blank = np.zeros((size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        whole, single = fastest_seconds(lambda: infer(request, blank, size), lambda: self.run(blank[:1]))
-        self.break_even = whole / single
+        self.run(blank[:1])
+        # As many images in both, since short times are less certain.
+        whole, singles = least_cpu_seconds(lambda: infer(request, blank, size), lambda: self.run(blank))
+        self.break_even = size * whole / singles
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         """Run any number of images, one after the other."""
@@ -163,17 +165,15 @@ class SingleImages:
             self._requests.put(request)
 
 
-def fastest_seconds(*calls: Callable[[], object]) -> list[float]:
-    """The shortest time of each call, in rounds, after a first time that does not count."""
-    for call in calls:
-        call()
-    fastest = [math.inf] * len(calls)
-    end = time.perf_counter() + _MEASURE_SECONDS
+def least_cpu_seconds(*calls: Callable[[], object]) -> list[float]:
+    """The least processor time of each call, in rounds: other programs on the machine do not count."""
+    least = [math.inf] * len(calls)
+    end = time.monotonic() + _MEASURE_SECONDS
     for _ in range(_MOST_ROUNDS):
         for number, call in enumerate(calls):
-            began = time.perf_counter()
+            began = time.process_time()
             call()
-            fastest[number] = min(fastest[number], time.perf_counter() - began)
-        if time.perf_counter() > end:
+            least[number] = min(least[number], time.process_time() - began)
+        if time.monotonic() > end:
             break
-    return fastest
+    return least
