@@ -171,10 +171,9 @@ def serve(
     app = AppOptions(
         max_body_bytes=max_body_mib << 20,
         tokens=tokens,
-        access_log=AccessLog(log_format or ("text" if sys.stdout.isatty() else "json")),
+        access_log=AccessLog(log_format or ("text" if sys.stdout.isatty() else "json"), sys.stdout),
     )
     with ExitStack() as logs:
-        logs.enter_context(logged_to("alexdeploy.access", sys.stdout, logging.INFO))
         for name in ("alexdeploy.serving", "uvicorn.error", "grpc"):
             # uvicorn warns of every request that is no HTTP.
             logs.enter_context(logged_to(name, sys.stderr, logging.ERROR, "%(levelname)s: %(message)s"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,11 +84,11 @@ async def read_body(request: Request, held: Held) -> memoryview:
             received = bytearray(chunk)
         else:
             received += chunk
-    return memoryview(received if encoding == "identity" else _decompress(bytes(received), held))
+    return memoryview(received if encoding == "identity" else await _decompress(bytes(received), held))
 
 
-def _decompress(rest: bytes, held: Held) -> bytearray:
-    """Inflate gzip or zlib data, of one member or several."""
+async def _decompress(rest: bytes, held: Held) -> bytearray:
+    """Inflate gzip or zlib data, of one member or several, with other requests in between."""
     limit, found = held.budget.max_body_bytes, bytearray()
     while rest:
         inflater = zlib.decompressobj(_AUTO_DETECT)
@@ -103,6 +104,7 @@ def _decompress(rest: bytes, held: Held) -> bytearray:
                 raise _too_large(limit)
             held.add(len(part))
             found += part
+            await asyncio.sleep(0)
         rest = inflater.unused_data
     return found
 

@@ -43,7 +43,7 @@ _Data = TypeVar("_Data")
 _Values = dict[str, str | bool | int | float]
 
 
-class _Input(msgspec.Struct, Generic[_Data]):
+class _Input(msgspec.Struct, Generic[_Data], gc=False):
     name: str
     shape: list[int]
     datatype: str
@@ -51,7 +51,7 @@ class _Input(msgspec.Struct, Generic[_Data]):
     data: _Data | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Output(msgspec.Struct):
+class _Output(msgspec.Struct, gc=False):
     name: str
     parameters: _Values = {}
 
@@ -150,14 +150,20 @@ def _decode(decoder: msgspec.json.Decoder[_Data], text: memoryview | bytes) -> _
     try:
         return decoder.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as exc:
-        raise InvalidRequestError(f"failed to parse the request JSON: {exc}") from None
+        raise _malformed(exc) from None
+
+
+def _malformed(exc: Exception) -> InvalidRequestError:
+    return InvalidRequestError(f"failed to parse the request JSON: {exc}")
 
 
 def _read_json(text: memoryview) -> _Request[Any]:
     try:
         return _FLAT.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
+    except msgspec.ValidationError:
         return _decode(_TEXT, text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as exc:
+        raise _malformed(exc) from None
 
 
 def _tensor(found: _Input[Any], body: memoryview, begin: int) -> tuple[Tensor, int]:
