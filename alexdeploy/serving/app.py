@@ -21,7 +21,7 @@ from alexdeploy.inference.writers import short_artifact
 from alexdeploy.serving.access_log import AccessLog, RequestRecord
 from alexdeploy.serving.bodies import BodyBudget, read_body
 from alexdeploy.serving.errors import BusyError, ForbiddenError, InvalidRequestError
-from alexdeploy.serving.gate import RECORD, Gate, Lifespan, http_error, json_response, until_gone
+from alexdeploy.serving.gate import RECORD, Gate, Lifespan, UntilGone, http_error, json_response
 from alexdeploy.serving.infer import infer, model_config, model_metadata, server_metadata
 from alexdeploy.serving.metrics import CONTENT_TYPE, Metrics
 from alexdeploy.serving.models import Repository, ServedModel, ServingOptions
@@ -206,7 +206,7 @@ class _Routes:
             asked = read_infer(
                 body, request.headers.get(HEADER_LENGTH), model=name, version=version, max_images=max_images
             )
-            async with until_gone(request):
+            async with UntilGone(request):
                 response = await infer(self._repository, asked, client=record.client)
         record.answered(response.model, str(response.parameters["artifact"]), asked.inputs[0].shape[0], response.times)
         content, header_length = write_infer(response, asked)
@@ -223,7 +223,7 @@ class _Routes:
         with self._budget.hold() as held:
             files = files_of(await read_body(request, held), request.headers.get("content-type"), most)
             with self._repository.use(name) as model:
-                async with until_gone(request):
+                async with UntilGone(request):
                     rows, times = await predict(model, files, client=record.client, top_k=top_k, with_views=with_views)
         record.answered(model.name, short_artifact(model.info.artifact), len(rows), times)
         return json_response({"rows": rows})

@@ -141,26 +141,27 @@ class _ClientGoneError(Exception):
     """The client has closed the connection before the answer."""
 
 
-@asynccontextmanager
-async def until_gone(request: Request) -> AsyncIterator[None]:
-    """Cancel the block when the client closes the connection; then raises _ClientGoneError."""
-    task = asyncio.current_task()
-    assert task is not None
+class UntilGone:
+    """`async with`: cancels the block when the client closes the connection, and then raises _ClientGoneError."""
 
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
             pass
-        task.cancel()
+        self._task.cancel()
 
-    watcher = asyncio.ensure_future(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not watcher.done():
-            raise
-        # From Python 3.11 on a task counts the requests to cancel it.
-        if hasattr(task, "uncancel"):
-            task.uncancel()
-        raise _ClientGoneError from None
-    finally:
-        watcher.cancel()
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, asyncio.CancelledError) and self._watcher.done():
+            # From Python 3.11 on a task counts the requests to cancel it.
+            if hasattr(self._task, "uncancel"):
+                self._task.uncancel()
+            raise _ClientGoneError from None
+        self._watcher.cancel()

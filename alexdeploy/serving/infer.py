@@ -65,12 +65,12 @@ async def infer(repository: Repository, request: InferRequest, *, client: str) -
         try:
             images, outputs = _images(model, request.inputs), _outputs(request)
             answer = await classify(model, images, client=client, timeout_us=request.timeout_us)
-            _check_answers(answer)
+            probabilities = _probabilities(answer)
         except BaseException:
             model.statistics.record_failure(time.perf_counter_ns() - began)
             raise
     computed = time.perf_counter_ns()
-    tensors = [_output(answer, output) for output in outputs]
+    tensors = [_output(answer, probabilities, output) for output in outputs]
     ended = time.perf_counter_ns()
     model.statistics.record_success(len(images), answer.times, output_ns=ended - computed, total_ns=ended - began)
     info = model.info
@@ -180,41 +180,43 @@ def _outputs(request: InferRequest) -> Sequence[RequestedOutput]:
     return request.outputs
 
 
-def _check_answers(answer: Answer) -> None:
-    """Raise InvalidRequestError for an image without an answer, RequestError if that is the model's fault."""
+def _probabilities(answer: Answer) -> NDArray[np.float32]:
+    """All probabilities, [N, C].
+
+    Raises InvalidRequestError for an image without an answer, RequestError if that is the model's fault.
+    """
+    rows = []
     for number, outcome in enumerate(answer.outcomes):
-        if outcome.error is not None:
-            kind = RequestError if outcome.error.startswith(NO_ANSWER) else InvalidRequestError
-            raise kind(f"{INPUT}[{number}]: {outcome.error}")
-        if not np.isfinite(_probabilities(outcome)).all():
-            _log.error("%s gives probabilities that are not finite", answer.model.name)
-            raise RequestError(f"model '{answer.model.name}' gives probabilities that are not finite")
+        if outcome.probabilities is None:
+            error = outcome.error or ""
+            kind = RequestError if error.startswith(NO_ANSWER) else InvalidRequestError
+            raise kind(f"{INPUT}[{number}]: {error}")
+        rows.append(outcome.probabilities)
+    found = np.stack(rows)
+    if not np.isfinite(found).all():
+        _log.error("%s gives probabilities that are not finite", answer.model.name)
+        raise RequestError(f"model '{answer.model.name}' gives probabilities that are not finite")
+    return found
 
 
-def _probabilities(outcome: Outcome) -> NDArray[np.float32]:
-    return cast("NDArray[np.float32]", outcome.probabilities)
-
-
-def _output(answer: Answer, output: RequestedOutput) -> Tensor:
-    outcomes, classes = answer.outcomes, answer.model.classes
+def _output(answer: Answer, probabilities: NDArray[np.float32], output: RequestedOutput) -> Tensor:
+    classes = answer.model.classes
     if output.name == "view_classes":
-        views = np.stack([cast("NDArray[np.int32]", outcome.view_classes) for outcome in outcomes])
+        views = np.stack([cast("NDArray[np.int32]", outcome.view_classes) for outcome in answer.outcomes])
         return Tensor(name=output.name, datatype="INT32", shape=views.shape, data=views)
-    probabilities = np.stack([_probabilities(outcome) for outcome in outcomes])
     if output.name == "label":
         labels = [classes[index].encode() for index in probabilities.argmax(axis=1)]
         return Tensor(name=output.name, datatype="BYTES", shape=(len(labels),), data=labels)
     if not output.classification:
         return Tensor(name=output.name, datatype="FP32", shape=probabilities.shape, data=probabilities)
-    k = min(output.classification, len(classes))
-    best = top_k(probabilities, k)
+    best = top_k(probabilities, output.classification)
     # Triton writes six decimals.
     texts = [
         f"{row[index]:f}:{index}:{classes[index]}".encode()
         for row, indices in zip(probabilities, best, strict=True)
         for index in indices
     ]
-    return Tensor(name=output.name, datatype="BYTES", shape=(len(outcomes), k), data=texts)
+    return Tensor(name=output.name, datatype="BYTES", shape=best.shape, data=texts)
 
 
 def server_metadata() -> dict[str, Any]:
