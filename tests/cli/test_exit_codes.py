@@ -47,6 +47,10 @@ _MISSING_PATHS = (
     ("predict", "@GONE.txt"),
     ("predict", "data", "GONE.jpg"),
     ("predict", "data", "--model", "GONE"),
+    ("serve", "GONE"),
+    ("serve", "tiny", "--model", "GONE"),
+    ("serve", "tiny", "--token-file", "GONE"),
+    ("serve", "tiny", "--tls-cert", "GONE", "--tls-key", "GONE"),
     ("evaluate", "GONE"),
     ("evaluate", "data", "--model", "GONE"),
     ("evaluate", "data", "--labels", "GONE"),
@@ -96,6 +100,7 @@ _MISSING_PACKAGES = (
     ("tensorrt", ("predict", "data", "--backend", "tensorrt")),
     ("matplotlib", ("evaluate", "data", "--html", "page.html")),
     ("matplotlib", ("bench", "tiny", "--html", "page.html")),
+    ("uvicorn", ("serve", "tiny")),
     ("pyarrow", ("predict", "data", "--output", "rows.parquet")),
 )
 
