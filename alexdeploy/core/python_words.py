@@ -108,9 +108,9 @@ _CALLS = {
 
 _SAME = """
     backend batch-size budget-ms calibrate channels classes device devices exclude freeze images int8-weights keep
-    labelled labels max-batch max-drop max-flips mean mean-image method min-agreement model name num-classes num-images
-    output-name parallel percentile placement precision pretrained recipe replicas resize scale
-    seconds seed std tactic-sources top-k train-list val val-fraction val-list
+    labelled labels max-batch max-delay-ms max-drop max-flips max-queue mean mean-image method min-agreement model name
+    num-classes num-images output-name parallel percentile placement precision pretrained recipe replicas resize scale
+    seconds seed std tactic-sources timeout-ms top-k train-list val val-fraction val-list
 """
 _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
     "checkpoint-minutes": "checkpoint_seconds",

@@ -29,6 +29,7 @@ COMMANDS = (
     "export",
     "build",
     "predict",
+    "serve",
     "evaluate",
     "verify",
     "bench",
@@ -237,6 +238,8 @@ EXIT_CODES = {
     "DivergedError": 4,
     "DeviceError": 5,
     "DeviceMemoryError": 5,
+    "QueueFullError": 5,
+    "DeadlineError": 5,
 }
 
 
