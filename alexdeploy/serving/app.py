@@ -248,9 +248,15 @@ def _check_site(request: Request) -> None:
     """Raise ForbiddenError for what a page of another site has a browser send.
 
     A server that only this machine reaches is reached by all pages that are open in a browser on it. They cannot read
-    the answers, but could unload models. Browsers name the relation in Sec-Fetch-Site; other clients do not send it.
+    the answers, but could unload models. Browsers name the relation in Sec-Fetch-Site where the server is on loopback
+    or speaks TLS, and otherwise the page's Origin; other clients send neither.
     """
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is None and origin is not None:
+        # A proxy that changes Host passes on what it was.
+        own = {request.headers.get("host"), request.headers.get("x-forwarded-host")}
+        site = "same-origin" if origin.partition("://")[2] in own else "cross-site"
+    if site not in (None, "none", "same-origin"):
         raise ForbiddenError("requests from pages of other sites need a server with tokens")
 
 

@@ -69,7 +69,7 @@ async def predict(
     for index, ((name, _), outcome) in enumerate(zip(files, answer.outcomes, strict=True)):
         named = replace(outcome, index=index, source=name)
         try:
-            row = make_row(named, model.info, min(top_k, len(model.classes)), model.predictor.model_name).to_dict()
+            row = make_row(named, model.info, min(top_k, len(model.classes)), model.name).to_dict()
         except ModelError as error:
             raise log_fault(model, error) from None
         if with_views and outcome.view_classes is not None:

@@ -6,9 +6,11 @@ import gzip
 import io
 import json
 import logging
+import shutil
 import threading
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -303,6 +305,27 @@ def test_what_a_page_of_another_site_has_a_browser_send_is_refused(client: httpx
     for site in ("same-origin", "none"):
         answer = client.post("/predict", content=FILES[0], headers={"sec-fetch-site": site})
         assert answer.status_code == 200
+
+
+def test_without_that_header_the_origin_of_a_page_must_be_the_server(client: httpx.Client) -> None:
+    unload = "/v2/repository/models/alexnet/unload"
+    for origin in ("http://evil.example:9001", "null", "http://"):
+        assert client.post(unload, headers={"origin": origin}).status_code == 403
+    own = client.base_url.netloc.decode()
+    for headers in (
+        {"origin": f"http://{own}"},
+        {"origin": "https://photos.example", "x-forwarded-host": "photos.example"},
+        {"origin": "https://photos.example", "sec-fetch-site": "same-origin"},
+    ):
+        assert client.post("/predict", content=FILES[0], headers=headers).status_code == 200
+
+
+def test_rows_name_the_model_as_it_is_served(model: ModelFolder, tmp_path: Path) -> None:
+    copied = tmp_path / "second"
+    shutil.copytree(model.path, copied)
+    with running(Repository([ModelFolder(copied)], SERVING), AppOptions()) as server:
+        (row,) = httpx.post(f"{server.url}/predict", content=FILES[0], timeout=PATIENCE).json()["rows"]
+    assert row["model"] == "second"
 
 
 def test_the_page_and_the_metrics_are_there(client: httpx.Client, model: ModelFolder) -> None:
