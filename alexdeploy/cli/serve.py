@@ -191,6 +191,7 @@ def _is_loopback(host: str) -> bool:
 
 def _report(event: object) -> None:
     """What happens to the models, on stderr."""
+    from alexdeploy.core.errors import AlexDeployError
     from alexdeploy.core.events import Notice
     from alexdeploy.inference.writers import short_artifact
     from alexdeploy.serving.events import ModelLoaded, ModelRefused, ModelUnloaded
@@ -204,8 +205,9 @@ def _report(event: object) -> None:
             f"ready in {event.seconds:.1f} s"
         )
     elif isinstance(event, ModelRefused):
-        goes_on = "; what was loaded before goes on" if event.is_served else ""
-        out.warn(f"{event.name} was not loaded: {event.error}{goes_on}")
+        goes_on = ", what was loaded before goes on" if event.is_served else ""
+        text = event.error.text if isinstance(event.error, AlexDeployError) else str(event.error)
+        out.warn(f"{event.name} was not loaded{goes_on}: {text}")
     elif isinstance(event, ModelUnloaded):
         out.note(f"{event.name}: unloaded")
     elif isinstance(event, Notice):

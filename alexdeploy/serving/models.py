@@ -141,14 +141,16 @@ class Repository:
 
         A model that does not fit into memory is only reported, if another does.
         """
-        lacking: DeviceMemoryError | None = None
+        lacking: list[tuple[_Entry, DeviceMemoryError]] = []
         for entry in list(self._entries.values()):
             try:
                 await self._load(entry)
             except DeviceMemoryError as exc:
-                lacking = lacking or exc
-        if lacking is not None and not self.models:
-            raise lacking
+                lacking.append((entry, exc))
+        if lacking and not self.models:
+            raise lacking[0][1]
+        for entry, error in lacking:
+            self._on_event(ModelRefused(name=entry.name, error=error, is_served=False))
         self._is_started = True
 
     async def load(self, name: str) -> None:
@@ -246,7 +248,9 @@ class Repository:
                 entry.reason = _reason(exc, entry.folder)
                 if entry.model is None:
                     entry.state = "UNAVAILABLE"
-                self._on_event(ModelRefused(name=entry.name, error=exc, is_served=entry.model is not None))
+                # At the start the caller has the error, which may end it.
+                if self._is_started:
+                    self._on_event(ModelRefused(name=entry.name, error=exc, is_served=entry.model is not None))
                 raise
             replaced = None if entry.model is None else entry.model.info.artifact
             self._retire(entry)

@@ -44,6 +44,13 @@ def test_wrong_options_are_errors(tiny_model: ModelFolder, program: Run, words: 
     assert message in result.stderr
 
 
+def test_a_model_that_cannot_be_loaded_at_the_start_is_one_error(tiny_model: ModelFolder, program: Run) -> None:
+    result = program("serve", tiny_model.path, *OPTIONS, "--max-memory-mib", "1")
+    assert (result.exit_code, result.stdout) == (5, "")
+    assert result.stderr.count("of memory") == 1
+    assert result.stderr.startswith("error: ")
+
+
 def test_only_this_machine_reaches_a_loopback_address() -> None:
     assert all(map(serve._is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
     assert not any(map(serve._is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "")))
