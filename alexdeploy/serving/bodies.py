@@ -16,6 +16,10 @@ _AUTO_DETECT = 32 + zlib.MAX_WBITS
 """zlib's code for: gzip or zlib format, whichever the data begins with."""
 
 _STEP_BYTES = 1 << 20
+"""What is inflated at a time: some milliseconds."""
+
+_MAX_MEMBERS = 64
+"""Members of gzip data that one body may have. Empty ones take time and count for no other limit."""
 
 
 class BodyBudget:
@@ -84,28 +88,34 @@ async def read_body(request: Request, held: Held) -> memoryview:
             received = bytearray(chunk)
         else:
             received += chunk
-    return memoryview(received if encoding == "identity" else await _decompress(bytes(received), held))
+    return memoryview(received if encoding == "identity" else await _decompress(memoryview(received), held))
 
 
-async def _decompress(rest: bytes, held: Held) -> bytearray:
-    """Inflate gzip or zlib data, of one member or several, with other requests in between."""
+async def _decompress(packed: memoryview, held: Held) -> bytearray:
+    """Inflate gzip or zlib data, of one member or a few, with other requests in between."""
     limit, found = held.budget.max_body_bytes, bytearray()
-    while rest:
+    begin = num_members = 0
+    while begin < len(packed):
+        num_members += 1
+        if num_members > _MAX_MEMBERS:
+            raise InvalidRequestError(f"the body cannot be decompressed: it has more than {_MAX_MEMBERS} members")
         inflater = zlib.decompressobj(_AUTO_DETECT)
         while not inflater.eof:
+            # Not all that is left: what a step does not use is copied.
+            step = packed[begin : begin + _STEP_BYTES]
             try:
-                part = inflater.decompress(rest, min(_STEP_BYTES, limit + 1 - len(found)))
+                part = inflater.decompress(step, min(_STEP_BYTES, limit + 1 - len(found)))
             except zlib.error as exc:
                 raise InvalidRequestError(f"the body cannot be decompressed: {exc}") from None
-            rest = inflater.unconsumed_tail
-            if not part and not rest and not inflater.eof:
+            num_used = len(step) - len(inflater.unconsumed_tail) - len(inflater.unused_data)
+            if not part and not num_used and not inflater.eof:
                 raise InvalidRequestError("the body cannot be decompressed: it is not complete")
             if len(found) + len(part) > limit:
                 raise _too_large(limit)
             held.add(len(part))
             found += part
+            begin += num_used
             await asyncio.sleep(0)
-        rest = inflater.unused_data
     return found
 
 

@@ -69,6 +69,13 @@ def test_what_is_not_compressed_data_is_refused(packed: bytes) -> None:
         read([packed], content_encoding="gzip")
 
 
+def test_members_of_compressed_data_are_counted_however_small_they_are() -> None:
+    member = gzip.compress(b"")
+    assert read([member * 64], BodyBudget(10_000, 10_000), content_encoding="gzip") == b""
+    with pytest.raises(InvalidRequestError, match="more than 64 members"):
+        read([member * 65], BodyBudget(10_000, 10_000), content_encoding="gzip")
+
+
 def test_an_unknown_encoding_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="'br'"):
         read([b""], content_encoding="br")
