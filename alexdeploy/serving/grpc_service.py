@@ -129,7 +129,8 @@ class GrpcService:
         """Answer a ModelInferRequest. Raises RequestError."""
         record.is_inference, record.model = True, request.model_name
         record.id = safe_id(request.id) or record.id
-        asked = read_request(request, context.time_remaining())
+        max_images = self._repository.get(request.model_name, request.model_version).info.batch_size
+        asked = read_request(request, context.time_remaining(), max_images=max_images)
         response = await infer(self._repository, asked, client=record.client)
         record.answered(response.model, str(response.parameters["artifact"]), asked.inputs[0].shape[0], response.times)
         return write_response(response)

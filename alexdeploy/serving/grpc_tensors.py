@@ -19,19 +19,23 @@ from alexdeploy.serving.tensors import (
     InferResponse,
     RequestedOutput,
     Tensor,
+    check_counts,
+    count_elements,
     integer_parameter,
     read_elements,
     to_binary,
 )
 
 _MAX_TIMEOUT_US = 2**53
+_MAX_PARAMETERS = 64
 
 
-def read_request(message: Any, seconds_left: float | None) -> InferRequest:
+def read_request(message: Any, seconds_left: float | None, *, max_images: int) -> InferRequest:
     """A `ModelInferRequest`; `seconds_left` until the client's deadline, None: it has none.
 
     The pixels of raw contents are used where they are. Raises InvalidRequestError.
     """
+    check_counts(message.model_name, len(message.inputs), len(message.outputs))
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequestError(f"got {len(raw)} raw input contents for {len(message.inputs)} inputs")
@@ -43,9 +47,7 @@ def read_request(message: Any, seconds_left: float | None) -> InferRequest:
         model=message.model_name,
         version=message.model_version,
         id=message.id,
-        inputs=[
-            _tensor(each, raw[index] if raw else None, message.model_name) for index, each in enumerate(message.inputs)
-        ],
+        inputs=[_tensor(message.inputs[0], raw[0] if raw else None, message.model_name, max_images)],
         outputs=[_requested(each) for each in message.outputs],
         timeout_us=timeout_us,
     )
@@ -63,14 +65,13 @@ def write_response(response: InferResponse) -> Any:
     )
 
 
-def _tensor(message: Any, raw: bytes | None, model: str) -> Tensor:
+def _tensor(message: Any, raw: bytes | None, model: str, max_images: int) -> Tensor:
     name, datatype, shape = message.name, message.datatype, tuple(message.shape)
     if "shared_memory_region" in message.parameters:
         raise InvalidRequestError(f"input '{name}' is in shared memory, which this server does not have")
     if datatype not in ("UINT8", "BYTES"):
         raise InvalidRequestError(f"input '{name}' has datatype {datatype}, expected UINT8 or BYTES")
-    if any(size < 0 for size in shape):
-        raise InvalidRequestError(f"input '{name}' has shape {list(shape)}")
+    count = count_elements(name, datatype, shape, max_images)
     data: NDArray[np.uint8] | Sequence[bytes]
     if raw is None:
         data = list(message.contents.bytes_contents) if datatype == "BYTES" else _pixels(message)
@@ -79,10 +80,9 @@ def _tensor(message: Any, raw: bytes | None, model: str) -> Tensor:
             f"contents field must not be specified when using raw_input_contents for '{name}' for model '{model}'"
         )
     elif datatype == "BYTES":
-        data = read_elements(name, memoryview(raw))
+        data = read_elements(name, memoryview(raw), count)
     else:
         data = np.frombuffer(raw, np.uint8)
-    count = math.prod(shape)
     if len(data) != count:
         raise InvalidRequestError(f"input '{name}' has {len(data)} elements, its shape {list(shape)} has {count}")
     if isinstance(data, np.ndarray):
@@ -107,6 +107,8 @@ def _requested(message: Any) -> RequestedOutput:
 
 def _values(parameters: Mapping[str, Any]) -> dict[str, str | bool | int | float]:
     """Parameters without their types; one without a value is left out."""
+    if len(parameters) > _MAX_PARAMETERS:
+        raise InvalidRequestError(f"got {len(parameters)} parameters, at most {_MAX_PARAMETERS} can be")
     found = {}
     for name, parameter in parameters.items():
         choice = parameter.WhichOneof("parameter_choice")

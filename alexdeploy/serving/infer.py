@@ -141,10 +141,8 @@ async def _outcomes(job: Job) -> list[Outcome]:
 
 
 def _images(model: ServedModel, inputs: Sequence[Tensor]) -> list[Input]:
-    """The images of a request. Raises InvalidRequestError unless it has exactly the one input, of a possible shape."""
-    if len(inputs) != 1:
-        raise InvalidRequestError(f"expected 1 inputs but got {len(inputs)} inputs for model '{model.name}'")
-    tensor = inputs[0]
+    """The images of a request. Raises InvalidRequestError unless its one input has the name and a possible shape."""
+    [tensor] = inputs
     if tensor.name != INPUT:
         raise InvalidRequestError(f"unexpected inference input '{tensor.name}' for model '{model.name}'")
     expected = {"UINT8": (*PIXELS,), "BYTES": ()}.get(tensor.datatype)

@@ -24,6 +24,8 @@ from alexdeploy.serving.tensors import (
     Parameters,
     RequestedOutput,
     Tensor,
+    check_counts,
+    count_elements,
     integer_parameter,
     read_elements,
     to_binary,
@@ -86,18 +88,16 @@ def read_infer(
     if length > max_length:
         raise TooLargeError(f"the JSON has {length} bytes, the limit is {max_length}: send tensors in binary")
     request = _read_json(body[:length])
-    inputs, begin = [], length
-    for each in request.inputs:
-        tensor, begin = _tensor(each, body, begin)
-        inputs.append(tensor)
-    if begin != len(body):
-        raise InvalidRequestError(f"{len(body) - begin} bytes of the body belong to no input")
+    check_counts(model, len(request.inputs), len(request.outputs))
+    tensor, num_bytes = _tensor(request.inputs[0], body[length:], max_images)
+    if length + num_bytes != len(body):
+        raise InvalidRequestError(f"{len(body) - length - num_bytes} bytes of the body belong to no input")
     is_binary = _flag(request.parameters, "binary_data_output", False)
     return InferRequest(
         model=model,
         version=version,
         id=request.id,
-        inputs=inputs,
+        inputs=[tensor],
         outputs=[_requested(output, is_binary) for output in request.outputs],
         binary_outputs=is_binary,
         timeout_us=integer_parameter(request.parameters, "timeout", _MAX_TIMEOUT_US),
@@ -166,23 +166,22 @@ def _read_json(text: memoryview) -> _Request[Any]:
         raise _malformed(exc) from None
 
 
-def _tensor(found: _Input[Any], body: memoryview, begin: int) -> tuple[Tensor, int]:
-    """One input and the position after its binary data, if it has any."""
+def _tensor(found: _Input[Any], binary: memoryview, max_images: int) -> tuple[Tensor, int]:
+    """The input and the length of its binary data, 0 if it is in JSON; `binary` is what comes after the JSON."""
     name = found.name
     if "shared_memory_region" in found.parameters:
         raise InvalidRequestError(f"input '{name}' is in shared memory, which this server does not have")
-    if any(size < 0 for size in found.shape):
-        raise InvalidRequestError(f"input '{name}' has shape {found.shape}")
     if found.datatype not in ("UINT8", "BYTES"):
         raise InvalidRequestError(f"input '{name}' has datatype {found.datatype}, expected UINT8 or BYTES")
-    count = math.prod(found.shape)
+    count = count_elements(name, found.datatype, found.shape, max_images)
+    num_bytes = 0
     data: NDArray[np.uint8] | Sequence[bytes]
     if "binary_data_size" in found.parameters:
-        size = integer_parameter(found.parameters, "binary_data_size", len(body) - begin)
+        num_bytes = integer_parameter(found.parameters, "binary_data_size", len(binary))
         if found.data is not msgspec.UNSET:
             raise InvalidRequestError(f"input '{name}' must set only one of 'data' and 'binary_data_size'")
-        part, begin = body[begin : begin + size], begin + size
-        data = read_elements(name, part) if found.datatype == "BYTES" else np.frombuffer(part, np.uint8)
+        part = binary[:num_bytes]
+        data = read_elements(name, part, count) if found.datatype == "BYTES" else np.frombuffer(part, np.uint8)
     elif found.data is msgspec.UNSET:
         raise InvalidRequestError(f"input '{name}' must set one of 'data' and 'binary_data_size'")
     elif found.datatype == "BYTES":
@@ -193,7 +192,7 @@ def _tensor(found: _Input[Any], body: memoryview, begin: int) -> tuple[Tensor, i
         raise InvalidRequestError(f"input '{name}' has {len(data)} elements, its shape {found.shape} has {count}")
     if isinstance(data, np.ndarray):
         data = data.reshape(found.shape)
-    return Tensor(name=name, datatype=found.datatype, shape=tuple(found.shape), data=data), begin
+    return Tensor(name=name, datatype=found.datatype, shape=tuple(found.shape), data=data), num_bytes
 
 
 def _lone_image(body: memoryview) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 LENGTH = struct.Struct("<I")
 """The length in front of each element of BYTES."""
+
+_MAX_DIMENSIONS = 8
+_MAX_OUTPUTS = 16
 
 Parameters = Mapping[str, "str | bool | int | float"]
 
@@ -75,11 +79,41 @@ def bytes_array(values: Sequence[bytes], shape: tuple[int, ...]) -> NDArray[np.o
     return found.reshape(shape)
 
 
-def read_elements(name: str, part: memoryview) -> list[bytes]:
-    """Split the binary data of the BYTES input `name`. Raises InvalidRequestError."""
+def check_counts(model: str, num_inputs: int, num_outputs: int) -> None:
+    """Raise InvalidRequestError unless there is one input, and for more outputs than any model has.
+
+    To be called before they are read: a body has room for millions.
+    """
+    if num_inputs != 1:
+        raise InvalidRequestError(f"expected 1 inputs but got {num_inputs} inputs for model '{model}'")
+    if num_outputs > _MAX_OUTPUTS:
+        raise InvalidRequestError(f"{num_outputs} outputs are requested, at most {_MAX_OUTPUTS} can be")
+
+
+def count_elements(name: str, datatype: str, shape: Sequence[int], max_images: int) -> int:
+    """The number of elements of the input `name`. Raises InvalidRequestError.
+
+    More files than `max_images` are refused here: to read millions of empty ones takes long.
+    """
+    if len(shape) > _MAX_DIMENSIONS:
+        raise InvalidRequestError(f"the shape of input '{name}' has {len(shape)} dimensions")
+    if any(size < 0 for size in shape):
+        raise InvalidRequestError(f"input '{name}' has shape {list(shape)}")
+    count = math.prod(shape)
+    if datatype == "BYTES" and count > max_images:
+        raise InvalidRequestError(
+            f"inference request batch-size must be >= 1 and <= {max_images} for input '{name}', got {count}"
+        )
+    return count
+
+
+def read_elements(name: str, part: memoryview, count: int) -> list[bytes]:
+    """Split the binary data of the BYTES input `name`, at most `count` elements. Raises InvalidRequestError."""
     found: list[bytes] = []
     at = 0
     while at < len(part):
+        if len(found) == count:
+            raise InvalidRequestError(f"input '{name}' has more than {count} elements, as its shape has")
         begin = at + LENGTH.size
         end = begin + LENGTH.unpack_from(part, at)[0] if begin <= len(part) else begin
         if end > len(part):

@@ -217,7 +217,7 @@ def change_raw(request: Any, raw: list[bytes]) -> None:
 FAULTS: dict[str, tuple[Callable[[Any], object], grpc.StatusCode, str]] = {
     "unknown model": (lambda r: setattr(r, "model_name", "other"), grpc.StatusCode.NOT_FOUND, "unknown model: 'other'"),
     "unknown version": (lambda r: setattr(r, "model_version", "2"), grpc.StatusCode.NOT_FOUND, "version 2"),
-    "no input": (lambda r: r.ClearField("inputs"), grpc.StatusCode.INVALID_ARGUMENT, "1 raw input contents for 0"),
+    "no input": (lambda r: r.ClearField("inputs"), grpc.StatusCode.INVALID_ARGUMENT, "expected 1 inputs but got 0"),
     "more raw contents": (
         lambda r: r.raw_input_contents.append(b""),
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -291,6 +291,21 @@ def test_a_pixel_that_is_no_byte_is_refused(stub: Any, model: ModelFolder, value
     with pytest.raises(grpc.RpcError, match="not from 0 to 255") as raised:
         stub.ModelInfer(request)
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_what_there_may_be_millions_of_is_counted_before_it_is_read(stub: Any, model: ModelFolder) -> None:
+    def refused(change: Callable[[Any], object], message: str) -> None:
+        request = request_of(model.path.name, IMAGES[:1], raw=False)
+        change(request)
+        with pytest.raises(grpc.RpcError, match=message) as raised:
+            stub.ModelInfer(request)
+        assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+    refused(lambda request: request.inputs.add(), "expected 1 inputs but got 2")
+    refused(lambda request: request.inputs[0].shape.extend([2**62] * 200_000), "has 200004 dimensions")
+    refused(lambda request: request.outputs.extend([{"name": "label"}] * 17), "17 outputs")
+    names = [f"p{number}" for number in range(65)]
+    refused(lambda request: [request.parameters[name].SetInParent() for name in names], "65 parameters")
 
 
 def test_too_many_images_and_a_broken_one_are_refused(stub: Any, model: ModelFolder) -> None:
