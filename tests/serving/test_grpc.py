@@ -303,7 +303,7 @@ def test_what_there_may_be_millions_of_is_counted_before_it_is_read(stub: Any, m
 
     refused(lambda request: request.inputs.add(), "expected 1 inputs but got 2")
     refused(lambda request: request.inputs[0].shape.extend([2**62] * 200_000), "has 200004 dimensions")
-    refused(lambda request: request.outputs.extend([{"name": "label"}] * 17), "17 outputs")
+    refused(lambda request: [request.outputs.add() for _ in range(17)], "17 outputs")
     names = [f"p{number}" for number in range(65)]
     refused(lambda request: [request.parameters[name].SetInParent() for name in names], "65 parameters")
 
