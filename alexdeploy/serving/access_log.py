@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 LogFormat = Literal["json", "text"]
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_MAX_PATH = 200
+_MAX_TEXT = 200
+"""Characters of what clients send: the path, and the name of a model."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,7 +60,7 @@ class RequestRecord:
             "id": self.id,
             "protocol": self.protocol,
             "method": self.method,
-            "path": self.path[:_MAX_PATH],
+            "path": self.path[:_MAX_TEXT],
             "status": self.status,
             "client": self.client,
             "total_ms": _ms(self.total_ns),
@@ -67,7 +68,7 @@ class RequestRecord:
         if self.error:
             found["error"] = self.error
         if self.model:
-            found["model"] = self.model
+            found["model"] = self.model[:_MAX_TEXT]
         if self.artifact:
             found |= {"artifact": self.artifact, "rows": self.rows}
         if self.times is not None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+_MAX_MESSAGE = 1000
+"""Characters of a message: names and shapes that it repeats may be as long as a body."""
+
+
 class RequestError(Exception):
     """A request that gets no answer. `message` is for the client: it never contains paths or tracebacks.
 
@@ -14,8 +18,8 @@ class RequestError(Exception):
     kind = "internal"
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}..."
+        super().__init__(self.message)
 
 
 class InvalidRequestError(RequestError):

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import grpc
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from alexdeploy.core.protobuf_wire import Message, WireError
@@ -103,31 +104,36 @@ class GrpcService:
         return server
 
     def _unary(self, name: str, answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def call(request: Any, context: Any) -> Any:
+        kind = _message(_SERVICE.methods_by_name[name].input_type)
+
+        async def call(data: bytes, context: Any) -> Any:
             record = _record(name, context)
-            record.model = getattr(request, "model_name", getattr(request, "name", ""))
 
             async def checked() -> Any:
                 if name not in _OPEN_METHODS:
                     record.client = self._client(context, record.client)
+                request = _read(data, kind())
+                record.model = getattr(request, "model_name", getattr(request, "name", ""))
                 return await answer(request)
 
             return await self._answered(context, record, checked())
 
         return call
 
-    async def _infer(self, request: Any, context: Any) -> Any:
+    async def _infer(self, data: bytes, context: Any) -> Any:
         record = _record("ModelInfer", context)
 
         async def answer() -> Any:
             record.client = self._client(context, record.client)
-            return await self._inferred(request, context, record)
+            return await self._inferred(data, service_pb2.ModelInferRequest(), context, record)
 
         return await self._answered(context, record, answer())
 
-    async def _inferred(self, request: Any, context: Any, record: RequestRecord) -> Any:
-        """Answer a ModelInferRequest. Raises RequestError."""
-        record.is_inference, record.model = True, request.model_name
+    async def _inferred(self, data: bytes, request: Any, context: Any, record: RequestRecord) -> Any:
+        """Read a ModelInferRequest into `request`, and answer it. Raises RequestError."""
+        record.is_inference = True
+        _read(data, request)
+        record.model = request.model_name
         record.id = safe_id(request.id) or record.id
         max_images = self._repository.get(request.model_name, request.model_version).info.batch_size
         asked = read_request(request, context.time_remaining(), max_images=max_images)
@@ -188,8 +194,8 @@ class GrpcService:
 
         async def read() -> None:
             with suppress(grpc.RpcError):
-                async for request in requests:
-                    answers.put_nowait(asyncio.ensure_future(self._streamed(request, context, client)))
+                async for data in requests:
+                    answers.put_nowait(asyncio.ensure_future(self._streamed(data, context, client)))
                     await has_room.acquire()
             answers.put_nowait(None)
 
@@ -214,10 +220,11 @@ class GrpcService:
                 if left is not None:
                     left.cancel()
 
-    async def _streamed(self, request: Any, context: Any, client: str) -> Any:
+    async def _streamed(self, data: bytes, context: Any, client: str) -> Any:
         record = _record("ModelStreamInfer", context)
         record.client = client
-        found = await self._recorded(record, self._inferred(request, context, record))
+        request = service_pb2.ModelInferRequest()
+        found = await self._recorded(record, self._inferred(data, request, context, record))
         if isinstance(found, RequestError):
             # The id says which of the requests this is the answer to.
             empty = service_pb2.ModelInferResponse(id=request.id)
@@ -298,12 +305,23 @@ class GrpcService:
 
 
 def _handler(kind: Callable[..., Any], name: str, call: Callable[..., Any]) -> Any:
-    method = _SERVICE.methods_by_name[name]
-    return kind(
-        call,
-        request_deserializer=getattr(service_pb2, method.input_type.name).FromString,
-        response_serializer=getattr(service_pb2, method.output_type.name).SerializeToString,
-    )
+    # Requests are read by `_read`: after the token is checked, and with an error that is the client's.
+    output = _message(_SERVICE.methods_by_name[name].output_type)
+    return kind(call, request_deserializer=None, response_serializer=output.SerializeToString)
+
+
+def _message(descriptor: Any) -> Any:
+    """The class of a message."""
+    return getattr(service_pb2, descriptor.name)
+
+
+def _read(data: bytes, request: Any) -> Any:
+    """Read a serialized message into `request`, and return that. Raises InvalidRequestError."""
+    try:
+        request.ParseFromString(data)
+    except DecodeError:
+        raise InvalidRequestError(f"not a {request.DESCRIPTOR.name}") from None
+    return request
 
 
 def _record(method: str, context: Any) -> RequestRecord:

@@ -52,6 +52,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._header_bytes = self._parsed_bytes = self._num_headers = 0
         self._body_bytes = self._unread_bytes = 0
+        self._idle_bytes = 0
+        """Received since the last part of a body."""
         self._is_in_header = True
         self._since: float | None = time.monotonic()
         """When the request that is being read began, or the connection; None while no part of a request is missing."""
@@ -67,9 +69,13 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._since is None:
             self._since = time.monotonic()
+        self._idle_bytes += len(data)
         if self._is_in_header:
             self._header_bytes += len(data)
         super().data_received(data)
+        # The parser keeps a header after the last chunk until it ends, and copies it for every part that comes.
+        if not self._is_in_header and self._idle_bytes > self.limits.max_header_bytes:
+            self.transport.abort()
         # A header that is not complete may be one without an end, which no callback has seen yet.
         if self._is_in_header and self._header_bytes > self.limits.max_header_bytes:
             self._refuse_header()
@@ -103,7 +109,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(431, f"the header has more than {self.limits.max_header_bytes} bytes")
 
     def on_headers_complete(self) -> None:
-        self._is_in_header, self._header_bytes = False, 0
+        self._is_in_header, self._header_bytes, self._idle_bytes = False, 0, 0
         if self._is_refused:
             return
         super().on_headers_complete()
@@ -114,6 +120,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         self._body_bytes += len(body)
+        self._idle_bytes = 0
         if self.cycle.response_complete:
             # Of a request that was refused before it was read. Its client gets the answer if it looks up soon.
             self._unread_bytes += len(body)

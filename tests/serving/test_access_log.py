@@ -46,8 +46,9 @@ def test_a_line_of_json_has_the_times_of_each_stage_in_milliseconds() -> None:
 
 
 @pytest.mark.parametrize("kind", ["json", "text"])
-def test_a_path_cannot_forge_a_line_or_fill_the_disk(kind: Literal["json", "text"]) -> None:
-    text = line(kind, path="/a\n200 OK\x1b[2J" + "b" * 100_000)
+@pytest.mark.parametrize("name", ["path", "model"])
+def test_what_clients_send_cannot_forge_a_line_or_fill_the_disk(kind: Literal["json", "text"], name: str) -> None:
+    text = line(kind, **{name: "/a\n200 OK\x1b[2J" + "b" * 100_000})
     assert "\x1b" not in text
     assert len(text) < 1000
 

@@ -131,6 +131,14 @@ def send_without_end(connection: socket.socket) -> None:
         connection.sendall(b"a" * 65536)
 
 
+def test_a_header_after_the_body_has_a_limit(model: ModelFolder) -> None:
+    with running(Repository([model], SERVING)) as server, connect(server) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: ")
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(b"y" * (64 << 10))
+
+
 def test_pipelined_requests_are_answered_in_order(strict: Running) -> None:
     answers = strict.send(LIVE + b"GET /nosuch HTTP/1.1\r\nHost: x\r\n\r\n" + CLOSING)
     assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"404", b"200"]

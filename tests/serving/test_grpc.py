@@ -308,6 +308,23 @@ def test_what_there_may_be_millions_of_is_counted_before_it_is_read(stub: Any, m
     refused(lambda request: [request.parameters[name].SetInParent() for name in names], "65 parameters")
 
 
+@pytest.mark.parametrize("method", ["ModelInfer", "RepositoryModelLoad", "ServerLive"])
+def test_what_is_no_message_is_an_invalid_request(service: Service, method: str, caplog: Any) -> None:
+    with grpc.insecure_channel(service.address) as channel:
+        call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+        with pytest.raises(grpc.RpcError, match=f"not a {method}Request") as raised:
+            call(b"\xff" * 100, timeout=PATIENCE)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert not caplog.records
+
+
+def test_errors_repeat_no_long_names(stub: Any) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.ModelInfer(request_of("m" * 1_000_000, IMAGES[:1], raw=True))
+    assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+    assert len(raised.value.details()) < 2000
+
+
 def test_too_many_images_and_a_broken_one_are_refused(stub: Any, model: ModelFolder) -> None:
     with pytest.raises(grpc.RpcError, match=r"batch-size must be >= 1 and <= 4 .* got 5"):
         stub.ModelInfer(request_of(model.path.name, files=[PICTURES["red"]] * 5, raw=True))
