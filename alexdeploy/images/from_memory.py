@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexdeploy.core.errors import ImageError, UsageError
+from alexdeploy.core.errors import ImageError, UsageError, first_line
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.archives import is_archive_name
 from alexdeploy.images.decode import ResizePolicy, decode, square_of_image, square_of_pixels
@@ -89,7 +89,7 @@ def read_square(image: Input, resize: ResizePolicy) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         return square_of_image(image, resize)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return decode(bytes(image), resize)
+        return decode(_bytes_of(image), resize)
     if isinstance(image, (str, os.PathLike)):
         return decode(_read_path(os.fsdecode(image)), resize)
     return decode(_read_object(image), resize)
@@ -159,14 +159,22 @@ def _read_path(path: str) -> bytes:
     return read_file(path)
 
 
+def _bytes_of(data: bytes | bytearray | memoryview) -> bytes:
+    try:
+        return bytes(data)
+    # Memory that was released.
+    except ValueError as exc:
+        raise ImageError(f"cannot be read: {exc}") from exc
+
+
 def _read_object(file: BinaryIO) -> bytes:
     try:
         data: Any = file.read(MAX_FILE_BYTES + 1)
     except OSError as exc:
         raise ImageError(f"cannot be read: {describe(exc)}") from exc
-    # A closed file.
-    except ValueError as exc:
-        raise ImageError(f"cannot be read: {exc}") from exc
+    # A closed file raises ValueError; those of archives and of networks have errors of their own.
+    except Exception as exc:
+        raise ImageError(f"cannot be read: {first_line(exc)}") from exc
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ImageError(f"the file object gives {type(data).__name__}, not bytes; open it in binary mode")
     if not data:

@@ -22,6 +22,8 @@ class Admission:
         newcomer's share stays below theirs. Raises QueueFullError if that does not make enough room.
         """
         displaced = self._displaced(task)
+        if not task.num_waiting:
+            return displaced
         self._clients.setdefault(task.client, {})[task] = None
         self._count(task.client, task.num_waiting)
         return displaced

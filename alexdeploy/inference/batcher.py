@@ -197,6 +197,11 @@ class Batcher:
         if not self._waiting.tasks:
             self._all_done.notify_all()
 
+    def _end_late(self) -> None:
+        if self._waiting.end_late(time.monotonic()):
+            # They may have been the last that `close` waits for, and have made room for others to be decoded.
+            self._wake()
+
     def _due(self) -> float:
         due = self._waiting.due(self._num_free)
         # There will be no more images to wait for.
@@ -205,7 +210,7 @@ class Batcher:
     def _decode_next(self) -> bool:
         """Decode one image, or end the tasks that are late; False when the thread is to end."""
         with self._lock:
-            self._waiting.end_late(time.monotonic())
+            self._end_late()
             if self._is_stopped:
                 return False
             if not self._waiting.num_decodable:
@@ -267,7 +272,7 @@ class Batcher:
         """The next batch; empty after a wait, and if there are futures to be set first."""
         self._num_free += 1
         try:
-            self._waiting.end_late(time.monotonic())
+            self._end_late()
             due = self._due()
             if self._waiting.done:
                 return []

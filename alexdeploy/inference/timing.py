@@ -59,16 +59,32 @@ class BatchTiming:
         return due
 
 
+_MIN_ENTRIES = 64
+
+
 class Deadlines:
-    """The tasks that have a deadline, the nearest first. Tasks that are gone take no memory but an entry here."""
+    """The tasks that have a deadline, the nearest first. Tasks that are gone take no memory but an entry here.
+
+    There are at most twice as many entries as tasks, and a few.
+    """
 
     def __init__(self) -> None:
         self._entries: list[tuple[float, int, weakref.ref[Task]]] = []
         self._numbers = itertools.count()
+        self._num_most = _MIN_ENTRIES
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def add(self, task: Task) -> None:
-        if task.deadline is not None:
-            heapq.heappush(self._entries, (task.deadline, next(self._numbers), weakref.ref(task)))
+        if task.deadline is None:
+            return
+        heapq.heappush(self._entries, (task.deadline, next(self._numbers), weakref.ref(task)))
+        if len(self._entries) > self._num_most:
+            # While a nearer task waits, those that are gone do not come to the front.
+            self._entries = [entry for entry in self._entries if (each := entry[2]()) is not None and each.num_waiting]
+            heapq.heapify(self._entries)
+            self._num_most = max(2 * len(self._entries), _MIN_ENTRIES)
 
     def pop_late(self, now: float) -> list[Task]:
         """Remove and return the tasks with images that wait and whose deadline has passed."""

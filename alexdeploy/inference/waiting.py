@@ -140,10 +140,12 @@ class Waiting:
                 task.add(make_outcome(item.number, item.name, found, number))
                 self._end_if_complete(task)
 
-    def end_late(self, now: float) -> None:
-        """End the tasks whose deadline has passed, unless all of their images run already."""
-        for task in self._deadlines.pop_late(now):
+    def end_late(self, now: float) -> bool:
+        """End the tasks whose deadline has passed, unless all of their images run already; whether there are any."""
+        late = self._deadlines.pop_late(now)
+        for task in late:
             self.leave(task, DeadlineError("no answer in time: the deadline passed while the image waited"))
+        return bool(late)
 
     def leave(self, task: Task, error: Exception | None) -> None:
         """End a task with an error, or because its future was cancelled; answers for it are dropped."""

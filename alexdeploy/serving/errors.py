@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 _MAX_MESSAGE = 1000
 """Characters of a message: names and shapes that it repeats may be as long as a body."""
 

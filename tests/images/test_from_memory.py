@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -187,6 +188,13 @@ def test_what_cannot_be_read_is_an_error_of_the_image(image: Any, problem: str) 
         read_square(image, "crop")
 
 
+def test_memory_that_was_released_is_an_error_of_the_image() -> None:
+    view = memoryview(encode(RGB))
+    view.release()
+    with pytest.raises(ImageError, match="cannot be read: operation forbidden on released memoryview"):
+        read_square(view, "crop")
+
+
 def test_archives_are_for_predict(tmp_path: Path) -> None:
     (tmp_path / "pictures.zip").write_bytes(b"PK")
     with pytest.raises(ImageError, match=r"is an archive; predict\(\) takes archives"):
@@ -215,6 +223,8 @@ def test_file_objects_are_read_from_where_they_are_and_their_faults_are_said(mon
 
     with pytest.raises(ImageError, match="cannot be read: is a directory"):
         read_square(Failing(OSError(21, "Is a directory")), "crop")  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="cannot be read: Bad CRC-32"):
+        read_square(Failing(zipfile.BadZipFile("Bad CRC-32 for file 'a.jpg'")), "crop")  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="gives str, not bytes"):
         read_square(Failing("text"), "crop")  # type: ignore[arg-type]
     monkeypatch.setattr(from_memory, "MAX_FILE_BYTES", 100)

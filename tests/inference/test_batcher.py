@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 
@@ -140,6 +142,46 @@ def test_what_is_late_is_not_computed(make_batcher: MakeBatcher, gate: Gate) -> 
     gate.open()
     assert labels(first) == ["red"]
     assert gate.entered == [["red"]]
+
+
+class Blocked(io.BytesIO):
+    """A file that is read only when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__(PICTURES["red"])
+        self.is_read, self.may_end = threading.Event(), threading.Event()
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.is_read.set()
+        assert self.may_end.wait(PATIENCE)
+        return super().read(size)
+
+
+def test_closing_does_not_wait_for_a_job_that_an_engine_thread_found_late(
+    make_batcher: MakeBatcher, gate: Gate
+) -> None:
+    batcher = make_batcher(gate, num_decoders=1)
+    # The thread that decodes, and watches the deadlines, is busy.
+    blocked = Blocked()
+    cancelled = batcher.submit([blocked])
+    assert blocked.is_read.wait(PATIENCE)
+    cancelled.future.cancel()
+    first = batcher.submit([square("red")])
+    wait_for(lambda: batcher.num_running == 1)
+    deadline = time.monotonic() + 0.05
+    late = batcher.submit([square("blue")], deadline=deadline)
+    closing = threading.Thread(target=lambda: batcher.close(finish=True))
+    closing.start()
+    wait_for(lambda: time.monotonic() > deadline and not batcher.is_open)
+    gate.open()
+    closing.join(PATIENCE / 2)
+    is_closed = not closing.is_alive()
+    blocked.may_end.set()
+    closing.join(PATIENCE)
+    assert is_closed
+    assert labels(first) == ["red"]
+    with pytest.raises(DeadlineError):
+        late.future.result(0)
 
 
 def test_a_full_queue_refuses_what_comes(make_batcher: MakeBatcher, gate: Gate) -> None:

@@ -211,6 +211,28 @@ def test_tasks_that_are_gone_do_not_stay_in_memory_until_their_deadline() -> Non
     assert deadlines.next == math.inf
 
 
+def test_far_deadlines_of_tasks_that_are_gone_do_not_pile_up_behind_a_near_one() -> None:
+    deadlines = Deadlines()
+    near = task(deadline=5.0)
+    deadlines.add(near)
+    for _ in range(10_000):
+        deadlines.add(task(deadline=1e9))
+        assert deadlines.pop_late(0.0) == []
+    assert len(deadlines) < 200
+    assert deadlines.pop_late(5.0) == [near]
+
+
+def test_a_job_without_images_leaves_nothing_behind() -> None:
+    waiting = make_waiting()
+    empty = task(num_images=0)
+    gone = weakref.ref(empty)
+    waiting.add(empty, 0.0)
+    assert waiting.done.popleft() is empty
+    del empty
+    gc.collect()
+    assert gone() is None
+
+
 def test_a_job_that_leaves_takes_its_images_along() -> None:
     waiting = make_waiting(window=2, batch_size=1)
     leaves, stays = task("a", 4), task("b")

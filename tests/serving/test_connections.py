@@ -132,11 +132,17 @@ def send_without_end(connection: socket.socket) -> None:
 
 
 def test_a_header_after_the_body_has_a_limit(model: ModelFolder) -> None:
-    with running(Repository([model], SERVING)) as server, connect(server) as connection:
+    def send_without_end(connection: socket.socket) -> None:
         connection.sendall(b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: ")
-        with pytest.raises(ConnectionError):
-            for _ in range(1000):
-                connection.sendall(b"y" * (64 << 10))
+        for _ in range(1000):
+            connection.sendall(b"y" * (64 << 10))
+
+    with (
+        running(Repository([model], SERVING)) as server,
+        connect(server) as connection,
+        pytest.raises(ConnectionError),
+    ):
+        send_without_end(connection)
 
 
 def test_pipelined_requests_are_answered_in_order(strict: Running) -> None:
