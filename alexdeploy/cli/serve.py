@@ -194,7 +194,7 @@ def _report(event: object) -> None:
     from alexdeploy.core.errors import AlexDeployError
     from alexdeploy.core.events import Notice
     from alexdeploy.inference.writers import short_artifact
-    from alexdeploy.serving.events import ModelLoaded, ModelRefused, ModelUnloaded
+    from alexdeploy.serving.events import ModelFailed, ModelLoaded, ModelRefused, ModelUnloaded
 
     if isinstance(event, ModelLoaded):
         info = event.info
@@ -208,6 +208,8 @@ def _report(event: object) -> None:
         goes_on = ", what was loaded before goes on" if event.is_served else ""
         text = event.error.text if isinstance(event.error, AlexDeployError) else str(event.error)
         out.warn(f"{event.name} was not loaded{goes_on}: {text}")
+    elif isinstance(event, ModelFailed):
+        out.warn(f"{event.name} does not answer any more, and is opened again: {event.reason}")
     elif isinstance(event, ModelUnloaded):
         out.note(f"{event.name}: unloaded")
     elif isinstance(event, Notice):

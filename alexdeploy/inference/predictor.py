@@ -180,6 +180,12 @@ class Predictor:
         return () if pool is None else pool.reports()
 
     @property
+    def failure(self) -> str | None:
+        """Why the engine will not answer any more, as all its replicas were lost; None as long as it may."""
+        pool = self._placed.pool
+        return None if pool is None else pool.failure
+
+    @property
     def top_k(self) -> int:
         """Choices per row: the requested number, or all classes if there are fewer."""
         return min(self._top_k, len(self.info.classes))

@@ -91,6 +91,14 @@ class Pool:
                 supervisor.cancel()
             self._changed.notify_all()
 
+    @property
+    def failure(self) -> str | None:
+        """Why no replica will answer any more; None as long as one may."""
+        if not all(supervisor.has_given_up for supervisor in self._supervisors):
+            return None
+        losses = (f"{each.replica.device}: {each.last_loss or 'closed'}" for each in self._supervisors)
+        return f"all replicas failed: {'; '.join(losses)}"
+
     def reports(self) -> tuple[ReplicaReport, ...]:
         """The statistics of each replica so far."""
         with self._changed:
@@ -151,13 +159,9 @@ class Pool:
             while True:
                 if self._num_cancels != num_cancels:
                     raise RunStoppedError("the run was stopped")
+                if (failure := self.failure) is not None:
+                    raise DeviceError(failure, hint=DOCTOR)
                 living = [supervisor for supervisor in self._supervisors if not supervisor.has_given_up]
-                if not living:
-                    losses = "; ".join(
-                        f"{supervisor.replica.device}: {supervisor.last_loss or 'closed'}"
-                        for supervisor in self._supervisors
-                    )
-                    raise DeviceError(f"all replicas failed: {losses}", hint=DOCTOR)
                 others = [supervisor for supervisor in living if supervisor is not avoid] or living
                 free = [supervisor for supervisor in others if supervisor.num_free > 0]
                 if free:

@@ -27,6 +27,14 @@ class ModelRefused:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelFailed:
+    """The model does not answer any more, as its engine is lost; it will be opened again."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelUnloaded:
     """The model does not answer any more: it was unloaded on request."""
 

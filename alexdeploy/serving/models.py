@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,7 +16,8 @@ from alexdeploy.core.events import Notice
 from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder, find_model
 from alexdeploy.placement.pool import file_identities
 from alexdeploy.serving.errors import BusyError, InvalidRequestError, NotFoundError, RequestError
-from alexdeploy.serving.events import ModelLoaded, ModelRefused, ModelUnloaded
+from alexdeploy.serving.events import ModelFailed, ModelLoaded, ModelRefused, ModelUnloaded
+from alexdeploy.serving.retries import Retry
 from alexdeploy.serving.served_model import VERSION, open_model
 from alexdeploy.serving.served_model import ServedModel as ServedModel
 from alexdeploy.serving.served_model import ServingOptions as ServingOptions
@@ -26,6 +27,9 @@ State = Literal["UNAVAILABLE", "LOADING", "READY", "UNLOADING"]
 
 _NOT_A_NAME = re.compile(r"^$|^\.|[/\\:\0]")
 """What is not the name of a folder on some system, or is that of a hidden one."""
+
+_LOOK_SECONDS = 1.0
+"""How often to look whether an engine has failed."""
 
 _SHUTTING_DOWN = "the server is shutting down"
 
@@ -53,13 +57,16 @@ class _Entry:
     """Identities of the files that were loaded or refused last."""
     num_loads: int = 0
     num_refusals: int = 0
+    retry: Retry = field(default_factory=Retry)
+    """When to open the model again, by the monotonic clock, if its engine has failed."""
 
 
 class Repository:
     """The models of a server by name, the name of their folder. To be used in the thread of one event loop.
 
     One model is loaded at a time. A model that was loaded goes on answering until the next export of it is open, has
-    answered a warm-up and is switched to; each request is answered by the export that it began with.
+    answered a warm-up and is switched to; each request is answered by the export that it began with. A model whose
+    engine fails for good is opened again, and is not ready until then.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class Repository:
         self._loading = asyncio.Lock()
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
         self._is_started = self._is_closing = False
+        self._reviver: asyncio.Task[None] | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -94,19 +102,19 @@ class Repository:
     @property
     def is_ready(self) -> bool:
         """Whether `start` is done and at least one model answers."""
-        return self._is_started and bool(self.models)
+        return self._is_started and any(model.failure is None for model in self.models)
 
     def get(self, name: str, version: str = "") -> ServedModel:
-        """The model that answers now. Raises NotFoundError, or BusyError while it is loaded for the first time.
+        """The model that answers now. Raises NotFoundError, or BusyError while it is opened, or opened again.
 
         Between this and the end of a request a new export may be switched to: use `use`.
         """
         entry = self._entries.get(name)
-        if entry is None or (entry.model is None and entry.state in ("UNAVAILABLE", "UNLOADING")):
+        if entry is None or not (entry.model is not None or entry.retry.at is not None or entry.state == "LOADING"):
             raise NotFoundError(f"Request for unknown model: '{name}' is not found")
         if version not in ("", VERSION):
             raise NotFoundError(f"Request for unknown model: '{name}' version {version} is not found")
-        if entry.model is None:
+        if entry.model is None or entry.model.failure is not None:
             raise BusyError(f"Request for model '{name}' that is not ready: it is being loaded")
         return entry.model
 
@@ -152,6 +160,7 @@ class Repository:
         for entry, error in lacking:
             self._on_event(ModelRefused(name=entry.name, error=error, is_served=False))
         self._is_started = True
+        self._reviver = asyncio.ensure_future(self._revive())
 
     async def load(self, name: str) -> None:
         """Load a model, or its newest export. It must have been named at the start, or be in the folder models/.
@@ -176,23 +185,12 @@ class Repository:
         """Answer what was accepted, and close the model. Raises NotFoundError."""
         if name not in self._entries:
             raise NotFoundError(f"failed to unload '{name}': no such model")
-        entry = self._entries[name]
-        async with self._loading:
-            entry.is_wanted = False
-            entry.state, entry.reason = "UNLOADING", "unloaded"
-            closing = self._retire(entry)
-        if closing:
-            await asyncio.wait(closing)
-        if not entry.is_wanted:
-            entry.state = "UNAVAILABLE"
-        self._on_event(ModelUnloaded(name=name))
+        await _to_its_end(self._unload_one(self._entries[name]))
 
     async def reload(self) -> None:
         """Load the newest export of every model that was not unloaded; what is refused goes on as it is."""
         for entry in list(self._entries.values()):
-            if entry.is_wanted:
-                with suppress(Exception):
-                    await self._load(entry)
+            await self._load_again(entry)
 
     async def watch(self, seconds: float = 1.0) -> None:
         """Load each new export, until cancelled.
@@ -205,9 +203,8 @@ class Repository:
             await asyncio.sleep(seconds)
             for entry in list(self._entries.values()):
                 found = await asyncio.to_thread(self._files, entry)
-                if entry.is_wanted and found != entry.files and seen.get(entry.name) == found:
-                    with suppress(Exception):
-                        await self._load(entry)
+                if found != entry.files and seen.get(entry.name) == found:
+                    await self._load_again(entry)
                 seen[entry.name] = found
 
     async def close(self, *, finish: bool = True) -> None:
@@ -216,6 +213,8 @@ class Repository:
         May be called again without `finish`, also while another call is running or after it was cancelled.
         """
         self._is_closing = True
+        if self._reviver is not None:
+            self._reviver.cancel()
         if not finish:
             await asyncio.gather(*(model.give_up() for model in (*self.models, *self._retiring)))
         # What is being opened is closed again.
@@ -227,15 +226,20 @@ class Repository:
             await asyncio.wait(list(self._retiring.values()))
 
     async def _load(self, entry: _Entry) -> None:
-        # In a task of its own: if the client who asked goes away, the model is still loaded, or closed again.
-        task = asyncio.ensure_future(self._load_one(entry))
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        await asyncio.shield(task)
+        await _to_its_end(self._load_one(entry, is_asked=True))
 
-    async def _load_one(self, entry: _Entry) -> None:
+    async def _load_again(self, entry: _Entry) -> None:
+        """Load what nobody asked for just now; events tell what becomes of it."""
+        with suppress(Exception):
+            await _to_its_end(self._load_one(entry, is_asked=False))
+
+    async def _load_one(self, entry: _Entry, *, is_asked: bool) -> None:
         async with self._loading:
             if self._is_closing:
                 raise BusyError(_SHUTTING_DOWN)
+            # It may have been unloaded meanwhile.
+            if not (is_asked or entry.is_wanted):
+                return
             entry.is_wanted = True
             if entry.model is None:
                 entry.state, entry.reason = "LOADING", ""
@@ -248,6 +252,8 @@ class Repository:
                 entry.reason = _reason(exc, entry.folder)
                 if entry.model is None:
                     entry.state = "UNAVAILABLE"
+                if entry.retry.at is not None:
+                    entry.retry.failed(time.monotonic())
                 # At the start the caller has the error, which may end it.
                 if self._is_started:
                     self._on_event(ModelRefused(name=entry.name, error=exc, is_served=entry.model is not None))
@@ -256,10 +262,39 @@ class Repository:
             self._retire(entry)
             entry.model, entry.state, entry.reason = model, "READY", ""
             entry.num_loads += 1
+            entry.retry.succeeded(time.monotonic())
         for note in model.predictor.notes:
             self._on_event(Notice(message=note))
         seconds = time.monotonic() - began
         self._on_event(ModelLoaded(name=entry.name, info=model.info, seconds=seconds, replaced=replaced))
+
+    async def _unload_one(self, entry: _Entry) -> None:
+        async with self._loading:
+            entry.is_wanted, entry.retry = False, Retry()
+            entry.state, entry.reason = "UNLOADING", "unloaded"
+            closing = self._retire(entry)
+        if closing:
+            await asyncio.wait(closing)
+        if not entry.is_wanted:
+            entry.state = "UNAVAILABLE"
+        self._on_event(ModelUnloaded(name=entry.name))
+
+    async def _revive(self) -> None:
+        """Open models whose engines have failed again, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for entry in list(self._entries.values()):
+                if entry.model is not None and (failure := entry.model.failure) is not None:
+                    self._fail(entry, failure)
+                if entry.retry.is_due(time.monotonic()):
+                    await self._load_again(entry)
+
+    def _fail(self, entry: _Entry, failure: str) -> None:
+        """Close a model that will not answer any more, and have it opened again."""
+        entry.retry.failed(time.monotonic())
+        self._retire(entry)
+        entry.state, entry.reason = "LOADING", failure
+        self._on_event(ModelFailed(name=entry.name, reason=failure))
 
     def _open(self, entry: _Entry, held_bytes: int) -> ServedModel:
         entry.files = self._files(entry)
@@ -287,6 +322,13 @@ class Repository:
         del self._retiring[model]
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_event(Notice(message=f"{model.name} was not closed well: {error}"))
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await work that goes on when the client who asked for it goes away."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    await asyncio.shield(task)
 
 
 def _reason(exc: Exception, folder: ModelFolder) -> str:

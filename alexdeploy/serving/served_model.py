@@ -70,6 +70,11 @@ class ServedModel:
     def classes(self) -> tuple[str, ...]:
         return self.info.classes
 
+    @property
+    def failure(self) -> str | None:
+        """Why the engine will not answer any more; None as long as it may."""
+        return self.predictor.failure
+
     def acquire(self) -> None:
         """Keep the model open until `release`."""
         self._num_users += 1

@@ -7,10 +7,13 @@ import itertools
 import os
 import shutil
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from helpers import replace_graph, smooth_images
 from numpy.typing import NDArray
@@ -24,8 +27,9 @@ from alexdeploy.inference.batcher import BatcherOptions
 from alexdeploy.placement.memory import host_bytes
 from alexdeploy.placement.options import PredictOptions
 from alexdeploy.serving.errors import BusyError, InvalidRequestError, NotFoundError
-from alexdeploy.serving.events import ModelLoaded, ModelRefused
+from alexdeploy.serving.events import ModelFailed, ModelLoaded, ModelRefused
 from alexdeploy.serving.models import Repository, ServingOptions
+from alexdeploy.serving.retries import Retry
 
 PREDICT = PredictOptions(backend="onnxruntime", batch_size=4, num_threads=1)
 OPTIONS = ServingOptions(predict=PREDICT, batcher=BatcherOptions(max_queue=64))
@@ -66,6 +70,14 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
     await asyncio.wait_for(look(), PATIENCE)
+
+
+def kill_workers() -> None:
+    for child in psutil.Process().children():
+        # One that has just ended has no command line.
+        with suppress(psutil.Error):
+            if "alexdeploy.placement.worker" in " ".join(child.cmdline()):
+                child.kill()
 
 
 async def serving(repository: Repository, use: Callable[[], Awaitable[None]]) -> None:
@@ -261,6 +273,105 @@ def test_an_unloaded_model_is_not_found_until_it_is_loaded_again(tiny_model: Mod
         watching.cancel()
 
     asyncio.run(serving(repository, use))
+
+
+def test_what_was_unloaded_meanwhile_is_not_reloaded(tiny_model: ModelFolder, other: ModelFolder) -> None:
+    second = other.path.name
+    repository = Repository([tiny_model, other], OPTIONS)
+
+    async def use() -> None:
+        # While the first is reloaded, the second is asked to go; its own turn comes after that.
+        loading = asyncio.ensure_future(repository.load("tiny"))
+        await asyncio.sleep(0)
+        unloading = asyncio.ensure_future(repository.unload(second))
+        await asyncio.sleep(0)
+        reloading = asyncio.ensure_future(repository.reload())
+        await asyncio.gather(loading, unloading, reloading)
+        assert [each.name for each in repository.index(ready=True)] == ["tiny"]
+
+    asyncio.run(serving(repository, use))
+
+
+def test_a_model_is_unloaded_when_the_one_who_asked_has_gone(tiny_model: ModelFolder) -> None:
+    repository = Repository([tiny_model], OPTIONS)
+
+    async def use() -> None:
+        with repository.use("tiny"):
+            unloading = asyncio.ensure_future(repository.unload("tiny"))
+            await until(lambda: repository.index()[0].state == "UNLOADING")
+            unloading.cancel()
+        await until(lambda: repository.index()[0].state == "UNAVAILABLE")
+
+    asyncio.run(serving(repository, use))
+
+
+def test_a_model_whose_workers_are_lost_for_good_is_opened_again(tiny_model: ModelFolder) -> None:
+    events: list[object] = []
+    predict = replace(PREDICT, devices="cpu", replicas=2, batch_size=1)
+    repository = Repository([tiny_model], replace(OPTIONS, predict=predict), on_event=events.append)
+
+    async def use() -> None:
+        artifact, row = await answer(repository, "tiny", PICTURES[0])
+        lost = repository.get("tiny")
+
+        await until(lambda: kill_workers() or lost.failure is not None)
+        # Nobody had to ask for that.
+        assert not repository.is_ready
+        with pytest.raises(BusyError, match="not ready"):
+            repository.get("tiny")
+        await until(lambda: repository.is_ready)
+        assert repository.get("tiny") is not lost
+        found = await answer(repository, "tiny", PICTURES[0])
+        assert found[0] == artifact
+        np.testing.assert_array_equal(found[1], row)
+        [failed] = [event for event in events if isinstance(event, ModelFailed)]
+        assert failed.reason.startswith("all replicas failed: cpu: ")
+        assert [(each.state, each.reason) for each in repository.index()] == [("READY", "")]
+
+    asyncio.run(serving(repository, use))
+
+
+def test_a_lost_model_that_does_not_open_is_tried_again_until_it_does(tiny_model: ModelFolder) -> None:
+    predict = replace(PREDICT, devices="cpu", replicas=2, batch_size=1)
+    repository = Repository([tiny_model], replace(OPTIONS, predict=predict))
+    graph = tiny_model.onnx_path()
+    content = graph.read_bytes()
+
+    async def use() -> None:
+        lost = repository.get("tiny")
+        graph.write_bytes(b"no graph")
+
+        await until(lambda: kill_workers() or lost.failure is not None)
+        await until(lambda: repository.num_loads()["tiny"][1] == 1)
+        assert repository.index()[0].state == "UNAVAILABLE"
+        # It is expected back, and so it is not one that nobody knows.
+        with pytest.raises(BusyError):
+            repository.get("tiny")
+        graph.write_bytes(content)
+        await until(lambda: repository.is_ready)
+        await answer(repository, "tiny", PICTURES[0])
+
+    asyncio.run(serving(repository, use))
+
+
+def test_attempts_are_at_growing_intervals_until_one_lasts() -> None:
+    retry = Retry()
+    assert not retry.is_due(1e9)
+    now, waited = 100.0, []
+    for _ in range(8):
+        retry.failed(now)
+        assert retry.at is not None
+        waited.append(retry.at - now)
+        now = retry.at
+        assert retry.is_due(now)
+    assert waited == [1, 2, 4, 8, 16, 32, 60, 60]
+    retry.succeeded(now)
+    assert retry.at is None
+    retry.failed(now + 10)
+    assert retry.at == now + 70
+    retry.succeeded(now + 70)
+    retry.failed(now + 140)
+    assert retry.at == now + 141
 
 
 def test_only_folders_under_models_can_be_loaded_by_name(
