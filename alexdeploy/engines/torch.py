@@ -111,7 +111,8 @@ class TorchEngine:
             raise DeviceError("the engine is not open", hint="Open it in a with statement.")
         self._opened.check("engine")
         with self._running, torch.inference_mode():
-            views = self._views(torch.from_numpy(np.ascontiguousarray(images)))
+            # PyTorch warns of memory that it may not write, such as the body of a request.
+            views = self._views(torch.from_numpy(np.require(images, requirements=("C", "W"))))
             logits = self._network(views.to(_DTYPES[self.info.precision])).float()
             by_image = logits.softmax(dim=1).reshape(len(images), self.info.num_views, -1)
             return Predictions(by_image.mean(dim=1).numpy(), by_image.argmax(dim=2).to(torch.int32).numpy())

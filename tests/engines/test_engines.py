@@ -133,6 +133,16 @@ def test_images_may_lie_backwards_in_memory(tiny_model: ModelFolder, backend: Ba
     np.testing.assert_array_equal(_run(tiny_model, backend, images[::-1]).probabilities, expected)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_need_not_be_writable(tiny_model: ModelFolder, backend: Backend) -> None:
+    images = smooth_images(2)
+    frozen = np.frombuffer(images.tobytes(), np.uint8).reshape(images.shape)
+    # Warnings are errors.
+    np.testing.assert_array_equal(
+        _run(tiny_model, backend, frozen).probabilities, _run(tiny_model, backend, images).probabilities
+    )
+
+
 def test_changed_weights_make_the_graph_stale(tiny_model: ModelFolder) -> None:
     content = bytearray(tiny_model.weights_path.read_bytes())
     content[-1] ^= 1
