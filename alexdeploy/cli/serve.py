@@ -174,8 +174,8 @@ def serve(
         access_log=AccessLog(log_format or ("text" if sys.stdout.isatty() else "json"), sys.stdout),
     )
     with ExitStack() as logs:
-        for name in ("alexdeploy.serving", "uvicorn.error", "grpc"):
-            # uvicorn warns of every request that is no HTTP.
+        for name in ("alexdeploy.serving", "uvicorn.error", "python_multipart", "grpc"):
+            # Of every request that is no HTTP, and every form that is none, the libraries warn.
             logs.enter_context(logged_to(name, sys.stderr, logging.ERROR, "%(levelname)s: %(message)s"))
         code = run_server(
             repository, app, server, lambda addresses: _greet(addresses, repository, has_tokens=len(tokens) > 0)

@@ -163,6 +163,19 @@ def test_it_serves_both_protocols_and_says_how_to_ask(model: ModelFolder, tmp_pa
         )
 
 
+def test_what_is_wrong_with_requests_is_not_for_whoever_runs_the_server(model: ModelFolder) -> None:
+    with serving(model) as program:
+        before = list(program.lines)
+        form = {"Content-Type": "multipart/form-data; boundary=B"}
+        found = httpx.post(f"{program.url}/predict", content=b"no form", headers=form, timeout=PATIENCE)
+        assert found.status_code == 400
+        with socket.create_connection(("127.0.0.1", program.port), PATIENCE) as connection:
+            connection.sendall(b"no HTTP\r\n\r\n")
+            assert receive_all(connection).startswith(b"HTTP/1.1 400")
+        assert program.end(signal.SIGTERM) == 0
+        assert program.lines == before
+
+
 def test_sighup_loads_the_newest_export(model: ModelFolder) -> None:
     with serving(model) as program:
         program.process.send_signal(signal.SIGHUP)
