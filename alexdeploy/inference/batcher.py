@@ -270,9 +270,10 @@ class Batcher:
 
     def _take_batch(self) -> list[Item]:
         """The next batch; empty after a wait, and if there are futures to be set first."""
+        # Before this thread counts as free: what is woken must be a thread that waits.
+        self._end_late()
         self._num_free += 1
         try:
-            self._end_late()
             due = self._due()
             if self._waiting.done:
                 return []

@@ -157,31 +157,55 @@ class Blocked(io.BytesIO):
         return super().read(size)
 
 
-def test_closing_does_not_wait_for_a_job_that_an_engine_thread_found_late(
-    make_batcher: MakeBatcher, gate: Gate
-) -> None:
-    batcher = make_batcher(gate, num_decoders=1)
-    # The thread that decodes, and watches the deadlines, is busy.
-    blocked = Blocked()
+@pytest.fixture
+def blocked() -> Iterator[Blocked]:
+    file = Blocked()
+    yield file
+    file.may_end.set()
+
+
+@pytest.fixture
+def late(make_batcher: MakeBatcher, gate: Gate, blocked: Blocked) -> tuple[Batcher, Job]:
+    """A batcher whose engine thread will find a job late: the one that decodes, and watches the deadlines, is busy."""
+    batcher = make_batcher(gate, batch_size=1, num_decoders=1)
     cancelled = batcher.submit([blocked])
     assert blocked.is_read.wait(PATIENCE)
     cancelled.future.cancel()
-    first = batcher.submit([square("red")])
+    batcher.submit([square("red")])
     wait_for(lambda: batcher.num_running == 1)
     deadline = time.monotonic() + 0.05
     late = batcher.submit([square("blue")], deadline=deadline)
+    wait_for(lambda: time.monotonic() > deadline)
+    return batcher, late
+
+
+def test_closing_does_not_wait_for_a_job_that_the_engine_thread_found_late(
+    late: tuple[Batcher, Job], gate: Gate, blocked: Blocked
+) -> None:
+    batcher, job = late
     closing = threading.Thread(target=lambda: batcher.close(finish=True))
     closing.start()
-    wait_for(lambda: time.monotonic() > deadline and not batcher.is_open)
+    wait_for(lambda: not batcher.is_open)
     gate.open()
     closing.join(PATIENCE / 2)
     is_closed = not closing.is_alive()
     blocked.may_end.set()
     closing.join(PATIENCE)
     assert is_closed
-    assert labels(first) == ["red"]
     with pytest.raises(DeadlineError):
-        late.future.result(0)
+        job.future.result(0)
+
+
+def test_the_engine_thread_runs_on_after_a_job_that_it_found_late(late: tuple[Batcher, Job], gate: Gate) -> None:
+    batcher, job = late
+    waiting = batcher.submit([square("green")])
+    gate.open()
+    assert labels(waiting) == ["green"]
+    with pytest.raises(DeadlineError):
+        job.future.result(0)
+    # It has gone to sleep.
+    wait_for(lambda: batcher._num_free == 1)
+    assert labels(batcher.submit([square("green")])) == ["green"]
 
 
 def test_a_full_queue_refuses_what_comes(make_batcher: MakeBatcher, gate: Gate) -> None:
