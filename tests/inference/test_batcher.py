@@ -165,27 +165,25 @@ def blocked() -> Iterator[Blocked]:
 
 
 @pytest.fixture
-def late(make_batcher: MakeBatcher, gate: Gate, blocked: Blocked) -> tuple[Batcher, Job]:
-    """A batcher whose engine thread will find a job late: the one that decodes, and watches the deadlines, is busy."""
+def busy(make_batcher: MakeBatcher, gate: Gate, blocked: Blocked) -> Batcher:
+    """A batcher whose engine thread will find jobs late: the one that decodes, and watches the deadlines, is busy."""
     batcher = make_batcher(gate, batch_size=1, num_decoders=1)
     cancelled = batcher.submit([blocked])
     assert blocked.is_read.wait(PATIENCE)
     cancelled.future.cancel()
     batcher.submit([square("red")])
     wait_for(lambda: batcher.num_running == 1)
-    deadline = time.monotonic() + 0.05
-    late = batcher.submit([square("blue")], deadline=deadline)
-    wait_for(lambda: time.monotonic() > deadline)
-    return batcher, late
+    return batcher
 
 
 def test_closing_does_not_wait_for_a_job_that_the_engine_thread_found_late(
-    late: tuple[Batcher, Job], gate: Gate, blocked: Blocked
+    busy: Batcher, gate: Gate, blocked: Blocked
 ) -> None:
-    batcher, job = late
-    closing = threading.Thread(target=lambda: batcher.close(finish=True))
+    deadline = time.monotonic() + 0.05
+    late = busy.submit([square("blue")], deadline=deadline)
+    closing = threading.Thread(target=lambda: busy.close(finish=True))
     closing.start()
-    wait_for(lambda: not batcher.is_open)
+    wait_for(lambda: time.monotonic() > deadline and not busy.is_open)
     gate.open()
     closing.join(PATIENCE / 2)
     is_closed = not closing.is_alive()
@@ -193,19 +191,21 @@ def test_closing_does_not_wait_for_a_job_that_the_engine_thread_found_late(
     closing.join(PATIENCE)
     assert is_closed
     with pytest.raises(DeadlineError):
-        job.future.result(0)
+        late.future.result(0)
 
 
-def test_the_engine_thread_runs_on_after_a_job_that_it_found_late(late: tuple[Batcher, Job], gate: Gate) -> None:
-    batcher, job = late
-    waiting = batcher.submit([square("green")])
+def test_the_engine_thread_runs_on_after_a_job_that_it_found_late(busy: Batcher, gate: Gate) -> None:
+    deadline = time.monotonic() + 0.05
+    late = busy.submit([square("blue")], deadline=deadline)
+    waiting = busy.submit([square("green")])
+    wait_for(lambda: time.monotonic() > deadline)
     gate.open()
-    assert labels(waiting) == ["green"]
     with pytest.raises(DeadlineError):
-        job.future.result(0)
+        late.future.result(PATIENCE)
+    assert labels(waiting) == ["green"]
     # It has gone to sleep.
-    wait_for(lambda: batcher._num_free == 1)
-    assert labels(batcher.submit([square("green")])) == ["green"]
+    wait_for(lambda: busy._num_free == 1)
+    assert labels(busy.submit([square("green")])) == ["green"]
 
 
 def test_a_full_queue_refuses_what_comes(make_batcher: MakeBatcher, gate: Gate) -> None:
