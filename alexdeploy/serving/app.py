@@ -30,7 +30,6 @@ from alexdeploy.serving.predict import files_of, predict
 from alexdeploy.serving.rest import HEADER_LENGTH, read_infer, read_object, write_infer
 from alexdeploy.serving.tokens import Tokens
 
-_MIN_TOTAL_BYTES = 256 << 20
 _log = logging.getLogger("alexdeploy.serving")
 
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -69,10 +68,18 @@ def create_app(
 
 
 def make_app(
-    repository: Repository, metrics: Metrics, options: AppOptions, *, lifespan: Lifespan | None = None
+    repository: Repository,
+    metrics: Metrics,
+    options: AppOptions,
+    *,
+    budget: BodyBudget | None = None,
+    lifespan: Lifespan | None = None,
 ) -> Starlette:
-    """The application on a repository; without a lifespan somebody else opens and closes it."""
-    routes = _Routes(repository, metrics, options)
+    """The application on a repository; without a lifespan somebody else opens and closes it.
+
+    `budget` is shared with another server on the same models.
+    """
+    routes = _Routes(repository, metrics, options, budget or BodyBudget(options.max_body_bytes))
     app = Starlette(
         routes=routes.table(),
         middleware=[Middleware(Gate, metrics=metrics, access_log=options.access_log, lifespan=lifespan)],
@@ -90,10 +97,9 @@ def _log_event(event: object) -> None:
 class _Routes:
     """The handlers. Each returns a response or raises a RequestError."""
 
-    def __init__(self, repository: Repository, metrics: Metrics, options: AppOptions) -> None:
+    def __init__(self, repository: Repository, metrics: Metrics, options: AppOptions, budget: BodyBudget) -> None:
         self._repository, self._metrics, self._tokens = repository, metrics, options.tokens
-        limit = options.max_body_bytes
-        self._budget = BodyBudget(limit, max(4 * limit, _MIN_TOTAL_BYTES))
+        self._budget = budget
 
     def table(self) -> list[Route]:
         found = []

@@ -22,14 +22,19 @@ _MAX_MEMBERS = 64
 """Members of gzip data that one body may have. Empty ones take time and count for no other limit."""
 
 
+_MIN_TOTAL_BYTES = 256 << 20
+
+
 class BodyBudget:
     """The bytes of all bodies that are held at a time, and the most that one may have.
 
-    What is held includes bodies that are still being read. To be used in one event loop.
+    What is held includes bodies that are still being read. `max_total_bytes` None: four times `max_body_bytes`, and no
+    less than 256 MiB. To be used in one event loop.
     """
 
-    def __init__(self, max_body_bytes: int, max_total_bytes: int) -> None:
-        self.max_body_bytes, self.max_total_bytes = max_body_bytes, max_total_bytes
+    def __init__(self, max_body_bytes: int, max_total_bytes: int | None = None) -> None:
+        self.max_body_bytes = max_body_bytes
+        self.max_total_bytes = max(4 * max_body_bytes, _MIN_TOTAL_BYTES) if max_total_bytes is None else max_total_bytes
         self.held_bytes = 0
 
     @contextmanager

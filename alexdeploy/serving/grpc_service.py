@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2
 
 from alexdeploy.core.protobuf_wire import Message, WireError
 from alexdeploy.serving.access_log import AccessLog, RequestRecord, safe_id
+from alexdeploy.serving.bodies import BodyBudget
 from alexdeploy.serving.errors import InvalidRequestError, RequestError
 from alexdeploy.serving.grpc_tensors import read_request, write_response
 from alexdeploy.serving.infer import infer, model_config, model_metadata, server_metadata
@@ -55,6 +56,7 @@ class GrpcService:
         repository: Repository,
         metrics: Metrics,
         *,
+        budget: BodyBudget,
         tokens: Tokens,
         access_log: AccessLog | None = None,
         stopping: asyncio.Event | None = None,
@@ -62,12 +64,13 @@ class GrpcService:
         """From `stopping` on, the server is not ready, and streams end when what they have sent is answered."""
         self._repository, self._metrics, self._tokens, self._access_log = repository, metrics, tokens, access_log
         self._stopping = stopping or asyncio.Event()
+        self._budget = budget
 
-    def create_server(self, max_body_bytes: int) -> grpc.aio.Server:
+    def create_server(self) -> grpc.aio.Server:
         """A server without ports. A message over the limit, also after decompression, gets RESOURCE_EXHAUSTED."""
         server = grpc.aio.server(
             options=(
-                ("grpc.max_receive_message_length", max_body_bytes + _MESSAGE_OVERHEAD),
+                ("grpc.max_receive_message_length", self._budget.max_body_bytes + _MESSAGE_OVERHEAD),
                 ("grpc.max_send_message_length", -1),
                 # Else a second server may listen on the same port, and get some of the connections.
                 ("grpc.so_reuseport", 0),
@@ -132,12 +135,14 @@ class GrpcService:
     async def _inferred(self, data: bytes, request: Any, context: Any, record: RequestRecord) -> Any:
         """Read a ModelInferRequest into `request`, and answer it. Raises RequestError."""
         record.is_inference = True
-        _read(data, request)
-        record.model = request.model_name
-        record.id = safe_id(request.id) or record.id
-        max_images = self._repository.get(request.model_name, request.model_version).info.batch_size
-        asked = read_request(request, context.time_remaining(), max_images=max_images)
-        response = await infer(self._repository, asked, client=record.client)
+        with self._budget.hold() as held:
+            held.add(len(data))
+            _read(data, request)
+            record.model = request.model_name
+            record.id = safe_id(request.id) or record.id
+            max_images = self._repository.get(request.model_name, request.model_version).info.batch_size
+            asked = read_request(request, context.time_remaining(), max_images=max_images)
+            response = await infer(self._repository, asked, client=record.client)
         record.answered(response.model, str(response.parameters["artifact"]), asked.inputs[0].shape[0], response.times)
         return write_response(response)
 

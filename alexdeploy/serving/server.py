@@ -18,6 +18,7 @@ import grpc
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.interrupts import AGAIN_SECONDS, end_now
 from alexdeploy.serving.app import AppOptions, make_app
+from alexdeploy.serving.bodies import BodyBudget
 from alexdeploy.serving.grpc_service import GrpcService
 from alexdeploy.serving.metrics import Metrics
 from alexdeploy.serving.models import Repository
@@ -76,7 +77,8 @@ class _Server:
     ) -> None:
         self._repository, self._options, self._on_ready = repository, options, on_ready
         metrics = Metrics(repository)
-        self._app = make_app(repository, metrics, app_options)
+        self._budget = BodyBudget(app_options.max_body_bytes)
+        self._app = make_app(repository, metrics, app_options, budget=self._budget)
         tls = None
         if options.tls_cert is not None and options.tls_key is not None:
             tls = tls_context(options.tls_cert, options.tls_key)
@@ -115,11 +117,12 @@ class _Server:
         service = GrpcService(
             self._repository,
             self._metrics,
+            budget=self._budget,
             tokens=limits.tokens,
             access_log=limits.access_log,
             stopping=self._stop.first,
         )
-        server = service.create_server(limits.max_body_bytes)
+        server = service.create_server()
         address = f"{_host(options.host)}:{options.grpc_port}"
         try:
             if options.tls_cert is None or options.tls_key is None:

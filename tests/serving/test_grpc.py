@@ -30,6 +30,7 @@ from alexdeploy.inference.predictor import Predictor
 from alexdeploy.placement import place
 from alexdeploy.placement.options import PredictOptions
 from alexdeploy.serving.access_log import AccessLog
+from alexdeploy.serving.bodies import BodyBudget
 from alexdeploy.serving.grpc_service import GrpcService
 from alexdeploy.serving.metrics import Metrics
 from alexdeploy.serving.models import Repository, ServingOptions
@@ -69,7 +70,10 @@ class Service:
 
 @contextmanager
 def serve(
-    repository: Repository, tokens: Tokens | None = None, access_log: AccessLog | None = None
+    repository: Repository,
+    tokens: Tokens | None = None,
+    access_log: AccessLog | None = None,
+    budget: BodyBudget | None = None,
 ) -> Iterator[Service]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="grpc-server")
@@ -80,8 +84,15 @@ def serve(
 
     async def start() -> tuple[grpc.aio.Server, int]:
         await repository.start()
-        service = GrpcService(repository, metrics, tokens=tokens or Tokens(), access_log=access_log, stopping=stopping)
-        server = service.create_server(MAX_BODY_BYTES)
+        service = GrpcService(
+            repository,
+            metrics,
+            budget=budget or BodyBudget(MAX_BODY_BYTES),
+            tokens=tokens or Tokens(),
+            access_log=access_log,
+            stopping=stopping,
+        )
+        server = service.create_server()
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         return server, port
@@ -350,6 +361,25 @@ def test_a_message_over_the_limit_is_refused_also_after_decompression(
     with pytest.raises(grpc.RpcError) as raised:
         stub.ModelInfer(request, compression=compression)
     assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_all_messages_together_have_a_limit_and_give_back_what_they_held(model: ModelFolder) -> None:
+    budget = BodyBudget(MAX_BODY_BYTES, 1_000_000)
+    asked = request_of(model.path.name, IMAGES[:2], raw=True)
+    with (
+        serve(Repository([model], SERVING), budget=budget) as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with budget.hold() as other:
+            other.add(700_000)
+            with pytest.raises(grpc.RpcError, match="other requests fill the memory") as raised:
+                stub.ModelInfer(asked, timeout=PATIENCE)
+            [streamed] = stub.ModelStreamInfer(iter([asked]), timeout=PATIENCE)
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert "other requests fill the memory" in streamed.error_message
+        stub.ModelInfer(asked, timeout=PATIENCE)
+    assert budget.held_bytes == 0
 
 
 def test_the_descriptions_are_those_of_the_model(client: triton.InferenceServerClient, model: ModelFolder) -> None:
