@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from program import Result, Run
 
-from alexdeploy.cli import app
+from alexdeploy.cli import app, output
 
 
 @pytest.fixture
@@ -27,4 +27,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         return Result(exit_code=int(stop.value.code or 0), stdout=captured.out, stderr=captured.err)
 
     yield call
+    # What -q and -v set is of the process.
+    output.set_quiet(False)
+    output.set_verbose(False)
     os.environ.pop("ALEXDEPLOY_DEBUG", None)
