@@ -88,8 +88,8 @@ class _Server:
     async def run(self) -> int:
         options = self._options
         self._stop = _StopSignal()
-        listener = bind(options.host, options.port, "--port")
-        with contextlib.closing(listener), self._stop:
+        # The signals first: whoever sees the port may send one.
+        with self._stop, contextlib.closing(bind(options.host, options.port, "--port")) as listener:
             rest = RestServer(self._app, listener, self._tls)
             rpc, rpc_port = self._grpc_server()
             scheme, host = "http" if self._tls is None else "https", _host(options.host)
