@@ -102,3 +102,15 @@ def no_thread_is_left() -> Iterator[None]:
     """Every test ends with the threads it began with."""
     yield
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("alexdeploy-")]
+
+
+@pytest.fixture(autouse=True)
+def signals_are_handled_as_before() -> Iterator[None]:
+    """A test that leaves a handler of its own could end the process in another test, which sends the signal."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    after = {number: signal.getsignal(number) for number in before}
+    wakeup = signal.set_wakeup_fd(-1)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert (after, wakeup) == (before, -1)
