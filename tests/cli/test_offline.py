@@ -114,7 +114,10 @@ def test_no_command_uses_the_network_or_writes_elsewhere_in_the_home_folder(
     assert "SIGSYS" not in done.stdout
     assert "lost" not in done.stderr
     if name == "bench":
-        assert [row["error"] for row in json.loads(done.stdout)["rows"]] == [None] * 6
+        # Where the processor has bfloat16 there is one more than these six.
+        rows = json.loads(done.stdout)["rows"]
+        assert len(rows) >= 6
+        assert {row["error"] for row in rows} == {None}
     written = {path.relative_to(home) for path in home.rglob("*")}
     own = (Path(".cache/alexdeploy"), Path(".local/state/alexdeploy"))
     allowed = {parent for folder in own for parent in folder.parents}
