@@ -14,10 +14,13 @@ from alexdeploy.cli.options import (
     ModelArgument,
     ModelOption,
     QuietOption,
+    TencropOption,
     VerboseOption,
+    ViewsOption,
     find_one_model,
     pick,
     precisions_option,
+    view_count,
 )
 from alexdeploy.core.errors import UsageError
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "alexdeploy export --fp16",
     "alexdeploy export alexnet --int8 --calibrate photographs/",
-    "alexdeploy export alexnet --int8 --max-drop 0.5 --labelled photographs/",
+    "alexdeploy export alexnet --fp16 --deployment --tencrop",
 )
 
 
@@ -82,6 +85,16 @@ def export(
         str | None,
         typer.Option(metavar="IMAGES", help="Photographs to check on. Default: the training data."),
     ] = None,
+    deployment: Annotated[
+        bool,
+        typer.Option(
+            "--deployment",
+            help="Also write deployment.onnx of each precision, pixels in and probabilities out, for any ONNX runtime. "
+            "One that is there is renewed without it.",
+        ),
+    ] = False,
+    views: ViewsOption = None,
+    tencrop: TencropOption = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Export model.onnx again, even if it is up to date.")
     ] = False,
@@ -109,12 +122,19 @@ def export(
     ):
         if value is not None and not int8:
             raise UsageError(f"{name} is for --int8", hint="Add --int8, or leave it out.")
+    if not deployment and (views or tencrop):
+        raise UsageError(
+            f"{'--tencrop' if tencrop else '--views'} is for --deployment: a network has one view",
+            hint="Add --deployment, or leave it out.",
+        )
     folder = find_one_model(model, model_option)
     output.note(f"model {folder.path}")
     options = ExportOptions(
         fp16=fp16,
         int8=int8,
         int8_weights=7 if int8_weights == 7 else 8,
+        deployment=deployment,
+        num_views=view_count(views, tencrop=tencrop),
         overwrite=overwrite,
         images=images,
         calibrate=calibrate,
@@ -127,8 +147,9 @@ def export(
     else:
         for item in exported:
             _report(item)
+    graphs = [item.precision for item in exported if item.num_views is None and item.precision != "fp32"]
     with watch() as show:
-        built = build_engines(folder, [item.precision for item in exported if item.precision != "fp32"], show)
+        built = build_engines(folder, graphs, show)
     # FP16 is faster only on engines that compute in it; a CPU computes in FP32 anyway.
     best = "int8" if int8 else "fp16" if ("fp16", 10) in built.fit else "fp32"
     output.next_with_images(folder.path, *(("--precision", best) if best != "fp32" else ()))
@@ -148,7 +169,8 @@ def _report(item: Exported) -> None:
         _report_parity(item.parity)
     for check in item.backends:
         if check.problem is None:
-            answers = f"same answers with 1 view and with 10, logits off by {check.error:.1e}"
+            views = "1 view and with 10" if item.num_views is None else output.count(item.num_views, "view")
+            answers = f"same answers with {views}, logits off by {check.error:.1e}"
             output.note(f"  {check.backend} {check.version}: {answers}")
     if item.half_layers:
         _print_half_layers(item.half_layers)

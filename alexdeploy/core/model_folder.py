@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -23,6 +24,9 @@ from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 
 MODELS_FOLDER = Path("models")
 CALIBRATION_FOLDER = Path("calibration")
+_NUM_VIEWS = (1, 5, 10)
+_VIEW_WORDS = {5: "fivecrop", 10: "tencrop"}
+"""In the names of deployment graphs; one view has no word."""
 _NO_MODEL_HINT = "Train one: alexdeploy train\nor import one: alexdeploy import FILE.onnx"
 
 
@@ -84,12 +88,22 @@ class ModelFolder:
         """The folder of TensorRT engines, which may have one engine for each kind of GPU."""
         return self.path / "engines"
 
-    def onnx_path(self, precision: str = "fp32") -> Path:
-        return self.path / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+    def onnx_path(self, precision: str = "fp32", num_views: int | None = None) -> Path:
+        """The network of a precision; with `num_views`, its deployment graph: deployment.fp16.tencrop.onnx."""
+        words = ["model" if num_views is None else "deployment"]
+        if precision != "fp32":
+            words.append(precision)
+        if num_views in _VIEW_WORDS:
+            words.append(_VIEW_WORDS[num_views])
+        return self.path / ".".join((*words, "onnx"))
 
-    def sum_path(self, precision: str = "fp32") -> Path:
+    def deployed_views(self, precision: str) -> tuple[int, ...]:
+        """The numbers of views of the deployment graphs of a precision that are there."""
+        return tuple(each for each in _NUM_VIEWS if self.onnx_path(precision, each).is_file())
+
+    def sum_path(self, precision: str = "fp32", num_views: int | None = None) -> Path:
         """The file with the hash of a graph as it was written, in the format of `sha256sum`."""
-        path = self.onnx_path(precision)
+        path = self.onnx_path(precision, num_views)
         return path.with_name(f"{path.name}.sha256")
 
     @property
@@ -189,7 +203,7 @@ class ModelFolder:
 
     def _files(self) -> tuple[Path, ...]:
         of_graphs = (self.onnx_path, self.sum_path)
-        graphs = (path(precision) for precision in get_args(Precision) for path in of_graphs)
+        graphs = (path(*each) for each in product(get_args(Precision), (None, *_NUM_VIEWS)) for path in of_graphs)
         return (self.spec_path, self.weights_path, self.mean_path, self.backends_path, *graphs, self.checkpoint_path)
 
 

@@ -60,7 +60,7 @@ _CALLS = {
         (0, 1),
         1,
         "ExportOptions",
-        "model fp16 int8 int8-weights overwrite images calibrate "
+        "model fp16 int8 int8-weights deployment views tencrop overwrite images calibrate "
         "max-drop:Budget.max_drop labelled:Budget.labelled keep:Budget.keep",
     ),
     "calibrate": _Call(
@@ -131,6 +131,7 @@ _REPEATED = ("exclude", "set")
 _SWITCHES = {
     "check": "check=True",
     "compile": "compile=True",
+    "deployment": "deployment=True",
     "fp16": "fp16=True",
     "int8": "int8=True",
     "overwrite": "overwrite=True",

@@ -28,6 +28,8 @@ from alexdeploy.engines.trt.files import load_engine, read_record
 from alexdeploy.graphs import files as graph_files
 from alexdeploy.graphs.deployment import describe_value
 from alexdeploy.graphs.edit import opset_of, weight_bits
+from alexdeploy.graphs.freshness import check_fresh
+from alexdeploy.graphs.metadata import PRECISION_KEY, SOURCE_KEY, SOURCE_NAME_KEY
 from alexdeploy.placement.devices import Device, survey_gpus
 
 Fact = str | int | float | None
@@ -150,6 +152,7 @@ def _inspect_onnx(path: Path) -> Inspection:
     facts |= {f"input {value.name}": describe_value(value) for value in model.graph.input if value.name not in weights}
     facts |= {f"output {value.name}": describe_value(value) for value in model.graph.output}
     operators = sorted({node.op_type for node in model.graph.node})
+    facts |= _deployment_facts(path, graph)
     facts["operators"] = ", ".join(f"{sum(n.op_type == op for n in model.graph.node)} {op}" for op in operators)
     if (bits := weight_bits(model)) is not None:
         facts["INT8 weights"] = f"{bits} bits"
@@ -163,6 +166,25 @@ def _inspect_onnx(path: Path) -> Inspection:
         preprocessing=None if spec is None else msgspec.to_builtins(spec.preprocessing),
         provenance={} if spec is None else dict(spec.provenance),
     )
+
+
+def _deployment_facts(path: Path, graph: graph_files.Graph) -> dict[str, Fact]:
+    """Of a deployment graph: what it is, what it was made from, and in its model folder whether that has changed."""
+    if graph.num_views is None:
+        return {}
+    precision, source = graph.metadata.get(PRECISION_KEY, "fp32"), graph.metadata.get(SOURCE_NAME_KEY)
+    facts: dict[str, Fact] = {
+        "deployment graph": f"{precision}, {graph.num_views} view{'' if graph.num_views == 1 else 's'}",
+        "made from": f"{source} {graph.metadata.get(SOURCE_KEY, '')[:12]}",
+    }
+    folder = ModelFolder(path.parent)
+    if path == folder.onnx_path(precision, graph.num_views) and folder.spec_path.is_file():
+        try:
+            check_fresh(graph, folder, precision, folder.spec())
+            facts["up to date"] = "yes"
+        except ModelError as exc:
+            facts["up to date"] = f"no: {exc.message}"
+    return facts
 
 
 def _inspect_safetensors(path: Path) -> Inspection:

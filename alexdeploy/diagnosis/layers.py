@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from alexdeploy.core.spec import Architecture
+from alexdeploy.graphs.deployment import PREFIX
 from alexdeploy.graphs.edit import WEIGHTED_OPS, node_macs
 from alexdeploy.graphs.files import tensor_shapes
 from alexdeploy.network.layers import plan_layers
@@ -59,11 +60,11 @@ def planned_layers(architecture: Architecture, num_classes: int) -> tuple[LayerR
 
 def graph_layers(model: onnx.ModelProto) -> tuple[LayerRow, ...]:
     shapes = tensor_shapes(model)
-    # 64-bit integers are shapes and axes, scalars are bounds: neither are learned parameters.
+    # 64-bit integers are shapes and axes, scalars are bounds, and a deployment graph has the mean: none is learned.
     unseen = {
         tensor.name: tuple(tensor.dims)
         for tensor in model.graph.initializer
-        if tensor.data_type != onnx.TensorProto.INT64 and tensor.dims
+        if tensor.data_type != onnx.TensorProto.INT64 and tensor.dims and not tensor.name.startswith(PREFIX)
     }
     weights = dict(unseen)
     rows = []

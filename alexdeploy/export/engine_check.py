@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,7 @@ def check_engines(
         if backend not in ("tensorrt", "torch") and is_installed(backend) and can_run(backend, precision)
     ]
     tolerance = _TOLERANCES[arithmetic(graph.model)]
-    expected = _expected(graph.model, spec, mean_image, photographs)
+    expected = _expected(graph.model, spec, mean_image, photographs, _NUM_VIEWS)
     checks = []
     for backend in backends:
         error, problem = None, None
@@ -106,6 +106,32 @@ def check_engines(
     return tuple(checks)
 
 
+def check_deployed(
+    deployed: ModelProto,
+    network: ModelProto,
+    spec: ModelSpec,
+    mean_image: NDArray[np.float32] | None,
+    photographs: NDArray[np.uint8],
+    num_views: NumViews,
+) -> float:
+    """Run a deployment graph in ONNX Runtime as a program elsewhere does, and return the error of its logits.
+
+    The error is a fraction of the largest logit, against the plain network as in `check_engines`. Raises ParityError if
+    it is too large.
+    """
+    (expected,) = _expected(network, spec, mean_image, photographs, (num_views,))
+    tensors: dict[str, NDArray[Any]] = dict(GraphRunner(deployed, optimize=True).run(photographs))
+    error = _error(Predictions(tensors["probabilities"], tensors["view_classes"]), expected)
+    tolerance = _TOLERANCES[arithmetic(network)]
+    if not error <= tolerance:
+        raise ParityError(
+            f"the deployment graph of {num_views} views gives other answers: off by {error:.2g} of the largest logit, "
+            f"{tolerance:g} is allowed",
+            hint="Nothing was written.",
+        )
+    return error
+
+
 def arithmetic(model: ModelProto) -> Literal["fp32", "fp16", "int8"]:
     """The coarsest arithmetic in a graph: an imported graph may contain any, whatever its file name says."""
     nodes = list(all_nodes(model.graph.node))
@@ -131,12 +157,16 @@ class _Expected:
 
 
 def _expected(
-    network: ModelProto, spec: ModelSpec, mean_image: NDArray[np.float32] | None, photographs: NDArray[np.uint8]
+    network: ModelProto,
+    spec: ModelSpec,
+    mean_image: NDArray[np.float32] | None,
+    photographs: NDArray[np.uint8],
+    counts: tuple[NumViews, ...],
 ) -> list[_Expected]:
     runner = GraphRunner(network)
     (output,) = runner.outputs
     found = []
-    for num_views in _NUM_VIEWS:
+    for num_views in counts:
         # Image by image: the activations of 60 views at once take a gigabyte.
         inputs = (network_input(each, spec.preprocessing, num_views, mean_image) for each in photographs)
         logits = np.stack([runner.run(views)[output] for views in inputs]).astype(np.float64)

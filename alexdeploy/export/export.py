@@ -17,7 +17,9 @@ from alexdeploy.core.events import Notice, Status, warn_of_notices
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.packages import missing_package, package_version
 from alexdeploy.core.spec import ModelSpec, Precision
+from alexdeploy.engines.base import NumViews
 from alexdeploy.export.check_images import check_images
+from alexdeploy.export.deployed import deployed_graphs
 from alexdeploy.export.engine_check import check_engines
 from alexdeploy.export.events import Event
 from alexdeploy.export.fp16 import HalfLayer, plan_fp16, to_fp16
@@ -41,7 +43,8 @@ class Exported:
     """One file that an export wrote, or found up to date, and how it was checked.
 
     `parity` compares layers or outputs with FP32's. `half_layers` is the FP16 plan, `quantization` the outcome of the
-    INT8 search. `backends` are the installed backends, and whether each gives the graph's answers.
+    INT8 search. `backends` are the installed backends, and whether each gives the graph's answers. `num_views` is that
+    of a deployment graph; None for a network.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class Exported:
     half_layers: tuple[HalfLayer, ...] = ()
     quantization: Quantization | None = None
     backends: tuple[BackendCheck, ...] = ()
+    num_views: NumViews | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,12 +64,15 @@ class ExportOptions:
 
     `calibrate`: images to measure INT8 ranges on; None uses the ranges measured earlier. `budget`: the maximum accuracy
     loss of INT8. `int8_weights`: bits of an INT8 weight; 7 is for processors without VNNI, see docs/precision.md.
-    `overwrite`: export `model.onnx` again even if it is up to date.
+    `deployment`: write the deployment graph of `num_views` views of each precision too; one that is there is always
+    renewed with its network. `overwrite`: export `model.onnx` again even if it is up to date.
     """
 
     fp16: bool = False
     int8: bool = False
     int8_weights: WeightBits = 8
+    deployment: bool = False
+    num_views: NumViews = 1
     overwrite: bool = False
     images: str | None = None
     calibrate: str | None = None
@@ -80,7 +87,7 @@ def export_model(
     options: ExportOptions = ExportOptions(),
     on_event: Callable[[Event], None] = warn_of_notices,
 ) -> tuple[Exported, ...]:
-    """Check and write `model.onnx` and, if requested, `model.fp16.onnx` and `model.int8.onnx`.
+    """Check and write `model.onnx` and, if requested, `model.fp16.onnx`, `model.int8.onnx` and deployment graphs.
 
     `model` is a folder or what `find_model` takes. An imported model has no separate weights: its `model.onnx` is kept,
     and the others are checked against it. A `model.onnx` that is up to date is kept too, unless `overwrite` is set.
@@ -113,6 +120,15 @@ def export_model(
             each.graph, spec, each.precision, network.mean_image, images.photographs, warn
         )
 
+    asked = (options.num_views,) if options.deployment else ()
+    deployed = [
+        each
+        for of in checked
+        for each in deployed_graphs(
+            folder, of.graph, of.precision, spec, network.mean_image, images.photographs, asked, on_event
+        )
+    ]
+
     def write_first() -> None:
         # Before the graphs: a record of another graph than the one in the folder is ignored.
         record_backend_checks(folder, tuple(check for found in backends.values() for check in found))
@@ -120,9 +136,10 @@ def export_model(
             if each.ranges is not None:
                 write_ranges(folder.ranges_path, each.ranges)
 
-    contents = {each.precision: each.content for each in checked if each.content is not None}
+    contents = {each.path: each.content for each in checked if each.content is not None}
+    contents |= {each.path: each.content for each in deployed if each.content is not None}
     publish(folder, network, contents, write_first)
-    return tuple(
+    networks = tuple(
         Exported(
             path=each.path,
             precision=each.precision,
@@ -134,6 +151,18 @@ def export_model(
             backends=backends[each.precision],
         )
         for each in checked
+    )
+    return networks + tuple(
+        Exported(
+            path=each.path,
+            precision=each.precision,
+            sha256=each.sha256,
+            written=each.content is not None,
+            parity=None,
+            backends=(each.check,),
+            num_views=each.num_views,
+        )
+        for each in deployed
     )
 
 

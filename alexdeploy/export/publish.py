@@ -85,7 +85,7 @@ def check_complete(folder: ModelFolder, network: Network, precisions: tuple[Prec
 def publish(
     folder: ModelFolder,
     network: Network,
-    graphs: Mapping[Precision, bytes],
+    graphs: Mapping[Path, bytes],
     write_first: Callable[[], None],
 ) -> None:
     """Write the graphs and the weights that they were made from. `write_first` writes the files that go before them.
@@ -102,7 +102,7 @@ def publish(
                     hint=f"Run it again: alexdeploy export {folder.quoted}",
                 )
         write_first()
-        write_graphs(folder, graphs, network.new_files)
+        write_graphs(graphs, network.new_files)
         # A training run may have published the next candidate meanwhile: keep that one.
         if network.weights is not None and _candidate_weights(folder) == network.weights.sha256:
             folder.remove_candidate()

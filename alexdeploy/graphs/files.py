@@ -118,20 +118,17 @@ def serialize(model: onnx.ModelProto, spec: ModelSpec, source: Source, precision
 
 def write_graph(folder: ModelFolder, precision: Precision, content: bytes) -> None:
     """Write the result of `serialize`, and its hash in a file beside it. Raises OutputError."""
-    write_graphs(folder, {precision: content}, {})
+    write_graphs({folder.onnx_path(precision): content}, {})
 
 
-def write_graphs(folder: ModelFolder, contents: Mapping[Precision, bytes], others: Mapping[Path, bytes]) -> None:
-    """Write graphs by precision, `others` (files that belong to them), and the graphs' hashes. Raises OutputError."""
+def write_graphs(contents: Mapping[Path, bytes], others: Mapping[Path, bytes]) -> None:
+    """Write graphs, `others` (files that belong to them), and the graphs' hashes. Raises OutputError."""
+    sum_paths = {path: path.with_name(f"{path.name}.sha256") for path in contents}
     # A graph without a hash is not compared: a process killed here leaves no hash of another graph.
-    for precision in contents:
-        remove_file(folder.sum_path(precision))
-    paths = {folder.onnx_path(precision): content for precision, content in contents.items()}
-    sums = {
-        folder.sum_path(precision): sum_line(folder.onnx_path(precision), content)
-        for precision, content in contents.items()
-    }
-    write_together({**paths, **others, **sums})
+    for sum_path in sum_paths.values():
+        remove_file(sum_path)
+    sums = {sum_paths[path]: sum_line(path, content) for path, content in contents.items()}
+    write_together({**contents, **others, **sums})
 
 
 def sum_line(path: Path, content: bytes) -> bytes:

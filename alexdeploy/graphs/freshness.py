@@ -74,10 +74,11 @@ def graph_path(folder: ModelFolder, precision: str) -> Path:
 def check_fresh(facts: GraphMetadata, folder: ModelFolder, precision: str, spec: ModelSpec) -> None:
     """Raise StaleArtifactError if the graph, or the weights, spec or ranges that it was made from, have changed.
 
-    The weights are compared for every graph: an FP16 graph may match a `model.onnx` that is stale itself.
+    The weights are compared for every graph: an FP16 graph may match a `model.onnx` that is stale itself. A deployment
+    graph is compared with its network, and with what that was made from.
     """
-    path = folder.onnx_path(precision)
-    hint = renewal(folder, precision, weight_bits=facts.metadata.get(INT8_WEIGHTS_KEY))
+    path = folder.onnx_path(precision, facts.num_views)
+    hint = renewal(folder, precision, weight_bits=facts.metadata.get(INT8_WEIGHTS_KEY), num_views=facts.num_views)
     has_weights = folder.weights_path.is_file()
     if has_weights:
         # First, because no graph can be regenerated from wrong weights.
@@ -131,7 +132,7 @@ def _check_weights(facts: GraphMetadata, folder: ModelFolder, path: Path, spec: 
 
 def _check_sum(facts: GraphMetadata, folder: ModelFolder, precision: str, hint: str) -> None:
     """Raise StaleArtifactError if the graph does not match its hash file, if there is one."""
-    path, sum_path = folder.onnx_path(precision), folder.sum_path(precision)
+    path, sum_path = (of(precision, facts.num_views) for of in (folder.onnx_path, folder.sum_path))
     try:
         recorded = read_regular(sum_path, MAX_TEXT_BYTES).split(maxsplit=1)
     except FileNotFoundError:
@@ -147,16 +148,25 @@ def _check_sum(facts: GraphMetadata, folder: ModelFolder, precision: str, hint: 
         )
 
 
-def renewal(folder: ModelFolder, precision: str, words: str = "Renew it", *, weight_bits: str | None = None) -> str:
+def renewal(
+    folder: ModelFolder,
+    precision: str,
+    words: str = "Renew it",
+    *,
+    weight_bits: str | None = None,
+    num_views: int | None = None,
+) -> str:
     """The hint for a stale graph: the command that regenerates it, if its source exists.
 
-    `weight_bits` is the graph's value of INT8_WEIGHTS_KEY, so that the command makes the same kind of graph.
+    `weight_bits` is the graph's value of INT8_WEIGHTS_KEY, and `num_views` that of a deployment graph, so that the
+    command makes the same kind of graph.
     """
     source = folder.weights_path if folder.weights_path.is_file() or precision == "fp32" else folder.onnx_path()
     if source.is_file():
         options = ("" if precision == "fp32" else f" --{precision}") + (
             " --int8-weights 7" if weight_bits == "7" else ""
         )
+        options += "" if num_views is None else f" --deployment --views {num_views}"
         return f"{words}: alexdeploy export {folder.quoted}{options}"
     return f"Copy it and {folder.spec_path.name} again from the original folder, or import the model again."
 

@@ -29,6 +29,10 @@ RANGES_KEY = "alexdeploy.ranges_sha256"
 PRECISION_KEY = "alexdeploy.precision"
 
 
+VIEWS_KEY = "alexdeploy.num_views"
+"""In a deployment graph: the number of views that it averages."""
+
+
 FLOAT_LAYERS_KEY = "alexdeploy.float_layers"
 """In a graph with INT8 layers: the layers with weights that stay in float, joined by commas; "" for none."""
 
@@ -54,6 +58,12 @@ class GraphMetadata:
         """The hash that identifies the network: of its weights, or for an imported model of its FP32 file."""
         is_derived = self.metadata.get(SOURCE_NAME_KEY) == ModelFolder(Path()).onnx_path().name
         return self.weights_sha256 or (self.metadata[SOURCE_KEY] if is_derived else self.sha256)
+
+    @property
+    def num_views(self) -> int | None:
+        """Of a deployment graph; None for a network."""
+        text = self.metadata.get(VIEWS_KEY, "")
+        return int(text) if text.isdecimal() else None
 
     @property
     def is_int8_throughout(self) -> bool:

@@ -50,7 +50,6 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
     ("--views", "--tencrop"): {
         **dict.fromkeys(("prepare", "sample", "devices", "doctor", "inspect", "import"), _RUNS_NOTHING),
         "train": "scores one view and ten views",
-        "export": "writes the network of one view; views are added when it is opened",
     },
     ("--batch-size",): {
         **dict.fromkeys(("prepare", "sample", "devices", "doctor", "inspect", "import"), _RUNS_NOTHING),

@@ -121,6 +121,20 @@ def test_wrong_layers_to_keep_are_a_usage_error_before_any_work(
     assert told in result.stderr
 
 
+def test_views_without_a_deployment_graph_are_a_usage_error(run: Run) -> None:
+    for words in (("--tencrop",), ("--views", "10")):
+        result = run("tiny", *words)
+        assert result.exit_code == 2
+        assert f"{words[0]} is for --deployment" in result.stderr
+
+
+def test_a_deployment_graph_is_named_with_its_check(run: Run, tiny_model: ModelFolder) -> None:
+    result = run("tiny", "--deployment", "--tencrop")
+    assert result.exit_code == 0
+    assert "wrote models/tiny/deployment.tencrop.onnx (" in result.stderr
+    assert "same answers with 10 views, logits off by" in result.stderr
+
+
 def test_fp16_is_written_only_when_it_is_asked_for(run: Run, tiny_model: ModelFolder) -> None:
     tiny_model.onnx_path("fp16").unlink()
     assert run("models/tiny").exit_code == 0
