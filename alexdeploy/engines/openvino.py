@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from alexdeploy.graphs.files import Graph
 
-_DERIVATION = 5
+_DERIVATION = 6
 """Version of the graph derived for this engine. Increment it when the derived graph changes."""
 
 _VIEWS_AT_ONCE = 40

@@ -109,6 +109,8 @@ def _compile(
     graph = core.read_model(content)
     del content
     graph.reshape(list(shape))
+    if shape[0] == 1:
+        graph = with_two_rows(graph)
     model = core.compile_model(graph, "CPU", config)
     del graph
     folder = cache_folder("openvino")
@@ -123,6 +125,28 @@ def _compile(
                 other.unlink()
         limit_folder(folder, _CACHE_BYTES)
     return CompiledModel(model=model, blob=None, was_compiled=True)
+
+
+def with_two_rows(graph: ov.Model) -> ov.Model:
+    """The graph for one image, or where its matrix products have one row, one that computes that row twice.
+
+    A product of one row has a kernel of its own, which sums in another order: the image would have other last bits
+    alone than among others. The outputs then have two equal rows.
+    """
+    doubled = graph.clone()
+    products = (node for node in doubled.get_ordered_ops() if node.get_type_name() == "MatMul")
+    first = next(products, None)
+    if first is None or first.input_value(0).get_shape()[0] != 1:
+        return graph
+    row = first.input_value(0)
+    first.input(0).replace_source_output(ov.opset8.concat([row, row], 0).output(0))
+    try:
+        doubled.validate_nodes_and_infer_types()
+    except RuntimeError:
+        return graph
+    # Of an imported graph, what comes after may not go by its input's rows.
+    shapes = [[2, *output.get_shape()[1:]] for output in graph.outputs]
+    return doubled if [list(output.get_shape()) for output in doubled.outputs] == shapes else graph
 
 
 def infer(request: ov.InferRequest, images: NDArray[np.uint8], size: int) -> Predictions:

@@ -25,6 +25,7 @@ from alexdeploy.engines import openvino as openvino_engine
 from alexdeploy.engines import openvino_models
 from alexdeploy.engines.base import EngineOptions, Predictions, open_engine
 from alexdeploy.engines.openvino import OpenVINOEngine, images_at_once
+from alexdeploy.engines.openvino_library import ov
 from alexdeploy.export.export import export_model
 from alexdeploy.graphs.freshness import load_metadata
 from alexdeploy.graphs.metadata import WEIGHTS_KEY
@@ -98,6 +99,38 @@ def test_few_images_have_the_same_answers_with_low_latency(
                 found = engine.run(images[:count], low_latency=True)
                 np.testing.assert_allclose(found.probabilities, whole.probabilities[:count], atol=tolerance)
                 assert found.view_classes.shape == (count, num_views)
+
+
+def test_a_row_of_matrix_products_has_the_bits_that_it_has_among_others() -> None:
+    """OpenVINO has another kernel for products of one row."""
+    ops, random = ov.opset8, np.random.default_rng(0)
+    rows, weights = random.random((8, 2304), np.float32), random.random((2304, 1024), np.float32) - 0.5
+
+    def products(num_rows: int, found: np.ndarray) -> np.ndarray:
+        row = ops.parameter([num_rows, 2304], np.float32)
+        graph = ov.Model([ops.relu(ops.matmul(row, ops.constant(weights), False, False))], [row])
+        if num_rows == 1:
+            graph = openvino_models.with_two_rows(graph)
+        config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
+        return ov.Core().compile_model(graph, "CPU", config)({0: found})[0]
+
+    alone = np.concatenate([products(1, row[None])[:1] for row in rows])
+    np.testing.assert_array_equal(alone, products(8, rows))
+
+
+def test_only_matrix_products_of_one_row_are_computed_twice() -> None:
+    ops = ov.opset8
+
+    def graph(shape: list[int], *, flattens: bool = False) -> ov.Model:
+        rows = ops.parameter(shape, np.float32)
+        product = ops.matmul(rows, ops.constant(np.ones((3, 5), np.float32)), False, False)
+        if flattens:
+            product = ops.reshape(product, ops.constant([1, -1]), False)
+        return ov.Model([ops.softmax(product, 1)], [rows])
+
+    assert list(openvino_models.with_two_rows(graph([1, 3])).output(0).get_shape()) == [2, 5]
+    for unchanged in (graph([10, 3]), graph([1, 3], flattens=True)):
+        assert openvino_models.with_two_rows(unchanged) is unchanged
 
 
 def test_the_model_for_one_image_is_opened_once_when_it_is_needed_and_used_below_the_break_even(
