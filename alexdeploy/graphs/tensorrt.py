@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -47,6 +49,26 @@ def engine_graph(
     if opset < _TYPED_OPSET:
         _widen_weights(model.graph)
     return model
+
+
+@dataclass(frozen=True, slots=True)
+class Float32Nodes:
+    """The nodes of a graph that compute in FP32: their names, and those of the tensors that they produce."""
+
+    nodes: frozenset[str]
+    tensors: frozenset[str]
+
+
+def float32_nodes(model: onnx.ModelProto) -> Float32Nodes:
+    """The nodes that read an FP32 tensor. A node without a name has the one that TensorRT's parser gives its layer."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {each.name: each.type.tensor_type.elem_type for each in (*graph.value_info, *graph.input, *graph.output)}
+    types.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
+    found = [node for node in graph.node if any(types.get(name) == TensorProto.FLOAT for name in node.input)]
+    return Float32Nodes(
+        nodes=frozenset(node.name or f"node_of_{node.output[0]}" for node in found),
+        tensors=frozenset(name for node in found for name in node.output),
+    )
 
 
 def _at_opset(network: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -19,7 +19,7 @@ from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.core.version import __version__
 
 # Before the package itself: it says how to get it.
-from alexdeploy.engines.trt.context import LOG, Gpu, deserialize, find_gpu, on_gpu, refused
+from alexdeploy.engines.trt.context import LOG, Gpu, deserialize, find_gpu, layer_information, on_gpu, refused
 from alexdeploy.engines.trt.files import (
     BuildOptions,
     EngineKey,
@@ -32,6 +32,7 @@ from alexdeploy.engines.trt.files import (
     timing_cache_path,
     write_engine,
 )
+from alexdeploy.engines.trt.inspector import check_half
 from alexdeploy.engines.trt.network import VERSION, allow_precision, is_strongly_typed, read_network
 from alexdeploy.engines.trt.stream import check_contexts
 from alexdeploy.graphs.freshness import load_graph
@@ -85,7 +86,7 @@ def build_engine(
         builder={
             "workspace_bytes": options.workspace_bytes or 0,
             "tactic_sources": ",".join(sorted(options.tactic_sources or ())),
-            "typing": "strong" if is_strongly_typed() else "weak",
+            "typing": "strong" if is_strongly_typed() else "weak by the graph",
             "opset": opset,
             "derivation": DERIVATION,
             "preview": "PROFILE_SHARING_0806" if VERSION[0] < 10 else "",
@@ -108,7 +109,7 @@ def build_engine(
     began = time.monotonic()
     plan = on_gpu(gpu.index, lambda: _build(job, on_progress, stop), stop.set)
     # Do not write a plan that cannot be opened.
-    on_gpu(gpu.index, lambda: _check_plan(plan, path))
+    on_gpu(gpu.index, lambda: _check_plan(plan, path, options.precision))
     record = EngineRecord(
         **{field.name: getattr(key, field.name) for field in fields(EngineKey)},
         key=key.sha256,
@@ -202,7 +203,7 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, job: _Job)
     if job.tactics is not None and not config.set_tactic_sources(job.tactics):
         raise UsageError(f"TensorRT rejected the tactic sources {job.key.builder['tactic_sources']}")
     if not is_strongly_typed():
-        allow_precision(network, config, job.key.precision)
+        allow_precision(network, config, job.key.precision, job.content)
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
     sizes = [(count, IMAGE_SIZE, IMAGE_SIZE, 3) for count in job.key.profile]
     try:
@@ -291,9 +292,14 @@ def _build_error() -> DeviceError | ModelError:
     return ModelError(text)
 
 
-def _check_plan(plan: bytes, path: Path) -> None:
-    """Raise ModelError or DeviceError unless the plan can be opened, with a context for each stream at once."""
+def _check_plan(plan: bytes, path: Path, precision: str) -> None:
+    """Raise ModelError or DeviceError unless the plan can be opened, with a context for each stream at once.
+
+    A weakly typed FP16 engine must also compute in FP16.
+    """
     engine: trt.ICudaEngine = deserialize(plan, path)
     if engine.num_io_tensors != 3 or math.prod(engine.get_tensor_shape("images")[1:]) != IMAGE_SIZE * IMAGE_SIZE * 3:
         raise ModelError(f"the engine of {path.name} has {engine.num_io_tensors} inputs and outputs, expected 3")
+    if precision == "fp16" and not is_strongly_typed():
+        check_half(layer_information(engine), path)
     check_contexts(engine)

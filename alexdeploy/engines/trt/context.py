@@ -177,3 +177,9 @@ def deserialize(plan: bytes, path: Path) -> trt.ICudaEngine:
             raise error
         raise ModelError(error.message, hint="Build it again: alexdeploy build")
     return engine
+
+
+def layer_information(engine: trt.ICudaEngine) -> str:
+    """The layers of an engine as JSON, from TensorRT's inspector."""
+    inspector: trt.EngineInspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

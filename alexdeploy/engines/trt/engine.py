@@ -22,7 +22,15 @@ from alexdeploy.engines.base import TENSORRT_STREAMS, EngineInfo, EngineOptions,
 from alexdeploy.engines.trt.choose import EngineRequirements, choose_engine, differences_from, engine_requirements
 
 # Import this before the packages: its error has the install instructions.
-from alexdeploy.engines.trt.context import Gpu, deserialize, find_gpu, on_gpu, primary_context, translated
+from alexdeploy.engines.trt.context import (
+    Gpu,
+    deserialize,
+    find_gpu,
+    layer_information,
+    on_gpu,
+    primary_context,
+    translated,
+)
 from alexdeploy.engines.trt.files import load_engine, read_record
 from alexdeploy.engines.trt.stream import Stream
 from alexdeploy.engines.trt.stream_threads import StreamThreads
@@ -140,9 +148,4 @@ def inspect_engine(path: Path, device: str) -> str:
     _, plan = load_engine(path)
     gpu = find_gpu(device)
 
-    def look() -> str:
-        engine: trt.ICudaEngine = deserialize(plan, path)
-        inspector: trt.EngineInspector = engine.create_engine_inspector()
-        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-
-    return on_gpu(gpu.index, look)
+    return on_gpu(gpu.index, lambda: layer_information(deserialize(plan, path)))

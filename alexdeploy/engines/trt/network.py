@@ -7,10 +7,13 @@ graph, such as each LRN, are pinned to FP32. TF32 is always off.
 
 from __future__ import annotations
 
+import onnx
+
 from alexdeploy.core.errors import ModelError, first_line
 
 # Import this before the package: its error has the install instructions.
 from alexdeploy.engines.trt.context import LOG
+from alexdeploy.graphs.tensorrt import Float32Nodes, float32_nodes
 
 import tensorrt as trt  # isort: skip
 
@@ -54,19 +57,26 @@ def _parse_error(parser: trt.OnnxParser) -> ModelError:
     )
 
 
-def allow_precision(network: trt.INetworkDefinition, config: trt.IBuilderConfig, precision: str) -> None:
-    """Weak typing, before TensorRT 10.12: allow the graph's types, and keep its FP32 nodes in FP32."""
+def allow_precision(
+    network: trt.INetworkDefinition, config: trt.IBuilderConfig, precision: str, content: bytes
+) -> None:
+    """Weak typing, before TensorRT 10.12: allow the types of the graph `content`, and keep its FP32 nodes in FP32."""
     if precision == "int8":
         # Q/DQ mark the INT8 layers; all others stay FP32, because FP16 is not allowed.
         config.set_flag(trt.BuilderFlag.INT8)
     elif precision == "fp16":
         config.set_flag(trt.BuilderFlag.FP16)
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-        _pin_float32(network)
+        _pin_float32(network, float32_nodes(onnx.load_from_string(content)))
 
 
-def _pin_float32(network: trt.INetworkDefinition) -> None:
-    """Pin FP32 layers: casts to FP32 around an LRN, or near FP16's limit, are hints that a tactic may ignore."""
+def _pin_float32(network: trt.INetworkDefinition, wanted: Float32Nodes) -> None:
+    """Pin FP32 layers: casts to FP32 around an LRN, or near FP16's limit, are hints that a tactic may ignore.
+
+    The graph decides, not the type of a layer's output: in a weakly typed network every floating-point tensor may be
+    called FLOAT until the engine is built. The parser names the main layer of a node after the node, and the last
+    one's output after the node's output.
+    """
     computing = (
         trt.LayerType.ACTIVATION,
         trt.LayerType.CONVOLUTION,
@@ -76,11 +86,13 @@ def _pin_float32(network: trt.INetworkDefinition) -> None:
         trt.LayerType.POOLING,
         trt.LayerType.REDUCE,
         trt.LayerType.SOFTMAX,
+        trt.LayerType.TOPK,
         trt.LayerType.UNARY,
     )
     for index in range(network.num_layers):
         layer: trt.ILayer = network.get_layer(index)
         output: trt.ITensor = layer.get_output(0)
-        if layer.type in computing and output.dtype == trt.DataType.FLOAT:
+        is_float = output.dtype in (trt.DataType.FLOAT, trt.DataType.HALF)
+        if layer.type in computing and is_float and (layer.name in wanted.nodes or output.name in wanted.tensors):
             layer.precision = trt.DataType.FLOAT
             layer.set_output_type(0, trt.DataType.FLOAT)
