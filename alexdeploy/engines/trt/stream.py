@@ -27,8 +27,11 @@ def make_context(engine: trt.ICudaEngine, stream: cuda.Stream, hint: str) -> trt
     context: trt.IExecutionContext = engine.create_execution_context()
     if context is None:
         raise refused("TensorRT could not make an execution context", hint)
-    if not context.set_optimization_profile_async(0, stream.handle):
-        raise refused("TensorRT rejected the optimization profile", hint)
+    try:
+        context.set_optimization_profile_async(0, stream.handle)
+    # Its return value is always True. TensorRT 8.6 raises without the GIL, so that the process may end there.
+    except RuntimeError as exc:
+        raise refused("TensorRT rejected the optimization profile", hint) from exc
     stream.synchronize()
     return context
 
@@ -123,7 +126,11 @@ class Stream:
         self._num_images = self._num_runs = 0
         if not context.set_input_shape("images", (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)):
             raise refused(f"TensorRT rejected a batch of {num_images} images")
-        missing = context.infer_shapes()
+        try:
+            missing: list[str] = context.infer_shapes()
+        # As with the profile: it never returns an error.
+        except RuntimeError as exc:
+            raise refused(f"TensorRT cannot compute a batch of {num_images} images") from exc
         rows = [context.get_tensor_shape(name)[0] for name in ("probabilities", "view_classes")]
         if missing or rows != [num_images, num_images]:
             raise DeviceError(f"a batch of {num_images} images would give {rows} rows {' '.join(missing)}")

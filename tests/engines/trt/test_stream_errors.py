@@ -1,0 +1,70 @@
+"""Calls of TensorRT that raise instead of returning False: the error says what TensorRT's log says.
+
+In the bindings, set_optimization_profile_async and infer_shapes raise RuntimeError and never return an error.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+from typing import NoReturn
+
+import pytest
+from imagined_tensorrt import modules_over
+
+from alexdeploy.core.errors import DeviceError, DeviceMemoryError
+from alexdeploy.engines.base import EngineInfo
+
+LOGGED = {
+    "IExecutionContext::setOptimizationProfileAsync: Error Code 1: Cuda Runtime (out of memory)": DeviceMemoryError,
+    "IExecutionContext::inferShapes: Error Code 4: Shape Error (reshape changes volume)": DeviceError,
+}
+
+
+@pytest.fixture(scope="module")
+def stream_module() -> ModuleType:
+    return modules_over("8.6.0")["stream"]
+
+
+class Context:
+    """An execution context whose calls log `said` and raise as the bindings do."""
+
+    def __init__(self, module: ModuleType, said: str) -> None:
+        self._log, self._said = module.LOG, said
+
+    def _fail(self, *given: object) -> NoReturn:
+        self._log.log("ILogger.ERROR", self._said)
+        raise RuntimeError("Error in set optimization profile async.")
+
+    set_optimization_profile_async = infer_shapes = _fail
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("said", "kind"), LOGGED.items(), ids=["memory", "other"])
+def test_a_profile_that_cannot_be_set(stream_module: ModuleType, said: str, kind: type[DeviceError]) -> None:
+    engine = SimpleNamespace(create_execution_context=lambda: Context(stream_module, said))
+    with pytest.raises(DeviceError, match="rejected the optimization profile") as caught:
+        stream_module.make_context(engine, SimpleNamespace(handle=0), "Use a smaller --batch-size.")
+    assert type(caught.value) is kind
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(("said", "kind"), LOGGED.items(), ids=["memory", "other"])
+def test_a_batch_whose_shapes_cannot_be_computed(stream_module: ModuleType, said: str, kind: type[DeviceError]) -> None:
+    info = EngineInfo(
+        backend="tensorrt",
+        device="cuda:0",
+        precision="fp16",
+        num_views=1,
+        classes=("a", "b"),
+        artifact="",
+        batch_size=4,
+        num_streams=2,
+    )
+    stream = stream_module.Stream(info)
+    stream._context = Context(stream_module, said)
+    with pytest.raises(DeviceError, match="a batch of 3 images") as caught:
+        stream._set_num_images(3)
+    assert type(caught.value) is kind
+    assert said in caught.value.message
