@@ -86,7 +86,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of every random draw.")] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="PRECISION", help="fp32, bf16, or on a GPU fp16; weights stay fp32.")
+        str | None, typer.Option(metavar="PRECISION", help="fp32, bf16, or on a GPU tf32, fp16; weights stay fp32.")
     ] = None,
     devices: Annotated[str | None, device_option("cpu, 0 or cuda:0", "the GPU if there is one")] = None,
     threads: ThreadsOption = None,

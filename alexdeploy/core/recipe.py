@@ -70,6 +70,10 @@ class Augmentation:
     jitter: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
 
 
+TrainingPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
+"""How convolutions and products are computed in training; tf32 is FP32 with a mantissa of 10 bits, on a GPU."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
     """SGD with momentum as in the paper: v <- m v - decay lr w - lr g; w <- w + v.
@@ -98,7 +102,7 @@ class Training:
     drop_factor: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
     patience: Count = 5
     max_drops: Natural = 3
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: TrainingPrecision = "fp32"
     seed: Natural = 0
     init: Init = Init()
     augmentation: Augmentation = Augmentation()

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexdeploy.core.errors import DeviceError, UsageError, first_line
-from alexdeploy.core.recipe import Recipe
+from alexdeploy.core.recipe import Recipe, TrainingPrecision
 from alexdeploy.network.alexnet import AlexNet, initialize
 from alexdeploy.training.optimizer import MomentumSGD, parameter_groups
 from alexdeploy.training.parallel import ALONE, ProcessGroup, SharedNetwork
 
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str | None, precision: Literal["fp32", "bf16", "fp16"]) -> torch.device:
+def choose_device(name: str | None, precision: TrainingPrecision) -> torch.device:
     """The device called `name`; for None the first CUDA device, or the CPU if there is none.
 
     Raises DeviceError for a missing device, UsageError for an unknown name or a precision the device does not support.
@@ -37,9 +37,9 @@ def choose_device(name: str | None, precision: Literal["fp32", "bf16", "fp16"]) 
                 f"{name} was asked for; PyTorch finds {found} CUDA devices",
                 hint="Try the CPU: alexdeploy train ... --devices cpu",
             )
-    elif precision == "fp16":
+    elif precision in ("fp16", "tf32"):
         raise UsageError(
-            "fp16 training needs a GPU", hint="On the CPU, use bf16 or fp32: --set training.precision=bf16"
+            f"{precision} training needs a GPU", hint="On the CPU, use bf16 or fp32: --set training.precision=bf16"
         )
     return device
 
@@ -73,6 +73,7 @@ class Learner:
         self.split = group or ALONE
         """The processes that each batch is divided among."""
         self._dtype = _AUTOCAST[training.precision]
+        self._has_tf32 = training.precision == "tf32"
         # Views come channels last. On the CPU, convolutions then take 3/4 of the time (64 views, AVX-512), and tensor
         # cores need it for the 16-bit types. It does not suit cuDNN's grouped float32 convolutions on a GPU.
         self._layout = (
@@ -127,8 +128,10 @@ class Learner:
         network, weight = self._network, 1.0
         if self._shared is not None:
             network, weight = self._shared.module, self._shared.take(batch_size or len(labels))
-        loss = F.cross_entropy(self._logits(network, views), labels, label_smoothing=self._training.label_smoothing)
-        self._scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
+        smoothing = self._training.label_smoothing
+        with float32_arithmetic(tf32=self._has_tf32):
+            loss = F.cross_entropy(self._logits(network, views), labels, label_smoothing=smoothing)
+            self._scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def update(self, learning_rate: float, sum_squares: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -150,7 +153,7 @@ class Learner:
     def evaluate(self, views: Tensor) -> Tensor:
         """Logits, float32 [N, classes], of views [N, 3, S, S], without dropout."""
         self._network.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_arithmetic(tf32=self._has_tf32):
             return self._logits(self._network, views)
 
     def weights(self) -> dict[str, Tensor]:
@@ -196,6 +199,32 @@ class Learner:
         if self._dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
+
+
+@contextlib.contextmanager
+def float32_arithmetic(*, tf32: bool) -> Iterator[None]:
+    """Compute FP32 convolutions and products on a GPU in TF32, or in FP32: cuDNN's default is TF32.
+
+    The settings are PyTorch's for the whole process, and are as before afterwards.
+    """
+    cudnn: Any = torch.backends.cudnn
+    backends = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
+    before = tuple(backend.fp32_precision for backend in backends)
+    products = torch.get_float32_matmul_precision()
+    wanted = "tf32" if tf32 else "ieee"
+    try:
+        _set_float32(backends, (wanted, wanted, wanted), "high" if tf32 else "highest")
+        yield
+    finally:
+        _set_float32(backends, before, products)
+
+
+def _set_float32(backends: tuple[Any, ...], precisions: tuple[str, ...], products: str) -> None:
+    # PyTorch's older switches first: it refuses to read one that contradicts the newer settings.
+    torch.backends.cudnn.allow_tf32 = precisions[0] == "tf32"
+    torch.set_float32_matmul_precision(products)
+    for backend, precision in zip(backends, precisions, strict=True):
+        backend.fp32_precision = precision
 
 
 def _clip(gradients: list[Tensor], limit: float, sum_squares: Callable[[Tensor], Tensor] | None) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from training_helpers import tiny_recipe
 
-from alexdeploy.training.learner import Learner
+from alexdeploy.training.learner import Learner, float32_arithmetic
 
 NUM_CLASSES = 3
 
@@ -87,3 +87,44 @@ def test_the_loss_is_pytorchs_own_without_options(batch):
     views, labels = batch
     expected = F.cross_entropy(learner.evaluate(views), labels)
     assert torch.equal(learner.compute_gradients(views, labels, dropout_seed=0), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("others", ["highest", "high"])
+def test_tf32_is_used_where_it_is_asked_for_and_the_process_is_as_before(batch, precision, others):
+    def settings() -> tuple[object, ...]:
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        return cudnn.allow_tf32, cudnn.conv.fp32_precision, matmul.allow_tf32, matmul.fp32_precision
+
+    earlier = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(others)
+    try:
+        before, seen = settings(), set()
+        learner = make_learner(f"training.precision={precision}")
+        for module in learner._network.modules():
+            module.register_forward_pre_hook(lambda *given: seen.add(settings()))
+        for parameter in learner._network.parameters():
+            parameter.register_hook(lambda gradient: seen.add(settings()))
+        take_step(learner, batch)
+        learner.evaluate(batch[0])
+        after = settings()
+    finally:
+        torch.set_float32_matmul_precision(earlier)
+    # cuDNN's default, which is what has to be turned off.
+    assert before[:2] == (True, "tf32")
+    assert seen == {(True, "tf32", True, "tf32") if precision == "tf32" else (False, "ieee", False, "ieee")}
+    assert after == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
+def test_fp32_on_a_gpu_has_the_error_of_fp32_and_tf32_that_of_tf32():
+    views, kernels = torch.randn(8, 96, 27, 27, device="cuda"), torch.randn(256, 96, 5, 5, device="cuda")
+    exact = F.conv2d(views.double(), kernels.double())
+    errors = {}
+    for precision in ("fp32", "tf32"):
+        with float32_arithmetic(tf32=precision == "tf32"):
+            found = F.conv2d(views, kernels)
+        errors[precision] = float((found.double() - exact).norm() / exact.norm())
+    # Rounding to a mantissa of 10 bits errs by 2^-12 on average, to one of 23 bits by 2^-25; sums add a little.
+    assert errors["fp32"] < 1e-5 < 1e-4 < errors["tf32"] < 1e-2

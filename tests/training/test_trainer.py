@@ -492,9 +492,10 @@ def test_bfloat16_trains_and_leaves_float32_weights(folder, tiny_data):
     assert {array.dtype for array in load_file(folder.weights_path).values()} == {np.dtype(np.float32)}
 
 
-def test_fp16_on_the_cpu_is_refused(folder, tiny_data):
-    with pytest.raises(UsageError, match="needs a GPU"):
-        train(tiny_data, tiny_recipe("training.precision=fp16"), folder, ONE_THREAD, ignore)
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_what_only_a_gpu_computes_is_refused_on_the_cpu(folder, tiny_data, precision):
+    with pytest.raises(UsageError, match=f"{precision} training needs a GPU"):
+        train(tiny_data, tiny_recipe(f"training.precision={precision}"), folder, ONE_THREAD, ignore)
 
 
 def test_every_image_is_in_every_epoch_once(tiny_data, folder, monkeypatch):
