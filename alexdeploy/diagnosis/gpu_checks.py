@@ -181,7 +181,7 @@ def _onnxruntime_cuda(probe: PackageCheck | None, driver_cuda: tuple[int, int] |
     bad: Status = "problem" if has_gpu else "absent"
     if probe is None or "CUDAExecutionProvider" not in probe.facts.get("providers", ()):
         # It cannot be installed beside the CPU build: both use the folder onnxruntime.
-        hint = "pip uninstall -y onnxruntime; pip install onnxruntime-gpu" if has_gpu else None
+        hint = f"pip uninstall -y onnxruntime; {_GPU_HINT}" if has_gpu else None
         return Finding(name=name, status=bad, found=_NOT_INSTALLED, hint=hint)
     built = str(probe.facts.get("cuda") or "")
     version = f"{probe.facts['version']} for CUDA {built or 'unknown'}"

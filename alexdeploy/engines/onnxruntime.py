@@ -204,7 +204,7 @@ def check_provider(found: list[str], wanted: str) -> None:
         raise DeviceError(
             f"ONNX Runtime opened {', '.join(found) or 'nothing'} instead of {wanted}: "
             "its CUDA or cuDNN libraries do not load, or it finds no GPU",
-            hint=f"Install the CUDA and cuDNN that its version needs, or use the CPU: {_ON_CPU}",
+            hint=f"Install them: pip install 'alexdeploy[gpu]'\nOr use the CPU: {_ON_CPU}",
         )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,12 @@ def test_versions_are_read_without_an_import() -> None:
     assert package_version("no-such-package") is None
     if importlib.util.find_spec("tensorrt") is None:
         assert tensorrt_version() is None
+
+
+def test_the_extra_for_gpus_brings_the_cuda_libraries_that_onnxruntime_loads() -> None:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    (extras,) = re.findall(r'^gpu = .*"onnxruntime-gpu\[(.*?)\]>=1\.21"', project, re.MULTILINE)
+    assert set(extras.split(",")) == {"cuda", "cudnn"}
 
 
 def test_the_numbers_of_a_version_are_what_a_package_and_its_library_both_tell() -> None:
