@@ -28,7 +28,8 @@ _MAX_TEXT = 200
 class RequestRecord:
     """What is known of one request.
 
-    `status` is the HTTP status, or the name of the gRPC status code; `model` the one that was asked for.
+    `status` is the HTTP status, or the name of the gRPC status code; `model` the one that was asked for; `given_id` the
+    client's id, whatever is in it.
     """
 
     id: str
@@ -38,6 +39,7 @@ class RequestRecord:
     client: str
     status: int | str = 0
     error: str = ""
+    given_id: str = ""
     model: str = ""
     artifact: str = ""
     rows: int = 0

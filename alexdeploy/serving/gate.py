@@ -159,9 +159,12 @@ class UntilGone:
         self._task.cancel()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, asyncio.CancelledError) and self._watcher.done():
+        # A cancelled task has its frame, and that has `self`: kept here, it would be a cycle.
+        watcher = self._watcher
+        del self._watcher
+        if isinstance(error, asyncio.CancelledError) and watcher.done():
             # From Python 3.11 on a task counts the requests to cancel it.
             if hasattr(self._task, "uncancel"):
                 self._task.uncancel()
             raise _ClientGoneError from None
-        self._watcher.cancel()
+        watcher.cancel()

@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from alexdeploy.core.protobuf_wire import Message, WireError
 from alexdeploy.serving.access_log import AccessLog, RequestRecord, safe_id
-from alexdeploy.serving.bodies import BodyBudget
-from alexdeploy.serving.errors import InvalidRequestError, RequestError
+from alexdeploy.serving.bodies import BodyBudget, Held
+from alexdeploy.serving.errors import BusyError, InvalidRequestError, RequestError
+from alexdeploy.serving.grpc_calls import SERVICE, Reception, end_call, new_record, peer_of, read_message
 from alexdeploy.serving.grpc_tensors import read_request, write_response
 from alexdeploy.serving.infer import infer, model_config, model_metadata, server_metadata
 from alexdeploy.serving.metrics import Metrics
 from alexdeploy.serving.models import Repository
+from alexdeploy.serving.tensors import InferRequest
 from alexdeploy.serving.tokens import Tokens
-
-_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 _OPEN_METHODS = ("ServerLive", "ServerReady")
 """Methods that need no token: an orchestrator asks them."""
-
-_MESSAGE_OVERHEAD = 1 << 20
-"""Bytes of a message beside its images: names, shapes and parameters."""
 
 _STREAM_WINDOW = 64
 """Requests of one stream that are being answered; the next is read when the oldest of them has its answer."""
 
 _MAX_CALLS = 256
-"""Calls at a time, a stream is one; further ones get RESOURCE_EXHAUSTED. The message of each is in memory."""
+"""Calls at a time, a stream is one; further ones get RESOURCE_EXHAUSTED."""
 
 _LAST_SECONDS = 0.25
 """How long a stream is still read when the server has begun to shut down."""
@@ -64,13 +58,13 @@ class GrpcService:
         """From `stopping` on, the server is not ready, and streams end when what they have sent is answered."""
         self._repository, self._metrics, self._tokens, self._access_log = repository, metrics, tokens, access_log
         self._stopping = stopping or asyncio.Event()
-        self._budget = budget
+        self._budget, self._reception = budget, Reception(budget)
 
     def create_server(self) -> grpc.aio.Server:
-        """A server without ports. A message over the limit, also after decompression, gets RESOURCE_EXHAUSTED."""
+        """A server without ports."""
         server = grpc.aio.server(
             options=(
-                ("grpc.max_receive_message_length", self._budget.max_body_bytes + _MESSAGE_OVERHEAD),
+                *self._reception.options(),
                 ("grpc.max_send_message_length", -1),
                 # Else a second server may listen on the same port, and get some of the connections.
                 ("grpc.so_reuseport", 0),
@@ -93,29 +87,29 @@ class GrpcService:
             name: _handler(grpc.unary_unary_rpc_method_handler, name, self._unary(name, answer))
             for name, answer in answers.items()
         }
-        handlers["ModelInfer"] = _handler(grpc.unary_unary_rpc_method_handler, "ModelInfer", self._infer)
+        handlers["ModelInfer"] = _handler(grpc.stream_unary_rpc_method_handler, "ModelInfer", self._infer)
         handlers["ModelStreamInfer"] = _handler(
             grpc.stream_stream_rpc_method_handler, "ModelStreamInfer", self._stream_infer
         )
         health = {"Check": grpc.unary_unary_rpc_method_handler(self._health)}
         server.add_generic_rpc_handlers(
             (
-                grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers),
+                grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),
                 grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),
             )
         )
         return server
 
     def _unary(self, name: str, answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-        kind = _message(_SERVICE.methods_by_name[name].input_type)
+        kind = _message(SERVICE.methods_by_name[name].input_type)
 
         async def call(data: bytes, context: Any) -> Any:
-            record = _record(name, context)
+            record = new_record(name, context)
 
             async def checked() -> Any:
                 if name not in _OPEN_METHODS:
                     record.client = self._client(context, record.client)
-                request = _read(data, kind())
+                request = read_message(data, kind())
                 record.model = getattr(request, "model_name", getattr(request, "name", ""))
                 return await answer(request)
 
@@ -123,28 +117,33 @@ class GrpcService:
 
         return call
 
-    async def _infer(self, data: bytes, context: Any) -> Any:
-        record = _record("ModelInfer", context)
+    async def _infer(self, _: Any, context: Any) -> Any:
+        # To gRPC a call of several messages: what it has of one is read when there is room for it.
+        record = new_record("ModelInfer", context)
 
         async def answer() -> Any:
             record.client = self._client(context, record.client)
-            return await self._inferred(data, service_pb2.ModelInferRequest(), context, record)
+            return await self._inferred(self._reception.read(context), context, record)
 
         return await self._answered(context, record, answer())
 
-    async def _inferred(self, data: bytes, request: Any, context: Any, record: RequestRecord) -> Any:
-        """Read a ModelInferRequest into `request`, and answer it. Raises RequestError."""
+    async def _inferred(self, message: Awaitable[bytes], context: Any, record: RequestRecord) -> Any:
+        """Read a ModelInferRequest, and answer it. Raises RequestError."""
         record.is_inference = True
         with self._budget.hold() as held:
-            held.add(len(data))
-            _read(data, request)
-            record.model = request.model_name
-            record.id = safe_id(request.id) or record.id
-            max_images = self._repository.get(request.model_name, request.model_version).info.batch_size
-            asked = read_request(request, context.time_remaining(), max_images=max_images)
+            # The message is not kept: what is asked for has the images in it, and nothing else that is large.
+            asked = self._asked(await message, held, context, record)
             response = await infer(self._repository, asked, client=record.client)
         record.answered(response.model, str(response.parameters["artifact"]), asked.inputs[0].shape[0], response.times)
         return write_response(response)
+
+    def _asked(self, data: bytes, held: Held, context: Any, record: RequestRecord) -> InferRequest:
+        held.add(len(data))
+        request = read_message(data, service_pb2.ModelInferRequest())
+        record.model, record.given_id = request.model_name, request.id
+        record.id = safe_id(request.id) or record.id
+        max_images = self._repository.get(request.model_name, request.model_version).info.batch_size
+        return read_request(request, context.time_remaining(), max_images=max_images)
 
     async def _answered(self, context: Any, record: RequestRecord, answer: Awaitable[Any]) -> Any:
         """Await an answer, and record it; a RequestError and any other error end the call with their status."""
@@ -152,8 +151,8 @@ class GrpcService:
         if isinstance(found, RequestError):
             left = context.time_remaining()
             is_late = left is not None and left < _CLOCK_SECONDS
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode[found.grpc_code]
-            await context.abort(code, found.message)
+            end_call(context, "DEADLINE_EXCEEDED" if is_late else found.grpc_code, found.message)
+            return None
         return found
 
     async def _recorded(self, record: RequestRecord, answer: Awaitable[Any]) -> Any:
@@ -162,7 +161,8 @@ class GrpcService:
             found = await answer
             record.status = "OK"
         except RequestError as error:
-            found, record.status, record.error = error, error.grpc_code, error.kind
+            # Its traceback has this frame, and with it what was received: a cycle, which would stay for long.
+            found, record.status, record.error = error.with_traceback(None), error.grpc_code, error.kind
         except asyncio.CancelledError:
             # The client has cancelled the call, or its deadline has passed.
             record.status, record.error = "CANCELLED", "client_gone"
@@ -185,22 +185,28 @@ class GrpcService:
                 self._access_log.write(record)
         return found
 
-    async def _stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def _stream_infer(self, _: Any, context: Any) -> AsyncIterator[Any]:
         """Answer the requests of a stream in their order; an error is an answer too, and the stream goes on.
 
         When the server stops, a stream ends with UNAVAILABLE after its last answer.
         """
         try:
-            client = self._client(context, _peer(context))
+            client = self._client(context, peer_of(context))
+            with self._reception.stream():
+                async for answer in self._stream_answers(context, client):
+                    yield answer
         except RequestError as error:
-            await context.abort(grpc.StatusCode[error.grpc_code], error.message)
+            end_call(context, error.grpc_code, error.message)
+
+    async def _stream_answers(self, context: Any, client: str) -> AsyncIterator[Any]:
         answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue()
         has_room = asyncio.Semaphore(_STREAM_WINDOW)
 
         async def read() -> None:
             with suppress(grpc.RpcError):
-                async for data in requests:
-                    answers.put_nowait(asyncio.ensure_future(self._streamed(data, context, client)))
+                while (data := await context.read()) is not grpc.aio.EOF:
+                    answers.put_nowait(asyncio.ensure_future(self._streamed([data], context, client)))
+                    del data
                     await has_room.acquire()
             answers.put_nowait(None)
 
@@ -216,7 +222,7 @@ class GrpcService:
                 yield await answer
                 has_room.release()
             if not reader.done():
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+                raise BusyError("the server is shutting down")
         finally:
             reader.cancel()
             ender.cancel()
@@ -225,14 +231,18 @@ class GrpcService:
                 if left is not None:
                     left.cancel()
 
-    async def _streamed(self, data: bytes, context: Any, client: str) -> Any:
-        record = _record("ModelStreamInfer", context)
+    async def _streamed(self, received: list[bytes], context: Any, client: str) -> Any:
+        """The answer to the one message that was received, which is taken from its list so as not to be kept."""
+        record = new_record("ModelStreamInfer", context)
         record.client = client
-        request = service_pb2.ModelInferRequest()
-        found = await self._recorded(record, self._inferred(data, request, context, record))
+
+        async def message() -> bytes:
+            return received.pop()
+
+        found = await self._recorded(record, self._inferred(message(), context, record))
         if isinstance(found, RequestError):
             # The id says which of the requests this is the answer to.
-            empty = service_pb2.ModelInferResponse(id=request.id)
+            empty = service_pb2.ModelInferResponse(id=record.given_id)
             return service_pb2.ModelStreamInferResponse(error_message=found.message, infer_response=empty)
         return service_pb2.ModelStreamInferResponse(infer_response=found)
 
@@ -240,14 +250,14 @@ class GrpcService:
         found = (value for name, value in context.invocation_metadata() or () if name == "authorization")
         return self._tokens.client_of(next(found, None), peer)
 
-    async def _health(self, request: bytes, context: Any) -> bytes:
+    async def _health(self, request: bytes, context: Any) -> Any:
         """gRPC's own health protocol, for Kubernetes: a HealthCheckRequest, whose field 1 is a model or empty."""
         try:
             name = Message(memoryview(request)).text(1)
         except WireError:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a HealthCheckRequest")
+            return end_call(context, "INVALID_ARGUMENT", "not a HealthCheckRequest")
         if name and name not in self._repository:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+            return end_call(context, "NOT_FOUND", "unknown service")
         is_serving = self._is_ready and (not name or self._has(name))
         # Field 1 of a HealthCheckResponse: SERVING is 1, NOT_SERVING is 2.
         return b"\x08\x01" if is_serving else b"\x08\x02"
@@ -311,35 +321,10 @@ class GrpcService:
 
 def _handler(kind: Callable[..., Any], name: str, call: Callable[..., Any]) -> Any:
     # Requests are read by `_read`: after the token is checked, and with an error that is the client's.
-    output = _message(_SERVICE.methods_by_name[name].output_type)
+    output = _message(SERVICE.methods_by_name[name].output_type)
     return kind(call, request_deserializer=None, response_serializer=output.SerializeToString)
 
 
 def _message(descriptor: Any) -> Any:
     """The class of a message."""
     return getattr(service_pb2, descriptor.name)
-
-
-def _read(data: bytes, request: Any) -> Any:
-    """Read a serialized message into `request`, and return that. Raises InvalidRequestError."""
-    try:
-        request.ParseFromString(data)
-    except DecodeError:
-        raise InvalidRequestError(f"not a {request.DESCRIPTOR.name}") from None
-    return request
-
-
-def _record(method: str, context: Any) -> RequestRecord:
-    return RequestRecord(
-        id=uuid.uuid4().hex,
-        protocol="grpc",
-        method=method,
-        path=f"/{_SERVICE.full_name}/{method}",
-        client=_peer(context),
-    )
-
-
-def _peer(context: Any) -> str:
-    """The client's host, of gRPC's "ipv4:127.0.0.1:50000" or "ipv6:%5B::1%5D:50000"."""
-    kind, _, rest = unquote(context.peer()).partition(":")
-    return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else kind

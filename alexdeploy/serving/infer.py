@@ -92,14 +92,26 @@ async def classify(model: ServedModel, images: Sequence[Input], *, client: str, 
     """
     try:
         job = model.batcher.submit(images, client=client, deadline=_deadline(model, timeout_us))
-        outcomes = await _outcomes(job)
-    except QueueFullError:
-        raise BusyError("Exceeds maximum queue size") from None
-    except DeadlineError:
-        raise BusyError("Request timeout expired") from None
     except AlexDeployError as error:
-        raise log_fault(model, error) from None
-    return Answer(model=model, outcomes=outcomes, times=job.times)
+        raise _refusal(model, error) from None
+    await _done(job)
+    if job.future.cancelled():
+        raise BusyError("the model is being closed")
+    # Not result(), which raises the error here: with this frame, which has the job, it would be a cycle.
+    failure = job.future.exception()
+    if isinstance(failure, AlexDeployError):
+        raise _refusal(model, failure)
+    if failure is not None:
+        raise failure
+    return Answer(model=model, outcomes=job.future.result(), times=job.times)
+
+
+def _refusal(model: ServedModel, error: AlexDeployError) -> RequestError:
+    if isinstance(error, QueueFullError):
+        return BusyError("Exceeds maximum queue size")
+    if isinstance(error, DeadlineError):
+        return BusyError("Request timeout expired")
+    return log_fault(model, error)
 
 
 def log_fault(model: ServedModel, error: AlexDeployError) -> RequestError:
@@ -115,7 +127,7 @@ def _deadline(model: ServedModel, timeout_us: int) -> float | None:
     return time.monotonic() + min(limits) if limits else None
 
 
-async def _outcomes(job: Job) -> list[Outcome]:
+async def _done(job: Job) -> None:
     """Wait for a job. Cancelling the wait cancels the job."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
@@ -135,9 +147,6 @@ async def _outcomes(job: Job) -> list[Outcome]:
     except asyncio.CancelledError:
         job.future.cancel()
         raise
-    if job.future.cancelled():
-        raise BusyError("the model is being closed")
-    return job.future.result()
 
 
 def _images(model: ServedModel, inputs: Sequence[Tensor]) -> list[Input]:

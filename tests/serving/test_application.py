@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import gzip
 import io
 import json
@@ -24,11 +26,13 @@ from PIL import Image
 from running import SERVING, Running, running
 from tritonclient.utils import InferenceServerException
 
+from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.serving.access_log import AccessLog
 from alexdeploy.serving.app import AppOptions
+from alexdeploy.serving.errors import RequestError
 from alexdeploy.serving.models import Repository
 from alexdeploy.serving.tokens import Tokens
 
@@ -192,6 +196,28 @@ def test_a_wrong_request_is_answered_with_400_and_the_reason(
     found = client.post(infer_path(model), json=body)
     assert (found.status_code, list(found.json())) == (400, ["error"])
     assert message in found.json()["error"]
+
+
+def test_refused_requests_leave_nothing_for_the_garbage_collector(client: httpx.Client, model: ModelFolder) -> None:
+    # What an exception of theirs holds in a cycle, such as a body of 64 MiB, would stay until the next collection.
+    def left() -> list[object]:
+        kinds = (RequestError, AlexDeployError, asyncio.CancelledError)
+        return [each for each in gc.get_objects() if issubclass(type(each), kinds)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(left())
+        for body, status in (
+            (pixels(name="pictures"), 400),
+            (pixels(shape=[1], datatype="BYTES", data=["no image"]), 400),
+            (pixels() | {"parameters": {"timeout": 1}}, 503),
+            (pixels(), 200),
+        ):
+            assert client.post(infer_path(model), json=body).status_code == status
+        wait_for(lambda: len(left()) <= before)
+    finally:
+        gc.enable()
 
 
 def test_a_broken_image_names_its_number(server: Running, model: ModelFolder) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
+import itertools
 import logging
 import queue
 import threading
@@ -31,6 +33,7 @@ from alexdeploy.placement import place
 from alexdeploy.placement.options import PredictOptions
 from alexdeploy.serving.access_log import AccessLog
 from alexdeploy.serving.bodies import BodyBudget
+from alexdeploy.serving.errors import RequestError
 from alexdeploy.serving.grpc_service import GrpcService
 from alexdeploy.serving.metrics import Metrics
 from alexdeploy.serving.models import Repository, ServingOptions
@@ -380,6 +383,71 @@ def test_all_messages_together_have_a_limit_and_give_back_what_they_held(model: 
         assert "other requests fill the memory" in streamed.error_message
         stub.ModelInfer(asked, timeout=PATIENCE)
     assert budget.held_bytes == 0
+
+
+def test_refused_calls_leave_nothing_for_the_garbage_collector(stub: Any, model: ModelFolder) -> None:
+    # What an exception of theirs holds in a cycle is the message, which would stay until the next collection.
+    def left() -> list[object]:
+        return [each for each in gc.get_objects() if issubclass(type(each), (RequestError, grpc.aio.AbortError))]
+
+    gc.collect()
+    gc.disable()
+    try:
+        for request in (
+            request_of("other", IMAGES[:1], raw=True),
+            request_of(model.path.name, files=[b"no picture"], raw=True),
+        ):
+            with pytest.raises(grpc.RpcError):
+                stub.ModelInfer(request)
+            [streamed] = stub.ModelStreamInfer(iter([request]))
+            assert streamed.error_message
+        wait_for(lambda: not left())
+    finally:
+        gc.enable()
+
+
+def can_stream(stub: Any, asked: Any) -> bool:
+    try:
+        return bool(next(stub.ModelStreamInfer(iter([asked]))).infer_response.id)
+    except grpc.RpcError:
+        return False
+
+
+def test_messages_come_in_a_few_at_a_time(model: ModelFolder) -> None:
+    # gRPC holds all of a message before its size is known.
+    asked = request_of(model.path.name, IMAGES[:1], raw=True)
+    with (
+        serve(Repository([model], SERVING), budget=BodyBudget(64 << 20)) as service,
+        grpc.insecure_channel(service.address) as channel,
+        ExitStack() as stack,
+    ):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        never: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stack.callback(lambda: [never.put(None) for _ in range(33)])
+
+        def is_full() -> bool:
+            try:
+                stub.ModelInfer(asked, timeout=0.5)
+            except grpc.RpcError as error:
+                return error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            return False
+
+        # Calls that send nothing take all places but one, and then that one too.
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        slow = [call.future(iter(never.get, None)) for _ in range(15)]
+        assert stub.ModelInfer(asked, timeout=PATIENCE).id == "7"
+        slow.append(call.future(iter(never.get, None)))
+        wait_for(is_full)
+        slow.pop().cancel()
+        assert stub.ModelInfer(asked, timeout=PATIENCE).id == "7"
+        # Any stream may be in the middle of a message, so that there are as many.
+        streams = [stub.ModelStreamInfer(itertools.chain([asked], iter(never.get, None))) for _ in range(16)]
+        assert [next(stream).infer_response.id for stream in streams] == ["7"] * 16
+        with pytest.raises(grpc.RpcError, match="16 streams are open") as raised:
+            next(stub.ModelStreamInfer(iter([asked])))
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+        streams.pop().cancel()
+        wait_for(lambda: can_stream(stub, asked))
 
 
 def test_the_descriptions_are_those_of_the_model(client: triton.InferenceServerClient, model: ModelFolder) -> None:
