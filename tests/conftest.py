@@ -106,11 +106,16 @@ def no_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def signals_are_handled_as_before() -> Iterator[None]:
-    """A test that leaves a handler of its own could end the process in another test, which sends the signal."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    after = {number: signal.getsignal(number) for number in before}
-    wakeup = signal.set_wakeup_fd(-1)
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    assert (after, wakeup) == (before, -1)
+    """A handler that a test or fixture leaves could end the process in another test, which sends the signal."""
+    before = _signal_handling()
+    try:
+        assert before == (signal.default_int_handler, signal.SIG_DFL, -1)
+        yield
+        assert _signal_handling() == before
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _signal_handling() -> tuple[object, ...]:
+    return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
