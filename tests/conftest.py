@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from colour import ColourEngine
 from helpers import TINY, make_model, write_pictures
+from store_fixtures import bucket, impatient, web  # noqa: F401
 
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder

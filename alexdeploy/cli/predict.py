@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 import threading
@@ -53,7 +54,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="INPUT",
-            help="Image files, folders, .zip and .tar archives, globs, @list.txt, or - for a list on stdin.",
+            help="Image files, folders, .zip and .tar archives, globs, @list.txt, or - for a list on stdin; "
+            "also as URLs (s3, gs, az, https).",
         ),
     ],
     model: ModelOption = None,
@@ -101,7 +103,8 @@ def predict(
 
     Ends with exit code 3 if some of the rows are errors.
     """
-    from alexdeploy.images.sources import check_named, read_inputs
+    from alexdeploy.images.named import check_named
+    from alexdeploy.images.sources import read_inputs
     from alexdeploy.inference import predict_file, writers
     from alexdeploy.inference.predictor import Predictor
 
@@ -164,10 +167,15 @@ def _default_format(output: Path | None, is_special: bool) -> Format:
 
 
 def _is_single_image(inputs: list[str]) -> bool:
+    from alexdeploy.core.store_urls import is_url, local_path, path_of
     from alexdeploy.images.listing import is_image_name
 
     # @FILE is a list, even if a file named "@FILE" exists.
-    return len(inputs) == 1 and not inputs[0].startswith("@") and is_image_name(inputs[0]) and os.path.isfile(inputs[0])
+    if len(inputs) != 1 or inputs[0].startswith("@"):
+        return False
+    if is_url(inputs[0]):
+        return is_image_name(path_of(inputs[0])) and not glob.has_magic(path_of(inputs[0]))
+    return is_image_name(inputs[0]) and os.path.isfile(local_path(inputs[0]))
 
 
 def _batch_size(text: str | None, *, is_single: bool) -> int | Literal["auto"]:

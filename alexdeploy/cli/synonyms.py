@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence, Set
 
 from alexdeploy.core.errors import UsageError
+from alexdeploy.core.store_urls import is_url, printable_url
 
 COMMANDS = {
     "version": "--version",
@@ -57,7 +57,12 @@ OPTIONS = {
 }
 """Option of another program or command -> options here; the first one that the command has is suggested."""
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+_URL_COMMANDS = frozenset(("predict", "calibrate", "verify"))
+"""Commands whose arguments may be URLs."""
+
+_URL_OPTIONS = frozenset(("--calibrate", "--images"))
+_PATH_OPTIONS = frozenset(("--model", "--output", "-o"))
 
 
 def refuse_command(words: Sequence[str], known: Set[str]) -> None:
@@ -68,14 +73,23 @@ def refuse_command(words: Sequence[str], known: Set[str]) -> None:
 
 
 def refuse_urls(words: Sequence[str]) -> None:
-    """Raise UsageError for a URL: files are read from local disks only."""
+    """Raise UsageError for a URL where only local files are read."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    before = ""
     for word in words:
-        text = word.partition("=")[2] if word.startswith("--") and "=" in word else word
-        if _URL.match(text) and not os.path.exists(text):
-            raise UsageError(
-                f"{text} is a URL; alexdeploy reads files alone, and nothing from the network",
-                hint=f"Download it first: curl -LO {shlex.quote(text)}",
-            )
+        option, given = before if before.startswith("-") else "", word
+        if word.startswith("--") and "=" in word:
+            option, _, given = word.partition("=")
+        before = word
+        if not is_url(given.removeprefix("@")) or os.path.exists(given):
+            continue
+        # The word after a flag is an argument, as far as can be told without the command.
+        if option in _URL_OPTIONS or (option not in _PATH_OPTIONS and command in _URL_COMMANDS):
+            continue
+        shown = printable_url(given)
+        raise UsageError(
+            f"{shown} is a URL; a local file is expected here", hint=f"Download it first: curl -LO {shlex.quote(shown)}"
+        )
 
 
 def foreign_option(words: Sequence[str], known: Set[str]) -> str | None:

@@ -50,6 +50,14 @@ class UnsuitableFileError(OSError):
         return str(self.strerror)
 
 
+class TooLargeError(UnsuitableFileError):
+    """The file has more bytes than the limit: `num_bytes`, None if that is not known."""
+
+    def __init__(self, num_bytes: int | None, max_bytes: int) -> None:
+        found = "" if num_bytes is None else f"has {num_bytes:,} bytes; the limit is {max_bytes:,}"
+        super().__init__(errno.EFBIG, found or f"has more than {max_bytes:,} bytes")
+
+
 def check_exists(path: str | os.PathLike[str], *, hint: str | None = None) -> None:
     """Raise UsageError for a path that does not exist. A broken link exists."""
     try:

@@ -40,9 +40,9 @@ from alexdeploy.evaluation.agreement import (
 from alexdeploy.evaluation.layers import are_comparable, graph_layers, graph_tensors, reference_layers
 from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.images.decode import decode
+from alexdeploy.images.named import is_list
 from alexdeploy.images.pick import Picked, pick_sources, refuse_absent
 from alexdeploy.images.preprocess import network_input
-from alexdeploy.images.sources import is_list
 from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions, PredictOptions
 from alexdeploy.placement.place import check_devices, devices_for, place
 

@@ -11,6 +11,8 @@ from io import BufferedReader
 from typing import Any, NamedTuple, cast
 
 from alexdeploy.core.reading import open_regular
+from alexdeploy.core.store_file import StoreFile
+from alexdeploy.core.store_urls import is_url, path_of
 from alexdeploy.images.listing import MAX_FILE_BYTES, Skipped, is_hidden, is_image_name, raw_problem
 
 ZIP_SUFFIXES = (".zip",)
@@ -27,6 +29,7 @@ _TAR_HEADER_TYPES = (
 )
 _TAR_MODES = ((b"\x1f\x8b", "r:gz"), (b"BZh", "r:bz2"), (b"\xfd7zXZ\x00", "r:xz"))
 _LONGEST_MAGIC = 6
+_BUFFER_BYTES = 1 << 16
 # zipfile can limit the decompressed size of these two; with the others, a few bytes may fill the memory.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _TRUNCATED = "the archive is truncated or damaged here"
@@ -46,14 +49,15 @@ def is_archive_name(path: str) -> bool:
 
 
 def iter_members(path: str, skipped: Skipped | None = None) -> Generator[Member, None, None]:
-    """Yield the image members of the archive at `path`, a regular file, reading each on demand.
+    """Yield the image members of the archive at `path`, a regular file or an object's URL, reading each on demand.
 
     `skipped` counts the other files.
 
     Links, encrypted members and members above MAX_FILE_BYTES have a problem instead of bytes. If the archive is
     damaged, the last member yielded has the problem and no name.
     """
-    read = _zip_members if path.lower().endswith(ZIP_SUFFIXES) else _tar_members
+    name = path_of(path) if is_url(path) else path
+    read = _zip_members if name.lower().endswith(ZIP_SUFFIXES) else _tar_members
     members = read(path, Skipped() if skipped is None else skipped)
     found = False
     with closing(members):
@@ -66,17 +70,22 @@ def iter_members(path: str, skipped: Skipped | None = None) -> Generator[Member,
 
 def _zip_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
     # zipfile raises BadZipFile, ValueError, OSError, NotImplementedError, UnicodeDecodeError and more.
-    try:
-        archive = zipfile.ZipFile(path)
-    except Exception as exc:
-        yield Member(None, None, f"not a readable zip archive, or truncated: {_reason(exc)}")
-        return
-    with archive:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(_open_stored(path)) if is_url(path) else path
+            archive = stack.enter_context(zipfile.ZipFile(file))
+        except Exception as exc:
+            yield Member(None, None, f"not a readable zip archive, or truncated: {_reason(exc)}")
+            return
         for info in archive.infolist():
             # Some Windows programs write backslashes; zipfile replaces them only on Windows.
             name = info.filename.replace("\\", "/")
             if not name.endswith("/") and _is_wanted(name, skipped):
                 yield _read_zip_member(archive, info, name)
+
+
+def _open_stored(url: str) -> BufferedReader:
+    return BufferedReader(StoreFile(url), _BUFFER_BYTES)
 
 
 def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Member:
@@ -107,7 +116,7 @@ def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str)
 def _tar_members(path: str, skipped: Skipped) -> Generator[Member, None, None]:
     with ExitStack() as stack:
         try:
-            archive = _open_tar(stack.enter_context(open_regular(path)))
+            archive = _open_tar(stack.enter_context(_open_stored(path) if is_url(path) else open_regular(path)))
             stack.enter_context(archive)
         except Exception as exc:
             yield Member(None, None, f"not a readable tar archive, or truncated: {_reason(exc)}")
@@ -192,4 +201,5 @@ def _too_large(num_bytes: int) -> str:
 
 
 def _reason(exc: Exception) -> str:
-    return str(exc) or type(exc).__name__
+    # Errors of a store have no text but this.
+    return (isinstance(exc, OSError) and exc.strerror) or str(exc) or type(exc).__name__

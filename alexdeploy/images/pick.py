@@ -15,8 +15,9 @@ import numpy as np
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.listing import is_image_name
+from alexdeploy.images.named import check_named
 from alexdeploy.images.shapes import CLASSES, render_image
-from alexdeploy.images.sources import Source, check_named, iter_sources, printable_path
+from alexdeploy.images.sources import Source, iter_sources, printable_path
 
 MOST_SOURCES = 100_000
 """Most images considered of one input; in a larger folder, the first ones."""

@@ -1,11 +1,10 @@
-"""The user's inputs as a stream of images: files, folders, globs, lists, archives, packed sets.
+"""The user's inputs as a stream of images: files, folders, globs, lists, archives, packed sets, URLs of stores.
 
 No input is dropped: one that cannot be read becomes a source that raises the error when it is read.
 """
 
 from __future__ import annotations
 
-import codecs
 import errno
 import glob
 import os
@@ -14,19 +13,19 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError, UsageError
-from alexdeploy.core.reading import UnsuitableFileError, check_regular, open_regular, read_regular
+from alexdeploy.core.reading import UnsuitableFileError, check_regular, read_regular
+from alexdeploy.core.store_urls import folder_of, is_url, join_url, local_path, printable_url
 from alexdeploy.images.archives import is_archive_name, iter_members
 from alexdeploy.images.globbing import expand
 from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, Skipped, describe, raw_problem, walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
+from alexdeploy.images.stored import find_stored, read_url
 from alexdeploy.images.text_lists import split_names
 
-_STANDARD_INPUT = "-"
-_LIST_SUFFIXES = (".txt", ".lst", ".list")
+STANDARD_INPUT = "-"
 _NO_NAME = "is the root folder or a folder above the list; give such a folder on the command line, not in a list"
 
 
@@ -44,10 +43,10 @@ class PackedImage(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One input image, and the origin of its bytes: a path, memory, a packed set, or none.
+    """One input image, and the origin of its bytes: a path or URL, memory, a packed set, or none.
 
     `name` is recognizable for the user ("photos.zip!cats/1.jpg" for a member of an archive) and can always be
-    encoded as UTF-8; it may contain newlines, as file names may.
+    encoded as UTF-8; it may contain newlines, as file names may. It has no credentials, which a URL in `path` may have.
     """
 
     name: str
@@ -57,6 +56,15 @@ class Source:
     was_listed: bool = False
     """The file was found in a folder or by a glob: if it is missing, it was removed since."""
     packed: PackedImage | None = None
+    num_bytes: int | None = None
+    """The size of an object that was listed in a store."""
+    fetched: Callable[[], bytes] | None = field(default=None, compare=False)
+    """Takes the bytes that were read ahead, once."""
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is an object of a store, to be read by its URL."""
+        return self.path is not None and self.problem is None and is_url(self.path)
 
     def read(self, resize: str | None = None) -> bytes:
         """The bytes of the file, never empty. Raises ImageError with the reason if it cannot be read.
@@ -67,7 +75,10 @@ class Source:
             raise ImageError(self.problem)
         if self.packed is not None:
             return self.packed.read(resize)
-        data = read_file(self.path, self.was_listed) if self.path is not None else self.data
+        if self.fetched is not None:
+            data: bytes | None = self.fetched()
+        else:
+            data = self.data if self.path is None else read_file(self.path, self.was_listed, self.num_bytes)
         if not data:
             raise ImageError("the file is empty")
         return data
@@ -91,8 +102,11 @@ class Inputs:
     def count(self, is_wanted: Callable[[], bool] = lambda: True) -> int | None:
         """The number of sources; None if there are archives, which would have to be read to count their images.
 
-        Takes as long as listing the folders, and returns None as soon as `is_wanted` is false.
+        Takes as long as listing the folders, and returns None as soon as `is_wanted` is false. None also for URLs:
+        stores charge for listing.
         """
+        if any(is_url(text.removeprefix("@")) for text in self.texts):
+            return None
         number = 0
         with closing(_iter_sources(self.texts, self.standard_input, Skipped())) as found:
             for source in found:
@@ -110,57 +124,7 @@ def read_inputs(inputs: Iterable[str | os.PathLike[str]]) -> Inputs:
         shown = given or (os.fspath(inputs) if isinstance(inputs, os.PathLike) else inputs)
         raise UsageError(f"inputs is {shown!r}; expected a list of paths")
     texts = tuple(os.fspath(each) for each in given)
-    return Inputs(texts=texts, standard_input=sys.stdin.buffer.read() if _STANDARD_INPUT in texts else b"")
-
-
-def is_list(text: str) -> bool:
-    """Whether an input is a list of images: @FILE, or standard input."""
-    return text == _STANDARD_INPUT or text.startswith("@")
-
-
-def check_named(inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise UsageError for inputs that do not exist, patterns that match nothing, and a list of images without its @.
-
-    For checking the user's inputs before any work. The entries of a list are not checked: each gets a row, with its
-    error.
-    """
-    named = [os.fspath(given) for given in inputs]
-    missing = [text for text in named if not _is_there(text)]
-    if missing:
-        shown = ", ".join(map(printable_path, missing[:5])) + (f" and {len(missing) - 5:,} more" * (len(missing) > 5))
-        verb = "does" if len(missing) == 1 else "do"
-        raise UsageError(f"{shown} {verb} not exist", hint="Correct the path, or remove it.")
-    for text in named:
-        if _is_bare_list(text):
-            raise UsageError(
-                f"{printable_path(text)} is a text file, not an image",
-                hint=f"If it lists images: @{printable_path(text)}",
-            )
-
-
-def _is_bare_list(text: str) -> bool:
-    """Whether it is a text file by its name and also by its content, unlike an image with such a name."""
-    if not text.lower().endswith(_LIST_SUFFIXES) or not _is_kind(text, stat.S_IFREG):
-        return False
-    try:
-        with open_regular(Path(text)) as file:
-            beginning = file.read(512)
-        # The last character may be incomplete.
-        codecs.getincrementaldecoder("utf-8")().decode(beginning)
-    except (OSError, UnicodeDecodeError):
-        return False
-    return bool(beginning) and b"\0" not in beginning
-
-
-def _is_there(text: str) -> bool:
-    path = text.removeprefix("@")
-    try:
-        if text == "-" or os.path.lexists(path):
-            return True
-        return path == text and glob.has_magic(text) and any(True for _ in expand(text))
-    # A NUL, which no path can contain; its row has the error.
-    except ValueError:
-        return True
+    return Inputs(texts=texts, standard_input=sys.stdin.buffer.read() if STANDARD_INPUT in texts else b"")
 
 
 def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
@@ -169,7 +133,8 @@ def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
     An input is a file; a folder (walked recursively, image suffixes only, names sorted by bytes); a .zip or .tar
     archive, plain or compressed; a packed set (training, then validation images); `@list.txt`, with one path per line,
     or separated by NULs, relative to the list; `-`, such a list on standard input, relative to the working folder; or a
-    glob pattern. Write ./@name for a file beginning with @. Archives and lists inside folders are not opened.
+    glob pattern; or a URL of an image, an archive, a prefix or a pattern in a store (see docs/stores.md). Write ./@name
+    for a file beginning with @. Archives and lists inside folders are not opened.
     Members of archives are yielded with their bytes in memory. No other input is read, except standard input: it is
     read immediately, in the caller's thread, where Ctrl-C can interrupt the wait.
     """
@@ -178,23 +143,39 @@ def iter_sources(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Source]:
 
 def _iter_sources(inputs: Iterable[str], standard_input: bytes, skipped: Skipped) -> Generator[Source, None, None]:
     for text in inputs:
-        if text == _STANDARD_INPUT:
+        if text == STANDARD_INPUT:
             yield from _from_list(standard_input, "standard input", "", skipped)
         elif text.startswith("@"):
-            yield from _from_list_file(text[1:], skipped)
+            yield from _from_list_file(local_path(text[1:]), skipped)
+        elif is_url(text):
+            yield from _from_url(text, skipped)
         elif glob.has_magic(text) and not os.path.lexists(text):
             yield from _from_glob(text, skipped)
         else:
-            yield from _from_path(text, skipped)
+            yield from _from_path(local_path(text), skipped)
 
 
 def _from_path(path: str, skipped: Skipped, *, was_listed: bool = False) -> Iterator[Source]:
-    if not _is_kind(path, stat.S_IFDIR) and is_archive_name(path) and _is_kind(path, stat.S_IFREG):
+    if not is_kind(path, stat.S_IFDIR) and is_archive_name(path) and is_kind(path, stat.S_IFREG):
         yield from _from_archive(path, skipped)
-    elif _is_kind(path, stat.S_IFDIR):
+    elif is_kind(path, stat.S_IFDIR):
         yield from _from_folder(path, skipped)
     else:
         yield Source(name=printable_path(path), path=path, was_listed=was_listed)
+
+
+def _from_url(url: str, skipped: Skipped) -> Iterator[Source]:
+    for found in find_stored(url, skipped):
+        if found.is_archive:
+            yield from _from_archive(found.url, skipped)
+            continue
+        yield Source(
+            name=printable_path(found.url),
+            path=found.url,
+            problem=found.problem,
+            was_listed=found.was_listed,
+            num_bytes=found.num_bytes,
+        )
 
 
 def _from_folder(folder: str, skipped: Skipped) -> Iterator[Source]:
@@ -264,7 +245,8 @@ def _from_list_file(path: str, skipped: Skipped) -> Iterator[Source]:
     except ImageError as exc:
         yield Source(name=printable_path(f"@{path}"), problem=f"the list cannot be read: {exc.message}")
         return
-    yield from _from_list(data, f"@{path}", os.path.dirname(path), skipped)
+    folder = folder_of(path) if is_url(path) else os.path.dirname(path)
+    yield from _from_list(data, f"@{printable_url(path)}", folder, skipped)
 
 
 def _from_list(data: bytes, name: str, base: str, skipped: Skipped) -> Iterator[Source]:
@@ -276,10 +258,24 @@ def _from_list(data: bytes, name: str, base: str, skipped: Skipped) -> Iterator[
     if not entries:
         yield Source(name=printable_path(name), problem="the list names no images")
     for entry in entries:
-        if _has_no_name(entry):
+        if is_url(entry):
+            yield from _from_url(entry, skipped)
+        elif _has_no_name(entry):
             yield Source(name=printable_path(entry), problem=_NO_NAME)
+        elif is_url(base):
+            yield from _from_relative(base, entry, skipped)
         else:
-            yield from _from_path(os.path.join(base, entry), skipped)
+            yield from _from_path(os.path.join(base, local_path(entry)), skipped)
+
+
+def _from_relative(base: str, entry: str, skipped: Skipped) -> Iterator[Source]:
+    """An entry of a list in a store, which names no files of this machine."""
+    try:
+        url = join_url(base, entry)
+    except ValueError:
+        yield Source(name=printable_path(entry), problem="is not below the folder of the list, which is in a store")
+        return
+    yield from _from_url(url, skipped)
 
 
 def _has_no_name(entry: str) -> bool:
@@ -288,13 +284,15 @@ def _has_no_name(entry: str) -> bool:
     return set(tail.replace(os.sep, "/").split("/")) <= {"", os.curdir, os.pardir}
 
 
-def read_file(path: str, was_listed: bool = False) -> bytes:
-    """Read at most MAX_FILE_BYTES from a regular file, never blocking on a FIFO or a device.
+def read_file(path: str, was_listed: bool = False, num_bytes: int | None = None) -> bytes:
+    """Read at most MAX_FILE_BYTES from a regular file, never blocking on a FIFO or a device; or from a store.
 
-    `was_listed`: the file was found in a folder, so if it is missing, it was removed since. Raises ImageError with the
-    reason, without the path.
+    `was_listed`: the file was found in a folder, so if it is missing, it was removed since; of an object in a store
+    `num_bytes` is the listed size. Raises ImageError with the reason, without the path.
     """
     try:
+        if is_url(path):
+            return read_url(path, was_listed, num_bytes, MAX_FILE_BYTES)
         if (problem := raw_problem(path)) is not None:
             check_regular(path)
             raise ImageError(problem)
@@ -317,7 +315,8 @@ def _explain(exc: OSError, path: str, was_listed: bool) -> str:
     return f"cannot be read: {describe(exc)}"
 
 
-def _is_kind(path: str, kind: int) -> bool:
+def is_kind(path: str, kind: int) -> bool:
+    """Whether there is a file of this kind, stat.S_IFREG for example."""
     try:
         return stat.S_IFMT(os.stat(path).st_mode) == kind
     except (OSError, ValueError):
@@ -325,7 +324,11 @@ def _is_kind(path: str, kind: int) -> bool:
 
 
 def printable_path(path: str) -> str:
-    r"""Escape bytes of a path that are not UTF-8 as \xff, so that the name can be encoded for printing."""
+    r"""Escape bytes of a path that are not UTF-8 as \xff, so that the name can be encoded for printing.
+
+    A URL is shown without credentials.
+    """
+    path = printable_url(path)
     try:
         return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     # A surrogate that does not represent a byte: Windows names can contain these.

@@ -20,6 +20,7 @@ from alexdeploy.core.errors import ImageError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import Engine, Predictions, copied
 from alexdeploy.images.decode import ResizePolicy, decode
+from alexdeploy.images.read_ahead import ReadAhead
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.window import check_memory, window_size
 
@@ -125,7 +126,7 @@ class Pipeline:
     def __init__(self, engine: Engine, sources: Iterator[Source], options: PipelineOptions) -> None:
         info = engine.info
         self._engine = engine
-        self._sources = sources
+        self._sources = ReadAhead(sources, options.num_decoders)
         self._resize = options.resize
         self._num_decoders = options.num_decoders
         self._cancel = options.cancel
@@ -209,12 +210,8 @@ class Pipeline:
         for thread in self._decoders:
             thread.join(max(deadline - time.monotonic(), 0.0))
         if self._source_lock.acquire(blocking=False):
-            self._close_sources()
-            self._source_lock.release()
-
-    def _close_sources(self) -> None:
-        if isinstance(self._sources, Generator):
             self._sources.close()
+            self._source_lock.release()
 
     def _stop(self) -> None:
         self._stopped = True
@@ -267,7 +264,7 @@ class Pipeline:
                 source = next(self._sources)
                 if self._stopped:
                     # Listing took so long that _stop_all() no longer waited to close the sources.
-                    self._close_sources()
+                    self._sources.close()
                     return None
                 index = self._num_taken
                 self._num_taken += 1

@@ -219,13 +219,10 @@ def test_closing_leaves_a_batch_that_ends_to_itself(colour_engine, make_sources,
 
 
 def test_a_source_that_cannot_be_read_is_an_outcome_with_its_error(classify) -> None:
-    class Vanishing:
-        name = "gone.jpg"
+    def vanish() -> bytes:
+        raise ImageError("went away")
 
-        def read(self, resize: str | None = None) -> bytes:
-            raise ImageError("went away")
-
-    (outcome,) = classify(iter([Vanishing()]))
+    (outcome,) = classify(iter([Source(name="gone.jpg", fetched=vanish)]))
     assert (outcome.source, outcome.error) == ("gone.jpg", "went away")
 
 

@@ -38,8 +38,9 @@ from alexdeploy.graphs.ranges import (
 )
 from alexdeploy.graphs.runner import GraphRunner
 from alexdeploy.images.decode import decode
+from alexdeploy.images.named import check_named
 from alexdeploy.images.preprocess import network_input
-from alexdeploy.images.sources import check_named, iter_sources, printable_path
+from alexdeploy.images.sources import iter_sources, printable_path
 
 FEWEST_IMAGES = 32
 _SMALLEST_SPREAD = 0.02

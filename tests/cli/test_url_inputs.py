@@ -1,0 +1,136 @@
+"""URLs on the command line: rows from a web server and from moto's S3, and messages without credentials."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from program import Run
+from web_server import WebServer, status
+
+from alexdeploy.core.model_folder import ModelFolder
+
+
+@pytest.fixture
+def pictures(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: models/tiny, and d/ with photographs and broken files."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "d"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        blocks = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        blocks.resize((320, 240), Image.Resampling.NEAREST).save(folder / f"{number:02}.jpg")
+    (folder / "05.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def _rows(text: str, prefix: str) -> list[dict[str, object]]:
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [{**row, "source": row["source"].removeprefix(prefix)} for row in rows]
+
+
+@pytest.fixture
+def predict(program: Run, pictures: Path) -> Callable[..., object]:
+    return lambda *words: program("predict", "--backend", "onnxruntime", "--format", "jsonl", *words)
+
+
+def test_a_list_of_urls_gives_the_rows_of_the_files(predict, pictures: Path, web: WebServer) -> None:
+    names = sorted(path.name for path in pictures.iterdir())
+    web.files.update({name: (pictures / name).read_bytes() for name in names})
+    web.steps["03.jpg"] = [status(503)]
+    Path("list.txt").write_text("".join(f"{web.url}/{name}\n" for name in names))
+    local, remote = predict("d"), predict("@list.txt")
+    assert (remote.exit_code, local.exit_code) == (3, 3)
+    assert _rows(remote.stdout, f"{web.url}/") == _rows(local.stdout, "d/")
+
+
+def test_one_url_is_one_image(predict, pictures: Path, web: WebServer) -> None:
+    web.files["x.jpg"] = (pictures / "01.jpg").read_bytes()
+    result = predict(f"{web.url.replace('://', '://me:secret@')}/x.jpg?sig=secret")
+    assert result.exit_code == 0
+    (row,) = result.rows
+    assert row["source"] == f"{web.url}/x.jpg?..."
+    assert "secret" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://me:secret@host/x.jpg", "s3://me:secret@bucket/x.jpg", "zip://x.jpg::s3://bucket/a.zip"]
+)
+def test_other_urls_are_usage_errors_without_credentials(predict, url: str) -> None:
+    result = predict(url)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "secret" not in result.stderr
+
+
+def test_a_missing_package_is_a_usage_error(predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gcsfs" else found(name))
+    result = predict("gs://bucket/photographs/")
+    assert result.exit_code == 2
+    assert "pip install 'alexdeploy[gcs]'" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def _moto() -> Iterator[str]:
+    pytest.importorskip("s3fs", reason="s3:// needs s3fs")
+    server = pytest.importorskip("moto.server", reason="needs moto's server: pip install 'moto[server]'")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def s3(_moto: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    """boto3's client of an S3 on loopback with an empty bucket named photographs."""
+    import boto3
+
+    from alexdeploy.core import store_library
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": _moto,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(store_library, "_opened", {})
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="photographs")
+    yield client
+    for found in client.list_objects_v2(Bucket="photographs").get("Contents", ()):
+        client.delete_object(Bucket="photographs", Key=found["Key"])
+    client.delete_bucket(Bucket="photographs")
+
+
+@pytest.mark.parametrize("given", ["s3://photographs/d", "s3://photographs/d/", "s3://photographs/*/*.jpg"])
+def test_rows_of_a_bucket_are_those_of_the_folder(predict, pictures: Path, s3, monkeypatch, given: str) -> None:
+    from alexdeploy.core import store_library
+
+    monkeypatch.setattr(store_library, "_PAGE_SIZE", 5)
+    for path in pictures.iterdir():
+        s3.put_object(Bucket="photographs", Key=f"d/{path.name}", Body=path.read_bytes())
+    s3.put_object(Bucket="photographs", Key="d/", Body=b"")
+    local, remote = predict("d"), predict(given)
+    assert (remote.exit_code, local.exit_code) == (3, 3)
+    assert _rows(remote.stdout, "s3://photographs/d/") == _rows(local.stdout, "d/")
+
+
+def test_wrong_credentials_are_rows_without_them(predict, s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    result = predict("s3://photographs/d/x.jpg")
+    assert result.exit_code == 3
+    assert "no valid credentials" in result.rows[0]["error"]

@@ -1,0 +1,146 @@
+"""A web server on loopback that serves bytes from memory, with faults: each file's answers are a list of steps."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+Answer = Callable[["Handler", bytes], None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers GET with the next of the file's steps, then with its bytes."""
+
+    protocol_version = "HTTP/1.1"
+    server: WebServer
+
+    def do_GET(self) -> None:
+        name = unquote(urlsplit(self.path).path).lstrip("/")
+        with self.server.lock:
+            self.server.requests.append((self.path, dict(self.headers)))
+            steps = self.server.steps.get(name)
+            step = steps.pop(0) if steps else None
+        time.sleep(self.server.latency_seconds)
+        data = self.server.files.get(name)
+        if step is not None:
+            step(self, data or b"")
+        elif data is None:
+            self.reply(404, b"no such file")
+        else:
+            self.serve(data)
+
+    def serve(self, data: bytes) -> None:
+        asked = self.headers.get("Range")
+        if asked is None or not self.server.gives_parts:
+            self.reply(200, data)
+            return
+        start, end = (int(each) for each in asked.removeprefix("bytes=").split("-"))
+        part = data[start : end + 1]
+        self.reply(206, part, {"Content-Range": f"bytes {start}-{start + len(part) - 1}/{len(data)}"})
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: standard error is the test's."""
+
+
+class WebServer(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock = threading.Lock()
+        self.files: dict[str, bytes] = {}
+        self.steps: dict[str, list[Answer]] = {}
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.latency_seconds = 0.0
+        self.gives_parts = True
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing: clients that go away are part of the tests."""
+
+
+@contextmanager
+def web_server() -> Iterator[WebServer]:
+    server = WebServer()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def status(code: int, headers: dict[str, str] | None = None) -> Answer:
+    """An answer with this status."""
+    return lambda handler, data: handler.reply(code, b"an error", headers)
+
+
+def redirect(location: str) -> Answer:
+    return lambda handler, data: handler.reply(302, b"elsewhere", {"Location": location})
+
+
+def reset(handler: Handler, data: bytes) -> None:
+    """Half of the body, then a connection that is reset."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data[: len(data) // 2])
+    handler.wfile.flush()
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+
+
+def truncated(handler: Handler, data: bytes) -> None:
+    """Half of the body that was announced, then the end of the connection."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data[: len(data) // 2])
+    handler.close_connection = True
+
+
+def endless(handler: Handler, data: bytes) -> None:
+    """A body without a length that does not end until the client goes away."""
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    handler.close_connection = True
+    try:
+        while True:
+            handler.wfile.write(bytes(1 << 16))
+    except OSError:
+        pass
+
+
+def drip(handler: Handler, data: bytes) -> None:
+    """One byte at a time, until the client goes away."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.close_connection = True
+    try:
+        for each in data:
+            handler.wfile.write(bytes([each]))
+            handler.wfile.flush()
+            time.sleep(0.01)
+    except OSError:
+        pass
