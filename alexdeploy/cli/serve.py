@@ -104,6 +104,18 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="Tokens that requests may have, one a line. Default: none is needed."),
     ] = None,
+    allowed_hosts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Names for this server in the header Host, besides localhost and IP addresses; *: any. "
+            "Default: any, without tokens on a loopback address none.",
+        ),
+    ] = None,
+    model_control_mode: Annotated[
+        Literal["none", "explicit"],
+        typer.Option(metavar="none|explicit", help="explicit: requests may load and unload models."),
+    ] = "none",
     tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate for TLS, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the certificate, PEM.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Switch to new exports of the models as they appear.")] = False,
@@ -170,6 +182,8 @@ def serve(
         out.warn(f"everybody who reaches {host} may use this server, as there is no --token-file")
     app = AppOptions(
         max_body_bytes=max_body_mib << 20,
+        model_control=model_control_mode,
+        allowed_hosts=_hosts(allowed_hosts, host, has_tokens=len(tokens) > 0),
         tokens=tokens,
         access_log=AccessLog(log_format or ("text" if sys.stdout.isatty() else "json"), sys.stdout),
     )
@@ -181,6 +195,14 @@ def serve(
             repository, app, server, lambda addresses: _greet(addresses, repository, has_tokens=len(tokens) > 0)
         )
     raise typer.Exit(code)
+
+
+def _hosts(allowed: str | None, host: str, *, has_tokens: bool) -> tuple[str, ...] | None:
+    """The names that a request may have for the server beside localhost and IP addresses; None: any."""
+    if allowed is not None:
+        return (*(name.strip() for name in allowed.split(",")), host)
+    # Else a page of any site could ask this server, by a name of that site that leads to 127.0.0.1.
+    return None if has_tokens or not _is_loopback(host) else ()
 
 
 def _is_loopback(host: str) -> bool:

@@ -20,11 +20,12 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.inference.writers import short_artifact
 from alexdeploy.serving.access_log import AccessLog, RequestRecord
 from alexdeploy.serving.bodies import BodyBudget, read_body
-from alexdeploy.serving.errors import BusyError, ForbiddenError, InvalidRequestError
+from alexdeploy.serving.errors import BusyError, InvalidRequestError
 from alexdeploy.serving.gate import RECORD, Gate, Lifespan, UntilGone, http_error, json_response
+from alexdeploy.serving.hosts import Hosts, check_site
 from alexdeploy.serving.infer import infer, model_config, model_metadata, server_metadata
 from alexdeploy.serving.metrics import CONTENT_TYPE, Metrics
-from alexdeploy.serving.models import Repository, ServedModel, ServingOptions
+from alexdeploy.serving.models import ModelControl, Repository, ServedModel, ServingOptions, check_control
 from alexdeploy.serving.page import page
 from alexdeploy.serving.predict import files_of, predict
 from alexdeploy.serving.rest import HEADER_LENGTH, read_infer, read_object, write_infer
@@ -39,10 +40,14 @@ _Handler = Callable[[Request], Awaitable[Response]]
 class AppOptions:
     """Limits and access. `max_body_bytes` is of one body, also after it is decompressed.
 
-    All bodies that are held at a time have at most four times that, and no less than 256 MiB.
+    All bodies that are held at a time have at most four times that, and no less than 256 MiB. `model_control`
+    "explicit": clients may load and unload models. `allowed_hosts` are names that the header `Host` of a request may
+    have, besides localhost and IP addresses; None: any.
     """
 
     max_body_bytes: Count = 64 << 20
+    model_control: ModelControl = "none"
+    allowed_hosts: tuple[str, ...] | None = None
     tokens: Tokens = field(default_factory=Tokens)
     access_log: AccessLog | None = None
 
@@ -82,7 +87,15 @@ def make_app(
     routes = _Routes(repository, metrics, options, budget or BodyBudget(options.max_body_bytes))
     app = Starlette(
         routes=routes.table(),
-        middleware=[Middleware(Gate, metrics=metrics, access_log=options.access_log, lifespan=lifespan)],
+        middleware=[
+            Middleware(
+                Gate,
+                metrics=metrics,
+                access_log=options.access_log,
+                hosts=Hosts(options.allowed_hosts),
+                lifespan=lifespan,
+            )
+        ],
         exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
     )
@@ -99,6 +112,7 @@ class _Routes:
 
     def __init__(self, repository: Repository, metrics: Metrics, options: AppOptions, budget: BodyBudget) -> None:
         self._repository, self._metrics, self._tokens = repository, metrics, options.tokens
+        self._model_control: ModelControl = options.model_control
         self._budget = budget
 
     def table(self) -> list[Route]:
@@ -141,7 +155,7 @@ class _Routes:
                 record.client = self._tokens.client_of(request.headers.get("authorization"), record.client)
             # A browser sends a token along only where the server allows it, and this one does not.
             if method == "POST" and not len(self._tokens):
-                _check_site(request)
+                check_site(request)
             return await handler(request)
 
         return Route(path, checked, methods=[method])
@@ -189,6 +203,7 @@ class _Routes:
         return json_response(self._repository.index(ready=asked.ready))
 
     async def _load(self, request: Request) -> Response:
+        check_control(self._model_control)
         with self._budget.hold() as held:
             asked = read_object(await read_body(request, held), _RepositoryRequest)
         if asked.parameters:
@@ -197,6 +212,7 @@ class _Routes:
         return Response()
 
     async def _unload(self, request: Request) -> Response:
+        check_control(self._model_control)
         with self._budget.hold() as held:
             read_object(await read_body(request, held), _RepositoryRequest)
         await self._repository.unload(request.path_params["name"])
@@ -248,22 +264,6 @@ class _IndexRequest(msgspec.Struct):
 
 class _RepositoryRequest(msgspec.Struct):
     parameters: dict[str, Any] = {}
-
-
-def _check_site(request: Request) -> None:
-    """Raise ForbiddenError for what a page of another site has a browser send.
-
-    A server that only this machine reaches is reached by all pages that are open in a browser on it. They cannot read
-    the answers, but could unload models. Browsers name the relation in Sec-Fetch-Site where the server is on loopback
-    or speaks TLS, and otherwise the page's Origin; other clients send neither.
-    """
-    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    if site is None and origin is not None:
-        # A proxy that changes Host passes on what it was.
-        own = {request.headers.get("host"), request.headers.get("x-forwarded-host")}
-        site = "same-origin" if origin.partition("://")[2] in own else "cross-site"
-    if site not in (None, "none", "same-origin"):
-        raise ForbiddenError("requests from pages of other sites need a server with tokens")
 
 
 def _count(text: str) -> int:

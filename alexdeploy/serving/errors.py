@@ -38,7 +38,7 @@ class UnauthorizedError(RequestError):
 
 
 class ForbiddenError(RequestError):
-    """A request that a page of another site has a browser send."""
+    """What a page of another site has a browser send, a host that is not allowed, or loading where that is not."""
 
     status = 403
     grpc_code = "PERMISSION_DENIED"

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alexdeploy.serving.access_log import AccessLog, RequestRecord, safe_id
 from alexdeploy.serving.errors import BusyError, RequestError
+from alexdeploy.serving.hosts import Hosts
 from alexdeploy.serving.metrics import Metrics
 from alexdeploy.serving.models import Repository
 
@@ -74,8 +76,11 @@ class Lifespan:
 class Gate:
     """The outermost middleware: gives each request an id, a record for the log and metrics, and always an answer."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: AccessLog | None, lifespan: Lifespan | None) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, access_log: AccessLog | None, hosts: Hosts, lifespan: Lifespan | None
+    ) -> None:
         self._app, self._metrics, self._access_log, self._lifespan = app, metrics, access_log, lifespan
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -119,6 +124,7 @@ class Gate:
         try:
             if self._lifespan is not None:
                 self._lifespan.check()
+            self._hosts.check(Headers(scope=scope).get("host", ""))
             await self._app(scope, receive, send)
         except RequestError as error:
             record.error = error.kind

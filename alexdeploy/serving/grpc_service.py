@@ -20,7 +20,7 @@ from alexdeploy.serving.grpc_calls import SERVICE, Reception, end_call, new_reco
 from alexdeploy.serving.grpc_tensors import read_request, write_response
 from alexdeploy.serving.infer import infer, model_config, model_metadata, server_metadata
 from alexdeploy.serving.metrics import Metrics
-from alexdeploy.serving.models import Repository
+from alexdeploy.serving.models import ModelControl, Repository, check_control
 from alexdeploy.serving.tensors import InferRequest
 from alexdeploy.serving.tokens import Tokens
 
@@ -53,11 +53,13 @@ class GrpcService:
         budget: BodyBudget,
         tokens: Tokens,
         access_log: AccessLog | None = None,
+        model_control: ModelControl = "none",
         stopping: asyncio.Event | None = None,
     ) -> None:
         """From `stopping` on, the server is not ready, and streams end when what they have sent is answered."""
         self._repository, self._metrics, self._tokens, self._access_log = repository, metrics, tokens, access_log
         self._stopping = stopping or asyncio.Event()
+        self._model_control: ModelControl = model_control
         self._budget, self._reception = budget, Reception(budget)
 
     def create_server(self) -> grpc.aio.Server:
@@ -308,6 +310,7 @@ class GrpcService:
         )
 
     async def _load(self, request: Any) -> Any:
+        check_control(self._model_control)
         if request.parameters:
             names = ", ".join(sorted(request.parameters))
             raise InvalidRequestError(f"load has no parameters here, got {names}")
@@ -315,6 +318,7 @@ class GrpcService:
         return service_pb2.RepositoryModelLoadResponse()
 
     async def _unload(self, request: Any) -> Any:
+        check_control(self._model_control)
         await self._repository.unload(request.model_name)
         return service_pb2.RepositoryModelUnloadResponse()
 

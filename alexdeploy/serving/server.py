@@ -120,6 +120,7 @@ class _Server:
             budget=self._budget,
             tokens=limits.tokens,
             access_log=limits.access_log,
+            model_control=limits.model_control,
             stopping=self._stop.first,
         )
         server = service.create_server()

@@ -56,6 +56,13 @@ def test_only_this_machine_reaches_a_loopback_address() -> None:
     assert not any(map(serve._is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "")))
 
 
+def test_only_a_loopback_address_without_tokens_has_names_of_its_own() -> None:
+    assert serve._hosts(None, "127.0.0.1", has_tokens=False) == ()
+    assert serve._hosts(None, "127.0.0.1", has_tokens=True) is None
+    assert serve._hosts(None, "0.0.0.0", has_tokens=False) is None
+    assert serve._hosts("photos.example, *", "10.0.0.1", has_tokens=True) == ("photos.example", "*", "10.0.0.1")
+
+
 @pytest.mark.parametrize("module", serve._PACKAGES)
 def test_without_the_extra_the_hint_installs_it(program: Run, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == module else find_spec(name))

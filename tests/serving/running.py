@@ -65,13 +65,14 @@ def receive_all(connection: socket.socket) -> bytes:
 def running(
     repository: Repository, options: AppOptions | None = None, limits: ConnectionLimits | None = None
 ) -> Iterator[Running]:
-    """Serve REST until the block ends; all models are ready."""
+    """Serve REST until the block ends; all models are ready, and without `options` clients may load and unload them."""
+    options = options or AppOptions(model_control="explicit")
     started: Future[Running] = Future()
 
     async def serve() -> None:
         listener = bind("127.0.0.1", 0, "--port")
         port = listener.getsockname()[1]
-        rest = RestServer(make_app(repository, Metrics(repository), options or AppOptions()), listener, limits=limits)
+        rest = RestServer(make_app(repository, Metrics(repository), options), listener, limits=limits)
         over = asyncio.Event()
         try:
             await repository.start()

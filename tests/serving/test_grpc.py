@@ -36,7 +36,7 @@ from alexdeploy.serving.bodies import BodyBudget
 from alexdeploy.serving.errors import RequestError
 from alexdeploy.serving.grpc_service import GrpcService
 from alexdeploy.serving.metrics import Metrics
-from alexdeploy.serving.models import Repository, ServingOptions
+from alexdeploy.serving.models import ModelControl, Repository, ServingOptions
 from alexdeploy.serving.tensors import bytes_array
 from alexdeploy.serving.tokens import Tokens
 
@@ -77,6 +77,7 @@ def serve(
     tokens: Tokens | None = None,
     access_log: AccessLog | None = None,
     budget: BodyBudget | None = None,
+    model_control: ModelControl = "explicit",
 ) -> Iterator[Service]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="grpc-server")
@@ -93,6 +94,7 @@ def serve(
             budget=budget or BodyBudget(MAX_BODY_BYTES),
             tokens=tokens or Tokens(),
             access_log=access_log,
+            model_control=model_control,
             stopping=stopping,
         )
         server = service.create_server()
@@ -638,6 +640,19 @@ def test_models_are_loaded_and_unloaded(model: ModelFolder) -> None:
         with pytest.raises(InferenceServerException, match="no parameters here, got config"):
             client.load_model(name, config="{}")
         client.load_model(name)
+        assert client.is_model_ready(name)
+        assert [each.state for each in client.get_model_repository_index().models] == ["READY"]
+
+
+def test_models_stay_as_they_are_unless_the_mode_is_explicit(model: ModelFolder) -> None:
+    name = model.path.name
+    with (
+        serve(Repository([model], SERVING), model_control="none") as service,
+        triton.InferenceServerClient(service.address) as client,
+    ):
+        for call in (client.unload_model, client.load_model):
+            with pytest.raises(InferenceServerException, match=r"PERMISSION_DENIED.*the model control mode is none"):
+                call(name)
         assert client.is_model_ready(name)
         assert [each.state for each in client.get_model_repository_index().models] == ["READY"]
 

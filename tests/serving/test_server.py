@@ -47,7 +47,7 @@ def request(model: ModelFolder, body: bytes = PIXELS, *, sent: int | None = None
     ).encode()
     lines = (
         f"POST /v2/models/{model.path.name}/infer HTTP/1.1",
-        "Host: x",
+        "Host: localhost",
         f"Content-Length: {len(head) + len(body)}",
         f"Inference-Header-Content-Length: {len(head)}",
         "",
@@ -62,7 +62,7 @@ def test_sigterm_ends_it_when_all_that_was_accepted_is_answered(model: ModelFold
             stack.enter_context(socket.create_connection(("127.0.0.1", program.port), PATIENCE)) for _ in range(50)
         ]
         idle, slow, *flying = connections
-        idle.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        idle.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.recv(65536).startswith(b"HTTP/1.1 200")
         slow.sendall(request(model, sent=1000))
         with ThreadPoolExecutor(48) as threads:
