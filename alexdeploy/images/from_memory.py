@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import io
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -34,11 +35,15 @@ _SQUARE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 def list_inputs(images: Input | Iterable[Input]) -> list[Input]:
     """One image or several as a list; an array uint8 [N, 256, 256, 3] is N images, also inside of a list.
 
-    Raises UsageError as `check_input`; it names the argument "images".
+    A one-dimensional array of objects or strings, such as a column of a data frame, is a list. Raises UsageError as
+    `check_input`; it names the argument "images".
     """
+    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OU":
+        images = images.tolist()
     if _is_one(images):
         return _unpacked(images, "images")
-    if not isinstance(images, Iterable):
+    # Those of which the iterator gives names.
+    if not isinstance(images, Iterable) or isinstance(images, Mapping) or hasattr(images, "columns"):
         raise _refused(images, "images")
     return [one for number, given in enumerate(images) for one in _unpacked(given, f"images[{number}]")]
 
@@ -119,39 +124,65 @@ def _check_array(image: NDArray[Any], name: str) -> None:
     raise UsageError(
         f"{name} is an array {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] in RGB"
         + (f", or [N, {IMAGE_SIZE}, {IMAGE_SIZE}, 3]" if image.ndim == 4 else ""),
-        hint=_cure(image.dtype, image.shape),
+        hint=_cure(image.dtype.name, image.shape),
     )
 
 
-def _cure(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str | None:
-    """How to convert an array of the wrong kind."""
-    if 0 in shape:
+def _cure(dtype: str, shape: tuple[int, ...]) -> str | None:
+    """How to convert an array of the wrong kind; `dtype` is a NumPy name."""
+    is_plane = len(shape) == 3 and shape[0] == 1 and shape[2] != 3
+    is_grey = len(shape) == 2 or is_plane or (len(shape) == 3 and shape[2] in (1, 2, 4))
+    if 0 in shape or len(shape) not in (2, 3, 4) or not re.match("u?int|float|bfloat|bool", dtype):
         return None
-    if dtype.kind == "f":
-        return "Convert pixels from 0 to 1 so: (array * 255).round().astype(numpy.uint8)"
-    if dtype.kind in "iub" and dtype != np.uint8:
-        return "Convert pixels from 0 to 255 so: array.astype(numpy.uint8)"
-    if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 2, 4)):
-        return "Pass PIL.Image.fromarray(array), which may be grey or have transparency."
-    if len(shape) == 3 and shape[0] == 3:
-        return "Put the channels last: array.transpose(1, 2, 0)"
-    if len(shape) == 4:
-        return "Pass images of other sizes as a list: list(array)"
-    return None
+    found = "array[0]" if is_plane else "array"
+    if dtype == "uint8" and is_grey:
+        return f"Pass PIL.Image.fromarray({found}), which may be grey or have transparency."
+    if not is_grey and shape[-1] != 3 and shape[-3] == 3:
+        found += ".transpose(1, 2, 0)" if len(shape) == 3 else ".transpose(0, 2, 3, 1)"
+    pixels, otherwise = "", ""
+    if dtype == "bool":
+        found += ".astype(numpy.uint8) * 255"
+    elif dtype == "uint16":
+        found, pixels = f"({found} // 257).astype(numpy.uint8)", "pixels from 0 to 65535"
+    elif "float" in dtype:
+        found, pixels = f"({found} * 255).round().astype(numpy.uint8)", "pixels from 0 to 1"
+        otherwise = ", without * 255 if they are from 0 to 255"
+    elif dtype != "uint8":
+        found, pixels = f"{found}.astype(numpy.uint8)", "pixels from 0 to 255"
+    if is_grey:
+        found = f"PIL.Image.fromarray({found})"
+    elif len(shape) == 4 and sorted(shape[1:]) != sorted(_SQUARE):
+        # Only images of one size are a batch.
+        found = f"list({found})"
+    elif found == "array":
+        return None
+    return f"Convert {pixels} so: {found}{otherwise}" if pixels else f"Pass {found}"
 
 
 def _refused(image: Any, name: str) -> UsageError:
-    if hasattr(image, "__dlpack__"):
-        shape, dtype = tuple(getattr(image, "shape", ())), getattr(image, "dtype", "")
+    kind = type(image)
+    if hasattr(image, "__dlpack__") and not isinstance(image, Mapping):
+        shape, dtype = tuple(getattr(image, "shape", ())), str(getattr(image, "dtype", ""))
+        module = kind.__module__.partition(".")[0]
+        to_array = "tensor.detach().cpu().numpy()" if module == "torch" else "numpy.asarray(tensor)"
+        plain = re.search(r"bool|(u?int|b?float)\d+", dtype)
+        cure = _cure(plain[0], shape) if plain else None
         return UsageError(
-            f"{name} is a {type(image).__module__.partition('.')[0]} {type(image).__name__} {dtype} {list(shape)}; "
-            f"expected {_EXPECTED}",
-            hint="Convert it: numpy.asarray(tensor), channels last, uint8 from 0 to 255",
+            f"{name} is a {module} {kind.__name__} {dtype} {list(shape)}; expected {_EXPECTED}",
+            hint=f"Make it an array first: array = {to_array}" + (f"\n{cure}" if cure else ""),
         )
-    return UsageError(f"{name} is of type {type(image).__name__}; expected {_EXPECTED}")
+    hint = None
+    if isinstance(image, Mapping):
+        hint = "Pass its values: list(images.values())"
+    elif hasattr(image, "columns"):
+        hint = 'Pass the column with paths or bytes: images["path"]'
+    return UsageError(f"{name} is of type {kind.__name__}; expected {_EXPECTED}", hint=hint)
 
 
 def _read_path(path: str) -> bytes:
+    if (match := re.match(r"(data:|[a-z][a-z0-9+.-]+://)", path, re.IGNORECASE)) and not os.path.exists(path):
+        what = "base64.b64decode(text)" if match[1].lower() == "data:" else "urllib.request.urlopen(url).read()"
+        raise ImageError(f"is a URL, which is not fetched; pass its bytes: {what}")
     if os.path.isdir(path):
         raise ImageError("is a folder; predict() takes folders, classify() takes images")
     if is_archive_name(path) and os.path.isfile(path):

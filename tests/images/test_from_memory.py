@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import PIL.Image
 import pytest
 import torch
 from PIL import Image
@@ -180,6 +183,8 @@ def test_too_many_pixels_are_an_error_of_the_image(monkeypatch: pytest.MonkeyPat
         (io.BytesIO(b""), "has no more bytes"),
         ("/no/such/file.jpg", "not found"),
         (".", r"is a folder; predict\(\) takes folders"),
+        ("https://photos.example/a.jpg", r"is a URL, which is not fetched; pass its bytes: urllib\.request"),
+        ("data:image/png;base64,iVBO", r"is a URL, which is not fetched; pass its bytes: base64\.b64decode"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_of_the_image(image: Any, problem: str) -> None:
@@ -241,6 +246,12 @@ FLOATS = "expected uint8 [H, W, 3] in RGB"
 REFUSED: tuple[tuple[Any, str, str | None], ...] = (
     (pixels(9, 9, 3).astype(np.float32), f"is an array float32 [9, 9, 3]; {FLOATS}", "(array * 255).round()"),
     (pixels(9, 9, 3).astype(np.int64), f"is an array int64 [9, 9, 3]; {FLOATS}", "array.astype(numpy.uint8)"),
+    (pixels(9, 9, 3).astype(np.uint16) * 257, "is an array uint16 [9, 9, 3]", "(array // 257).astype(numpy.uint8)"),
+    (pixels(9, 9, 3) > 127, "is an array bool [9, 9, 3]", "Pass array.astype(numpy.uint8) * 255"),
+    (pixels(2, 3, 9, 9), "is an array uint8 [2, 3, 9, 9]", "Pass list(array.transpose(0, 2, 3, 1))"),
+    (pixels(2, 3, 256, 256), "is an array uint8 [2, 3, 256, 256]", "Pass array.transpose(0, 2, 3, 1)"),
+    (pixels(3, 9, 9) / 255, "is an array float64 [3, 9, 9]", "(array.transpose(1, 2, 0) * 255).round()"),
+    (pixels(1, 9, 9), "is an array uint8 [1, 9, 9]", "PIL.Image.fromarray(array[0])"),
     (pixels(9, 9), "is an array uint8 [9, 9]", "PIL.Image.fromarray(array)"),
     (pixels(9, 9, 1), "is an array uint8 [9, 9, 1]", "PIL.Image.fromarray(array)"),
     (pixels(9, 9, 4), "is an array uint8 [9, 9, 4]", "PIL.Image.fromarray(array)"),
@@ -248,16 +259,25 @@ REFUSED: tuple[tuple[Any, str, str | None], ...] = (
     (pixels(2, 9, 9, 3), "is an array uint8 [2, 9, 9, 3]; expected uint8 [H, W, 3] in RGB, or [N, 256", "list(array)"),
     (pixels(0, 9, 3), "is an array uint8 [0, 9, 3]", None),
     (np.array("a"), "is an array <U1 []", None),
-    (torch.zeros(3, 9, 9), "is a torch Tensor torch.float32 [3, 9, 9]; expected a path", "numpy.asarray(tensor)"),
+    (
+        torch.zeros(3, 9, 9),
+        "is a torch Tensor torch.float32 [3, 9, 9]; expected a path",
+        "tensor.detach().cpu().numpy()",
+    ),
+    (torch.zeros(3, 9, 9), "is a torch Tensor torch.float32", "(array.transpose(1, 2, 0) * 255).round()"),
+    (pd.DataFrame({"path": ["a.jpg"]}), "is of type DataFrame", 'images["path"]'),
     (io.StringIO("text"), "is a file in text mode", 'open(path, "rb")'),
     (AsyncFile(), "is of type AsyncFile, which is read with await", "await file.read()"),
     (None, "is of type NoneType; expected a path, the bytes of an image file", None),
     (7, "is of type int; expected a path", None),
-    ({"image": 1}, "is of type dict; expected a path", None),
+    ({"image": 1}, "is of type dict; expected a path", "list(images.values())"),
+    (np.array([["a.jpg", None]], np.object_), "is an array object [1, 2]", None),
 )
 
 
-@pytest.mark.parametrize(("image", "message", "cure"), REFUSED, ids=[message[:28] for _, message, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("image", "message", "cure"), REFUSED, ids=[f"{message[:28]}: {cure}" for _, message, cure in REFUSED]
+)
 def test_what_is_no_image_is_refused_with_its_place_and_a_cure(image: Any, message: str, cure: str | None) -> None:
     for place, call in (
         ("images", lambda: check_input(image, "images")),
@@ -269,7 +289,34 @@ def test_what_is_no_image_is_refused_with_its_place_and_a_cure(image: Any, messa
         assert (caught.value.hint is None) if cure is None else (cure in (caught.value.hint or ""))
 
 
-@pytest.mark.parametrize("image", [None, 7, torch.zeros(2, 3), pixels(9, 9)], ids=["None", "int", "tensor", "array"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda a: a.astype(np.uint16) * 257,
+        lambda a: a.astype(np.int32),
+        lambda a: a.astype(np.float32) / 255,
+        lambda a: (a / 255).transpose(0, 3, 1, 2),
+        lambda a: a.transpose(0, 3, 1, 2),
+        lambda a: a.transpose(0, 3, 1, 2)[0],
+        lambda a: a[0] / 255,
+    ],
+    ids=["uint16", "int32", "float32", "float64 NCHW", "NCHW", "CHW", "float64 HWC"],
+)
+def test_the_cure_of_an_array_gives_its_image(wrong: Callable[[np.ndarray], np.ndarray]) -> None:
+    images = pixels(2, 20, 30, 3)
+    array = wrong(images)
+    with pytest.raises(UsageError) as caught:
+        list_inputs(array)
+    (cure,) = re.findall(r"(?:so: |Pass )(.*?)(?:, without.*)?$", caught.value.hint or "")
+    found = list_inputs(eval(cure, {"array": array, "numpy": np, "PIL": PIL}))
+    np.testing.assert_array_equal(found, images[: len(found)])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [None, 7, torch.zeros(2, 3), pixels(9, 9), {"a.jpg": 1}, pd.DataFrame({"path": ["a.jpg"]})],
+    ids=["None", "int", "tensor", "array", "dict", "DataFrame"],
+)
 def test_one_of_the_wrong_kind_is_not_taken_for_a_list(image: Any) -> None:
     with pytest.raises(UsageError, match=r"^images is (a|an|of type) "):
         list_inputs(image)
@@ -282,6 +329,10 @@ def test_one_or_several_or_an_array_of_many_are_lists() -> None:
     assert list_inputs(b"data") == [b"data"]
     assert list_inputs(file) == [file]
     assert list_inputs(path for path in ("a", "b")) == ["a", "b"]
+    # Of data frames: a column, and its values.
+    for column in (pd.Series(["a", b"data"]), np.array(["a", b"data"], np.object_)):
+        assert list_inputs(column) == ["a", b"data"]
+    assert list_inputs(np.array(["a", "b"])) == ["a", "b"]
     assert list_inputs([]) == list_inputs(many[:0]) == []
     assert [each is square for each in list_inputs(square)] == [True]
     found = list_inputs([square, many, RGB])
