@@ -7,9 +7,10 @@ Parts: peers (throughput against PyTorch, ONNX Runtime, a DataLoader and benchma
 (1 to 64 images), sizes (thumbnails, photographs, the same enlarged to 24 megapixels), decisions (do those get the class
 that decoding in full gives), startup (one photograph from a cold process, against a bare OpenVINO script), loader
 (training's pixels from --train-images and from packed sets of them; left out without that), training (a step against a
-plain loop), serving (a server's costs beside decoding and the engine, its throughput, its latencies). What needs a
-package that is not installed is left out. All that is compared runs in turns, in processes of
-its own; peers has all of them open at once and takes 13 GB of memory.
+plain loop), serving (a server's costs beside decoding and the engine, its throughput, its latencies), endurance (a
+server with twice the requests it can answer, 100,000 of them, a replica killed, the server killed). What needs a
+package that is not installed is left out. All that is compared runs in turns, in processes of its own; peers has all of
+them open at once and takes 13 GB of memory.
 
 Figures go to benchmarks/results/<machine>.json, where those of parts that were not asked for stay, each with its date,
 its commit, the versions and the load that it was measured with; the tables are printed, and put into the page --docs.
@@ -42,6 +43,7 @@ from alexdeploy.benchmark.plan import load_average
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.engines.base import is_installed
 from alexdeploy.evaluation.html_page import check_page_path
+from benchmarks.endurance import EnduranceOptions, measure_endurance
 from benchmarks.growth import (
     BATCH_SIZES,
     GrowthOptions,
@@ -77,7 +79,7 @@ from benchmarks.training import TrainingOptions, measure_loader, measure_trainin
 
 Say = Callable[[str], None]
 
-_OF_FOLDER = ("peers", "inputs", "batches", "sizes", "decisions", "startup", "serving")
+_OF_FOLDER = ("peers", "inputs", "batches", "sizes", "decisions", "startup", "serving", "endurance")
 """The parts that need a model folder and photographs."""
 
 _OF_ENGINES = ("peers", "inputs", "batches", "sizes")
@@ -209,7 +211,7 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
         folder = make_model(workspace / "models" / "alexnet", files)
     else:
         folder = copy_model(given.model, workspace / "models" / "alexnet")
-    if set(given.parts) != {"serving"}:
+    if set(given.parts) - {"serving", "endurance"}:
         check_model(folder)
     peers = PeerOptions(
         files=tuple(files),
@@ -266,8 +268,16 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
             seed=given.seed,
         )
         work["serving"] = lambda: measure_serving(judge, workspace, serving, say)
-    elif "serving" in given.parts:
-        say("serving is left out: uvicorn is not installed")
+        endurance = EnduranceOptions(
+            files=serving.files,
+            num_requests=100 if given.quick else 100_000,
+            num_restarts=serving.num_rounds,
+            seconds=serving.seconds,
+            seed=given.seed,
+        )
+        work["endurance"] = lambda: measure_endurance(judge, workspace, endurance, say)
+    elif set(given.parts) & {"serving", "endurance"}:
+        say("serving and endurance are left out: uvicorn is not installed")
     return work
 
 

@@ -23,6 +23,10 @@ from benchmarks.process import ROOT
 _LATE_SECONDS = 60.0
 """What the answers to the last requests may take."""
 
+_MAX_CONNECTIONS = 500
+"""Further requests wait for a connection, and their latency counts. A server closes idle connections where it has too
+many, and what is sent over one at that moment gets no answer."""
+
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Send the HTTP requests in `files`, in turn, to a port of this machine, for `seconds`.
@@ -74,6 +78,7 @@ class _Clients:
     def __init__(self, load: Load) -> None:
         self._load = load
         self._requests = itertools.cycle([Path(path).read_bytes() for path in load.files])
+        self._connections = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._statuses: Counter[int] = Counter()
         self._latencies_ms: list[float] = []
@@ -101,6 +106,10 @@ class _Clients:
         await asyncio.gather(*requests)
 
     async def _request(self, due: float) -> None:
+        async with self._connections:
+            await self._exchange(due)
+
+    async def _exchange(self, due: float) -> None:
         try:
             reader, writer = self._idle.pop() if self._idle else await self._connect()
             writer.write(next(self._requests))

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.results import outdated
 from benchmarks.tables import (
     batch_table,
+    endurance_table,
     input_table,
     loader_table,
     peer_tables,
@@ -36,6 +37,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         *loader_table(results.get("loader")),
         *step_table(results.get("training")),
         *serving_tables(results.get("serving")),
+        *endurance_table(results.get("endurance")),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

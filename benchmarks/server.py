@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import socket
 import struct
@@ -27,6 +26,7 @@ from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import EngineOptions, NumViews, choose_backend, open_engine
 from alexdeploy.images.decode import decode
 from benchmarks.process import ROOT
+from benchmarks.process_tree import cpu_seconds
 
 _Item = TypeVar("_Item")
 
@@ -34,13 +34,18 @@ _READY_SECONDS = 120.0
 
 
 class Server:
-    """`alexdeploy serve` with one model on the CPU; a context manager, ready for requests when it is made."""
+    """`alexdeploy serve` with one model on the CPU; a context manager, ready for requests when it is made.
 
-    def __init__(self, folder: ModelFolder, num_views: NumViews) -> None:
-        self.port = _free_port()
+    `opened_seconds` is what that took, from the start of the process.
+    """
+
+    def __init__(self, folder: ModelFolder, num_views: NumViews, *options: str, devices: str = "cpu") -> None:
+        """`options` are further ones of the command."""
+        self.port = free_port()
         self._name = folder.path.name
-        options = ["--port", str(self.port), "--no-grpc", "--views", str(num_views), "--devices", "cpu"]
+        options = ("--port", str(self.port), "--no-grpc", "--views", str(num_views), "--devices", devices, *options)
         command = ["-m", "alexdeploy", "serve", str(folder.path), *options]
+        began = time.monotonic()
         # The access log is written, as it is in use, and not read.
         self._process = subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -50,6 +55,7 @@ class Server:
         except BaseException:
             self._process.kill()
             raise
+        self.opened_seconds = time.monotonic() - began
 
     def __enter__(self) -> Server:
         return self
@@ -60,16 +66,26 @@ class Server:
         self._process.terminate()
         self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
-        """What all threads of the process have used since its start."""
-        # utime and stime are fields 14 and 15; the second, in parentheses, may contain spaces (man proc_pid_stat).
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """What all its threads, and the processes that it has started, have used since their start."""
+        return cpu_seconds(self.pid)
 
     def batch_sizes(self) -> Counter[int]:
         """How many batches of each size have run since its start."""
         (stats,) = json.loads(self._get(f"/v2/models/{self._name}/stats"))["model_stats"]
         return Counter({each["batch_size"]: each["compute_infer"]["count"] for each in stats["batch_stats"]})
+
+    def most_held(self) -> int:
+        """How many images it has accepted at most: those that wait, and those in the engine."""
+        config = json.loads(self._get(f"/v2/models/{self._name}/config"))
+        num_streams: int = sum(group["count"] for group in config["instance_group"])
+        waiting: int = config["dynamic_batching"]["default_queue_policy"]["max_queue_size"]
+        batch_size: int = config["max_batch_size"]
+        return waiting + num_streams * batch_size
 
     def _get(self, path: str) -> bytes:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
@@ -88,7 +104,7 @@ class Server:
         raise SystemExit(f"the server does not get ready: python {' '.join(command)}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +18,7 @@ import msgspec
 from alexdeploy import ModelFolder, Predictor
 from alexdeploy.benchmark.statistics import percentile
 from alexdeploy.engines.base import NumViews
+from alexdeploy.inference.row import Row
 from benchmarks.growth import listed
 from benchmarks.load import Load, send
 from benchmarks.process import take_turns
@@ -48,7 +51,8 @@ def measure_serving(folder: ModelFolder, workspace: Path, options: ServingOption
     """What `alexdeploy serve` does on a CPU, for each number of views.
 
     `server_ms`: its CPU milliseconds an image; `alone_ms`: those of the engine, and for files of the decoder, without a
-    server, on batches of the same sizes. `rates`: images/s of the server, and of `predict` on the same files.
+    server, on batches of the same sizes. `rates`: images/s of the server, and on the same files of `predict`, and of
+    `classify` in FEW threads and tasks.
     `latencies`: of requests with a file that come at random times.
     """
     requests = write_requests(folder, options.files, workspace / "requests")
@@ -67,9 +71,12 @@ def measure_serving(folder: ModelFolder, workspace: Path, options: ServingOption
                 turns[f"{kind} {num_views}"] = partial(_cost_ms, server, load, alone, kind, found)
             load = Load(port=server.port, files=requests["JPEG"], seconds=options.seconds, num_clients=MANY)
             turns[f"serve {num_views}"] = partial(_served_per_second, load)
+            _check_rows(predictor, options.files)
             count = round(options.seconds * _predicted_per_second(predictor, options.files))
             files = listed(options.files, max(count, len(options.files)))
             turns[f"predict {num_views}"] = partial(_predicted_per_second, predictor, files)
+            for name, classify in (("threads", in_threads), ("tasks", in_tasks)):
+                turns[f"{name} {num_views}"] = partial(_classified_per_second, classify, predictor, files)
         say("serving: warming up")
         for turn in turns.values():
             turn()
@@ -117,6 +124,43 @@ def _served_per_second(load: Load) -> float:
 def _predicted_per_second(predictor: Predictor, files: Sequence[str]) -> float:
     began = time.perf_counter()
     num_images = len(list(predictor.predict(files)))
+    return num_images / (time.perf_counter() - began)
+
+
+def _check_rows(predictor: Predictor, files: Sequence[str]) -> None:
+    """Raise SystemExit if threads or tasks get other rows than `predict`."""
+    expected = [(row.source, row.top, row.views_agreeing) for row in predictor.predict(files)]
+    for classify in (in_threads, in_tasks):
+        if [(row.source, row.top, row.views_agreeing) for row in classify(predictor, files)] != expected:
+            raise SystemExit(f"{classify.__name__}: other rows than those of predict")
+
+
+def in_threads(predictor: Predictor, files: Sequence[str]) -> list[Row]:
+    """Each of FEW threads classifies one file at a time: the rows, in the order of the files."""
+    with ThreadPoolExecutor(FEW) as threads:
+        return [row for [row] in threads.map(predictor.classify, files)]
+
+
+def in_tasks(predictor: Predictor, files: Sequence[str]) -> list[Row]:
+    """The same in tasks of asyncio."""
+    todo, rows = iter(enumerate(files)), {}
+
+    async def classify() -> None:
+        for number, file in todo:
+            [rows[number]] = await predictor.aclassify(file)
+
+    async def classify_all() -> None:
+        await asyncio.gather(*(classify() for _ in range(FEW)))
+
+    asyncio.run(classify_all())
+    return [rows[number] for number in range(len(files))]
+
+
+def _classified_per_second(
+    classify: Callable[[Predictor, Sequence[str]], list[Row]], predictor: Predictor, files: Sequence[str]
+) -> float:
+    began = time.perf_counter()
+    num_images = len(classify(predictor, files))
     return num_images / (time.perf_counter() - began)
 
 

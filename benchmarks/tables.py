@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.latency_plot import NAME as LATENCY_PLOT
 from benchmarks.process import median_ratio
 from benchmarks.startup import LEAN_SCRIPT, SCRIPT
-from benchmarks.targets import PEER_NAMES, PRECISION_NAMES, round_bounds, serving_name, views_name
+from benchmarks.targets import PEER_NAMES, PRECISION_NAMES, RATE_NAMES, round_bounds, serving_name, views_name
 
 _DRIFT = 0.15
 """A peer that is this much faster or slower in the rounds than it was as it was tuned is named."""
@@ -205,13 +205,17 @@ def serving_tables(serving: Mapping[str, Any] | None) -> Iterator[str]:
         cells = f"{statistics.median(server):.2f} | {min(server):.2f} to {max(server):.2f}"
         yield f"| {serving_name(name)} | {cells} | {statistics.median(alone):.2f} | {median_ratio(server, alone):.3f} |"
     yield ""
-    yield f"Images/s of {serving['num_clients'][1]} clients with files, and of `predict` on the same files:"
-    yield from ("", "| | server | predict | ratio |", "|---|---|---|---|")
-    rates = serving["rates"]
-    for views in serving["latencies"]:
-        ours, theirs = rates[f"serve {views}"], rates[f"predict {views}"]
-        cells = f"{_rate(ours)} | {_rate(theirs)} | {median_ratio(ours, theirs):.2f}"
-        yield f"| {views_name(views)} | {cells} |"
+    few, many = serving["num_clients"]
+    yield (
+        f"Images/s of {many} clients with files, of `predict` on the same files, and of one Predictor whose `classify` "
+        f"{few} threads call, and whose `aclassify` {few} tasks, a file at a time:"
+    )
+    yield from ("", "| | images/s | least to most | share of predict |", "|---|---|---|---|")
+    for name, rates in serving["rates"].items():
+        kind, _, views = name.partition(" ")
+        share = median_ratio(rates, serving["rates"][f"predict {views}"])
+        spread = f"{_number(min(rates))} to {_number(max(rates))}"
+        yield f"| {RATE_NAMES[kind]}, {views_name(views)} | {_rate(rates)} | {spread} | {share:.2f} |"
     yield ""
     yield (
         "Latency of requests with a file that come at random times, counted from the time at which they were due, at "
@@ -224,6 +228,42 @@ def serving_tables(serving: Mapping[str, Any] | None) -> Iterator[str]:
             cells = f"{_number(found['requests_per_second'])} | {found['p50_ms']:.1f} | {found['p99_ms']:.1f}"
             yield f"| {views_name(views)} | {float(share):.0%} | {cells} | {refused:.1%} |"
     yield from ("", f"![Latency against the requests that come]({LATENCY_PLOT})", "")
+
+
+def endurance_table(endurance: Mapping[str, Any] | None) -> Iterator[str]:
+    if endurance is None:
+        return
+    overload, long, killed = endurance["overload"], endurance["long"], endurance["killed"]
+    restarts = endurance["restart_seconds"]
+    yield f"`alexdeploy serve {endurance['model']}` with one view, requests with a file each{_loads(endurance)}:"
+    yield from ("", "| | answers | latency | MB |", "|---|---|---|---|")
+    asked = (
+        f"{_number(overload['requests_per_second'])} requests/s for {overload['seconds']:.0f} s, twice the throughput"
+    )
+    latency = (
+        f"p50 {overload['p50_ms']:.0f} ms, p99 {overload['p99_ms']:.0f}; the queue's bound {overload['bound_ms']:.0f}"
+    )
+    yield f"| {asked} | {_answers(overload)} | {latency} | {_change(overload)} |"
+    yield f"| many requests | {_answers(long)} | | {_change(long)} |"
+    before, after = killed["num_replicas"]
+    name = f"one of {before} replicas killed; {after} at the end"
+    yield f"| {name} | {_answers(killed)} | longest {killed['longest_ms']:.0f} ms | |"
+    yield ""
+    yield (
+        f"Ready {statistics.median(restarts):.2f} s after the start, {min(restarts):.2f} to {max(restarts):.2f}, where "
+        f"the server before was killed (SIGKILL); the median of {len(restarts)}."
+    )
+    yield ""
+
+
+def _answers(part: Mapping[str, Any]) -> str:
+    return ", ".join(f"{count:,} times {status}" for status, count in part["statuses"].items())
+
+
+def _change(part: Mapping[str, Any]) -> str:
+    """The memory when a tenth was done, and at the end."""
+    first, last = part["resident_bytes"]
+    return f"{first / 1e6:,.0f} to {last / 1e6:,.0f}"
 
 
 def _compared(part: Mapping[str, Any], name: str, rates: list[float], base: str) -> str:

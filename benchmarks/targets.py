@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ PEER_NAMES = {
     "pytorch bf16": "PyTorch eager, bfloat16, stacked crops",
     "dataloader": "PyTorch with a DataLoader, as timm",
 }
+RATE_NAMES = {"serve": "serve", "predict": "predict", "threads": "classify, threads", "tasks": "aclassify, tasks"}
 _SPREAD = 0.10
 """Flat is what differs by no more than this."""
 
@@ -50,6 +51,7 @@ def bars_of_parts(results: Mapping[str, Any]) -> dict[str, list[Bar]]:
         "decisions": _decision_bars,
         "startup": _startup_bars,
         "serving": _serving_bars,
+        "endurance": _endurance_bars,
     }
     return {part: list(bars_of(results.get(part))) for part, bars_of in makers.items()}
 
@@ -119,8 +121,34 @@ def _serving_bars(serving: Mapping[str, Any] | None) -> Iterator[Bar]:
             name=f"{serving_name(name)}, CPU over the same without a server", found=found, wanted=most, at_most=True
         )
     for num_views in ("1", "10"):
-        found = median_ratio(serving["rates"][f"serve {num_views}"], serving["rates"][f"predict {num_views}"])
-        yield Bar(name=f"serve, {views_name(num_views)}, share of the images/s of predict", found=found, wanted=0.9)
+        for kind, least in (("serve", 0.9), ("threads", 0.95), ("tasks", 0.95)):
+            found = median_ratio(serving["rates"][f"{kind} {num_views}"], serving["rates"][f"predict {num_views}"])
+            name = f"{RATE_NAMES[kind]}, {views_name(num_views)}, share of the images/s of predict"
+            yield Bar(name=name, found=found, wanted=least)
+
+
+def _endurance_bars(endurance: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if endurance is None:
+        return
+    overload, long, killed = endurance["overload"], endurance["long"], endurance["killed"]
+    refused = num_failed(overload["statuses"], but=("200", "503"))
+    name = "serve, at twice the throughput"
+    yield Bar(name=f"{name}, answers other than 200 and 503", found=refused, wanted=0, at_most=True)
+    p99 = overload["p99_ms"] / overload["bound_ms"]
+    yield Bar(name=f"{name}, p99 of the answers, times the queue's bound", found=p99, wanted=1, at_most=True)
+    for case, grown, most in ((name, overload, 10), ("serve, 100,000 requests", long, 50)):
+        first, last = grown["resident_bytes"]
+        yield Bar(name=f"{case}, MB more at the end", found=(last - first) / 1e6, wanted=most, at_most=True)
+    failed = num_failed(long["statuses"]) + num_failed(killed["statuses"])
+    name = "serve, requests that failed in those, and as a replica was killed"
+    yield Bar(name=name, found=failed, wanted=0, at_most=True)
+    seconds = statistics.median(endurance["restart_seconds"])
+    yield Bar(name="serve, seconds from the start to ready after kill -9", found=seconds, wanted=2, at_most=True)
+
+
+def num_failed(statuses: Mapping[str, int], but: Collection[str] = ("200",)) -> int:
+    """Requests with another status."""
+    return sum(count for status, count in statuses.items() if status not in but)
 
 
 def serving_name(name: str) -> str:
