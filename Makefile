@@ -42,6 +42,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # On a GPU machine with tensorrt, pycuda and onnxruntime: PYTHON=/opt/kit/python3 make test-gpu
+# Parts of it: GPU_OPTIONS='--root kept --seconds 180 --checks build,answers'
 test-gpu:
 	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) tests/gpu_checks.py $(GPU_OPTIONS) $(wildcard $(GPU_MODELS)/models/*)
 

@@ -12,20 +12,29 @@ _HALF_WORDS = ("Half", "FP16")
 """How versions of TensorRT call FP16, alone or in the description of a format."""
 
 
-def convolutions(information: str) -> dict[str, bool]:
-    """Name -> whether it computes in FP16, of each convolution in the inspector's JSON.
+def layer_types(information: str, kind: str) -> dict[str, str]:
+    """Name -> type of each layer of a kind ("Convolution", "LRN") in the inspector's JSON, in TensorRT's words.
 
-    The type of its weights decides; if it is not told, those of the tensors that it reads and writes, which are known
-    only where the batch has a fixed size.
+    It is the type of the weights; without weights, that of the first output, which is known only where the batch has a
+    fixed size.
     """
     layers = [layer for layer in json.loads(information)["Layers"] if isinstance(layer, dict)]
-    return {str(layer.get("Name")): _is_half(layer) for layer in layers if _is_convolution(layer)}
+    # LayerType is CaskConvolution, CudnnConvolution and so on.
+    return {
+        str(layer.get("Name")): _type(layer)
+        for layer in layers
+        if layer.get("ParameterType") == kind or str(layer.get("LayerType")).endswith(kind)
+    }
+
+
+def is_half(layer_type: str) -> bool:
+    return any(word in layer_type for word in _HALF_WORDS)
 
 
 def check_half(information: str, path: Path) -> None:
     """Raise ModelError if every convolution of an FP16 engine computes in another type."""
-    found = convolutions(information)
-    if found and not any(found.values()):
+    found = layer_types(information, "Convolution").values()
+    if found and not any(map(is_half, found)):
         raise ModelError(
             f"TensorRT made none of the {len(found)} convolutions of {path.name} FP16",
             hint="On a GPU without fast FP16, build --precision fp32. Otherwise use TensorRT 10.12 or later, which "
@@ -33,15 +42,9 @@ def check_half(information: str, path: Path) -> None:
         )
 
 
-def _is_convolution(layer: dict[str, Any]) -> bool:
-    # The second is CaskConvolution, CudnnConvolution and so on.
-    return layer.get("ParameterType") == "Convolution" or str(layer.get("LayerType")).endswith("Convolution")
-
-
-def _is_half(layer: dict[str, Any]) -> bool:
+def _type(layer: dict[str, Any]) -> str:
     weights = layer.get("Weights")
     if isinstance(weights, dict) and weights.get("Type"):
-        types = [weights["Type"]]
-    else:
-        types = [each.get("Format/Datatype") for each in (*layer.get("Inputs", ()), *layer.get("Outputs", ()))]
-    return any(word in str(each) for each in types for word in _HALF_WORDS)
+        return str(weights["Type"])
+    output: dict[str, Any] = next(iter(layer.get("Outputs", [])), {})
+    return str(output.get("Format/Datatype", ""))

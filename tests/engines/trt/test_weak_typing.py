@@ -17,7 +17,7 @@ from imagined_tensorrt import modules_over
 
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.engines.trt.inspector import check_half, convolutions
+from alexdeploy.engines.trt.inspector import check_half, is_half, layer_types
 from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.graphs.tensorrt import engine_graph, opset_for
 
@@ -175,9 +175,10 @@ def test_an_fp16_engine_whose_convolutions_are_all_fp32_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("said", ["Half", "Channel major FP16 format where channel % 8 == 0"])
-def test_where_the_weights_have_no_type_those_of_the_tensors_count(said: str) -> None:
-    assert convolutions(_inspected("", batch=said, weights=False)) == {"conv1 + relu1": True}
-    assert convolutions(_inspected("", batch="Row major linear FP32", weights=False)) == {"conv1 + relu1": False}
+def test_where_the_weights_have_no_type_that_of_the_output_counts(said: str) -> None:
+    for each, half in ((said, True), ("Row major linear FP32", False)):
+        (found,) = layer_types(_inspected("", batch=each, weights=False), "Convolution").values()
+        assert (found, is_half(found)) == (each, half)
 
 
 def test_without_a_layer_that_is_called_a_convolution_nothing_is_said() -> None:

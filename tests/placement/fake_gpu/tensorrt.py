@@ -1,11 +1,13 @@
-"""TensorRT as far as alexdeploy runs it: a plan is a deployment graph, and what computes is ONNX Runtime on the CPU."""
+"""TensorRT as far as alexdeploy calls it: a plan is a deployment graph, which ONNX Runtime computes on the CPU."""
 
 from __future__ import annotations
 
 import ctypes
+import json
 from enum import Enum, auto
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -16,6 +18,108 @@ MOST_IMAGES = 32
 
 class ILogger:
     ERROR, INTERNAL_ERROR, VERBOSE = range(3)
+
+
+class NetworkDefinitionCreationFlag:
+    STRONGLY_TYPED = 1
+
+
+class BuilderFlag:
+    TF32 = 0
+
+
+class ProfilingVerbosity:
+    DETAILED = 0
+
+
+class LayerInformationFormat:
+    JSON = 0
+
+
+class IProgressMonitor:
+    """Nobody calls it."""
+
+
+class INetworkDefinition:
+    content = b""
+
+
+class OnnxParser:
+    def __init__(self, network: INetworkDefinition, log: ILogger) -> None:
+        self._network = network
+
+    def parse(self, content: bytes) -> bool:
+        onnx.checker.check_model(onnx.load_from_string(content))
+        self._network.content = content
+        return True
+
+
+class IOptimizationProfile:
+    def set_shape(self, name: str, least: tuple[int, ...], best: tuple[int, ...], most: tuple[int, ...]) -> None:
+        self.most_images = most[0]
+
+
+class ITimingCache:
+    def serialize(self) -> bytes:
+        return b""
+
+
+class IBuilderConfig:
+    most_images = 0
+
+    def clear_flag(self, flag: int) -> None:
+        """None is set."""
+
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        self.most_images = profile.most_images
+        return 0
+
+    def create_timing_cache(self, content: bytes) -> ITimingCache:
+        return ITimingCache()
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        return True
+
+    get_timing_cache = ITimingCache
+
+
+class Builder:
+    def __init__(self, log: ILogger) -> None:
+        self._log = log
+
+    def create_network(self, flags: int) -> INetworkDefinition:
+        return INetworkDefinition()
+
+    create_builder_config = IBuilderConfig
+    create_optimization_profile = IOptimizationProfile
+
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
+        if config.most_images <= MOST_IMAGES:
+            return network.content
+        self._log.log(ILogger.ERROR, "Out of memory")
+        return None
+
+
+class EngineInspector:
+    """Every layer computes in the type of its output, as in a strongly typed engine."""
+
+    def __init__(self, content: bytes) -> None:
+        graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(content)).graph
+        types = {each.name: _WORDS.get(each.type.tensor_type.elem_type, "?") for each in graph.value_info}
+        self._layers = [
+            {
+                "Name": node.name,
+                "LayerType": {"Conv": "CaskConvolution"}.get(node.op_type, node.op_type),
+                "Outputs": [{"Format/Datatype": types.get(node.output[0], "?")}],
+            }
+            for node in graph.node
+        ]
+
+    def get_engine_information(self, how: int) -> str:
+        return json.dumps({"Layers": self._layers})
+
+
+_WORDS = {onnx.TensorProto.FLOAT: "Float", onnx.TensorProto.FLOAT16: "Half", onnx.TensorProto.INT8: "Int8"}
 
 
 class TensorIOMode(Enum):
@@ -34,15 +138,16 @@ class Runtime:
         """What is said is nothing."""
 
     def deserialize_cuda_engine(self, plan: bytes) -> ICudaEngine:
-        return ICudaEngine(onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"]))
+        return ICudaEngine(onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"]), plan)
 
 
 _TYPES = {"tensor(uint8)": DataType.UINT8, "tensor(float)": DataType.FLOAT, "tensor(int32)": DataType.INT32}
 
 
 class ICudaEngine:
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, plan: bytes) -> None:
         self.session = session
+        self._plan = plan
         self._inputs = [each.name for each in session.get_inputs()]
         self.tensors = {each.name: each for each in (*session.get_inputs(), *session.get_outputs())}
         self.num_io_tensors = len(self.tensors)
@@ -64,6 +169,9 @@ class ICudaEngine:
 
     def create_execution_context(self) -> IExecutionContext:
         return IExecutionContext(self)
+
+    def create_engine_inspector(self) -> EngineInspector:
+        return EngineInspector(self._plan)
 
 
 class IExecutionContext:

@@ -11,7 +11,7 @@ class Error(Exception):
 
 
 class MemoryError(Error):
-    """Never raised."""
+    """All that there is is taken."""
 
 
 def init() -> None:
@@ -61,12 +61,29 @@ class Stream:
         """All is done."""
 
 
+_TOTAL_BYTES = 4 << 30
+_taken: dict[int, int] = {}
+
+
+def mem_get_info() -> tuple[int, int]:
+    return _TOTAL_BYTES - sum(_taken.values()), _TOTAL_BYTES
+
+
 class DeviceAllocation:
     def __init__(self, num_bytes: int) -> None:
+        if num_bytes > mem_get_info()[0]:
+            raise MemoryError("cuMemAlloc failed: out of memory")
+        # The system gives pages only when they are written.
         self.bytes = np.zeros(num_bytes, np.uint8)
+        _taken[id(self)] = num_bytes
 
     def __int__(self) -> int:
         return int(self.bytes.ctypes.data)
+
+    def free(self) -> None:
+        _taken.pop(id(self), None)
+
+    __del__ = free
 
 
 mem_alloc = DeviceAllocation
