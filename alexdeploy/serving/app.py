@@ -27,7 +27,7 @@ from alexdeploy.serving.infer import infer, model_config, model_metadata, server
 from alexdeploy.serving.metrics import CONTENT_TYPE, Metrics
 from alexdeploy.serving.models import ModelControl, Repository, ServedModel, ServingOptions, check_control
 from alexdeploy.serving.page import page
-from alexdeploy.serving.predict import files_of, predict
+from alexdeploy.serving.predict import Query, files_of, note_on_curl, predict, read_query
 from alexdeploy.serving.rest import HEADER_LENGTH, read_infer, read_object, write_infer
 from alexdeploy.serving.tokens import Tokens
 
@@ -238,24 +238,25 @@ class _Routes:
 
     async def _predict(self, request: Request) -> Response:
         record: RequestRecord = request.scope[RECORD]
-        top_k = _count(request.query_params.get("top_k", "5"))
-        with_views = request.query_params.get("views", "false").lower() in ("true", "1")
-        name = record.model = self._predicted_model(request)
+        query, kind = read_query(request.query_params), request.headers.get("content-type")
+        name = record.model = self._predicted_model(query)
         most = self._repository.get(name).batcher_options.max_queue
         with self._budget.hold() as held:
-            files = files_of(await read_body(request, held), request.headers.get("content-type"), most)
+            body = await read_body(request, held)
+            files = files_of(body, kind, most)
             with self._repository.use(name) as model:
                 async with UntilGone(request):
-                    rows, times = await predict(model, files, client=record.client, top_k=top_k, with_views=with_views)
+                    rows, times = await predict(model, files, query, client=record.client)
+        if rows[0]["error"] is not None:
+            rows[0]["error"] += note_on_curl(body, kind)
         record.answered(model.name, short_artifact(model.info.artifact), len(rows), times)
         return json_response({"rows": rows})
 
-    def _predicted_model(self, request: Request) -> str:
+    def _predicted_model(self, query: Query) -> str:
         names = [model.name for model in self._repository.index()]
-        name = request.query_params.get("model")
-        if name is None and len(names) > 1:
+        if query.model is None and len(names) > 1:
             raise InvalidRequestError(f"several models are served: /predict?model=NAME with one of {', '.join(names)}")
-        return names[0] if name is None else name
+        return names[0] if query.model is None else query.model
 
 
 class _IndexRequest(msgspec.Struct):
@@ -264,9 +265,3 @@ class _IndexRequest(msgspec.Struct):
 
 class _RepositoryRequest(msgspec.Struct):
     parameters: dict[str, Any] = {}
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 7 and int(text)):
-        raise InvalidRequestError("top_k is not a number of classes from 1 on")
-    return int(text)

@@ -290,7 +290,7 @@ class GrpcService:
 
     async def _model_metadata(self, request: Any) -> Any:
         model = self._repository.get(request.name, request.version)
-        return ParseDict(model_metadata(model), service_pb2.ModelMetadataResponse())
+        return ParseDict(model_metadata(model), service_pb2.ModelMetadataResponse(), ignore_unknown_fields=True)
 
     async def _model_config(self, request: Any) -> Any:
         model = self._repository.get(request.name, request.version)

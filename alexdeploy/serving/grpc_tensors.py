@@ -17,9 +17,11 @@ from alexdeploy.serving.errors import InvalidRequestError
 from alexdeploy.serving.tensors import (
     InferRequest,
     InferResponse,
+    Level,
     RequestedOutput,
     Tensor,
     check_counts,
+    check_parameters,
     count_elements,
     integer_parameter,
     read_elements,
@@ -27,7 +29,6 @@ from alexdeploy.serving.tensors import (
 )
 
 _MAX_TIMEOUT_US = 2**53
-_MAX_PARAMETERS = 64
 
 
 def read_request(message: Any, seconds_left: float | None, *, max_images: int) -> InferRequest:
@@ -39,7 +40,7 @@ def read_request(message: Any, seconds_left: float | None, *, max_images: int) -
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequestError(f"got {len(raw)} raw input contents for {len(message.inputs)} inputs")
-    timeout_us = integer_parameter(_values(message.parameters), "timeout", _MAX_TIMEOUT_US)
+    timeout_us = integer_parameter(_values(message.parameters, "request"), "timeout", _MAX_TIMEOUT_US)
     if seconds_left is not None:
         left_us = max(1, min(math.ceil(seconds_left * 1e6), _MAX_TIMEOUT_US))
         timeout_us = min(timeout_us or left_us, left_us)
@@ -67,6 +68,7 @@ def write_response(response: InferResponse) -> Any:
 
 def _tensor(message: Any, raw: bytes | None, model: str, max_images: int) -> Tensor:
     name, datatype, shape = message.name, message.datatype, tuple(message.shape)
+    _values(message.parameters, "input")
     if "shared_memory_region" in message.parameters:
         raise InvalidRequestError(f"input '{name}' is in shared memory, which this server does not have")
     if datatype not in ("UINT8", "BYTES"):
@@ -101,14 +103,13 @@ def _pixels(message: Any) -> NDArray[np.uint8]:
 def _requested(message: Any) -> RequestedOutput:
     if "shared_memory_region" in message.parameters:
         raise InvalidRequestError(f"output '{message.name}' is to go to shared memory, which this server does not have")
-    values = _values(message.parameters)
+    values = _values(message.parameters, "output")
     return RequestedOutput(name=message.name, classification=integer_parameter(values, "classification", 2**31))
 
 
-def _values(parameters: Mapping[str, Any]) -> dict[str, str | bool | int | float]:
-    """Parameters without their types; one without a value is left out."""
-    if len(parameters) > _MAX_PARAMETERS:
-        raise InvalidRequestError(f"got {len(parameters)} parameters, at most {_MAX_PARAMETERS} can be")
+def _values(parameters: Mapping[str, Any], level: Level) -> dict[str, str | bool | int | float]:
+    """Parameters without their types; one without a value is left out. Raises InvalidRequestError."""
+    check_parameters(parameters, level)
     found = {}
     for name, parameter in parameters.items():
         choice = parameter.WhichOneof("parameter_choice")

@@ -46,6 +46,11 @@ _PLATFORMS = {
     "openvino": "openvino_onnx",
     "torch": "pytorch_safetensors",
 }
+_TEXT_NOTE = (
+    "; BYTES in JSON are text: send base64 with the input's parameter content_type 'base64', binary data, "
+    "or the file to /predict"
+)
+_BYTES_NOTE = "images also takes BYTES [-1], each element an image file"
 _log = logging.getLogger("alexdeploy.serving")
 
 
@@ -65,7 +70,7 @@ async def infer(repository: Repository, request: InferRequest, *, client: str) -
         try:
             images, outputs = _images(model, request.inputs), _outputs(request)
             answer = await classify(model, images, client=client, timeout_us=request.timeout_us)
-            probabilities = _probabilities(answer)
+            probabilities = _probabilities(answer, is_text=request.inputs[0].is_text)
         except BaseException:
             model.statistics.record_failure(time.perf_counter_ns() - began)
             raise
@@ -187,8 +192,8 @@ def _outputs(request: InferRequest) -> Sequence[RequestedOutput]:
     return request.outputs
 
 
-def _probabilities(answer: Answer) -> NDArray[np.float32]:
-    """All probabilities, [N, C].
+def _probabilities(answer: Answer, *, is_text: bool) -> NDArray[np.float32]:
+    """All probabilities, [N, C]; `is_text`: the images came as strings of JSON.
 
     Raises InvalidRequestError for an image without an answer, RequestError if that is the model's fault.
     """
@@ -197,7 +202,7 @@ def _probabilities(answer: Answer) -> NDArray[np.float32]:
         if outcome.probabilities is None:
             error = outcome.error or ""
             kind = RequestError if error.startswith(NO_ANSWER) else InvalidRequestError
-            raise kind(f"{INPUT}[{number}]: {error}")
+            raise kind(f"{INPUT}[{number}]: {error}{_TEXT_NOTE if is_text else ''}")
         rows.append(outcome.probabilities)
     found = np.stack(rows)
     if not np.isfinite(found).all():
@@ -231,12 +236,14 @@ def server_metadata() -> dict[str, Any]:
 
 
 def model_metadata(model: ServedModel) -> dict[str, Any]:
-    """The model's metadata. The input also takes BYTES [-1], which the protocol cannot say."""
+    """The model's metadata. That the input also takes BYTES is a parameter, for which gRPC's message has no field."""
     return {
         "name": model.name,
         "versions": [model.version],
         "platform": _platform(model),
-        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, *PIXELS]}],
+        "inputs": [
+            {"name": INPUT, "datatype": "UINT8", "shape": [-1, *PIXELS], "parameters": {"note": _BYTES_NOTE}},
+        ],
         "outputs": [
             {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(model.classes)]},
             {"name": "view_classes", "datatype": "INT32", "shape": [-1, model.info.num_views]},
@@ -275,7 +282,11 @@ def model_config(model: ServedModel) -> dict[str, Any]:
         },
         "parameters": {
             name: {"string_value": value}
-            for name, value in (("artifact", short_artifact(info.artifact)), ("precision", info.precision))
+            for name, value in (
+                ("artifact", short_artifact(info.artifact)),
+                ("precision", info.precision),
+                ("note", _BYTES_NOTE),
+            )
         },
     }
 

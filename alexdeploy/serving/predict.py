@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from python_multipart.exceptions import FormParserError
@@ -23,14 +24,44 @@ if TYPE_CHECKING:
 File = tuple[str, bytes | memoryview]
 """Name and contents."""
 
-_MAX_FIELDS = 32
-"""Parts of a form that are no files; they are skipped."""
+_KNOWN = ("model", "top_k", "views")
+_REMOVED_BY_CURL = re.compile(rb"[\r\n\0]")
+_MAX_SHOWN = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """What the address asks for; `model` None: the only one."""
+
+    model: str | None = None
+    top_k: int = 5
+    with_views: bool = False
+
+
+def read_query(given: Mapping[str, str]) -> Query:
+    """Raises InvalidRequestError for a name or a value that is unknown."""
+    unknown = [name for name in given if name not in _KNOWN]
+    if unknown:
+        raise InvalidRequestError(f"unknown parameter {_shown(unknown[0])}; expected {', '.join(_KNOWN)}")
+    top_k, views = given.get("top_k", "5"), given.get("views", "false").lower()
+    if not (top_k.isascii() and top_k.isdigit() and len(top_k) < 7 and int(top_k)):
+        raise InvalidRequestError(f"top_k is {_shown(top_k)}, expected a number of classes from 1 on")
+    if views not in ("true", "false", "1", "0"):
+        raise InvalidRequestError(
+            f"views is {_shown(views)}, expected true or false: whether rows have the answer of each view. How many "
+            "there are is set for the whole server"
+        )
+    return Query(model=given.get("model"), top_k=int(top_k), with_views=views in ("true", "1"))
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
 
 
 def files_of(body: memoryview, content_type: str | None, max_files: int | None) -> list[File]:
     """The files of a form, or the body itself under the name "body".
 
-    Raises InvalidRequestError if there is none, or if there are more than `max_files`.
+    Raises InvalidRequestError if there is none, if there are more than `max_files`, or for a field that is no file.
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
@@ -55,7 +86,7 @@ def files_of(body: memoryview, content_type: str | None, max_files: int | None) 
 
 
 async def predict(
-    model: ServedModel, files: Sequence[File], *, client: str, top_k: int, with_views: bool
+    model: ServedModel, files: Sequence[File], query: Query, *, client: str
 ) -> tuple[list[dict[str, Any]], JobTimes]:
     """One row per file, in order; a file that is no image has a row with its error. Raises RequestError."""
     began = time.perf_counter_ns()
@@ -69,10 +100,10 @@ async def predict(
     for index, ((name, _), outcome) in enumerate(zip(files, answer.outcomes, strict=True)):
         named = replace(outcome, index=index, source=name)
         try:
-            row = make_row(named, model.info, min(top_k, len(model.classes)), model.name).to_dict()
+            row = make_row(named, model.info, min(query.top_k, len(model.classes)), model.name).to_dict()
         except ModelError as error:
             raise log_fault(model, error) from None
-        if with_views and outcome.view_classes is not None:
+        if query.with_views and outcome.view_classes is not None:
             row["views"] = views_of(outcome.view_classes, model.info, model.predictor.preprocessing)
         rows.append(row)
     ended = time.perf_counter_ns()
@@ -80,15 +111,27 @@ async def predict(
     return rows, answer.times
 
 
+def note_on_curl(body: memoryview, content_type: str | None) -> str:
+    """What to say beside the error of an image that `curl -d` has damaged, else "".
+
+    It removes line ends and zeros, and one of these is in nearly every file.
+    """
+    kind, _ = parse_options_header(content_type)
+    if kind != b"application/x-www-form-urlencoded" or _REMOVED_BY_CURL.search(body):
+        return ""
+    return "; curl sends a file as it is with --data-binary @FILE, and not with -d"
+
+
 class _Form:
     """The files of a multipart form, as the parser reports them."""
 
     def __init__(self, max_files: int | None) -> None:
         self.files: list[File] = []
-        self._max_files, self._num_parts = max_files, 0
+        self._max_files = max_files
         self.is_complete = False
         self._name, self._value = b"", b""
         self._file_name: str | None = None
+        self._field = ""
         self._parts: list[bytes] = []
 
     def callbacks(self) -> Any:
@@ -104,11 +147,7 @@ class _Form:
         }
 
     def _begin(self) -> None:
-        # Parts without a file take time too.
-        self._num_parts += 1
-        if self._max_files is not None and self._num_parts > self._max_files + _MAX_FIELDS:
-            raise self._too_many()
-        self._file_name, self._parts = None, []
+        self._file_name, self._field, self._parts = None, "", []
 
     def _begin_header(self) -> None:
         self._name, self._value = b"", b""
@@ -124,19 +163,20 @@ class _Form:
             _, options = parse_options_header(self._value)
             name = options.get(b"filename")
             self._file_name = None if name is None else name.decode("utf-8", "replace")
+            self._field = options.get(b"name", b"").decode("utf-8", "replace")
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
-        if self._file_name is not None:
-            self._parts.append(data[start:end])
+        self._parts.append(data[start:end])
 
     def _end(self) -> None:
-        if self._file_name is not None:
-            if len(self.files) == self._max_files:
-                raise self._too_many()
-            self.files.append((self._file_name, b"".join(self._parts)))
-
-    def _too_many(self) -> InvalidRequestError:
-        return InvalidRequestError(f"the form has more than {self._max_files} files, the most that may wait")
+        if self._file_name is None:
+            raise InvalidRequestError(
+                f"the field {_shown(self._field)} of the form is no file: curl -F file=@photo.jpg URL; "
+                f"parameters are in the URL: /predict?top_k=3"
+            )
+        if len(self.files) == self._max_files:
+            raise InvalidRequestError(f"the form has more than {self._max_files} files, the most that may wait")
+        self.files.append((self._file_name, b"".join(self._parts)))
 
     def _end_form(self) -> None:
         self.is_complete = True

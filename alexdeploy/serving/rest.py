@@ -25,6 +25,7 @@ from alexdeploy.serving.tensors import (
     RequestedOutput,
     Tensor,
     check_counts,
+    check_parameters,
     count_elements,
     integer_parameter,
     read_elements,
@@ -32,6 +33,7 @@ from alexdeploy.serving.tensors import (
 )
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+_BASE64 = "base64"
 _NUM_PIXELS = math.prod(PIXELS)
 _MAX_TIMEOUT_US = 2**53
 
@@ -89,6 +91,7 @@ def read_infer(
         raise TooLargeError(f"the JSON has {length} bytes, the limit is {max_length}: send tensors in binary")
     request = _read_json(body[:length])
     check_counts(model, len(request.inputs), len(request.outputs))
+    check_parameters(request.parameters, "request")
     tensor, num_bytes = _tensor(request.inputs[0], body[length:], max_images)
     if length + num_bytes != len(body):
         raise InvalidRequestError(f"{len(body) - length - num_bytes} bytes of the body belong to no input")
@@ -168,7 +171,8 @@ def _read_json(text: memoryview) -> _Request[Any]:
 
 def _tensor(found: _Input[Any], binary: memoryview, max_images: int) -> tuple[Tensor, int]:
     """The input and the length of its binary data, 0 if it is in JSON; `binary` is what comes after the JSON."""
-    name = found.name
+    name, is_text = found.name, False
+    check_parameters(found.parameters, "input")
     if "shared_memory_region" in found.parameters:
         raise InvalidRequestError(f"input '{name}' is in shared memory, which this server does not have")
     if found.datatype not in ("UINT8", "BYTES"):
@@ -185,14 +189,15 @@ def _tensor(found: _Input[Any], binary: memoryview, max_images: int) -> tuple[Te
     elif found.data is msgspec.UNSET:
         raise InvalidRequestError(f"input '{name}' must set one of 'data' and 'binary_data_size'")
     elif found.datatype == "BYTES":
-        data = _strings(found)
+        data, is_text = _strings(found), found.parameters.get("content_type") != _BASE64
     else:
         data = _pixels(found)
     if len(data) != count:
         raise InvalidRequestError(f"input '{name}' has {len(data)} elements, its shape {found.shape} has {count}")
     if isinstance(data, np.ndarray):
         data = data.reshape(found.shape)
-    return Tensor(name=name, datatype=found.datatype, shape=tuple(found.shape), data=data), num_bytes
+    tensor = Tensor(name=name, datatype=found.datatype, shape=tuple(found.shape), data=data, is_text=is_text)
+    return tensor, num_bytes
 
 
 def _lone_image(body: memoryview) -> Tensor:
@@ -229,7 +234,7 @@ def _strings(found: _Input[Any]) -> list[bytes]:
     if any(not isinstance(value, str) for value in values):
         raise InvalidRequestError(f"input '{found.name}' has elements that are not strings")
     try:
-        if found.parameters.get("content_type") == "base64":
+        if found.parameters.get("content_type") == _BASE64:
             return [base64.b64decode(value, validate=True) for value in values]
         return [value.encode() for value in values]
     except (UnicodeEncodeError, binascii.Error, ValueError) as exc:
@@ -237,6 +242,7 @@ def _strings(found: _Input[Any]) -> list[bytes]:
 
 
 def _requested(output: _Output, binary: bool) -> RequestedOutput:
+    check_parameters(output.parameters, "output")
     if "shared_memory_region" in output.parameters:
         raise InvalidRequestError(f"output '{output.name}' is to go to shared memory, which this server does not have")
     return RequestedOutput(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +25,35 @@ _MAX_OUTPUTS = 16
 
 Parameters = Mapping[str, "str | bool | int | float"]
 
+Level = Literal["request", "input", "output"]
+_KNOWN: dict[str, Level] = {
+    "timeout": "request",
+    "binary_data_output": "request",
+    "content_type": "input",
+    "binary_data_size": "input",
+    "classification": "output",
+    "binary_data": "output",
+}
+"""Parameters that have an effect, and whose they are."""
+
+_OF_PREDICT = {"top_k": "classification", "topk": "classification"}
+_NEAR = 0.8
+_MAX_NAME = 50
+_MAX_PARAMETERS = 64
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
-    """One input or output. `data` has `shape`, for "BYTES" it is the list of elements in row-major order."""
+    """One input or output. `data` has `shape`, for "BYTES" it is the list of elements in row-major order.
+
+    `is_text`: its elements were strings of JSON.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: NDArray[Any] | Sequence[bytes]
+    is_text: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +142,26 @@ def read_elements(name: str, part: memoryview, count: int) -> list[bytes]:
         found.append(bytes(part[begin:end]))
         at = end
     return found
+
+
+def check_parameters(parameters: Mapping[str, Any], level: Level) -> None:
+    """Raise InvalidRequestError for too many parameters, one that is nearly a known one, or one at the wrong place.
+
+    Others are let through, as Triton does: clients send those of its schedulers, and parameters of their own.
+    """
+    if len(parameters) > _MAX_PARAMETERS:
+        raise InvalidRequestError(f"got {len(parameters)} parameters, at most {_MAX_PARAMETERS} can be")
+    for name in parameters:
+        if _KNOWN.get(name) == level or len(name) > _MAX_NAME:
+            continue
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), _KNOWN, 1, _NEAR)
+        meant = _OF_PREDICT.get(name) or (near[0] if near else None)
+        # In a request MLServer's clients say so how all inputs are encoded.
+        if meant is not None and (name, level) != ("content_type", "request"):
+            whose = {"request": "the request", "input": "an input", "output": "an output"}[_KNOWN[meant]]
+            raise InvalidRequestError(
+                f"parameter '{name}' of the {level} is unknown; did you mean '{meant}' of {whose}?"
+            )
 
 
 def integer_parameter(parameters: Parameters, name: str, most: int) -> int:

@@ -123,7 +123,9 @@ def test_the_server_describes_itself_and_its_model(client: httpx.Client, model: 
     for version in ("", "/versions/1"):
         found = client.get(f"/v2/models/{name}{version}").json()
         assert (found["name"], found["versions"], found["platform"]) == (name, ["1"], "onnxruntime_onnx")
-        assert found["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 256, 256, 3]}]
+        (tensor,) = found["inputs"]
+        assert "BYTES [-1]" in tensor.pop("parameters")["note"]
+        assert tensor == {"name": "images", "datatype": "UINT8", "shape": [-1, 256, 256, 3]}
         assert [(output["name"], output["shape"]) for output in found["outputs"]] == [
             ("probabilities", [-1, 5]),
             ("view_classes", [-1, 10]),
@@ -149,6 +151,7 @@ def test_the_configuration_is_one_of_tritons(client: httpx.Client, model: ModelF
     assert config.max_batch_size == 4
     assert list(config.input[0].dims) == [256, 256, 3]
     assert config.dynamic_batching.default_queue_policy.max_queue_size == 16
+    assert "BYTES [-1]" in config.parameters["note"].string_value
 
 
 def test_statistics_count_requests_images_and_nanoseconds(client: httpx.Client, model: ModelFolder) -> None:
@@ -184,6 +187,7 @@ def test_statistics_count_requests_images_and_nanoseconds(client: httpx.Client, 
         (pixels(shape=[1, 2], datatype="BYTES", data=["x"] * 2), "Expected [-1], got [1, 2]"),
         (pixels(shape=[], datatype="BYTES", data=["x"]), "unexpected shape"),
         (pixels(shape=[1], datatype="BYTES", data=["no image"]), "images[0]: unsupported file type"),
+        (pixels(shape=[1], datatype="BYTES", data=["/9j/4AAQ"]), "content_type 'base64', binary data, or the file to"),
         (pixels() | {"outputs": [{"name": "logits"}]}, "unexpected inference output 'logits'"),
         (pixels() | {"outputs": [{"name": "label"}] * 2}, "requested more than once"),
         (pixels() | {"outputs": [{"name": "label", "parameters": {"classification": 1}}]}, "not available"),
@@ -283,33 +287,57 @@ def test_predict_draws_the_views_for_the_page(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "content", "content_type"),
+    ("path", "content", "content_type", "message"),
     [
-        ("/predict", b"", "image/jpeg"),
-        ("/predict?top_k=0", b"x", "image/jpeg"),
-        ("/predict?top_k=x", b"x", "image/jpeg"),
-        ("/predict", b"x", FORM),
-        ("/predict", b"x", f"{FORM}; boundary=" + "b" * 1000),
-        ("/predict", b"x", f"{FORM}; boundary=b"),
-        ("/predict", b"--b\r\n\r\nx", f"{FORM}; boundary=b"),
-        ("/predict", b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b--', f"{FORM}; boundary=b"),
+        ("/predict", b"", "image/jpeg", "the body is empty"),
+        ("/predict?top_k=0", b"x", "image/jpeg", "top_k is '0', expected a number of classes from 1 on"),
+        ("/predict?top_k=x", b"x", "image/jpeg", "top_k is 'x'"),
+        ("/predict?views=10", b"x", "image/jpeg", "views is '10', expected true or false"),
+        ("/predict?topk=3", b"x", "image/jpeg", "unknown parameter 'topk'; expected model, top_k, views"),
+        ("/predict?model=alexnet&" + "x" * 1000, b"x", "image/jpeg", "unknown parameter 'xxx"),
+        ("/predict", b"x", FORM, "without a boundary"),
+        ("/predict", b"x", f"{FORM}; boundary=" + "b" * 1000, "the form cannot be read"),
+        ("/predict", b"x", f"{FORM}; boundary=b", "the form cannot be read"),
+        ("/predict", b"--b\r\n\r\nx", f"{FORM}; boundary=b", "the form is not complete"),
+        (
+            "/predict",
+            b'--b\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n3\r\n--b--',
+            f"{FORM}; boundary=b",
+            "the field 'top_k' of the form is no file: curl -F file=@photo.jpg URL; parameters are in the URL",
+        ),
     ],
+    ids=lambda value: str(value)[:40],
 )
-def test_a_wrong_form_is_refused(client: httpx.Client, path: str, content: bytes, content_type: str) -> None:
+def test_a_wrong_request_to_predict_is_refused(
+    client: httpx.Client, path: str, content: bytes, content_type: str, message: str
+) -> None:
     found = client.post(path, content=content, headers={"content-type": content_type})
     assert (found.status_code, list(found.json())) == (400, ["error"])
+    assert message in found.json()["error"]
+    assert len(found.json()["error"]) < 300
+
+
+@pytest.mark.parametrize("name", ["red", "blue"])
+def test_who_sends_a_file_with_the_wrong_option_of_curl_is_told(client: httpx.Client, name: str) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    # `curl --data-binary @file`, and `curl -d @file`, which sends no line ends and no zeros.
+    whole = PICTURES[name]
+    (row,) = client.post("/predict", content=whole, headers=form).json()["rows"]
+    assert row["error"] is None
+    (row,) = client.post("/predict", content=whole[:100], headers=form).json()["rows"]
+    assert "curl" not in row["error"]
+    for sent in (whole.translate(None, b"\r\n\0"), b"photo.jpg"):
+        (row,) = client.post("/predict", content=sent, headers=form).json()["rows"]
+        assert row["error"].endswith("; curl sends a file as it is with --data-binary @FILE, and not with -d")
 
 
 def test_predict_takes_as_many_files_as_may_wait(client: httpx.Client) -> None:
-    def send(num_files: int, num_fields: int) -> tuple[int, object]:
-        files = [("f", (f"{n}.jpg", b"x")) for n in range(num_files)]
-        found = client.post("/predict", files=files, data={f"n{n}": "x" for n in range(num_fields)})
+    def send(num_files: int) -> tuple[int, object]:
+        found = client.post("/predict", files=[("f", (f"{n}.jpg", b"x")) for n in range(num_files)])
         return found.status_code, found.json().get("error")
 
-    assert send(16, 3) == (200, None)
-    too_many = (400, "the form has more than 16 files, the most that may wait")
-    assert send(17, 0) == too_many
-    assert send(1, 1000) == too_many
+    assert send(16) == (200, None)
+    assert send(17) == (400, "the form has more than 16 files, the most that may wait")
 
 
 def test_every_answer_has_an_id_which_the_client_may_choose(client: httpx.Client) -> None:

@@ -281,6 +281,16 @@ FAULTS: dict[str, tuple[Callable[[Any], object], grpc.StatusCode, str]] = {
         grpc.StatusCode.INVALID_ARGUMENT,
         "parameter 'timeout'",
     ),
+    "parameter of an output": (
+        lambda r: setattr(r.parameters["classification"], "int64_param", 3),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "did you mean 'classification' of an output",
+    ),
+    "misspelt parameter": (
+        lambda r: setattr(r.inputs[0].parameters["content-type"], "string_param", "base64"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "did you mean 'content_type' of an input",
+    ),
     "classification": (
         lambda r: setattr(r.outputs.add(name="probabilities").parameters["classification"], "int64_param", -1),
         grpc.StatusCode.INVALID_ARGUMENT,

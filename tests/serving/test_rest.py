@@ -151,6 +151,23 @@ def test_outputs_in_json_and_in_binary_may_be_in_one_response() -> None:
     }  # fmt: skip
 
 
+def test_parameters_of_tritons_schedulers_and_of_clients_are_let_through() -> None:
+    tensor = triton.InferInput("images", PIXELS.shape, "UINT8")
+    tensor.set_data_from_numpy(PIXELS)
+    body, length = triton.InferenceServerClient.generate_request_body(
+        [tensor],
+        sequence_id=7,
+        sequence_start=True,
+        sequence_end=True,
+        priority=1,
+        timeout=1500,
+        parameters={"user": "a", "max_tokens": 3, "traceparent": "00-1"},
+    )
+    assert read(body, str(length)).timeout_us == 1500
+    assert read(with_input() | {"parameters": {"content_type": "np", "headers": "h"}}).inputs
+    assert read(with_input(parameters={"content_type": "base64"}, data=[""])).inputs
+
+
 NOT_ONE_BYTE = "whole numbers from 0 to 255"
 
 
@@ -199,6 +216,20 @@ NOT_ONE_BYTE = "whole numbers from 0 to 255"
         (with_input() | {"outputs": [{"name": "x", "parameters": {"binary_data": 1}}]}, None, "binary_data"),
         (with_input() | {"parameters": {"timeout": -1}}, None, "timeout"),
         (with_input() | {"parameters": {"timeout": 2**70}}, None, "timeout"),
+        (
+            with_input() | {"parameters": {"time_out": 1}},
+            None,
+            "'time_out' of the request is unknown.*'timeout' of the req",
+        ),
+        (with_input() | {"parameters": {"top_k": 3}}, None, "did you mean 'classification' of an output"),
+        (with_input() | {"parameters": {"classification": 3}}, None, "did you mean 'classification' of an output"),
+        (with_input(parameters={"contentType": "base64"}), None, "did you mean 'content_type' of an input"),
+        (
+            with_input() | {"outputs": [{"name": "x", "parameters": {"clasification": 3}}]},
+            None,
+            "'clasification' of the out",
+        ),
+        (with_input() | {"parameters": {f"a{number}": 1 for number in range(65)}}, None, "65 parameters"),
         (b"{}", "3", "the body has 2"),
         (b"{}", "-1", "not a length"),
         (b"{}", "²", "not a length"),
