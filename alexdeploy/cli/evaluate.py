@@ -29,6 +29,8 @@ from alexdeploy.cli.options import (
     ViewsListOption,
     backends_option,
     check_not_there,
+    check_output_free,
+    open_output,
     pick,
     precisions_option,
     view_counts,
@@ -78,9 +80,11 @@ def evaluate(
     batch_size: BatchSizeOption = 8,
     threads: ThreadsOption = None,
     html: HtmlOption = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write a row for each image: .jsonl or .csv."),
+    output_name: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write a row for each image, to a file or URL: .jsonl or .csv."
+        ),
     ] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -99,6 +103,7 @@ def evaluate(
     from alexdeploy.evaluation import rows
     from alexdeploy.evaluation.evaluate import EvaluateOptions
     from alexdeploy.evaluation.evaluate import evaluate as run_evaluate
+    from alexdeploy.inference.journal import journal_path
 
     options = EvaluateOptions(
         precisions=pick("--precision", precision, get_args(Precision)),
@@ -111,10 +116,16 @@ def evaluate(
         devices=devices,
         replicas=replicas,
     )
+    stored, output = open_output(output_name)
     if output is not None:
+        if stored is not None and resume and output.exists():
+            # It is complete, and the store failed then.
+            stored.publish()
+            out.note(f"wrote {stored.name}")
+            return
         rows.check_rows_path(output, resume=resume)
-        if not resume:
-            check_not_there(output, "--output", overwrite=overwrite)
+        if not resume or (stored is not None and not journal_path(output).exists()):
+            check_output_free(stored, output, overwrite=overwrite)
     elif resume:
         raise UsageError("--resume goes on with a file", hint="Name it: --output FILE")
     if html is not None:
@@ -139,8 +150,10 @@ def evaluate(
             write_report(found, html)
     if found.interrupted:
         raise typer.Exit(130)
+    if stored is not None:
+        stored.publish()
     if output is not None:
-        out.note(f"wrote {output}: {out.count(found.num_images, 'row')}")
+        out.note(f"wrote {stored.name if stored else output}: {out.count(found.num_images, 'row')}")
     if html is not None:
         out.note(f"wrote {html}")
     if found.num_broken:

@@ -15,6 +15,7 @@ from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.core.model_folder import ModelFolder
+    from alexdeploy.core.store_output import StoredOutput
     from alexdeploy.engines.base import NumViews
 
 _Value = TypeVar("_Value")
@@ -173,6 +174,28 @@ def check_not_there(path: Path, option: str, *, overwrite: bool) -> None:
     """
     if not overwrite and path.is_file() and path.stat().st_size:
         raise UsageError(f"{option} {path} exists already", hint="Replace it: --overwrite\nOr name another file.")
+
+
+def open_output(name: str | None) -> tuple[StoredOutput | None, Path | None]:
+    """The value of --output: the object in a store, if it is one, and the local file that is written."""
+    from alexdeploy.core.store_urls import is_url, local_path
+
+    if name is None:
+        return None, None
+    if not is_url(name):
+        return None, Path(local_path(name))
+    from alexdeploy.core.store_output import StoredOutput
+
+    stored = StoredOutput(name)
+    return stored, stored.path
+
+
+def check_output_free(stored: StoredOutput | None, path: Path, *, overwrite: bool) -> None:
+    """`check_not_there` for what `open_output` returned."""
+    if stored is None:
+        check_not_there(path, "--output", overwrite=overwrite)
+    elif not overwrite:
+        stored.check_free()
 
 
 def view_count(views: str | None, *, tencrop: bool) -> NumViews:

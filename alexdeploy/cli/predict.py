@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 import threading
@@ -28,7 +27,8 @@ from alexdeploy.cli.options import (
     ThreadsOption,
     VerboseOption,
     ViewsOption,
-    check_not_there,
+    check_output_free,
+    open_output,
     view_count,
 )
 from alexdeploy.core.errors import DeviceError, ModelError, OutputError, UsageError
@@ -90,9 +90,14 @@ def predict(
             "else jsonl.",
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write here; FILE appears when it is complete."),
+    output_name: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write here; FILE, or the object at a URL, appears when it is complete.",
+        ),
     ] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -103,11 +108,14 @@ def predict(
 
     Ends with exit code 3 if some of the rows are errors.
     """
-    from alexdeploy.images.named import check_named
+    from alexdeploy.images.named import check_named, is_single_image
     from alexdeploy.images.sources import read_inputs
     from alexdeploy.inference import predict_file, writers
+    from alexdeploy.inference.journal import journal_path
     from alexdeploy.inference.predictor import Predictor
 
+    stored, output = open_output(output_name)
+    written = stored.name if stored else output
     is_special = output is not None and os.path.exists(output) and not (output.is_file() or output.is_dir())
     chosen = kind or _default_format(output, is_special)
     writers.check_format(chosen)
@@ -117,11 +125,14 @@ def predict(
         raise UsageError("--resume goes on with a file", hint="Name it: --output FILE")
     if chosen == "parquet" and path is None:
         raise UsageError("Parquet cannot be streamed", hint="Write it to a file: --output FILE.parquet")
-    has_finished = path is not None and predict_file.has_finished(path, chosen, resume=resume)
+    finished = path
+    if stored is not None and resume and not (stored.path.exists() or journal_path(stored.path).exists()):
+        finished = stored.fetch()
+    has_finished = finished is not None and predict_file.has_finished(finished, chosen, resume=resume)
     if output is not None and path is not None and not resume:
-        check_not_there(output, "--output", overwrite=overwrite)
+        check_output_free(stored, output, overwrite=overwrite)
     check_named(inputs)
-    is_single = _is_single_image(inputs)
+    is_single = is_single_image(inputs)
     predictor = Predictor(
         model,
         backend=backend,
@@ -138,10 +149,12 @@ def predict(
     if not quiet:
         for note in predictor.notes:
             out.note(note)
-    if path is not None and has_finished:
+    if finished is not None and has_finished:
         with predictor:
-            summary = predict_file.check_finished(predictor, read_inputs(inputs), path, chosen)
-        out.note(f"{output} is complete, nothing to resume. To replace it: --overwrite instead of --resume.")
+            summary = predict_file.check_finished(predictor, read_inputs(inputs), finished, chosen)
+        if stored is not None and finished == path:
+            stored.publish()
+        out.note(f"{written} is complete, nothing to resume. To replace it: --overwrite instead of --resume.")
         raise typer.Exit(3 if summary.num_errors else 0)
     report = _Report(quiet=quiet, shows_progress=path is not None or not sys.stdout.isatty())
     with report, predictor:
@@ -152,8 +165,10 @@ def predict(
         else:
             _write_file(predictor, given, path, chosen, report)
     report.summarize(predictor, given)
+    if stored is not None:
+        stored.publish()
     if path is not None:
-        out.note(f"wrote {output}: {out.count(report.num_rows + report.num_kept, 'row')}")
+        out.note(f"wrote {written}: {out.count(report.num_rows + report.num_kept, 'row')}")
     if report.num_errors:
         raise typer.Exit(3)
 
@@ -164,18 +179,6 @@ def _default_format(output: Path | None, is_special: bool) -> Format:
     if output is None:
         return "table" if sys.stdout.isatty() else "jsonl"
     return "jsonl" if is_special else choose_format(output)
-
-
-def _is_single_image(inputs: list[str]) -> bool:
-    from alexdeploy.core.store_urls import is_url, local_path, path_of
-    from alexdeploy.images.listing import is_image_name
-
-    # @FILE is a list, even if a file named "@FILE" exists.
-    if len(inputs) != 1 or inputs[0].startswith("@"):
-        return False
-    if is_url(inputs[0]):
-        return is_image_name(path_of(inputs[0])) and not glob.has_magic(path_of(inputs[0]))
-    return is_image_name(inputs[0]) and os.path.isfile(local_path(inputs[0]))
 
 
 def _batch_size(text: str | None, *, is_single: bool) -> int | Literal["auto"]:

@@ -61,8 +61,8 @@ OPTIONS = {
 _URL_COMMANDS = frozenset(("predict", "calibrate", "verify"))
 """Commands whose arguments may be URLs."""
 
-_URL_OPTIONS = frozenset(("--calibrate", "--images"))
-_PATH_OPTIONS = frozenset(("--model", "--output", "-o"))
+_URL_OPTIONS = frozenset(("--calibrate", "--images", "--output", "-o"))
+_PATH_OPTIONS = frozenset(("--model",))
 
 
 def refuse_command(words: Sequence[str], known: Set[str]) -> None:

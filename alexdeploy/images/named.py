@@ -6,14 +6,15 @@ import codecs
 import glob
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.reading import open_regular
-from alexdeploy.core.store_urls import check_not_collapsed, is_url, local_path
+from alexdeploy.core.store_urls import check_not_collapsed, is_http, is_url, local_path, path_of
 from alexdeploy.core.stores import check_url
 from alexdeploy.images.globbing import expand
+from alexdeploy.images.listing import is_image_name
 from alexdeploy.images.sources import STANDARD_INPUT, is_kind, printable_path
 
 _LIST_SUFFIXES = (".txt", ".lst", ".list")
@@ -22,6 +23,17 @@ _LIST_SUFFIXES = (".txt", ".lst", ".list")
 def is_list(text: str) -> bool:
     """Whether an input is a list of images: @FILE, or standard input."""
     return text == STANDARD_INPUT or text.startswith("@")
+
+
+def is_single_image(inputs: Sequence[str]) -> bool:
+    """Whether the inputs are one image, by its name: a file that is there, or a URL."""
+    # @FILE is a list, even if a file named "@FILE" exists.
+    if len(inputs) != 1 or inputs[0].startswith("@"):
+        return False
+    if is_url(inputs[0]):
+        path = path_of(inputs[0])
+        return is_image_name(path) and (is_http(inputs[0]) or not glob.has_magic(path))
+    return is_image_name(inputs[0]) and os.path.isfile(local_path(inputs[0]))
 
 
 def check_named(inputs: Iterable[str | os.PathLike[str]]) -> None:

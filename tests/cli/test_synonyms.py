@@ -68,7 +68,6 @@ def test_after_two_dashes_every_word_is_an_argument(program: Run) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("predict", "a.jpg", "-o", "https://example.org/a.jsonl"),
         ("inspect", "s3://bucket/model"),
         ("predict", "a.jpg", "--model=https://example.org/model"),
         ("import", "http://example.org/x y.onnx"),
