@@ -29,7 +29,8 @@ def ten_view_engine(folder: ModelFolder, precision: str, batch_size: int) -> Pat
     fitting = [
         (path, record)
         for path, record in find_engines(folder)
-        if record.precision == precision
+        if record.backend == "tensorrt"
+        and record.precision == precision
         and record.num_views == 10
         and record.profile[0] <= batch_size <= record.profile[2]
     ]

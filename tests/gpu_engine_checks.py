@@ -115,21 +115,22 @@ def _reuse(setting: Setting, folder: ModelFolder, precision: str, num_views: int
 def _layers(setting: Setting, folder: ModelFolder, precision: str, num_views: int) -> str:
     """The types in which an engine computes, from the inspector with a full batch; all layers go to root/layers/."""
     import pycuda.driver as cuda
-    import tensorrt as trt
 
-    from alexdeploy.engines.trt.context import deserialize, on_gpu
+    from alexdeploy.engines.trt.context import on_gpu
+    from alexdeploy.engines.trt.library import load_library
     from alexdeploy.engines.trt.stream import make_context
 
     path = setting.built(folder, precision, num_views).path
     _, plan = load_engine(path)
+    library = load_library("tensorrt")
 
     def look() -> str:
-        engine, stream = deserialize(plan, path), cuda.Stream(0)
-        context = make_context(engine, stream, "")
+        engine, stream = library.open_plan(plan, path), cuda.Stream(0)
+        context = make_context(library, engine, stream, "")
         context.set_input_shape("images", (setting.max_batch, *setting.images.shape[1:]))
         inspector = engine.create_engine_inspector()
         inspector.execution_context = context
-        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        return str(inspector.get_engine_information(library.api.LayerInformationFormat.JSON))
 
     information = on_gpu(0, look)
     kept = setting.root / "layers" / f"{path.stem}.json"

@@ -38,3 +38,10 @@ def why_no_onnxruntime_gpu() -> str | None:
     if not has_onnxruntime_gpu():
         return "onnxruntime-gpu is not installed"
     return None if has_gpu() else "there is no NVIDIA GPU"
+
+
+def why_no_tensorrt_rtx() -> str | None:
+    """Why TensorRT-RTX need not build here, which it does on a CPU; None if it must."""
+    if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
+        return "TensorRT-RTX is not installed: pip install 'alexdeploy[rtx]' on x86-64 Linux"
+    return None

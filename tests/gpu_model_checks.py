@@ -32,25 +32,27 @@ from alexdeploy.placement.pool import Pool
 
 def _pins(setting: Setting, folder: ModelFolder) -> str:
     """Weak typing: the types that the network has before any layer is pinned to FP32, and which layers are."""
-    import tensorrt as trt
-
-    from alexdeploy.engines.trt.context import LOG, on_gpu
-    from alexdeploy.engines.trt.network import VERSION, allow_precision, is_strongly_typed, read_network
+    from alexdeploy.engines.trt.context import on_gpu
+    from alexdeploy.engines.trt.library import load_library
+    from alexdeploy.engines.trt.network import allow_precision, read_network
     from alexdeploy.graphs.freshness import load_graph
     from alexdeploy.graphs.tensorrt import engine_graph, opset_for
 
-    if is_strongly_typed():
-        raise CheckSkippedError(f"TensorRT {trt.__version__} is strongly typed: nothing is pinned")
+    library = load_library("tensorrt")
+    if library.is_strongly_typed:
+        raise CheckSkippedError(f"{library} is strongly typed: nothing is pinned")
     spec = folder.spec()
     graph = load_graph(folder, "fp16", spec).model
-    content = engine_graph(graph, spec, 10, folder.mean_image(spec), opset_for(VERSION[0])).SerializeToString()
+    content = engine_graph(
+        graph, spec, 10, folder.mean_image(spec), opset_for(library.interface[0])
+    ).SerializeToString()
 
     def look() -> tuple[Counter[str], Counter[str]]:
-        builder = trt.Builder(LOG)
-        network = read_network(builder, content)
+        builder = library.api.Builder(library.log)
+        network = read_network(library, builder, content)
         layers = [network.get_layer(index) for index in range(network.num_layers)]
         before = Counter(f"{_last(layer.type)} {_last(layer.get_output(0).dtype)}" for layer in layers)
-        allow_precision(network, builder.create_builder_config(), "fp16", content)
+        allow_precision(library, network, builder.create_builder_config(), "fp16", content)
         return before, Counter(_last(layer.type) for layer in layers if layer.precision_is_set)
 
     before, pinned = on_gpu(0, look)

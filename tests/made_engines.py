@@ -17,8 +17,8 @@ KEY = EngineKey(
     precision="fp16",
     num_views=10,
     profile=(1, 32, 32),
-    tensorrt="10.16.1.11",
-    compute_capability=(9, 0),
+    version="10.16.1.11",
+    compute_capabilities=((9, 0),),
     cuda="13.0",
     builder={"workspace_bytes": 0, "tactic_sources": ""},
 )

@@ -41,7 +41,7 @@ from alexdeploy import (
 )
 from alexdeploy.core.errors import UsageError
 
-_BACKENDS = "tensorrt, openvino, onnxruntime or torch"
+_BACKENDS = "tensorrt, tensorrt-rtx, openvino, onnxruntime or torch"
 _PRECISIONS = "fp32, fp16, bf16 or int8"
 _COUNT = "an integer from 1 on"
 _NUMBER = "a finite number from 0 on"
@@ -54,7 +54,7 @@ _REFUSED: tuple[tuple[Callable[..., object], str, Any, str], ...] = (
     *((Predictor, "num_streams", value, f"{_COUNT} or None") for value in (0, 1.0, "1")),
     *((Predictor, name, value, _COUNT) for name in ("top_k", "replicas") for value in (0, -1, 2.5, "5", None, True)),
     *(
-        (Predictor, "backend", value, "tensorrt, openvino, onnxruntime, torch or None")
+        (Predictor, "backend", value, "tensorrt, tensorrt-rtx, openvino, onnxruntime, torch or None")
         for value in ("tflite", "", 1, ("torch",))
     ),
     *((Predictor, "precision", value, _PRECISIONS) for value in ("float16", "FP16", 16, None)),

@@ -23,7 +23,7 @@ from alexdeploy.core import errors, python_words
 from alexdeploy.core.events import Notice, Status, warn_of_notices
 from alexdeploy.core.recipe import Training
 from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import Backend, NumViews
+from alexdeploy.engines.base import Backend, EngineBackend, NumViews
 
 STEPS = ("bench", "build", "calibrate", "evaluate", "export_model", "verify")
 OPEN = ("Predictor", "bench", "build", "calibrate", "evaluate", "export_model", "find_model", "predict", "verify")
@@ -111,7 +111,7 @@ NAMES = {
     "precision": (Precision,),
     "precisions": (tuple[Precision, ...],),
     "num_views": (NumViews, typing.Literal[1, 10], tuple[NumViews, ...]),
-    "backend": (Backend,),
+    "backend": (Backend, EngineBackend),
     "backends": (tuple[Backend, ...],),
     "devices": (str,),
 }

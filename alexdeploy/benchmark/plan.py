@@ -20,7 +20,7 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import versions_for_report
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision, graph_precision
-from alexdeploy.engines.base import Backend, Configuration, NumViews, can_run, is_installed
+from alexdeploy.engines.base import ENGINE_BACKENDS, Backend, Configuration, NumViews, can_run, is_installed
 from alexdeploy.engines.trt.files import find_engines
 from alexdeploy.placement.devices import cpu_device, survey_gpus
 from alexdeploy.placement.options import DeviceOptions
@@ -65,7 +65,9 @@ def plan(folder: ModelFolder, options: BenchOptions) -> tuple[tuple[BatchConfigu
     check_devices(options)
     has_gpu = bool(survey_gpus().devices)
     backends = options.backends or tuple(
-        backend for backend in get_args(Backend) if is_installed(backend) and (backend != "tensorrt" or has_gpu)
+        backend
+        for backend in get_args(Backend)
+        if is_installed(backend) and (backend not in ENGINE_BACKENDS or has_gpu)
     )
     precisions: tuple[Precision, ...] = options.precisions or get_args(Precision)
     choices, notes = [], []
@@ -111,10 +113,12 @@ def _reason_against(folder: ModelFolder, backend: Backend, precision: Precision)
 
 
 def _without_engine(folder: ModelFolder, groups: Sequence[Configuration]) -> list[Configuration]:
-    """The TensorRT groups for which no engine was built; whether an engine fits this GPU shows when it is opened."""
-    built = {(record.precision, record.num_views) for _, record in find_engines(folder)}
+    """The groups for which no engine file was built; whether one fits this GPU shows when it is opened."""
+    built = {(record.backend, record.precision, record.num_views) for _, record in find_engines(folder)}
     return [
-        group for group in groups if group.backend == "tensorrt" and (group.precision, group.num_views) not in built
+        group
+        for group in groups
+        if group.backend in ENGINE_BACKENDS and (group.backend, group.precision, group.num_views) not in built
     ]
 
 
@@ -152,7 +156,7 @@ def hidden_references(folder: ModelFolder, groups: Sequence[Configuration]) -> d
     """For each number of views, an unmeasured configuration that can give FP32 answers, if there is one."""
     found: dict[NumViews, Configuration] = {}
     # Not TensorRT: it runs existing engines, and there may be none for FP32.
-    backends = [backend for backend in get_args(Backend) if backend != "tensorrt"]
+    backends = [backend for backend in get_args(Backend) if backend not in ENGINE_BACKENDS]
     for num_views, backend in itertools.product(dict.fromkeys(group.num_views for group in groups), backends):
         group = Configuration(backend=backend, precision="fp32", num_views=num_views)
         if group not in groups and _reason_against(folder, backend, "fp32") is None:

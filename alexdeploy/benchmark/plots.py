@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLORS = {"fp32": html_page.BLUE, "fp16": html_page.GREEN, "bf16": html_page.AMBER, "int8": html_page.ORANGE}
-_STYLES = {"tensorrt": ("D", "-."), "openvino": ("o", "-"), "onnxruntime": ("s", "--"), "torch": ("^", ":")}
+_STYLES = {
+    "tensorrt": ("D", "-."),
+    "tensorrt-rtx": ("v", "-."),
+    "openvino": ("o", "-"),
+    "onnxruntime": ("s", "--"),
+    "torch": ("^", ":"),
+}
 _LEAST_SHARE = 0.01
 """Layers with a smaller share of an engine's time are drawn as one."""
 

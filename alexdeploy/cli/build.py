@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "alexdeploy build alexnet --fp16 --tencrop",
-    "alexdeploy build alexnet --int8 --max-batch 64 --devices cuda:1",
+    "alexdeploy build alexnet --fp16 --backend tensorrt-rtx --for sm86,sm120",
     "alexdeploy build --trust-engine models/alexnet/engines/other.engine",
 )
 
@@ -55,6 +55,23 @@ def build(
     ] = False,
     views: ViewsOption = None,
     tencrop: TencropOption = False,
+    backend: Annotated[
+        Literal["tensorrt", "tensorrt-rtx"],
+        typer.Option(
+            metavar="BACKEND",
+            help="What runs the engine: tensorrt builds for a GPU of this machine; tensorrt-rtx on any x86-64 machine, "
+            "without a GPU, for RTX cards.",
+        ),
+    ] = "tensorrt",
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="LIST",
+            help="With tensorrt-rtx: compute capabilities of the cards that one engine is for, e.g. sm86,sm120, or "
+            "rtx, which is sm86,sm89,sm120: RTX 30, 40 and 50. Default: rtx. RTX 20 is sm75.",
+        ),
+    ] = None,
     max_batch: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Maximum batch size, for which the engine is optimized. Default: 32."),
@@ -82,7 +99,7 @@ def build(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Build a TensorRT engine for a GPU of this machine, or reuse an existing one.
+    """Build a TensorRT engine for a GPU of this machine, or a TensorRT-RTX engine for others, or reuse an existing one.
 
     It is a plain plan in MODEL/engines/, with a .json that records what it was built from and for.
     Only engines that this installation built or trusts are run.
@@ -93,17 +110,23 @@ def build(
     chosen = _one_precision(precision, fp16=fp16, int8=int8)
     num_views = view_count(views, tencrop=tencrop)
     device = one_device(devices, "Build for one after the other.")
+    if device is not None and backend == "tensorrt-rtx":
+        raise UsageError(
+            "--backend tensorrt-rtx builds for cards that need not be here, not for --devices",
+            hint="Name their compute capabilities: --for sm86,sm120",
+        )
 
     from alexdeploy.engines.trt.files import DEFAULT_MAX_BATCH, BuildOptions
-    from alexdeploy.placement.devices import survey_gpus
 
     folder = find_one_model(model, model_option)
     options = BuildOptions(
+        backend=backend,
+        targets=None if targets is None else tuple(targets.split(",")),
         precision=chosen,
         num_views=num_views,
         max_batch=max_batch or DEFAULT_MAX_BATCH,
         workspace_bytes=None if workspace is None else workspace << 20,
-        device=see_only(device or "cuda:0", survey_gpus()),
+        device="cuda:0" if backend == "tensorrt-rtx" else _visible(device or "cuda:0"),
         tactic_sources=_names(tactic_sources),
     )
     built = _build_with_progress(folder, options)
@@ -121,6 +144,12 @@ def _one_precision(
     if len(asked) > 1:
         raise UsageError(f"{' and '.join(sorted(asked))} are two engines", hint="Build one after the other.")
     return asked.pop() if asked else "fp32"
+
+
+def _visible(name: str) -> str:
+    from alexdeploy.placement.devices import survey_gpus
+
+    return see_only(name, survey_gpus())
 
 
 def see_only(name: str, survey: GpuSurvey) -> str:

@@ -27,12 +27,14 @@ def devices(json: JsonOption = False, quiet: QuietOption = False, verbose: Verbo
     GPUs are counted after CUDA_VISIBLE_DEVICES. If none of them can run an engine, stderr says why.
     """
     from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder
-    from alexdeploy.core.packages import tensorrt_version
+    from alexdeploy.core.packages import backend_version, tensorrt_version
+    from alexdeploy.engines.base import is_installed
     from alexdeploy.placement.devices import cpu_device, survey_gpus
     from alexdeploy.placement.engine_fit import match_engines
 
     survey = survey_gpus()
     tensorrt = tensorrt_version()
+    rtx = backend_version("tensorrt-rtx") if is_installed("tensorrt-rtx") else None
     here = (cpu_device(), *survey.devices)
     folders = map(ModelFolder, sorted(MODELS_FOLDER.glob("*"))) if survey.devices else ()
     engines = [engine for folder in folders for engine in match_engines(folder, survey)]
@@ -50,6 +52,7 @@ def devices(json: JsonOption = False, quiet: QuietOption = False, verbose: Verbo
                 "devices": rows,
                 "engines_for_no_device": {str(engine.path): engine.reasons for engine in engines if not engine.devices},
                 "tensorrt": tensorrt,
+                "tensorrt_rtx": rtx,
                 "driver": survey.driver,
                 "cuda_version": survey.cuda_version,
                 "gpu_problem": survey.problem,
@@ -57,7 +60,7 @@ def devices(json: JsonOption = False, quiet: QuietOption = False, verbose: Verbo
             }
         )
     else:
-        _print(here, engines, tensorrt)
+        _print(here, engines, tensorrt, rtx)
     for note in survey.notes:
         output.warn(note)
     for engine in engines:
@@ -67,9 +70,11 @@ def devices(json: JsonOption = False, quiet: QuietOption = False, verbose: Verbo
         (output.warn if survey.is_fault else output.note)(f"No GPU: {survey.problem}. More: alexdeploy doctor")
 
 
-def _print(here: Sequence[Device], engines: Sequence[EngineFile], tensorrt: str | None) -> None:
+def _print(here: Sequence[Device], engines: Sequence[EngineFile], tensorrt: str | None, rtx: str | None) -> None:
     from rich.table import Table
     from rich.text import Text
+
+    from alexdeploy.placement.plan import supports
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     has_gpu = any(device.kind == "cuda" for device in here)
@@ -83,6 +88,8 @@ def _print(here: Sequence[Device], engines: Sequence[EngineFile], tensorrt: str 
         table.add_column("capability", no_wrap=True)
         table.add_column("driver", no_wrap=True)
         table.add_column("TensorRT", no_wrap=True)
+        if rtx is not None:
+            table.add_column("TensorRT-RTX", no_wrap=True)
         table.add_column("UUID", overflow="fold")
         table.add_column("engines", overflow="fold")
     for device in here:
@@ -93,7 +100,10 @@ def _print(here: Sequence[Device], engines: Sequence[EngineFile], tensorrt: str 
             capability = "" if device.compute_capability is None else ".".join(map(str, device.compute_capability))
             fitting = [engine.path for engine in engines if device in engine.devices]
             names = "\n".join(f"{path.parent.parent.name}/{path.stem}" for path in fitting)
-            row.extend([capability, device.driver or "", tensorrt or "-", device.uuid, names])
+            versions = [tensorrt or "-"]
+            if rtx is not None:
+                versions.append(rtx if supports("tensorrt-rtx", device) else "-")
+            row.extend([capability, device.driver or "", *versions, device.uuid, names])
         table.add_row(*(Text(output.printable(cell)) for cell in row))
     with output.page() as console:
         console.print(table)

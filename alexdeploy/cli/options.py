@@ -42,12 +42,12 @@ PrecisionOption = Annotated[
     typer.Option("--precision", metavar="PRECISION", help="Precision of the graph that runs: fp32, fp16, bf16, int8."),
 ]
 BackendOption = Annotated[
-    Literal["tensorrt", "openvino", "onnxruntime", "torch"] | None,
+    Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime", "torch"] | None,
     typer.Option(
         "--backend",
         metavar="BACKEND",
-        help="What runs the model: tensorrt, openvino, onnxruntime, torch. Default: the first of these that is "
-        "installed and fits the device.",
+        help="What runs the model: tensorrt, tensorrt-rtx, openvino, onnxruntime, torch. Default: the first of these "
+        "that is installed and fits the device; on RTX cards tensorrt-rtx before tensorrt.",
     ),
 ]
 ViewsOption = Annotated[
@@ -127,7 +127,7 @@ def precisions_option(default: str = "") -> Any:
 
 def backends_option(default: str) -> Any:
     """--backend of a command that compares several."""
-    known = "tensorrt, openvino, onnxruntime, torch"
+    known = "tensorrt, tensorrt-rtx, openvino, onnxruntime, torch"
     return typer.Option(
         "--backend", metavar="LIST", help=f"One or more of {known}, separated by commas.{_default(default)}"
     )

@@ -11,6 +11,13 @@ from contextlib import suppress
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.version import __version__
 
+_DISTRIBUTIONS = {
+    # One for each kind of device.
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+}
+"""Backend -> the distributions that may have it, where their names are others."""
+
 
 def package_version(*names: str) -> str | None:
     """The version of the first of these distributions that is installed."""
@@ -45,9 +52,9 @@ def tensorrt_version() -> str | None:
 
 def backend_version(name: str) -> str:
     """The version of a backend or other package; "unknown" if it has none."""
-    # ONNX Runtime has a distribution for each kind of device.
-    names = ("onnxruntime", "onnxruntime-gpu") if name == "onnxruntime" else (name,)
-    return (tensorrt_version() if name == "tensorrt" else package_version(*names)) or "unknown"
+    return (
+        tensorrt_version() if name == "tensorrt" else package_version(*_DISTRIBUTIONS.get(name, (name,)))
+    ) or "unknown"
 
 
 def versions_for_report(backends: Iterable[str]) -> dict[str, str]:

@@ -71,7 +71,7 @@ _CALLS = {
         (0, 1),
         1,
         "BuildOptions",
-        "model fp16:precision int8:precision views tencrop max-batch devices:device tactic-sources",
+        "model fp16:precision int8:precision views tencrop max-batch devices:device tactic-sources backend for",
     ),
     "predict": _Call(
         "predict",
@@ -115,6 +115,7 @@ _SAME = """
 _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
     "checkpoint-minutes": "checkpoint_seconds",
     "jpeg": "jpeg_quality",
+    "for": "targets",
     "set": "overrides",
     "threads": "num_threads",
     "views": "num_views",
@@ -123,7 +124,7 @@ _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
 """Option -> field of an options class, or parameter, that means the same."""
 
 _IN_OTHER_UNITS = ("checkpoint-minutes", "workspace")
-_SPLIT = ("freeze", "keep", "mean", "std", "tactic-sources")
+_SPLIT = ("for", "freeze", "keep", "mean", "std", "tactic-sources")
 """Options of several values with commas between, in Python a tuple."""
 _REPEATED = ("exclude", "set")
 """Options of one value that may be repeated, in Python a tuple."""
@@ -144,7 +145,7 @@ _OTHER_PROGRAMS = re.compile(r"\b(pip install|torchrun|docker|python -m)\b")
 # What counts as a value after an option in prose: joined words, a number, a placeholder in capitals, or one of the
 # known names. The name of a folder to exclude may be any word; it ends the line.
 _NAMES = (
-    "fp32|fp16|bf16|int8|cpu|cuda|all|tensorrt|openvino|onnxruntime|torch|towers|pipeline|batches|crop|warp|rgb|bgr|"
+    "fp32|fp16|bf16|int8|cpu|cuda|all|tensorrt-rtx|tensorrt|openvino|onnxruntime|torch|towers|pipeline|batches|crop|warp|rgb|bgr|"
     "alexnet|caffenet|torchvision|minmax|percentile|entropy|mse"
 )
 _VALUE = (

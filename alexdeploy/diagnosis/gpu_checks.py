@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from alexdeploy.core.packages import package_version, release, tensorrt_version
+from alexdeploy.core.packages import backend_version, package_version, release, tensorrt_version
 from alexdeploy.diagnosis.gpu_errors import (
     CUDA_ERRORS,
     LEAST_DRIVERS,
@@ -21,8 +21,10 @@ from alexdeploy.diagnosis.gpu_errors import (
     supported_capabilities,
 )
 from alexdeploy.diagnosis.package_check import PackageCheck
+from alexdeploy.engines.base import Backend
 from alexdeploy.engines.trt.cuda_driver import cuda_version
 from alexdeploy.placement.devices import Device, GpuSurvey
+from alexdeploy.placement.plan import supports
 
 Status = Literal["ok", "warning", "problem", "absent"]
 
@@ -96,7 +98,10 @@ def judge_libcuda(probe: PackageCheck, *, has_board: bool) -> Finding:
 def judge_gpu_backends(
     probes: Mapping[str, PackageCheck], survey: GpuSurvey, driver_cuda: tuple[int, int] | None, *, has_gpu: bool
 ) -> list[Finding]:
-    """TensorRT with pycuda, and ONNX Runtime's CUDA provider. On a machine with a GPU, one of the two must work."""
+    """TensorRT with pycuda, and ONNX Runtime's CUDA provider: on a machine with a GPU, one of the two must work.
+
+    TensorRT-RTX, which also builds engines where there is no GPU, is optional.
+    """
     tensorrt = _tensorrt(probes.get("tensorrt"), survey, driver_cuda, has_gpu=has_gpu)
     pycuda = _pycuda(probes.get("pycuda"), has_gpu=has_gpu)
     ort = _onnxruntime_cuda(probes.get("onnxruntime"), driver_cuda, has_gpu=has_gpu)
@@ -107,7 +112,8 @@ def judge_gpu_backends(
             replace(each, status="warning") if each.status == "problem" and each.found == _NOT_INSTALLED else each
             for each in findings
         ]
-    return [*findings, *_both_onnxruntimes(probes.get("onnxruntime"), has_gpu=has_gpu)]
+    rtx = _tensorrt_rtx(probes.get("tensorrt_rtx_bindings"), survey)
+    return [*findings, rtx, *_both_onnxruntimes(probes.get("onnxruntime"), has_gpu=has_gpu)]
 
 
 def _tensorrt(
@@ -143,6 +149,21 @@ def _tensorrt(
         is_none_left = len(outside) == len(survey.devices)
         return Finding(name="tensorrt", status=bad if is_none_left else "warning", found=found, hint=hint)
     return Finding(name="tensorrt", status="ok", found=version if has_gpu else f"{version}, no GPU to use it on")
+
+
+def _tensorrt_rtx(probe: PackageCheck | None, survey: GpuSurvey) -> Finding:
+    name: Backend = "tensorrt-rtx"
+    has_card = any(supports(name, device) for device in survey.devices)
+    hint = "pip install 'alexdeploy[rtx]'"
+    if probe is None:
+        found = "not installed: builds engines for RTX cards, and runs them there"
+        return Finding(name=name, status="absent", found=found, hint=hint if has_card else None)
+    version = probe.facts.get("version") or backend_version(name)
+    if probe.error is not None:
+        hint = "pip install --force-reinstall 'alexdeploy[rtx]'"
+        return Finding(name=name, status="warning", found=f"{version}: {short(probe.error)}", hint=hint)
+    found = f"{version}, builds engines for RTX cards{'' if has_card else '; no such card here to run them on'}"
+    return Finding(name=name, status="ok", found=found)
 
 
 def _tensorrt_cuda(version: str) -> int | None:

@@ -24,7 +24,7 @@ from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.core.spec import LRN, Architecture
 from alexdeploy.diagnosis.layers import LayerRow, engine_layers, graph_layers, planned_layers
 from alexdeploy.engines.trt.cuda_driver import cuda_ordinal
-from alexdeploy.engines.trt.files import load_engine, read_record
+from alexdeploy.engines.trt.files import NAMES, load_engine, read_record, sm
 from alexdeploy.graphs import files as graph_files
 from alexdeploy.graphs.deployment import describe_value
 from alexdeploy.graphs.edit import opset_of, weight_bits
@@ -212,16 +212,15 @@ def _inspect_safetensors(path: Path) -> Inspection:
 def _inspect_engine(path: Path) -> Inspection:
     """The sidecar, and the layers if TensorRT can open the engine and this installation trusts it."""
     record = read_record(path)
-    major, minor = record.compute_capability
     least, best, most = record.profile
     facts: dict[str, Fact] = {
         "key": record.key,
         "precision": record.precision,
         "views": record.num_views,
         "images in a batch": f"{least} to {most}, best {best}",
-        "built for": f"{record.gpu}, sm_{major}{minor}",
-        "TensorRT": record.tensorrt,
-        "CUDA": record.cuda,
+        "built for": ", ".join((record.gpu, *map(sm, record.compute_capabilities))),
+        NAMES[record.backend]: record.version,
+        **({"CUDA": record.cuda} if record.cuda else {}),
         "bytes": record.engine_bytes,
         "sha256": record.engine_sha256,
     }
@@ -235,7 +234,7 @@ def _inspect_engine(path: Path) -> Inspection:
         try:
             from alexdeploy.engines.trt.engine import inspect_engine
 
-            device = _device_for(record.compute_capability, survey_gpus().devices)
+            device = _device_for(record.compute_capabilities, survey_gpus().devices)
             layers = engine_layers(inspect_engine(path, device))
         # UsageError: TensorRT is not installed.
         except (DeviceError, ModelError, UsageError) as exc:
@@ -257,11 +256,12 @@ def _inspect_engine(path: Path) -> Inspection:
     )
 
 
-def _device_for(capability: tuple[int, int], gpus: Sequence[Device]) -> str:
-    """The first GPU of a compute capability, in CUDA's order. Raises DeviceError if there are only others."""
-    fitting = [gpu for gpu in gpus if gpu.compute_capability == capability]
+def _device_for(capabilities: Sequence[tuple[int, int]], gpus: Sequence[Device]) -> str:
+    """The first GPU of these compute capabilities, in CUDA's order. Raises DeviceError if there are only others."""
+    fitting = [gpu for gpu in gpus if gpu.compute_capability in capabilities]
     if gpus and not fitting:
-        raise DeviceError(f"no GPU here has compute capability {'.'.join(map(str, capability))}")
+        known = " or ".join(f"{major}.{minor}" for major, minor in capabilities)
+        raise DeviceError(f"no GPU here has compute capability {known}")
     return f"cuda:{cuda_ordinal(fitting[0].uuid)}" if fitting else "cuda:0"
 
 

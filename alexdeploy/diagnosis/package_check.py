@@ -44,6 +44,12 @@ PROBES = {
         if has_gpu:
             tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
         """,
+    "tensorrt_rtx_bindings": """
+        import tensorrt_rtx_bindings
+        facts["version"] = tensorrt_rtx_bindings.__version__
+        # It builds on a CPU.
+        tensorrt_rtx_bindings.Builder(tensorrt_rtx_bindings.Logger(tensorrt_rtx_bindings.Logger.ERROR))
+        """,
     "pycuda": """
         import pycuda
         facts["version"] = pycuda.VERSION_TEXT

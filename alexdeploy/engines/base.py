@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,13 @@ from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision, graph_precisi
 if TYPE_CHECKING:
     from alexdeploy.graphs.files import Graph
 
-Backend = Literal["tensorrt", "openvino", "onnxruntime", "torch"]
+EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
+"""Backends that run engine files, which `alexdeploy build` makes."""
+
+Backend = Literal[EngineBackend, "openvino", "onnxruntime", "torch"]
 NumViews = Literal[1, 5, 10]
+
+ENGINE_BACKENDS: tuple[EngineBackend, ...] = get_args(EngineBackend)
 
 TENSORRT_STREAMS = 2
 """Batches that TensorRT has in flight: one is copied while the other is computed. Each stream reserves memory for its
@@ -146,6 +151,7 @@ class Engine(Protocol):
 
 _PACKAGES: dict[Backend, tuple[str, str]] = {
     "tensorrt": ("tensorrt", "gpu"),
+    "tensorrt-rtx": ("tensorrt_rtx_bindings", "rtx"),
     "openvino": ("openvino", "cpu"),
     "onnxruntime": ("onnxruntime", "cpu"),
     "torch": ("torch", "train"),
@@ -154,6 +160,7 @@ _PACKAGES: dict[Backend, tuple[str, str]] = {
 
 _PRECISIONS: dict[Backend, tuple[Precision, ...]] = {
     "tensorrt": ("fp32", "fp16", "int8"),
+    "tensorrt-rtx": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "fp16", "bf16", "int8"),
     "onnxruntime": ("fp32", "fp16", "int8"),
     "torch": ("fp32", "bf16"),
@@ -185,7 +192,7 @@ def choose_backend(folder: ModelFolder, precision: Precision) -> Backend:
     graphs, whose error then says what is missing. Raises ModelError if all that can run it were found unfit,
     UsageError if none that reads graphs is installed.
     """
-    installed = [backend for backend in _PRECISIONS if backend != "tensorrt" and is_installed(backend)]
+    installed = [backend for backend in _PRECISIONS if backend not in ENGINE_BACKENDS and is_installed(backend)]
     able = [
         backend
         for backend in installed
@@ -226,7 +233,11 @@ def _artifact(folder: ModelFolder, backend: Backend, precision: Precision) -> Pa
 
 def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -> Engine:
     """An engine for the model, not yet opened. Raises UsageError when the backend's package is not installed."""
-    engine: Engine = _module(backend).open_engine(folder, options)
+    engine: Engine
+    if backend in ENGINE_BACKENDS:
+        engine = _module(backend).open_engine(folder, options, backend)
+    else:
+        engine = _module(backend).open_engine(folder, options)
     return engine
 
 
@@ -249,7 +260,7 @@ def _module(backend: Backend) -> ModuleType:
     if backend not in _PACKAGES:
         raise UsageError(f"unknown backend {backend!r}", hint=f"Backends: {', '.join(_PACKAGES)}")
     check_installed(backend)
-    return importlib.import_module("alexdeploy.engines." + ("trt.engine" if backend == "tensorrt" else backend))
+    return importlib.import_module("alexdeploy.engines." + ("trt.engine" if backend in ENGINE_BACKENDS else backend))
 
 
 def check_images(images: NDArray[np.uint8], batch_size: int) -> None:

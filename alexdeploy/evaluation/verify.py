@@ -22,7 +22,7 @@ from alexdeploy.core.events import Notice, Status, warn_of_notices
 from alexdeploy.core.metrics import softmax
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.spec import ModelSpec, Precision, graph_precision
-from alexdeploy.engines.base import Backend, NumViews, can_run, is_installed
+from alexdeploy.engines.base import ENGINE_BACKENDS, Backend, NumViews, can_run, is_installed
 from alexdeploy.engines.trt.files import find_engines
 from alexdeploy.evaluation.agreement import (
     FLOORS,
@@ -188,20 +188,20 @@ def _plan(folder: ModelFolder, spec: ModelSpec, options: VerifyOptions) -> _Plan
         graphs.insert(0, "fp32")
     for graph in dict.fromkeys(graphs):
         load_graph(folder, graph, spec)
-    built = {record.precision for _, record in find_engines(folder)}
+    built = {(record.backend, record.precision) for _, record in find_engines(folder)}
     backends = options.backends or tuple(backend for backend in get_args(Backend) if is_installed(backend))
     engines, notes = [], dict[str, None]()
     for precision, backend in itertools.product(precisions, backends):
         is_reference = (backend, precision) == (reference, "fp32")
         if is_reference or not can_run(backend, precision) or (backend == "torch" and not has_weights):
             continue
-        if options.backends is None and backend == "tensorrt" and precision not in built:
+        if options.backends is None and backend in ENGINE_BACKENDS and (backend, precision) not in built:
             continue
         try:
             notes.update(dict.fromkeys(place(folder, _options_for(options, backend, precision)).notes))
         except (UsageError, DeviceError, ModelError) as exc:
-            # An unusable graph is an error for every backend but TensorRT, whose engine file may be for another GPU.
-            if options.backends is not None or (isinstance(exc, ModelError) and backend != "tensorrt"):
+            # An unusable graph is an error for every backend but those whose engine file may be for another GPU.
+            if options.backends is not None or (isinstance(exc, ModelError) and backend not in ENGINE_BACKENDS):
                 raise
             notes[f"{backend} {precision} is left out: {exc.message}"] = None
         else:
@@ -228,7 +228,7 @@ def _options_for(options: VerifyOptions, backend: Backend, precision: Precision)
 
 def _artifact(folder: ModelFolder, backend: Backend, precision: Precision, sha256: str) -> str:
     """The name of the file that an engine ran; with several files, all of their names."""
-    if backend == "tensorrt":
+    if backend in ENGINE_BACKENDS:
         return "+".join(path.name for path, record in find_engines(folder) if record.engine_sha256 in sha256.split("+"))
     return (folder.weights_path if backend == "torch" else folder.onnx_path(graph_precision(precision))).name
 

@@ -15,6 +15,7 @@ from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ParityErr
 from alexdeploy.core.packages import backend_version
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import (
+    ENGINE_BACKENDS,
     Backend,
     EngineOptions,
     NumViews,
@@ -63,7 +64,7 @@ def check_engines(
     backends = [
         backend
         for backend in get_args(Backend)
-        if backend not in ("tensorrt", "torch") and is_installed(backend) and can_run(backend, precision)
+        if backend not in (*ENGINE_BACKENDS, "torch") and is_installed(backend) and can_run(backend, precision)
     ]
     tolerance = _TOLERANCES[arithmetic(graph.model)]
     expected = _expected(graph.model, spec, mean_image, photographs, _NUM_VIEWS)

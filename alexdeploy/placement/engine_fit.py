@@ -1,4 +1,4 @@
-"""Which engine files TensorRT can run on which GPU, according to their sidecars. Does not import TensorRT."""
+"""Which engine files TensorRT and TensorRT-RTX can run on which GPU, according to their sidecars. Imports neither."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.core.packages import tensorrt_version
+from alexdeploy.core.packages import backend_version
 from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import NumViews
+from alexdeploy.engines.base import EngineBackend, NumViews
 from alexdeploy.engines.trt.choose import (
     EngineRequirements,
     build_command,
@@ -38,6 +38,7 @@ def local_engines(
     folder: ModelFolder,
     survey: GpuSurvey,
     options: PredictOptions,
+    backend: EngineBackend = "tensorrt",
 ) -> dict[tuple[int, int], int | NoEngine]:
     """For each compute capability here: the largest batch of an engine that can run there, or why there is none.
 
@@ -50,7 +51,7 @@ def local_engines(
         if gpu.compute_capability is not None:
             gpus.setdefault(gpu.compute_capability, {}).setdefault(gpu.name, gpu)
     try:
-        required = _required(folder, survey, options.precision, options.num_views)
+        required = _required(folder, survey, backend, options.precision, options.num_views)
     except AlexDeployError as exc:
         return dict.fromkeys(gpus, NoEngine(reason=exc.message, hint=exc.hint or "See: alexdeploy inspect"))
     is_auto = options.batch_size == "auto"
@@ -81,13 +82,14 @@ def _engine_for(folder: ModelFolder, required: EngineRequirements, gpu: Device, 
 
 def match_engines(folder: ModelFolder, survey: GpuSurvey) -> Iterator[EngineFile]:
     """The engine files of the model, sorted by name. Reads and hashes the model's files and the engines that fit."""
-    required: dict[Precision, EngineRequirements | AlexDeployError] = {}
+    required: dict[tuple[EngineBackend, Precision], EngineRequirements | AlexDeployError] = {}
     for path in sorted(folder.engines.glob("*.engine")):
         try:
             record = read_record(path)
-            if record.precision not in required:
-                required[record.precision] = _required_or_why_not(folder, survey, record.precision)
-            found = required[record.precision]
+            kind = (record.backend, record.precision)
+            if kind not in required:
+                required[kind] = _required_or_why_not(folder, survey, *kind)
+            found = required[kind]
             if isinstance(found, AlexDeployError):
                 raise found
             yield _match(path, record, replace(found, num_views=record.num_views), survey.devices)
@@ -111,22 +113,25 @@ def _match(path: Path, record: EngineRecord, required: EngineRequirements, gpus:
 
 
 def _required_or_why_not(
-    folder: ModelFolder, survey: GpuSurvey, precision: Precision
+    folder: ModelFolder, survey: GpuSurvey, backend: EngineBackend, precision: Precision
 ) -> EngineRequirements | AlexDeployError:
     try:
-        return _required(folder, survey, precision, 1)
+        return _required(folder, survey, backend, precision, 1)
     except AlexDeployError as exc:
         return exc
 
 
-def _required(folder: ModelFolder, survey: GpuSurvey, precision: Precision, num_views: NumViews) -> EngineRequirements:
+def _required(
+    folder: ModelFolder, survey: GpuSurvey, backend: EngineBackend, precision: Precision, num_views: NumViews
+) -> EngineRequirements:
     """Requirements for an engine on this machine; the caller sets the compute capability of each GPU."""
     return engine_requirements(
         folder,
         precision=precision,
         num_views=num_views,
         batch_size=1,
-        tensorrt=tensorrt_version() or "none",
+        backend=backend,
+        version=backend_version(backend),
         compute_capability=(0, 0),
         cuda="none" if survey.cuda_version is None else ".".join(map(str, survey.cuda_version)),
     )

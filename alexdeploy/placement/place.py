@@ -12,8 +12,10 @@ from alexdeploy.core.packages import package_version
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Placement
 from alexdeploy.engines.base import (
+    ENGINE_BACKENDS,
     Backend,
     Engine,
+    EngineBackend,
     EngineOptions,
     can_run,
     check_installed,
@@ -22,6 +24,7 @@ from alexdeploy.engines.base import (
     open_engine,
     unfit_backends,
 )
+from alexdeploy.engines.trt.files import NAMES
 from alexdeploy.graphs.freshness import newer_weights
 from alexdeploy.placement.devices import Device, GpuSurvey, cpu_device, find_devices, survey_gpus
 from alexdeploy.placement.memory import view_bytes, weight_bytes
@@ -60,9 +63,10 @@ def place(folder: ModelFolder, options: PredictOptions) -> Placed:
     named = _named_devices(options, survey)
     if options.placement is not None:
         return _split(folder, options, named, survey)
-    if options.backend == "tensorrt" and not survey.devices and named is None:
-        check_installed("tensorrt")
-        raise DeviceError(f"TensorRT needs an NVIDIA GPU, and none was found: {survey.problem}", hint=survey.hint)
+    if options.backend in ENGINE_BACKENDS and not survey.devices and named is None:
+        check_installed(options.backend)
+        name = NAMES[options.backend]
+        raise DeviceError(f"{name} needs an NVIDIA GPU, and none was found: {survey.problem}", hint=survey.hint)
     plan = plan_replicas((cpu_device(), *survey.devices), _demand(folder, options, named, survey))
     notes = (*_notes(options, survey, plan), *_unfit(folder, options), *_newer(folder))
     first = plan.replicas[0]
@@ -99,8 +103,9 @@ def _notes(options: PredictOptions, survey: GpuSurvey, plan: Plan) -> tuple[str,
         return ()
     left_out = [f"{each.device} is skipped: {each.reason}. {each.hint}" for each in plan.left_out]
     slower = [
-        f"{each.device} runs {replica.backend} instead of TensorRT: {each.reason}. {each.hint}"
+        f"{each.device} runs {replica.backend} instead of {NAMES[each.backend]}: {each.reason}. {each.hint}"
         for each in plan.without_engine
+        if each.backend is not None
         for replica in [replica for replica in plan.replicas if replica.device == each.device][:1]
     ]
     return (*_fault(survey), *survey.notes, *left_out, *slower)
@@ -141,12 +146,14 @@ def _demand(
 ) -> Demand:
     may_use_gpu = bool(survey.devices) and (named is None or any(device.kind == "cuda" for device in named))
     on_gpu = _gpu_backends() if survey.devices else ()
-    engines: dict[tuple[int, int], int | NoEngine] = {}
-    is_asked = options.backend in (None, "tensorrt") and can_run("tensorrt", options.precision)
-    if "tensorrt" in on_gpu and is_asked and may_use_gpu:
-        from alexdeploy.placement.engine_fit import local_engines
+    engines: dict[EngineBackend, dict[tuple[int, int], int | NoEngine]] = {}
+    for backend in ENGINE_BACKENDS:
+        is_asked = options.backend in (None, backend) and can_run(backend, options.precision)
+        runs = any(supports(backend, gpu) for gpu in survey.devices)
+        if backend in on_gpu and is_asked and runs and may_use_gpu:
+            from alexdeploy.placement.engine_fit import local_engines
 
-        engines = local_engines(folder, survey, options)
+            engines[backend] = local_engines(folder, survey, options, backend)
     return Demand(
         options=options,
         named=named,
@@ -175,7 +182,7 @@ def _cpu_backend(folder: ModelFolder, options: PredictOptions, *, is_needed: boo
 
 def _gpu_backends() -> tuple[Backend, ...]:
     """The installed backends for GPUs. Whether they work is known only when they are opened."""
-    backends: list[Backend] = ["tensorrt"] if is_installed("tensorrt") else []
+    backends: list[Backend] = [backend for backend in ENGINE_BACKENDS if is_installed(backend)]
     return (*backends, "onnxruntime") if package_version("onnxruntime-gpu") else tuple(backends)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError, UsageError
-from alexdeploy.engines.base import TENSORRT_STREAMS, Backend, EngineOptions, can_run
+from alexdeploy.engines.base import ENGINE_BACKENDS, TENSORRT_STREAMS, Backend, EngineBackend, EngineOptions, can_run
+from alexdeploy.engines.trt.files import NAMES
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.options import BATCH_SIZE, PredictOptions
 
@@ -22,13 +23,18 @@ MEMORY_SHARE = 0.8
 
 _PREFERENCE: dict[Kind, tuple[Backend, ...]] = {
     "cpu": ("openvino", "onnxruntime", "torch"),
-    "cuda": ("tensorrt", "onnxruntime"),
+    "cuda": ("tensorrt-rtx", "tensorrt", "onnxruntime"),
 }
 GPU_BACKENDS = _PREFERENCE["cuda"]
 
+_RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
+"""The compute capabilities that TensorRT-RTX runs on (its support matrix)."""
+
 
 def supports(backend: Backend, device: Device) -> bool:
-    """Whether the backend runs on devices of that kind, installed or not."""
+    """Whether the backend runs on such devices, installed or not."""
+    if backend == "tensorrt-rtx" and device.compute_capability not in _RTX_CAPABILITIES:
+        return False
     return backend in _PREFERENCE[device.kind]
 
 
@@ -43,7 +49,7 @@ class Replica:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoEngine:
-    """Why TensorRT has no engine file for a GPU, and the hint; `error` is the exception class for a requested GPU."""
+    """Why a backend has no engine file for a GPU, and the hint; `error` is the exception class for a requested GPU."""
 
     reason: str
     hint: str
@@ -54,16 +60,16 @@ class NoEngine:
 class Demand:
     """What to run. `named` are the devices of `options.devices`, None for any.
 
-    `available` are the installed backends for each kind of device. TensorRT also needs an engine file for the GPU:
-    `engines` has the largest batch of one for each compute capability, or why there is none. An engine takes
-    `fixed_bytes`, plus `image_bytes` for each image of a batch with all its views; a TensorRT engine takes the memory
-    of its largest batch in each stream.
+    `available` are the installed backends for each kind of device. TensorRT and TensorRT-RTX also need an engine file
+    for the GPU: `engines` has the largest batch of one for each compute capability, or why there is none. An engine
+    takes `fixed_bytes`, plus `image_bytes` for each image of a batch with all its views; one from a file takes the
+    memory of its largest batch in each stream.
     """
 
     options: PredictOptions
     named: tuple[Device, ...] | None = None
     available: Mapping[Kind, tuple[Backend, ...]]
-    engines: Mapping[tuple[int, int], int | NoEngine] = field(default_factory=dict)
+    engines: Mapping[EngineBackend, Mapping[tuple[int, int], int | NoEngine]] = field(default_factory=dict)
     num_processors: int
     fixed_bytes: int
     image_bytes: int
@@ -71,19 +77,23 @@ class Demand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeftOut:
-    """A skipped device and the reason; `error` is the exception class to raise if it was requested."""
+    """A skipped device and the reason; `error` is the exception class to raise if it was requested.
+
+    `backend` is the one for which the reason holds, if it is not all of them.
+    """
 
     device: Device
     reason: str
     hint: str
     error: type[AlexDeployError] = DeviceError
+    backend: EngineBackend | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """`replicas` in the order of the devices; there is at least one.
 
-    `without_engine` are GPUs that run another backend because the installed TensorRT has no engine for them.
+    `without_engine` are GPUs that run another backend than an installed one that has no engine file for them.
     """
 
     replicas: tuple[Replica, ...]
@@ -162,27 +172,29 @@ def _backend_for(device: Device, num_replicas: int, demand: Demand) -> Backend |
     for backend in _PREFERENCE[device.kind]:
         if (
             demand.options.backend in (None, backend)
+            and supports(backend, device)
             and backend in demand.available.get(device.kind, ())
             and can_run(backend, demand.options.precision)
-            and (backend != "tensorrt" or isinstance(_engine_for(device, num_replicas, demand), int))
+            and (backend not in ENGINE_BACKENDS or isinstance(_engine_for(device, num_replicas, demand, backend), int))
         ):
             return backend
     return None
 
 
-def _engine_for(device: Device, num_replicas: int, demand: Demand) -> int | NoEngine:
-    """The largest batch of the GPU's TensorRT engine, or why it has none that `num_replicas` can run."""
+def _engine_for(device: Device, num_replicas: int, demand: Demand, backend: EngineBackend) -> int | NoEngine:
+    """The largest batch of the backend's engine for the GPU, or why it has none that `num_replicas` can run."""
     if device.compute_capability is None:
         return NoEngine(reason="its compute capability is unknown", hint="See: alexdeploy doctor")
-    nothing = NoEngine(reason="there is no TensorRT engine for it", hint="Build one: alexdeploy build")
-    found = demand.engines.get(device.compute_capability, nothing)
+    name = NAMES[backend]
+    nothing = NoEngine(reason=f"there is no {name} engine for it", hint="Build one: alexdeploy build")
+    found = demand.engines.get(backend, {}).get(device.compute_capability, nothing)
     room = _room(device, num_replicas)
     if isinstance(found, NoEngine) or room is None:
         return found
     needed = demand.fixed_bytes + TENSORRT_STREAMS * found * demand.image_bytes
     if needed <= room:
         return found
-    why = f"its TensorRT engine is for up to {found} images, for which {TENSORRT_STREAMS} streams reserve memory"
+    why = f"its {name} engine is for up to {found} images, for which {TENSORRT_STREAMS} streams reserve memory"
     hint = "Stop other processes on this GPU"
     smaller = found // 2
     while smaller and demand.fixed_bytes + TENSORRT_STREAMS * smaller * demand.image_bytes > room:
@@ -194,11 +206,23 @@ def _engine_for(device: Device, num_replicas: int, demand: Demand) -> int | NoEn
 
 
 def _without_engine(device: Device, num_replicas: int, demand: Demand) -> LeftOut | None:
-    """Why TensorRT, where it is installed, has no engine for the GPU."""
-    found = _engine_for(device, num_replicas, demand)
-    if isinstance(found, int) or "tensorrt" not in demand.available.get("cuda", ()):
-        return None
-    return LeftOut(device=device, reason=found.reason, hint=found.hint, error=found.error)
+    """Why no installed backend has an engine file for the GPU; None if one has, or no such backend is installed."""
+    asked = demand.options.backend
+    lacking = []
+    for backend in _PREFERENCE["cuda"]:
+        if (
+            backend in ENGINE_BACKENDS
+            and asked in (None, backend)
+            and backend in demand.available.get("cuda", ())
+            and supports(backend, device)
+        ):
+            found = _engine_for(device, num_replicas, demand, backend)
+            if isinstance(found, int):
+                return None
+            lacking.append(
+                LeftOut(device=device, reason=found.reason, hint=found.hint, error=found.error, backend=backend)
+            )
+    return lacking[0] if lacking else None
 
 
 def _reason_against(device: Device, num_replicas: int, demand: Demand) -> LeftOut | None:
@@ -233,14 +257,17 @@ def _too_little(device: Device, num_replicas: int, needed: int, what: str = "") 
 def _no_backend(device: Device, num_replicas: int, demand: Demand) -> LeftOut:
     asked = demand.options
     kind = "GPUs" if device.kind == "cuda" else "the CPU"
-    known = _PREFERENCE[device.kind]
+    known = [backend for backend in _PREFERENCE[device.kind] if supports(backend, device)]
     installed = [backend for backend in known if backend in demand.available.get(device.kind, ())]
     if asked.backend is not None and asked.backend not in known:
+        if device.kind == "cuda" and asked.backend == "tensorrt-rtx":
+            capability = ".".join(map(str, device.compute_capability or ("unknown",)))
+            kind = f"compute capability {capability}"
         reason = f"{asked.backend} does not run on {kind}"
         return LeftOut(device=device, reason=reason, hint=f"Use --backend {known[0]} there.")
     wanted = [backend for backend in installed if asked.backend in (None, backend)]
     if not wanted:
-        extra = "gpu" if device.kind == "cuda" else "cpu"
+        extra = "rtx" if asked.backend == "tensorrt-rtx" else "gpu" if device.kind == "cuda" else "cpu"
         reason = f"no backend for {kind} is installed"
         if asked.backend is not None:
             reason = f"{asked.backend} is not installed for {kind}"
@@ -268,13 +295,13 @@ def _room(device: Device, num_replicas: int) -> float | None:
 def _batch_size(device: Device, num_replicas: int, demand: Demand) -> int:
     if demand.options.batch_size != "auto":
         return demand.options.batch_size
-    engine = _engine_for(device, num_replicas, demand)
-    is_tensorrt = _backend_for(device, num_replicas, demand) == "tensorrt"
-    most = min(engine, MOST_IMAGES) if is_tensorrt and isinstance(engine, int) else MOST_IMAGES
+    backend = _backend_for(device, num_replicas, demand)
+    engine = _engine_for(device, num_replicas, demand, backend) if backend in ENGINE_BACKENDS else None
+    most = min(engine, MOST_IMAGES) if isinstance(engine, int) else MOST_IMAGES
     room = _room(device, num_replicas)
     if room is None:
         return min(BATCH_SIZE, most)
-    # TensorRT's largest batch fits twice, otherwise its engine would not have been chosen.
+    # The largest batch of an engine file fits twice, otherwise it would not have been chosen.
     size = most
     while size > 1 and demand.fixed_bytes + size * demand.image_bytes > room:
         size //= 2

@@ -14,7 +14,7 @@ from alexdeploy.core.errors import DeviceError, ModelError, UsageError
 from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import IMAGE_SIZE, Precision, graph_precision
-from alexdeploy.engines.base import EngineInfo, Predictions, check_images, join_predictions
+from alexdeploy.engines.base import ENGINE_BACKENDS, EngineInfo, Predictions, check_images, join_predictions
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
 from alexdeploy.placement.process import DOCTOR, ReplicaLostError, ReplicaProcess, RunStoppedError
@@ -180,10 +180,10 @@ class Pool:
 def join_infos(devices: Sequence[Device], infos: Sequence[EngineInfo]) -> EngineInfo:
     """Combine the infos of replicas. Raises ModelError unless they run the same network.
 
-    Only TensorRT engine files are specific to a GPU: replicas of any other backend have the same artifact.
+    Only engine files are specific to a GPU: replicas of any other backend have the same artifact.
     """
     contents = {(each.precision, each.num_views, each.classes) for each in infos}
-    portable = {(each.backend, each.artifact) for each in infos if each.backend != "tensorrt"}
+    portable = {(each.backend, each.artifact) for each in infos if each.backend not in ENGINE_BACKENDS}
     if len(contents) > 1 or len(portable) > len({backend for backend, _ in portable}):
         raise ModelError("the replicas opened different models", hint="Run the command again.")
     first = infos[0]

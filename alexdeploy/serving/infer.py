@@ -42,6 +42,7 @@ EXTENSIONS = (
 
 _PLATFORMS = {
     "tensorrt": "tensorrt_plan",
+    "tensorrt-rtx": "tensorrt_rtx_plan",
     "onnxruntime": "onnxruntime_onnx",
     "openvino": "openvino_onnx",
     "torch": "pytorch_safetensors",

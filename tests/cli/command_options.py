@@ -87,7 +87,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "build": "builds one engine, and there are none of BF16",
         "train": "that of the arithmetic of training",
     },
-    "--backend": dict.fromkeys(("predict", "serve"), "runs one"),
+    "--backend": {**dict.fromkeys(("predict", "serve"), "runs one"), "build": "builds for one of the two with files"},
     "--devices": {"train": "runs on one in each process", "build": "builds for one"},
     "--views": {"evaluate": "compares several", "bench": "compares several", "calibrate": "measures, with one or ten"},
     "--batch-size": {

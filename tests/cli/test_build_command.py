@@ -129,8 +129,8 @@ def test_a_gpu_is_called_by_its_number_in_what_export_runs(tiny_model: ModelFold
 
 def test_an_engine_is_inspected_only_on_a_gpu_that_it_was_built_for() -> None:
     with pytest.raises(DeviceError, match=r"no GPU here has compute capability 9\.0"):
-        _device_for((9, 0), GPUS[::2])
-    assert _device_for((9, 0), ()) == "cuda:0"
+        _device_for([(9, 0)], GPUS[::2])
+    assert _device_for([(9, 0)], ()) == "cuda:0"
 
 
 def test_another_installations_engine_can_be_trusted_by_name(
@@ -146,7 +146,7 @@ def test_another_installations_engine_can_be_trusted_by_name(
 def test_json_says_what_is_trusted(run: Run, engine: Path) -> None:
     result = run("--trust-engine", engine, "--json")
     found = json.loads(result.stdout)
-    assert (found["path"], found["compute_capability"], found["tensorrt"]) == (str(engine), [9, 0], "10.16.1.11")
+    assert (found["path"], found["compute_capabilities"], found["version"]) == (str(engine), [[9, 0]], "10.16.1.11")
 
 
 def test_a_damaged_engine_is_not_trusted(run: Run, engine: Path) -> None:

@@ -90,7 +90,9 @@ def test_int8_from_one_command_runs_everywhere_and_each_row_says_so(run: Run) ->
         assert {(row["backend"], row["precision"]) for row in found} == {(backend, "int8")}
     refused = run("predict", "pictures", "--precision", "int8", "--backend", "torch")
     assert refused.exit_code == 2
-    assert "torch does not run int8\nUse --backend tensorrt or openvino or onnxruntime." in refused.stderr
+    assert (
+        "torch does not run int8\nUse --backend tensorrt or tensorrt-rtx or openvino or onnxruntime." in refused.stderr
+    )
 
 
 def test_without_a_budget_the_ranking_is_left_out_where_all_of_it_holds(run: Run) -> None:

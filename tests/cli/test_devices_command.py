@@ -22,7 +22,7 @@ from imagined import TENSORRT, machine, put_engine
 def run(program: Run, tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`alexdeploy devices` in this process and in the folder of models/tiny, of an installation of its own."""
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(engine_fit, "tensorrt_version", lambda: TENSORRT)
+    monkeypatch.setattr(engine_fit, "backend_version", lambda backend: TENSORRT)
     monkeypatch.chdir(tiny_model.path.parents[1])
     monkeypatch.delenv("COLUMNS", raising=False)
     return partial(program, "devices")
@@ -74,11 +74,11 @@ def test_gpus_are_listed_with_the_engines_that_fit(run: Run, folder: ModelFolder
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"tensorrt": "10.15.0"}, "it was built with TensorRT 10.15.0, here is 10.16.1.11"),
+        ({"version": "10.15.0"}, "it was built with TensorRT 10.15.0, here is 10.16.1.11"),
         ({"graph_sha256": "a" * 64}, "it was built from graph aaaaaaaaaaaa, the model's is "),
         ({"weights_sha256": "a" * 64}, "it was built from weights aaaaaaaaaaaa, the model's are "),
         (
-            {"compute_capability": (7, 5), "cuda": "12.2"},
+            {"compute_capabilities": ((7, 5),), "cuda": "12.2"},
             "it is for sm_75, this device is sm_90; it was built with CUDA",
         ),
     ],

@@ -97,6 +97,7 @@ _MISSING_PACKAGES = (
     ("onnxruntime", _GRAPH),
     ("tensorrt", ("build", "tiny")),
     ("pycuda", ("build", "tiny")),
+    ("tensorrt_rtx_bindings", ("build", "tiny", "--backend", "tensorrt-rtx")),
     ("tensorrt", ("predict", "data", "--backend", "tensorrt")),
     ("matplotlib", ("evaluate", "data", "--html", "page.html")),
     ("matplotlib", ("bench", "tiny", "--html", "page.html")),

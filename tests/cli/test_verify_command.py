@@ -160,7 +160,7 @@ def test_a_stale_graph_is_a_model_error_with_the_command_that_renews_it(run: Run
     ("option", "given", "known"),
     [
         ("--precision", "fp32,fp8", "fp32, fp16, bf16, int8"),
-        ("--backend", "", "tensorrt, openvino, onnxruntime, torch"),
+        ("--backend", "", "tensorrt, tensorrt-rtx, openvino, onnxruntime, torch"),
     ],
 )
 def test_an_unknown_name_in_a_list_is_a_usage_error_that_gives_the_known(

@@ -287,9 +287,10 @@ def test_a_gpu_needs_one_way_to_use_it_and_not_both() -> None:
         "tensorrt": "warning",
         "pycuda": "warning",
         "onnxruntime-gpu": "ok",
+        "tensorrt-rtx": "absent",
     }
     none = judge_gpu_backends({}, GpuSurvey(), (13, 0), has_gpu=True)
-    assert [each.status for each in none] == ["problem"] * 3
+    assert [each.status for each in none] == [*["problem"] * 3, "absent"]
 
 
 def test_no_backend_for_the_cpu_is_a_problem_and_one_is_enough() -> None:

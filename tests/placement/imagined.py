@@ -13,7 +13,7 @@ from alexdeploy.engines.base import NumViews
 from alexdeploy.engines.trt.choose import engine_requirements
 from alexdeploy.placement.devices import Device, GpuSurvey
 
-TENSORRT = KEY.tensorrt
+TENSORRT = KEY.version
 NAMES = {(9, 0): "NVIDIA H100", (8, 0): "NVIDIA A100"}
 
 
@@ -60,10 +60,11 @@ def put_engine(
         precision=precision,
         num_views=num_views,
         batch_size=max_batch,
-        tensorrt=TENSORRT,
+        version=TENSORRT,
         compute_capability=capability,
         cuda="13.0",
     )
     fields = {field.name: getattr(wanted, field.name) for field in dataclasses.fields(wanted)}
     del fields["batch_size"]
+    fields["compute_capabilities"] = (fields.pop("compute_capability"),)
     return make_engine(folder, **{**fields, "profile": (1, max_batch, max_batch), **changes})

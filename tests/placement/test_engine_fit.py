@@ -27,7 +27,7 @@ H100, A100 = (9, 0), (8, 0)
 def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT, and an installation of its own."""
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(engine_fit, "tensorrt_version", lambda: TENSORRT)
+    monkeypatch.setattr(engine_fit, "backend_version", lambda backend: TENSORRT)
 
 
 def put_foreign(folder: ModelFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, max_batch: int) -> Path:
@@ -51,7 +51,7 @@ def opened(folder: ModelFolder, batch_size: int, gpu: str) -> Path:
         precision="fp16",
         num_views=10,
         batch_size=batch_size,
-        tensorrt=TENSORRT,
+        version=TENSORRT,
         compute_capability=H100,
         cuda="13.0",
     )

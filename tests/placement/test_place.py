@@ -48,7 +48,7 @@ class Here:
 def here(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     """models/tiny, TensorRT 10.16, and an installation of its own."""
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(engine_fit, "tensorrt_version", lambda: TENSORRT)
+    monkeypatch.setattr(engine_fit, "backend_version", lambda backend: TENSORRT)
     return Here(tiny_model, monkeypatch)
 
 
@@ -102,7 +102,7 @@ def test_tensorrt_by_name_and_no_engine_is_an_error_that_says_how_to_build_one(h
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"tensorrt": "10.15.0"}, "it was built with TensorRT 10.15.0, here is 10.16.1.11"),
+        ({"version": "10.15.0"}, "it was built with TensorRT 10.15.0, here is 10.16.1.11"),
         ({"cuda": "12.2"}, "it was built with CUDA 12.2, here is 13.0"),
         ({"precision": "fp32"}, "its precision is fp32, requested fp16"),
         ({"num_views": 1}, "it averages 1 views, requested 10"),

@@ -31,10 +31,12 @@ def demand(**more: Any) -> Demand:
     `more` are fields of Demand and of its options, whose batch is "auto".
     """
     asked = {name: more.pop(name) for name in list(more) if name in PredictOptions.__dataclass_fields__}
+    if "engines" in more:
+        more["engines"] = {"tensorrt": more["engines"]}
     usual = {
         "options": PredictOptions(**{"batch_size": "auto", **asked}),
         "available": BACKENDS,
-        "engines": {(9, 0): 1024, (8, 0): 1024},
+        "engines": {"tensorrt": {(9, 0): 1024, (8, 0): 1024}},
         "num_processors": 8,
         "fixed_bytes": GB,
         "image_bytes": 10_000_000,

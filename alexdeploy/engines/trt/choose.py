@@ -10,8 +10,8 @@ from alexdeploy.core.errors import ModelError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import release
 from alexdeploy.core.spec import ModelSpec, Precision
-from alexdeploy.engines.base import NumViews
-from alexdeploy.engines.trt.files import EngineRecord, find_engines
+from alexdeploy.engines.base import EngineBackend, NumViews
+from alexdeploy.engines.trt.files import NAMES, EngineRecord, find_engines, sm
 from alexdeploy.engines.trt.signing import name_of, read_secret
 from alexdeploy.graphs.freshness import load_metadata, read_metadata
 from alexdeploy.network.weights import check_origin
@@ -20,6 +20,8 @@ from alexdeploy.network.weights import check_origin
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRequirements:
     """Requirements for an engine to run here; `batch_size` is the largest number of images.
+
+    `version` is that of the backend's library; `cuda` plays no part for TensorRT-RTX.
 
     `graph_sha256` None: no graph of this precision exists; `weights_sha256` None: nothing to compare with.
     """
@@ -30,7 +32,8 @@ class EngineRequirements:
     precision: Precision
     num_views: NumViews
     batch_size: int
-    tensorrt: str
+    backend: EngineBackend = "tensorrt"
+    version: str
     compute_capability: tuple[int, int]
     cuda: str
 
@@ -41,11 +44,12 @@ def engine_requirements(
     precision: Precision,
     num_views: NumViews,
     batch_size: int,
-    tensorrt: str,
+    backend: EngineBackend = "tensorrt",
+    version: str,
     compute_capability: tuple[int, int],
     cuda: str,
 ) -> EngineRequirements:
-    """The requirements for an engine of this model with that TensorRT, GPU and driver (`cuda` as in "13.0").
+    """The requirements for an engine of this model with that library, GPU and driver (`cuda` as in "13.0").
 
     Reads and hashes the model's files: for another GPU or batch, use `dataclasses.replace` on the result. Raises
     ModelError for a damaged model, StaleArtifactError for a graph of older weights.
@@ -59,9 +63,11 @@ def engine_requirements(
         precision=precision,
         num_views=num_views,
         batch_size=batch_size,
-        tensorrt=tensorrt,
+        backend=backend,
+        version=version,
         compute_capability=compute_capability,
-        cuda=cuda,
+        # An engine for RTX cards is built without their driver.
+        cuda="" if backend == "tensorrt-rtx" else cuda,
     )
 
 
@@ -102,9 +108,13 @@ def choose_engine(folder: ModelFolder, wanted: EngineRequirements, *, gpu: str =
     if fitting:
         return fitting[0][0]
     hint = f"Build one: {build_command(folder, wanted)}"
-    others = [(path, differences_from(record, wanted)) for path, record in find_engines(folder)]
+    others = [
+        (path, differences_from(record, wanted))
+        for path, record in find_engines(folder)
+        if record.backend == wanted.backend
+    ]
     if not others:
-        raise ModelError(f"{folder.path} has no TensorRT engine", hint=hint)
+        raise ModelError(f"{folder.path} has no {NAMES[wanted.backend]} engine", hint=hint)
     path, differences = min(others, key=lambda other: len(other[1]))
     raise ModelError(f"{path} does not fit: {'; '.join(differences)}", hint=hint)
 
@@ -112,6 +122,8 @@ def choose_engine(folder: ModelFolder, wanted: EngineRequirements, *, gpu: str =
 def differences_from(record: EngineRecord, wanted: EngineRequirements) -> tuple[str, ...]:
     """A description of each requirement that an engine does not meet."""
     told = []
+    if record.backend != wanted.backend:
+        told.append(f"it is for {NAMES[record.backend]}, requested {NAMES[wanted.backend]}")
     if record.precision != wanted.precision:
         told.append(f"its precision is {record.precision}, requested {wanted.precision}")
     if record.num_views != wanted.num_views:
@@ -128,24 +140,27 @@ def differences_from(record: EngineRecord, wanted: EngineRequirements) -> tuple[
         told.append("it was built for another architecture, preprocessing or classes")
     if not record.profile[0] <= wanted.batch_size <= record.profile[2]:
         told.append(f"it takes {record.profile[0]} to {record.profile[2]} images, requested {wanted.batch_size}")
-    if record.compute_capability != wanted.compute_capability:
-        told.append(f"it is for {_sm(record.compute_capability)}, this device is {_sm(wanted.compute_capability)}")
-    versions = ("TensorRT", release(record.tensorrt), release(wanted.tensorrt)), ("CUDA", record.cuda, wanted.cuda)
+    if wanted.compute_capability not in record.compute_capabilities:
+        capabilities = " and ".join(map(sm, record.compute_capabilities))
+        told.append(f"it is for {capabilities}, this device is {sm(wanted.compute_capability)}")
+    versions = (
+        (NAMES[record.backend], release(record.version), release(wanted.version)),
+        ("CUDA", record.cuda, wanted.cuda),
+    )
     for name, found, here in versions:
-        if found != here:
+        if found != here and record.backend == wanted.backend:
             told.append(f"it was built with {name} {found}, here is {here}")
     return tuple(told)
 
 
 def build_command(folder: ModelFolder, wanted: EngineRequirements, device: str | None = None) -> str:
-    """The command that builds a suitable engine, for the first GPU unless `device` names another."""
+    """The command that builds a suitable engine; TensorRT's for the first GPU unless `device` names another."""
     words = ["alexdeploy build", folder.quoted]
     words += [f"--{wanted.precision}"] * (wanted.precision != "fp32")
     words += [f"--views {wanted.num_views}"] * (wanted.num_views != 1)
     words += [f"--max-batch {wanted.batch_size}"]
-    words += [f"--devices {device}"] * (device is not None)
+    if wanted.backend == "tensorrt-rtx":
+        words += ["--backend tensorrt-rtx", f"--for sm{wanted.compute_capability[0]}{wanted.compute_capability[1]}"]
+    else:
+        words += [f"--devices {device}"] * (device is not None)
     return " ".join(words)
-
-
-def _sm(capability: tuple[int, int]) -> str:
-    return f"sm_{capability[0]}{capability[1]}"

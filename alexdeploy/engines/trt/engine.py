@@ -1,4 +1,4 @@
-"""TensorRT on an NVIDIA GPU: runs engines built by `alexdeploy build`. Needs tensorrt and pycuda.
+"""TensorRT and TensorRT-RTX on an NVIDIA GPU: run engines built by `alexdeploy build`. Needs the library and pycuda.
 
 CUDA objects belong to the thread that created them: pycuda frees memory only in the thread in whose context it was
 allocated. So the caller's threads use none. One thread owns the engine, and one thread per stream owns its execution
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,28 +19,28 @@ from alexdeploy.core.errors import ModelError
 from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.engines.base import TENSORRT_STREAMS, EngineInfo, EngineOptions, Predictions, check_images
-from alexdeploy.engines.trt.choose import EngineRequirements, choose_engine, differences_from, engine_requirements
-
-# Import this before the packages: its error has the install instructions.
-from alexdeploy.engines.trt.context import (
-    Gpu,
-    deserialize,
-    find_gpu,
-    layer_information,
-    on_gpu,
-    primary_context,
-    translated,
+from alexdeploy.engines.base import (
+    TENSORRT_STREAMS,
+    EngineBackend,
+    EngineInfo,
+    EngineOptions,
+    Predictions,
+    check_images,
 )
+from alexdeploy.engines.trt.choose import EngineRequirements, choose_engine, differences_from, engine_requirements
+from alexdeploy.engines.trt.context import Gpu, find_gpu, on_gpu, primary_context, translated
 from alexdeploy.engines.trt.files import load_engine, read_record
+from alexdeploy.engines.trt.library import Library, load_library
 from alexdeploy.engines.trt.stream import Stream
 from alexdeploy.engines.trt.stream_threads import StreamThreads
 
-import tensorrt as trt  # isort: skip
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 
-def open_engine(folder: ModelFolder, options: EngineOptions) -> TensorRTEngine:
+def open_engine(folder: ModelFolder, options: EngineOptions, backend: EngineBackend = "tensorrt") -> TensorRTEngine:
     """The engine file of the model that fits the device and the options. Raises ModelError if there is none."""
+    library = load_library(backend)
     spec = folder.spec()
     gpu = find_gpu(options.device)
     wanted = engine_requirements(
@@ -47,13 +48,14 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TensorRTEngine:
         precision=options.precision,
         num_views=options.num_views,
         batch_size=options.batch_size,
-        tensorrt=trt.__version__,
+        backend=backend,
+        version=library.version,
         compute_capability=gpu.compute_capability,
         cuda=gpu.cuda,
     )
     path = choose_engine(folder, wanted, gpu=gpu.name)
     info = EngineInfo(
-        backend="tensorrt",
+        backend=backend,
         device=f"cuda:{gpu.index}",
         precision=options.precision,
         num_views=options.num_views,
@@ -62,14 +64,15 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TensorRTEngine:
         batch_size=options.batch_size,
         num_streams=TENSORRT_STREAMS,
     )
-    return TensorRTEngine(path, info, gpu, wanted)
+    return TensorRTEngine(library, path, info, gpu, wanted)
 
 
 class TensorRTEngine:
     """One engine with an execution context for each stream."""
 
-    def __init__(self, path: Path, info: EngineInfo, gpu: Gpu, wanted: EngineRequirements) -> None:
+    def __init__(self, library: Library, path: Path, info: EngineInfo, gpu: Gpu, wanted: EngineRequirements) -> None:
         self.info = info
+        self._library = library
         self._wanted = wanted
         self._path = path
         self._gpu = gpu
@@ -106,32 +109,32 @@ class TensorRTEngine:
         return StreamThreads(
             context=lambda: primary_context(self._gpu.index),
             load=self._load,
-            make_stream=lambda: Stream(self.info),
+            make_stream=lambda: Stream(self._library, self.info),
             num_streams=self.info.num_streams,
             translated=translated,
         )
 
     def _load(self, plan: bytes) -> trt.ICudaEngine:
-        engine: trt.ICudaEngine = deserialize(plan, self._path)
-        _check_engine(engine, self._path, self.info)
+        engine: trt.ICudaEngine = self._library.open_plan(plan, self._path)
+        _check_engine(self._library, engine, self._path, self.info)
         return engine
 
 
-def _check_engine(engine: trt.ICudaEngine, path: Path, info: EngineInfo) -> None:
+def _check_engine(library: Library, engine: trt.ICudaEngine, path: Path, info: EngineInfo) -> None:
     """Raise ModelError unless inputs, outputs and batch sizes match the sidecar."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {
         name: (
-            engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
+            engine.get_tensor_mode(name) == library.api.TensorIOMode.INPUT,
             engine.get_tensor_dtype(name),
             tuple(engine.get_tensor_shape(name))[1:],
         )
         for name in names
     }
     expected = {
-        "images": (True, trt.DataType.UINT8, (IMAGE_SIZE, IMAGE_SIZE, 3)),
-        "probabilities": (False, trt.DataType.FLOAT, (len(info.classes),)),
-        "view_classes": (False, trt.DataType.INT32, (info.num_views,)),
+        "images": (True, library.api.DataType.UINT8, (IMAGE_SIZE, IMAGE_SIZE, 3)),
+        "probabilities": (False, library.api.DataType.FLOAT, (len(info.classes),)),
+        "view_classes": (False, library.api.DataType.INT32, (info.num_views,)),
     }
     if found != expected:
         raise ModelError(
@@ -144,8 +147,9 @@ def _check_engine(engine: trt.ICudaEngine, path: Path, info: EngineInfo) -> None
 
 
 def inspect_engine(path: Path, device: str) -> str:
-    """The layers of a trusted engine as JSON, from TensorRT's inspector."""
-    _, plan = load_engine(path)
+    """The layers of a trusted engine as JSON, from its library's inspector."""
+    record, plan = load_engine(path)
+    library = load_library(record.backend)
     gpu = find_gpu(device)
 
-    return on_gpu(gpu.index, lambda: layer_information(deserialize(plan, path)))
+    return on_gpu(gpu.index, lambda: library.layer_information(library.open_plan(plan, path)))

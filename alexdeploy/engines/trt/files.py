@@ -26,10 +26,10 @@ from alexdeploy.core.files import atomic_write, output_error, sha256_bytes
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import NumViews
+from alexdeploy.engines.base import EngineBackend, NumViews
 from alexdeploy.engines.trt.signing import is_own, name_of, own_secret, read_secret, signature_of
 
-FORMAT = 1
+FORMAT = 2
 """Format version of the sidecar. Increment it when the meaning of a field changes."""
 
 KEY_DIGITS = 12
@@ -38,6 +38,13 @@ KEY_DIGITS = 12
 DEFAULT_MAX_BATCH = 32
 """Images: with ten views 320 crops, which fill a large GPU and fit on a small one."""
 
+NAMES: dict[EngineBackend, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+"""The libraries of engine files, in words."""
+
+RTX_CAPABILITIES = ((8, 6), (8, 9), (12, 0))
+"""RTX 30, 40 and 50. NVIDIA advises an engine of its own for RTX 20, 7.5 (TensorRT-RTX's support matrix)."""
+
+_VERSION_WORDS: dict[EngineBackend, str] = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
 _VIEW_WORDS: dict[NumViews, str] = {1: "centre", 5: "fivecrop", 10: "tencrop"}
 
 
@@ -46,8 +53,9 @@ class EngineKey:
     """Everything that an engine depends on. `graph_sha256` is of the ONNX file, `contract_sha256` of the preprocessing.
 
     `weights_sha256` identifies the network: the hash of the safetensors, or of `model.onnx` for an imported model.
-    `profile` is the minimum, optimal and maximum number of images in a batch; `cuda` the driver's CUDA version;
-    `builder` all other options of the builder.
+    `version` is that of the backend's library; `profile` the minimum, optimal and maximum number of images in a batch;
+    `builder` all other options of the builder. TensorRT builds for one compute capability and the CUDA version of the
+    driver; TensorRT-RTX for one or more, and for any driver (`cuda` is empty).
     """
 
     graph_sha256: str
@@ -56,8 +64,9 @@ class EngineKey:
     precision: Precision
     num_views: NumViews
     profile: tuple[int, int, int]
-    tensorrt: str
-    compute_capability: tuple[int, int]
+    backend: EngineBackend = "tensorrt"
+    version: str
+    compute_capabilities: tuple[tuple[int, int], ...]
     cuda: str
     builder: dict[str, str | int]
 
@@ -94,6 +103,8 @@ class _Format:
 class BuildOptions:
     """What to build, and for which GPU. `max_batch` counts images; the engine is optimized for it.
 
+    TensorRT builds for the GPU `device`, TensorRT-RTX for the cards in `targets`: compute capabilities such as "sm86",
+    or "rtx", the default, which is RTX 30, 40 and 50.
     `workspace_bytes` None lets the builder use all of the GPU's memory; `tactic_sources` None, all tactic sources.
     """
 
@@ -103,6 +114,8 @@ class BuildOptions:
     workspace_bytes: Count | None = None
     device: str = "cuda:0"
     tactic_sources: tuple[str, ...] | None = None
+    backend: EngineBackend = "tensorrt"
+    targets: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -115,9 +128,9 @@ class BuildOptions:
 
 def engine_path(folder: ModelFolder, key: EngineKey, gpu: str) -> Path:
     """The path of the engine of a key: engines/<gpu>-sm90-trt10.16-fp16-tencrop-<key>.engine."""
-    major, minor = key.compute_capability
-    version = ".".join(key.tensorrt.split(".")[:2])
-    words = (slug(gpu), f"sm{major}{minor}", f"trt{version}", key.precision, _VIEW_WORDS[key.num_views])
+    capabilities = (f"sm{major}{minor}" for major, minor in key.compute_capabilities)
+    version = _VERSION_WORDS[key.backend] + ".".join(key.version.split(".")[:2])
+    words = (slug(gpu), *capabilities, version, key.precision, _VIEW_WORDS[key.num_views])
     return folder.engines / f"{'-'.join(words)}-{key.sha256[:KEY_DIGITS]}.engine"
 
 
@@ -126,11 +139,16 @@ def slug(gpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-") or "gpu"
 
 
+def sm(capability: tuple[int, int]) -> str:
+    """A compute capability in NVIDIA's words: sm_90."""
+    return f"sm_{capability[0]}{capability[1]}"
+
+
 def sidecar_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def timing_cache_path(gpu: str, compute_capability: tuple[int, int], tensorrt: str, cuda: str) -> Path | None:
+def timing_cache_path(gpu: str, compute_capability: tuple[int, int], version: str, cuda: str) -> Path | None:
     """The timing cache, which speeds up later builds; None if other users could write to its folder.
 
     TensorRT reads it in this process, and it is not signed.
@@ -139,7 +157,7 @@ def timing_cache_path(gpu: str, compute_capability: tuple[int, int], tensorrt: s
     if folder is None:
         return None
     major, minor = compute_capability
-    path = folder / f"{slug(gpu)}-sm{major}{minor}-trt{tensorrt}-cuda{cuda}.timing"
+    path = folder / f"{slug(gpu)}-sm{major}{minor}-trt{version}-cuda{cuda}.timing"
     return path if is_own(folder) and (is_own(path) or not path.exists()) else None
 
 

@@ -1,46 +1,46 @@
-"""One stream of a TensorRT engine, created, used and released in one thread. Needs tensorrt and pycuda."""
+"""One stream of a TensorRT engine, created, used and released in one thread. Needs pycuda."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pycuda.driver as cuda
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import DeviceError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import TENSORRT_STREAMS, EngineInfo, Predictions
-
-# Import this before the packages: its error has the install instructions.
-from alexdeploy.engines.trt.context import LOG, refused
 from alexdeploy.engines.trt.cuda_driver import CudaGraph, try_graph
+from alexdeploy.engines.trt.library import Library
 
-import pycuda.driver as cuda  # isort: skip
-import tensorrt as trt  # isort: skip
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: it does not wait for the default stream, which other libraries in the process may use."""
 
 
-def make_context(engine: trt.ICudaEngine, stream: cuda.Stream, hint: str) -> trt.IExecutionContext:
+def make_context(library: Library, engine: trt.ICudaEngine, stream: cuda.Stream, hint: str) -> trt.IExecutionContext:
     """An execution context with the engine's only profile, shared by all streams. `hint` is used if memory ran out."""
     context: trt.IExecutionContext = engine.create_execution_context()
     if context is None:
-        raise refused("TensorRT could not make an execution context", hint)
+        raise library.refused(f"{library.name} could not make an execution context", hint)
     try:
         context.set_optimization_profile_async(0, stream.handle)
     # Its return value is always True. TensorRT 8.6 raises without the GIL, so that the process may end there.
     except RuntimeError as exc:
-        raise refused("TensorRT rejected the optimization profile", hint) from exc
+        raise library.refused(f"{library.name} rejected the optimization profile", hint) from exc
     stream.synchronize()
     return context
 
 
-def check_contexts(engine: trt.ICudaEngine) -> None:
+def check_contexts(library: Library, engine: trt.ICudaEngine) -> None:
     """Raise DeviceError unless all streams can have their contexts at the same time."""
     stream = cuda.Stream(_NON_BLOCKING)
     hint = "Use a smaller --max-batch, or free memory on the GPU."
-    contexts = [make_context(engine, stream, hint) for _ in range(TENSORRT_STREAMS)]
+    contexts = [make_context(library, engine, stream, hint) for _ in range(TENSORRT_STREAMS)]
     # Free the contexts before their stream.
     del contexts
 
@@ -48,7 +48,8 @@ def check_contexts(engine: trt.ICudaEngine) -> None:
 class Stream:
     """An execution context, a CUDA stream and buffers for one batch; created, used and released in one thread."""
 
-    def __init__(self, info: EngineInfo) -> None:
+    def __init__(self, library: Library, info: EngineInfo) -> None:
+        self._library = library
         self._batch_size = info.batch_size
         self._num_classes, self._num_views = len(info.classes), info.num_views
         self._context: trt.IExecutionContext | None = None
@@ -62,7 +63,9 @@ class Stream:
     def open(self, engine: trt.ICudaEngine) -> None:
         """Allocate all memory for a full batch and run one, so that errors appear now."""
         self._stream = cuda.Stream(_NON_BLOCKING)
-        context: trt.IExecutionContext = make_context(engine, self._stream, "Use a smaller --batch-size.")
+        context: trt.IExecutionContext = make_context(
+            self._library, engine, self._stream, "Use a smaller --batch-size."
+        )
         self._context = context
         for name, shape, dtype in (
             ("images", (self._batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8),
@@ -73,7 +76,7 @@ class Stream:
             self._host[name][...] = 0
             self._device[name] = cuda.mem_alloc(self._host[name].nbytes)
             if not context.set_tensor_address(name, int(self._device[name])):
-                raise refused(f"TensorRT rejected the address of {name}")
+                raise self._library.refused(f"{self._library.name} rejected the address of {name}")
         blank = np.zeros((self._batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         # The first run enqueues, the second captures.
         self.run(blank)
@@ -125,12 +128,12 @@ class Stream:
         # The context has no valid shape until the new one is set.
         self._num_images = self._num_runs = 0
         if not context.set_input_shape("images", (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)):
-            raise refused(f"TensorRT rejected a batch of {num_images} images")
+            raise self._library.refused(f"{self._library.name} rejected a batch of {num_images} images")
         try:
             missing: list[str] = context.infer_shapes()
         # As with the profile: it never returns an error.
         except RuntimeError as exc:
-            raise refused(f"TensorRT cannot compute a batch of {num_images} images") from exc
+            raise self._library.refused(f"{self._library.name} cannot compute a batch of {num_images} images") from exc
         rows = [context.get_tensor_shape(name)[0] for name in ("probabilities", "view_classes")]
         if missing or rows != [num_images, num_images]:
             raise DeviceError(f"a batch of {num_images} images would give {rows} rows {' '.join(missing)}")
@@ -144,7 +147,7 @@ class Stream:
         cuda.memcpy_htod_async(self._device["images"], self._host["images"][rows], self._stream)
         context: trt.IExecutionContext = self._context
         if not context.execute_async_v3(self._stream.handle):
-            raise refused("TensorRT failed to run a batch")
+            raise self._library.refused(f"{self._library.name} failed to run a batch")
         for name in ("probabilities", "view_classes"):
             cuda.memcpy_dtoh_async(self._host[name][rows], self._device[name], self._stream)
 
@@ -154,6 +157,6 @@ class Stream:
         graph = try_graph(self._stream.handle, self._enqueue)
         if graph is None:
             # The same work is enqueued without a graph. Discard the log messages.
-            LOG.take()
+            self._library.take_log()
             self._is_capturable = False
         return graph

@@ -24,7 +24,7 @@ def wanted_of(folder: ModelFolder, precision: Precision = "fp16") -> EngineRequi
         precision=precision,
         num_views=10,
         batch_size=8,
-        tensorrt="10.16.1.11",
+        version="10.16.1.11",
         compute_capability=(9, 0),
         cuda="13.0",
     )
@@ -43,12 +43,12 @@ def test_what_is_wanted_is_of_the_files_of_the_model(tiny_model: ModelFolder) ->
     assert wanted.weights_sha256 == sha256_file(tiny_model.path / "weights.safetensors")
     assert wanted.contract_sha256 == tiny_model.spec().contract_sha256
     assert (wanted.precision, wanted.num_views, wanted.batch_size) == ("fp16", 10, 8)
-    assert (wanted.tensorrt, wanted.compute_capability, wanted.cuda) == ("10.16.1.11", (9, 0), "13.0")
+    assert (wanted.version, wanted.compute_capability, wanted.cuda) == ("10.16.1.11", (9, 0), "13.0")
 
 
 def test_the_engines_that_fit_come_smallest_batch_first(tiny_model: ModelFolder) -> None:
     large, small = engine_of(tiny_model, profile=(1, 64, 64)), engine_of(tiny_model, profile=(1, 16, 16))
-    engine_of(tiny_model, compute_capability=(8, 0))
+    engine_of(tiny_model, compute_capabilities=((8, 0),))
     engine_of(tiny_model, weights_sha256="0" * 64)
     wanted = wanted_of(tiny_model)
     found = fitting_engines(tiny_model, wanted)

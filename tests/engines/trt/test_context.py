@@ -73,23 +73,23 @@ def test_two_threads_at_once_get_each_their_own_answers(int8_model: ModelFolder)
 
 
 def test_the_network_is_strongly_typed_where_this_tensorrt_can(int8_model: ModelFolder) -> None:
-    import tensorrt as trt
-
-    from alexdeploy.engines.trt.context import LOG, on_gpu
-    from alexdeploy.engines.trt.network import VERSION, is_strongly_typed, read_network
+    from alexdeploy.engines.trt.context import on_gpu
+    from alexdeploy.engines.trt.library import load_library
+    from alexdeploy.engines.trt.network import read_network
     from alexdeploy.graphs.freshness import load_graph
     from alexdeploy.graphs.tensorrt import engine_graph, opset_for
 
-    if not is_strongly_typed():
-        pytest.skip(f"TensorRT {trt.__version__} is older than 10.12")
+    library = load_library("tensorrt")
+    if not library.is_strongly_typed:
+        pytest.skip(f"{library} is older than 10.12")
     spec = int8_model.spec()
     graph = load_graph(int8_model, "fp16", spec)
-    typed = engine_graph(graph.model, spec, 1, int8_model.mean_image(spec), opset_for(VERSION[0]))
+    typed = engine_graph(graph.model, spec, 1, int8_model.mean_image(spec), opset_for(library.interface[0]))
 
     def read() -> bool:
-        builder = trt.Builder(LOG)
-        network = read_network(builder, typed.SerializeToString())
-        return bool(network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        builder = library.api.Builder(library.log)
+        network = read_network(library, builder, typed.SerializeToString())
+        return bool(network.get_flag(library.api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
     assert on_gpu(0, read)
 

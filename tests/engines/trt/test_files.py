@@ -33,7 +33,7 @@ WANTED = EngineRequirements(
     precision="fp16",
     num_views=10,
     batch_size=8,
-    tensorrt="10.16.1.11",
+    version="10.16.1.11",
     compute_capability=(9, 0),
     cuda="13.0",
 )
@@ -63,8 +63,8 @@ def test_the_sidecar_is_json_that_names_capability_and_version(folder: ModelFold
     path = make_engine(folder)
     assert sidecar_path(path).name == path.stem + ".json"
     found = json.loads(sidecar_path(path).read_bytes())
-    assert found["compute_capability"] == [9, 0]
-    assert found["tensorrt"] == "10.16.1.11"
+    assert found["compute_capabilities"] == [[9, 0]]
+    assert found["version"] == "10.16.1.11"
     assert found["profile"] == [1, 32, 32]
 
 
@@ -77,8 +77,8 @@ def test_the_sidecar_is_json_that_names_capability_and_version(folder: ModelFold
         {"precision": "int8"},
         {"num_views": 1},
         {"profile": (1, 8, 32)},
-        {"tensorrt": "10.16.1.12"},
-        {"compute_capability": (8, 9)},
+        {"version": "10.16.1.12"},
+        {"compute_capabilities": ((8, 9),)},
         {"cuda": "12.8"},
         {"builder": {"workspace_bytes": 1, "tactic_sources": ""}},
     ],
@@ -95,14 +95,14 @@ def test_every_part_changes_the_key_and_is_named(change: dict[str, object]) -> N
 def test_the_key_is_the_same_in_every_process() -> None:
     builder = dict(reversed(list(KEY.builder.items())))
     assert dataclasses.replace(KEY, builder=builder).sha256 == KEY.sha256
-    assert KEY.sha256 == "ec151323b06f60a53164e7081cb38813603829910eaca95825dc0dad21531c52"
+    assert KEY.sha256 == "72e83c487610efb05350bf22db564b6fd94d284eb9d33a0dab02f749710038a2"
 
 
 def test_a_sidecar_of_another_format_is_refused_by_its_number(folder: ModelFolder) -> None:
     path = make_engine(folder)
-    assert json.loads(sidecar_path(path).read_bytes())["format"] == 1
-    sidecar_path(path).write_text('{"format": 2, "plan": "elsewhere"}')
-    with pytest.raises(ModelError, match=r"\.json has format 2, this version reads 1"):
+    assert json.loads(sidecar_path(path).read_bytes())["format"] == 2
+    sidecar_path(path).write_text('{"format": 3, "plan": "elsewhere"}')
+    with pytest.raises(ModelError, match=r"\.json has format 3, this version reads 2"):
         read_record(path)
 
 
@@ -122,10 +122,10 @@ def test_the_engine_that_fits_is_chosen_and_of_two_the_one_for_smaller_batches(f
 
 
 def test_the_package_of_tensorrt_may_tell_more_than_its_library(folder: ModelFolder) -> None:
-    path = make_engine(folder, tensorrt="8.6.1")
-    assert choose_engine(folder, dataclasses.replace(WANTED, tensorrt="8.6.1.post1")) == path
+    path = make_engine(folder, version="8.6.1")
+    assert choose_engine(folder, dataclasses.replace(WANTED, version="8.6.1.post1")) == path
     with pytest.raises(ModelError, match=r"built with TensorRT 8\.6\.1, here is 8\.6\.2"):
-        choose_engine(folder, dataclasses.replace(WANTED, tensorrt="8.6.2.post1"))
+        choose_engine(folder, dataclasses.replace(WANTED, version="8.6.2.post1"))
 
 
 def test_of_two_engines_that_differ_only_in_how_they_were_built_the_later_is_chosen(folder: ModelFolder) -> None:
@@ -146,8 +146,8 @@ def test_no_engine_at_all_names_the_command_that_builds_one(folder: ModelFolder)
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"compute_capability": (8, 0)}, "it is for sm_80, this device is sm_90"),
-        ({"tensorrt": "8.6.0"}, r"it was built with TensorRT 8\.6\.0, here is 10\.16\.1\.11"),
+        ({"compute_capabilities": ((8, 0),)}, "it is for sm_80, this device is sm_90"),
+        ({"version": "8.6.0"}, r"it was built with TensorRT 8\.6\.0, here is 10\.16\.1\.11"),
         ({"cuda": "12.2"}, r"it was built with CUDA 12\.2, here is 13\.0"),
         ({"precision": "fp32", "graph_sha256": "d" * 64}, "does not fit: its precision is fp32, requested fp16\n"),
         ({"num_views": 1}, "it averages 1 views, requested 10"),
@@ -167,7 +167,7 @@ def test_an_engine_that_does_not_fit_says_in_which_part(
 
 
 def test_of_several_that_do_not_fit_the_nearest_is_named(folder: ModelFolder) -> None:
-    make_engine(folder, compute_capability=(8, 0), tensorrt="8.6.0", precision="int8")
+    make_engine(folder, compute_capabilities=((8, 0),), version="8.6.0", precision="int8")
     near = make_engine(folder, cuda="12.2")
     with pytest.raises(ModelError, match="CUDA") as caught:
         choose_engine(folder, WANTED)
@@ -181,7 +181,7 @@ def test_a_damaged_sidecar_hides_its_engine_and_no_other(folder: ModelFolder) ->
 
 
 def test_all_differences_are_told_at_once() -> None:
-    record = make_record(dataclasses.replace(KEY, tensorrt="11.4.0", compute_capability=(10, 0), num_views=5))
+    record = make_record(dataclasses.replace(KEY, version="11.4.0", compute_capabilities=((10, 0),), num_views=5))
     assert len(differences_from(record, WANTED)) == 3
 
 

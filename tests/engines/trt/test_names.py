@@ -1,7 +1,8 @@
 """Every name of TensorRT's API that the code uses is in each version, or stands where only other versions come.
 
-`tests/data/tensorrt-api.json` lists classes and members as read from the bindings of 8.6.0, 10.16.1 and 11.4.0. The
-code annotates what is a TensorRT object (`engine: trt.ICudaEngine`), so that its methods can be found here.
+`tests/data/tensorrt-api.json` lists classes and members as read from the bindings of TensorRT 8.6.0, 10.16.1 and
+11.4.0, and of TensorRT-RTX 1.7.1. The code annotates what is an object of theirs (`engine: trt.ICudaEngine`), so that
+its methods can be found here, and takes classes from `trt` in annotations and from `api` elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ API: dict[str, dict[str, list[str]]] = json.loads(
 ENGINES = Path(alexdeploy.engines.__file__).parent
 MODULES = sorted(path for path in (ENGINES / "trt").glob("*.py") if "import tensorrt" in path.read_text())
 
-OLD, NEW = {"8.6.0"}, {"10.16.1", "11.4.0"}
+OLD, RTX = {"8.6.0"}, {"rtx 1.7.1"}
+NEW = {"10.16.1", "11.4.0", *RTX}
 
 ELSEWHERE: dict[str, tuple[set[str], str]] = {
     "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": (OLD, "read_network"),
@@ -33,7 +35,12 @@ ELSEWHERE: dict[str, tuple[set[str], str]] = {
     "ILayer.precision": (OLD, "_pin_float32"),
     "ILayer.set_output_type": (OLD, "_pin_float32"),
     "PreviewFeature.PROFILE_SHARING_0806": (OLD, "_configure"),
+    "ComputeCapability": (RTX, "known_capabilities"),
+    "IBuilderConfig.num_compute_capabilities": (RTX, "_set_capabilities"),
+    "IBuilderConfig.set_compute_capability": (RTX, "_set_capabilities"),
     "IBuilderConfig.progress_monitor": (NEW, "_watch"),
+    "ParserError.node_name": (NEW, "_node"),
+    "ParserError.node_operator": (NEW, "_node"),
     "IProgressMonitor": (NEW, "_watch"),
     "IProgressMonitor.phase_start": (NEW, "_watch"),
     "IProgressMonitor.step_complete": (NEW, "_watch"),
@@ -90,10 +97,17 @@ def _annotated(function: ast.FunctionDef) -> dict[str, str]:
     return {name: kind for name, kind in found.items() if kind}
 
 
+def _is_library(node: ast.expr) -> bool:
+    """Whether it is the module of bindings: `trt`, `api`, `library.api`."""
+    return (isinstance(node, ast.Name) and node.id in ("trt", "api")) or (
+        isinstance(node, ast.Attribute) and node.attr == "api"
+    )
+
+
 def _class_of(annotation: ast.expr) -> str:
-    """The X of `trt.X` or `trt.X | None`."""
+    """The X of `trt.X`, `trt.X | None` or `api.X`."""
     for node in ast.walk(annotation):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "trt":
+        if isinstance(node, ast.Attribute) and _is_library(node.value):
             return node.attr
     return ""
 
@@ -108,9 +122,9 @@ def _names(node: ast.AST, variables: dict[str, str], fields: dict[str, str]) -> 
     if not isinstance(node, ast.Attribute) or node.attr.startswith("__"):
         return
     owner = node.value
-    if isinstance(owner, ast.Name) and owner.id == "trt":
+    if _is_library(owner):
         yield node.attr
-    elif isinstance(owner, ast.Attribute) and isinstance(owner.value, ast.Name) and owner.value.id == "trt":
+    elif isinstance(owner, ast.Attribute) and _is_library(owner.value):
         if not owner.attr.startswith("__"):
             yield f"{owner.attr}.{node.attr}"
     elif isinstance(owner, ast.Name) and owner.id in variables:
@@ -129,7 +143,7 @@ USES = _uses()
 
 def test_the_uses_are_found() -> None:
     names = {use.name for use in USES}
-    assert len(MODULES) == 5
+    assert [path.stem for path in MODULES] == ["build", "engine", "library", "network", "stream"]
     assert len(names) > 50
     for known in (
         "Builder.build_serialized_network",

@@ -84,9 +84,10 @@ def test_no_line_of_the_sidecar_can_be_changed(folder: ModelFolder, field: str) 
         "precision": "int8",
         "num_views": 1,
         "profile": [1, 64, 64],
-        "compute_capability": [8, 0],
+        "compute_capabilities": [[8, 0]],
+        "backend": "tensorrt-rtx",
         "builder": {},
-        "format": 2,
+        "format": 3,
         "engine_bytes": 10_241,
         "build_seconds": 2.5,
     }

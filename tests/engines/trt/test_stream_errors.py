@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import NoReturn
 
 import pytest
-from imagined_tensorrt import modules_over
+from imagined_tensorrt import imagined, stream_module
 
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError
 from alexdeploy.engines.base import EngineInfo
@@ -20,19 +20,22 @@ LOGGED = {
 }
 
 
+LIBRARY = imagined("8.6.0")
+
+
 @pytest.fixture(scope="module")
-def stream_module() -> ModuleType:
-    return modules_over("8.6.0")["stream"]
+def stream() -> ModuleType:
+    return stream_module()
 
 
 class Context:
     """An execution context whose calls log `said` and raise as the bindings do."""
 
-    def __init__(self, module: ModuleType, said: str) -> None:
-        self._log, self._said = module.LOG, said
+    def __init__(self, said: str) -> None:
+        self._said = said
 
     def _fail(self, *given: object) -> NoReturn:
-        self._log.log("ILogger.ERROR", self._said)
+        LIBRARY.log.log("ILogger.ERROR", self._said)
         raise RuntimeError("Error in set optimization profile async.")
 
     set_optimization_profile_async = infer_shapes = _fail
@@ -42,16 +45,16 @@ class Context:
 
 
 @pytest.mark.parametrize(("said", "kind"), LOGGED.items(), ids=["memory", "other"])
-def test_a_profile_that_cannot_be_set(stream_module: ModuleType, said: str, kind: type[DeviceError]) -> None:
-    engine = SimpleNamespace(create_execution_context=lambda: Context(stream_module, said))
+def test_a_profile_that_cannot_be_set(stream: ModuleType, said: str, kind: type[DeviceError]) -> None:
+    engine = SimpleNamespace(create_execution_context=lambda: Context(said))
     with pytest.raises(DeviceError, match="rejected the optimization profile") as caught:
-        stream_module.make_context(engine, SimpleNamespace(handle=0), "Use a smaller --batch-size.")
+        stream.make_context(LIBRARY, engine, SimpleNamespace(handle=0), "Use a smaller --batch-size.")
     assert type(caught.value) is kind
     assert said in caught.value.message
 
 
 @pytest.mark.parametrize(("said", "kind"), LOGGED.items(), ids=["memory", "other"])
-def test_a_batch_whose_shapes_cannot_be_computed(stream_module: ModuleType, said: str, kind: type[DeviceError]) -> None:
+def test_a_batch_whose_shapes_cannot_be_computed(stream: ModuleType, said: str, kind: type[DeviceError]) -> None:
     info = EngineInfo(
         backend="tensorrt",
         device="cuda:0",
@@ -62,9 +65,9 @@ def test_a_batch_whose_shapes_cannot_be_computed(stream_module: ModuleType, said
         batch_size=4,
         num_streams=2,
     )
-    stream = stream_module.Stream(info)
-    stream._context = Context(stream_module, said)
+    opened = stream.Stream(LIBRARY, info)
+    opened._context = Context(said)
     with pytest.raises(DeviceError, match="a batch of 3 images") as caught:
-        stream._set_num_images(3)
+        opened._set_num_images(3)
     assert type(caught.value) is kind
     assert said in caught.value.message

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import onnx
 import pytest
-from imagined_tensorrt import modules_over
+from imagined_tensorrt import imagined
 
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.trt.inspector import check_half, is_half, layer_types
+from alexdeploy.engines.trt.network import allow_precision
 from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.graphs.tensorrt import engine_graph, opset_for
 
@@ -37,9 +38,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def network_module() -> ModuleType:
-    return modules_over("8.6.0")["network"]
+LIBRARY = imagined("8.6.0")
 
 
 @dataclass
@@ -89,10 +88,10 @@ def _graph(folder: ModelFolder, num_views: int = 10) -> onnx.ModelProto:
     return engine_graph(graph, spec, num_views, folder.mean_image(spec), opset_for(8))
 
 
-def _allow(network_module: ModuleType, model: onnx.ModelProto, precision: str) -> tuple[Network, list[str]]:
+def _allow(model: onnx.ModelProto, precision: str) -> tuple[Network, list[str]]:
     network, flags = Network(model), []
     config = SimpleNamespace(set_flag=flags.append)
-    network_module.allow_precision(network, config, precision, model.SerializeToString())
+    allow_precision(LIBRARY, network, config, precision, model.SerializeToString())
     return network, flags
 
 
@@ -100,20 +99,16 @@ AROUND = {"deploy/centered", "deploy/softmax", "probabilities", "deploy/answers"
 """What the deployment graph computes in FP32 around the network: the mean image, and probabilities and answers."""
 
 
-def test_what_is_fp32_in_the_graph_is_pinned_and_nothing_else(
-    network_module: ModuleType, tiny_model: ModelFolder
-) -> None:
+def test_what_is_fp32_in_the_graph_is_pinned_and_nothing_else(tiny_model: ModelFolder) -> None:
     model = _graph(tiny_model)
-    network, flags = _allow(network_module, model, "fp16")
+    network, flags = _allow(model, "fp16")
     lrn = {node.name for node in model.graph.node if node.op_type == "LRN"}
     assert len(lrn) == 2
     assert network.pinned() == AROUND | lrn
     assert flags == ["BuilderFlag.FP16", "BuilderFlag.OBEY_PRECISION_CONSTRAINTS"]
 
 
-def test_a_product_that_fp16_cannot_hold_is_pinned_with_its_bias(
-    network_module: ModuleType, tiny_model: ModelFolder
-) -> None:
+def test_a_product_that_fp16_cannot_hold_is_pinned_with_its_bias(tiny_model: ModelFolder) -> None:
     model = _graph(tiny_model, 1)
     product = next(node for node in model.graph.node if node.op_type == "Gemm")
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -127,16 +122,14 @@ def test_a_product_that_fp16_cannot_hold_is_pinned_with_its_bias(
     model.graph.node.insert(place + 1, to_fp16)
     model.graph.node.insert(place, to_fp32)
     onnx.checker.check_model(model, full_check=True)
-    network, _ = _allow(network_module, model, "fp16")
+    network, _ = _allow(model, "fp16")
     pinned = [(layer.name, layer.output) for layer in network.layers if layer.precision]
     assert (product.name, "(Unnamed Layer* 6) [Matrix Multiply]_output") in pinned
     assert ("(Unnamed Layer* 7) [ElementWise]", "sums") in pinned
     assert len([name for name, _ in pinned if name.startswith("(Unnamed")]) == 1
 
 
-def test_a_node_without_a_name_is_found_by_the_name_that_the_parser_gives_its_layer(
-    network_module: ModuleType, tiny_model: ModelFolder
-) -> None:
+def test_a_node_without_a_name_is_found_by_the_name_that_the_parser_gives_its_layer(tiny_model: ModelFolder) -> None:
     model = _graph(tiny_model, 1)
     (softmax,) = (node for node in model.graph.node if node.op_type == "Softmax")
     softmax.name = ""
@@ -144,14 +137,12 @@ def test_a_node_without_a_name_is_found_by_the_name_that_the_parser_gives_its_la
     (layer,) = (layer for layer in network.layers if layer.type == "LayerType.SOFTMAX")
     layer.name = f"node_of_{softmax.output[0]}"
     config = SimpleNamespace(set_flag=lambda flag: None)
-    network_module.allow_precision(network, config, "fp16", model.SerializeToString())
+    allow_precision(LIBRARY, network, config, "fp16", model.SerializeToString())
     assert layer.name in network.pinned()
 
 
-def test_in_int8_no_layer_is_pinned_because_fp16_is_not_allowed(
-    network_module: ModuleType, tiny_model: ModelFolder
-) -> None:
-    network, flags = _allow(network_module, _graph(tiny_model), "int8")
+def test_in_int8_no_layer_is_pinned_because_fp16_is_not_allowed(tiny_model: ModelFolder) -> None:
+    network, flags = _allow(_graph(tiny_model), "int8")
     assert (network.pinned(), flags) == (set(), ["BuilderFlag.INT8"])
 
 
