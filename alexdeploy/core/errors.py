@@ -89,8 +89,8 @@ class QueueFullError(DeviceError):
     """Too many images wait for the engine; try again later."""
 
 
-class DeadlineError(DeviceError):
-    """An answer was not there in time, and is not computed any more."""
+class DeadlineError(DeviceError, TimeoutError):
+    """An answer was not there in time, and is not computed any more. A TimeoutError of Python as well."""
 
 
 class OutputError(AlexDeployError):

@@ -246,7 +246,9 @@ def find_model(model: ModelFolder | str | os.PathLike[str] | None = None) -> Mod
             _refuse_part(ModelFolder(path))
         known = sorted(path.parent.name for path in MODELS_FOLDER.glob("*/spec.json"))
         hint = f"Models here: {', '.join(known)}" if known else _NO_MODEL_HINT
-        raise UsageError(f"no model at {os.fspath(name)} or {MODELS_FOLDER / name}", hint=hint)
+        # The name may be an absolute path.
+        places = dict.fromkeys((os.fspath(name), str(MODELS_FOLDER / name)))
+        raise UsageError(f"no model at {' or '.join(places)}", hint=hint)
     specs = list(MODELS_FOLDER.glob("*/spec.json"))
     if not specs:
         for path in sorted(MODELS_FOLDER.glob("*/")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -28,14 +29,14 @@ _LAST_SECONDS = 1.0
 
 
 def bind(host: str, port: int, option: str) -> socket.socket:
-    """A listening socket; port 0: any that is free. Raises UsageError, which names `option`, if there is none."""
+    """A listening socket; port 0: any that is free. Raises UsageError, which names --host or `option`."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         found = socket.socket(family, kind, protocol)
     except OSError as exc:
-        raise UsageError(f"--host {host} cannot be used: {exc.strerror or exc}") from exc
+        raise _bad_host(host, exc) from exc
     try:
         if os.name == "posix":
             # Else the port of a server that has just ended stays taken for a minute.
@@ -45,11 +46,20 @@ def bind(host: str, port: int, option: str) -> socket.socket:
         found.setblocking(False)
     except OSError as exc:
         found.close()
+        if exc.errno == errno.EADDRNOTAVAIL:
+            raise _bad_host(host, exc) from exc
         raise UsageError(
             f"{option} {port} of {host} cannot be used: {exc.strerror or exc}",
             hint=f"Name another port, or 0 for any that is free: {option} 0",
         ) from exc
     return found
+
+
+def _bad_host(host: str, exc: OSError) -> UsageError:
+    return UsageError(
+        f"--host {host} cannot be used: {exc.strerror or exc}",
+        hint="Name an address of this machine: 127.0.0.1, or 0.0.0.0 for all that it has.",
+    )
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -19,11 +19,7 @@ class Tokens:
     def __init__(self, tokens: Sequence[str] = ()) -> None:
         """Raises UsageError for a token that is short, or has characters that no header can carry."""
         for number, token in enumerate(tokens, 1):
-            if len(token) < _MIN_LENGTH or not all("!" <= char <= "~" for char in token):
-                raise UsageError(
-                    f"token {number} is not {_MIN_LENGTH} or more visible ASCII characters without spaces",
-                    hint='Make one: python -c "import secrets; print(secrets.token_urlsafe())"',
-                )
+            _check(token, f"token {number}")
         self._hashes = [_hash(token) for token in tokens]
 
     @staticmethod
@@ -33,7 +29,11 @@ class Tokens:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as exc:
             raise UsageError(f"--token-file {path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
-        tokens = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        tokens = []
+        for number, line in enumerate(lines, 1):
+            if line.strip() and not line.startswith("#"):
+                tokens.append(line.strip())
+                _check(tokens[-1], f"--token-file {path}: the token in line {number}")
         if not tokens:
             raise UsageError(f"--token-file {path} has no token", hint="Write one token a line.")
         return Tokens(tokens)
@@ -54,6 +54,15 @@ class Tokens:
         if scheme.lower() != "bearer" or not any(matches):
             raise UnauthorizedError("this server needs a token: Authorization: Bearer TOKEN")
         return peer if len(matches) == 1 else f"token {matches.index(True) + 1}"
+
+
+def _check(token: str, what: str) -> None:
+    # The message must not contain the token.
+    if len(token) < _MIN_LENGTH or not all("!" <= char <= "~" for char in token):
+        raise UsageError(
+            f"{what} is not {_MIN_LENGTH} or more visible ASCII characters without spaces",
+            hint='Make one: python -c "import secrets; print(secrets.token_urlsafe())"',
+        )
 
 
 def _hash(token: str) -> bytes:

@@ -34,7 +34,9 @@ def test_a_port_that_is_taken_is_an_error_before_any_model_is_loaded(tiny_model:
         (("--tls-cert", "cert.pem"), "--tls-cert and --tls-key"),
         (("--tls-cert", "nosuch.pem", "--tls-key", "nosuch.pem"), "nosuch.pem"),
         (("--token-file", "nosuch"), "nosuch"),
-        (("--host", "no.such.host.invalid"), "--host"),
+        (("--host", "no.such.host.invalid"), "error: --host no.such.host.invalid cannot be used"),
+        # An address for documentation (RFC 5737), which no machine has.
+        (("--host", "192.0.2.1"), "error: --host 192.0.2.1 cannot be used"),
         (("--views", "5", "--tencrop"), "--tencrop"),
     ],
 )

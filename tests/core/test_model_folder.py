@@ -119,6 +119,9 @@ def test_the_newest_model_is_found_when_none_is_named(tmp_path: Path, monkeypatc
     with pytest.raises(UsageError, match="no model at oldest") as caught:
         find_model("oldest")
     assert caught.value.hint == "Models here: new, old, older"
+    with pytest.raises(UsageError) as caught:
+        find_model(tmp_path / "nosuch")
+    assert caught.value.message == f"no model at {tmp_path / 'nosuch'}"
 
 
 def test_without_any_model_the_error_names_train_and_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,14 @@ def test_a_file_without_good_tokens_is_refused_and_no_token_is_shown(tmp_path: P
     with pytest.raises(UsageError) as refused:
         Tokens.from_file(path)
     assert not text.strip("#\n ") or text.strip() not in str(refused.value)
+    assert str(path) in str(refused.value)
+
+
+def test_a_bad_token_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(f"# of the tests\n\n{FIRST}\nshort\n")
+    with pytest.raises(UsageError, match=r"tokens: the token in line 4 is not 16 or more visible"):
+        Tokens.from_file(path)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
