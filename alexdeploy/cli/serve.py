@@ -129,6 +129,9 @@ def serve(
             help="A line on stdout for each request. Default: text on a terminal, else json.",
         ),
     ] = None,
+    no_log_probes: Annotated[
+        bool, typer.Option("--no-log-probes", help="No lines for answered requests for health and metrics.")
+    ] = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -185,7 +188,9 @@ def serve(
         model_control=model_control_mode,
         allowed_hosts=_hosts(allowed_hosts, host, has_tokens=len(tokens) > 0),
         tokens=tokens,
-        access_log=AccessLog(log_format or ("text" if sys.stdout.isatty() else "json"), sys.stdout),
+        access_log=AccessLog(
+            log_format or ("text" if sys.stdout.isatty() else "json"), sys.stdout, with_probes=not no_log_probes
+        ),
     )
     with ExitStack() as logs:
         for name in ("alexdeploy.serving", "uvicorn.error", "python_multipart", "grpc"):

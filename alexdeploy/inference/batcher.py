@@ -243,7 +243,7 @@ class Batcher:
         except Exception as exc:
             return exc
         finally:
-            item.decode_ns = time.monotonic_ns() - began
+            item.decoding = (began, time.monotonic_ns())
 
     def _run_next(self) -> bool:
         """Run one batch; False when the thread is to end."""

@@ -15,16 +15,35 @@ from alexdeploy.inference.pipeline import Outcome
 
 @dataclass(kw_only=True, slots=True)
 class JobTimes:
-    """Where the time of a job went, in nanoseconds; complete when its future is done.
+    """How a job spent the time from its submission to its last outcome, in nanoseconds; there when its future is done.
 
-    `queue_ns` is the longest that one of its images waited, without its decoding; `decode_ns` the sum over its images;
-    `compute_ns` the sum over the batches that its images were in: the time in the engine. `num_batches` counts these.
+    Each moment counts once, so that the sum is that time: `compute_ns` while any of its images is in the engine, with
+    whatever else is in the batch; `decode_ns` while none is, and any is being decoded; `queue_ns` otherwise.
     """
 
     queue_ns: int = 0
     decode_ns: int = 0
     compute_ns: int = 0
-    num_batches: int = 0
+
+
+Interval = tuple[int, int]
+"""Begin and end, nanoseconds of the monotonic clock."""
+
+
+def job_times(submitted_ns: int, decoding: Sequence[Interval], computing: Sequence[Interval]) -> JobTimes:
+    """The times of a job from when its images were decoded and when its batches ran, in any order."""
+    compute, busy = _covered(computing), _covered([*computing, *decoding])
+    ended = max((end for _, end in (*computing, *decoding)), default=submitted_ns)
+    return JobTimes(compute_ns=compute, decode_ns=busy - compute, queue_ns=max(ended - submitted_ns - busy, 0))
+
+
+def _covered(intervals: Sequence[Interval]) -> int:
+    """The length of the union of intervals."""
+    length = at = 0
+    for begin, end in sorted(intervals):
+        length += max(end - max(begin, at), 0)
+        at = max(at, end)
+    return length
 
 
 class Job:
@@ -53,6 +72,8 @@ class Task(Job):
         self.items = [Item(self, number, image) for number, image in enumerate(images)]
         self.outcomes: list[Outcome | None] = [None] * len(images)
         self.num_waiting = self.num_left = len(images)
+        self.decoding: list[Interval] = []
+        self.computing: list[Interval] = []
         self.has_begun = False
         self.is_done = False
         self.error: Exception | None = None
@@ -73,9 +94,12 @@ class Task(Job):
 
 
 class Item:
-    """One image of a task. `square` is uint8 [256, 256, 3] once it is decoded; `is_held`: it takes decoded memory."""
+    """One image of a task. `square` is uint8 [256, 256, 3] once it is decoded; `is_held`: it takes decoded memory.
 
-    __slots__ = ("decode_ns", "image", "is_held", "name", "number", "square", "task")
+    `decoding` is when it was decoded.
+    """
+
+    __slots__ = ("decoding", "image", "is_held", "name", "number", "square", "task")
 
     def __init__(self, task: Task, number: int, image: Input) -> None:
         self.task = task
@@ -83,7 +107,7 @@ class Item:
         self.name = name_of(image, number)
         self.image: Input | None = image
         self.square: NDArray[np.uint8] | None = None
-        self.decode_ns = 0
+        self.decoding: Interval = (task.submitted_ns, task.submitted_ns)
         self.is_held = False
         if is_square(image):
             assert isinstance(image, np.ndarray)

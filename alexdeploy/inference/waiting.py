@@ -13,7 +13,7 @@ from alexdeploy.core.errors import AlexDeployError, DeadlineError, QueueFullErro
 from alexdeploy.engines.base import Predictions
 from alexdeploy.inference.admission import Admission
 from alexdeploy.inference.fair_queue import FairQueue
-from alexdeploy.inference.job import Item, Task
+from alexdeploy.inference.job import Item, Task, job_times
 from alexdeploy.inference.pipeline import Outcome, make_outcome
 from alexdeploy.inference.timing import BatchTiming, Deadlines
 
@@ -92,7 +92,7 @@ class Waiting:
         if item.task.is_done:
             self._release(item)
             return
-        item.task.times.decode_ns += item.decode_ns
+        item.task.decoding.append(item.decoding)
         self._add_ready(item.task, [item])
 
     def add_broken(self, item: Item, problem: str | Exception) -> None:
@@ -102,7 +102,7 @@ class Waiting:
         self._release(item)
         if task.is_done:
             return
-        task.times.decode_ns += item.decode_ns
+        task.decoding.append(item.decoding)
         if isinstance(problem, Exception):
             self.leave(task, problem)
             return
@@ -126,14 +126,12 @@ class Waiting:
         self.num_running -= len(batch)
         self._timing.finished(took_ns / 1e9, len(batch))
         for task in dict.fromkeys(item.task for item in batch):
-            task.times.compute_ns += took_ns
-            task.times.num_batches += 1
+            task.computing.append((began_ns, began_ns + took_ns))
         for number, item in enumerate(batch):
             task = item.task
             self._release(item)
             if task.is_done:
                 continue
-            task.times.queue_ns = max(task.times.queue_ns, began_ns - task.submitted_ns - item.decode_ns)
             if isinstance(found, Exception):
                 self.leave(task, _copy(found))
             else:
@@ -175,6 +173,7 @@ class Waiting:
 
     def _end_if_complete(self, task: Task) -> None:
         if not task.num_left:
+            task.times = job_times(task.submitted_ns, task.decoding, task.computing)
             self._end(task)
 
     def _end(self, task: Task) -> None:

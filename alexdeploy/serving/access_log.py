@@ -28,8 +28,8 @@ _MAX_TEXT = 200
 class RequestRecord:
     """What is known of one request.
 
-    `status` is the HTTP status, or the name of the gRPC status code; `model` the one that was asked for; `given_id` the
-    client's id, whatever is in it.
+    `status` is the HTTP status, or the number of the gRPC status code; `model` the one that was asked for; `given_id`
+    the client's id, whatever is in it.
     """
 
     id: str
@@ -37,7 +37,7 @@ class RequestRecord:
     method: str
     path: str
     client: str
-    status: int | str = 0
+    status: int = 0
     error: str = ""
     given_id: str = ""
     model: str = ""
@@ -45,6 +45,7 @@ class RequestRecord:
     rows: int = 0
     times: JobTimes | None = None
     is_inference: bool = False
+    is_probe: bool = False
     began_ns: int = field(default_factory=time.perf_counter_ns)
     total_ns: int = 0
 
@@ -91,14 +92,16 @@ class AccessLog:
     """One line for each record: to `stream`, else to the logger "alexdeploy.access" at level INFO.
 
     A stream costs a fourth of what a logger does. What cannot be written, as to a full disk or a closed pipe, is
-    dropped.
+    dropped. Without `with_probes`, requests for health and metrics have no line, unless they were refused.
     """
 
-    def __init__(self, kind: LogFormat, stream: TextIO | None = None) -> None:
-        self._kind, self._stream = kind, stream
+    def __init__(self, kind: LogFormat, stream: TextIO | None = None, *, with_probes: bool = True) -> None:
+        self._kind, self._stream, self._with_probes = kind, stream, with_probes
         self._log = logging.getLogger("alexdeploy.access")
 
     def write(self, record: RequestRecord) -> None:
+        if record.is_probe and not record.error and not self._with_probes:
+            return
         if self._stream is None and not self._log.isEnabledFor(logging.INFO):
             return
         found = record.as_dict()

@@ -124,11 +124,11 @@ class _Routes:
         found += [
             self._route("/predict", self._predict, "POST", is_inference=True),
             self._route("/", self._page, is_open=True),
-            self._route("/metrics", self._metrics_page),
+            self._route("/metrics", self._metrics_page, is_probe=True),
             self._route("/v2", self._server),
             self._route("/v2/", self._server),
-            self._route("/v2/health/live", self._live, is_open=True),
-            self._route("/v2/health/ready", self._ready, is_open=True),
+            self._route("/v2/health/live", self._live, is_open=True, is_probe=True),
+            self._route("/v2/health/ready", self._ready, is_open=True, is_probe=True),
             self._route("/v2/models/stats", self._statistics),
             self._route("/v2/repository/index", self._index, "POST"),
             self._route("/v2/repository/models/{name}/load", self._load, "POST"),
@@ -137,20 +137,28 @@ class _Routes:
         for model in models:
             found += [
                 self._route(model, self._model),
-                self._route(f"{model}/ready", self._model_ready),
+                self._route(f"{model}/ready", self._model_ready, is_probe=True),
                 self._route(f"{model}/config", self._model_config),
                 self._route(f"{model}/stats", self._statistics),
             ]
         return found
 
     def _route(
-        self, path: str, handler: _Handler, method: str = "GET", *, is_open: bool = False, is_inference: bool = False
+        self,
+        path: str,
+        handler: _Handler,
+        method: str = "GET",
+        *,
+        is_open: bool = False,
+        is_inference: bool = False,
+        is_probe: bool = False,
     ) -> Route:
-        """A route that needs a token unless it `is_open`; the metrics count inference."""
+        """A route that needs a token unless it `is_open`; the metrics count inference, the log may leave out probes."""
 
         async def checked(request: Request) -> Response:
             record: RequestRecord = request.scope[RECORD]
-            record.is_inference, record.model = is_inference, request.path_params.get("name", "")
+            record.is_inference, record.is_probe = is_inference, is_probe
+            record.model = request.path_params.get("name", "")
             if not is_open:
                 record.client = self._tokens.client_of(request.headers.get("authorization"), record.client)
             # A browser sends a token along only where the server allows it, and this one does not.

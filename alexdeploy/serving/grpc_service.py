@@ -27,6 +27,8 @@ from alexdeploy.serving.tokens import Tokens
 _OPEN_METHODS = ("ServerLive", "ServerReady")
 """Methods that need no token: an orchestrator asks them."""
 
+_PROBES = (*_OPEN_METHODS, "ModelReady")
+
 _STREAM_WINDOW = 64
 """Requests of one stream that are being answered; the next is read when the oldest of them has its answer."""
 
@@ -107,6 +109,7 @@ class GrpcService:
 
         async def call(data: bytes, context: Any) -> Any:
             record = new_record(name, context)
+            record.is_probe = name in _PROBES
 
             async def checked() -> Any:
                 if name not in _OPEN_METHODS:
@@ -159,26 +162,28 @@ class GrpcService:
 
     async def _recorded(self, record: RequestRecord, answer: Awaitable[Any]) -> Any:
         """An answer or a RequestError; either goes to log and metrics."""
+        code = "CANCELLED"
         try:
             found = await answer
-            record.status = "OK"
+            code = "OK"
         except RequestError as error:
             # Its traceback has this frame, and with it what was received: a cycle, which would stay for long.
-            found, record.status, record.error = error.with_traceback(None), error.grpc_code, error.kind
+            found, code, record.error = error.with_traceback(None), error.grpc_code, error.kind
         except asyncio.CancelledError:
             # The client has cancelled the call, or its deadline has passed.
-            record.status, record.error = "CANCELLED", "client_gone"
+            record.error = "client_gone"
             raise
         except Exception:
             _log.exception("request %s failed", record.id)
-            found, record.status, record.error = RequestError("internal error"), "INTERNAL", RequestError.kind
+            found, code, record.error = RequestError("internal error"), "INTERNAL", RequestError.kind
         finally:
+            record.status = grpc.StatusCode[code].value[0]
             record.end()
             if record.is_inference:
                 self._metrics.record(
                     record.protocol,
                     record.model,
-                    str(record.status),
+                    code,
                     kind=record.error,
                     total_ns=record.total_ns,
                     times=record.times,

@@ -29,11 +29,11 @@ class _Duration:
 class ModelStatistics:
     """What a model has done since the server started, over all exports that it served. Safe for any thread.
 
-    The names are Triton's, and so are the meanings where both have the thing. Durations are wall time. `compute_input`
-    is the decoding of images, zero for pixels; `compute_infer` is the time in the engine, of the whole batch for each
-    of the requests in it, as Triton counts; `compute_output` is the making of the output tensors. In `batch_stats`,
-    which counts runs of the engine, decoding and outputs have no durations: they are done image by image and request
-    by request. There is no response cache.
+    The names are Triton's, and so are the meanings where both have the thing. Durations are wall time.
+    `compute_input` is the decoding of images, zero for pixels; `compute_infer` is the time in the engine, of the
+    whole batch for each of the requests in it, as Triton counts; each moment of a request counts once;
+    `compute_output` is the making of the output tensors. In `batch_stats`, which counts runs of the engine, decoding
+    and outputs have no durations: they are done image by image and request by request. There is no response cache.
     """
 
     def __init__(self) -> None:

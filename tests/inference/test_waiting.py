@@ -280,27 +280,38 @@ def test_an_image_on_which_all_replicas_fail_is_an_outcome_with_the_error() -> N
     assert good.error is None
 
 
-def test_times_are_those_of_the_images() -> None:
+def test_each_moment_of_a_job_counts_once() -> None:
     waiting = make_waiting(batch_size=1)
-    job = task(num_images=2, now=100.0)
-    waiting.add(job, 100.0)
+    job = task(num_images=2)
+    waiting.add(job, 0.0)
     items = [waiting.take_undecoded() for _ in range(2)]
-    for item, decode_ns in zip(items, (3, 5), strict=True):
-        item.decode_ns = decode_ns
+    # Two threads decode at once, and two streams run at once.
+    for item, times in zip(items, ((10, 30), (20, 50)), strict=True):
+        item.decoding = times
         waiting.add_decoded(item, SQUARE)
-    for began in (20, 60):
-        waiting.add_answers(waiting.take_batch(1), predictions(1), 100 * SECOND + began, 7)
-    times = job.times
-    assert (times.queue_ns, times.decode_ns, times.compute_ns, times.num_batches) == (55, 8, 14, 2)
+    for began, took in ((40, 25), (60, 40)):
+        waiting.add_answers(waiting.take_batch(1), predictions(1), began, took)
+    # 0 waits 10 decodes 40 computes 100.
+    assert (job.times.queue_ns, job.times.decode_ns, job.times.compute_ns) == (10, 30, 60)
 
 
-def test_one_batch_counts_once_for_a_job() -> None:
+def test_a_shared_batch_counts_for_each_job_from_when_it_was_submitted() -> None:
     waiting = make_waiting()
-    jobs = [ready_task(num_images=2), ready_task("b")]
+    jobs = [ready_task(num_images=2), ready_task("b", now=4e-9)]
     for job in jobs:
         waiting.add(job, 0.0)
     waiting.add_answers(waiting.take_batch(1), predictions(3), 10, 7)
-    assert [(job.times.compute_ns, job.times.num_batches, job.times.queue_ns) for job in jobs] == [(7, 1, 10)] * 2
+    assert [(job.times.queue_ns, job.times.decode_ns, job.times.compute_ns) for job in jobs] == [(10, 0, 7), (6, 0, 7)]
+
+
+def test_a_job_without_good_images_has_only_decoded() -> None:
+    waiting = make_waiting()
+    job = task(now=3e-9)
+    waiting.add(job, 0.0)
+    item = waiting.take_undecoded()
+    item.decoding = (8, 12)
+    waiting.add_broken(item, "no picture")
+    assert (job.times.queue_ns, job.times.decode_ns, job.times.compute_ns) == (5, 4, 0)
 
 
 def test_an_image_that_comes_alone_does_not_wait_for_others() -> None:

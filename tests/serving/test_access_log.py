@@ -25,7 +25,7 @@ def line(kind: Literal["json", "text"], **changes: object) -> str:
 
 
 def test_a_line_of_json_has_the_times_of_each_stage_in_milliseconds() -> None:
-    times = JobTimes(queue_ns=1_000_000, decode_ns=2_345_678, compute_ns=3_000_000, num_batches=1)
+    times = JobTimes(queue_ns=1_000_000, decode_ns=2_345_678, compute_ns=3_000_000)
     found = json.loads(line("json", status=200, model="m", artifact="c0ffee", rows=2, times=times, total_ns=7_000_000))
     del found["time"]
     assert found == {
@@ -61,3 +61,13 @@ def test_a_reader_that_is_gone_does_not_stop_the_server() -> None:
     AccessLog("json", stream).write(record)
     with pytest.raises(BrokenPipeError):
         stream.close()
+
+
+def test_probes_may_be_left_out_unless_they_fail() -> None:
+    stream = io.StringIO()
+    log = AccessLog("text", stream, with_probes=False)
+    for path, is_probe, error in (("/metrics", True, ""), ("/v2/health/ready", True, "busy"), ("/predict", False, "")):
+        record = RequestRecord(id="7", protocol="http", method="GET", path=path, client="", error=error)
+        record.is_probe = is_probe
+        log.write(record)
+    assert [line.split()[2] for line in stream.getvalue().splitlines()] == ["/v2/health/ready", "/predict"]

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import itertools
+import json
 import logging
 import queue
 import threading
@@ -680,14 +681,20 @@ def test_what_this_server_does_not_have_is_unimplemented(stub: Any, method: str)
 def test_a_request_has_one_line_in_the_log(model: ModelFolder, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "alexdeploy.access")
     with (
-        serve(Repository([model], SERVING), access_log=AccessLog("json")) as service,
+        serve(Repository([model], SERVING), access_log=AccessLog("json", with_probes=False)) as service,
         grpc.insecure_channel(service.address) as channel,
     ):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub.ServerReady(service_pb2.ServerReadyRequest())
+        stub.ModelReady(service_pb2.ModelReadyRequest(name=model.path.name))
         stub.ModelInfer(request_of(model.path.name, IMAGES[:2], raw=True))
-    [line] = [record.getMessage() for record in caplog.records if record.name == "alexdeploy.access"]
-    for part in ('"id":"7"', '"protocol":"grpc"', '"status":"OK"', '"client":"127.0.0.1"', '"rows":2', '"compute_ms":'):
-        assert part in line
+        with pytest.raises(grpc.RpcError):
+            stub.ModelInfer(request_of("other", IMAGES[:2], raw=True))
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "alexdeploy.access"]
+    assert [line["status"] for line in lines] == [0, grpc.StatusCode.NOT_FOUND.value[0]]
+    answered = {"id": "7", "protocol": "grpc", "client": "127.0.0.1", "rows": 2}
+    assert {name: lines[0][name] for name in answered} == answered
+    assert lines[0]["compute_ms"] > 0
 
 
 def check_health(service: Service, request: bytes) -> bytes:

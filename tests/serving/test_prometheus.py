@@ -55,7 +55,7 @@ def recorded(folder: ModelFolder, record: Callable[[Metrics, Repository], None])
 
 
 def test_requests_are_counted_by_status_and_their_times_by_stage(tiny_model: ModelFolder) -> None:
-    times = JobTimes(queue_ns=2_000_000, decode_ns=3_000_000, compute_ns=40_000_000, num_batches=1)
+    times = JobTimes(queue_ns=2_000_000, decode_ns=3_000_000, compute_ns=40_000_000)
 
     def record(metrics: Metrics, repository: Repository) -> None:
         for _ in range(3):

@@ -12,12 +12,8 @@ from alexdeploy.serving.statistics import ModelStatistics
 def test_the_counters_are_the_sums_of_what_was_recorded() -> None:
     statistics = ModelStatistics()
     before = time.time_ns() // 1_000_000
-    statistics.record_success(
-        1, JobTimes(queue_ns=10, decode_ns=200, compute_ns=3_000, num_batches=1), output_ns=4, total_ns=4_000
-    )
-    statistics.record_success(
-        5, JobTimes(queue_ns=1, decode_ns=0, compute_ns=7_000, num_batches=2), output_ns=6, total_ns=8_000
-    )
+    statistics.record_success(1, JobTimes(queue_ns=10, decode_ns=200, compute_ns=3_000), output_ns=4, total_ns=4_000)
+    statistics.record_success(5, JobTimes(queue_ns=1, decode_ns=0, compute_ns=7_000), output_ns=6, total_ns=8_000)
     statistics.record_failure(90)
     statistics.record_batch(1, 3_000)
     statistics.record_batch(4, 5_000)
