@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from alexdeploy.inference.predict import predict
     from alexdeploy.inference.predictor import Predictor
     from alexdeploy.placement.options import PredictOptions
+    from alexdeploy.serving.triton.repository import TritonOptions, write_triton_repository
     from alexdeploy.training.prepare import PrepareOptions, prepare
     from alexdeploy.training.train import TrainOptions, train
 
@@ -82,6 +83,7 @@ _HOMES = {
     "inference.predict": ("predict",),
     "inference.predictor": ("Predictor",),
     "placement.options": ("PredictOptions",),
+    "serving.triton.repository": ("TritonOptions", "write_triton_repository"),
     "training.prepare": ("PrepareOptions", "prepare"),
     "training.train": ("TrainOptions", "train"),
 }
@@ -114,6 +116,7 @@ __all__ = [
     "RecipeError",
     "StaleArtifactError",
     "TrainOptions",
+    "TritonOptions",
     "UsageError",
     "VerifyOptions",
     "bench",
@@ -128,6 +131,7 @@ __all__ = [
     "prepare",
     "train",
     "verify",
+    "write_triton_repository",
 ]
 
 

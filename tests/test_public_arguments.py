@@ -25,6 +25,7 @@ from alexdeploy import (
     Predictor,
     PrepareOptions,
     TrainOptions,
+    TritonOptions,
     VerifyOptions,
     bench,
     build,
@@ -38,6 +39,7 @@ from alexdeploy import (
     prepare,
     train,
     verify,
+    write_triton_repository,
 )
 from alexdeploy.core.errors import UsageError
 
@@ -110,6 +112,10 @@ _REFUSED: tuple[tuple[Callable[..., object], str, Any, str], ...] = (
     (BuildOptions, "max_batch", 0, _COUNT),
     (BuildOptions, "workspace_bytes", 0, f"{_COUNT} or None"),
     (BuildOptions, "device", 0, "a string"),
+    (TritonOptions, "backend", "torch", "onnxruntime, tensorrt, openvino or python"),
+    (TritonOptions, "version", 0, _COUNT),
+    (TritonOptions, "gpu_ids", (0, -1), "a list, each an integer from 0 on"),
+    (TritonOptions, "jpeg", "no", "True or False"),
     (BenchOptions, "backends", ("onnx",), f"a list, each {_BACKENDS} or None"),
     (BenchOptions, "precisions", ("half",), f"a list, each {_PRECISIONS} or None"),
     (BenchOptions, "num_views", (0,), "a list, each 1, 5 or 10"),
@@ -147,6 +153,9 @@ def test_a_wrong_argument_is_a_usage_error_with_its_name_its_value_and_the_choic
         (lambda: calibrate(_NOWHERE, "a", 512), "recipe is 512; expected a CalibrationRecipe or None"),
         (lambda: build(5), "model is 5; expected a string or None"),
         (lambda: build(_NOWHERE, "fp16"), "options is 'fp16'; expected a BuildOptions"),
+        (lambda: write_triton_repository(5, "r"), "model is 5; expected a string or None"),
+        (lambda: write_triton_repository(_NOWHERE, 5), "directory is 5; expected a string"),
+        (lambda: write_triton_repository(_NOWHERE, "r", "python"), "options is 'python'; expected a TritonOptions"),
         (lambda: train(5), "data is 5; expected a string or None"),
         (lambda: train("data", "alexnet"), "options is 'alexnet'; expected a TrainOptions"),
         (lambda: prepare(5, "out"), "data is 5; expected a string"),
@@ -185,6 +194,7 @@ def test_every_public_name_is_among_those_that_are_checked() -> None:
         "evaluate",
         "verify",
         "bench",
+        "write_triton_repository",
     }
     kinds = {name: getattr(alexdeploy, name) for name in alexdeploy.__all__}
     raised = {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, (Exception, Warning))}

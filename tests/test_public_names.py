@@ -24,9 +24,13 @@ from alexdeploy.core.events import Notice, Status, warn_of_notices
 from alexdeploy.core.recipe import Training
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import Backend, EngineBackend, NumViews
+from alexdeploy.serving.triton.config import TritonBackend
 
-STEPS = ("bench", "build", "calibrate", "evaluate", "export_model", "verify")
-OPEN = ("Predictor", "bench", "build", "calibrate", "evaluate", "export_model", "find_model", "predict", "verify")
+STEPS = ("bench", "build", "calibrate", "evaluate", "export_model", "verify", "write_triton_repository")
+OPEN = (
+    *("Predictor", "bench", "build", "calibrate", "evaluate", "export_model", "find_model", "predict", "verify"),
+    "write_triton_repository",
+)
 """These take a path as well as a ModelFolder."""
 
 CLASSES = [kind for name in alexdeploy.__all__ if isinstance(kind := getattr(alexdeploy, name), type)]
@@ -111,7 +115,7 @@ NAMES = {
     "precision": (Precision,),
     "precisions": (tuple[Precision, ...],),
     "num_views": (NumViews, typing.Literal[1, 10], tuple[NumViews, ...]),
-    "backend": (Backend, EngineBackend),
+    "backend": (Backend, EngineBackend, TritonBackend),
     "backends": (tuple[Backend, ...],),
     "devices": (str,),
 }

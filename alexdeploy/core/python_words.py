@@ -73,6 +73,13 @@ _CALLS = {
         "BuildOptions",
         "model fp16:precision int8:precision views tencrop max-batch devices:device tactic-sources backend for",
     ),
+    "triton": _Call(
+        "write_triton_repository",
+        (2, 2),
+        2,
+        "TritonOptions",
+        "model backend precision views tencrop version batch-size instances gpus* max-delay-us max-queue no-jpeg",
+    ),
     "predict": _Call(
         "predict",
         (1, 1),
@@ -108,12 +115,15 @@ _CALLS = {
 
 _SAME = """
     backend batch-size budget-ms calibrate channels classes device devices exclude freeze images int8-weights keep
-    labelled labels max-batch max-delay-ms max-drop max-flips max-queue mean mean-image method min-agreement model name
-    num-classes num-images output-name parallel percentile placement precision pretrained recipe replicas resize scale
-    seconds seed std tactic-sources timeout-ms top-k train-list val val-fraction val-list
+    labelled labels max-batch max-delay-ms max-delay-us max-drop max-flips max-queue mean mean-image method
+    min-agreement model name num-classes num-images output-name parallel percentile placement precision pretrained
+    recipe replicas resize scale seconds seed std tactic-sources timeout-ms top-k train-list val val-fraction val-list
+    version
 """
 _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
     "checkpoint-minutes": "checkpoint_seconds",
+    "gpus": "gpu_ids",
+    "instances": "num_instances",
     "jpeg": "jpeg_quality",
     "for": "targets",
     "set": "overrides",
@@ -135,6 +145,7 @@ _SWITCHES = {
     "deployment": "deployment=True",
     "fp16": "fp16=True",
     "int8": "int8=True",
+    "no-jpeg": "jpeg=False",
     "overwrite": "overwrite=True",
     "resume": "resume=True",
     "skip-broken": "skip_broken=True",

@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-IMAGE_SIZE = 256
-"""Side in pixels of the square that every image is decoded to; the views are cut from it."""
+from alexdeploy.core.image_size import IMAGE_SIZE as IMAGE_SIZE
 
 CONTRACT_KEY = "alexdeploy.contract_sha256"
 """Metadata key of weights and graphs: `ModelSpec.contract_sha256` of the spec that they were made for."""

@@ -20,8 +20,8 @@ from alexdeploy.core.spec import ModelSpec
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
 from alexdeploy.graphs.files import Graph, deploy
 from alexdeploy.graphs.freshness import load_graph
-from alexdeploy.graphs.onnxruntime_library import load_onnxruntime
-from alexdeploy.graphs.runner import device_error, new_session
+from alexdeploy.graphs.onnxruntime_library import load_onnxruntime, new_session
+from alexdeploy.graphs.runner import device_error
 
 onnxruntime = load_onnxruntime()
 

@@ -19,7 +19,7 @@ from alexdeploy.core.spec import Precision, graph_precision
 from alexdeploy.engines.base import Backend, NumViews
 from alexdeploy.graphs.deployment import PREFIX, deployment_graph
 from alexdeploy.graphs.freshness import load_graph
-from alexdeploy.graphs.runner import new_session
+from alexdeploy.graphs.onnxruntime_library import new_session
 
 PROFILED: tuple[Backend, ...] = ("openvino", "onnxruntime")
 """Backends whose runtimes report the time of each layer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from queue import Empty, SimpleQueue
@@ -15,18 +15,12 @@ import onnx
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, first_line
-from alexdeploy.graphs.onnxruntime_library import load_onnxruntime
+from alexdeploy.graphs.onnxruntime_library import load_onnxruntime, new_session
 
 _NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |/\S+\.(?:h|cc|cpp):\d+ .*?\) (?:\[with .*?\] )?")
 
 _SECONDS_TO_TERMINATE = 0.5
 """ONNX Runtime can be stopped only between two nodes."""
-
-_EXACT_INT8 = "session.x64quantprecision"
-"""A session option. Without it ONNX Runtime adds INT8 products in 16 bits, which saturate, on x86 without VNNI.
-
-It affects layers with quantized outputs, as in imported graphs, and changes nothing on other processors.
-"""
 
 
 class GraphRunner:
@@ -124,30 +118,6 @@ def _open_session(model: onnx.ModelProto, outputs: Iterable[str], *, optimize: b
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
     return new_session(probed.SerializeToString(), ["CPUExecutionProvider"], set_options)
-
-
-def new_session(content: bytes, providers: list[Any], set_options: Callable[[Any], None]) -> Any:
-    """An InferenceSession that adds INT8 products exactly on every processor, if it can.
-
-    `set_options` is called with the SessionOptions. ONNX Runtime 1.31 cannot prepare some graphs for exact sums: those
-    in which two layers share a zero point, and QGemm of signed bytes. For those the check of backends measures the
-    error. Raises the exceptions of ONNX Runtime, and prints nothing.
-    """
-    onnxruntime = load_onnxruntime()
-
-    def opened(exact: str) -> Any:
-        options = onnxruntime.SessionOptions()
-        # Log only fatal errors: others are raised.
-        options.log_severity_level = 4
-        options.add_session_config_entry(_EXACT_INT8, exact)
-        set_options(options)
-        return onnxruntime.InferenceSession(content, options, providers=providers)
-
-    try:
-        return opened("1")
-    # The only common base class is Exception; errors with another cause are raised again by the second try.
-    except Exception:
-        return opened("0")
 
 
 def _output_names(model: onnx.ModelProto) -> list[str]:

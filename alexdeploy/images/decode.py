@@ -31,8 +31,8 @@ from PIL import (
 )
 
 from alexdeploy.core.errors import ImageError, UsageError
+from alexdeploy.core.image_size import IMAGE_SIZE
 from alexdeploy.core.processors import available_processors
-from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.headers import looks_like_tga, read_jpeg_frame, read_png_bits
 from alexdeploy.images.libtiff import errors_raised
 from alexdeploy.images.listing import CONVERT_IT

@@ -40,6 +40,7 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         "doctor": "examines all of them",
         "calibrate": "measures in ONNX Runtime on the CPU",
         "export": "checks on the CPU, and builds engines for every kind of GPU",
+        "triton": "names GPUs of Triton's machine: `--gpus`",
     },
     ("--precision",): {
         **dict.fromkeys(("prepare", "sample", "devices", "doctor"), _NO_MODEL),
@@ -65,6 +66,7 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         "calibrate": "writes calibration/MODEL.ranges.json",
         "export": "writes into the model folder",
         "build": "writes into the model folder",
+        "triton": "DIR is an argument",
         **dict.fromkeys(("verify", "inspect", "devices", "doctor"), "one document: `--json > FILE`"),
         "bench": "one document: `--json > FILE`, or `--html FILE`",
         "serve": "answers requests",
@@ -76,6 +78,7 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
     ("--overwrite",): {
         **dict.fromkeys(("verify", "inspect", "devices", "doctor", "serve"), "writes no file"),
         "sample": "completes a rendering, and never replaces anything else",
+        "triton": "adds a version, and never replaces one that Triton may have open",
         **dict.fromkeys(("calibrate", "build"), "renews what is derived from the model, under its own names"),
     },
 }
@@ -84,10 +87,14 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
 DIFFERENT: dict[str, dict[str, str]] = {
     "--precision": {
         **dict.fromkeys(("predict", "serve"), "runs one"),
-        "build": "builds one engine, and there are none of BF16",
+        **dict.fromkeys(("build", "triton"), "one of the files, and there are none of BF16"),
         "train": "that of the arithmetic of training",
     },
-    "--backend": {**dict.fromkeys(("predict", "serve"), "runs one"), "build": "builds for one of the two with files"},
+    "--backend": {
+        **dict.fromkeys(("predict", "serve"), "runs one"),
+        "build": "builds for one of the two with files",
+        "triton": "is one of Triton's",
+    },
     "--devices": {"train": "runs on one in each process", "build": "builds for one"},
     "--views": {"evaluate": "compares several", "bench": "compares several", "calibrate": "measures, with one or ten"},
     "--batch-size": {
@@ -99,6 +106,8 @@ DIFFERENT: dict[str, dict[str, str]] = {
     "--overwrite": {"export": "renews what is up to date, which is kept without it"},
     "--num-images": {"calibrate": "chooses by name and seed"},
     "--seed": dict.fromkeys(("train", "sample", "prepare", "calibrate", "bench"), "each draws something else"),
+    "--jpeg": dict.fromkeys(("prepare", "triton"), "files that are written, or that are sent"),
+    "--max-queue": dict.fromkeys(("serve", "triton"), "images here, requests in Triton"),
     "--name": dict.fromkeys(("train", "import"), "another default"),
     "--recipe": dict.fromkeys(("train", "import"), "of a network to be trained, or of one that is there"),
     "--resume": {"train": "continues from a checkpoint, not from rows"},

@@ -28,6 +28,7 @@ COMMANDS = (
     "calibrate",
     "export",
     "build",
+    "triton",
     "predict",
     "serve",
     "evaluate",
