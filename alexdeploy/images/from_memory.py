@@ -180,9 +180,12 @@ def _refused(image: Any, name: str) -> UsageError:
 
 
 def _read_path(path: str) -> bytes:
-    if (match := re.match(r"(data:|[a-z][a-z0-9+.-]+://)", path, re.IGNORECASE)) and not os.path.exists(path):
-        what = "base64.b64decode(text)" if match[1].lower() == "data:" else "urllib.request.urlopen(url).read()"
-        raise ImageError(f"is a URL, which is not fetched; pass its bytes: {what}")
+    if re.match(r"data:|[a-z][a-z0-9+.-]+://", path, re.IGNORECASE) and not os.path.exists(path):
+        if path[:5].lower() == "data:":
+            raise ImageError("is a data URL; pass its bytes: base64.b64decode(url.partition(',')[2])")
+        raise ImageError(
+            "is a URL; predict() takes URLs, classify() takes images: pass its bytes, urllib.request.urlopen(url).read()"
+        )
     if os.path.isdir(path):
         raise ImageError("is a folder; predict() takes folders, classify() takes images")
     if is_archive_name(path) and os.path.isfile(path):

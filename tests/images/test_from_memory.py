@@ -183,8 +183,8 @@ def test_too_many_pixels_are_an_error_of_the_image(monkeypatch: pytest.MonkeyPat
         (io.BytesIO(b""), "has no more bytes"),
         ("/no/such/file.jpg", "not found"),
         (".", r"is a folder; predict\(\) takes folders"),
-        ("https://photos.example/a.jpg", r"is a URL, which is not fetched; pass its bytes: urllib\.request"),
-        ("data:image/png;base64,iVBO", r"is a URL, which is not fetched; pass its bytes: base64\.b64decode"),
+        ("https://photos.example/a.jpg", r"is a URL; predict\(\) takes URLs.* urllib\.request"),
+        ("data:image/png;base64,iVBO", r"is a data URL; pass its bytes: base64\.b64decode"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_of_the_image(image: Any, problem: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +14,7 @@ import httpx
 import pytest
 from colour import PICTURES
 from fastapi import FastAPI
+from patience import PATIENCE
 from running import SERVING
 
 from alexdeploy.core.model_folder import ModelFolder
@@ -46,6 +49,22 @@ def test_it_serves_alone_and_mounted(model: ModelFolder, prefix: str) -> None:
                 assert (found.status_code, list(found.json())) == (status, ["error"])
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("module", ["starlette", "python_multipart", "prometheus_client"])
+def test_without_the_extra_the_import_says_what_installs_it(module: str) -> None:
+    code = f"""
+import sys
+sys.modules["{module}"] = None
+from alexdeploy import UsageError
+try:
+    from alexdeploy.serving.app import create_app
+except UsageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    needs = f"serving needs the package {module.replace('_', '-')}, which is not installed"
+    assert done.stdout.splitlines() == [needs, "Install it: pip install 'alexdeploy[serve]'"]
 
 
 def test_who_mounts_it_without_its_lifespan_is_told(model: ModelFolder, caplog: pytest.LogCaptureFixture) -> None:
