@@ -170,7 +170,7 @@ OF_SERVER = {
     "max-memory-mib",
     "no-grpc",
     "port",
-} | {*("tls-cert", "tls-key", "token-file", "watch")}
+} | {*("allowed-hosts", "model-control-mode", "no-log-probes", "tls-cert", "tls-key", "token-file", "watch")}
 """Options of the server; in Python the application is mounted in another's."""
 
 
