@@ -19,6 +19,7 @@ from alexdeploy.cli.options import (
     ThreadsOption,
     VerboseOption,
 )
+from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.training.events import PrepareEvent
@@ -33,16 +34,17 @@ EXAMPLES = (
 
 def prepare(
     data: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="DATA",
             help="Folder with one folder of images for each class, or with train/ and val/ of such; or one with "
-            "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz.",
+            "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz. Class folders also as "
+            "a URL.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The packed set: a new or an empty folder.")],
+    out_name: Annotated[str, typer.Argument(metavar="OUT", help="The packed set: a new or an empty folder.")],
     val: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Validation images, with the same class folders.")
+        str | None, typer.Option(metavar="FOLDER", help="Validation images, with the same class folders.")
     ] = None,
     val_fraction: Annotated[
         float,
@@ -93,9 +95,13 @@ def prepare(
     --jpeg, nearly). A run that was stopped is resumed by the same command, also with --overwrite. Broken images
     are left out, listed in OUT/broken.json, and make the exit code 3.
     """
+    from alexdeploy.core.store_urls import is_url, printable_url
     from alexdeploy.training.prepare import PrepareOptions
     from alexdeploy.training.prepare import prepare as run
 
+    if is_url(out_name):
+        raise UsageError(f"OUT {printable_url(out_name)} is a URL; expected a local folder", hint="Copy it from there.")
+    out = Path(out_name)
     options = PrepareOptions(
         val=val,
         val_fraction=val_fraction,

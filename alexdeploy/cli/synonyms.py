@@ -58,11 +58,11 @@ OPTIONS = {
 """Option of another program or command -> options here; the first one that the command has is suggested."""
 
 
-_URL_COMMANDS = frozenset(("predict", "calibrate", "verify"))
+_URL_COMMANDS = frozenset(("predict", "calibrate", "verify", "evaluate", "train", "prepare"))
 """Commands whose arguments may be URLs."""
 
-_URL_OPTIONS = frozenset(("--calibrate", "--images", "--output", "-o"))
-_PATH_OPTIONS = frozenset(("--model",))
+_URL_OPTIONS = frozenset(("--calibrate", "--images", "--labelled", "--val", "--output", "-o"))
+_PATH_OPTIONS = frozenset(("--model", "--pretrained", "--labels", "--train-list", "--val-list", "--classes", "--html"))
 
 
 def refuse_command(words: Sequence[str], known: Set[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -34,11 +33,11 @@ EXAMPLES = (
 
 def train(
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
             metavar="DATA",
             help="Folder with one folder of images for each class, or with train/ and val/ of such, or a set that "
-            "`alexdeploy prepare` packed. Default: ten classes of shapes, rendered to data/sample/.",
+            "`alexdeploy prepare` packed; also as a URL. Default: ten classes of shapes, rendered to data/sample/.",
         ),
     ] = None,
     recipe: Annotated[
@@ -69,7 +68,7 @@ def train(
         ),
     ] = None,
     val: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Validation images, with the same class folders.")
+        str | None, typer.Option(metavar="FOLDER", help="Validation images, with the same class folders.")
     ] = None,
     val_fraction: Annotated[
         float | None,
@@ -159,7 +158,7 @@ def train(
     with one_voice(device) as group:
         with watch() as watcher:
             try:
-                trained = train_in_group(None if data is None else str(data), options, watcher.show, group)
+                trained = train_in_group(data, options, watcher.show, group)
             except KeyboardInterrupt:
                 if watcher.folder is not None and watcher.folder.checkpoint_path.is_file():
                     output.note("stopped; resume with the same command and --resume")

@@ -168,8 +168,9 @@ class BucketStore:
                 while chunk := file.read(1 << 22):
                     target.write(chunk)
             except BaseException:
-                # Closing would publish the part that was written.
+                # Closing would publish the part that was written, and so would the end of its life.
                 target.discard()
+                target.closed = True
                 raise
             target.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -59,6 +60,12 @@ def local_path(text: str) -> str:
 
     host, slash, path = text[7:].partition("/")
     return url2pathname(slash + path) if host in ("", "localhost") else text
+
+
+def as_path(name: str | os.PathLike[str]) -> Path | str:
+    """A path; of a URL its text, since a Path would lose a slash."""
+    text = os.fspath(name)
+    return text if is_url(text) else Path(text)
 
 
 def scheme_of(url: str) -> Scheme:

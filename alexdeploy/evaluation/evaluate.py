@@ -19,6 +19,7 @@ from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.packages import versions_for_report
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Precision
+from alexdeploy.core.store_urls import printable_url
 from alexdeploy.engines.base import Backend, Configuration, NumViews
 from alexdeploy.evaluation.multi_engine import SideBySide
 from alexdeploy.evaluation.scoring import Answer, Score, Tally, answer_of
@@ -220,7 +221,7 @@ def evaluate(
         model=str(folder.path),
         name=spec.name,
         contract_sha256=spec.contract_sha256,
-        data=labelled.root,
+        data=printable_url(labelled.root),
         labels=None if options.labels is None else os.fspath(options.labels),
         num_images=counts.num_images,
         num_broken=len(counts.broken),

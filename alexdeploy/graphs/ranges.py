@@ -15,8 +15,10 @@ import msgspec
 
 from alexdeploy.core.errors import ImageError, ModelError, StaleArtifactError, UsageError
 from alexdeploy.core.files import atomic_write, sha256_bytes
+from alexdeploy.core.processors import available_processors
 from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.core.recipe import CalibrationMethod
+from alexdeploy.images.read_ahead import ReadAhead
 from alexdeploy.images.sources import Source, iter_sources
 
 QMAX = 127
@@ -179,7 +181,14 @@ def check_ranges(path: Path, ranges: Ranges, network_sha256: str, contract_sha25
 
 def named_sources(origin: str, names: Collection[str]) -> Iterator[Source]:
     """The images of `origin` whose name is in `names`, each once."""
-    waiting = set(names)
+    ahead = ReadAhead(_sources_named(origin, set(names)), available_processors())
+    try:
+        yield from ahead
+    finally:
+        ahead.close()
+
+
+def _sources_named(origin: str, waiting: set[str]) -> Iterator[Source]:
     for source in iter_sources([origin]):
         if source.name in waiting:
             waiting.remove(source.name)

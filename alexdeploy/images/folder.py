@@ -7,36 +7,38 @@ import itertools
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, UsageError
-from alexdeploy.core.reading import missing_path
+from alexdeploy.core.store_urls import is_url
+from alexdeploy.images.class_folders import (
+    FOLDERS_HINT,
+    ClassFolders,
+    join_folder,
+    list_class_folders,
+    shown_names,
+)
 from alexdeploy.images.listing import (
     IMAGE_SUFFIXES,
     Skipped,
-    describe,
-    is_folder,
-    is_hidden,
-    is_image_name,
     walk_images,
 )
 from alexdeploy.images.sources import printable_path
-from alexdeploy.images.written import is_written
+from alexdeploy.images.stored import walk_stored
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test", "testing")
 """Names of a validation folder, case-insensitive; if there are several, the first in this order is used."""
 
-_LAYOUT = "Give a folder that has one folder of images for each class: DATA/<class>/*.jpg"
-
 
 class Example(NamedTuple):
-    """One image file and the index of its class."""
+    """One image file, or object by its URL, and the index of its class. Of an object, the size if it was listed."""
 
     path: str
     label: int
+    num_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,34 +52,6 @@ class LabelledImages:
     train: tuple[Example, ...]
     val: tuple[Example, ...]
     notes: tuple[str, ...] = field(default=(), compare=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassFolders:
-    """The class folders in `root`, sorted by the bytes of their names, and the other folders.
-
-    `excluded` folders were excluded by the user; `hidden` includes system folders; `written` are folders that
-    alexdeploy wrote; `num_loose` images are outside of class folders and have no label.
-    """
-
-    root: str
-    names: tuple[str, ...] = ()
-    excluded: tuple[str, ...] = ()
-    hidden: tuple[str, ...] = ()
-    written: tuple[str, ...] = ()
-    num_loose: int = 0
-
-    def notes(self) -> tuple[str, ...]:
-        """Describe what is ignored."""
-        found = [
-            f"{self.root}: {what} ignored: {_shown(names)}"
-            for what, names in (("hidden and system folders", self.hidden), ("alexdeploy's own folders", self.written))
-            if names
-        ]
-        if self.num_loose:
-            text = "images beside the class folders, which have no label, ignored"
-            found.append(f"{self.root}: {text}: {self.num_loose:,}")
-        return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +90,7 @@ def read_image_folder(
     if len(classes) < 2:
         raise DataError(
             f"{root} has {len(classes)} class folder(s) with images; a classifier needs at least two classes.",
-            hint=_LAYOUT,
+            hint=FOLDERS_HINT,
         )
     if val is not None:
         _check_same_classes(root, classes, val.root, val.names)
@@ -143,7 +117,7 @@ def find_splits(folder: str, exclude: Sequence[str] = ()) -> Splits:
     """
     top = list_class_folders(folder, exclude)
     train_names, val_names = (_named(top.names, split) for split in (TRAIN_NAMES, VAL_NAMES))
-    inner = {name: list_class_folders(os.path.join(folder, name), exclude) for name in (*train_names, *val_names)}
+    inner = {name: list_class_folders(join_folder(folder, name), exclude) for name in (*train_names, *val_names)}
     is_alone = set(top.names) == set(inner) and bool(train_names)
     train_name = next((name for name in train_names if inner[name].names), train_names[0] if is_alone else None)
     if train_name is None:
@@ -159,42 +133,11 @@ def find_splits(folder: str, exclude: Sequence[str] = ()) -> Splits:
     unused = tuple(name for name in top.names if name not in (train_name, val_name))
     flat = tuple(name for name in unused if name in val_names and not inner[name].names)
     if flat:
-        notes.append(f"{folder}: not a split, since it has no class folders: {_shown(flat)}")
+        notes.append(f"{folder}: not a split, since it has no class folders: {shown_names(flat)}")
     if others := tuple(name for name in unused if name not in flat):
         used = train_name if val_name is None else f"{train_name} and {val_name}"
-        notes.append(f"{folder}: folders beside {used} ignored: {_shown(others)}")
+        notes.append(f"{folder}: folders beside {used} ignored: {shown_names(others)}")
     return Splits(top=top, train=_checked(train), val=val, notes=tuple(notes))
-
-
-def list_class_folders(folder: str, exclude: Sequence[str] = ()) -> ClassFolders:
-    """The folders in `folder`, except hidden ones, those that alexdeploy wrote and those in `exclude`.
-
-    Raises UsageError if it does not exist, DataError if it cannot be listed.
-    """
-    names: list[str] = []
-    hidden: list[str] = []
-    num_loose = 0
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if is_folder(entry):
-                    (hidden if is_hidden(entry.name) else names).append(entry.name)
-                else:
-                    num_loose += is_image_name(entry.name) and not is_hidden(entry.name)
-    except FileNotFoundError as exc:
-        raise missing_path(folder, _LAYOUT) from exc
-    except OSError as exc:
-        raise DataError(f"{folder} cannot be listed: {describe(exc)}.", hint=_LAYOUT) from exc
-    shown = sorted(set(names) - set(exclude), key=os.fsencode)
-    written = tuple(name for name in shown if is_written(os.path.join(folder, name)))
-    return ClassFolders(
-        root=folder,
-        names=tuple(name for name in shown if name not in written),
-        excluded=tuple(name for name in exclude if name in names),
-        hidden=tuple(sorted(hidden, key=os.fsencode)),
-        written=written,
-        num_loose=num_loose,
-    )
 
 
 def check_excluded(exclude: Sequence[str], splits: Splits, *others: ClassFolders) -> None:
@@ -217,11 +160,6 @@ def _named(names: Sequence[str], split: Sequence[str]) -> list[str]:
     return sorted((name for name in names if name.casefold() in split), key=lambda name: split.index(name.casefold()))
 
 
-def _shown(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return ", ".join(map(printable_path, names[:5])) + more
-
-
 def _refuse_nested(root: str, classes: Sequence[str], examples: Sequence[Sequence[Example]]) -> None:
     """Raise DataError for a class folder that contains classes: a split, or a copy of the data.
 
@@ -230,7 +168,7 @@ def _refuse_nested(root: str, classes: Sequence[str], examples: Sequence[Sequenc
     allowed in a class.
     """
     for name, members in zip(classes, examples, strict=True):
-        folder = os.path.join(root, name)
+        folder = join_folder(root, name)
         inner = [_inner_folders(example.path, folder) for example in members]
         others = {*classes} - {name}
         num_nested = sum(map(bool, inner))
@@ -239,7 +177,7 @@ def _refuse_nested(root: str, classes: Sequence[str], examples: Sequence[Sequenc
         if num_nested == len(inner):
             problem = "contains no images, only folders with images"
         elif len(found) > 1 or num_in_others * 2 > len(inner):
-            problem = f"contains folders with names of other classes: {_shown(found)}"
+            problem = f"contains folders with names of other classes: {shown_names(found)}"
         elif num_nested * 2 > len(inner) and _is_called_as_split(name):
             problem = (
                 f"has the name of a split, and most of its images are in folders: {num_nested:,} of {len(inner):,}"
@@ -255,7 +193,8 @@ def _refuse_nested(root: str, classes: Sequence[str], examples: Sequence[Sequenc
 
 def _inner_folders(path: str, folder: str) -> tuple[str, ...]:
     """The folders between `folder` and the file `path` below it."""
-    return tuple(path[len(folder) :].strip(os.sep).split(os.sep)[:-1])
+    separator = "/" if is_url(folder) else os.sep
+    return tuple(path[len(folder) :].strip(separator).split(separator)[:-1])
 
 
 def _is_called_as_split(name: str) -> bool:
@@ -276,18 +215,25 @@ def check_class_name(name: str, place: str) -> None:
 
 def list_examples(root: str, name: str, label: int, skipped: Skipped | None = None) -> tuple[Example, ...]:
     """The images below the class folder `name`. Raises DataError if there are none, or not all can be listed."""
-    folder = os.path.join(root, name)
+    folder = join_folder(root, name)
     examples = []
-    for path, problem in walk_images(folder, skipped):
+    for path, problem, num_bytes in _walk(folder, skipped):
         if problem is not None:
             raise DataError(f"{path}: {problem}.", hint="Make it readable, or move it out of the data set.")
-        examples.append(Example(path, label))
+        examples.append(Example(path, label, num_bytes))
     if not examples:
         raise DataError(
             f"the class {name!r} has no images: {folder} contains no file with suffix {' '.join(IMAGE_SUFFIXES)}.",
             hint=f"Put images there, or exclude the folder: --exclude {shlex.quote(name)}",
         )
     return tuple(examples)
+
+
+def _walk(folder: str, skipped: Skipped | None) -> Iterator[tuple[str, str | None, int | None]]:
+    if is_url(folder):
+        yield from ((found.url, found.problem, found.num_bytes) for found in walk_stored(folder, skipped))
+    else:
+        yield from ((path, problem, None) for path, problem in walk_images(folder, skipped))
 
 
 def _check_same_classes(train_root: str, train: tuple[str, ...], val_root: str, val: tuple[str, ...]) -> None:

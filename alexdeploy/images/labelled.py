@@ -7,13 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from alexdeploy.core.errors import DataError, UsageError
-from alexdeploy.core.reading import check_exists
-from alexdeploy.images.folder import VAL_NAMES, Example, check_excluded, find_splits, list_examples
+from alexdeploy.core.store_urls import is_url
+from alexdeploy.images.class_folders import check_data_folder
+from alexdeploy.images.folder import (
+    VAL_NAMES,
+    Example,
+    check_excluded,
+    find_splits,
+    list_examples,
+)
 from alexdeploy.images.known_classes import KnownClasses
-from alexdeploy.images.label_list import LIST_FORM, find_listed, read_label_list
+from alexdeploy.images.label_list import LIST_FORM, read_label_list
+from alexdeploy.images.listed import find_listed
 from alexdeploy.images.listing import walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 from alexdeploy.images.sources import Source, packed_sources, printable_path
+from alexdeploy.images.stored import walk_stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +45,8 @@ class LabelledSources:
         if self.packed is not None:
             yield from packed_sources(str(self.packed.folder), self.packed)
             return
-        for path, _ in self.examples:
-            yield Source(name=printable_path(path), path=path, was_listed=self.was_listed)
+        for path, _, num_bytes in self.examples:
+            yield Source(name=printable_path(path), path=path, was_listed=self.was_listed, num_bytes=num_bytes)
 
 
 def read_labelled(
@@ -124,16 +133,17 @@ def _read_list(
     folder: str | os.PathLike[str], classes: Sequence[str], labels: str | os.PathLike[str]
 ) -> LabelledSources:
     root, name = os.fspath(folder), os.fspath(labels)
-    check_exists(root)
-    if not os.path.isdir(root):
+    check_data_folder(root)
+    if not is_url(root) and not os.path.isdir(root):
         raise DataError(f"{root} is not a folder; the names in {name} are relative to it.", hint="Give their folder.")
     examples = find_listed(root, name, read_label_list(name, classes))
     listed = {example.path for example in examples}
     num_unlabelled, notes = 0, []
-    for path, problem in walk_images(root):
+    walk = ((found.url, found.problem) for found in walk_stored(root)) if is_url(root) else walk_images(root)
+    for path, problem in walk:
         if problem is not None:
             notes.append(f"{printable_path(path)}: {problem}")
-        elif os.path.normpath(path) not in listed:
+        elif (path if is_url(root) else os.path.normpath(path)) not in listed:
             num_unlabelled += 1
     if num_unlabelled:
         notes.append(f"{root}: images that {name} does not name and that have no label, ignored: {num_unlabelled:,}")

@@ -101,6 +101,11 @@ class Skipped:
         is_kept = suffix in self.suffixes or len(self.suffixes) < _MOST_SUFFIXES
         self.suffixes[suffix if is_kept else "others"] += 1
 
+    def add(self, other: Skipped) -> None:
+        """Add the counts of another walk."""
+        self.suffixes.update(other.suffixes)
+        self.num_hidden += other.num_hidden
+
     def clear(self) -> None:
         self.suffixes.clear()
         self.num_hidden = 0

@@ -10,9 +10,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError
-from alexdeploy.core.reading import check_exists, open_regular
-from alexdeploy.images.folder import Example, LabelledImages, check_class_name, check_fraction, split_examples
-from alexdeploy.images.label_list import LIST_FORM, find_listed, label_texts, read_label_list
+from alexdeploy.core.reading import open_regular
+from alexdeploy.core.store_urls import is_url
+from alexdeploy.images.class_folders import check_data_folder
+from alexdeploy.images.folder import (
+    Example,
+    LabelledImages,
+    check_class_name,
+    check_fraction,
+    split_examples,
+)
+from alexdeploy.images.label_list import LIST_FORM, label_texts, read_label_list
+from alexdeploy.images.listed import find_listed
 from alexdeploy.images.listing import MAX_FILE_BYTES, describe
 from alexdeploy.images.sources import printable_path, read_file
 from alexdeploy.images.text_lists import list_lines
@@ -33,7 +42,8 @@ class Original(NamedTuple):
     def read(self) -> bytes:
         """The encoded image. Raises ImageError as `read_file`, without the name in the message."""
         if self.offset is None:
-            return read_file(self.path, was_listed=self.num_bytes >= 0)
+            known = self.num_bytes if self.num_bytes >= 0 else None
+            return read_file(self.path, known is not None, known)
         if self.num_bytes > MAX_FILE_BYTES:
             raise ImageError(f"has {self.num_bytes:,} bytes; the limit is {MAX_FILE_BYTES:,}")
         try:
@@ -89,8 +99,8 @@ def from_lists(
     are kept. Raises DataError, also for an image in both lists, and UsageError for a list whose images are all missing.
     """
     root = os.fspath(folder)
-    check_exists(root)
-    if not os.path.isdir(root):
+    check_data_folder(root)
+    if not is_url(root) and not os.path.isdir(root):
         raise DataError(
             f"{root} is not a folder; the names in the lists are relative to it.", hint="Give their folder."
         )
@@ -122,9 +132,10 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def _from_file(example: Example, root: str) -> Original:
-    num_bytes = -1
-    with suppress(OSError):
-        num_bytes = os.path.getsize(example.path)
+    num_bytes = -1 if example.num_bytes is None else example.num_bytes
+    if not is_url(example.path):
+        with suppress(OSError):
+            num_bytes = os.path.getsize(example.path)
     name = os.path.relpath(os.path.abspath(example.path), root).replace(os.sep, "/")
     return Original(name, example.label, example.path, None, num_bytes)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 
 from alexdeploy.core.errors import ImageError
 from alexdeploy.core.reader_pool import ReaderPool
 from alexdeploy.core.reading import TooLargeError
+from alexdeploy.core.store_urls import is_url
 from alexdeploy.images.sources import Source, read_file
 from alexdeploy.images.stored import read_url
 
@@ -25,6 +26,11 @@ _WINDOW_BYTES = 512 << 20
 _ITEMS_PER_READER = 2
 
 
+def num_readers(num_decoders: int, paths: Iterable[str]) -> int:
+    """How many threads read and decode `paths`: one for each decoder if they are files, more if some are URLs."""
+    return min(READERS_PER_DECODER * num_decoders, _MOST_READERS) if any(map(is_url, paths)) else num_decoders
+
+
 class ReadAhead(Iterator[Source]):
     """The same sources in the same order; those with a URL have been begun to be read.
 
@@ -35,9 +41,9 @@ class ReadAhead(Iterator[Source]):
 
     def __init__(self, sources: Iterator[Source], num_decoders: int) -> None:
         self._sources = sources
-        num_readers = min(READERS_PER_DECODER * num_decoders, _MOST_READERS)
-        self._pool = ReaderPool(num_readers)
-        self._most_items = _ITEMS_PER_READER * num_readers
+        num_threads = min(READERS_PER_DECODER * num_decoders, _MOST_READERS)
+        self._pool = ReaderPool(num_threads)
+        self._most_items = _ITEMS_PER_READER * num_threads
         self._queue: deque[Source] = deque()
         self._window = _Window()
         self._is_ahead = False

@@ -52,19 +52,26 @@ def find_stored(url: str, skipped: Skipped) -> Iterator[Stored]:
         yield from _below(url, skipped)
 
 
-def _below(url: str, skipped: Skipped) -> Iterator[Stored]:
+def walk_stored(url: str, skipped: Skipped | None = None) -> Iterator[Stored]:
+    """The images below the folder `url`, like `walk_images`. A failure is the last one yielded, as its problem."""
     folder = url.rstrip("/") + "/"
-    is_empty = is_bare = True
+    skipped = Skipped() if skipped is None else skipped
     try:
         for entry in list_objects(folder):
-            is_bare = False
             if is_counted(entry.url[len(folder) :], skipped):
-                is_empty = False
                 yield Stored(entry.url, num_bytes=entry.num_bytes)
     except OSError as exc:
         yield Stored(url, not_listed(exc))
-        return
-    if is_bare and path_of(url) and not url.endswith("/"):
+
+
+def _below(url: str, skipped: Skipped) -> Iterator[Stored]:
+    is_empty = True
+    counted = Skipped()
+    for found in walk_stored(url, counted):
+        is_empty = False
+        yield found
+    skipped.add(counted)
+    if is_empty and not str(counted) and path_of(url) and not url.endswith("/"):
         yield Stored(url)
     elif is_empty:
         yield Stored(url, f"no images below this prefix; looked for {' '.join(IMAGE_SUFFIXES)}")

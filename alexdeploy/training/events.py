@@ -21,14 +21,14 @@ class Rendered:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What will be trained, on which images of `data`, and where the model is written."""
+    """What will be trained, on which images of `data` (a URL is text), and where the model is written."""
 
     folder: ModelFolder
     recipe: Recipe
     classes: tuple[str, ...]
     num_train: int
     num_val: int
-    data: Path
+    data: Path | str
     is_packed: bool
 
 

@@ -18,6 +18,7 @@ from alexdeploy.images.decode import decode
 from alexdeploy.images.folder import Example
 from alexdeploy.images.packed import PackedImages
 from alexdeploy.images.packed_files import BYTES_PER_IMAGE
+from alexdeploy.images.read_ahead import num_readers
 from alexdeploy.images.sources import read_file
 
 _SCAN_SLICE = 1024
@@ -79,7 +80,7 @@ class FilePixels:
         self._labels = np.array([example.label for example in examples], np.int64)
         self._examples = examples
         self._resize = resize
-        self._num_threads = num_threads
+        self._num_threads = num_readers(num_threads, (example.path for example in examples))
         self._cache: NDArray[np.uint8] | None = None
         if in_memory:
             # Pages that are never written take no memory: a process keeps only the images that it has decoded.
@@ -138,9 +139,9 @@ class FilePixels:
         if self._cache is not None and self._is_cached[index]:
             image: NDArray[np.uint8] = self._cache[index]
             return image
-        path = self._examples[index].path
+        path, _, num_bytes = self._examples[index]
         try:
-            image = decode(read_file(path), self._resize)
+            image = decode(read_file(path, num_bytes=num_bytes), self._resize)
         except ImageError as exc:
             raise ImageError(f"{path}: {exc.message}") from exc
         if self._cache is not None:

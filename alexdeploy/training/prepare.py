@@ -13,6 +13,7 @@ import msgspec
 from alexdeploy.core.arguments import Count, Natural, check_argument, check_fields
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.events import Status, warn_of_notices
+from alexdeploy.core.store_urls import as_path
 from alexdeploy.images import ilsvrc
 from alexdeploy.images.folder import read_image_folder
 from alexdeploy.images.originals import Originals, from_labelled, from_lists
@@ -62,12 +63,12 @@ def prepare(
 ) -> Prepared:
     """Decode every image of `data` once and write the packed set `out`, which `train` accepts instead of a folder.
 
-    `data` is a folder with one folder of images per class, or with train/ and val/ folders of this form, or one with
-    the archives of ILSVRC 2012. The same arguments resume a stopped run. Images that cannot be decoded are skipped and
-    listed in the result. Raises UsageError for a folder that contains something else, DataError for a split without an
-    image that can be decoded, OutputError for failed writes and where the disk lacks space.
+    `data` is a folder, or a URL, with one folder of images per class, or with train/ and val/ folders of this form; or
+    a folder with the archives of ILSVRC 2012. The same arguments resume a stopped run. Images that cannot be decoded
+    are skipped and listed in the result. Raises UsageError for a folder that contains something else, DataError for a
+    split without an image that can be decoded, OutputError for failed writes and where the disk lacks space.
     """
-    source = Path(check_argument("data", data, str))
+    source = as_path(check_argument("data", data, str))
     folder = Path(check_argument("out", out, str))
     options = check_argument("options", options or PrepareOptions(), PrepareOptions)
     if options.train_list is None:
@@ -76,7 +77,7 @@ def prepare(
     on_event(
         Status(
             message=f"{len(found.classes):,} classes, {len(found.train):,} training and {len(found.val):,} validation "
-            f"images from {source}"
+            f"images from {printable_path(str(source))}"
         )
     )
     pack_options = PackOptions(
@@ -92,7 +93,7 @@ def prepare(
     )
 
 
-def _arguments(data: Path, options: PrepareOptions) -> tuple[str, ...]:
+def _arguments(data: Path | str, options: PrepareOptions) -> tuple[str, ...]:
     """The arguments of `alexdeploy prepare` for the same set, without its own folder."""
     given = {
         "--val": options.val,
@@ -109,19 +110,19 @@ def _arguments(data: Path, options: PrepareOptions) -> tuple[str, ...]:
     return tuple(printable_path(word) for word in (str(data), *(word for pair in pairs for word in pair)))
 
 
-def _refuse_inside(out: Path, data: Path, options: PrepareOptions) -> None:
+def _refuse_inside(out: Path, data: Path | str, options: PrepareOptions) -> None:
     """Raise UsageError if the set would lie among class folders, where the next command would take it for a class."""
     if ilsvrc.is_ilsvrc(data):
         return
     for folder in (data, _path(options.val)):
-        if folder is not None and folder.resolve() in out.resolve().parents:
+        if isinstance(folder, Path) and folder.resolve() in out.resolve().parents:
             raise UsageError(
                 f"{out} lies in {folder}, where each folder is a class of images",
                 hint="Name a folder beside it.",
             )
 
 
-def _find(data: Path, options: PrepareOptions, on_event: Callable[[PrepareEvent], None]) -> Originals:
+def _find(data: Path | str, options: PrepareOptions, on_event: Callable[[PrepareEvent], None]) -> Originals:
     val_list, classes = _path(options.val_list), _path(options.classes)
     if options.exclude and (options.train_list is not None or ilsvrc.is_ilsvrc(data)):
         raise UsageError("--exclude is for class folders", hint="Leave it out.")
@@ -149,5 +150,5 @@ def _find(data: Path, options: PrepareOptions, on_event: Callable[[PrepareEvent]
     return from_labelled(found)
 
 
-def _path(path: _Path | None) -> Path | None:
-    return None if path is None else Path(path)
+def _path(path: _Path | None) -> Path | str | None:
+    return None if path is None else as_path(path)

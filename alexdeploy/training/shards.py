@@ -20,6 +20,7 @@ from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json,
 from alexdeploy.images.decode import decode
 from alexdeploy.images.originals import Original
 from alexdeploy.images.packed_files import Plan, Shard, Split, to_json
+from alexdeploy.images.read_ahead import num_readers
 from alexdeploy.training.pixels import read_ahead
 from alexdeploy.training.statistics import PixelSums, StatisticsSum
 
@@ -85,10 +86,11 @@ def make_shard(job: Job, plan: Plan, num_threads: int, on_progress: Callable[[in
     broken: dict[int, str] = {}
     begins = [0]
     sums = StatisticsSum()
+    num_workers = num_readers(num_threads, (original.path for original in job.originals))
     with atomic_write(job.path) as plain:
         file = _Hashed(plain)
         for part in read_ahead(
-            lambda first: _read_part(job, first, plan), range(0, len(job.originals), _IMAGES_PER_TASK), num_threads
+            lambda first: _read_part(job, first, plan), range(0, len(job.originals), _IMAGES_PER_TASK), num_workers
         ):
             for encoded in part.encoded:
                 file.write(encoded)

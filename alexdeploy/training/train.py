@@ -23,6 +23,7 @@ from alexdeploy.core.recipe import (
 )
 from alexdeploy.core.shipped import SAMPLE_NUM_TRAIN, SAMPLE_NUM_VAL
 from alexdeploy.core.spec import ModelSpec
+from alexdeploy.core.store_urls import as_path, printable_url
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.packed import PackedSet, is_packed, open_packed
 from alexdeploy.images.sample import write_photographs, write_sample
@@ -91,10 +92,10 @@ def train(
 ) -> Trained:
     """Train a network on `data` and write its best epoch to models/NAME.
 
-    `data` is a folder with one folder of images per class, or with train/ and val/ folders of this form, or a packed
-    set; None renders ten classes of shapes to data/sample/. On KeyboardInterrupt, writes a checkpoint and re-raises.
-    Raises UsageError for conflicting options and for a folder in use, DataError for images that cannot be decoded,
-    DivergedError, DeviceError, OutputError.
+    `data` is a folder, or a URL, with one folder of images per class, or with train/ and val/ folders of this form, or
+    a packed set; None renders ten classes of shapes to data/sample/. On KeyboardInterrupt, writes a checkpoint and
+    re-raises. Raises UsageError for conflicting options and for a folder in use, DataError for images that cannot be
+    decoded, DivergedError, DeviceError, OutputError.
     """
     path: str | None = check_argument("data", data, str | None)
     options = check_argument("options", options or TrainOptions(), TrainOptions)
@@ -118,7 +119,7 @@ def train_in_group(
     is_sample = data is None
     if is_sample and options.val is not None:
         raise UsageError("--val has no meaning for the rendered images", hint="Name the training images too.")
-    path = SAMPLE_FOLDER if data is None else Path(data)
+    path = SAMPLE_FOLDER if data is None else as_path(data)
     if group is None:
         _render_what_is_missing(on_event, is_needed=is_sample)
     else:
@@ -132,7 +133,7 @@ def train_in_group(
             classes=tuple(images.classes),
             num_train=len(images.train),
             num_val=len(images.val),
-            data=path,
+            data=path if isinstance(path, Path) else printable_url(path),
             is_packed=is_packed(path),
         )
     )
@@ -144,7 +145,7 @@ def train_in_group(
         skip_broken=options.skip_broken,
         checkpoint_seconds=options.checkpoint_seconds,
         parallel=options.parallel,
-        data_path=path.as_posix(),
+        data_path=path.as_posix() if isinstance(path, Path) else printable_url(path),
         parent=chosen.parent,
         compile=options.compile,
     )
@@ -197,12 +198,12 @@ def frozen_overrides(layers: tuple[str, ...] | None) -> list[str]:
 
 
 def _open_images(
-    data: Path, options: TrainOptions, seed: int, on_event: Callable[[Event], None]
+    data: Path | str, options: TrainOptions, seed: int, on_event: Callable[[Event], None]
 ) -> LabelledImages | PackedSet:
     """The images of a packed set, or of folders; reports what is ignored in the folders."""
     if not is_packed(data):
         fraction = 0.1 if options.val_fraction is None else options.val_fraction
-        val = None if options.val is None else Path(options.val)
+        val = None if options.val is None else as_path(options.val)
         found = read_image_folder(data, val_fraction=fraction, seed=seed, val_folder=val, exclude=options.exclude)
         for note in found.notes:
             on_event(Status(message=note))

@@ -112,9 +112,9 @@ def test_only_drawn_images_are_in_the_folder_of_the_loader(tmp_path: Path) -> No
     data = read_image_folder(class_folders(tmp_path / "data", 6))
     folder = draw(data, 4, tmp_path / "drawn", seed=0)
     drawn = read_image_folder(folder)
-    found = {(str(Path(path).resolve()), label) for path, label in drawn.train}
+    found = {(str(Path(path).resolve()), label) for path, label, _ in drawn.train}
     assert len(found) == 4
-    assert found <= {(str(Path(path).resolve()), label) for path, label in data.train}
+    assert found <= {(str(Path(path).resolve()), label) for path, label, _ in data.train}
     assert drawn.classes == data.classes
     assert len(drawn.val) == 2
 
@@ -129,7 +129,7 @@ def test_the_loader_is_measured_on_the_same_images_from_files_and_from_both_kind
     }
     assert (found["num_images"], found["num_found"], found["num_rounds"]) == (8, 10, 2)
     files, packed = read_image_folder(tmp_path / "drawn").train, open_packed(tmp_path / "packed").train
-    assert packed.read(np.arange(8)).tolist() == [decode(Path(path).read_bytes()).tolist() for path, _ in files]
+    assert packed.read(np.arange(8)).tolist() == [decode(Path(file.path).read_bytes()).tolist() for file in files]
     assert len(open_packed(tmp_path / "packed --jpeg 95").train) == 8
     # Raw pixels: 8 images, and one of each class for validation.
     assert found["made"]["packed"]["bytes"] == 10 * 256 * 256 * 3

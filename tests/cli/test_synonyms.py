@@ -71,7 +71,7 @@ def test_after_two_dashes_every_word_is_an_argument(program: Run) -> None:
         ("inspect", "s3://bucket/model"),
         ("predict", "a.jpg", "--model=https://example.org/model"),
         ("import", "http://example.org/x y.onnx"),
-        ("train", "https://example.org/data.zip"),
+        ("evaluate", "images", "--labels", "https://example.org/labels.txt"),
     ],
 )
 def test_a_url_is_an_error_that_says_how_to_get_the_file(program: Run, words: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ def fill(root: Path, **num_images: int) -> None:
 
 
 def relative(examples: tuple[Example, ...], root: Path) -> list[tuple[str, int]]:
-    return [(os.path.relpath(path, root), label) for path, label in examples]
+    return [(os.path.relpath(path, root), label) for path, label, _ in examples]
 
 
 def num_of_each(examples: tuple[Example, ...], data: LabelledImages) -> list[int]:

@@ -134,9 +134,9 @@ def test_images_and_labels_are_those_of_the_folders_that_people_make_of_it(downl
     assert is_ilsvrc(downloads)
     found = read_ilsvrc(downloads)
     assert found.classes == ("n01440764 tench, Tinca tinca", "n02124075 Egyptian cat", "n07753592 bañana")
-    expected = [(Path(path).name, label, Path(path).read_bytes()) for path, label in extracted.train]
+    expected = [(Path(path).name, label, Path(path).read_bytes()) for path, label, _ in extracted.train]
     assert [(Path(image.name).name, image.label, image.read()) for image in found.train] == expected
-    by_name = {Path(path).name: (label, Path(path).read_bytes()) for path, label in extracted.val}
+    by_name = {Path(path).name: (label, Path(path).read_bytes()) for path, label, _ in extracted.val}
     assert [image.name.split("/")[-1] for image in found.val] == [val_name(index) for index in range(len(TRUTH))]
     assert {image.name.split("/")[-1]: (image.label, image.read()) for image in found.val} == by_name
     assert found.train[0].name == "train/n01440764/n01440764_10.JPEG"

@@ -24,7 +24,7 @@ def fill(root: Path, *names: str) -> None:
 
 
 def found(data: LabelledSources) -> list[tuple[str, int]]:
-    return [(os.path.relpath(path, data.root), label) for path, label in data.examples]
+    return [(os.path.relpath(path, data.root), label) for path, label, _ in data.examples]
 
 
 def write_list(root: Path, *lines: str) -> Path:
@@ -114,7 +114,7 @@ def test_a_list_gives_indices_or_classes_and_may_have_comments(root: Path) -> No
 def test_a_list_with_wordnet_ids_as_of_ilsvrc(root: Path) -> None:
     fill(root, "ILSVRC2012_val_00000001.JPEG")
     labels = write_list(root, "ILSVRC2012_val_00000001.JPEG n01484850", "ILSVRC2012_val_00000002.JPEG n01440764")
-    assert [label for _, label in read_labelled(root, WORDNET, labels).examples] == [2, 0]
+    assert [label for _, label, _ in read_labelled(root, WORDNET, labels).examples] == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_list_may_be_a_pipe_that_the_shell_made(root: Path) -> None:
     os.write(writing, b"a.jpg daisy\n")
     os.close(writing)
     try:
-        ((path, label),) = read_labelled(root, FLOWERS, f"/dev/fd/{reading}").examples
+        ((path, label, _),) = read_labelled(root, FLOWERS, f"/dev/fd/{reading}").examples
     finally:
         os.close(reading)
     assert (path, label) == (str(root / "a.jpg"), 0)
@@ -244,7 +244,7 @@ def test_a_list_that_is_a_fifo_is_refused_and_not_waited_for(root: Path) -> None
 def test_the_longest_line_that_is_read_takes_little_memory(root: Path) -> None:
     line = "b " * 4090 + "a.jpg daisy"
     fill(root, "a.jpg")
-    _, (path, label) = read_labelled(root, FLOWERS, write_list(root, "a.jpg 1", line)).examples
+    _, (path, label, _) = read_labelled(root, FLOWERS, write_list(root, "a.jpg 1", line)).examples
     assert (path, label) == (str(root / line.removesuffix(" daisy")), 0)
 
 
@@ -453,7 +453,7 @@ def test_labels_of_several_words_become_the_classes(root: Path) -> None:
     assert list(label_texts(labels)) == ["big cat", "cat", "type 3"]
     data = from_lists(root, labels, val_fraction=0.5)
     assert data.classes == ("big cat", "cat", "type 3")
-    assert sorted((os.path.relpath(path, root), label) for path, label in data.train + data.val) == [
+    assert sorted((os.path.relpath(path, root), label) for path, label, _ in data.train + data.val) == [
         ("cat/x 1.jpg", 0),
         ("cat/y.jpg", 1),
         ("z.jpg", 2),

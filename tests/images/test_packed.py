@@ -50,7 +50,7 @@ def test_its_images_are_sources_with_the_same_pixels(folder, data):
         for index in range(num)
     ]
     assert [source.name for source in sources] == [f"{folder}!{name}" for name in names]
-    for source, (path, _) in zip(sources, (*data.train, *data.val), strict=True):
+    for source, (path, *_) in zip(sources, (*data.train, *data.val), strict=True):
         np.testing.assert_array_equal(decode(source.read("crop")), decode(Path(path).read_bytes()))
     with pytest.raises(ImageError, match='packed with resize="crop", and the model expects resize="warp"'):
         sources[0].read("warp")
@@ -58,7 +58,7 @@ def test_its_images_are_sources_with_the_same_pixels(folder, data):
 
 def test_its_validation_images_are_labelled_in_the_order_of_the_model(folder):
     found = read_labelled(folder, ["dog", "bird", "cat"])
-    assert [label for _, label in found.examples] == [2, 2, 0, 0]
+    assert [example.label for example in found.examples] == [2, 2, 0, 0]
     assert [source.name for source in found.sources()] == [
         f"{folder}!val/{name}/{index:03}.png" for name in ("cat", "dog") for index in range(2)
     ]
@@ -132,7 +132,7 @@ def test_lists_give_the_images_of_the_folders(tmp_path, data):
 
 def test_a_list_of_numbers_has_classes_of_that_many_unless_they_are_named(tmp_path, data):
     root = tmp_path / "data"
-    lines = [f"{Path(path).relative_to(root)} {9 + label}" for path, label in data.train]
+    lines = [f"{Path(path).relative_to(root)} {9 + label}" for path, label, _ in data.train]
     (tmp_path / "train.txt").write_text("\n".join(lines))
     with pytest.raises(DataError, match="labels go up to 10 and no image has the label 0") as caught:
         from_lists(root, tmp_path / "train.txt")
@@ -140,9 +140,9 @@ def test_a_list_of_numbers_has_classes_of_that_many_unless_they_are_named(tmp_pa
     (tmp_path / "names.txt").write_text("\n".join(f"class {index}" for index in range(11)))
     found = from_lists(root, tmp_path / "train.txt", classes_file=tmp_path / "names.txt", val_fraction=0.25)
     assert found.classes[10] == "class 10"
-    assert sorted(label for _, label in found.train) == [9] * 3 + [10] * 3
-    assert sorted(label for _, label in found.val) == [9, 10]
-    assert {path for path, _ in (*found.train, *found.val)} == {path for path, _ in data.train}
+    assert sorted(example.label for example in found.train) == [9] * 3 + [10] * 3
+    assert sorted(example.label for example in found.val) == [9, 10]
+    assert {example.path for example in (*found.train, *found.val)} == {example.path for example in data.train}
 
 
 def write_lists(folder: Path, **lists: list[str]) -> dict[str, Path]:
@@ -155,7 +155,9 @@ def write_lists(folder: Path, **lists: list[str]) -> dict[str, Path]:
 def test_csv_lists_are_read_as_the_folders_are(tmp_path, data):
     root = tmp_path / "data"
     for split, examples in (("train", data.train), ("val", data.val)):
-        rows = [f'"{Path(path).relative_to(root).with_suffix("")}","{data.classes[label]}"' for path, label in examples]
+        rows = [
+            f'"{Path(path).relative_to(root).with_suffix("")}","{data.classes[label]}"' for path, label, _ in examples
+        ]
         (tmp_path / f"{split}.csv").write_text("\n".join(["ImageId,Class", *rows]), encoding="utf-16")
     assert from_lists(root, tmp_path / "train.csv", tmp_path / "val.csv") == data
 

@@ -66,10 +66,10 @@ def test_rows_labels_and_names_are_those_of_the_folder(tmp_path, tiny_data):
     opened = open_packed(tmp_path / "set")
     assert opened.index.classes == ("above", "below")
     for examples, images, name in ((tiny_data.train, opened.train, "train"), (tiny_data.val, opened.val, "val")):
-        expected = [decode(Path(path).read_bytes()) for path, _ in examples]
+        expected = [decode(Path(path).read_bytes()) for path, *_ in examples]
         np.testing.assert_array_equal(images.read(np.arange(len(examples))), expected)
-        assert images.labels.tolist() == [label for _, label in examples]
-        assert images.names == tuple(f"{name}/{Path(path).parent.name}/{Path(path).name}" for path, _ in examples)
+        assert images.labels.tolist() == [label for _, label, _ in examples]
+        assert images.names == tuple(f"{name}/{Path(path).parent.name}/{Path(path).name}" for path, *_ in examples)
     # A plain memory map reads a shard, as the documentation promises.
     rows = np.memmap(tmp_path / "set" / "train-00001.bin", np.uint8, "r").reshape(-1, 256, 256, 3)
     np.testing.assert_array_equal(rows, opened.train.read(np.arange(7, 14)))
@@ -77,7 +77,7 @@ def test_rows_labels_and_names_are_those_of_the_folder(tmp_path, tiny_data):
 
 def test_statistics_are_those_of_all_training_pixels(tmp_path, tiny_data):
     pack(tiny_data, tmp_path / "set")
-    images = np.stack([decode(Path(path).read_bytes()) for path, _ in tiny_data.train]).astype(np.float64)
+    images = np.stack([decode(Path(path).read_bytes()) for path, *_ in tiny_data.train]).astype(np.float64)
     opened = open_packed(tmp_path / "set")
     np.testing.assert_array_equal(opened.pixel_sums(), images.sum(axis=0))
     shown = opened.index.statistics
@@ -207,7 +207,7 @@ def test_a_scan_sees_every_image(tmp_path, tiny_data):
     seen: list[int] = []
     done: list[int] = []
     assert data.val.scan(lambda image: seen.append(int(image.sum())), done.append) == {}
-    assert seen == [int(decode(Path(path).read_bytes()).sum()) for path, _ in tiny_data.val]
+    assert seen == [int(decode(Path(path).read_bytes()).sum()) for path, *_ in tiny_data.val]
     assert done == list(range(1, 17))
 
 
@@ -316,7 +316,7 @@ def test_a_split_without_a_good_image_is_an_error(tmp_path, tiny_folder):
 def test_the_hash_of_the_data_is_that_of_its_names_labels_and_sizes(tiny_folder, tiny_data):
     lines = []
     for split, examples in (("train", tiny_data.train), ("val", tiny_data.val)):
-        for path, label in examples:
+        for path, label, _ in examples:
             size = os.path.getsize(path)
             lines.append(f"{split}\0{Path(path).relative_to(tiny_folder)}\0{label}\0{size}\n")
     expected = hashlib.sha256((repr(("above", "below")) + "".join(lines)).encode()).hexdigest()

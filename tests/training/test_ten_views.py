@@ -29,7 +29,7 @@ def test_both_errors_are_those_of_float64_on_the_same_images(
     weights = load_weights(folder.weights_path, plan)
     for num_views, key in ((1, "val_top1_error"), (10, "val_top1_error_10_views")):
         wrong = 0
-        for path, label in tiny_data.val:
+        for path, label, _ in tiny_data.val:
             image = decode(Path(path).read_bytes())
             views = network_input(image, spec.preprocessing, num_views, folder.mean_image(spec))
             *_, (_, logits) = reference.forward(plan, weights, views)

@@ -21,6 +21,7 @@ from alexdeploy.core.interrupts import be_patient, deferred_interrupts
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.recipe import CalibrationRecipe, load_calibration
 from alexdeploy.core.spec import ModelSpec
+from alexdeploy.core.store_urls import printable_url
 from alexdeploy.export.events import Calibrated, Event
 from alexdeploy.export.quantize.histogram import Histogram
 from alexdeploy.graphs import files as graph_files
@@ -140,7 +141,7 @@ def measure(
             num_views=recipe.num_views,
             seed=recipe.seed,
             exclude=recipe.exclude,
-            images_from=images,
+            images_from=printable_url(images),
             num_asked=recipe.num_images,
             num_images=len(used),
             warnings=tuple(_warnings(used, spread, histograms)),
@@ -193,7 +194,7 @@ def choose_images(images: str, recipe: CalibrationRecipe) -> tuple[list[str], di
                 yield source.name
 
     def rank(name: str) -> bytes:
-        relative = name.removeprefix(images).lstrip("/\\!").replace("\\", "/")
+        relative = name.removeprefix(printable_url(images)).lstrip("/\\!").replace("\\", "/")
         return hashlib.blake2b(f"{recipe.seed}/{relative}".encode(), digest_size=16).digest()
 
     chosen = heapq.nsmallest(recipe.num_images, names(), key=rank)
