@@ -10,17 +10,20 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
+from gpu_here import why_no_tensorrt_rtx
 from imagined_tensorrt import imagined
 
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.trt.inspector import check_half, is_half, layer_types
-from alexdeploy.engines.trt.network import allow_precision
+from alexdeploy.engines.trt.library import load_library
+from alexdeploy.engines.trt.network import _pin_float32, allow_precision, read_network
 from alexdeploy.graphs.freshness import load_graph
-from alexdeploy.graphs.tensorrt import engine_graph, opset_for
+from alexdeploy.graphs.tensorrt import engine_graph, float32_nodes, opset_for
 
 KINDS = {
     "ArgMax": "TOPK",
@@ -139,6 +142,43 @@ def test_a_node_without_a_name_is_found_by_the_name_that_the_parser_gives_its_la
     config = SimpleNamespace(set_flag=lambda flag: None)
     allow_precision(LIBRARY, network, config, "fp16", model.SerializeToString())
     assert layer.name in network.pinned()
+
+
+class UntypedLayer:
+    """A layer of a real network whose output is called FLOAT, and which may be pinned."""
+
+    def __init__(self, layer: Any, floating: object) -> None:
+        self.name, self.type, self.precision = layer.name, layer.type, None
+        output = layer.get_output(0)
+        self.own_type = output.dtype
+        self._output = SimpleNamespace(name=output.name, dtype=floating if self.is_floating else output.dtype)
+
+    @property
+    def is_floating(self) -> bool:
+        return self.own_type.name in ("FLOAT", "HALF")
+
+    def get_output(self, index: int) -> SimpleNamespace:
+        return self._output
+
+    def set_output_type(self, index: int, dtype: object) -> None:
+        assert (index, dtype) == (0, self.precision)
+
+
+@pytest.mark.skipif(why_no_tensorrt_rtx() is not None, reason=str(why_no_tensorrt_rtx()))
+def test_the_real_parser_gives_the_pinned_layers_fp32_and_the_others_fp16(tiny_model: ModelFolder) -> None:
+    library = load_library("tensorrt-rtx")
+    model = _graph(tiny_model)
+    parsed = read_network(library, library.api.Builder(library.log), model.SerializeToString())
+    layers = [UntypedLayer(parsed.get_layer(index), library.api.DataType.FLOAT) for index in range(parsed.num_layers)]
+    network = SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__)
+    _pin_float32(library, network, float32_nodes(model))
+    kinds = set(KINDS.values()) - {"CAST"}
+    computing = [layer for layer in layers if layer.is_floating and layer.type.name in kinds]
+    # In a strongly typed network, as this one is, every layer knows its type.
+    assert {layer.own_type.name for layer in computing} == {"FLOAT", "HALF"}
+    for layer in computing:
+        assert (layer.precision is not None) == (layer.own_type.name == "FLOAT"), layer.name
+    assert {layer.name for layer in layers if layer.precision is not None} <= {layer.name for layer in computing}
 
 
 def test_in_int8_no_layer_is_pinned_because_fp16_is_not_allowed(tiny_model: ModelFolder) -> None:
