@@ -223,7 +223,7 @@ class Batcher:
         found = self._decode(item)
         with self._lock:
             if isinstance(found, np.ndarray):
-                self._waiting.add_decoded(item, found)
+                self._waiting.add_decoded(item, found, time.monotonic())
             else:
                 self._waiting.add_broken(item, found)
             self._wake()
@@ -277,12 +277,12 @@ class Batcher:
             due = self._due()
             if self._waiting.done:
                 return []
-            if due > time.monotonic():
+            if due > (now := time.monotonic()):
                 self._runner_looks_at = min(self._runner_looks_at, due)
                 _wait(self._can_run, due)
                 self._runner_looks_at = math.inf
                 return []
-            batch = self._waiting.take_batch(self._num_free)
+            batch = self._waiting.take_batch(self._num_free, now)
         finally:
             self._num_free -= 1
         # Another stream may be free for the rest.

@@ -17,8 +17,8 @@ class BatchTiming:
     """Decides when a free stream takes how many of the images that are ready.
 
     It waits for images that may still be submitted, at most `max_delay` from the first on, and only while images come
-    at intervals below `max_delay`: one that comes alone does not wait. For images that are being decoded it waits as
-    long as a full batch takes in addition.
+    at intervals below `max_delay`: one that comes alone does not wait. While others are being decoded, images that are
+    ready wait as long as a full batch takes, however long they had waited for a decoder before.
     """
 
     def __init__(self, batch_size: int, max_delay: float) -> None:
@@ -26,16 +26,20 @@ class BatchTiming:
         self._max_delay = max_delay
         self._last_submission = -math.inf
         self._interval = math.inf
-        self._ready_since = 0.0
+        self._submitted = self._ready_since = 0.0
         self._seconds_per_image = 0.0
 
     def submitted(self, now: float) -> None:
         """Images were submitted."""
         self._interval, self._last_submission = now - self._last_submission, now
 
-    def first_ready(self, submitted: float) -> None:
+    def first_ready(self, submitted: float, now: float) -> None:
         """An image is ready, and no other; it was submitted at that time."""
-        self._ready_since = submitted
+        self._submitted, self._ready_since = submitted, now
+
+    def taken(self, now: float) -> None:
+        """Some of the images that were ready run now; the others have just missed a batch."""
+        self._ready_since = now
 
     def finished(self, seconds: float, num_images: int) -> None:
         """A batch took that long."""
@@ -51,11 +55,11 @@ class BatchTiming:
         """The time from which a free stream takes images that are ready, of which there is at least one."""
         if num_ready >= self._batch_size:
             return -math.inf
-        due = self._ready_since
+        due = self._submitted
         if self._interval <= self._max_delay:
             due += self._max_delay
         if num_ready < self.share(num_ready + num_undecoded, num_free):
-            due += self._batch_size * self._seconds_per_image
+            due = max(due, self._ready_since + self._batch_size * self._seconds_per_image)
         return due
 
 

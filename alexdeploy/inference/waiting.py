@@ -74,7 +74,7 @@ class Waiting:
         self._deadlines.add(task)
         items, task.items = task.items, []
         self._undecoded.add(task.client, task, [item for item in items if item.square is None])
-        self._add_ready(task, [item for item in items if item.square is not None])
+        self._add_ready(task, [item for item in items if item.square is not None], now)
         self._end_if_complete(task)
 
     def take_undecoded(self) -> Item:
@@ -85,7 +85,7 @@ class Waiting:
         self._num_decoding += 1
         return item
 
-    def add_decoded(self, item: Item, square: NDArray[np.uint8]) -> None:
+    def add_decoded(self, item: Item, square: NDArray[np.uint8], now: float) -> None:
         """An image is decoded."""
         self._num_decoding -= 1
         item.square = square
@@ -93,7 +93,7 @@ class Waiting:
             self._release(item)
             return
         item.task.decoding.append(item.decoding)
-        self._add_ready(item.task, [item])
+        self._add_ready(item.task, [item], now)
 
     def add_broken(self, item: Item, problem: str | Exception) -> None:
         """An image cannot be decoded: `problem` is the error of its outcome, or an exception that ends the task."""
@@ -110,7 +110,7 @@ class Waiting:
         task.add(Outcome(index=item.number, source=item.name, error=problem))
         self._end_if_complete(task)
 
-    def take_batch(self, num_free: int) -> list[Item]:
+    def take_batch(self, num_free: int, now: float) -> list[Item]:
         """The images for one of `num_free` streams, at least one if any is ready."""
         num_ready = len(self._ready)
         share = self._timing.share(num_ready + self.num_undecoded, self._num_idle(num_free))
@@ -119,6 +119,7 @@ class Waiting:
             item.task.has_begun = True
             self._admission.take(item.task)
         self.num_running += len(batch)
+        self._timing.taken(now)
         return batch
 
     def add_answers(self, batch: list[Item], found: Predictions | Exception, began_ns: int, took_ns: int) -> None:
@@ -161,9 +162,9 @@ class Waiting:
         better than parts of one that run beside it."""
         return max(num_free - self._num_decoding, 1)
 
-    def _add_ready(self, task: Task, items: list[Item]) -> None:
+    def _add_ready(self, task: Task, items: list[Item], now: float) -> None:
         if items and not self._ready:
-            self._timing.first_ready(task.submitted_ns / 1e9)
+            self._timing.first_ready(task.submitted_ns / 1e9, now)
         self._ready.add(task.client, task, items)
 
     def _release(self, item: Item) -> None:

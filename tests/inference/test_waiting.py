@@ -78,15 +78,15 @@ def test_one_client_of_many_images_does_not_hold_up_the_others() -> None:
     waiting = make_waiting()
     waiting.add(ready_task("a", 9), 0.0)
     waiting.add(ready_task("b", 2), 0.0)
-    assert clients(waiting.take_batch(1)) == "abab"
-    assert clients(waiting.take_batch(1)) == "aaaa"
+    assert clients(waiting.take_batch(1, 0.0)) == "abab"
+    assert clients(waiting.take_batch(1, 0.0)) == "aaaa"
 
 
 def test_free_streams_share_what_waits() -> None:
     for num_images, num_free, taken in ((1, 2, 1), (4, 2, 2), (5, 2, 3), (8, 2, 4), (20, 3, 4), (3, 1, 3)):
         waiting = make_waiting()
         waiting.add(ready_task(num_images=num_images), 0.0)
-        assert len(waiting.take_batch(num_free)) == taken
+        assert len(waiting.take_batch(num_free, 0.0)) == taken
         assert (waiting.num_running, waiting.num_images) == (taken, num_images - taken)
 
 
@@ -98,7 +98,7 @@ def test_a_stream_whose_processor_decodes_is_not_counted_as_free() -> None:
         for _ in range(num_decoding):
             waiting.take_undecoded()
         waiting.add(ready_task("b", num_images=8), 0.0)
-        assert len(waiting.take_batch(num_free)) == taken
+        assert len(waiting.take_batch(num_free, 0.0)) == taken
 
 
 def test_images_are_decoded_ahead_as_far_as_the_window() -> None:
@@ -109,9 +109,9 @@ def test_images_are_decoded_ahead_as_far_as_the_window() -> None:
     waiting.add_broken(items[0], "broken")
     assert waiting.num_decodable == 1
     for item in items[1:]:
-        waiting.add_decoded(item, SQUARE)
+        waiting.add_decoded(item, SQUARE, 0.0)
     assert waiting.num_decodable == 1
-    batch = waiting.take_batch(1)
+    batch = waiting.take_batch(1, 0.0)
     # They are in memory as long as they run.
     assert (len(batch), waiting.num_decodable) == (2, 1)
     waiting.add_answers(batch, predictions(2), 0, 1)
@@ -150,7 +150,7 @@ def test_a_job_that_has_begun_or_does_not_make_enough_room_does_not_have_to_leav
     waiting = make_waiting(max_images=6, batch_size=1)
     begun, rest = ready_task("a", 3), ready_task("a", 4)
     waiting.add(begun, 0.0)
-    assert waiting.take_batch(1)[0].task is begun
+    assert waiting.take_batch(1, 0.0)[0].task is begun
     waiting.add(rest, 0.0)
     # Six wait. The one that has begun stays, and then "a" has less than "b" would have.
     with pytest.raises(QueueFullError):
@@ -187,7 +187,7 @@ def test_a_job_of_which_every_image_runs_is_not_late() -> None:
     running, half = ready_task(deadline=1.0), ready_task(num_images=5, deadline=1.0)
     waiting.add(running, 0.0)
     waiting.add(half, 0.0)
-    batch = waiting.take_batch(1)
+    batch = waiting.take_batch(1, 0.0)
     waiting.end_late(2.0)
     assert list(waiting.done) == [half]
     assert (waiting.num_images, waiting.num_running) == (0, 4)
@@ -239,12 +239,12 @@ def test_a_job_that_leaves_takes_its_images_along() -> None:
     waiting.add(leaves, 0.0)
     decoded, decoding = waiting.take_undecoded(), waiting.take_undecoded()
     waiting.add(stays, 0.0)
-    waiting.add_decoded(decoded, SQUARE)
+    waiting.add_decoded(decoded, SQUARE, 0.0)
     assert leaves.future.cancel()
     waiting.leave(leaves, None)
     assert (waiting.num_images, waiting.num_undecoded, waiting.num_decodable) == (1, 2, 1)
     # Its last image comes from a decoder, for nobody.
-    waiting.add_decoded(decoding, SQUARE)
+    waiting.add_decoded(decoding, SQUARE, 0.0)
     assert (waiting.due(1), waiting.num_undecoded) == (math.inf, 1)
     assert waiting.take_undecoded().task is stays
     leaves.complete()
@@ -256,7 +256,7 @@ def test_errors_end_only_the_jobs_they_are_of() -> None:
     waiting = make_waiting()
     failing, other = ready_task("a", 3), ready_task("b", 1)
     waiting.add(failing, 0.0)
-    first = waiting.take_batch(2)
+    first = waiting.take_batch(2, 0.0)
     assert clients(first) == "aa"
     waiting.add(other, 0.0)
     error = DeviceError("fell over", hint="Stand up.")
@@ -266,14 +266,14 @@ def test_errors_end_only_the_jobs_they_are_of() -> None:
     # Its own: several threads may raise it.
     assert found is not error
     assert (found.message, found.hint, found.__cause__) == ("fell over", "Stand up.", error)
-    assert clients(waiting.take_batch(1)) == "b"
+    assert clients(waiting.take_batch(1, 0.0)) == "b"
 
 
 def test_an_image_on_which_all_replicas_fail_is_an_outcome_with_the_error() -> None:
     waiting = make_waiting()
     job = ready_task(num_images=2)
     waiting.add(job, 0.0)
-    waiting.add_answers(waiting.take_batch(1), predictions(2, {0: "bad kernel"}), 0, 1)
+    waiting.add_answers(waiting.take_batch(1, 0.0), predictions(2, {0: "bad kernel"}), 0, 1)
     job.complete()
     bad, good = job.future.result(0)
     assert (bad.error, bad.probabilities) == ("no answer: bad kernel", None)
@@ -288,9 +288,9 @@ def test_each_moment_of_a_job_counts_once() -> None:
     # Two threads decode at once, and two streams run at once.
     for item, times in zip(items, ((10, 30), (20, 50)), strict=True):
         item.decoding = times
-        waiting.add_decoded(item, SQUARE)
+        waiting.add_decoded(item, SQUARE, 0.0)
     for began, took in ((40, 25), (60, 40)):
-        waiting.add_answers(waiting.take_batch(1), predictions(1), began, took)
+        waiting.add_answers(waiting.take_batch(1, 0.0), predictions(1), began, took)
     # 0 waits 10 decodes 40 computes 100.
     assert (job.times.queue_ns, job.times.decode_ns, job.times.compute_ns) == (10, 30, 60)
 
@@ -300,7 +300,7 @@ def test_a_shared_batch_counts_for_each_job_from_when_it_was_submitted() -> None
     jobs = [ready_task(num_images=2), ready_task("b", now=4e-9)]
     for job in jobs:
         waiting.add(job, 0.0)
-    waiting.add_answers(waiting.take_batch(1), predictions(3), 10, 7)
+    waiting.add_answers(waiting.take_batch(1, 0.0), predictions(3), 10, 7)
     assert [(job.times.queue_ns, job.times.decode_ns, job.times.compute_ns) for job in jobs] == [(10, 0, 7), (6, 0, 7)]
 
 
@@ -318,7 +318,7 @@ def test_an_image_that_comes_alone_does_not_wait_for_others() -> None:
     timing = BatchTiming(8, max_delay=2.0)
     for now in (100.0, 103.0):
         timing.submitted(now)
-        timing.first_ready(now)
+        timing.first_ready(now, now)
         assert timing.due(1, 0, 2) == now
 
 
@@ -326,7 +326,7 @@ def test_while_images_come_one_waits_for_others() -> None:
     timing = BatchTiming(8, max_delay=2.0)
     timing.submitted(100.0)
     timing.submitted(101.0)
-    timing.first_ready(101.0)
+    timing.first_ready(101.0, 101.0)
     assert timing.due(1, 0, 2) == 103.0
     # Not for a place that is taken.
     assert timing.due(8, 0, 2) == -math.inf
@@ -335,12 +335,16 @@ def test_while_images_come_one_waits_for_others() -> None:
 def test_for_images_that_are_being_decoded_it_waits_as_long_as_a_batch_takes() -> None:
     timing = BatchTiming(8, max_delay=2.0)
     timing.submitted(100.0)
-    timing.first_ready(100.0)
+    # It has waited long for a decoder, as the others do.
+    timing.first_ready(100.0, 130.0)
     timing.finished(0.5, 1)
-    assert timing.due(1, 7, 1) == 100.0 + 8 * 0.5
+    assert timing.due(1, 7, 1) == 130.0 + 8 * 0.5
     # With two free streams, four of eight images are the share of each.
-    assert timing.due(3, 5, 2) == 100.0 + 8 * 0.5
+    assert timing.due(3, 5, 2) == 130.0 + 8 * 0.5
     assert timing.due(4, 4, 2) == 100.0
+    # What is left of a batch waits for the next.
+    timing.taken(131.0)
+    assert timing.due(1, 7, 1) == 131.0 + 8 * 0.5
     # The time of an image is a mean that follows.
     timing.finished(2.0, 8)
-    assert timing.due(1, 1, 1) == 100.0 + 8 * (0.5 + 0.25 * (0.25 - 0.5))
+    assert timing.due(1, 1, 1) == 131.0 + 8 * (0.5 + 0.25 * (0.25 - 0.5))
