@@ -184,7 +184,8 @@ def _read_path(path: str) -> bytes:
         if path[:5].lower() == "data:":
             raise ImageError("is a data URL; pass its bytes: base64.b64decode(url.partition(',')[2])")
         raise ImageError(
-            "is a URL; predict() takes URLs, classify() takes images: pass its bytes, urllib.request.urlopen(url).read()"
+            "is a URL; predict() takes URLs, classify() takes images: "
+            "pass its bytes, urllib.request.urlopen(url).read()"
         )
     if os.path.isdir(path):
         raise ImageError("is a folder; predict() takes folders, classify() takes images")
