@@ -34,6 +34,8 @@ def in_own_thread(
     """
     found: list[_Result] = []
     errors: list[AlexDeployError] = []
+    # Before Python 3.13, a thread whose join() was interrupted counts as ended, and another join() does not wait.
+    ended = threading.Event()
 
     def run() -> None:
         try:
@@ -45,15 +47,19 @@ def in_own_thread(
                     errors.append(translated(exc).with_traceback(None))
         except Exception as exc:
             errors.append(translated(exc))
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=run, name="alexdeploy-library")
     thread.start()
     try:
-        thread.join()
+        ended.wait()
     except BaseException:
         cancel()
-        thread.join()
+        ended.wait()
         raise
+    finally:
+        thread.join()
     if errors:
         raise errors[0]
     return found[0]

@@ -16,7 +16,7 @@ from gpu_here import why_no_tensorrt_rtx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from their_graphs import STEPS, classifier, head, save, tail
 
-from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.errors import DeviceError, ModelError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews
@@ -85,7 +85,12 @@ def _parse(library: Library, content: bytes) -> dict[str, int]:
 
 
 def _plan(
-    library: Library, content: bytes, precision: Precision = "fp32", num_views: NumViews = 1, max_batch: int = 4
+    library: Library,
+    content: bytes,
+    precision: Precision = "fp32",
+    num_views: NumViews = 1,
+    max_batch: int = 4,
+    stop: threading.Event | None = None,
 ) -> bytes:
     """What our own build makes of a graph for RTX 30."""
     options = BuildOptions(backend="tensorrt-rtx", targets=("sm86",), max_batch=max_batch)
@@ -104,7 +109,8 @@ def _plan(
         builder={},
     )
     job = _Job(library=library, content=content, target=target, key=key, workspace_bytes=None, tactics=None)
-    return _build(job, lambda phase, done, total: None, threading.Event())
+    asked = stop or threading.Event()
+    return _build(job, lambda phase, done, total: stop.set() if stop and done else None, asked)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -246,3 +252,11 @@ def test_a_batch_beyond_what_a_tensor_may_hold_is_a_bad_profile(exported: Export
         UsageError, match=r"rejected a profile of 1 to 100000000 images, best 100000000: images: tensor"
     ):
         _plan(library, content, max_batch=100_000_000)
+
+
+def test_the_builder_ends_at_the_next_step_when_it_is_told_to(exported: Exported, library: Library) -> None:
+    folder = exported("alexnet")
+    content = _content(folder, onnx.load(folder.onnx_path()), 10)
+    with pytest.raises(DeviceError, match="the build was interrupted"):
+        _plan(library, content, stop=threading.Event())
+    assert _plan(library, content), "the next build is not told"
