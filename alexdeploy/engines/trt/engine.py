@@ -29,7 +29,7 @@ from alexdeploy.engines.base import (
 )
 from alexdeploy.engines.trt.choose import EngineRequirements, choose_engine, differences_from, engine_requirements
 from alexdeploy.engines.trt.context import Gpu, find_gpu, on_gpu, primary_context, translated
-from alexdeploy.engines.trt.files import load_engine, read_record
+from alexdeploy.engines.trt.files import kernel_cache_path, load_engine, read_record
 from alexdeploy.engines.trt.library import Library, load_library
 from alexdeploy.engines.trt.stream import Stream
 from alexdeploy.engines.trt.stream_threads import StreamThreads
@@ -109,7 +109,7 @@ class TensorRTEngine:
         return StreamThreads(
             context=lambda: primary_context(self._gpu.index),
             load=self._load,
-            make_stream=lambda: Stream(self._library, self.info),
+            make_stream=lambda: Stream(self._library, self.info, kernel_cache_path(self._gpu.name, self.info.artifact)),
             num_streams=self.info.num_streams,
             translated=translated,
         )

@@ -148,16 +148,25 @@ def sidecar_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def kernel_cache_path(gpu: str, engine_sha256: str) -> Path | None:
+    """The kernels that TensorRT-RTX compiled of an engine for a kind of GPU; None if other users could write there."""
+    return _own_path("tensorrt-rtx", f"{slug(gpu)}-{engine_sha256[:16]}.kernels")
+
+
 def timing_cache_path(gpu: str, compute_capability: tuple[int, int], version: str, cuda: str) -> Path | None:
     """The timing cache, which speeds up later builds; None if other users could write to its folder.
 
     TensorRT reads it in this process, and it is not signed.
     """
-    folder = cache_folder("tensorrt")
+    major, minor = compute_capability
+    return _own_path("tensorrt", f"{slug(gpu)}-sm{major}{minor}-trt{version}-cuda{cuda}.timing")
+
+
+def _own_path(kind: str, name: str) -> Path | None:
+    folder = cache_folder(kind)
     if folder is None:
         return None
-    major, minor = compute_capability
-    path = folder / f"{slug(gpu)}-sm{major}{minor}-trt{version}-cuda{cuda}.timing"
+    path = folder / name
     return path if is_own(folder) and (is_own(path) or not path.exists()) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from alexdeploy.core.errors import DeviceError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import TENSORRT_STREAMS, EngineInfo, Predictions
 from alexdeploy.engines.trt.cuda_driver import CudaGraph, try_graph
+from alexdeploy.engines.trt.kernel_cache import KernelCache
 from alexdeploy.engines.trt.library import Library
 
 if TYPE_CHECKING:
@@ -22,9 +24,19 @@ _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: it does not wait for the default stream, which other libraries in the process may use."""
 
 
-def make_context(library: Library, engine: trt.ICudaEngine, stream: cuda.Stream, hint: str) -> trt.IExecutionContext:
-    """An execution context with the engine's only profile, shared by all streams. `hint` is used if memory ran out."""
-    context: trt.IExecutionContext = engine.create_execution_context()
+def make_context(
+    library: Library,
+    engine: trt.ICudaEngine,
+    stream: cuda.Stream,
+    hint: str,
+    config: object | None = None,
+) -> trt.IExecutionContext:
+    """An execution context with the engine's only profile, shared by all streams. `hint` is used if memory ran out.
+
+    `config` is for TensorRT-RTX.
+    """
+    options = {} if config is None else {"runtime_config": config}
+    context: trt.IExecutionContext = engine.create_execution_context(**options)
     if context is None:
         raise library.refused(f"{library.name} could not make an execution context", hint)
     try:
@@ -48,8 +60,10 @@ def check_contexts(library: Library, engine: trt.ICudaEngine) -> None:
 class Stream:
     """An execution context, a CUDA stream and buffers for one batch; created, used and released in one thread."""
 
-    def __init__(self, library: Library, info: EngineInfo) -> None:
+    def __init__(self, library: Library, info: EngineInfo, kernels_path: Path | None = None) -> None:
         self._library = library
+        self._kernels_path = kernels_path
+        self._kernels: KernelCache | None = None
         self._batch_size = info.batch_size
         self._num_classes, self._num_views = len(info.classes), info.num_views
         self._context: trt.IExecutionContext | None = None
@@ -63,8 +77,11 @@ class Stream:
     def open(self, engine: trt.ICudaEngine) -> None:
         """Allocate all memory for a full batch and run one, so that errors appear now."""
         self._stream = cuda.Stream(_NON_BLOCKING)
+        if self._library.backend == "tensorrt-rtx":
+            self._kernels = KernelCache(self._library, engine, self._kernels_path)
+        config = None if self._kernels is None else self._kernels.config
         context: trt.IExecutionContext = make_context(
-            self._library, engine, self._stream, "Use a smaller --batch-size."
+            self._library, engine, self._stream, "Use a smaller --batch-size.", config
         )
         self._context = context
         for name, shape, dtype in (
@@ -81,6 +98,8 @@ class Stream:
         # The first run enqueues, the second captures.
         self.run(blank)
         self.run(blank)
+        if self._kernels is not None:
+            self._kernels.save()
 
     def run(self, images: NDArray[np.uint8]) -> Predictions:
         assert self._stream is not None
@@ -111,6 +130,7 @@ class Stream:
             self._graph.close()
         self._graph = None
         self._context = None
+        self._kernels = None
         self._device.clear()
         self._host.clear()
         self._stream = None

@@ -12,19 +12,20 @@ from pathlib import Path
 from types import ModuleType
 
 import alexdeploy.engines.trt
+from alexdeploy.engines.base import EngineBackend
 from alexdeploy.engines.trt.library import Library, library_over
 
 _API = json.loads((Path(__file__).parents[2] / "data" / "tensorrt-api.json").read_text())
 
 
-def imagined(version: str) -> Library:
-    """TensorRT as a library of that version."""
+def imagined(version: str, backend: EngineBackend = "tensorrt") -> Library:
+    """TensorRT or TensorRT-RTX as a library of that version."""
     tensorrt = ModuleType("tensorrt")
     tensorrt.__version__ = version
     for kind, members in _API[version].items():
         # A value of an enumeration has its own name as its value.
         setattr(tensorrt, kind, type(kind, (), {member: f"{kind}.{member}" for member in members}))
-    return library_over(tensorrt, "tensorrt")
+    return library_over(tensorrt, backend)
 
 
 def stream_module() -> ModuleType:
