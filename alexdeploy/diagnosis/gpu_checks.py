@@ -33,6 +33,8 @@ LEAST_MEMORY_BYTES = 2 << 30
 
 _NOT_INSTALLED = "not installed: runs models on NVIDIA GPUs"
 _GPU_HINT = "pip install 'alexdeploy[gpu]'"
+_RTX_CUDA = 13
+"""The CUDA version of the packages of the extra `rtx`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,22 +100,20 @@ def judge_libcuda(probe: PackageCheck, *, has_board: bool) -> Finding:
 def judge_gpu_backends(
     probes: Mapping[str, PackageCheck], survey: GpuSurvey, driver_cuda: tuple[int, int] | None, *, has_gpu: bool
 ) -> list[Finding]:
-    """TensorRT with pycuda, and ONNX Runtime's CUDA provider: on a machine with a GPU, one of the two must work.
-
-    TensorRT-RTX, which also builds engines where there is no GPU, is optional.
-    """
+    """TensorRT or TensorRT-RTX with pycuda, and ONNX Runtime's CUDA provider: with a GPU, one of these must work."""
     tensorrt = _tensorrt(probes.get("tensorrt"), survey, driver_cuda, has_gpu=has_gpu)
     pycuda = _pycuda(probes.get("pycuda"), has_gpu=has_gpu)
     ort = _onnxruntime_cuda(probes.get("onnxruntime"), driver_cuda, has_gpu=has_gpu)
-    findings = [tensorrt, pycuda, ort]
-    if "ok" in (ort.status, tensorrt.status if pycuda.status == "ok" else None):
+    rtx = _tensorrt_rtx(probes.get("tensorrt_rtx_bindings"), survey, driver_cuda)
+    findings = [tensorrt, pycuda, ort, rtx]
+    runs_rtx = rtx.status == "ok" and any(supports("tensorrt-rtx", device) for device in survey.devices)
+    if ort.status == "ok" or (pycuda.status == "ok" and (tensorrt.status == "ok" or runs_rtx)):
         # The other backend is not needed, so a package missing for it is no problem.
         findings = [
             replace(each, status="warning") if each.status == "problem" and each.found == _NOT_INSTALLED else each
             for each in findings
         ]
-    rtx = _tensorrt_rtx(probes.get("tensorrt_rtx_bindings"), survey)
-    return [*findings, rtx, *_both_onnxruntimes(probes.get("onnxruntime"), has_gpu=has_gpu)]
+    return [*findings, *_both_onnxruntimes(probes.get("onnxruntime"), has_gpu=has_gpu)]
 
 
 def _tensorrt(
@@ -151,7 +151,7 @@ def _tensorrt(
     return Finding(name="tensorrt", status="ok", found=version if has_gpu else f"{version}, no GPU to use it on")
 
 
-def _tensorrt_rtx(probe: PackageCheck | None, survey: GpuSurvey) -> Finding:
+def _tensorrt_rtx(probe: PackageCheck | None, survey: GpuSurvey, driver_cuda: tuple[int, int] | None) -> Finding:
     name: Backend = "tensorrt-rtx"
     has_card = any(supports(name, device) for device in survey.devices)
     hint = "pip install 'alexdeploy[rtx]'"
@@ -162,6 +162,9 @@ def _tensorrt_rtx(probe: PackageCheck | None, survey: GpuSurvey) -> Finding:
     if probe.error is not None:
         hint = "pip install --force-reinstall 'alexdeploy[rtx]'"
         return Finding(name=name, status="warning", found=f"{version}: {short(probe.error)}", hint=hint)
+    if has_card and driver_cuda and driver_cuda[0] < _RTX_CUDA:
+        found = f"{version} is for CUDA {_RTX_CUDA}, the driver runs CUDA up to {_dotted(driver_cuda)}: it only builds"
+        return Finding(name=name, status="warning", found=found, hint=f"{update_driver(_RTX_CUDA)}.")
     found = f"{version}, builds engines for RTX cards{'' if has_card else '; no such card here to run them on'}"
     return Finding(name=name, status="ok", found=found)
 

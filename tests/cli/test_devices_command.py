@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from program import Run
 
+from alexdeploy.core import packages
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
+from alexdeploy.engines import base
 from alexdeploy.placement import devices, engine_fit
 from alexdeploy.placement.devices import GpuSurvey
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "placement"))
-from imagined import TENSORRT, machine, put_engine
+from imagined import RTX, TENSORRT, machine, put_engine
 
 
 @pytest.fixture
@@ -126,6 +128,26 @@ def test_json_has_bytes_paths_and_reasons(run: Run, folder: ModelFolder) -> None
     assert found["devices"][2]["engines"] == []
     assert found["engines_for_no_device"] == {str(other): ["it was built with CUDA 12.2, here is 13.0"]}
     assert (found["driver"], found["cuda_version"], found["gpu_problem"]) == ("580.65.06", [13, 0], None)
+
+
+def test_an_engine_for_rtx_cards_is_listed_at_the_card_where_tensorrt_rtx_is_installed(
+    run: Run, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"tensorrt": TENSORRT, "tensorrt-rtx": RTX["version"]}
+    monkeypatch.setattr(engine_fit, "backend_version", versions.__getitem__)
+    monkeypatch.setattr(packages, "backend_version", versions.__getitem__)
+    monkeypatch.setattr(base, "is_installed", lambda backend: True)
+    monkeypatch.setattr(devices, "survey_gpus", lambda: machine((8, 9), (9, 0)))
+    engine = put_engine(folder, **RTX)
+    found = json.loads(run("--json").stdout)
+    assert [row["engines"] for row in found["devices"]] == [[], [str(engine)], []]
+    assert found["tensorrt_rtx"] == "1.7.1.116"
+    monkeypatch.setenv("COLUMNS", "200")
+    header, _, card, other = run().stdout.splitlines()[:4]
+    assert "TensorRT-RTX" in header
+    assert "1.7.1.116" in card
+    assert engine.stem in card
+    assert "1.7.1.116" not in other
 
 
 def test_without_a_gpu_nobody_hears_of_engines(run: Run, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:

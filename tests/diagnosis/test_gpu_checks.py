@@ -53,6 +53,36 @@ def test_a_gpu_is_too_new_or_too_old_only_for_a_version_that_is_known(
     assert tensorrt.status == status
 
 
+RTX = PackageCheck(facts={"version": "1.7.1.116"})
+
+
+def test_tensorrt_rtx_is_enough_for_an_rtx_card_and_not_for_another_gpu() -> None:
+    probes = {"tensorrt_rtx_bindings": RTX, "pycuda": PackageCheck(facts={"version": "2026.1"})}
+    card, other = (judge_gpu_backends(probes, machine(each), (13, 0), has_gpu=True) for each in ((8, 9), (9, 0)))
+    assert {each.name: each.status for each in card} == {
+        "tensorrt": "warning",
+        "pycuda": "ok",
+        "onnxruntime-gpu": "warning",
+        "tensorrt-rtx": "ok",
+    }
+    assert [each.status for each in other] == ["problem", "ok", "problem", "ok"]
+    assert other[-1].found == "1.7.1.116, builds engines for RTX cards; no such card here to run them on"
+
+
+def test_with_an_older_driver_tensorrt_rtx_only_builds() -> None:
+    (*_, finding) = judge_gpu_backends({"tensorrt_rtx_bindings": RTX}, machine((8, 9)), (12, 9), has_gpu=True)
+    assert finding.found == "1.7.1.116 is for CUDA 13, the driver runs CUDA up to 12.9: it only builds"
+    assert (finding.status, finding.hint) == ("warning", "Install driver 580 or newer.")
+
+
+def test_a_tensorrt_rtx_that_does_not_load_is_a_warning_with_its_error() -> None:
+    broken = PackageCheck(error="ImportError: libtensorrt_rtx.so.1: cannot open shared object file")
+    (*_, finding) = judge_gpu_backends({"tensorrt_rtx_bindings": broken}, machine((8, 9)), (13, 0), has_gpu=True)
+    assert finding.status == "warning"
+    assert "libtensorrt_rtx.so.1" in finding.found
+    assert "alexdeploy[rtx]" in str(finding.hint)
+
+
 @pytest.mark.parametrize(
     ("packages", "driver_cuda", "told"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from made_engines import KEY, make_engine
 
@@ -14,7 +15,14 @@ from alexdeploy.engines.trt.choose import engine_requirements
 from alexdeploy.placement.devices import Device, GpuSurvey
 
 TENSORRT = KEY.version
-NAMES = {(9, 0): "NVIDIA H100", (8, 0): "NVIDIA A100"}
+NAMES = {(9, 0): "NVIDIA H100", (8, 0): "NVIDIA A100", (8, 9): "NVIDIA GeForce RTX 4090"}
+RTX: dict[str, Any] = {
+    "backend": "tensorrt-rtx",
+    "version": "1.7.1.116",
+    "compute_capabilities": ((8, 6), (8, 9), (12, 0)),
+    "cuda": "",
+}
+"""What makes an engine one of TensorRT-RTX, for RTX 30, 40 and 50."""
 
 
 def machine(*capabilities: tuple[int, int]) -> GpuSurvey:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from imagined import JETSON, TENSORRT, jetson, machine, put_engine
+from imagined import JETSON, RTX, TENSORRT, jetson, machine, put_engine
 
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
@@ -24,7 +24,7 @@ from alexdeploy.placement.pool import Pool
 from alexdeploy.placement.process import ReplicaProcess
 from alexdeploy.placement.split_engine import SplitEngine
 
-H100, A100 = (9, 0), (8, 0)
+H100, A100, RTX_4090 = (9, 0), (8, 0), (8, 9)
 BROKEN = GpuSurvey(problem="NVML: Driver Not Loaded", hint="sudo modprobe nvidia", is_fault=True)
 LAPTOP = GpuSurvey(problem="NVML: Shared Library Not Found", hint="Install a driver.")
 
@@ -48,7 +48,8 @@ class Here:
 def here(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     """models/tiny, TensorRT 10.16, and an installation of its own."""
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(engine_fit, "backend_version", lambda backend: TENSORRT)
+    versions = {"tensorrt": TENSORRT, "tensorrt-rtx": RTX["version"]}
+    monkeypatch.setattr(engine_fit, "backend_version", versions.__getitem__)
     return Here(tiny_model, monkeypatch)
 
 
@@ -90,6 +91,48 @@ def test_a_gpu_without_an_engine_and_without_another_backend_is_left_out_or_an_e
     with pytest.raises(ModelError, match=r"cuda:1 \(NVIDIA A100\): .* it is for sm_90, this device is sm_80") as caught:
         here.place(machine(H100, A100), backends=("tensorrt",), devices="0,1")
     assert "alexdeploy build" in str(caught.value.hint)
+
+
+ALL: tuple[Backend, ...] = ("tensorrt", "tensorrt-rtx", "onnxruntime")
+
+
+def test_an_rtx_card_runs_tensorrt_rtx_before_tensorrt_and_no_other_gpu_does(here: Here) -> None:
+    put_engine(here.folder, capability=RTX_4090, max_batch=16)
+    put_engine(here.folder, capability=H100, max_batch=16)
+    placed = here.place(machine(RTX_4090, H100), backends=ALL)
+    assert rows(placed) == [("cuda:0", "tensorrt", 8), ("cuda:1", "tensorrt", 8)]
+    put_engine(here.folder, max_batch=24, **RTX)
+    placed = here.place(machine(RTX_4090, H100), backends=ALL, batch_size="auto")
+    assert rows(placed) == [("cuda:0", "tensorrt-rtx", 24), ("cuda:1", "tensorrt", 16)]
+    assert placed.notes == ()
+    assert rows(here.place(machine(RTX_4090), backend="tensorrt", backends=ALL)) == [("cuda:0", "tensorrt", 8)]
+
+
+def test_an_engine_for_rtx_cards_does_not_depend_on_the_driver(here: Here) -> None:
+    put_engine(here.folder, **RTX)
+    older = dataclasses.replace(machine(RTX_4090), cuda_version=(12, 9))
+    assert rows(here.place(older, backends=ALL)) == [("cuda:0", "tensorrt-rtx", 8)]
+
+
+def test_without_an_engine_for_it_the_note_has_the_command_that_builds_one_anywhere(here: Here) -> None:
+    placed = here.place(machine(RTX_4090), backends=ALL)
+    assert rows(placed) == [("cuda:0", "onnxruntime", 8)]
+    (note,) = placed.notes
+    assert note.startswith(f"cuda:0 runs onnxruntime instead of TensorRT-RTX: {here.folder.path} has no TensorRT-RTX")
+    assert note.endswith("--fp16 --views 10 --max-batch 32 --backend tensorrt-rtx --for sm89")
+
+
+def test_tensorrt_rtx_by_name_on_another_gpu_is_an_error(here: Here) -> None:
+    put_engine(here.folder, **RTX)
+    with pytest.raises(DeviceError, match=r"tensorrt-rtx does not run on compute capability 9\.0") as caught:
+        here.place(machine(H100), backends=ALL, backend="tensorrt-rtx", devices="0")
+    assert "--backend tensorrt" in str(caught.value.hint)
+
+
+def test_an_engine_for_other_rtx_cards_says_for_which(here: Here) -> None:
+    put_engine(here.folder, **{**RTX, "compute_capabilities": ((7, 5), (8, 6))})
+    with pytest.raises(ModelError, match="it is for sm_75 and sm_86, this device is sm_89"):
+        here.place(machine(RTX_4090), backends=ALL, backend="tensorrt-rtx")
 
 
 @pytest.mark.parametrize("devices", [None, "0"])
