@@ -197,7 +197,11 @@ def serve(
             # Of every request that is no HTTP, and every form that is none, the libraries warn.
             logs.enter_context(logged_to(name, sys.stderr, logging.ERROR, "%(levelname)s: %(message)s"))
         code = run_server(
-            repository, app, server, lambda addresses: _greet(addresses, repository, has_tokens=len(tokens) > 0)
+            repository,
+            app,
+            server,
+            on_ready=lambda addresses: _greet(addresses, repository, has_tokens=len(tokens) > 0),
+            on_event=_report,
         )
     raise typer.Exit(code)
 
@@ -217,11 +221,18 @@ def _is_loopback(host: str) -> bool:
 
 
 def _report(event: object) -> None:
-    """What happens to the models, on stderr."""
+    """What happens to the server and its models, on stderr."""
     from alexdeploy.core.errors import AlexDeployError
     from alexdeploy.core.events import Notice
     from alexdeploy.inference.writers import short_artifact
-    from alexdeploy.serving.events import ModelFailed, ModelLoaded, ModelRefused, ModelUnloaded
+    from alexdeploy.serving.events import (
+        ModelFailed,
+        ModelLoaded,
+        ModelRefused,
+        ModelUnloaded,
+        ServerStopped,
+        ServerStopping,
+    )
 
     if isinstance(event, ModelLoaded):
         info = event.info
@@ -239,6 +250,11 @@ def _report(event: object) -> None:
         out.warn(f"{event.name} does not answer any more, and is opened again: {event.reason}")
     elif isinstance(event, ModelUnloaded):
         out.note(f"{event.name}: unloaded")
+    elif isinstance(event, ServerStopping):
+        within = f", at most {event.seconds:g} s for their answers" if event.num_requests else ""
+        out.note(f"stopping: {out.count(event.num_requests, 'request')} in flight{within}")
+    elif isinstance(event, ServerStopped):
+        out.note("stopped" if event.all_answered else "stopped before every request was answered")
     elif isinstance(event, Notice):
         out.note(event.message)
 

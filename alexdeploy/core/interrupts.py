@@ -181,11 +181,16 @@ class InterruptGuard:
 
 def end_now(number: int) -> None:
     """End the process at once, as a second signal does, with the exit code of the signal."""
+    leave_now(128 + number)
+
+
+def leave_now(code: int) -> None:
+    """End the process at once, without waiting for any thread."""
     # Show the cursor again: a progress bar hides it.
     with contextlib.suppress(OSError, ValueError):
         if os.isatty(2):
             os.write(2, b"\x1b[?25h\n")
-    os._exit(128 + number)
+    os._exit(code)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Events of a repository of served models, for the log of the server."""
+"""Events of a server and of its models, for its log."""
 
 from __future__ import annotations
 
@@ -39,3 +39,18 @@ class ModelUnloaded:
     """The model does not answer any more: it was unloaded on request."""
 
     name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStopping:
+    """The server accepts nothing more. `num_requests` have no answer yet, which they get within `seconds`."""
+
+    num_requests: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStopped:
+    """The server has ended. `all_answered`: every request that was accepted has its answer."""
+
+    all_answered: bool

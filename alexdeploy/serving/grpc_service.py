@@ -63,6 +63,8 @@ class GrpcService:
         self._stopping = stopping or asyncio.Event()
         self._model_control: ModelControl = model_control
         self._budget, self._reception = budget, Reception(budget)
+        self.num_requests = 0
+        """Requests that are not answered."""
 
     def create_server(self) -> grpc.aio.Server:
         """A server without ports."""
@@ -163,6 +165,7 @@ class GrpcService:
     async def _recorded(self, record: RequestRecord, answer: Awaitable[Any]) -> Any:
         """An answer or a RequestError; either goes to log and metrics."""
         code = "CANCELLED"
+        self.num_requests += 1
         try:
             found = await answer
             code = "OK"
@@ -177,6 +180,7 @@ class GrpcService:
             _log.exception("request %s failed", record.id)
             found, code, record.error = RequestError("internal error"), "INTERNAL", RequestError.kind
         finally:
+            self.num_requests -= 1
             record.status = grpc.StatusCode[code].value[0]
             record.end()
             if record.is_inference:

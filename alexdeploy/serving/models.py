@@ -210,7 +210,13 @@ class Repository:
                 seen[entry.name] = found
 
     async def close(self, *, finish: bool = True) -> None:
-        """Close all models; with `finish`, answer what was accepted first.
+        """`retire` all models, and wait until what is being opened is open, and closed again."""
+        await self.retire(finish=finish)
+        async with self._loading:
+            pass
+
+    async def retire(self, *, finish: bool = True) -> None:
+        """Open no more models, and close those that answer; with `finish`, answer what was accepted first.
 
         May be called again without `finish`, also while another call is running or after it was cancelled.
         """
@@ -219,11 +225,9 @@ class Repository:
             self._reviver.cancel()
         if not finish:
             await asyncio.gather(*(model.give_up() for model in (*self.models, *self._retiring)))
-        # What is being opened is closed again.
-        async with self._loading:
-            for entry in self._entries.values():
-                entry.state, entry.reason = "UNAVAILABLE", _SHUTTING_DOWN
-                self._retire(entry)
+        for entry in self._entries.values():
+            entry.state, entry.reason = "UNAVAILABLE", _SHUTTING_DOWN
+            self._retire(entry)
         if self._retiring:
             await asyncio.wait(list(self._retiring.values()))
 
@@ -260,6 +264,9 @@ class Repository:
                 if self._is_started:
                     self._on_event(ModelRefused(name=entry.name, error=exc, is_served=entry.model is not None))
                 raise
+            if self._is_closing:
+                await asyncio.to_thread(model.close_now)
+                raise BusyError(_SHUTTING_DOWN)
             replaced = None if entry.model is None else entry.model.info.artifact
             self._retire(entry)
             entry.model, entry.state, entry.reason = model, "READY", ""

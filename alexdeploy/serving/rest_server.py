@@ -112,6 +112,11 @@ class RestServer:
     def num_connections(self) -> int:
         return len(self._state.connections)
 
+    @property
+    def num_requests(self) -> int:
+        """Requests that have begun to come in and are not answered."""
+        return sum(connection.has_begun for connection in self._connections())
+
     async def start(self) -> None:
         self._config.load()
         self._tick()

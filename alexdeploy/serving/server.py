@@ -16,9 +16,10 @@ from typing import Any
 import grpc
 
 from alexdeploy.core.errors import UsageError
-from alexdeploy.core.interrupts import AGAIN_SECONDS, end_now
+from alexdeploy.core.interrupts import AGAIN_SECONDS, end_now, leave_now
 from alexdeploy.serving.app import AppOptions, make_app
 from alexdeploy.serving.bodies import BodyBudget
+from alexdeploy.serving.events import ServerStopped, ServerStopping
 from alexdeploy.serving.grpc_service import GrpcService
 from alexdeploy.serving.metrics import Metrics
 from alexdeploy.serving.models import Repository
@@ -58,13 +59,15 @@ def run_server(
     app_options: AppOptions,
     options: ServerOptions,
     on_ready: Callable[[Addresses], None] = lambda _: None,
+    on_event: Callable[[object], None] = lambda _: None,
 ) -> int:
     """Serve until a signal, and return the exit code: 0 after SIGTERM, 130 after Ctrl-C, if all was answered.
 
-    To be called in the main thread. Raises UsageError if a port cannot be used, and the error of a model that cannot be
+    To be called in the main thread. Ends the process with that code where a model is being opened, which nothing can
+    interrupt. Raises UsageError if a port cannot be used, and the error of a model that cannot be
     loaded.
     """
-    return asyncio.run(_Server(repository, app_options, options, on_ready).run())
+    return asyncio.run(_Server(repository, app_options, options, on_ready, on_event).run())
 
 
 class _Server:
@@ -74,8 +77,10 @@ class _Server:
         app_options: AppOptions,
         options: ServerOptions,
         on_ready: Callable[[Addresses], None],
+        on_event: Callable[[object], None],
     ) -> None:
-        self._repository, self._options, self._on_ready = repository, options, on_ready
+        self._repository, self._options, self._on_ready, self._on_event = repository, options, on_ready, on_event
+        self._service: GrpcService | None = None
         metrics = Metrics(repository)
         self._budget = BodyBudget(app_options.max_body_bytes)
         self._app = make_app(repository, metrics, app_options, budget=self._budget)
@@ -100,21 +105,37 @@ class _Server:
             await rest.start()
             if rpc is not None:
                 await rpc.start()
+            code: int | None = None
             try:
                 await self._serve(addresses)
-                return await self._end(rest, rpc)
+                code = await self._end(rest, rpc)
+                return code
             finally:
-                await self._repository.close(finish=False)
+                await self._close(code)
                 await rest.close()
                 if rpc is not None:
                     await rpc.stop(0)
+
+    async def _close(self, code: int | None) -> None:
+        """Close what is open; a server that has ended with `code` does not wait for a model that is being opened."""
+        closing = self._repository.close(finish=False)
+        if code is None:
+            await closing
+            return
+        try:
+            await asyncio.wait_for(closing, _LAST_SECONDS)
+        except asyncio.TimeoutError:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            leave_now(code)
 
     def _grpc_server(self) -> tuple[grpc.aio.Server | None, int]:
         """A gRPC server that is not started, and its port. Raises UsageError if the port cannot be used."""
         options, limits = self._options, self._app_options
         if options.grpc_port is None:
             return None, 0
-        service = GrpcService(
+        service = self._service = GrpcService(
             self._repository,
             self._metrics,
             budget=self._budget,
@@ -167,6 +188,8 @@ class _Server:
         self._app.state.is_draining = True
         seconds = self._options.drain_seconds
         began = time.monotonic()
+        num_requests = rest.num_requests + (0 if self._service is None else self._service.num_requests)
+        self._on_event(ServerStopping(num_requests=num_requests, seconds=seconds))
         await rest.stop_listening()
         stopping = None if rpc is None else asyncio.ensure_future(rpc.stop(seconds))
         all_answered = await rest.drain(seconds)
@@ -174,11 +197,12 @@ class _Server:
             await stopping
         left = max(seconds - (time.monotonic() - began), _LAST_SECONDS)
         try:
-            await asyncio.wait_for(self._repository.close(finish=all_answered), left)
+            await asyncio.wait_for(self._repository.retire(finish=all_answered), left)
         except asyncio.TimeoutError:
             all_answered = False
         if not all_answered:
             await rest.drain(_LAST_SECONDS)
+        self._on_event(ServerStopped(all_answered=all_answered))
         return 0 if all_answered and self._stop.number == signal.SIGTERM else 128 + self._stop.number
 
 

@@ -61,15 +61,17 @@ class Program:
 
 
 @contextmanager
-def serving(folder: ModelFolder, *words: str, is_ready: bool = True) -> Iterator[Program]:
-    command = [sys.executable, "-m", "alexdeploy", "serve", str(folder.path), *OPTIONS, *words]
+def serving(
+    folder: ModelFolder, *words: str, is_ready: bool = True, program: tuple[str, ...] = ("-m", "alexdeploy")
+) -> Iterator[Program]:
+    command = [sys.executable, *program, "serve", str(folder.path), *OPTIONS, *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    program = Program(process=process)
+    running = Program(process=process)
     try:
-        program.watch()
+        running.watch()
         if is_ready:
-            program.wait_until("^try: curl")
-        yield program
+            running.wait_until("^try: curl")
+        yield running
     finally:
         process.kill()
         process.communicate()

@@ -20,7 +20,7 @@ import pytest
 import tritonclient.grpc as triton
 from colour import PICTURES
 from helpers import smooth_images
-from patience import PATIENCE, wait_for
+from patience import HANG, PATIENCE, wait_for
 from running import receive_all
 from serve_process import serving
 
@@ -79,6 +79,9 @@ def test_sigterm_ends_it_when_all_that_was_accepted_is_answered(model: ModelFold
         assert [head[:12] for head in heads] == [b"HTTP/1.1 200"] * 48
         receive_all(idle)
         assert program.process.wait(PATIENCE) == 0
+        # Some may not have been read yet.
+        assert program.found(r"^stopping: \d+ requests? in flight, at most 30 s for their answers$")
+        assert program.lines[-1] == "stopped\n"
         lines = [json.loads(line) for line in (program.process.stdout or [])]
         assert [line["rows"] for line in lines if line["method"] == "POST"] == [4] * 49
 
@@ -100,6 +103,7 @@ def test_a_request_that_does_not_come_to_its_end_is_given_up(model: ModelFolder)
         time.sleep(0.1)
         assert program.end(signal.SIGTERM) == 143
         assert receive_all(connection) == b""
+        program.wait_until("^stopped before every request was answered$")
         assert "Traceback" not in "".join(program.lines)
 
 
@@ -128,6 +132,39 @@ def test_a_signal_while_models_are_loaded_ends_it_too(model: ModelFolder) -> Non
     with serving(model, "--port", str(port), is_ready=False) as program:
         wait_for(lambda: not is_refused(port))
         assert program.end(signal.SIGTERM) == 0
+        assert "Traceback" not in "".join(program.lines)
+
+
+SLOW = """
+import sys, time
+from alexdeploy.__main__ import main
+from alexdeploy.serving import models
+
+opens, open_model = [], models.open_model
+
+def slowly(*arguments):
+    opens.append(arguments)
+    if len(opens) == {number}:
+        print("opening", file=sys.stderr, flush=True)
+        time.sleep({seconds})
+    return open_model(*arguments)
+
+models.open_model = slowly
+main()
+"""
+"""A program in which one opening of a model takes an hour, as that of a large engine may."""
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["at the start", "a new export"])
+def test_a_signal_while_a_model_opens_slowly_ends_it_without_waiting_for_that(model: ModelFolder, number: int) -> None:
+    code = SLOW.format(number=number, seconds=HANG)
+    with serving(model, is_ready=number > 1, program=("-c", code)) as program:
+        if number > 1:
+            program.process.send_signal(signal.SIGHUP)
+        program.wait_until("^opening$")
+        assert program.end(signal.SIGTERM) == 0
+        program.wait_until("^stopped$")
+        assert program.found("^stopping: 0 requests in flight$")
         assert "Traceback" not in "".join(program.lines)
 
 
@@ -173,7 +210,9 @@ def test_what_is_wrong_with_requests_is_not_for_whoever_runs_the_server(model: M
             connection.sendall(b"no HTTP\r\n\r\n")
             assert receive_all(connection).startswith(b"HTTP/1.1 400")
         assert program.end(signal.SIGTERM) == 0
-        assert program.lines == before
+        program.wait_until("^stopped$")
+        assert program.lines[: len(before)] == before
+        assert [line.partition(":")[0] for line in program.lines[len(before) :]] == ["stopping", "stopped\n"]
 
 
 def test_sighup_loads_the_newest_export(model: ModelFolder) -> None:
