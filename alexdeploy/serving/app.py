@@ -18,14 +18,14 @@ from starlette.routing import Route
 from alexdeploy.core.arguments import Count, check_fields
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.inference.writers import short_artifact
+from alexdeploy.serving.access import Hosts, ModelControl, check_control, check_site
 from alexdeploy.serving.access_log import AccessLog, RequestRecord
 from alexdeploy.serving.bodies import BodyBudget, read_body
 from alexdeploy.serving.errors import BusyError, InvalidRequestError
 from alexdeploy.serving.gate import RECORD, Gate, Lifespan, UntilGone, http_error, json_response
-from alexdeploy.serving.hosts import Hosts, check_site
 from alexdeploy.serving.infer import infer, model_config, model_metadata, server_metadata
 from alexdeploy.serving.metrics import CONTENT_TYPE, Metrics
-from alexdeploy.serving.models import ModelControl, Repository, ServedModel, ServingOptions, check_control
+from alexdeploy.serving.models import Repository, ServedModel, ServingOptions
 from alexdeploy.serving.page import page
 from alexdeploy.serving.predict import Query, files_of, note_on_curl, predict, read_query
 from alexdeploy.serving.rest import HEADER_LENGTH, read_infer, read_object, write_infer

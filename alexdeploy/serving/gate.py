@@ -15,9 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from alexdeploy.serving.access import Hosts
 from alexdeploy.serving.access_log import AccessLog, RequestRecord, safe_id
 from alexdeploy.serving.errors import BusyError, RequestError
-from alexdeploy.serving.hosts import Hosts
 from alexdeploy.serving.metrics import Metrics
 from alexdeploy.serving.models import Repository
 

@@ -13,6 +13,7 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from alexdeploy.core.protobuf_wire import Message, WireError
+from alexdeploy.serving.access import ModelControl, check_control
 from alexdeploy.serving.access_log import AccessLog, RequestRecord, safe_id
 from alexdeploy.serving.bodies import BodyBudget, Held
 from alexdeploy.serving.errors import BusyError, InvalidRequestError, RequestError
@@ -20,7 +21,7 @@ from alexdeploy.serving.grpc_calls import SERVICE, Reception, end_call, new_reco
 from alexdeploy.serving.grpc_tensors import read_request, write_response
 from alexdeploy.serving.infer import infer, model_config, model_metadata, server_metadata
 from alexdeploy.serving.metrics import Metrics
-from alexdeploy.serving.models import ModelControl, Repository, check_control
+from alexdeploy.serving.models import Repository
 from alexdeploy.serving.tensors import InferRequest
 from alexdeploy.serving.tokens import Tokens
 

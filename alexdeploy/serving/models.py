@@ -15,7 +15,7 @@ from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, UsageErro
 from alexdeploy.core.events import Notice
 from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder, find_model
 from alexdeploy.placement.pool import file_identities
-from alexdeploy.serving.errors import BusyError, ForbiddenError, InvalidRequestError, NotFoundError, RequestError
+from alexdeploy.serving.errors import BusyError, InvalidRequestError, NotFoundError, RequestError
 from alexdeploy.serving.events import ModelFailed, ModelLoaded, ModelRefused, ModelUnloaded
 from alexdeploy.serving.retries import Retry
 from alexdeploy.serving.served_model import VERSION, open_model
@@ -24,8 +24,6 @@ from alexdeploy.serving.served_model import ServingOptions as ServingOptions
 from alexdeploy.serving.statistics import ModelStatistics
 
 State = Literal["UNAVAILABLE", "LOADING", "READY", "UNLOADING"]
-ModelControl = Literal["none", "explicit"]
-"""Whether clients may load and unload models; the names are Triton's."""
 
 _NOT_A_NAME = re.compile(r"^$|^\.|[/\\:\0]")
 """What is not the name of a folder on some system, or is that of a hidden one."""
@@ -331,12 +329,6 @@ class Repository:
         del self._retiring[model]
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_event(Notice(message=f"{model.name} was not closed well: {error}"))
-
-
-def check_control(control: ModelControl) -> None:
-    """Raise ForbiddenError unless clients may load and unload models."""
-    if control != "explicit":
-        raise ForbiddenError("models are not loaded or unloaded on request: the model control mode is none")
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:

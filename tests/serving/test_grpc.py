@@ -32,12 +32,13 @@ from alexdeploy.inference.batcher import BatcherOptions
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.placement import place
 from alexdeploy.placement.options import PredictOptions
+from alexdeploy.serving.access import ModelControl
 from alexdeploy.serving.access_log import AccessLog
 from alexdeploy.serving.bodies import BodyBudget
 from alexdeploy.serving.errors import RequestError
 from alexdeploy.serving.grpc_service import GrpcService
 from alexdeploy.serving.metrics import Metrics
-from alexdeploy.serving.models import ModelControl, Repository, ServingOptions
+from alexdeploy.serving.models import Repository, ServingOptions
 from alexdeploy.serving.tensors import bytes_array
 from alexdeploy.serving.tokens import Tokens
 

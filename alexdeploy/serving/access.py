@@ -1,15 +1,19 @@
-"""Requests that a browser sends for a page of another site, or under a foreign name for this machine."""
+"""What is refused whoever sends it: requests for pages of other sites, under a foreign name, and for other models."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from typing import Literal
 
 from starlette.requests import Request
 
 from alexdeploy.serving.errors import ForbiddenError
 
-ANY_HOST = "*"
+ModelControl = Literal["none", "explicit"]
+"""Whether clients may load and unload models; the names are Triton's."""
+
+_ANY_HOST = "*"
 
 
 class Hosts:
@@ -21,7 +25,7 @@ class Hosts:
 
     def __init__(self, names: Iterable[str] | None) -> None:
         self._names = None if names is None else frozenset(name.lower().rstrip(".") for name in names)
-        if self._names is not None and ANY_HOST in self._names:
+        if self._names is not None and _ANY_HOST in self._names:
             self._names = None
 
     def check(self, host: str) -> None:
@@ -65,3 +69,9 @@ def check_site(request: Request) -> None:
         site = "same-origin" if origin.partition("://")[2] in own else "cross-site"
     if site not in (None, "none", "same-origin"):
         raise ForbiddenError("requests from pages of other sites need a server with tokens")
+
+
+def check_control(control: ModelControl) -> None:
+    """Raise ForbiddenError unless clients may load and unload models."""
+    if control != "explicit":
+        raise ForbiddenError("models are not loaded or unloaded on request: the model control mode is none")

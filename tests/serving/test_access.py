@@ -11,9 +11,9 @@ from patience import PATIENCE
 from running import SERVING, Running, running
 
 from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.serving.access import Hosts
 from alexdeploy.serving.app import AppOptions
 from alexdeploy.serving.errors import ForbiddenError
-from alexdeploy.serving.hosts import Hosts
 from alexdeploy.serving.models import Repository
 
 
