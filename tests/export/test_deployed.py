@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import openvino
 import pytest
 from helpers import change_weights, smooth_images, write_pictures
+from PIL import Image
 
+from alexdeploy import Predictor
 from alexdeploy.core.errors import ParityError, StaleArtifactError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Precision
@@ -148,6 +152,22 @@ def test_int8_keeps_its_scales(int8_model: ModelFolder) -> None:
     session = load_onnxruntime().InferenceSession(item.path, session_options, providers=["CPUExecutionProvider"])
     (found,) = session.run(["probabilities"], {"images": images})
     np.testing.assert_allclose(found, answers(int8_model, images, "int8", 5), atol=1e-6)
+
+
+def test_the_program_of_the_docs_gives_the_answer_of_predict(
+    exported_files: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    program = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.M)[0]
+    shutil.copytree(exported_files[0].path, tmp_path / "models" / "flowers")
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(smooth_images(1)[0]).save("photo.jpg")
+    names: dict[str, Any] = {}
+    exec(compile(program, "deployment.md", "exec"), names)
+    with Predictor("models/flowers", num_views=10, backend="onnxruntime", batch_size=1) as predictor:
+        (row,) = predictor.predict(["photo.jpg"])
+    assert row.probability == names["probabilities"].max()
+    assert names["view_classes"].shape == (1, 10)
 
 
 def test_a_graph_with_other_answers_is_not_written(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import openvino
+import PIL
 import pytest
 from google.protobuf import text_format
 from helpers import smooth_images
@@ -290,7 +291,7 @@ def test_the_engine_of_each_gpu_is_a_plan_under_its_compute_capability(tiny_mode
     _engine(tiny_model, b"of another library", backend="tensorrt-rtx", compute_capabilities=((8, 6), (12, 0)))
     _engine(tiny_model, b"stale", compute_capabilities=((7, 5),), graph_sha256="0" * 64)
     found = write_triton_repository(tiny_model, tmp_path / "r", options)
-    assert found.notes == ("the engines are of TensorRT 10.16.1.11; the one in Triton must be the same",)
+    assert found.notes[0] == "the engines are of TensorRT 10.16.1.11; the one in Triton must be the same"
     config = config_of(tmp_path / "r" / "tiny_graph")
     assert config.platform == "tensorrt_plan"
     assert dict(config.cc_model_filenames) == {"8.9": "model.sm89.plan", "9.0": "model.sm90.plan"}
@@ -333,4 +334,7 @@ def test_what_it_returns_names_what_was_written(model: ModelFolder, tmp_path: Pa
         version=1,
         artifact=load_metadata(model, "fp32", model.spec()).sha256,
         is_verified=True,
+        notes=(
+            f"tiny_decode needs in Triton's Python: numpy, pillow=={PIL.__version__} (tiny_decode/1/requirements.txt)",
+        ),
     )

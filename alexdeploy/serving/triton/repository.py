@@ -29,6 +29,8 @@ from alexdeploy.serving.triton.verify import verify_config
 RECORD = "alexdeploy.json"
 """In the folder of each version: what it was written from, and with which settings."""
 
+_NEEDED = "requirements.txt"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TritonOptions:
@@ -145,7 +147,7 @@ def write_triton_repository(
         version=options.version,
         artifact=artifacts.sha256,
         is_verified=is_verified,
-        notes=artifacts.notes,
+        notes=(*artifacts.notes, *_needed(files, options.version)),
     )
 
 
@@ -161,14 +163,24 @@ def _files(record: _Record, artifacts: Artifacts) -> _Files:
     graph = {**artifacts.files, **recorded}
     if settings.backend == "python":
         needed = f"numpy\nonnxruntime=={record.onnxruntime}\n".encode()
-        graph |= {**model_files("network_model"), "requirements.txt": needed}
+        graph |= {**model_files("network_model"), _NEEDED: needed}
     files: _Files = {settings.graph: (graph_config(settings), labels, graph)}
     if settings.jpeg:
         needed = f"numpy\npillow=={record.pillow}\n".encode()
-        decoder = {**model_files("decode_model"), "requirements.txt": needed, **recorded}
+        decoder = {**model_files("decode_model"), _NEEDED: needed, **recorded}
         files[settings.decode] = (decode_config(settings), {}, decoder)
         files[settings.name] = (ensemble_config(settings, record.version), labels, recorded)
     return files
+
+
+def _needed(files: _Files, version: int) -> list[str]:
+    """What Triton's Python needs, for each model that runs in it."""
+    found = []
+    for name, (_, _, of_version) in files.items():
+        if _NEEDED in of_version:
+            packages = ", ".join(of_version[_NEEDED].decode().split())
+            found.append(f"{name} needs in Triton's Python: {packages} ({name}/{version}/{_NEEDED})")
+    return found
 
 
 def _labels(classes: tuple[str, ...]) -> bytes:
