@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -35,7 +36,7 @@ class Bucket(AbstractFileSystem):  # type: ignore[misc]
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         with self.lock:
             self.calls.append(("info", path))
-            return {"name": path, "size": len(self._found(path)), "type": "file", "ETag": str(hash(self.objects[path]))}
+            return {"name": path, "size": len(self._found(path)), "type": "file"}
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         prefix = path.rstrip("/") + "/"
@@ -44,8 +45,12 @@ class Bucket(AbstractFileSystem):  # type: ignore[misc]
         for name, data in self.objects.items():
             if name.startswith(prefix):
                 inner, slash, _rest = name[len(prefix) :].partition("/")
-                kind = "directory" if slash else "file"
-                found[prefix + inner] = {"name": prefix + inner, "size": 0 if slash else len(data), "type": kind}
+                found[prefix + inner] = {
+                    "name": prefix + inner,
+                    "size": 0 if slash else len(data),
+                    "type": "directory" if slash else "file",
+                    "ETag": hashlib.sha256(data).hexdigest(),
+                }
         return list(found.values())
 
     def _open(self, path: str, mode: str = "rb", **keywords: Any) -> AbstractBufferedFile:

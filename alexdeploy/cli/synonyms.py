@@ -61,8 +61,10 @@ OPTIONS = {
 _URL_COMMANDS = frozenset(("predict", "calibrate", "verify", "evaluate", "train", "prepare"))
 """Commands whose arguments may be URLs."""
 
-_URL_OPTIONS = frozenset(("--calibrate", "--images", "--labelled", "--val", "--output", "-o"))
-_PATH_OPTIONS = frozenset(("--model", "--pretrained", "--labels", "--train-list", "--val-list", "--classes", "--html"))
+_URL_OPTIONS = frozenset(
+    ("--calibrate", "--images", "--labelled", "--val", "--output", "-o", "--model", "--pretrained")
+)
+_PATH_OPTIONS = frozenset(("--labels", "--train-list", "--val-list", "--classes", "--html"))
 
 
 def refuse_command(words: Sequence[str], known: Set[str]) -> None:
@@ -83,8 +85,8 @@ def refuse_urls(words: Sequence[str]) -> None:
         before = word
         if not is_url(given.removeprefix("@")) or os.path.exists(given):
             continue
-        # The word after a flag is an argument, as far as can be told without the command.
-        if option in _URL_OPTIONS or (option not in _PATH_OPTIONS and command in _URL_COMMANDS):
+        # `bench` would measure the network. The word after a flag is an argument, as far as can be told here.
+        if (option in _URL_OPTIONS and (command, option) != ("bench", "--images")) or (option not in _PATH_OPTIONS and command in _URL_COMMANDS):
             continue
         shown = printable_url(given)
         raise UsageError(

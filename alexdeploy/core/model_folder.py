@@ -21,6 +21,7 @@ from alexdeploy.core.errors import ModelError, StaleArtifactError, UsageError
 from alexdeploy.core.files import atomic_write, is_name_too_long, remove_file, sha256_bytes
 from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
+from alexdeploy.core.store_urls import is_url, printable_url
 
 MODELS_FOLDER = Path("models")
 CALIBRATION_FOLDER = Path("calibration")
@@ -227,15 +228,26 @@ def model_named(name: str) -> ModelFolder:
     return folder
 
 
-def find_model(model: ModelFolder | str | os.PathLike[str] | None = None) -> ModelFolder:
-    """A model folder by path, by name under `models/`, or the newest there when `model` is None.
+def own_model(model: ModelFolder | str | os.PathLike[str] | None = None) -> ModelFolder:
+    """`find_model` for a step that writes into the folder. Raises UsageError for a URL, which has only a copy here."""
+    if isinstance(model, str) and is_url(model):
+        raise UsageError(f"{printable_url(model)} is a URL; files are written to local models", hint="Copy it first.")
+    return find_model(model)
 
-    A ModelFolder is returned unchanged. Raises UsageError if there is no model, ModelError for a folder with only a
-    part of one.
+
+def find_model(model: ModelFolder | str | os.PathLike[str] | None = None) -> ModelFolder:
+    """A model folder by path, by name under `models/`, by the URL of a bucket, or the newest in `models/` for None.
+
+    A URL is copied to the user's cache (`store_copy`). A ModelFolder is returned unchanged. Raises UsageError if there
+    is no model, ModelError for a folder with only a part of one.
     """
     if isinstance(model, ModelFolder):
         return model
     name: str | None = check_argument("model", model, str | None)
+    if name is not None and is_url(name):
+        from alexdeploy.core.store_copy import copy_model
+
+        return ModelFolder(copy_model(name))
     if name is not None:
         for path in (Path(name), MODELS_FOLDER / name):
             if os.path.isfile(path / "spec.json"):

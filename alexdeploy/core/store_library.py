@@ -209,7 +209,9 @@ class BucketStore:
 
 
 def _tag(info: dict[str, Any]) -> str:
-    return str(info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("mtime") or "")
+    """What changes with the content, if the store says it: S3 and Azure an ETag, Google also a hash."""
+    found = (info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "last_modified", "LastModified"))
+    return next((str(value) for value in found if value), "")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.errors import DeviceError
 from alexdeploy.core.events import Status, warn_of_notices
-from alexdeploy.core.model_folder import ModelFolder, find_model
+from alexdeploy.core.model_folder import ModelFolder, own_model
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews, is_installed
 from alexdeploy.engines.trt.files import BuildOptions
@@ -48,7 +48,7 @@ def build(
     `model` is a folder or what `find_model` takes. Raises as `build_engine`, and UsageError if tensorrt or pycuda is
     missing.
     """
-    folder = find_model(model)
+    folder = own_model(model)
     options = check_argument("options", options or BuildOptions(), BuildOptions)
     # Raises an error that names the missing package where TensorRT cannot be imported.
     from alexdeploy.engines.trt.build import build_engine

@@ -14,7 +14,7 @@ from alexdeploy.core.arguments import check_argument, check_fields
 from alexdeploy.core.backend_checks import BackendCheck, record_backend_checks
 from alexdeploy.core.errors import ModelError, StaleArtifactError
 from alexdeploy.core.events import Notice, Status, warn_of_notices
-from alexdeploy.core.model_folder import ModelFolder, find_model
+from alexdeploy.core.model_folder import ModelFolder, own_model
 from alexdeploy.core.packages import missing_package, package_version
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import NumViews
@@ -95,7 +95,7 @@ def export_model(
     unchanged, if a graph does not give the answers of the weights, exceeds the budget, or gives wrong answers on every
     installed backend.
     """
-    folder = find_model(model)
+    folder = own_model(model)
     options = check_argument("options", options, ExportOptions)
     network = read_network(folder)
     spec = network.spec

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from alexdeploy.core.errors import DataError, UsageError
-from alexdeploy.core.store_urls import is_url
+from alexdeploy.core.store_copy import copy_packed
+from alexdeploy.core.store_urls import is_url, printable_url
 from alexdeploy.images.class_folders import check_data_folder
 from alexdeploy.images.folder import (
     VAL_NAMES,
@@ -43,7 +44,7 @@ class LabelledSources:
     def sources(self) -> Iterator[Source]:
         """One source per example, in order."""
         if self.packed is not None:
-            yield from packed_sources(str(self.packed.folder), self.packed)
+            yield from packed_sources(os.path.dirname(self.root), self.packed)
             return
         for path, _, num_bytes in self.examples:
             yield Source(name=printable_path(path), path=path, was_listed=self.was_listed, num_bytes=num_bytes)
@@ -64,10 +65,13 @@ def read_labelled(
     class index. Missing images of the list are kept in the examples. For a packed set, its validation images are used.
     Raises DataError for an unknown class, no labelled image, or an invalid line; UsageError for a missing path.
     """
+    shown = printable_url(os.fspath(folder))
+    if labels is None and is_url(os.fspath(folder)):
+        folder = copy_packed(os.fspath(folder)) or folder
     if exclude and (labels is not None or is_packed(folder)):
         raise UsageError("--exclude applies to class folders, not to a list or a packed set", hint="Leave it out.")
     if labels is None and is_packed(folder):
-        return _read_packed(os.fspath(folder), classes)
+        return _read_packed(os.fspath(folder), shown, classes)
     found = (
         _read_folders(os.fspath(folder), classes, exclude) if labels is None else _read_list(folder, classes, labels)
     )
@@ -114,17 +118,18 @@ def _refuse_unknown(root: str, labels: Mapping[str, int | None], known: KnownCla
         )
 
 
-def _read_packed(folder: str, classes: Sequence[str]) -> LabelledSources:
+def _read_packed(folder: str, shown: str, classes: Sequence[str]) -> LabelledSources:
+    """The validation images of the packed set `folder`, whose name for the user is `shown`."""
     opened = open_packed(folder)
     known = KnownClasses(classes)
     labels = {name: known.find(name) for name in opened.classes}
-    _refuse_unknown(folder, labels, known)
+    _refuse_unknown(shown, labels, known)
     indices = [label for label in labels.values() if label is not None]
     names = opened.val.names
     return LabelledSources(
-        root=os.path.join(folder, "val"),
+        root=os.path.join(shown, "val"),
         examples=tuple(Example(name, indices[label]) for name, label in zip(names, opened.val.labels, strict=True)),
-        notes=(f"{folder} contains training and validation images: using the {len(names):,} for validation",),
+        notes=(f"{shown} contains training and validation images: using the {len(names):,} for validation",),
         packed=opened.val,
     )
 

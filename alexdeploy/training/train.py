@@ -23,6 +23,7 @@ from alexdeploy.core.recipe import (
 )
 from alexdeploy.core.shipped import SAMPLE_NUM_TRAIN, SAMPLE_NUM_VAL
 from alexdeploy.core.spec import ModelSpec
+from alexdeploy.core.store_copy import copy_packed
 from alexdeploy.core.store_urls import as_path, printable_url
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.packed import PackedSet, is_packed, open_packed
@@ -125,7 +126,13 @@ def train_in_group(
     else:
         # In all processes: machines may have different images, or none. Differences are detected later.
         group.once_here(lambda: _render_what_is_missing(on_event, is_needed=is_sample))
-    images = _open_images(path, options, chosen.recipe.training.seed, on_event)
+    # A packed set is used as a local copy; each machine has its own.
+    local = path
+    if isinstance(path, str):
+        if group is not None:
+            group.once_here(lambda: copy_packed(path))
+        local = copy_packed(path) or path
+    images = _open_images(local, options, chosen.recipe.training.seed, on_event)
     on_event(
         Planned(
             folder=chosen.folder,
@@ -134,7 +141,7 @@ def train_in_group(
             num_train=len(images.train),
             num_val=len(images.val),
             data=path if isinstance(path, Path) else printable_url(path),
-            is_packed=is_packed(path),
+            is_packed=is_packed(local),
         )
     )
     run_options = RunOptions(

@@ -69,7 +69,8 @@ def test_after_two_dashes_every_word_is_an_argument(program: Run) -> None:
     "words",
     [
         ("inspect", "s3://bucket/model"),
-        ("predict", "a.jpg", "--model=https://example.org/model"),
+        ("bench", "--images", "s3://bucket/photographs"),
+        ("evaluate", "images", "--labels=https://example.org/labels"),
         ("import", "http://example.org/x y.onnx"),
         ("evaluate", "images", "--labels", "https://example.org/labels.txt"),
     ],
@@ -77,7 +78,7 @@ def test_after_two_dashes_every_word_is_an_argument(program: Run) -> None:
 def test_a_url_is_an_error_that_says_how_to_get_the_file(program: Run, words: tuple[str, ...]) -> None:
     result = program(*words)
     assert (result.exit_code, result.stdout) == (2, "")
-    url = next(word.removeprefix("--model=") for word in words if "://" in word)
+    url = next(word.removeprefix("--labels=") for word in words if "://" in word)
     *_, found = shlex.split(result.stderr.splitlines()[-1])
     assert found == url
 
