@@ -98,10 +98,6 @@ class ModelFolder:
             words.append(_VIEW_WORDS[num_views])
         return self.path / ".".join((*words, "onnx"))
 
-    def deployed_views(self, precision: str) -> tuple[int, ...]:
-        """The numbers of views of the deployment graphs of a precision that are there."""
-        return tuple(each for each in _NUM_VIEWS if self.onnx_path(precision, each).is_file())
-
     def sum_path(self, precision: str = "fp32", num_views: int | None = None) -> Path:
         """The file with the hash of a graph as it was written, in the format of `sha256sum`."""
         path = self.onnx_path(precision, num_views)

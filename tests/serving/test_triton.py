@@ -27,6 +27,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
+from alexdeploy.core.spec import CONTRACT_KEY
 from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.engines.trt.files import sidecar_path
 from alexdeploy.graphs.freshness import load_metadata
@@ -219,19 +220,21 @@ def test_a_version_that_cannot_come_beside_is_refused(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def _rename_class(folder: ModelFolder, name: str) -> None:
+    """Leave the FP16 graph only, for a model whose first class has another name."""
+    for path in (folder.onnx_path(), folder.sum_path(), folder.weights_path, folder.sum_path("fp16")):
+        path.unlink()
+    graph, spec = onnx.load(folder.onnx_path("fp16")), folder.spec()
+    renamed = dataclasses.replace(spec, classes=(name, *spec.classes[1:]))
+    folder.write_spec(renamed)
+    (entry,) = (entry for entry in graph.metadata_props if entry.key == CONTRACT_KEY)
+    entry.value = renamed.contract_sha256
+    onnx.save(graph, folder.onnx_path("fp16"))
+
+
 def test_other_classes_are_another_model(tiny_model: ModelFolder, tmp_path: Path) -> None:
     write_triton_repository(tiny_model, tmp_path / "r", TritonOptions(jpeg=False))
-    for path in (tiny_model.onnx_path(), tiny_model.sum_path(), tiny_model.weights_path):
-        path.unlink()
-    graph = onnx.load(tiny_model.onnx_path("fp16"))
-    spec = tiny_model.spec()
-    renamed = dataclasses.replace(spec, classes=("other", *spec.classes[1:]))
-    tiny_model.write_spec(renamed)
-    for entry in graph.metadata_props:
-        if entry.key == "alexdeploy.contract_sha256":
-            entry.value = renamed.contract_sha256
-    tiny_model.sum_path("fp16").unlink()
-    onnx.save(graph, tiny_model.onnx_path("fp16"))
+    _rename_class(tiny_model, "other")
     with pytest.raises(UsageError, match="5 classes, now other ones"):
         write_triton_repository(tiny_model, tmp_path / "r", TritonOptions(jpeg=False, version=2, precision="fp16"))
 
@@ -247,6 +250,27 @@ def test_what_is_not_of_this_program_is_left_alone(model: ModelFolder, tmp_path:
     (tmp_path / "t" / "theirs").mkdir(parents=True)
     write_triton_repository(model, tmp_path / "t", TritonOptions())
     assert {path.name for path in (tmp_path / "t").iterdir()} == {"theirs", "tiny", "tiny_decode", "tiny_graph"}
+
+
+def test_the_working_folder_and_a_link_may_be_the_repository(
+    model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link").symlink_to(tmp_path / "r")
+    monkeypatch.chdir(tmp_path / "r")
+    write_triton_repository(model, ".", TritonOptions())
+    write_triton_repository(model, tmp_path / "elsewhere" / "link", TritonOptions(version=2))
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["tiny", "tiny_decode", "tiny_graph"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "r"]
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "end\n", "\u2028"])
+def test_a_class_with_a_line_break_cannot_be_a_label(tiny_model: ModelFolder, tmp_path: Path, name: str) -> None:
+    _rename_class(tiny_model, name)
+    with pytest.raises(ModelError, match="has a line break"):
+        write_triton_repository(tiny_model, tmp_path / "r", TritonOptions(precision="fp16"))
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def _needed(files: _Files, version: int) -> list[str]:
 
 
 def _labels(classes: tuple[str, ...]) -> bytes:
-    broken = [name for name in classes if len(name.splitlines()) > 1]
+    broken = [name for name in classes if name and name.splitlines() != [name]]
     if broken:
         raise ModelError(f"the class {broken[0]!r} has a line break; Triton reads one label a line")
     return "".join(f"{name}\n" for name in classes).encode()
@@ -238,6 +238,8 @@ def _check_beside(repository: Path, record: _Record, there: list[int]) -> None:
 def _publish(repository: Path, record: _Record, files: _Files, there: list[int]) -> None:
     """Write everything beside the repository, and rename it into place. Raises OutputError."""
     settings, version = record.settings, str(record.version)
+    # Beside the folder itself where DIR is a link to it, or the working folder.
+    repository = repository.resolve()
     try:
         repository.parent.mkdir(parents=True, exist_ok=True)
         beside = repository if _is_mount(repository) else repository.parent
@@ -266,7 +268,7 @@ def _publish(repository: Path, record: _Record, files: _Files, there: list[int])
 
 
 def _is_mount(path: Path) -> bool:
-    return path.is_dir() and path.stat().st_dev != path.resolve().parent.stat().st_dev
+    return path.is_dir() and path.stat().st_dev != path.parent.stat().st_dev
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
