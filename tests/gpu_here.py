@@ -40,6 +40,13 @@ def why_no_onnxruntime_gpu() -> str | None:
     return None if has_gpu() else "there is no NVIDIA GPU"
 
 
+def why_no_nvimgcodec() -> str | None:
+    """Why nvImageCodec need not decode here, which it does on a CPU; None if it must."""
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.nvimgcodec") is None:
+        return "nvImageCodec is not installed: pip install nvidia-nvimgcodec-cu13"
+    return None
+
+
 def why_no_tensorrt_rtx() -> str | None:
     """Why TensorRT-RTX need not build here, which it does on a CPU; None if it must."""
     if importlib.util.find_spec("tensorrt_rtx_bindings") is None:

@@ -32,7 +32,7 @@ from alexdeploy.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from alexdeploy.evaluation.agreement import Agreement, EngineReport, NetworkReport, Verification
+    from alexdeploy.evaluation.agreement import Agreement, DecoderReport, EngineReport, NetworkReport, Verification
 
 _SHORT_WORDS = ("graph", "backend", "precision", "verdict")
 _WORDS = (*_SHORT_WORDS, "layer", "jumps at")
@@ -76,6 +76,9 @@ def verify(
             help="Answers that may differ from the reference's. Default: 1, but always those of one image.",
         ),
     ] = None,
+    decoders: Annotated[
+        bool, typer.Option("--decoders", help="Also count answers that change if nvImageCodec decodes the JPEGs.")
+    ] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Print the error of every layer as well.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -105,6 +108,7 @@ def verify(
         num_threads=threads,
         num_images=num_images,
         max_flips=max_flips,
+        decoders=decoders,
     )
     folder, images = find_model_and_images([model, *(images or ())], model_option)
     output.note(f"model {folder.path}")
@@ -147,6 +151,8 @@ def _print(found: Verification, console: Console, *, with_layers: bool) -> None:
         title = f"Engines, from pixels to probabilities, against {found.reference} fp32: probabilities of an image"
         line(f"\n{title}", "bold")
         _print_rows(console, [_engine_cells(report) for report in found.engines])
+    if found.decoders is not None:
+        _print_decoders(found.decoders, console)
     if with_layers and found.networks:
         line("\nLayers of the graphs: RMS of the error over RMS of the output, and largest over largest", "bold")
         _print_rows(console, _layer_cells(found.networks))
@@ -161,6 +167,17 @@ def _print(found: Verification, console: Console, *, with_layers: bool) -> None:
     total, num_failed = output.count(len(found.reports), "comparison"), len(found.failures)
     verdict = f"{num_failed} of {total} failed" if num_failed else f"{total}, none failed"
     line(f"{verdict}; {found.max_flips:.3g} % of the answers may differ", "red" if num_failed else "")
+
+
+def _print_decoders(report: DecoderReport, console: Console) -> None:
+    line = partial(output.line, console)
+    line(f"\nDecoders: {report.decoder} against the one that predicts, answers of the FP32 reference", "bold")
+    line(
+        f"{report.num_identical} of {output.count(report.num_images, 'JPEG')} identical; values of a pixel differ by "
+        f"{report.mean_difference:.2g} on average, by {report.max_difference} at most; "
+        f"{output.count(report.num_left, 'other file')} left to the latter"
+    )
+    _print_rows(console, [{**_figures(report.agreement), "verdict": "FAILS" if report.failure else "ok"}])
 
 
 def _graph_cells(report: NetworkReport) -> dict[str, str]:

@@ -142,6 +142,7 @@ _REPEATED = ("exclude", "set")
 _SWITCHES = {
     "check": "check=True",
     "compile": "compile=True",
+    "decoders": "decoders=True",
     "deployment": "deployment=True",
     "fp16": "fp16=True",
     "int8": "int8=True",

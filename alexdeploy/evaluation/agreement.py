@@ -91,6 +91,24 @@ class EngineReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderReport:
+    """Images decoded by `decoder`, against the one decoder. `num_left` others are left to that one, file by file.
+
+    `num_identical` images are equal in every pixel of their 256 x 256. Differences are of the values of a colour, 0 to
+    255, over all images. `agreement` is that of the answers in FP32.
+    """
+
+    decoder: str
+    num_images: int
+    num_left: int
+    num_identical: int
+    mean_difference: float
+    max_difference: int
+    agreement: Agreement
+    failure: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BrokenImage:
     """An input that could not be read; excluded from all figures."""
 
@@ -115,6 +133,7 @@ class Verification:
     broken: tuple[BrokenImage, ...]
     networks: tuple[NetworkReport, ...]
     engines: tuple[EngineReport, ...]
+    decoders: DecoderReport | None = None
 
     @property
     def reports(self) -> tuple[NetworkReport | EngineReport, ...]:
@@ -124,7 +143,10 @@ class Verification:
     @property
     def failures(self) -> tuple[str, ...]:
         """One sentence for each failed artifact, and each failed artifact on a backend."""
-        return tuple(_sentence(report) for report in self.reports if report.failure)
+        found = [_sentence(report) for report in self.reports if report.failure]
+        if self.decoders is not None and self.decoders.failure:
+            found.append(f"{self.decoders.decoder}: {self.decoders.failure}")
+        return tuple(found)
 
     def check(self) -> None:
         """Raise ParityError naming every failure, if there is one."""
@@ -234,6 +256,6 @@ def _hints(found: Verification) -> Iterator[str]:
         yield f"Make {precision} again: alexdeploy export {shlex.quote(found.model)}{options[precision]}"
     if precisions - differing:
         yield "If only an engine differs, its graph is correct: use another --backend or --precision."
-    fewest = min(report.agreement.num_rows for report in failed)
-    if 0 < found.max_flips < 100 / fewest:
+    fewest = min((report.agreement.num_rows for report in failed), default=1)
+    if failed and 0 < found.max_flips < 100 / fewest:
         yield f"One answer of {fewest} is more than {found.max_flips:g} %: --num-images takes more of them."

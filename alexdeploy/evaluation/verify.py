@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.arguments import Count, Percent, check_argument
-from alexdeploy.core.errors import DeviceError, ImageError, ModelError, UsageError
+from alexdeploy.core.errors import DeviceError, ModelError, UsageError
 from alexdeploy.core.events import Notice, Status, warn_of_notices
 from alexdeploy.core.metrics import softmax
 from alexdeploy.core.model_folder import ModelFolder, find_model
@@ -27,7 +27,6 @@ from alexdeploy.engines.trt.files import find_engines
 from alexdeploy.evaluation.agreement import (
     FLOORS,
     REFERENCE_NAMES,
-    BrokenImage,
     EngineReport,
     ErrorSums,
     NetworkReport,
@@ -37,11 +36,11 @@ from alexdeploy.evaluation.agreement import (
     failure,
     first_jump,
 )
+from alexdeploy.evaluation.decoders import compare_decoders, read_images, second_decoder
 from alexdeploy.evaluation.layers import are_comparable, graph_layers, graph_tensors, reference_layers
 from alexdeploy.graphs.freshness import load_graph
-from alexdeploy.images.decode import decode
 from alexdeploy.images.named import is_list
-from alexdeploy.images.pick import Picked, pick_sources, refuse_absent
+from alexdeploy.images.pick import pick_sources, refuse_absent
 from alexdeploy.images.preprocess import network_input
 from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions, PredictOptions
 from alexdeploy.placement.place import check_devices, devices_for, place
@@ -58,7 +57,8 @@ _Item = TypeVar("_Item")
 class VerifyOptions(DeviceOptions):
     """`precisions` None: every existing graph. `backends` None: every installed one that the devices can run.
 
-    `num_images` are held decoded, 0.2 MB each. `max_flips` is in percent; None means DEFAULT_MAX_FLIPS. The devices
+    `num_images` are held decoded, 0.2 MB each. `max_flips` is in percent; None means DEFAULT_MAX_FLIPS. `decoders`
+    compares nvImageCodec with the one decoder, on the first GPU if there is one and `devices` is not "cpu". The devices
     apply to the engines, each on those of a kind that its backend supports; the reference and the graphs run on the
     CPU.
     """
@@ -69,6 +69,7 @@ class VerifyOptions(DeviceOptions):
     batch_size: Count = BATCH_SIZE
     num_images: Count = 64
     max_flips: Percent | None = None
+    decoders: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +108,7 @@ def verify(
     plan = _plan(folder, spec, options)
     for note in plan.notes:
         on_event(Notice(message=note))
+    decoder = second_decoder(options.devices) if options.decoders else None
     picked = pick_sources(images, spec, options.num_images)
     spread = ", evenly spread" if len(picked.sources) < picked.num_found else ""
 
@@ -116,7 +118,7 @@ def verify(
     begin(f"reading {len(picked.sources)} of {picked.num_found} images of {picked.origin}{spread}")
     if images and all(is_list(text) for text in images):
         refuse_absent(picked.sources, picked.origin)
-    photographs, broken = _read(picked, spec)
+    photographs, others, broken = read_images(picked, spec, decoder)
     max_flips = max(DEFAULT_MAX_FLIPS, 100 / len(photographs)) if options.max_flips is None else options.max_flips
     run = _Run(folder, spec, plan.reference, photographs, options, max_flips, on_event)
 
@@ -126,7 +128,8 @@ def verify(
         networks.append(_verify_network(run, precision))
     jumps = {report.precision: report.jump for report in networks}
     engines = []
-    if plan.engines:
+    decoders = None
+    if plan.engines or decoder is not None:
         begin(f"{plan.reference} fp32, the reference")
         on_cpu = PredictOptions(
             backend=plan.reference, num_views=options.num_views, devices="cpu", num_threads=options.num_threads
@@ -148,6 +151,13 @@ def verify(
                     failure=failure(agreement, max_flips),
                 )
             )
+        if decoder is not None:
+            begin(decoder.name)
+
+            def answer(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+                return _probabilities(run._replace(photographs=images), on_cpu)[1]
+
+            decoders = compare_decoders(decoder.name, photographs, others, expected, answer)
     return Verification(
         model=str(folder.path),
         reference=plan.reference,
@@ -159,6 +169,7 @@ def verify(
         broken=broken,
         networks=tuple(networks),
         engines=tuple(engines),
+        decoders=decoders,
     )
 
 
@@ -231,19 +242,6 @@ def _artifact(folder: ModelFolder, backend: Backend, precision: Precision, sha25
     if backend in ENGINE_BACKENDS:
         return "+".join(path.name for path, record in find_engines(folder) if record.engine_sha256 in sha256.split("+"))
     return (folder.weights_path if backend == "torch" else folder.onnx_path(graph_precision(precision))).name
-
-
-def _read(picked: Picked, spec: ModelSpec) -> tuple[list[NDArray[np.uint8]], tuple[BrokenImage, ...]]:
-    photographs, broken = [], []
-    for source in picked.sources:
-        try:
-            photographs.append(decode(source.read(spec.preprocessing.resize), spec.preprocessing.resize))
-        except ImageError as exc:
-            broken.append(BrokenImage(source=source.name, error=exc.message))
-    if not photographs:
-        first = f": {broken[0].source}: {broken[0].error}" if broken else ""
-        raise ImageError(f"none of {len(broken)} images can be read{first}", hint="Name photographs that can be read.")
-    return photographs, tuple(broken)
 
 
 class _Run(NamedTuple):

@@ -129,7 +129,7 @@ def square_of_image(image: Image.Image, resize: ResizePolicy = "crop") -> np.nda
             with _LOADING[id(image) // 16 % len(_LOADING)]:
                 image.load()
                 # Pillow marks EXIF as parsed before it parses it.
-                _orientation(image)
+                orientation_of(image)
             return _loaded_to_square(image, b"", resize, None)
 
 
@@ -235,7 +235,7 @@ def _loaded_to_square(
     """`drafted` is the exact box of the picture in a JPEG decoded at a fraction of its size."""
     # PNG and TIFF report their orientation only after loading, and for TIFF Pillow has already applied it.
     size = (float(image.width), float(image.height)) if drafted is None else drafted[2:]
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     pixels = _to_eight_bit(image, data)
     if _is_negative(image):
         pixels = ImageChops.invert(pixels)
@@ -258,7 +258,8 @@ def _centre_square(width: float, height: float) -> Box:
     return (left, top, left + side, top + side)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, upright, if there is none that can be read."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     # Unreadable EXIF is not an error: every viewer shows such a picture as it is stored.

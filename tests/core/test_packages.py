@@ -21,7 +21,7 @@ def test_versions_are_read_without_an_import() -> None:
 
 def test_the_extra_for_gpus_brings_the_cuda_libraries_that_onnxruntime_loads() -> None:
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    (extras,) = re.findall(r'^gpu = .*"onnxruntime-gpu\[(.*?)\]>=1\.21"', project, re.MULTILINE)
+    (extras,) = re.findall(r'^gpu = \[\s+"onnxruntime-gpu\[(.*?)\]>=1\.21"', project, re.MULTILINE)
     assert set(extras.split(",")) == {"cuda", "cudnn"}
 
 
