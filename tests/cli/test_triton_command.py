@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +61,24 @@ def test_a_repository_that_cannot_be_written_is_an_output_error(run: Run) -> Non
     result = run("tiny", "file/repository")
     assert result.exit_code == 6
     assert "file/repository could not be written" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_a_disk_that_is_full_leaves_nothing_or_what_was_there(run: Run) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert run("tiny", "there").exit_code == 0
+    before = sorted(Path().rglob("*"))
+    # Python ignores SIGXFSZ; the graph has more bytes than that, and every other file fewer.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        results = [run("tiny", "new"), run("tiny", "there", "--version", "2")]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for result, name in zip(results, ("new", "there"), strict=True):
+        assert (result.exit_code, f"{name} could not be written: File too large" in result.stderr) == (6, True)
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_it_is_said_that_nothing_could_be_verified(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
