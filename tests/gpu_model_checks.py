@@ -9,7 +9,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -17,12 +17,15 @@ from pathlib import Path
 
 import numpy as np
 from gpu_engine_checks import LIMITS, CheckFailedError, CheckSkippedError, Setting, counts_of, open_any, run_all
-from gpu_here import has_onnxruntime_gpu
+from gpu_here import has_onnxruntime_gpu, why_no_nvimgcodec
 
 from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, ModelError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineInfo, EngineOptions
 from alexdeploy.engines.trt.cuda_driver import cuda_uuids
+from alexdeploy.evaluation.decoders import compare_decoders
+from alexdeploy.images.decode import decode
+from alexdeploy.images.nvimgcodec import NvImageCodec
 from alexdeploy.images.sources import iter_sources
 from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
 from alexdeploy.placement.devices import Device
@@ -209,6 +212,35 @@ def _end_to_end(setting: Setting, folder: ModelFolder) -> str:
     )
 
 
+def _decoders(setting: Setting, folder: ModelFolder) -> str:
+    """nvImageCodec on the GPU against the one decoder, and how fast it decodes, without resizing."""
+    if (why := why_no_nvimgcodec()) is not None:
+        raise CheckSkippedError(why)
+    codec = NvImageCodec("cuda:0")
+    files = [path.read_bytes() for path in sorted(setting.photographs.iterdir())]
+    photographs = [decode(data, "crop") for data in files]
+    others = [codec.decode(data, "crop") for data in files]
+    with setting.open(folder, "fp16", 10) as engine:
+
+        def answer(images: Sequence[np.ndarray]) -> np.ndarray:
+            return run_all(engine, np.stack(images))
+
+        found = compare_decoders(codec.name, photographs, others, answer(photographs), answer)
+    streams = [codec.library.CodeStream(data) for data in files]
+    began = time.monotonic()
+    # The pixels stay on the GPU; its buffers are there since the first time.
+    codec.decoder.decode(streams, params=codec.params)
+    rate = len(files) / (time.monotonic() - began)
+    told = (
+        f"{found.num_identical} of {found.num_images} identical, {found.num_left} left, values differ by "
+        f"{found.mean_difference:.2g} on average and {found.max_difference} at most, probabilities by "
+        f"{found.agreement.max_error:.1e} at most, {found.agreement.num_flips} answers; {rate:,.0f} files/s decoded"
+    )
+    if found.failure is not None:
+        raise CheckFailedError(told)
+    return told
+
+
 def _beside_torch(setting: Setting, folder: ModelFolder) -> str:
     try:
         import torch
@@ -254,6 +286,7 @@ OF_A_MODEL: dict[str, Callable[[Setting, ModelFolder], str]] = {
     "reopened": _reopened,
     "replicas": _replicas,
     "end-to-end": _end_to_end,
+    "decoders": _decoders,
     "full": _full,
     "huge": _huge,
     "beside-torch": _beside_torch,

@@ -23,7 +23,9 @@ from alexdeploy.images.headers import read_jpeg_frame
 class NvImageCodec:
     """Decodes on `device` ("cuda:0"), or on the CPU ("cpu"). `name` tells where, and the version.
 
-    Raises UsageError without the package, DeviceError if it does not load or finds no GPU.
+    `library` is its module, `decoder` and `params` its objects: `decoder.decode(streams, params=params)` leaves the
+    pixels of a list of `library.CodeStream(data)` on the device. Raises UsageError without the package, DeviceError if
+    it does not load or finds no GPU.
     """
 
     def __init__(self, device: str) -> None:
@@ -34,8 +36,8 @@ class NvImageCodec:
             with _quiet_stderr():
                 from nvidia import nvimgcodec
 
-                self._library = nvimgcodec
-                self._decoder = nvimgcodec.Decoder(
+                self.library = nvimgcodec
+                self.decoder = nvimgcodec.Decoder(
                     device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY if is_cpu else int(device.partition(":")[2] or 0),
                     backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)] if is_cpu else None,
                     # As libjpeg does, and Pillow with it: without it, colours of neighbouring pixels are repeated.
@@ -50,7 +52,7 @@ class NvImageCodec:
         except (ImportError, OSError, RuntimeError) as exc:
             raise DeviceError(f"nvImageCodec cannot be used on {device}: {first_line(exc)}") from exc
         # Turned pictures are left to the other decoder, which turns after resizing.
-        self._params = nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB)
+        self.params = nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB)
         self.name = f"nvImageCodec {nvimgcodec.__version__} on {device}"
 
     def decode(self, data: bytes, resize: ResizePolicy) -> NDArray[np.uint8] | None:
@@ -61,7 +63,7 @@ class NvImageCodec:
         if not is_plain_jpeg(data):
             return None
         try:
-            image = self._decoder.decode(self._library.CodeStream(data), params=self._params)
+            image = self.decoder.decode(self.library.CodeStream(data), params=self.params)
         # Headers that it does not understand.
         except RuntimeError:
             return None
