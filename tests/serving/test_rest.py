@@ -251,6 +251,16 @@ def test_what_is_wrong_with_a_request_is_said(
         read(body, header_length)
 
 
+def test_more_numbers_than_images_can_have_are_not_read() -> None:
+    for separator in (",", ", "):
+        with pytest.raises(TooLargeError, match="more values than 8 images have"):
+            read(f'{{"inputs": [{{"data": [{separator.join("1" * 2_000_000)}'.encode())
+    # As many as eight images have are read.
+    data = np.tile(PIXELS, (4, 1, 1, 1))
+    found = read(with_input(shape=list(data.shape), datatype="UINT8", data=data.tolist())).inputs[0].data
+    np.testing.assert_array_equal(found, data)
+
+
 def test_json_has_a_limit_that_binary_data_after_it_does_not_count_for() -> None:
     with pytest.raises(TooLargeError, match="send tensors in binary"):
         read(b'{"inputs": ["' + b" " * (16 << 20) + b'"]}')
