@@ -76,8 +76,8 @@ async function listModels() {
       models.value = ready.includes(chosen) ? chosen : ready[0];
       return;
     }
-    if (tries === 30) throw new Refused("No model is ready.");
-    statusLine.textContent = "No model is ready yet.";
+    if (tries === 30) throw new Refused("No model is ready. Reload this page to try again.");
+    statusLine.textContent = "No model is ready yet; waiting for one.";
     await pause(2);
   }
 }
@@ -100,7 +100,7 @@ function askForToken() {
   const isWrong = token.value !== "";
   token.value = "";
   login.hidden = false;
-  statusLine.textContent = isWrong ? "The server does not accept this token." : "";
+  statusLine.textContent = isWrong ? "The server does not accept this token. Try another." : "";
   token.focus();
 }
 
@@ -156,14 +156,13 @@ function report() {
   progress.value = numDone;
   clearAll.hidden = cards.size === 0;
   if (cards.size === 0) return;
-  const errors = numErrors ? `, ${numErrors} with ${numErrors === 1 ? "an error" : "errors"}` : "";
-  statusLine.textContent = `${numDone} of ${cards.size} done${errors}`;
+  statusLine.textContent = `${numDone} of ${cards.size} done${numErrors ? `, ${numErrors} failed` : ""}`;
 }
 
 // Cards
 
 function newCard(file) {
-  const name = file.name || "pasted picture";
+  const name = file.name || "pasted photograph";
   const url = URL.createObjectURL(file);
   const image = make("img", { src: url, alt: name, decoding: "async" });
   const frame = make("div", { class: "frame" }, image);
@@ -172,7 +171,7 @@ function newCard(file) {
   const body = make("div", { class: "body" }, title);
   const element = make("li", { class: "card", "aria-labelledby": title.id }, picture, body);
   const card = { id: numMade, file, url, image, frame, body, title, element, state: "new", hasError: false };
-  image.addEventListener("error", () => picture.replaceChildren("No preview of this file"));
+  image.addEventListener("error", () => picture.replaceChildren("This browser cannot show the file"));
   return card;
 }
 
@@ -192,7 +191,7 @@ function setState(card, state, row = {}) {
   } else if (state === "done") {
     showAnswer(card, row);
   } else {
-    const words = { waiting: "Waiting", running: "Being classified", busy: "The server is busy; will be tried again" };
+    const words = { waiting: "Waiting for its turn", running: "Classifying", busy: "The server is busy; trying again soon" };
     card.body.append(make("p", { class: "small" }, words[state]));
   }
 }
@@ -202,7 +201,7 @@ function showAnswer(card, row) {
   card.body.append(make("ol", { class: "best" }, ...row.top.map((choice, place) => bar(choice, place + 1))));
   const boxes = row.views.boxes.map((box) => ({ ...box, rank: ranks.get(box.index) ?? "none", name: placeName(box, row.views) }));
   if (boxes.length > 1) card.body.append(votes(card, row, boxes));
-  const answered = make("p", { class: "small" }, `${row.model}, ${row.backend} ${row.precision}, ` +
+  const answered = make("p", { class: "small" }, `Answered by ${row.model}, ${row.backend} ${row.precision}, ` +
     `${row.num_views} ${row.num_views === 1 ? "view" : "views"}, artifact `, make("code", {}, row.artifact));
   card.body.append(answered);
   const show = () => drawViews(card, row.views, boxes, null);
@@ -236,7 +235,7 @@ function votes(card, row, boxes) {
   const group = make("fieldset", {}, make("legend", { class: "small" }, `${row.views_agreeing} of ${row.num_views} views say ${row.label}`));
   const told = make("p", { class: "small" });
   const areSplit = visible(boxes).some((box) => box.mirror);
-  const help = `${areSplit ? "Dashed: the mirror image has another answer. " : ""}Choose a view to see it alone.`;
+  const help = `${areSplit ? "Dashed lines: the mirrored view has another answer. " : ""}Choose a number to see its view alone.`;
   const choose = (box) => {
     drawViews(card, row.views, boxes, box);
     told.textContent = box ? `${box.name}: ${box.label}` : help;
@@ -254,7 +253,7 @@ function votes(card, row, boxes) {
       pip.style.gridArea = `${third(box.top, row.views) + 1} / ${third(box.left, row.views) + 1}`;
       return pip;
     });
-    if (pips.length) group.append(make("div", { class: "dice" }, make("div", { class: "pips" }, ...pips), isMirror ? "mirrored" : "as it is"));
+    if (pips.length) group.append(make("div", { class: "dice" }, make("div", { class: "pips" }, ...pips), isMirror ? "mirrored" : "original"));
   }
   const all = radio(null);
   all.checked = true;
@@ -311,7 +310,7 @@ clearAll.addEventListener("click", () => {
   cards.clear();
   waiting = [];
   list.replaceChildren();
-  statusLine.textContent = "All removed";
+  statusLine.textContent = "All photographs are removed";
   report();
   files.focus();
 });

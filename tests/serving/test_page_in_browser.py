@@ -101,7 +101,7 @@ def test_dropped_photographs_are_answered_and_a_broken_one_has_its_error_beside_
 ) -> None:
     page = open_page(server.url)
     drop(page, FILES | BROKEN)
-    expect_status(page, "4 of 4 done, 1 with an error")
+    expect_status(page, "4 of 4 done, 1 failed")
     *whole, broken = page.locator(".card").all()
     for card, row, name in zip(whole, predicted(model, FILES), FILES, strict=True):
         assert card.locator("h2").inner_text() == name
@@ -144,7 +144,7 @@ def test_a_view_that_is_chosen_with_the_keyboard_is_drawn_where_it_was_cut(
 def test_the_page_fits_a_phone_and_is_reached_with_the_keyboard(open_page: Callable[..., Any], server: Running) -> None:
     page = open_page(server.url, width=360)
     drop(page, FILES | BROKEN)
-    expect_status(page, "4 of 4 done, 1 with an error")
+    expect_status(page, "4 of 4 done, 1 failed")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.locator("h1").click()
     reached = []
@@ -161,7 +161,7 @@ def test_a_token_is_asked_for_and_photographs_wait_for_it(open_page: Callable[..
         page.locator("#token:focus").wait_for()
         page.keyboard.type("not-that-one")
         page.keyboard.press("Enter")
-        expect_status(page, "The server does not accept this token.")
+        expect_status(page, "The server does not accept this token. Try another.")
         page.keyboard.type(TOKEN)
         page.keyboard.press("Enter")
         expect_status(page, "3 of 3 done")
