@@ -8,9 +8,9 @@ Parts: peers (throughput against PyTorch, ONNX Runtime, a DataLoader and benchma
 that decoding in full gives), startup (one photograph from a cold process, against a bare OpenVINO script), loader
 (training's pixels from --train-images and from packed sets of them; left out without that), training (a step against a
 plain loop), serving (a server's costs beside decoding and the engine, its throughput, its latencies), endurance (a
-server with twice the requests it can answer, 100,000 of them, a replica killed, the server killed). What needs a
-package that is not installed is left out. All that is compared runs in turns, in processes of its own; peers has all of
-them open at once and takes 13 GB of memory.
+server with twice the requests it can answer, 100,000 of them, a replica killed, the server killed), triton (a server's
+cost against Triton's; left out without --triton). What needs a package that is not installed is left out. All that is
+compared runs in turns, in processes of its own; peers has all of them open at once and takes 13 GB of memory.
 
 Figures go to benchmarks/results/<machine>.json, where those of parts that were not asked for stay, each with its date,
 its commit, the versions and the load that it was measured with; the tables are printed, and put into the page --docs.
@@ -65,6 +65,7 @@ from benchmarks.machine import (
     precisions,
 )
 from benchmarks.network import check_model, copy_model, make_model
+from benchmarks.peer_triton import measure_triton
 from benchmarks.peers import BATCH_SIZE, PeerOptions, measure_peers
 from benchmarks.photographs import find_photographs, render_photographs
 from benchmarks.process import ROOT, Process
@@ -79,7 +80,7 @@ from benchmarks.training import TrainingOptions, measure_loader, measure_trainin
 
 Say = Callable[[str], None]
 
-_OF_FOLDER = ("peers", "inputs", "batches", "sizes", "decisions", "startup", "serving", "endurance")
+_OF_FOLDER = ("peers", "inputs", "batches", "sizes", "decisions", "startup", "serving", "endurance", "triton")
 """The parts that need a model folder and photographs."""
 
 _OF_ENGINES = ("peers", "inputs", "batches", "sizes")
@@ -136,6 +137,7 @@ def _arguments() -> argparse.Namespace:
         "--judge", type=Path, help="a trained model for the decisions and the server; default: the --model"
     )
     parser.add_argument("--judge-images", nargs="+", default=[], help="photographs that it knows; default: PHOTOGRAPHS")
+    parser.add_argument("--triton", type=Path, metavar="DIR", help="a virtual environment with nvidia-pytriton")
     parser.add_argument("--train-images", type=Path, help="a folder with a folder of photographs for each class")
     parser.add_argument("--images", type=_at_least_one, default=64, help="how many photographs take part")
     parser.add_argument(
@@ -211,7 +213,7 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
         folder = make_model(workspace / "models" / "alexnet", files)
     else:
         folder = copy_model(given.model, workspace / "models" / "alexnet")
-    if set(given.parts) - {"serving", "endurance"}:
+    if set(given.parts) - {"serving", "endurance", "triton"}:
         check_model(folder)
     peers = PeerOptions(
         files=tuple(files),
@@ -276,8 +278,12 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
             seed=given.seed,
         )
         work["endurance"] = lambda: measure_endurance(judge, workspace, endurance, say)
-    elif set(given.parts) & {"serving", "endurance"}:
-        say("serving and endurance are left out: uvicorn is not installed")
+        if given.triton is not None:
+            work["triton"] = lambda: measure_triton(judge, given.triton, workspace, serving, say)
+        elif "triton" in given.parts:
+            say("triton is left out: there is no --triton")
+    elif set(given.parts) & {"serving", "endurance", "triton"}:
+        say("serving, endurance and triton are left out: uvicorn is not installed")
     return work
 
 

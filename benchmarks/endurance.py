@@ -16,7 +16,7 @@ from alexdeploy import ModelFolder
 from alexdeploy.benchmark.statistics import percentile
 from benchmarks.load import Answers, Load, send
 from benchmarks.process_tree import resident_bytes, tree
-from benchmarks.server import Server, write_requests
+from benchmarks.server import open_server, write_requests
 from benchmarks.serving import FEW, MANY
 
 Say = Callable[[str], None]
@@ -52,7 +52,7 @@ def measure_endurance(folder: ModelFolder, workspace: Path, options: EnduranceOp
 
 def _overload(folder: ModelFolder, files: tuple[str, ...], options: EnduranceOptions, say: Say) -> dict[str, Any]:
     """Requests at twice the rate that the server reached before, at random times, for 15 times as long."""
-    with Server(folder, 1) as server:
+    with open_server(folder, 1) as server:
         load = Load(port=server.port, files=files, seconds=options.seconds, num_clients=MANY, seed=options.seed)
         send(load)
         rate = send(load).per_second
@@ -88,7 +88,7 @@ def _overload(folder: ModelFolder, files: tuple[str, ...], options: EnduranceOpt
 
 def _long(folder: ModelFolder, files: tuple[str, ...], options: EnduranceOptions, say: Say) -> dict[str, Any]:
     statuses: Counter[int] = Counter()
-    with Server(folder, 1) as server:
+    with open_server(folder, 1) as server:
         sampled = []
         load = Load(port=server.port, files=files, seconds=5 * options.seconds, num_clients=MANY)
         while statuses.total() < options.num_requests:
@@ -101,7 +101,7 @@ def _long(folder: ModelFolder, files: tuple[str, ...], options: EnduranceOptions
 
 def _killed_replica(folder: ModelFolder, files: tuple[str, ...], options: EnduranceOptions, say: Say) -> dict[str, Any]:
     """SIGKILL to one of two replicas while clients wait for their answers."""
-    with Server(folder, 1, devices="cpu,cpu") as server, ThreadPoolExecutor(1) as clients:
+    with open_server(folder, 1, devices="cpu,cpu") as server, ThreadPoolExecutor(1) as clients:
         first, *_ = replicas = tree(server.pid)[1:]
         say(f"endurance: one of {len(replicas)} replicas is killed")
         sent = clients.submit(send, Load(port=server.port, files=files, seconds=3 * options.seconds, num_clients=FEW))
@@ -120,7 +120,7 @@ def _restarts(folder: ModelFolder, options: EnduranceOptions, say: Say) -> list[
     seconds = []
     for number in range(options.num_restarts + 1):
         say(f"endurance: start {number} of {options.num_restarts}")
-        with Server(folder, 1) as server:
+        with open_server(folder, 1) as server:
             seconds.append(server.opened_seconds)
             os.kill(server.pid, signal.SIGKILL)
     return seconds[1:]

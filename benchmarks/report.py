@@ -17,6 +17,7 @@ from benchmarks.tables import (
     size_table,
     startup_table,
     step_table,
+    triton_table,
 )
 from benchmarks.targets import bars_of_parts
 
@@ -38,6 +39,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         *step_table(results.get("training")),
         *serving_tables(results.get("serving")),
         *endurance_table(results.get("endurance")),
+        *triton_table(results.get("triton")),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import cycle, islice
@@ -34,21 +34,20 @@ _READY_SECONDS = 120.0
 
 
 class Server:
-    """`alexdeploy serve` with one model on the CPU; a context manager, ready for requests when it is made.
+    """A server of `model` in a process of its own; a context manager, ready for requests when it is made.
 
-    `opened_seconds` is what that took, from the start of the process.
+    `command` has it listen on `port` of this machine; `environment` is the process's, else this one's.
+    `opened_seconds` is the time from the start of the process until it was ready.
     """
 
-    def __init__(self, folder: ModelFolder, num_views: NumViews, *options: str, devices: str = "cpu") -> None:
-        """`options` are further ones of the command."""
-        self.port = free_port()
-        self._name = folder.path.name
-        options = ("--port", str(self.port), "--no-grpc", "--views", str(num_views), "--devices", devices, *options)
-        command = ["-m", "alexdeploy", "serve", str(folder.path), *options]
+    def __init__(
+        self, command: Sequence[str], port: int, model: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.port, self._model = port, model
         began = time.monotonic()
         # The access log is written, as it is in use, and not read.
         self._process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
             self._wait_until_ready(command)
@@ -76,12 +75,12 @@ class Server:
 
     def batch_sizes(self) -> Counter[int]:
         """How many batches of each size have run since its start."""
-        (stats,) = json.loads(self._get(f"/v2/models/{self._name}/stats"))["model_stats"]
+        (stats,) = json.loads(self._get(f"/v2/models/{self._model}/stats"))["model_stats"]
         return Counter({each["batch_size"]: each["compute_infer"]["count"] for each in stats["batch_stats"]})
 
     def most_held(self) -> int:
         """How many images it has accepted at most: those that wait, and those in the engine."""
-        config = json.loads(self._get(f"/v2/models/{self._name}/config"))
+        config = json.loads(self._get(f"/v2/models/{self._model}/config"))
         num_streams: int = sum(group["count"] for group in config["instance_group"])
         waiting: int = config["dynamic_batching"]["default_queue_policy"]["max_queue_size"]
         batch_size: int = config["max_batch_size"]
@@ -101,7 +100,15 @@ class Server:
                 time.sleep(0.05)
             else:
                 return
-        raise SystemExit(f"the server does not get ready: python {' '.join(command)}")
+        raise SystemExit(f"the server does not get ready: {' '.join(command)}")
+
+
+def open_server(folder: ModelFolder, num_views: NumViews, *options: str, devices: str = "cpu") -> Server:
+    """`alexdeploy serve`; `options` are further ones of the command."""
+    port = free_port()
+    command = [sys.executable, "-m", "alexdeploy", "serve", str(folder.path), "--port", str(port), "--no-grpc"]
+    command += ["--views", str(num_views), "--devices", devices, *options]
+    return Server(command, port, folder.path.name)
 
 
 def free_port() -> int:
@@ -110,15 +117,21 @@ def free_port() -> int:
     return port
 
 
-def write_requests(folder: ModelFolder, files: Sequence[str], target: Path) -> dict[str, tuple[str, ...]]:
-    """A request for each photograph, once with its pixels and once with its file, as `benchmarks.load` sends them."""
+def write_requests(
+    folder: ModelFolder, files: Sequence[str], target: Path, *, model: str | None = None
+) -> dict[str, tuple[str, ...]]:
+    """A request for each photograph, once with its pixels and once with its file, as `benchmarks.load` sends them.
+
+    `model` is the name in their paths, if not that of the folder.
+    """
     target.mkdir(parents=True)
+    model = model or folder.path.name
     resize = folder.spec().preprocessing.resize
     written: dict[str, list[str]] = {"pixels": [], "JPEG": []}
 
     def write(kind: str, datatype: str, shape: Sequence[int], tensor: bytes) -> None:
         path = target / f"{kind}-{len(written[kind]):05}"
-        path.write_bytes(_request(folder.path.name, datatype, shape, tensor))
+        path.write_bytes(_request(model, datatype, shape, tensor))
         written[kind].append(str(path))
 
     for name in files:

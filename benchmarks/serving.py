@@ -22,7 +22,7 @@ from alexdeploy.inference.row import Row
 from benchmarks.growth import listed
 from benchmarks.load import Load, send
 from benchmarks.process import take_turns
-from benchmarks.server import Alone, Server, write_requests
+from benchmarks.server import Alone, Server, open_server, write_requests
 
 Say = Callable[[str], None]
 
@@ -62,7 +62,7 @@ def measure_serving(folder: ModelFolder, workspace: Path, options: ServingOption
     with ExitStack() as stack:
         for num_views in VIEWS:
             say(f"serving: opening, {num_views} views")
-            server = servers[num_views] = stack.enter_context(Server(folder, num_views))
+            server = servers[num_views] = stack.enter_context(open_server(folder, num_views))
             alone = stack.enter_context(Alone(folder, num_views, options.files))
             predictor = stack.enter_context(Predictor(folder, num_views=num_views, devices="cpu"))
             for kind in KINDS:

@@ -256,6 +256,23 @@ def endurance_table(endurance: Mapping[str, Any] | None) -> Iterator[str]:
     yield ""
 
 
+def triton_table(triton: Mapping[str, Any] | None) -> Iterator[str]:
+    if triton is None:
+        return
+    yield (
+        f"`alexdeploy serve {triton['model']} --backend onnxruntime`, and nvidia-pytriton {triton['version']} with "
+        "the same graph in ONNX Runtime in its Python backend: CPU milliseconds for a request with the pixels of one "
+        f"image, medians of {triton['num_rounds']} rounds{_loads(triton)}:"
+    )
+    yield from ("", "| clients | serve | least to most | Triton | least to most | ratio |", "|---|---|---|---|---|---|")
+    costs = triton["server_ms"]
+    for clients in ("1", "16"):
+        pair = costs[f"serve {clients}"], costs[f"triton {clients}"]
+        cells = (f"{statistics.median(each):.2f} | {min(each):.2f} to {max(each):.2f}" for each in pair)
+        yield f"| {clients} | {' | '.join(cells)} | {median_ratio(*pair):.3f} |"
+    yield ""
+
+
 def _answers(part: Mapping[str, Any]) -> str:
     return ", ".join(f"{count:,} times {status}" for status, count in part["statuses"].items())
 

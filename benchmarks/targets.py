@@ -52,6 +52,7 @@ def bars_of_parts(results: Mapping[str, Any]) -> dict[str, list[Bar]]:
         "startup": _startup_bars,
         "serving": _serving_bars,
         "endurance": _endurance_bars,
+        "triton": _triton_bars,
     }
     return {part: list(bars_of(results.get(part))) for part, bars_of in makers.items()}
 
@@ -144,6 +145,15 @@ def _endurance_bars(endurance: Mapping[str, Any] | None) -> Iterator[Bar]:
     yield Bar(name=name, found=failed, wanted=0, at_most=True)
     seconds = statistics.median(endurance["restart_seconds"])
     yield Bar(name="serve, seconds from the start to ready after kill -9", found=seconds, wanted=2, at_most=True)
+
+
+def _triton_bars(triton: Mapping[str, Any] | None) -> Iterator[Bar]:
+    if triton is None:
+        return
+    for clients, most in (("1 client", 1.1), ("16 clients", 1.05)):
+        ours, theirs = (triton["server_ms"][f"{name} {clients.split()[0]}"] for name in ("serve", "triton"))
+        found = median_ratio(ours, theirs)
+        yield Bar(name=f"serve, ONNX Runtime, {clients}, CPU over Triton's", found=found, wanted=most, at_most=True)
 
 
 def num_failed(statuses: Mapping[str, int], but: Collection[str] = ("200",)) -> int:

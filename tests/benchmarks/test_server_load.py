@@ -13,10 +13,11 @@ from alexdeploy.core.model_folder import ModelFolder
 from benchmarks.endurance import EnduranceOptions, measure_endurance
 from benchmarks.latency_plot import draw_latencies
 from benchmarks.load import Load, send
+from benchmarks.peer_triton import open_triton
 from benchmarks.report import markdown
-from benchmarks.server import Alone, Server, write_requests
+from benchmarks.server import Alone, open_server, write_requests
 from benchmarks.serving import ServingOptions, measure_serving
-from benchmarks.tables import endurance_table
+from benchmarks.tables import endurance_table, triton_table
 from benchmarks.targets import bars
 
 pytest.importorskip("uvicorn")
@@ -36,7 +37,7 @@ def test_requests_with_pixels_and_with_files_are_answered_and_counted(
 ) -> None:
     requests = write_requests(tiny_model, pictures, tmp_path / "requests")
     assert {kind: len(paths) for kind, paths in requests.items()} == {"pixels": 4, "JPEG": 4}
-    with Server(tiny_model, 1) as server:
+    with open_server(tiny_model, 1) as server:
         before, seconds = server.batch_sizes(), server.cpu_seconds()
         answers = [send(Load(port=server.port, files=files, seconds=0.2, num_clients=2)) for files in requests.values()]
         batches = server.batch_sizes() - before
@@ -147,3 +148,25 @@ def test_endurance_is_judged_by_what_failed_and_by_growth() -> None:
     text = "\n".join(endurance_table(part))
     assert "| many requests | 100,000 times 200 | | 200 to 260 |" in text
     assert "Ready 1.70 s after the start, 1.50 to 2.50" in text
+
+
+def test_triton_is_compared_within_a_round() -> None:
+    costs = {"serve 1": [5.0, 5.8], "triton 1": [5.0, 5.0], "serve 16": [4.2, 4.4], "triton 16": [4.0, 4.0]}
+    part = {
+        "model": "flowers",
+        "num_rounds": 2,
+        "version": "0.7.0",
+        "server_ms": costs,
+        "machine": {"load_start": 1.0, "load_end": 2.0},
+    }
+    found = {bar.name: (bar.found, bar.is_met) for bar in bars({"triton": part})}
+    assert found == {
+        "serve, ONNX Runtime, 1 client, CPU over Triton's": (pytest.approx(1.08), True),
+        "serve, ONNX Runtime, 16 clients, CPU over Triton's": (pytest.approx(1.075), False),
+    }
+    assert "| 16 | 4.30 | 4.20 to 4.40 | 4.00 | 4.00 to 4.00 | 1.075 |" in list(triton_table(part))
+
+
+def test_an_environment_without_triton_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="nvidia-pytriton"):
+        open_triton(tmp_path, tmp_path, "flowers_graph", tmp_path)
