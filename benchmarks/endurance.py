@@ -44,9 +44,9 @@ def measure_endurance(folder: ModelFolder, workspace: Path, options: EnduranceOp
     return {
         "model": folder.spec().name,
         "overload": _overload(folder, files, options, say),
-        "long": _long(folder, files, options, say),
         "killed": _killed_replica(folder, files, options, say),
         "restart_seconds": _restarts(folder, options, say),
+        "long": _long(folder, files, options, say),
     }
 
 
@@ -72,6 +72,7 @@ def _overload(folder: ModelFolder, files: tuple[str, ...], options: EnduranceOpt
                 time.sleep(_SAMPLE_SECONDS)
             answers = sent.result()
         num_images = server.most_held()
+    say(f"endurance: {_statuses(answers.statuses)}, p99 {percentile(answers.latencies_ms, 99):.0f} ms")
     return {
         "capacity_per_second": rate,
         "requests_per_second": 2 * rate,
@@ -108,6 +109,7 @@ def _killed_replica(folder: ModelFolder, files: tuple[str, ...], options: Endura
         time.sleep(options.seconds)
         os.kill(first, signal.SIGKILL)
         answers: Answers = sent.result()
+        say(f"endurance: {_statuses(answers.statuses)}")
         return {
             "statuses": _statuses(answers.statuses),
             "num_replicas": [len(replicas), len(tree(server.pid)) - 1],
@@ -118,10 +120,10 @@ def _killed_replica(folder: ModelFolder, files: tuple[str, ...], options: Endura
 def _restarts(folder: ModelFolder, options: EnduranceOptions, say: Say) -> list[float]:
     """Each server is killed without warning; what it compiled is in the cache of the next."""
     seconds = []
-    for number in range(options.num_restarts + 1):
-        say(f"endurance: start {number} of {options.num_restarts}")
+    for _ in range(options.num_restarts + 1):
         with open_server(folder, 1) as server:
             seconds.append(server.opened_seconds)
+            say(f"endurance: ready after {seconds[-1]:.2f} s")
             os.kill(server.pid, signal.SIGKILL)
     return seconds[1:]
 
