@@ -251,7 +251,7 @@ def _print(found: Benchmark, console: Console) -> None:
 
     line = partial(out.line, console)
     machine = found.machine
-    line(f"model {found.model}, contract {found.contract_sha256[:12]}", "bold")
+    line(f"model {found.model}, spec {found.contract_sha256[:12]}", "bold")
     line(f"{machine.processor}, {out.count(machine.num_threads, 'thread')}; {found.images}")
     for num_views in dict.fromkeys(row.configuration.num_views for row in found.rows):
         line(f"\n{out.count(num_views, 'view')} an image", "bold")

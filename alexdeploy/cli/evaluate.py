@@ -127,7 +127,7 @@ def evaluate(
         if not resume or (stored is not None and not journal_path(output).exists()):
             check_output_free(stored, output, overwrite=overwrite)
     elif resume:
-        raise UsageError("--resume goes on with a file", hint="Name it: --output FILE")
+        raise UsageError("--resume continues a file of rows", hint="Name it: --output FILE")
     if html is not None:
         from alexdeploy.evaluation.html_page import check_page_path
 
@@ -230,7 +230,7 @@ def _print(found: Evaluation, console: Console) -> None:
     from alexdeploy.evaluation.evaluate import describe_exceptions
 
     line = partial(out.line, console)
-    line(f"model {found.model}, contract {found.contract_sha256[:12]}", "bold")
+    line(f"model {found.model}, spec {found.contract_sha256[:12]}", "bold")
     if found.interrupted:
         line(f"PARTIAL: {found.notes[-1]}", "bold yellow")
     line(f"{found.data}: {found.num_images:,} images{describe_exceptions(found)}")

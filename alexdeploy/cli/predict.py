@@ -122,7 +122,7 @@ def predict(
     # The link stays and its target is replaced.
     path = None if output is None or is_special else Path(os.path.realpath(output))
     if resume and path is None:
-        raise UsageError("--resume goes on with a file", hint="Name it: --output FILE")
+        raise UsageError("--resume continues a file of rows", hint="Name it: --output FILE")
     if chosen == "parquet" and path is None:
         raise UsageError("Parquet cannot be streamed", hint="Write it to a file: --output FILE.parquet")
     finished = path

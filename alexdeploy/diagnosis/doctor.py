@@ -140,7 +140,7 @@ def _disk() -> list[Finding]:
         missing = Finding(
             name="disk cache",
             status="warning",
-            found="no folder that can be written: models are compiled anew at every start",
+            found="no folder that can be written: models are compiled again at every start",
             hint="Name one: export ALEXDEPLOY_CACHE=FOLDER",
         )
         return [_disk_of("disk models", MODELS_FOLDER), missing]

@@ -80,10 +80,10 @@ class RowsFile:
             Journal(self.journal_path, Header(command=_COMMAND, settings=settings))
         )
         header = read_header(self.journal_path, _COMMAND)
-        anew = f"delete {self.journal_path} to start over"
+        remedy = f"delete {self.journal_path} to start over"
         if header is not None:
             for name, expected in settings.items():
-                check_setting(self.journal_path, name, header.settings.get(name), expected, anew)
+                check_setting(self.journal_path, name, header.settings.get(name), expected, remedy)
         rule = BatchRule(plan.batch_size)
         num_bytes = num_kept = 0
         batch: list[ImageResult] = []

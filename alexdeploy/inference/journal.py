@@ -194,12 +194,12 @@ def read_journal(path: Path, command: Command) -> Iterator[tuple[bytes, int]]:
             yield record, end
 
 
-def check_setting(path: Path, name: str, found: object, expected: object, anew: str) -> None:
+def check_setting(path: Path, name: str, found: object, expected: object, remedy: str) -> None:
     """Raise UsageError if the setting recorded in `path` differs from this run's."""
     if found != expected:
         raise UsageError(
             f"{path} was written with {name} {found}; this run has {expected}",
-            hint=f"Use the original options, or {anew}.",
+            hint=f"Use the original options, or {remedy}.",
         )
 
 

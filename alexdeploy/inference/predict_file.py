@@ -75,17 +75,17 @@ def check_finished(predictor: Predictor, sources: Iterable[Source], output: Path
     """
     waiting = iter(sources)
     num_rows = num_errors = 0
-    anew = "make it again: --overwrite instead of --resume"
+    remedy = "make it again: --overwrite instead of --resume"
     for record in read_records(output, kind):
-        _check_settings(output, record, predictor, anew)
-        _check_source(output, record, num_rows, next(waiting, None), anew)
+        _check_settings(output, record, predictor, remedy)
+        _check_source(output, record, num_rows, next(waiting, None), remedy)
         num_rows += 1
         num_errors += record.error is not None
     more = next(waiting, None)
     if more is not None:
         raise UsageError(
-            f"{output} is finished with {num_rows} rows; the inputs of now go on with {more.name!r}",
-            hint=f"Give the same inputs, or {anew}.",
+            f"{output} is finished with {num_rows} rows, but the inputs have more: the next is {more.name!r}",
+            hint=f"Give the same inputs, or {remedy}.",
         )
     return Summary(num_rows=num_rows, num_errors=num_errors, num_kept=num_rows)
 
@@ -146,14 +146,14 @@ def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor)
     num_errors = 0
     kept = (0, 0, 0)
     again: list[Source] = []
-    anew = f"delete {path} to start over"
+    remedy = f"delete {path} to start over"
     header = read_header(path, _COMMAND)
     if header is not None:
-        check_setting(path, "batch size", header.settings.get("batch_size"), predictor.info.batch_size, anew)
+        check_setting(path, "batch size", header.settings.get("batch_size"), predictor.info.batch_size, remedy)
     for index, (row, end) in enumerate(read_rows(path)):
         source = next(sources, None)
-        _check_settings(path, row.record, predictor, anew)
-        _check_source(path, row.record, index, source, anew)
+        _check_settings(path, row.record, predictor, remedy)
+        _check_source(path, row.record, index, source, remedy)
         if source is not None:
             again.append(source)
         num_errors += row.error is not None
@@ -171,7 +171,7 @@ def _chain(first: list[Source], then: Iterator[Source]) -> Iterator[Source]:
     yield from then
 
 
-def _check_settings(path: Path, record: Record, predictor: Predictor, anew: str) -> None:
+def _check_settings(path: Path, record: Record, predictor: Predictor, remedy: str) -> None:
     info = predictor.info
     top_k = predictor.top_k if record.error is None else 0
     for name, found, expected in (
@@ -183,16 +183,16 @@ def _check_settings(path: Path, record: Record, predictor: Predictor, anew: str)
         ("artifact", record.artifact, short_artifact(info.artifact)),
         ("top-k", record.num_choices, top_k),
     ):
-        check_setting(path, name, found, expected, anew)
+        check_setting(path, name, found, expected, remedy)
 
 
-def _check_source(path: Path, record: Record, index: int, source: Source | None, anew: str) -> None:
+def _check_source(path: Path, record: Record, index: int, source: Source | None, remedy: str) -> None:
     now = "nothing" if source is None else repr(source.name)
     if record.index != index or source is None or record.source != source.name:
         raise UsageError(
             f"the inputs are not those that {path} was begun with: "
             f"row {index} there is {record.source!r} (index {record.index}), now it is {now}",
-            hint=f"Give the same inputs, or {anew}.",
+            hint=f"Give the same inputs, or {remedy}.",
         )
 
 

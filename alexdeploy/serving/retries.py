@@ -9,7 +9,7 @@ _LONGEST_SECONDS = 60.0
 
 
 class Retry:
-    """Attempts at intervals that double, from one second to one minute; what ran for longer than that begins anew.
+    """Attempts at intervals that double, from one second to one minute; what ran for longer than that begins again.
 
     `at` is the time of the next attempt; None: nothing is to be tried.
     """

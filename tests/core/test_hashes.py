@@ -142,7 +142,7 @@ def test_a_small_file_is_always_read(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"1:2": [1, 2, 3, "no hash"]}', b"\xff", b"[]"])
-def test_a_damaged_memory_is_begun_anew(file: Path, cache: Path, damage: bytes) -> None:
+def test_a_damaged_memory_is_begun_again(file: Path, cache: Path, damage: bytes) -> None:
     remembered_sha256(file)
     (cache / "hashes" / "sha256.json").write_bytes(damage)
     assert remembered_sha256(file) == sha256_file(file)

@@ -45,7 +45,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def change_weights(folder: ModelFolder, precision: str, change: Change) -> None:
-    """Write the graph anew with other weights, its metadata kept: not stale, but wrong."""
+    """Write the graph again with other weights, its metadata kept: not stale, but wrong."""
     model = onnx.load(folder.onnx_path(precision))
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)

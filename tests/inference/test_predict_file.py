@@ -294,7 +294,7 @@ def test_a_journal_with_more_rows_than_inputs_is_refused(write: Callable[..., Su
         write(count=5)
 
 
-def test_a_run_that_would_begin_anew_over_a_journal_is_refused(write: Callable[..., Summary], output: Path) -> None:
+def test_a_run_that_would_start_again_over_a_journal_is_refused(write: Callable[..., Summary], output: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(stop_after=9)
     with pytest.raises(UsageError, match="first 9 rows of an interrupted run") as caught:
@@ -329,7 +329,7 @@ def test_an_output_without_a_journal_is_finished_if_it_is_what_is_asked_for(
         ({"top_k": 2}, COUNT, "top-k 3; this run has 2"),
         ({"engine": {"artifact": "f" * 64}}, COUNT, "artifact c0ffeec0ffee; this run has ffffffffffff"),
         ({}, COUNT - 1, r"row 29 there is '29\.jpg' \(index 29\), now it is nothing"),
-        ({}, COUNT + 1, r"finished with 30 rows; the inputs of now go on with '30\.jpg'"),
+        ({}, COUNT + 1, r"finished with 30 rows, but the inputs have more: the next is '30\.jpg'"),
     ],
 )
 def test_a_finished_file_of_another_run_is_refused_by_name(

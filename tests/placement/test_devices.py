@@ -68,7 +68,7 @@ def test_a_mask_names_gpus_as_in_cuda(mask: str | None, expected: list[str]) -> 
     assert [device.uuid for device in visible_devices(GPUS, mask)] == expected
 
 
-def test_visible_devices_are_counted_anew() -> None:
+def test_visible_devices_are_counted_again() -> None:
     assert [device.index for device in visible_devices(GPUS, "2,3,0")] == [0, 1, 2, 3]
 
 

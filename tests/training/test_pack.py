@@ -343,7 +343,7 @@ def test_overwriting_that_was_stopped_goes_on_when_it_is_asked_for_again(tmp_pat
 
 
 @pytest.mark.parametrize("harm", [shorten, change, Path.unlink])
-def test_sums_of_a_shard_that_are_damaged_are_made_anew(tmp_path, tiny_data, harm: Callable[[Path], None]):
+def test_sums_of_a_shard_that_are_damaged_are_made_again(tmp_path, tiny_data, harm: Callable[[Path], None]):
     folder = tmp_path / "set"
     pack(tiny_data, folder)
     before = files(folder)

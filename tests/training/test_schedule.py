@@ -21,7 +21,7 @@ def test_a_plateau_of_patience_epochs_drops_the_rate():
     assert rates(training, [0.5, 0.4, 0.4, 0.41]) == pytest.approx([1, 1, 1, 1, 0.1])
 
 
-def test_an_improvement_begins_the_wait_anew():
+def test_an_improvement_begins_the_wait_again():
     training = Training(learning_rate=1.0, patience=2)
     assert rates(training, [0.5, 0.5, 0.4, 0.4, 0.3]) == pytest.approx([1] * 6)
 

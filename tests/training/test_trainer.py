@@ -338,7 +338,7 @@ def test_a_finished_run_says_so_and_takes_more_epochs(tmp_path, tiny_data, unint
     assert [record.epoch for record in read_log(log_path(folder))] == [1, 2, 3, 4]
 
 
-def test_overwriting_begins_anew(tmp_path, tiny_data, uninterrupted):
+def test_overwriting_starts_again(tmp_path, tiny_data, uninterrupted):
     folder = ModelFolder(tmp_path / "model")
     shutil.copytree(uninterrupted.path, folder.path)
     options = dataclasses.replace(ONE_THREAD, overwrite=True)

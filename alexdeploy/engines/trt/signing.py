@@ -42,7 +42,7 @@ def is_own(path: Path) -> bool:
 def read_secret() -> bytes | None:
     """The secret, None if none exists yet. Writes nothing. Raises ModelError if others could read or change it."""
     path = state_folder() / "engine.key"
-    anew = f"Delete it, and build the engines again: rm {shlex.quote(str(path))}"
+    remedy = f"Delete it, and build the engines again: rm {shlex.quote(str(path))}"
     try:
         with open_regular(path) as file:
             folder, status = path.parent.stat(), os.fstat(file.fileno())
@@ -63,10 +63,10 @@ def read_secret() -> bytes | None:
         if status.st_mode & 0o077 or status.st_uid != user:
             raise ModelError(
                 f"{path} has {_owned(status)}, expected 0600 and {user}: others could have signed engines with it",
-                hint=anew,
+                hint=remedy,
             )
     if len(content) != _SECRET_BYTES:
-        raise ModelError(f"{path} is damaged: expected {_SECRET_BYTES} bytes", hint=anew)
+        raise ModelError(f"{path} is damaged: expected {_SECRET_BYTES} bytes", hint=remedy)
     return content
 
 
