@@ -42,7 +42,7 @@ def test_a_table_for_each_number_of_views_and_the_command_of_the_fastest(run: Ru
     result = run("tiny", *QUICK, "--views", "1,10", "--batch-size", "1,2")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("model models/tiny, contract ")
+    assert lines[0].startswith("model models/tiny, spec ")
     head = ["backend", "precision", "batch", "engine", "files", "bound", "p50", "p95", "same", "ceiling", "MB", "first"]
     heads = [number for number, line in enumerate(lines) if line.split() == head]
     assert [lines[number - 1] for number in heads] == ["1 view an image", "10 views an image"]
