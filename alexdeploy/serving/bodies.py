@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
+from alexdeploy.core.memory import give_back_memory
 from alexdeploy.serving.errors import BusyError, InvalidRequestError, TooLargeError
 
 _ENCODINGS = ("gzip", "deflate", "identity")
@@ -21,8 +22,11 @@ _STEP_BYTES = 1 << 20
 _MAX_MEMBERS = 64
 """Members of gzip data that one body may have. Empty ones take time and count for no other limit."""
 
-
 _MIN_TOTAL_BYTES = 256 << 20
+
+_MUCH_BYTES = 64 << 20
+_GIVE_BACK_SECONDS = 1.0
+"""How long after much was held, and nothing is any more, memory is given back to the system: it takes some 50 ms."""
 
 
 class BodyBudget:
@@ -35,7 +39,7 @@ class BodyBudget:
     def __init__(self, max_body_bytes: int, max_total_bytes: int | None = None) -> None:
         self.max_body_bytes = max_body_bytes
         self.max_total_bytes = max(4 * max_body_bytes, _MIN_TOTAL_BYTES) if max_total_bytes is None else max_total_bytes
-        self.held_bytes = 0
+        self.held_bytes = self._most_bytes = 0
 
     @contextmanager
     def hold(self) -> Iterator[Held]:
@@ -45,6 +49,10 @@ class BodyBudget:
             yield held
         finally:
             self.held_bytes -= held.num_bytes
+            if not self.held_bytes and self._most_bytes > _MUCH_BYTES:
+                self._most_bytes = 0
+                loop = asyncio.get_running_loop()
+                loop.call_later(_GIVE_BACK_SECONDS, loop.run_in_executor, None, give_back_memory)
 
 
 class Held:
@@ -60,6 +68,7 @@ class Held:
             raise BusyError("the bodies of other requests fill the memory that is set aside for bodies")
         self.num_bytes += num_bytes
         self.budget.held_bytes += num_bytes
+        self.budget._most_bytes = max(self.budget._most_bytes, self.budget.held_bytes)
 
 
 async def read_body(request: Request, held: Held) -> memoryview:

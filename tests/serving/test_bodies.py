@@ -8,8 +8,10 @@ import zlib
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from starlette.requests import ClientDisconnect, Request
 
+from alexdeploy.serving import bodies
 from alexdeploy.serving.bodies import BodyBudget, read_body
 from alexdeploy.serving.errors import BusyError, InvalidRequestError, TooLargeError
 
@@ -30,6 +32,28 @@ def read(chunks: list[bytes], budget: BodyBudget | None = None, **headers: str) 
             return bytes(await read_body(request, held))
 
     return asyncio.run(body())
+
+
+def test_memory_is_given_back_when_much_was_held_and_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = asyncio.Event()
+    monkeypatch.setattr(bodies, "_GIVE_BACK_SECONDS", 0.0)
+
+    async def use() -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(bodies, "give_back_memory", lambda: loop.call_soon_threadsafe(given.set))
+        budget = BodyBudget(64 << 20)
+        with budget.hold() as small:
+            small.add(64 << 20)
+        assert budget._most_bytes == 64 << 20
+        with budget.hold() as first:
+            first.add(40 << 20)
+            with budget.hold() as second:
+                second.add(40 << 20)
+            assert budget._most_bytes == 80 << 20
+        assert budget._most_bytes == 0
+        await asyncio.wait_for(given.wait(), PATIENCE)
+
+    asyncio.run(use())
 
 
 TEXT = b"abc" * 100

@@ -32,6 +32,7 @@ from alexdeploy.inference.batcher import BatcherOptions
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.placement import place
 from alexdeploy.placement.options import PredictOptions
+from alexdeploy.serving import grpc_calls
 from alexdeploy.serving.access import ModelControl
 from alexdeploy.serving.access_log import AccessLog
 from alexdeploy.serving.bodies import BodyBudget
@@ -462,6 +463,19 @@ def test_messages_come_in_a_few_at_a_time(model: ModelFolder) -> None:
         assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
         streams.pop().cancel()
         wait_for(lambda: can_stream(stub, asked))
+
+
+def test_a_message_that_does_not_come_in_is_given_up(model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_calls, "_SECONDS", 0.1)
+    with serve(Repository([model], SERVING)) as service, grpc.insecure_channel(service.address) as channel:
+        never: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        error = call.future(iter(never.get, None)).exception(PATIENCE)
+        never.put(None)
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "the request did not come in within 0.1 s",
+    )
 
 
 def test_the_descriptions_are_those_of_the_model(client: triton.InferenceServerClient, model: ModelFolder) -> None:
