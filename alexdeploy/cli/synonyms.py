@@ -86,9 +86,9 @@ def refuse_urls(words: Sequence[str]) -> None:
         if not is_url(given.removeprefix("@")) or os.path.exists(given):
             continue
         # `bench` would measure the network. The word after a flag is an argument, as far as can be told here.
-        if (option in _URL_OPTIONS and (command, option) != ("bench", "--images")) or (
-            option not in _PATH_OPTIONS and command in _URL_COMMANDS
-        ):
+        if option in _URL_OPTIONS and (command, option) != ("bench", "--images"):
+            continue
+        if option not in {*_URL_OPTIONS, *_PATH_OPTIONS} and command in _URL_COMMANDS:
             continue
         shown = printable_url(given)
         raise UsageError(
