@@ -1,4 +1,4 @@
-"""Building TensorRT engines: one in this process, or those of an export in one process each."""
+"""Building engine files: one in this process, or those of an export in one process each."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def build(
     options: BuildOptions | None = None,
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> BuiltEngine:
-    """Build the TensorRT engine of a model for a GPU of this machine, or return the one built earlier.
+    """Build an engine of a model, or return the one built earlier: TensorRT's for a GPU of this machine, TensorRT-RTX's
+    for RTX cards that need not be here.
 
-    `model` is a folder or what `find_model` takes. Raises as `build_engine`, and UsageError if tensorrt or pycuda is
-    missing.
+    `model` is a folder or what `find_model` takes. Raises as `build_engine`, and UsageError if a package is missing.
     """
     folder = own_model(model)
     options = check_argument("options", options or BuildOptions(), BuildOptions)
