@@ -53,6 +53,9 @@ class Program:
 
     def wait_until(self, pattern: str) -> None:
         wait_for(lambda: self.found(pattern) or self.process.poll() is not None)
+        if self.process.poll() is not None and self._read is not None:
+            # Its last lines may not have been read yet.
+            self._read.join(PATIENCE)
         assert self.found(pattern), "".join(self.lines)
 
     def end(self, number: signal.Signals) -> int:
