@@ -25,6 +25,9 @@ _MESSAGE_OVERHEAD = 1 << 20
 _MIN_AT_A_TIME = 16
 """Else a few slow clients would hold up all others."""
 
+_MIN_STREAMS = 64
+"""A client may keep a stream open and send little."""
+
 _SECONDS = 60.0
 """How long a message may take to come in."""
 
@@ -33,16 +36,17 @@ _WINDOW_BYTES = 256 << 10
 
 
 class Reception:
-    """How many messages come in at a time, and how many streams are open, each of which may be receiving one.
+    """How many messages come in at a time, and how many streams are open, each of which may be receiving one besides.
 
-    gRPC holds a whole message before anybody sees how large it is. The number is what the budget has room for if all
-    are as large as they may be, and no less than 16. To be used in one event loop.
+    gRPC holds a whole message before anybody sees how large it is. The numbers are what the budget has room for if all
+    are as large as they may be, and no less than 16 and 64. To be used in one event loop.
     """
 
     def __init__(self, budget: BodyBudget) -> None:
         self._max_bytes = budget.max_body_bytes + _MESSAGE_OVERHEAD
-        self.num_at_a_time = max(_MIN_AT_A_TIME, budget.max_total_bytes // self._max_bytes)
-        self._has_room = asyncio.Semaphore(self.num_at_a_time)
+        room = budget.max_total_bytes // self._max_bytes
+        self._has_room = asyncio.Semaphore(max(_MIN_AT_A_TIME, room))
+        self._max_streams = max(_MIN_STREAMS, room)
         self._num_streams = 0
 
     def options(self) -> tuple[tuple[str, int], ...]:
@@ -68,8 +72,8 @@ class Reception:
     @contextmanager
     def stream(self) -> Iterator[None]:
         """A stream that is open. Raises BusyError if there are too many."""
-        if self._num_streams == self.num_at_a_time:
-            raise BusyError(f"{self.num_at_a_time} streams are open, the most that this server has at a time")
+        if self._num_streams == self._max_streams:
+            raise BusyError(f"{self._max_streams} streams are open, the most that this server has at a time")
         self._num_streams += 1
         try:
             yield

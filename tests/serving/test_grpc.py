@@ -438,7 +438,7 @@ def test_messages_come_in_a_few_at_a_time(model: ModelFolder) -> None:
     ):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         never: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        stack.callback(lambda: [never.put(None) for _ in range(33)])
+        stack.callback(lambda: [never.put(None) for _ in range(81)])
 
         def is_full() -> bool:
             try:
@@ -455,10 +455,10 @@ def test_messages_come_in_a_few_at_a_time(model: ModelFolder) -> None:
         wait_for(is_full)
         slow.pop().cancel()
         assert stub.ModelInfer(asked, timeout=PATIENCE).id == "7"
-        # Any stream may be in the middle of a message, so that there are as many.
-        streams = [stub.ModelStreamInfer(itertools.chain([asked], iter(never.get, None))) for _ in range(16)]
-        assert [next(stream).infer_response.id for stream in streams] == ["7"] * 16
-        with pytest.raises(grpc.RpcError, match="16 streams are open") as raised:
+        # Any stream may be in the middle of a message.
+        streams = [stub.ModelStreamInfer(itertools.chain([asked], iter(never.get, None))) for _ in range(64)]
+        assert [next(stream).infer_response.id for stream in streams] == ["7"] * 64
+        with pytest.raises(grpc.RpcError, match="64 streams are open") as raised:
             next(stub.ModelStreamInfer(iter([asked])))
         assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
         streams.pop().cancel()
