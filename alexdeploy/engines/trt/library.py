@@ -143,7 +143,7 @@ def not_usable(backend: EngineBackend, exc: ImportError | OSError) -> UsageError
     """The error for a package that is not installed, or that lacks a library of CUDA or the driver."""
     packages = ("tensorrt", "tensorrt_rtx_bindings", "pycuda")
     is_missing = isinstance(exc, ModuleNotFoundError) and str(exc.name).partition(".")[0] in packages
-    if backend == "tensorrt-rtx" and "pycuda" not in str(exc):
+    if backend == "tensorrt-rtx":
         hint = "On x86-64 Linux or Windows: pip install 'alexdeploy[rtx]'"
     else:
         hint = (
