@@ -22,6 +22,7 @@ class ReaderPool:
         self._num_threads = num_threads
         self._waiting: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._busy: set[threading.Thread] = set()
 
     def submit(self, call: Callable[[], _T]) -> Future[_T]:
         future: Future[_T] = Future()
@@ -33,7 +34,7 @@ class ReaderPool:
         return future
 
     def close(self, patience_seconds: float = 0.25) -> None:
-        """Cancel what has not begun, and wait for the rest, but not longer than `patience_seconds`."""
+        """Cancel what has not begun, and wait for calls that run, but not longer than `patience_seconds`."""
         try:
             while (item := self._waiting.get_nowait()) is not None:
                 item[0].cancel()
@@ -43,16 +44,20 @@ class ReaderPool:
             self._waiting.put(None)
         deadline = time.monotonic() + patience_seconds
         for thread in self._threads:
-            thread.join(max(deadline - time.monotonic(), 0.0))
+            # A thread without a call ends as soon as it gets a processor.
+            while thread.is_alive() and (thread not in self._busy or time.monotonic() < deadline):
+                thread.join(0.02)
         self._threads.clear()
 
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None:
             future, call = item
+            self._busy.add(threading.current_thread())
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(call())
                 except BaseException as exc:
                     future.set_exception(exc)
+            self._busy.discard(threading.current_thread())
             # The result belongs to whoever waits for it.
             del item, future, call
