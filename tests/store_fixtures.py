@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from web_server import WebServer, web_server
 
-from alexdeploy.core import store_urls, stores
-from alexdeploy.core.retrying import RetryPolicy
-from alexdeploy.core.store_urls import Scheme
+from alexdeploy.core.stores import objects, urls
+from alexdeploy.core.stores.retrying import RetryPolicy
+from alexdeploy.core.stores.urls import Scheme
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries without long pauses."""
     policy = RetryPolicy(num_attempts=3, first_wait_seconds=0.001, longest_wait_seconds=0.002, total_seconds=30.0)
-    monkeypatch.setattr(stores, "POLICY", policy)
+    monkeypatch.setattr(objects, "POLICY", policy)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch, impatient: None) -> Iterator[type]:
     pytest.importorskip("fsspec", reason="buckets are read by fsspec")
     from bucket import Bucket
 
-    monkeypatch.setitem(store_urls.SCHEMES, "fault", Scheme("fault", "fsspec", "s3"))
+    monkeypatch.setitem(urls.SCHEMES, "fault", Scheme("fault", "fsspec", "s3"))
     Bucket.clear()
     yield Bucket
     Bucket.clear()

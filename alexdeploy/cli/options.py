@@ -15,7 +15,7 @@ from alexdeploy.core.errors import UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.core.model_folder import ModelFolder
-    from alexdeploy.core.store_output import StoredOutput
+    from alexdeploy.core.stores.output import StoredOutput
     from alexdeploy.engines.base import NumViews
 
 _Value = TypeVar("_Value")
@@ -178,13 +178,13 @@ def check_not_there(path: Path, option: str, *, overwrite: bool) -> None:
 
 def open_output(name: str | None) -> tuple[StoredOutput | None, Path | None]:
     """The value of --output: the object in a store, if it is one, and the local file that is written."""
-    from alexdeploy.core.store_urls import is_url, local_path
+    from alexdeploy.core.stores.urls import is_url, local_path
 
     if name is None:
         return None, None
     if not is_url(name):
         return None, Path(local_path(name))
-    from alexdeploy.core.store_output import StoredOutput
+    from alexdeploy.core.stores.output import StoredOutput
 
     stored = StoredOutput(name)
     return stored, stored.path

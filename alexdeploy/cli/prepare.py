@@ -95,7 +95,7 @@ def prepare(
     --jpeg, nearly). A run that was stopped is resumed by the same command, also with --overwrite. Broken images
     are left out, listed in OUT/broken.json, and make the exit code 3.
     """
-    from alexdeploy.core.store_urls import is_url, printable_url
+    from alexdeploy.core.stores.urls import is_url, printable_url
     from alexdeploy.training.prepare import PrepareOptions
     from alexdeploy.training.prepare import prepare as run
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence, Set
 
 from alexdeploy.core.errors import UsageError
-from alexdeploy.core.store_urls import is_url, printable_url
+from alexdeploy.core.stores.urls import is_url, printable_url
 
 COMMANDS = {
     "version": "--version",

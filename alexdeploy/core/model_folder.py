@@ -21,7 +21,7 @@ from alexdeploy.core.errors import ModelError, StaleArtifactError, UsageError
 from alexdeploy.core.files import atomic_write, is_name_too_long, remove_file, sha256_bytes
 from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
-from alexdeploy.core.store_urls import is_url, printable_url
+from alexdeploy.core.stores.urls import is_url, printable_url
 
 MODELS_FOLDER = Path("models")
 CALIBRATION_FOLDER = Path("calibration")
@@ -234,14 +234,14 @@ def own_model(model: ModelFolder | str | os.PathLike[str] | None = None) -> Mode
 def find_model(model: ModelFolder | str | os.PathLike[str] | None = None) -> ModelFolder:
     """A model folder by path, by name under `models/`, by the URL of a bucket, or the newest in `models/` for None.
 
-    A URL is copied to the user's cache (`store_copy`). A ModelFolder is returned unchanged. Raises UsageError if there
-    is no model, ModelError for a folder with only a part of one.
+    A URL is copied to the user's cache (`core.stores.copies`). A ModelFolder is returned unchanged. Raises UsageError
+    if there is no model, ModelError for a folder with only a part of one.
     """
     if isinstance(model, ModelFolder):
         return model
     name: str | None = check_argument("model", model, str | None)
     if name is not None and is_url(name):
-        from alexdeploy.core.store_copy import copy_model
+        from alexdeploy.core.stores.copies import copy_model
 
         return ModelFolder(copy_model(name))
     if name is not None:

@@ -19,7 +19,7 @@ from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.packages import versions_for_report
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Precision
-from alexdeploy.core.store_urls import printable_url
+from alexdeploy.core.stores.urls import printable_url
 from alexdeploy.engines.base import Backend, Configuration, NumViews
 from alexdeploy.evaluation.multi_engine import SideBySide
 from alexdeploy.evaluation.scoring import Answer, Score, Tally, answer_of

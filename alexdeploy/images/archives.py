@@ -11,8 +11,8 @@ from io import BufferedReader
 from typing import Any, NamedTuple, cast
 
 from alexdeploy.core.reading import open_regular
-from alexdeploy.core.store_file import StoreFile
-from alexdeploy.core.store_urls import is_url, path_of
+from alexdeploy.core.stores.seekable import StoreFile
+from alexdeploy.core.stores.urls import is_url, path_of
 from alexdeploy.images.listing import MAX_FILE_BYTES, Skipped, is_hidden, is_image_name, raw_problem
 
 ZIP_SUFFIXES = (".zip",)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from alexdeploy.core.errors import DataError, UsageError
 from alexdeploy.core.reading import check_exists, missing_path
-from alexdeploy.core.store_urls import is_http, is_url
-from alexdeploy.core.stores import check_url, list_folder
+from alexdeploy.core.stores.objects import check_url, list_folder
+from alexdeploy.core.stores.urls import is_http, is_url
 from alexdeploy.images.listing import describe, is_folder, is_hidden, is_image_name
 from alexdeploy.images.sources import printable_path
 from alexdeploy.images.written import is_written

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, UsageError
-from alexdeploy.core.store_urls import is_url
+from alexdeploy.core.stores.urls import is_url
 from alexdeploy.images.class_folders import (
     FOLDERS_HINT,
     ClassFolders,

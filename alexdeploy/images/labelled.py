@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from alexdeploy.core.errors import DataError, UsageError
-from alexdeploy.core.store_copy import copy_packed
-from alexdeploy.core.store_urls import is_url, printable_url
+from alexdeploy.core.stores.copies import copy_packed
+from alexdeploy.core.stores.urls import is_url, printable_url
 from alexdeploy.images.class_folders import check_data_folder
 from alexdeploy.images.folder import (
     VAL_NAMES,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from alexdeploy.core.errors import DataError, UsageError
-from alexdeploy.core.store_urls import is_url, join_url
+from alexdeploy.core.stores.urls import is_url, join_url
 from alexdeploy.images.folder import Example
 from alexdeploy.images.label_list import LIST_FORM
 from alexdeploy.images.listing import is_image_name, walk_images

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.reading import open_regular
-from alexdeploy.core.store_urls import check_not_collapsed, is_http, is_url, local_path, path_of
-from alexdeploy.core.stores import check_url
+from alexdeploy.core.stores.objects import check_url
+from alexdeploy.core.stores.urls import check_not_collapsed, is_http, is_url, local_path, path_of
 from alexdeploy.images.globbing import expand
 from alexdeploy.images.listing import is_image_name
 from alexdeploy.images.sources import STANDARD_INPUT, is_kind, printable_path

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError
 from alexdeploy.core.reading import open_regular
-from alexdeploy.core.store_urls import is_url
+from alexdeploy.core.stores.urls import is_url
 from alexdeploy.images.class_folders import check_data_folder
 from alexdeploy.images.folder import (
     Example,

@@ -9,9 +9,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from alexdeploy.core.errors import ImageError
-from alexdeploy.core.reader_pool import ReaderPool
 from alexdeploy.core.reading import TooLargeError
-from alexdeploy.core.store_urls import is_url
+from alexdeploy.core.stores.reader_pool import ReaderPool
+from alexdeploy.core.stores.urls import is_url
 from alexdeploy.images.sources import Source, read_file
 from alexdeploy.images.stored import read_url
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from alexdeploy.core.errors import DataError, ImageError, UsageError
 from alexdeploy.core.reading import UnsuitableFileError, check_regular, read_regular
-from alexdeploy.core.store_urls import folder_of, is_url, join_url, local_path, printable_url
+from alexdeploy.core.stores.urls import folder_of, is_url, join_url, local_path, printable_url
 from alexdeploy.images.archives import is_archive_name, iter_members
 from alexdeploy.images.globbing import expand
 from alexdeploy.images.listing import IMAGE_SUFFIXES, MAX_FILE_BYTES, Skipped, describe, raw_problem, walk_images

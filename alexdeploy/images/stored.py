@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from alexdeploy.core.errors import ImageError, UsageError
-from alexdeploy.core.store_urls import bucket_url, is_http, path_of
-from alexdeploy.core.stores import check_url, list_objects, read_object
+from alexdeploy.core.stores.objects import check_url, list_objects, read_object
+from alexdeploy.core.stores.urls import bucket_url, is_http, path_of
 from alexdeploy.images.archives import is_archive_name
 from alexdeploy.images.listing import IMAGE_SUFFIXES, Skipped, is_hidden, is_image_name, raw_problem
 

@@ -13,7 +13,7 @@ import msgspec
 from alexdeploy.core.arguments import Count, Natural, check_argument, check_fields
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.events import Status, warn_of_notices
-from alexdeploy.core.store_urls import as_path
+from alexdeploy.core.stores.urls import as_path
 from alexdeploy.images import ilsvrc
 from alexdeploy.images.folder import read_image_folder
 from alexdeploy.images.originals import Originals, from_labelled, from_lists

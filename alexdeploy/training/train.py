@@ -23,8 +23,8 @@ from alexdeploy.core.recipe import (
 )
 from alexdeploy.core.shipped import SAMPLE_NUM_TRAIN, SAMPLE_NUM_VAL
 from alexdeploy.core.spec import ModelSpec
-from alexdeploy.core.store_copy import copy_packed
-from alexdeploy.core.store_urls import as_path, printable_url
+from alexdeploy.core.stores.copies import copy_packed
+from alexdeploy.core.stores.urls import as_path, printable_url
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.packed import PackedSet, is_packed, open_packed
 from alexdeploy.images.sample import write_photographs, write_sample

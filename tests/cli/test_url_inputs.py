@@ -94,7 +94,7 @@ def s3(_moto: str, monkeypatch: pytest.MonkeyPatch) -> object:
     """boto3's client of an S3 on loopback with an empty bucket named photographs."""
     import boto3
 
-    from alexdeploy.core import store_library
+    from alexdeploy.core.stores import library
 
     for name, value in {
         "AWS_ENDPOINT_URL": _moto,
@@ -103,7 +103,7 @@ def s3(_moto: str, monkeypatch: pytest.MonkeyPatch) -> object:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(store_library, "_opened", {})
+    monkeypatch.setattr(library, "_opened", {})
     client = boto3.client("s3")
     client.create_bucket(Bucket="photographs")
     yield client
@@ -114,9 +114,9 @@ def s3(_moto: str, monkeypatch: pytest.MonkeyPatch) -> object:
 
 @pytest.mark.parametrize("given", ["s3://photographs/d", "s3://photographs/d/", "s3://photographs/*/*.jpg"])
 def test_rows_of_a_bucket_are_those_of_the_folder(predict, pictures: Path, s3, monkeypatch, given: str) -> None:
-    from alexdeploy.core import store_library
+    from alexdeploy.core.stores import library
 
-    monkeypatch.setattr(store_library, "_PAGE_SIZE", 5)
+    monkeypatch.setattr(library, "_PAGE_SIZE", 5)
     for path in pictures.iterdir():
         s3.put_object(Bucket="photographs", Key=f"d/{path.name}", Body=path.read_bytes())
     s3.put_object(Bucket="photographs", Key="d/", Body=b"")

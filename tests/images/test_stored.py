@@ -166,9 +166,9 @@ def test_members_of_archives_are_streamed(bucket: type[Bucket], web: WebServer, 
 def test_an_archive_that_breaks_keeps_its_members_so_far(bucket: type[Bucket], monkeypatch: pytest.MonkeyPatch) -> None:
     from bucket import cut, fails
 
-    from alexdeploy.core import store_file
+    from alexdeploy.core.stores import seekable
 
-    monkeypatch.setattr(store_file, "_BLOCK_BYTES", 4096)
+    monkeypatch.setattr(seekable, "_BLOCK_BYTES", 4096)
     names = [f"{number}.jpg" for number in range(40)]
     bucket.objects["b/x.tar"] = _tar("w", *names)
     bucket.steps["b/x.tar"] = [fails(OSError("503")), cut]

@@ -21,7 +21,7 @@ from alexdeploy.core.interrupts import be_patient, deferred_interrupts
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.recipe import CalibrationRecipe, load_calibration
 from alexdeploy.core.spec import ModelSpec
-from alexdeploy.core.store_urls import printable_url
+from alexdeploy.core.stores.urls import printable_url
 from alexdeploy.export.events import Calibrated, Event
 from alexdeploy.export.quantize.histogram import Histogram
 from alexdeploy.graphs import files as graph_files

@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
 
-from alexdeploy.core.reader_pool import ReaderPool
-from alexdeploy.core.stores import object_size, read_range
+from alexdeploy.core.stores.objects import object_size, read_range
+from alexdeploy.core.stores.reader_pool import ReaderPool
 
 _BLOCK_BYTES = 1 << 20
 _NUM_AHEAD = 8

@@ -7,8 +7,8 @@ from pathlib import Path
 from alexdeploy.core.cache import user_folder
 from alexdeploy.core.errors import OutputError, UsageError
 from alexdeploy.core.files import atomic_write, remove_file, sha256_bytes
-from alexdeploy.core.store_urls import is_http, path_of, printable_url
-from alexdeploy.core.stores import check_url, has_object, object_size, read_range, write_object
+from alexdeploy.core.stores.objects import check_url, has_object, object_size, read_range, write_object
+from alexdeploy.core.stores.urls import is_http, path_of, printable_url
 
 _PART_BYTES = 8 << 20
 

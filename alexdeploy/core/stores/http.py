@@ -14,8 +14,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from alexdeploy.core.reading import TooLargeError, UnsuitableFileError
-from alexdeploy.core.retrying import Deadline, PassingError
-from alexdeploy.core.store_urls import requested
+from alexdeploy.core.stores.retrying import Deadline, PassingError
+from alexdeploy.core.stores.urls import requested
 from alexdeploy.core.version import __version__
 
 _CONNECT_SECONDS = 10.0

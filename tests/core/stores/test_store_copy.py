@@ -10,10 +10,10 @@ import pytest
 from helpers import write_pictures
 from safetensors.numpy import load_file
 
-from alexdeploy.core import store_copy
 from alexdeploy.core.errors import DataError, ModelError, OutputError, UsageError
 from alexdeploy.core.model_folder import ModelFolder, find_model, own_model
-from alexdeploy.core.store_copy import copy_model, copy_packed
+from alexdeploy.core.stores import copies
+from alexdeploy.core.stores.copies import copy_model, copy_packed
 from alexdeploy.evaluation.evaluate import EvaluateOptions, evaluate
 from alexdeploy.inference.predict import predict
 from alexdeploy.placement.options import PredictOptions
@@ -40,7 +40,7 @@ def _upload(bucket: type[Bucket], folder: Path, name: str) -> None:
 
 @pytest.fixture
 def uploaded(bucket: type[Bucket], tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
-    monkeypatch.setattr(store_copy, "_PART_BYTES", 100_000)
+    monkeypatch.setattr(copies, "_PART_BYTES", 100_000)
     (tiny_model.path / "checkpoints").mkdir()
     tiny_model.checkpoint_path.write_bytes(b"large")
     _upload(bucket, tiny_model.path, "models/tiny")
@@ -65,7 +65,7 @@ def test_a_model_that_changed_is_copied_again(uploaded: ModelFolder, bucket: typ
     second = copy_model(URL)
     assert second != first
     assert ((first / "spec.json").read_bytes(), (second / "spec.json").read_bytes()) == (spec, spec[::-1])
-    store_copy.os.utime(first.parent, (time.time() - 8 * 24 * 3600,) * 2)
+    copies.os.utime(first.parent, (time.time() - 8 * 24 * 3600,) * 2)
     bucket.objects["b/models/tiny/spec.json"] = spec + b" "
     copy_model(URL)
     assert not first.exists()
@@ -107,7 +107,7 @@ def test_what_cannot_be_copied_is_an_error(
         find_model(URL)
     assert not [path for path in Path("cache").rglob("*") if path.is_file()]
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(store_copy.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(copies.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OutputError, match="are free"):
         find_model(URL)
 

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from alexdeploy.core.packages import missing_package
 from alexdeploy.core.reading import TooLargeError, UnsuitableFileError
-from alexdeploy.core.retrying import Deadline, PassingError
-from alexdeploy.core.store_urls import scheme_of, scrubbed
+from alexdeploy.core.stores.retrying import Deadline, PassingError
+from alexdeploy.core.stores.urls import scheme_of, scrubbed
 
 _CONNECT_SECONDS = 10
 _SILENCE_SECONDS = 30

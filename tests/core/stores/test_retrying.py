@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alexdeploy.core.retrying import Deadline, PassingError, RetryPolicy
+from alexdeploy.core.stores.retrying import Deadline, PassingError, RetryPolicy
 
 
 class _Time:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from alexdeploy.core.reading import TooLargeError, UnsuitableFileError
-from alexdeploy.core.retrying import Deadline, PassingError, RetryPolicy
-from alexdeploy.core.store_library import BucketStore, Entry, bucket_store, check_installed
-from alexdeploy.core.store_urls import is_http, scheme_of
+from alexdeploy.core.stores.library import BucketStore, Entry, bucket_store, check_installed
+from alexdeploy.core.stores.retrying import Deadline, PassingError, RetryPolicy
+from alexdeploy.core.stores.urls import is_http, scheme_of
 
 if TYPE_CHECKING:
-    from alexdeploy.core.http_store import HttpStore
+    from alexdeploy.core.stores.http import HttpStore
 
 POLICY = RetryPolicy()
 """For reading and listing."""
@@ -121,7 +121,7 @@ _web: dict[int, HttpStore] = {}
 
 def _http() -> HttpStore:
     # TLS takes a while to import, and most inputs are local.
-    from alexdeploy.core.http_store import HttpStore
+    from alexdeploy.core.stores.http import HttpStore
 
     with _lock:
         return _web.setdefault(os.getpid(), HttpStore())

@@ -15,10 +15,10 @@ from pathlib import Path
 from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.errors import DataError, ModelError, OutputError, UsageError
 from alexdeploy.core.files import sha256_bytes, sync_folder
-from alexdeploy.core.reader_pool import ReaderPool
-from alexdeploy.core.store_library import Entry
-from alexdeploy.core.store_urls import is_http, path_of, printable_url
-from alexdeploy.core.stores import check_url, has_object, list_folder, read_range
+from alexdeploy.core.stores.library import Entry
+from alexdeploy.core.stores.objects import check_url, has_object, list_folder, read_range
+from alexdeploy.core.stores.reader_pool import ReaderPool
+from alexdeploy.core.stores.urls import is_http, path_of, printable_url
 
 _MODEL_FILES = re.compile(r"(spec|backends)\.json|mean\.npy|weights\.safetensors|model(\.[a-z0-9]+)?\.onnx(\.sha256)?")
 _PACKED_FILES = re.compile(

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from alexdeploy.core import stores
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.reading import TooLargeError
-from alexdeploy.core.store_file import StoreFile
-from alexdeploy.core.store_library import check_installed
+from alexdeploy.core.stores import objects
+from alexdeploy.core.stores.library import check_installed
+from alexdeploy.core.stores.seekable import StoreFile
 
 if TYPE_CHECKING:
     from bucket import Bucket
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 def test_an_object_is_read_once_where_its_size_is_known(bucket: type[Bucket]) -> None:
     bucket.objects["/b/x"] = bucket.objects["b/x"] = b"picture"
-    assert stores.read_object("fault://b/x", 100, 7) == b"picture"
+    assert objects.read_object("fault://b/x", 100, 7) == b"picture"
     assert [kind for kind, _ in bucket.calls] == ["read"]
-    assert stores.read_object("fault://b/x", 100) == b"picture"
+    assert objects.read_object("fault://b/x", 100) == b"picture"
 
 
 def test_faults_that_pass(bucket: type[Bucket]) -> None:
@@ -33,7 +33,7 @@ def test_faults_that_pass(bucket: type[Bucket]) -> None:
     bucket.objects["b/x"] = b"picture"
     for fault in (fails(OSError("500")), fails(ConnectionResetError()), fails(TimeoutError()), cut):
         bucket.steps["b/x"] = [fault, fault]
-        assert stores.read_object("fault://b/x", 100, 7) == b"picture"
+        assert objects.read_object("fault://b/x", 100, 7) == b"picture"
         assert not bucket.steps["b/x"]
 
 
@@ -51,7 +51,7 @@ def test_faults_that_do_not_pass(bucket: type[Bucket]) -> None:
     ):
         bucket.steps["b/x"] = [fault] * 3
         with pytest.raises(OSError) as caught:  # noqa: PT011
-            stores.read_object("fault://b/x", 100, 7)
+            objects.read_object("fault://b/x", 100, 7)
         assert caught.value.strerror == f"{reason}, also when asked again"
 
 
@@ -62,29 +62,29 @@ def test_faults_that_are_not_tried_again(bucket: type[Bucket]) -> None:
     for error, kind in ((PermissionError("secret"), PermissionError), (ValueError("no account"), OSError)):
         bucket.steps["b/x"] = [fails(error)]
         with pytest.raises(kind):
-            stores.read_object("fault://b/x", 100, 7)
+            objects.read_object("fault://b/x", 100, 7)
     with pytest.raises(FileNotFoundError):
-        stores.read_object("fault://b/y", 100, 7)
+        objects.read_object("fault://b/y", 100, 7)
     assert [kind for kind, _ in bucket.calls] == ["read"] * 3
 
 
 def test_an_object_that_was_replaced_after_it_was_listed_is_read(bucket: type[Bucket]) -> None:
     bucket.objects["b/x"] = b"a larger picture"
-    assert stores.read_object("fault://b/x", 100, 7) == b"a larger picture"
+    assert objects.read_object("fault://b/x", 100, 7) == b"a larger picture"
 
 
 def test_too_much_is_not_read(bucket: type[Bucket]) -> None:
     bucket.objects["b/x"] = bytes(101)
     for known in (101, None):
         with pytest.raises(TooLargeError, match="has 101 bytes; the limit is 100"):
-            stores.read_object("fault://b/x", 100, known)
+            objects.read_object("fault://b/x", 100, known)
     assert not [kind for kind, _ in bucket.calls if kind == "read"]
 
 
 def test_objects_are_listed_in_the_order_of_their_whole_names_one_folder_at_a_time(bucket: type[Bucket]) -> None:
     names = ["b/d/a-b", "b/d/a/x", "b/d/a/y/z", "b/d/a0", "b/d/B", "b/d/ä", "b/d2/x"]
     bucket.objects.update(dict.fromkeys(names, b"1"))
-    found = stores.list_objects("fault://b/d")
+    found = objects.list_objects("fault://b/d")
     assert next(found).url == "fault://b/d/B"
     assert bucket.calls == [("list", "b/d")]
     urls = ["fault://b/d/B", *(entry.url for entry in found)]
@@ -96,7 +96,7 @@ def test_a_folder_is_listed_again_when_that_fails(bucket: type[Bucket]) -> None:
 
     bucket.objects["b/d/x"] = b"1"
     bucket.steps["b/d"] = [fails(OSError("503"))]
-    assert [entry.url for entry in stores.list_folder("fault://b/d/")] == ["fault://b/d/x"]
+    assert [entry.url for entry in objects.list_folder("fault://b/d/")] == ["fault://b/d/x"]
 
 
 def test_an_object_appears_whole_or_not_at_all(bucket: type[Bucket], tmp_path: Path) -> None:
@@ -106,12 +106,12 @@ def test_an_object_appears_whole_or_not_at_all(bucket: type[Bucket], tmp_path: P
     bucket.objects["b/rows"] = b"old"
     bucket.steps["b/rows"] = [fails(OSError("500"))] * 3
     with pytest.raises(OSError, match="500"):
-        stores.write_object("fault://b/rows", tmp_path / "rows")
+        objects.write_object("fault://b/rows", tmp_path / "rows")
     assert bucket.objects["b/rows"] == b"old"
-    stores.write_object("fault://b/rows", tmp_path / "rows")
+    objects.write_object("fault://b/rows", tmp_path / "rows")
     assert bucket.objects["b/rows"] == b"rows" * 1000
-    assert stores.has_object("fault://b/rows")
-    assert not stores.has_object("fault://b/others")
+    assert objects.has_object("fault://b/rows")
+    assert not objects.has_object("fault://b/others")
 
 
 def test_an_object_is_a_file_that_reads_ahead(bucket: type[Bucket]) -> None:
