@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.packages import missing_package
@@ -183,10 +183,10 @@ def csv_line(values: Iterable[object]) -> str:
     return text.getvalue()[:-2] + "\n"
 
 
-def _write_parquet(rows: Iterable[Row], file: IO[bytes]) -> None:
+def rows_table(rows: Iterable[Row]) -> Any:
+    """Rows as a pyarrow.Table, with the columns of Parquet files. Raises UsageError without pyarrow."""
     check_format("parquet")
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     choice = pa.struct([("label", pa.string()), ("index", pa.int32()), ("probability", pa.float32())])
     schema = pa.schema(
@@ -205,7 +205,14 @@ def _write_parquet(rows: Iterable[Row], file: IO[bytes]) -> None:
             ("error", pa.string()),
         ]
     )
+    return pa.Table.from_pylist([row.to_dict() for row in rows], schema)
+
+
+def _write_parquet(rows: Iterable[Row], file: IO[bytes]) -> None:
+    schema = rows_table(()).schema
+    import pyarrow.parquet as pq
+
     iterator = iter(rows)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        while group := [row.to_dict() for row in itertools.islice(iterator, _ROWS_PER_GROUP)]:
-            writer.write_table(pa.Table.from_pylist(group, schema))
+        while group := list(itertools.islice(iterator, _ROWS_PER_GROUP)):
+            writer.write_table(rows_table(group))
