@@ -416,7 +416,7 @@ def test_resuming_what_is_complete_gives_the_exit_code_of_its_rows(run: Run, wor
     [
         (lambda path: path.write_bytes(b""), (), "holds no rows"),
         (None, ("--views", "10"), "number of views 1; this run has 10"),
-        (None, ("images/0.jpg",), "go on with 'images/0.jpg'"),
+        (None, ("images/0.jpg",), "the next is 'images/0.jpg'"),
         (None, ("--precision", "fp16"), "precision fp32; this run has fp16"),
     ],
 )
