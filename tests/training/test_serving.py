@@ -148,7 +148,7 @@ def test_the_next_epoch_that_training_publishes_during_an_export_stays(improved,
     network = publish.read_network(improved)
     next_spec = improved.candidate.spec().replace_provenance(weights_sha256="0" * 64)
     improved.candidate.write_spec(next_spec)
-    publish.publish(improved, network, {"fp32": newer.onnx_path().read_bytes()}, lambda: None)
+    publish.publish(improved, network, {improved.onnx_path(): newer.onnx_path().read_bytes()}, lambda: None)
     assert improved.spec() == newer.spec()
     assert improved.candidate.spec() == next_spec
 
@@ -161,7 +161,7 @@ def test_weights_that_training_replaces_during_their_first_export_are_told(serve
     folder.onnx_path().unlink()
     folder.weights_path.write_bytes(b"those of the next epoch")
     with pytest.raises(StaleArtifactError, match="is now"):
-        publish.publish(folder, network, {"fp32": graph}, lambda: None)
+        publish.publish(folder, network, {folder.onnx_path(): graph}, lambda: None)
     assert not folder.has_graphs
 
 
@@ -174,7 +174,7 @@ def test_a_kill_during_the_replacement_leaves_what_answers_rightly_or_says_what_
     improved, newer, pictures, monkeypatch, num_renames
 ):
     right = [[row.top for row in rows(folder, pictures)] for folder in (improved, newer)]
-    network, graphs = publish.read_network(improved), {"fp32": newer.onnx_path().read_bytes()}
+    network, graphs = publish.read_network(improved), {improved.onnx_path(): newer.onnx_path().read_bytes()}
     renames = []
 
     def rename_or_die(source: str, target: Path) -> None:
