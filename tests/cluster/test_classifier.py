@@ -67,7 +67,7 @@ def test_rows_of_a_data_set_are_those_of_predict(
     assert found.schema.field("top") == expected.schema.field("top")
 
 
-def test_recipe_of_the_page(cluster: Any, tiny_model: ModelFolder, photographs: list[str], monkeypatch: Any) -> None:
+def test_recipes_of_the_page(cluster: Any, tiny_model: ModelFolder, photographs: list[str], monkeypatch: Any) -> None:
     root = tiny_model.path.parents[1]
     shutil.move(tiny_model.path, root / "models" / "flowers")
     monkeypatch.chdir(root)
@@ -78,6 +78,8 @@ def test_recipe_of_the_page(cluster: Any, tiny_model: ModelFolder, photographs: 
     expected = predicted(ModelFolder(root / "models" / "flowers"), files, root / "rows.parquet", options)
     found = pq.read_table(root / "rows")
     assert found.sort_by("source").to_pylist() == expected.drop_columns(["index"]).to_pylist()
+    answers = pq.read_table(root / "answers" / "part-000000.parquet")
+    assert [Path(source).name for source in answers["source"].to_pylist()] == [Path(file).name for file in files]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from alexdeploy.core.stores.objects import check_url, has_object, list_folder, r
 from alexdeploy.core.stores.reader_pool import ReaderPool
 from alexdeploy.core.stores.urls import is_http, path_of, printable_url
 
-_MODEL_FILES = re.compile(r"(spec|backends)\.json|mean\.npy|weights\.safetensors|model(\.[a-z0-9]+)?\.onnx(\.sha256)?")
+MODEL_FILES = re.compile(r"(spec|backends)\.json|mean\.npy|weights\.safetensors|model(\.[a-z0-9]+)?\.onnx(\.sha256)?")
 _PACKED_FILES = re.compile(
     r"(plan|index|broken)\.json|pixel-sums\.npy|(train|val)-(\d{5,}\.bin|labels\.npy|names\.json)"
 )
@@ -28,7 +28,7 @@ _PLAN_NAME = "plan.json"
 _PART_BYTES = 8 << 20
 _NUM_READERS = 8
 _KEPT_SECONDS = 7 * 24 * 3600
-"""How long a copy is kept after its last use, once the store has another version of it."""
+"""How long a copy is kept after its last use, once there is another version of it."""
 
 
 def copy_model(url: str) -> Path:
@@ -36,7 +36,7 @@ def copy_model(url: str) -> Path:
 
     Raises UsageError if there is no model, ModelError if it cannot be read.
     """
-    found = _listed(url, _MODEL_FILES, ModelError)
+    found = _listed(url, MODEL_FILES, ModelError)
     if not any(entry.url.endswith("/spec.json") for entry in found):
         raise UsageError(f"no model at {printable_url(url)}", hint="Give the folder that has its spec.json.")
     return _copied(url, found, ModelError)
@@ -105,7 +105,7 @@ def _copied(url: str, entries: Sequence[Entry], kind: type[ModelError | DataErro
         raise kind(f"{printable_url(url)} cannot be copied: {_reason(exc)}") from exc
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _remove_old(versions, version)
+    remove_unused(versions, version)
     return version / name
 
 
@@ -128,7 +128,8 @@ def _copy(entry: Entry, path: Path) -> None:
         pool.close()
 
 
-def _remove_old(versions: Path, current: Path) -> None:
+def remove_unused(versions: Path, current: Path) -> None:
+    """Remove the copies in the folder `versions` that were not used for a week, except `current`."""
     for path in versions.iterdir():
         with suppress(OSError):
             if path != current and time.time() - path.stat().st_mtime > _KEPT_SECONDS:

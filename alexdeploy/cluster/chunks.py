@@ -1,0 +1,50 @@
+"""The inputs as chunks of names, each of which becomes one part."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from alexdeploy.core.errors import UsageError
+from alexdeploy.images.sources import Source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """`sources` have absolute paths, and no bytes; the first of them has the index `first_index` in the inputs."""
+
+    number: int
+    first_index: int
+    sources: tuple[Source, ...]
+
+    @property
+    def digest(self) -> str:
+        """The first 16 digits of the SHA-256 of the names."""
+        names = "".join(f"{source.name}\0" for source in self.sources)
+        return hashlib.sha256(names.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def split(sources: Iterable[Source], size: int) -> Iterator[Chunk]:
+    """Chunks of `size` sources, the last one of the rest, as they are listed.
+
+    Raises UsageError for members of archives and packed sets, whose bytes would have to travel.
+    """
+    iterator = map(_portable, sources)
+    for number in itertools.count():
+        if not (taken := tuple(itertools.islice(iterator, size))):
+            return
+        yield Chunk(number=number, first_index=number * size, sources=taken)
+
+
+def _portable(source: Source) -> Source:
+    if source.data is not None or source.packed is not None:
+        raise UsageError(
+            f"{source.name} is in an archive or a packed set; a cluster takes image files",
+            hint="Unpack it, or classify it on one machine: alexdeploy predict",
+        )
+    if source.path is None or source.is_stored:
+        return source
+    return replace(source, path=os.path.abspath(source.path))

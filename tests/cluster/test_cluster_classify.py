@@ -1,0 +1,231 @@
+"""classify on a cluster of this machine: rows in parts, equal to those of predict, whatever ends meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from helpers import write_pictures
+
+pytest.importorskip("ray", reason="needs the extra ray: pip install 'alexdeploy[ray]'")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alexdeploy.cluster.classify import ClusterOptions, classify
+from alexdeploy.cluster.parts import Output, Part
+from alexdeploy.cluster.plan import Node, plan_slots
+from alexdeploy.core.errors import DeviceError, OutputError, UsageError
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.inference.predictor import Predictor
+from alexdeploy.inference.row import Row
+from alexdeploy.placement.options import PredictOptions
+
+PREDICT = PredictOptions(num_threads=2, devices="cpu")
+"""Two actors on the cluster of four CPUs."""
+
+OPTIONS = ClusterOptions(predict=PREDICT, rows_per_part=12)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 files in five parts of 12; two of them are no images."""
+    folder = write_pictures(tmp_path_factory.mktemp("cluster") / "pictures", 58)
+    (folder / "003-cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "030-empty.jpg").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def expected(tiny_model: ModelFolder, pictures: Path) -> list[Row]:
+    with Predictor(tiny_model, PREDICT) as predictor:
+        return list(predictor.predict([pictures]))
+
+
+def read(output: Path) -> list[dict[str, Any]]:
+    """All rows, and that each part of the manifest has the rows that it says."""
+    manifest = json.loads((output / "manifest.json").read_text())
+    tables = [pq.read_table(output / f"part-{part['number']:06d}.parquet") for part in manifest["parts"]]
+    assert [table.num_rows for table in tables] == [part["num_rows"] for part in manifest["parts"]]
+    assert manifest["is_complete"]
+    return pa.concat_tables(tables).to_pylist()
+
+
+def as_parquet(rows: list[Row]) -> list[dict[str, Any]]:
+    from alexdeploy.inference.writers import rows_table
+
+    return rows_table(rows).to_pylist()
+
+
+def test_rows_are_those_of_predict(
+    cluster: Any, tiny_model: ModelFolder, pictures: Path, expected: list[Row], tmp_path: Path
+) -> None:
+    parts: list[Part] = []
+    summary = classify([pictures], tiny_model, tmp_path / "rows", OPTIONS, on_part=parts.append)
+    assert read(tmp_path / "rows") == as_parquet(expected)
+    assert (summary.num_rows, summary.num_errors, summary.num_kept) == (60, 2, 0)
+    assert sorted(part.number for part in parts) == [0, 1, 2, 3, 4]
+    assert len(summary.actors) == 2
+    assert sum(actor.num_images for actor in summary.actors) == 60
+    assert {path.name for path in (tmp_path / "rows").iterdir()} == {
+        "manifest.json",
+        *(f"part-{number:06d}.parquet" for number in range(5)),
+    }
+
+
+def test_json_lines(cluster: Any, tiny_model: ModelFolder, pictures: Path, expected: list[Row], tmp_path: Path) -> None:
+    options = ClusterOptions(predict=PREDICT, rows_per_part=40, kind="jsonl")
+    classify([pictures], tiny_model, tmp_path, options)
+    lines = b"".join((tmp_path / f"part-{number:06d}.jsonl").read_bytes() for number in range(2)).splitlines()
+    assert [Row.from_json(line) for line in lines] == expected
+
+
+def test_chunks_of_actors_that_are_killed_are_done_again(
+    cluster: Any, tiny_model: ModelFolder, pictures: Path, expected: list[Row], tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    killed: set[int] = set()
+    before = _actor_processes()
+
+    def kill(part: Part) -> None:
+        if not killed:
+            killed.update(_actor_processes() - before)
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+
+    options = ClusterOptions(predict=PREDICT, rows_per_part=3)
+    summary = classify([pictures], tiny_model, tmp_path / "rows", options, on_part=kill, on_note=notes.append)
+    assert read(tmp_path / "rows") == as_parquet(expected)
+    assert sum(actor.num_restarts for actor in summary.actors) == len(killed) > 0
+    assert any("ended, and is replaced" in note for note in notes)
+
+
+def _actor_processes() -> set[int]:
+    """The ids of the processes of actors: Ray names them after the class, and what it does."""
+    ours = {each.pid for each in psutil.Process().children(recursive=True)}
+    names = {each.pid: " ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])}
+    return {process for process in ours if names.get(process, "").startswith("ray::Actor")}
+
+
+class _StopError(Exception):
+    pass
+
+
+def _stopped_after(number: int) -> Callable[[Part], None]:
+    seen: list[Part] = []
+
+    def stop(part: Part) -> None:
+        seen.append(part)
+        if len(seen) == number:
+            raise _StopError
+
+    return stop
+
+
+def test_resume_goes_on_with_the_parts_that_are_missing(
+    cluster: Any, tiny_model: ModelFolder, pictures: Path, expected: list[Row], tmp_path: Path
+) -> None:
+    output = tmp_path / "rows"
+    with pytest.raises(_StopError):
+        classify([pictures], tiny_model, output, OPTIONS, on_part=_stopped_after(3))
+    manifest = json.loads((output / "manifest.json").read_text())
+    done = [part["number"] for part in manifest["parts"]]
+    assert len(done) == 3
+    assert not manifest["is_complete"]
+    # A part whose file is gone is done again.
+    (output / f"part-{done[0]:06d}.parquet").unlink()
+    with pytest.raises(UsageError, match="has rows of an earlier run"):
+        classify([pictures], tiny_model, output, OPTIONS)
+    resumed = ClusterOptions(predict=PREDICT, rows_per_part=12, resume=True)
+    parts: list[Part] = []
+    summary = classify([pictures], tiny_model, output, resumed, on_part=parts.append)
+    assert sorted(part.number for part in parts) == sorted({0, 1, 2, 3, 4} - set(done[1:]))
+    assert (summary.num_rows, summary.num_errors, summary.num_kept) == (60, 2, 24)
+    assert read(output) == as_parquet(expected)
+
+    again = classify([pictures], tiny_model, output, resumed)
+    assert (again.num_kept, again.num_errors, again.actors) == (60, 2, ())
+    names = sorted(str(path) for path in pictures.iterdir())
+    with pytest.raises(UsageError, match=r"the inputs are not those.* they end before part 3"):
+        classify(names[:36], tiny_model, output, resumed)
+    with pytest.raises(UsageError, match=r"the inputs are not those.* part 0 there has others"):
+        classify(names[1:], tiny_model, output, resumed)
+    other = ClusterOptions(predict=PredictOptions(num_threads=2, top_k=1), rows_per_part=12, resume=True)
+    with pytest.raises(UsageError, match="was written with top_k 5; this run has 1"):
+        classify([pictures], tiny_model, output, other)
+    replaced = ClusterOptions(predict=PREDICT, rows_per_part=40, overwrite=True)
+    assert classify([pictures], tiny_model, output, replaced).num_kept == 0
+    assert read(output) == as_parquet(expected)
+    assert len(list(output.glob("part-*"))) == 2
+
+
+def test_errors_of_actors_are_those_of_predict(
+    cluster: Any, tiny_model: ModelFolder, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="file"):
+        classify([pictures], tiny_model, tmp_path / "file" / "rows", OPTIONS)
+    options = ClusterOptions(predict=PredictOptions(num_threads=2, backend="tensorrt", devices="cpu"))
+    with pytest.raises(DeviceError, match="tensorrt does not run on the CPU"):
+        classify([pictures], tiny_model, tmp_path / "rows", options)
+
+
+def test_what_does_not_fit_is_said_before_it_starts(
+    cluster: Any, tiny_model: ModelFolder, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"no node of the cluster has 8 CPUs for an actor: .* 4"):
+        classify([pictures], tiny_model, tmp_path / "a", ClusterOptions(predict=PredictOptions(num_threads=8)))
+    with pytest.raises(UsageError, match="on a cluster, Ray gives the devices"):
+        classify([pictures], tiny_model, tmp_path / "b", ClusterOptions(predict=PredictOptions(devices="cpu,cpu")))
+    archive = shutil.make_archive(str(tmp_path / "pictures"), "zip", pictures)
+    with pytest.raises(UsageError, match="is in an archive or a packed set"):
+        classify([archive], tiny_model, tmp_path / "c", OPTIONS)
+
+
+def test_parts_in_a_bucket(bucket: type, tmp_path: Path) -> None:
+    output = Output("fault://bucket/rows/", "parquet")
+    part = Part(
+        number=0, inputs="0", num_rows=1, num_errors=0, backend="b", artifact="a", version="1", node="n", seconds=1.0
+    )
+    assert output.begin({"top_k": 5}, resume=True, overwrite=False) == []
+    with pytest.raises(_StopError), output.write("part-000000.parquet"):
+        raise _StopError
+    assert not output.has("part-000000.parquet")
+    with output.write("part-000000.parquet") as file:
+        file.write(b"rows")
+    assert output.has("part-000000.parquet")
+    output.save({"top_k": 5}, [part], is_complete=True)
+    assert output.begin({"top_k": 5}, resume=True, overwrite=False) == [part]
+    with pytest.raises(UsageError, match="has rows of an earlier run"):
+        output.begin({"top_k": 5}, resume=False, overwrite=False)
+    with pytest.raises(UsageError, match="objects are not removed"):
+        output.begin({"top_k": 5}, resume=False, overwrite=True)
+    with pytest.raises(UsageError, match="expected a folder, or a prefix"):
+        Output("https://host/rows/", "parquet")
+
+
+GPUS = Node(id="a", name="gpus", resources={"CPU": 16.0, "GPU": 2.0})
+CPUS = Node(id="b", name="cpus", resources={"CPU": 10.0})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (PredictOptions(), [("gpus", 8, 1)] * 2),
+        (PredictOptions(num_threads=16), [("gpus", 16, 1)]),
+        (PredictOptions(devices="cpu"), [("gpus", 16, 0), ("cpus", 10, 0)]),
+        (PredictOptions(devices="cpu", num_threads=8), [("gpus", 8, 0)] * 2 + [("cpus", 8, 0)]),
+        (PredictOptions(backend="openvino", num_threads=10), [("gpus", 10, 0), ("cpus", 10, 0)]),
+    ],
+    ids=["GPUs", "many threads", "CPUs", "eight CPUs", "a backend of CPUs"],
+)
+def test_slots(options: PredictOptions, expected: list[tuple[str, int, int]]) -> None:
+    slots = plan_slots([GPUS, CPUS], options)
+    assert [(slot.node.name, slot.num_cpus, slot.num_gpus) for slot in slots] == expected
