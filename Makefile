@@ -39,7 +39,7 @@ demo: setup
 
 # Two processes; the tests of a file run in one process, so that their fixtures are built once.
 test: setup
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
 
 # On a GPU machine with tensorrt, pycuda and onnxruntime: PYTHON=/opt/kit/python3 make test-gpu
 # Parts of it: GPU_OPTIONS='--root kept --seconds 180 --checks build,answers'

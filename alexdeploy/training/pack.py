@@ -160,9 +160,11 @@ def _another_set(folder: Path, found: Plan, asked: Plan, changes: list[str]) -> 
 
 def _sweep(folder: Path) -> None:
     """Remove the temporary files that a kill left behind."""
+    of_splits = [f"{split}-" for split in packed_files.SPLITS]
+    others = (packed_files.PLAN_NAME, packed_files.INDEX_NAME, packed_files.BROKEN_NAME, packed_files.SUMS_NAME)
     for place in (folder, folder / packed_files.RECORDS_NAME):
-        for split in packed_files.SPLITS:
-            for path in place.glob(f".{split}-*.tmp"):
+        for beginning in (*of_splits, *others):
+            for path in place.glob(f".{beginning}*.tmp"):
                 remove_file(path)
 
 

@@ -177,6 +177,16 @@ def test_sigkill_at_any_moment_costs_no_byte(tmp_path, tiny_folder, tiny_data):
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
+def test_what_a_kill_leaves_of_any_file_is_removed(tmp_path, tiny_data):
+    pack(tiny_data, tmp_path / "set")
+    whole = files(tmp_path / "set")
+    for name in whole:
+        path = tmp_path / "set" / name
+        path.with_name(f".{path.name}.12345678.tmp").write_bytes(b"a part")
+    pack(tiny_data, tmp_path / "set")
+    assert files(tmp_path / "set") == whole
+
+
 def test_jpegs_are_near_and_so_are_their_statistics(tmp_path, tiny_data):
     pack(tiny_data, tmp_path / "raw")
     pack(tiny_data, tmp_path / "set", dataclasses.replace(SMALL, jpeg_quality=95))
