@@ -74,11 +74,16 @@ def build(
     ] = None,
     max_batch: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Maximum batch size, for which the engine is optimized. Default: 32."),
+        typer.Option(
+            min=1,
+            max=2**31 - 1,
+            metavar="N",
+            help="Maximum batch size, for which the engine is optimized. Default: 32.",
+        ),
     ] = None,
     workspace: Annotated[
         int | None,
-        typer.Option(min=1, metavar="MIB", help="Scratch memory on the GPU per layer. Default: all of it."),
+        typer.Option(min=1, max=2**30, metavar="MIB", help="Scratch memory on the GPU per layer. Default: all of it."),
     ] = None,
     devices: Annotated[str | None, device_option("0, cuda:0 or the UUID of a GPU", "the first GPU")] = None,
     tactic_sources: Annotated[

@@ -101,5 +101,5 @@ def _words(kind: Any) -> list[str]:
 def _bounds(meta: msgspec.Meta) -> str:
     lower = f" above {meta.gt:g}" if meta.gt is not None else "" if meta.ge is None else f" from {meta.ge:g}"
     if meta.le is not None:
-        return f"{lower} to {meta.le:g}"
+        return f"{lower} to {meta.le}"
     return f"{lower} on" if meta.ge is not None else lower

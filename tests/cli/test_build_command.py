@@ -15,7 +15,7 @@ from alexdeploy.cli.build import see_only
 from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.diagnosis.inspect import _device_for
-from alexdeploy.engines.trt.files import load_engine, sidecar_path
+from alexdeploy.engines.trt.files import BuildOptions, load_engine, sidecar_path
 from alexdeploy.export.build import build_words, one_of_each_kind
 from alexdeploy.placement.devices import Device, GpuSurvey
 
@@ -63,6 +63,9 @@ def test_an_unknown_model_is_a_usage_error(run: Run) -> None:
         (("--tactic-sources", " , "), "--tactic-sources names none"),
         (("--max-batch", "0"), "max-batch"),
         (("--workspace", "0"), "workspace"),
+        (("--max-batch", "99999999999999999999"), "2147483647"),
+        (("--workspace", "99999999999999999"), "1073741824"),
+        (("--for", "sm86"), "--for needs --backend tensorrt-rtx"),
         (("--views", "3"), "views"),
     ],
 )
@@ -71,6 +74,15 @@ def test_what_makes_no_sense_is_a_usage_error(run: Run, words: tuple[str, ...], 
     assert result.exit_code == 2
     assert told in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"),
+    [("max_batch", 2**31, "2147483647"), ("max_batch", 10**30, "2147483647"), ("workspace_bytes", 2**64, str(2**50))],
+)
+def test_a_number_that_the_builder_cannot_hold_is_a_usage_error_in_python(name: str, value: int, most: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is {value}; expected an integer from 1 to {most}"):
+        BuildOptions(**{name: value})  # type: ignore[arg-type]
 
 
 def gpu(index: int, capability: tuple[int, int]) -> Device:

@@ -16,12 +16,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
-from alexdeploy.core.arguments import Count, check_fields
+from alexdeploy.core.arguments import check_fields
 from alexdeploy.core.cache import cache_folder
-from alexdeploy.core.errors import ModelError
+from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.files import atomic_write, output_error, sha256_bytes
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, read_regular
@@ -37,6 +38,12 @@ KEY_DIGITS = 12
 
 DEFAULT_MAX_BATCH = 32
 """Images: with ten views 320 crops, which fill a large GPU and fit on a small one."""
+
+MOST_IMAGES = 2**31 - 1
+"""The largest dimension of a tensor in every version of TensorRT: int32."""
+
+MOST_WORKSPACE_BYTES = 2**50
+"""More than any GPU has, and within the size_t of the builder."""
 
 NAMES: dict[EngineBackend, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 """The libraries of engine files, in words."""
@@ -110,8 +117,8 @@ class BuildOptions:
 
     precision: Precision = "fp32"
     num_views: NumViews = 1
-    max_batch: Count = DEFAULT_MAX_BATCH
-    workspace_bytes: Count | None = None
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=MOST_IMAGES)] = DEFAULT_MAX_BATCH
+    workspace_bytes: Annotated[int, msgspec.Meta(ge=1, le=MOST_WORKSPACE_BYTES)] | None = None
     device: str = "cuda:0"
     tactic_sources: tuple[str, ...] | None = None
     backend: EngineBackend = "tensorrt"
@@ -119,6 +126,11 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.targets is not None and self.backend == "tensorrt":
+            raise UsageError(
+                "--for needs --backend tensorrt-rtx: TensorRT builds for the GPU that it runs on",
+                hint="Name that GPU with --devices.",
+            )
 
     @property
     def profile(self) -> tuple[int, int, int]:

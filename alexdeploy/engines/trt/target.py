@@ -36,11 +36,6 @@ class Target:
 def find_target(library: Library, options: BuildOptions) -> Target:
     """Raises UsageError for a compute capability that the library does not build for, DeviceError without a GPU."""
     if library.needs_gpu:
-        if options.targets is not None:
-            raise UsageError(
-                "--for needs --backend tensorrt-rtx: TensorRT builds for the GPU that it runs on",
-                hint="Name that GPU with --devices.",
-            )
         # Only GPUs need pycuda.
         from alexdeploy.engines.trt.context import find_gpu
 
