@@ -265,6 +265,39 @@ def test_the_working_folder_and_a_link_may_be_the_repository(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "r"]
 
 
+@pytest.mark.parametrize("name", ["sp ace", "a$(touch injected)b", "blü", "a:b", "-x", "x\n"], ids=ascii)
+def test_a_name_that_triton_cannot_load_is_refused(model: ModelFolder, tmp_path: Path, name: str) -> None:
+    named = tmp_path / name
+    named.symlink_to(model.path)
+    # A link has the name of what it points to.
+    assert write_triton_repository(named, tmp_path / "r", TritonOptions(jpeg=False)).models == ("tiny_graph",)
+    named.unlink()
+    shutil.copytree(model.path, named)
+    with pytest.raises(UsageError, match=r"Triton cannot load a model called .*\nRename the model folder"):
+        write_triton_repository(named, tmp_path / "s", TritonOptions())
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("directory", "told"), [("", "DIR is empty"), (".", "is in the model"), ("in/it", "is in the")]
+)
+def test_the_model_folder_is_no_repository(
+    model: ModelFolder, monkeypatch: pytest.MonkeyPatch, directory: str, told: str
+) -> None:
+    monkeypatch.chdir(model.path)
+    before = sorted(model.path.rglob("*"))
+    with pytest.raises(UsageError, match=told):
+        write_triton_repository(model.path, directory, TritonOptions())
+    assert sorted(model.path.rglob("*")) == before
+
+
+def test_a_path_that_the_python_backend_cannot_load_from_is_told(model: ModelFolder, tmp_path: Path) -> None:
+    told = "passes paths to a shell"
+    assert told in write_triton_repository(model, tmp_path / "sp ace" / "r", TritonOptions()).notes[-1]
+    assert not write_triton_repository(model, tmp_path / "sp ace" / "s", TritonOptions(jpeg=False)).notes
+    assert not [note for note in write_triton_repository(model, tmp_path / "t", TritonOptions()).notes if told in note]
+
+
 @pytest.mark.parametrize("name", ["two\nlines", "end\n", "\u2028"])
 def test_a_class_with_a_line_break_cannot_be_a_label(tiny_model: ModelFolder, tmp_path: Path, name: str) -> None:
     _rename_class(tiny_model, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ RECORD = "alexdeploy.json"
 """In the folder of each version: what it was written from, and with which settings."""
 
 _NEEDED = "requirements.txt"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PATH = re.compile(r"[A-Za-z0-9._/-]*" if os.sep == "/" else r"[A-Za-z0-9._:\\/-]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,13 +107,15 @@ def write_triton_repository(
 
     `model` is a folder or what `find_model` takes; its name is that of the models: NAME_graph takes pixels, NAME_decode
     decodes image files, and the ensemble NAME takes image files and runs both. Everything is verified before it appears
-    there by renaming. Raises UsageError if the version is there, or if it has other settings than those that are there,
-    whose configuration it shares; ModelError for a model that is stale, has no fitting engine, or whose graph does not
-    fit the configuration; OutputError.
+    there by renaming. Raises UsageError for a name that Triton cannot load, if the version is there, or if it has other
+    settings than those that are there, whose configuration it shares; ModelError for a model that is stale, has no
+    fitting engine, or whose graph does not fit the configuration; OutputError.
     """
-    path = Path(check_argument("directory", directory, str))
+    directory = str(check_argument("directory", directory, str))
     folder = find_model(model)
     options = check_argument("options", options, TritonOptions)
+    _check_names(folder, directory)
+    path = Path(directory)
     artifacts = make_artifacts(folder, options.backend, options.precision, options.num_views, options.batch_size)
     spec = folder.spec()
     settings = Settings(
@@ -147,8 +153,35 @@ def write_triton_repository(
         version=options.version,
         artifact=artifacts.sha256,
         is_verified=is_verified,
-        notes=(*artifacts.notes, *_needed(files, options.version)),
+        notes=(*artifacts.notes, *_needed(files, options.version), *_path_notes(path, files)),
     )
+
+
+def _check_names(folder: ModelFolder, directory: str) -> None:
+    """Raise UsageError for a name that Triton cannot load, or a repository in the model folder itself."""
+    home = folder.path.resolve()
+    # It is part of URLs, and a part of the command that Triton's Python backend passes to a shell.
+    if not _NAME.fullmatch(home.name):
+        raise UsageError(
+            f"Triton cannot load a model called {home.name!r}: expected letters, digits, '.', '_' and '-' of ASCII, "
+            "the first a letter or digit",
+            hint="Rename the model folder, or copy it to one with such a name.",
+        )
+    if not directory:
+        raise UsageError("DIR is empty", hint="For the working folder: .")
+    repository = Path(directory).resolve()
+    if repository == home or home in repository.parents:
+        raise UsageError(f"{directory} is in the model folder {folder.path}", hint="Give another DIR.")
+
+
+def _path_notes(repository: Path, files: _Files) -> list[str]:
+    path = str(repository.resolve())
+    if _PATH.fullmatch(path) or not any("model.py" in of_version for _, _, of_version in files.values()):
+        return []
+    return [
+        f"Triton's Python backend passes paths to a shell and cannot load models from {path!r}: serve the repository "
+        "from a path of letters, digits, '.', '_', '-' and '/'"
+    ]
 
 
 _Files = dict[str, tuple[str, Mapping[str, bytes], Mapping[str, bytes]]]
