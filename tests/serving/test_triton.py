@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import openvino
@@ -33,7 +34,8 @@ from alexdeploy.engines.trt.files import sidecar_path
 from alexdeploy.graphs.freshness import load_metadata
 from alexdeploy.images.decode import decode
 from alexdeploy.serving.triton import repository, verify
-from alexdeploy.serving.triton.config import graph_config
+from alexdeploy.serving.triton.beside import Record, check_beside
+from alexdeploy.serving.triton.config import Settings, graph_config
 from alexdeploy.serving.triton.repository import TritonOptions, TritonRepository, write_triton_repository
 from alexdeploy.serving.triton.source import PACKAGE, model_files
 
@@ -195,7 +197,8 @@ def test_a_second_version_comes_beside_and_the_ensemble_switches_to_it(model: Mo
     assert (first["precision"], second["precision"]) == ("fp32", "fp16")
     assert second["artifact"] == load_metadata(model, "fp16", model.spec()).sha256
     # An older number does not become the one that answers.
-    write_triton_repository(model, path, TritonOptions(version=1))
+    notes = write_triton_repository(model, path, TritonOptions(version=1)).notes
+    assert notes[-1].startswith("tiny does not switch to version 1, because 4 is newer")
     assert list(config_of(path / "tiny").version_policy.specific.versions) == [4]
     assert sorted(each.name for each in (path / "tiny_decode").iterdir()) == ["1", "3", "4", "config.pbtxt"]
     assert [each.name for each in path.parent.iterdir()] == ["r"]
@@ -205,9 +208,13 @@ def test_a_second_version_comes_beside_and_the_ensemble_switches_to_it(model: Mo
     ("options", "told"),
     [
         (TritonOptions(), "has version 1 already"),
-        (TritonOptions(version=2, num_views=10), "num_views 1, now 10"),
-        (TritonOptions(version=2, jpeg=False), "jpeg True, now False"),
-        (TritonOptions(version=2, backend="openvino", max_queue=3), "backend onnxruntime, now openvino; max_queue 64"),
+        (TritonOptions(version=2, num_views=10), "written with --views 1, now --views 10:"),
+        (TritonOptions(version=2, jpeg=False), "written without --no-jpeg, now with it:"),
+        (TritonOptions(version=2, gpu_ids=(0, 2)), "written without --gpus, now with --gpus 0,2:"),
+        (
+            TritonOptions(version=2, backend="openvino", max_queue=3),
+            "with --backend onnxruntime, now --backend openvino; with --max-queue 64, now --max-queue 3:",
+        ),
     ],
 )
 def test_a_version_that_cannot_come_beside_is_refused(
@@ -215,9 +222,86 @@ def test_a_version_that_cannot_come_beside_is_refused(
 ) -> None:
     write_triton_repository(model, tmp_path / "r", TritonOptions())
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError) as raised:
         write_triton_repository(model, tmp_path / "r", options)
+    assert told in raised.value.text
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("removed", "version", "told"),
+    [
+        ("tiny_graph/3", 3, "tiny_decode has version 3 already\nWrite it beside: --version 6\nor remove"),
+        ("tiny", 6, "tiny has no config.pbtxt, and the model needs each of"),
+        ("tiny_decode/config.pbtxt", 6, "tiny_decode has no config.pbtxt"),
+        ("tiny_graph", 6, "tiny_decode is there already, and tiny_graph has no version"),
+    ],
+)
+def test_nothing_is_added_to_a_model_with_parts_removed(
+    model: ModelFolder, tmp_path: Path, removed: str, version: int, told: str
+) -> None:
+    path = tmp_path / "r"
+    write_triton_repository(model, path, TritonOptions(version=3))
+    write_triton_repository(model, path, TritonOptions(version=5))
+    gone = path / removed
+    gone.unlink() if gone.is_file() else shutil.rmtree(gone)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError) as raised:
+        write_triton_repository(model, path, TritonOptions(version=version))
+    assert told in raised.value.text
+    # All three, so that one command mends it.
+    assert all(str(path / name) in raised.value.text for name in ("tiny_graph", "tiny_decode", "tiny"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "option", "most"),
+    [
+        ("version", "--version", 2**63 - 1),
+        ("batch_size", "--batch-size", 2**31 - 1),
+        ("num_instances", "--instances", 2**31 - 1),
+        ("max_delay_us", "--max-delay-us", 2**64 - 1),
+        ("max_queue", "--max-queue", 2**32 - 1),
+    ],
+)
+def test_a_number_that_triton_cannot_take_is_refused_by_its_option(
+    model: ModelFolder, tmp_path: Path, field: str, option: str, most: int
+) -> None:
+    # Triton's schema takes the largest of them.
+    options = dataclasses.replace(TritonOptions(), **{field: most})
+    assert write_triton_repository(model, tmp_path / "r", options).is_verified
+    with pytest.raises(UsageError) as raised:
+        dataclasses.replace(options, **{field: most + 1})
+    assert raised.value.text == f"{option} {most + 1}: Triton takes at most {most}"
+
+
+def test_the_largest_number_of_a_gpu_is_the_limit_of_gpus() -> None:
+    assert TritonOptions(gpu_ids=(0, 2**31 - 1)).gpu_ids == (0, 2**31 - 1)
+    with pytest.raises(UsageError, match="2147483648: Triton takes at most 2147483647"):
+        TritonOptions(gpu_ids=(0, 2**31))
+
+
+def test_each_setting_is_compared(written: Path) -> None:
+    path = written / "tiny_graph" / "1" / "alexdeploy.json"
+    record = msgspec.json.decode(path.read_bytes(), type=Record)
+    others: dict[str, Any] = {
+        "backend": "onnxruntime",
+        "num_classes": 6,
+        "num_views": 5,
+        "batch_size": 5,
+        "num_instances": 3,
+        "gpu_ids": (1,),
+        "max_delay_us": 1,
+        "max_queue": 1,
+        "jpeg": False,
+        "plans": (("9.0", "model.sm90.plan"),),
+    }
+    check_beside(written, dataclasses.replace(record, version=2), [1])
+    # The name is that of the folder.
+    for field in dataclasses.fields(Settings)[1:]:
+        settings = dataclasses.replace(record.settings, **{field.name: others[field.name]})
+        with pytest.raises(UsageError, match="the configuration is for all versions"):
+            check_beside(written, dataclasses.replace(record, version=2, settings=settings), [1])
 
 
 def _rename_class(folder: ModelFolder, name: str) -> None:
@@ -241,7 +325,7 @@ def test_other_classes_are_another_model(tiny_model: ModelFolder, tmp_path: Path
 
 def test_what_is_not_of_this_program_is_left_alone(model: ModelFolder, tmp_path: Path) -> None:
     (tmp_path / "r" / "tiny").mkdir(parents=True)
-    with pytest.raises(UsageError, match="is there already, and is no version of tiny_graph"):
+    with pytest.raises(UsageError, match="is there already, and tiny_graph has no version"):
         write_triton_repository(model, tmp_path / "r", TritonOptions())
     (tmp_path / "s" / "tiny_graph" / "7").mkdir(parents=True)
     with pytest.raises(UsageError, match="was not written by this program"):

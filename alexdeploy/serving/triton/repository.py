@@ -6,29 +6,23 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import PIL
 
 from alexdeploy.core.arguments import Count, Natural, check_argument, check_fields
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.files import atomic_write, output_error, sync_folder
 from alexdeploy.core.interrupts import deferred_interrupts
 from alexdeploy.core.model_folder import ModelFolder, find_model
-from alexdeploy.core.packages import backend_version
-from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.core.spec import Precision
-from alexdeploy.core.version import __version__
 from alexdeploy.engines.base import NumViews
 from alexdeploy.serving.triton.artifacts import Artifacts, make_artifacts
+from alexdeploy.serving.triton.beside import RECORD, Record, check_beside, versions_of
 from alexdeploy.serving.triton.config import Settings, TritonBackend, decode_config, ensemble_config, graph_config
 from alexdeploy.serving.triton.source import model_files
 from alexdeploy.serving.triton.verify import verify_config
-
-RECORD = "alexdeploy.json"
-"""In the folder of each version: what it was written from, and with which settings."""
 
 _NEEDED = "requirements.txt"
 
@@ -65,6 +59,17 @@ class TritonOptions:
             raise UsageError(
                 f"--gpus: {self.backend} runs on the CPU in Triton", hint="Use --backend onnxruntime or tensorrt."
             )
+        for option, bits, numbers in (
+            ("version", 63, (self.version,)),
+            ("batch-size", 31, (self.batch_size,)),
+            ("instances", 31, (self.num_instances,)),
+            ("gpus", 31, self.gpu_ids),
+            ("max-delay-us", 64, (self.max_delay_us,)),
+            ("max-queue", 32, (self.max_queue,)),
+        ):
+            # The types of the fields in Triton's ModelConfig.
+            if max(numbers, default=0) >= 1 << bits:
+                raise UsageError(f"--{option} {max(numbers)}: Triton takes at most {(1 << bits) - 1}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,22 +85,6 @@ class TritonRepository:
     artifact: str
     is_verified: bool
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Record:
-    """`alexdeploy.json`. The decoder reads `resize` and `pillow`."""
-
-    settings: Settings
-    classes: tuple[str, ...]
-    version: int
-    precision: Precision
-    resize: str
-    artifact: str
-    weights: str | None
-    alexdeploy: str = __version__
-    pillow: str = PIL.__version__
-    onnxruntime: str = field(default_factory=lambda: backend_version("onnxruntime"))
 
 
 def write_triton_repository(
@@ -131,7 +120,7 @@ def write_triton_repository(
         jpeg=options.jpeg,
         plans=artifacts.plans,
     )
-    record = _Record(
+    record = Record(
         settings=settings,
         classes=spec.classes,
         version=options.version,
@@ -140,8 +129,8 @@ def write_triton_repository(
         artifact=artifacts.sha256,
         weights=artifacts.weights_sha256,
     )
-    there = _versions(path, settings.graph)
-    _check_beside(path, record, there)
+    there = versions_of(path, settings.graph)
+    check_beside(path, record, there)
     files = _files(record, artifacts)
     configs = {name: content[0] for name, content in files.items()}
     is_verified = verify_config(configs, settings, artifacts.graph)
@@ -153,7 +142,12 @@ def write_triton_repository(
         version=options.version,
         artifact=artifacts.sha256,
         is_verified=is_verified,
-        notes=(*artifacts.notes, *_needed(files, options.version), *_path_notes(path, files)),
+        notes=(
+            *artifacts.notes,
+            *_needed(files, options.version),
+            *_path_notes(path, files),
+            *_older_notes(record, there),
+        ),
     )
 
 
@@ -184,11 +178,21 @@ def _path_notes(repository: Path, files: _Files) -> list[str]:
     ]
 
 
+def _older_notes(record: Record, there: list[int]) -> list[str]:
+    name, version = record.settings.name, record.version
+    if not record.settings.jpeg or not there or version > there[-1]:
+        return []
+    return [
+        f"{name} does not switch to version {version}, because {there[-1]} is newer: to change that, write {version} "
+        f"in the three places of {name}/config.pbtxt"
+    ]
+
+
 _Files = dict[str, tuple[str, Mapping[str, bytes], Mapping[str, bytes]]]
 """Model -> its configuration, its files beside that, and those in the folder of the version."""
 
 
-def _files(record: _Record, artifacts: Artifacts) -> _Files:
+def _files(record: Record, artifacts: Artifacts) -> _Files:
     """Of each model, in the order in which they may appear: the ensemble after those that it needs."""
     settings = record.settings
     labels = {"labels.txt": _labels(record.classes)}
@@ -223,52 +227,7 @@ def _labels(classes: tuple[str, ...]) -> bytes:
     return "".join(f"{name}\n" for name in classes).encode()
 
 
-def _versions(repository: Path, graph: str) -> list[int]:
-    try:
-        names = os.listdir(repository / graph)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as exc:
-        raise UsageError(f"{repository / graph} cannot be read: {exc.strerror}") from exc
-    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
-
-
-def _check_beside(repository: Path, record: _Record, there: list[int]) -> None:
-    """Raise UsageError unless the version may come beside those that are there."""
-    settings = record.settings
-    if not there:
-        taken = [name for name in (settings.graph, settings.decode, settings.name) if (repository / name).exists()]
-        if taken:
-            raise UsageError(
-                f"{repository / taken[0]} is there already, and is no version of {settings.graph}",
-                hint="Give another DIR, or remove it.",
-            )
-        return
-    if record.version in there:
-        raise UsageError(
-            f"{repository / settings.graph} has version {record.version} already",
-            hint=f"Write it beside: --version {there[-1] + 1}\nor remove that version first.",
-        )
-    path = repository / settings.graph / str(there[-1]) / RECORD
-    try:
-        before = decode_json(read_regular(path, MAX_TEXT_BYTES), _Record)
-    except (OSError, msgspec.DecodeError) as exc:
-        raise UsageError(
-            f"{path} cannot be read: {settings.graph} was not written by this program", hint="Give another DIR."
-        ) from exc
-    old, new = msgspec.to_builtins(before.settings), msgspec.to_builtins(settings)
-    if before.classes != record.classes:
-        old["classes"], new["classes"] = f"{len(before.classes)} classes", "other ones"
-    differing = [f"{name} {old[name]}, now {new[name]}" for name in new if old[name] != new[name]]
-    if differing:
-        raise UsageError(
-            f"version {there[-1]} in {repository} was written with {'; '.join(differing)}: the configuration is for "
-            "all versions of a model",
-            hint="Use the same options, or give another DIR.",
-        )
-
-
-def _publish(repository: Path, record: _Record, files: _Files, there: list[int]) -> None:
+def _publish(repository: Path, record: Record, files: _Files, there: list[int]) -> None:
     """Write everything beside the repository, and rename it into place. Raises OutputError."""
     settings, version = record.settings, str(record.version)
     # Beside the folder itself where DIR is a link to it, or the working folder.
