@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import safetensors
@@ -21,8 +22,9 @@ from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder, find_model, is_model
 from alexdeploy.core.reading import check_exists, check_regular
 from alexdeploy.core.recipe import list_recipes, load_recipe
-from alexdeploy.core.spec import LRN, Architecture
+from alexdeploy.core.spec import LRN, Architecture, Precision
 from alexdeploy.diagnosis.layers import LayerRow, engine_layers, graph_layers, planned_layers
+from alexdeploy.engines.base import NumViews
 from alexdeploy.engines.trt.cuda_driver import cuda_ordinal
 from alexdeploy.engines.trt.files import NAMES, load_engine, read_record, sm
 from alexdeploy.graphs import files as graph_files
@@ -174,17 +176,25 @@ def _deployment_facts(path: Path, graph: graph_files.Graph) -> dict[str, Fact]:
         return {}
     precision, source = graph.metadata.get(PRECISION_KEY, "fp32"), graph.metadata.get(SOURCE_NAME_KEY)
     facts: dict[str, Fact] = {
-        "deployment graph": f"{precision}, {graph.num_views} view{'' if graph.num_views == 1 else 's'}",
+        "deployment graph": f"{precision}, {_views(graph.num_views)}",
         "made from": f"{source} {graph.metadata.get(SOURCE_KEY, '')[:12]}",
     }
     folder = ModelFolder(path.parent)
-    if path == folder.onnx_path(precision, graph.num_views) and folder.spec_path.is_file():
+    places = {folder.onnx_path(*each): each for each in itertools.product(get_args(Precision), get_args(NumViews))}
+    named = places.get(path) if folder.spec_path.is_file() else None
+    if named is not None and named != (precision, graph.num_views):
+        facts["up to date"] = f"no: {path.name} is the name of the {named[0]} graph with {_views(named[1])}"
+    elif named is not None:
         try:
             check_fresh(graph, folder, precision, folder.spec())
             facts["up to date"] = "yes"
         except ModelError as exc:
             facts["up to date"] = f"no: {exc.message}"
     return facts
+
+
+def _views(num_views: int) -> str:
+    return f"{num_views} view{'' if num_views == 1 else 's'}"
 
 
 def _inspect_safetensors(path: Path) -> Inspection:

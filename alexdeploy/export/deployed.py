@@ -18,12 +18,13 @@ from alexdeploy.core.events import Status
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import backend_version
+from alexdeploy.core.reading import MAX_TEXT_BYTES, read_regular
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Precision
 from alexdeploy.engines.base import NumViews
 from alexdeploy.export.engine_check import check_deployed
 from alexdeploy.export.events import Event
 from alexdeploy.graphs.deployment import deployment_graph
-from alexdeploy.graphs.files import Graph, graph_of
+from alexdeploy.graphs.files import Graph, graph_of, sum_line
 from alexdeploy.graphs.metadata import PRECISION_KEY, SOURCE_KEY, SOURCE_NAME_KEY, SPEC_KEY, VIEWS_KEY
 from alexdeploy.graphs.openvino import unit_lrn_bias
 
@@ -65,7 +66,7 @@ def deployed_graphs(
         source = folder.onnx_path(precision).name
         graph, content = portable_graph(network, source, spec, precision, num_views, mean_image)
         error = check_deployed(graph.model, network.model, spec, mean_image, photographs, num_views)
-        is_there = path.is_file() and sum_path.is_file() and sha256_file(path) == graph.sha256
+        is_there = path.is_file() and sha256_file(path) == graph.sha256 and _has(sum_path, sum_line(path, content))
         check = BackendCheck(
             backend="onnxruntime",
             version=backend_version("onnxruntime"),
@@ -85,6 +86,14 @@ def deployed_graphs(
             )
         )
     return found
+
+
+def _has(path: Path, content: bytes) -> bool:
+    """Whether `path` is a file with this content; one that cannot be read is written again."""
+    try:
+        return read_regular(path, MAX_TEXT_BYTES) == content
+    except (OSError, ModelError):
+        return False
 
 
 def portable_graph(

@@ -168,6 +168,18 @@ def test_a_damaged_engine_is_not_trusted(run: Run, engine: Path) -> None:
     assert "was changed or replaced" in result.stderr
 
 
+@pytest.mark.parametrize(("name", "value"), [("key", "0" * 64), ("precision", "fp32"), ("builder", {})])
+def test_an_engine_whose_key_is_not_that_of_its_sidecar_is_not_trusted(
+    run: Run, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "other"))
+    sidecar = sidecar_path(engine)
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_bytes()), name: value}))
+    result = run("--trust-engine", engine)
+    assert result.exit_code == 4
+    assert "its key is not that of its fields" in result.stderr
+
+
 def test_an_engine_without_its_sidecar_is_not_trusted(run: Run, engine: Path) -> None:
     sidecar_path(engine).unlink()
     result = run("--trust-engine", engine)

@@ -126,6 +126,29 @@ def test_inspect_says_what_it_is_and_whether_its_network_has_changed(exported_fi
     assert str(caught.value.hint).endswith("--deployment --views 10")
 
 
+def test_a_damaged_hash_file_is_written_again(exported_files: Deployed, tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "tiny")
+    shutil.copytree(exported_files[0].path, folder.path)
+    path, sum_path = folder.onnx_path("fp32", 10), folder.sum_path("fp32", 10)
+    before = sum_path.read_text()
+    sum_path.write_text("0" * 64)
+    assert "SHA-256 mismatch" in str(inspect(str(path)).facts["up to date"])
+    items = {item.path: item for item in export_model(folder)}
+    assert items[path].written
+    assert sum_path.read_text() == before
+    assert inspect(str(path)).facts["up to date"] == "yes"
+
+
+def test_a_graph_under_the_name_of_another_is_not_up_to_date(exported_files: Deployed, tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "tiny")
+    shutil.copytree(exported_files[0].path, folder.path)
+    path = shutil.copyfile(folder.onnx_path("fp32", 10), folder.onnx_path("fp16", 1))
+    expected = "no: deployment.fp16.onnx is the name of the fp16 graph with 1 view"
+    assert inspect(str(path)).facts["up to date"] == expected
+    elsewhere = shutil.copyfile(path, folder.path / "other.onnx")
+    assert "up to date" not in inspect(str(elsewhere)).facts
+
+
 def test_an_lrn_that_openvino_computes_wrongly_is_written_so_that_it_does_not(
     exported: Callable[..., ModelFolder], tmp_path: Path
 ) -> None:

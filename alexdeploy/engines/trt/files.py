@@ -248,6 +248,8 @@ def trust_engine(path: Path) -> EngineRecord:
     """Sign another installation's engine with the secret of this one. Raises ModelError if it is not intact."""
     record = read_record(path)
     _read_plan(path, record)
+    if record.key != record.sha256:
+        raise ModelError(f"{sidecar_path(path)} was changed: its key is not that of its fields", hint=_BUILD_HINT)
     secret = own_secret()
     if record.signed_by == name_of(secret) and not hmac.compare_digest(_signature(record, secret), record.signature):
         raise ModelError(f"{sidecar_path(path)} was changed since the engine was built here", hint=_BUILD_HINT)
