@@ -177,7 +177,7 @@ def test_an_engine_whose_key_is_not_that_of_its_sidecar_is_not_trusted(
     sidecar.write_text(json.dumps({**json.loads(sidecar.read_bytes()), name: value}))
     result = run("--trust-engine", engine)
     assert result.exit_code == 4
-    assert "its key is not that of its fields" in result.stderr
+    assert "its key is not of its fields" in result.stderr
 
 
 def test_an_engine_without_its_sidecar_is_not_trusted(run: Run, engine: Path) -> None:

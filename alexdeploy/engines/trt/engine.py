@@ -31,6 +31,7 @@ from alexdeploy.engines.trt.choose import EngineRequirements, choose_engine, dif
 from alexdeploy.engines.trt.context import Gpu, find_gpu, on_gpu, primary_context, translated
 from alexdeploy.engines.trt.files import kernel_cache_path, load_engine, read_record
 from alexdeploy.engines.trt.library import Library, load_library
+from alexdeploy.engines.trt.rebuild import rebuild_hint
 from alexdeploy.engines.trt.stream import Stream
 from alexdeploy.engines.trt.stream_threads import StreamThreads
 
@@ -139,7 +140,7 @@ def _check_engine(library: Library, engine: trt.ICudaEngine, path: Path, info: E
     if found != expected:
         raise ModelError(
             f"the inputs and outputs of {path} are {found}, expected {expected}",
-            hint="Build it again: alexdeploy build",
+            hint=rebuild_hint(path),
         )
     least, _, most = (shape[0] for shape in engine.get_tensor_profile_shape("images", 0))
     if not least <= info.batch_size <= most:

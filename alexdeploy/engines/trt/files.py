@@ -28,6 +28,7 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import EngineBackend, NumViews
+from alexdeploy.engines.trt.rebuild import VERSION_WORDS, VIEW_WORDS, rebuild_hint
 from alexdeploy.engines.trt.signing import is_own, name_of, own_secret, read_secret, signature_of
 
 FORMAT = 2
@@ -50,9 +51,6 @@ NAMES: dict[EngineBackend, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "Tens
 
 RTX_CAPABILITIES = ((8, 6), (8, 9), (12, 0))
 """RTX 30, 40 and 50. NVIDIA advises an engine of its own for RTX 20, 7.5 (TensorRT-RTX's support matrix)."""
-
-_VERSION_WORDS: dict[EngineBackend, str] = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
-_VIEW_WORDS: dict[NumViews, str] = {1: "centre", 5: "fivecrop", 10: "tencrop"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,8 +139,8 @@ class BuildOptions:
 def engine_path(folder: ModelFolder, key: EngineKey, gpu: str) -> Path:
     """The path of the engine of a key: engines/<gpu>-sm90-trt10.16-fp16-tencrop-<key>.engine."""
     capabilities = (f"sm{major}{minor}" for major, minor in key.compute_capabilities)
-    version = _VERSION_WORDS[key.backend] + ".".join(key.version.split(".")[:2])
-    words = (slug(gpu), *capabilities, version, key.precision, _VIEW_WORDS[key.num_views])
+    version = VERSION_WORDS[key.backend] + ".".join(key.version.split(".")[:2])
+    words = (slug(gpu), *capabilities, version, key.precision, VIEW_WORDS[key.num_views])
     return folder.engines / f"{'-'.join(words)}-{key.sha256[:KEY_DIGITS]}.engine"
 
 
@@ -214,15 +212,15 @@ def read_record(path: Path) -> EngineRecord:
     except OSError as exc:
         raise ModelError(
             f"{path} has no readable {sidecar.name}, which describes what it was built from: {exc.strerror}",
-            hint="Copy the .json that belongs to it, or build it here: alexdeploy build",
+            hint=f"Copy the .json that belongs to it.\nElse {rebuild_hint(path)}",
         ) from exc
     try:
         number = decode_json(content, _Format).format
         if number not in (None, FORMAT):
-            raise ModelError(f"{sidecar} has format {number}, this version reads {FORMAT}", hint=_BUILD_HINT)
+            raise ModelError(f"{sidecar} has format {number}, this version reads {FORMAT}", hint=rebuild_hint(path))
         return decode_json(content, EngineRecord)
     except msgspec.DecodeError as exc:
-        raise ModelError(f"{sidecar} is damaged: {exc}", hint=_BUILD_HINT) from exc
+        raise ModelError(f"{sidecar} is damaged: {exc}", hint=rebuild_hint(path)) from exc
 
 
 def load_engine(path: Path) -> tuple[EngineRecord, bytes]:
@@ -237,10 +235,10 @@ def load_engine(path: Path) -> tuple[EngineRecord, bytes]:
         raise ModelError(
             f"{path} was built by another installation; an engine is code that runs here",
             hint=f"If you trust where it comes from: alexdeploy build --trust-engine {shlex.quote(str(path))}\n"
-            f"Else {_BUILD_HINT}",
+            f"Else {rebuild_hint(path, record)}",
         )
     if not hmac.compare_digest(_signature(record, secret), record.signature):
-        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built", hint=_BUILD_HINT)
+        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built", hint=rebuild_hint(path))
     return record, plan
 
 
@@ -249,10 +247,10 @@ def trust_engine(path: Path) -> EngineRecord:
     record = read_record(path)
     _read_plan(path, record)
     if record.key != record.sha256:
-        raise ModelError(f"{sidecar_path(path)} was changed: its key is not that of its fields", hint=_BUILD_HINT)
+        raise ModelError(f"{sidecar_path(path)} was changed: its key is not of its fields", hint=rebuild_hint(path))
     secret = own_secret()
     if record.signed_by == name_of(secret) and not hmac.compare_digest(_signature(record, secret), record.signature):
-        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built here", hint=_BUILD_HINT)
+        raise ModelError(f"{sidecar_path(path)} was changed since the engine was built here", hint=rebuild_hint(path))
     signed = _signed(record)
     _write_record(path, signed)
     return signed
@@ -277,24 +275,21 @@ def key_differences(record: EngineRecord, key: EngineKey) -> tuple[str, ...]:
     )
 
 
-_BUILD_HINT = "Build it again: alexdeploy build"
-
-
 def _read_plan(path: Path, record: EngineRecord) -> bytes:
     try:
         plan = read_regular(path, MAX_DATA_BYTES)
     except OSError as exc:
-        raise ModelError(f"{path} cannot be read: {exc.strerror}", hint=_BUILD_HINT) from exc
+        raise ModelError(f"{path} cannot be read: {exc.strerror}", hint=rebuild_hint(path, record)) from exc
     if len(plan) != record.engine_bytes:
         raise ModelError(
             f"{path} has {len(plan):,} bytes, its sidecar records {record.engine_bytes:,}: truncated or replaced",
-            hint=_BUILD_HINT,
+            hint=rebuild_hint(path, record),
         )
     found = sha256_bytes(plan)
     if found != record.engine_sha256:
         raise ModelError(
             f"SHA-256 mismatch: {path} {found[:12]}, recorded {record.engine_sha256[:12]}: it was changed or replaced",
-            hint=_BUILD_HINT,
+            hint=rebuild_hint(path, record),
         )
     return plan
 

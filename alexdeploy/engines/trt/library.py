@@ -18,6 +18,7 @@ from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, U
 from alexdeploy.engines.base import EngineBackend
 from alexdeploy.engines.trt.files import NAMES
 from alexdeploy.engines.trt.log import Complaints
+from alexdeploy.engines.trt.rebuild import rebuild_hint
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -91,7 +92,7 @@ class Library:
             error = self.refused(f"{self} cannot open {path}", "Free memory on the GPU.")
             if isinstance(error, DeviceMemoryError):
                 raise error
-            raise ModelError(error.message, hint="Build it again: alexdeploy build")
+            raise ModelError(error.message, hint=rebuild_hint(path))
         return engine
 
     def layer_information(self, engine: trt.ICudaEngine) -> str:

@@ -25,6 +25,7 @@ from alexdeploy.engines.trt.files import (
     timing_cache_path,
     write_engine,
 )
+from alexdeploy.engines.trt.rebuild import rebuild_hint
 
 WANTED = EngineRequirements(
     graph_sha256="a" * 64,
@@ -172,6 +173,35 @@ def test_of_several_that_do_not_fit_the_nearest_is_named(folder: ModelFolder) ->
     with pytest.raises(ModelError, match="CUDA") as caught:
         choose_engine(folder, WANTED)
     assert str(near) in caught.value.message
+
+
+@pytest.mark.parametrize("max_batch", [8, 32])
+def test_the_hint_of_a_damaged_engine_builds_that_engine(folder: ModelFolder, max_batch: int) -> None:
+    of_rtx = {"backend": "tensorrt-rtx", "compute_capabilities": ((8, 6), (12, 0)), "num_views": 5}
+    builder = {"workspace_bytes": 64 << 20, "tactic_sources": "EDGE_MASK_CONVOLUTIONS"}
+    path = make_engine(folder, profile=(1, max_batch, max_batch), builder=builder, **of_rtx)
+    named = f"Build it again: alexdeploy build {folder.path} --fp16 --views 5"
+    cards = "--backend tensorrt-rtx --for sm86,sm120"
+    path.write_bytes(PLAN[:-1])
+    with pytest.raises(ModelError, match="truncated") as caught:
+        load_engine(path)
+    options = f"--max-batch {max_batch} --workspace 64 --tactic-sources EDGE_MASK_CONVOLUTIONS"
+    assert caught.value.hint == f"{named} {options} {cards}"
+    # Without the sidecar, the name of the file is left.
+    sidecar_path(path).write_bytes(b"{")
+    with pytest.raises(ModelError, match="is damaged") as caught:
+        load_engine(path)
+    assert caught.value.hint == f"{named} {cards}"
+    sidecar_path(path).unlink()
+    with pytest.raises(ModelError, match="has no readable") as caught:
+        load_engine(path)
+    assert caught.value.hint == f"Copy the .json that belongs to it.\nElse {named} {cards}"
+
+
+def test_the_hint_of_a_file_under_a_name_of_its_own_is_the_command_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.engine"
+    assert rebuild_hint(path) == "Build it again: alexdeploy build"
+    assert rebuild_hint(path, KEY) == "Build it again: alexdeploy build MODEL --fp16 --views 10 --max-batch 32"
 
 
 def test_a_damaged_sidecar_hides_its_engine_and_no_other(folder: ModelFolder) -> None:
