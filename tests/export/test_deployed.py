@@ -177,20 +177,34 @@ def test_int8_keeps_its_scales(int8_model: ModelFolder) -> None:
     np.testing.assert_allclose(found, answers(int8_model, images, "int8", 5), atol=1e-6)
 
 
-def test_the_program_of_the_docs_gives_the_answer_of_predict(
+def test_the_programs_of_the_docs_give_the_answers_of_predict(
     exported_files: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
-    program = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.M)[0]
+    with_pillow, with_decode = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.M)[:2]
     shutil.copytree(exported_files[0].path, tmp_path / "models" / "flowers")
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(smooth_images(1)[0]).save("photo.jpg")
-    names: dict[str, Any] = {}
-    exec(compile(program, "deployment.md", "exec"), names)
+    image = smooth_images(1)[0]
+    # Fully transparent to the left, over colours that do not show.
+    alpha = np.where(np.arange(256) < 128, 0, 255).astype(np.uint8)
+    pictures = {
+        "small JPEG": (image, "JPEG"),
+        "large JPEG": (np.random.default_rng(1).integers(0, 256, (540, 700, 3), np.uint8), "JPEG"),
+        "RGBA": (np.dstack([image, np.broadcast_to(alpha, (256, 256))]), "PNG"),
+    }
     with Predictor("models/flowers", num_views=10, backend="onnxruntime", batch_size=1) as predictor:
-        (row,) = predictor.predict(["photo.jpg"])
-    assert row.probability == names["probabilities"].max()
-    assert names["view_classes"].shape == (1, 10)
+        for name, (array, kind) in pictures.items():
+            Image.fromarray(array).save("photo.jpg", kind)
+            (row,) = predictor.predict(["photo.jpg"])
+            names: dict[str, Any] = {}
+            exec(compile(with_pillow, "deployment.md", "exec"), names)
+            first = names["pixels"], names["probabilities"].max()
+            exec(compile(with_decode, "deployment.md", "exec"), names)
+            assert row.probability == names["probabilities"].max()
+            assert names["view_classes"].shape == (1, 10)
+            # The page names the kinds for which Pillow alone gives other pixels.
+            assert np.array_equal(first[0], names["pixels"]) == (name == "small JPEG")
+            assert (first[1] == row.probability) == (name == "small JPEG")
 
 
 def test_a_graph_with_other_answers_is_not_written(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
