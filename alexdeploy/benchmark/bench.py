@@ -199,6 +199,8 @@ def _measure(
             rounds.open(groups, choices, deadline if options.seconds else None)
             if not rounds.is_late:
                 _ask_references(rounds, hidden, on_event)
+            if not rounds.has_configurations:
+                return rounds, False
             for note in length_note(options, deadline - time.monotonic(), rounds.round_seconds(deadline)):
                 on_event(Notice(message=note))
             rounds.run(deadline, options.seed)

@@ -150,6 +150,11 @@ class Rounds:
             self._open_ceiling(name, ceiling_name(backend, precision, on_gpu=True))
 
     @property
+    def has_configurations(self) -> bool:
+        """Whether a configuration is open that has not failed."""
+        return any(isinstance(item.key, BatchConfiguration) and self._of(item).failure is None for item in self._items)
+
+    @property
     def is_late(self) -> bool:
         """Whether the time for opening is over and there is a configuration to measure."""
         return self._clock() >= self._last_opening and any(item.key != DECODE for item in self._items)
@@ -180,23 +185,19 @@ class Rounds:
         return total
 
     def run(self, deadline: float, seed: int) -> None:
-        """Run one whole round, and then as many as fit before `deadline` (monotonic clock)."""
+        """Run one whole round, and then as many as fit before `deadline` (monotonic clock), while one can run."""
         items, turns = tuple(self._items), self._turns()
         seconds = slice_seconds(deadline - self._clock(), len(items), len(turns))
         process = ""
         for done, (number, item) in enumerate(interleaved(tuple(turns.values()), seed)):
             self.num_rounds = done // len(items)
             has_time = number == 0 or self._clock() < deadline
-            if not has_time or all(self._of(each).failure is not None for each in items):
+            if not has_time or not self.has_configurations:
                 return
-            step = Step(
-                phase="measuring",
-                name=str(item.key),
-                num_done=done % len(items),
-                num_total=len(items),
-                number=number + 1,
+            place = done % len(items)
+            self._on_event(
+                Step(phase="measuring", name=str(item.key), num_done=place, num_total=len(items), number=number + 1)
             )
-            self._on_event(step)
             if self._of(item).failure is None:
                 if item.process != process:
                     time.sleep(PAUSE_SECONDS)

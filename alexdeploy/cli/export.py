@@ -40,7 +40,7 @@ EXAMPLES = (
 def export(
     model: ModelArgument = None,
     model_option: ModelOption = None,
-    precision: Annotated[str, precisions_option("fp32, which is always written")] = "fp32",
+    precision: Annotated[str, precisions_option("fp32, which is always written", "fp32,fp16,int8")] = "fp32",
     fp16: Annotated[
         bool, typer.Option("--fp16", help="Same as --precision fp16: also write model.fp16.onnx, LRN in FP32.")
     ] = False,

@@ -120,9 +120,9 @@ VerboseOption = Annotated[
 ]
 
 
-def precisions_option(default: str = "") -> Any:
-    """--precision of a command that compares several."""
-    return typer.Option("--precision", metavar="LIST", help=f"One or more of fp32,fp16,bf16,int8.{_default(default)}")
+def precisions_option(default: str = "", known: str = "fp32,fp16,bf16,int8") -> Any:
+    """--precision of a command that takes several."""
+    return typer.Option("--precision", metavar="LIST", help=f"One or more of {known}.{_default(default)}")
 
 
 def backends_option(default: str) -> Any:

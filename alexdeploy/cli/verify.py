@@ -164,7 +164,7 @@ def _print(found: Verification, console: Console, *, with_layers: bool) -> None:
         floors = ", ".join(f"{precision} {floor:g}" for precision, floor in FLOORS.items())
         line(f"jumps at: the first layer whose RMS error is above rounding ({floors})")
         line(f"          and {JUMP:g} times that of every layer before it: look there first; --layers marks it with >")
-    total, num_failed = output.count(len(found.reports), "comparison"), len(found.failures)
+    total, num_failed = output.count(found.num_comparisons, "comparison"), len(found.failures)
     verdict = f"{num_failed} of {total} failed" if num_failed else f"{total}, none failed"
     line(f"{verdict}; {found.max_flips:.3g} % of the answers may differ", "red" if num_failed else "")
 

@@ -141,6 +141,11 @@ class Verification:
         return (*self.networks, *self.engines)
 
     @property
+    def num_comparisons(self) -> int:
+        """The reports, and the decoders if they were compared."""
+        return len(self.reports) + (self.decoders is not None)
+
+    @property
     def failures(self) -> tuple[str, ...]:
         """One sentence for each failed artifact, and each failed artifact on a backend."""
         found = [_sentence(report) for report in self.reports if report.failure]

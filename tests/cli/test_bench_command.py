@@ -149,8 +149,9 @@ def test_if_all_break_the_command_fails_as_others_do_for_the_first_reason(
     run: Run, workplace: Path, limits: tuple[str, ...]
 ) -> None:
     (workplace / "models/tiny/model.onnx").write_bytes(b"no graph")
-    result = run("tiny", *ONE, *limits)
+    result = run("tiny", *ONE, *limits, "--json")
     assert result.exit_code == 4
+    assert json.loads(result.stdout)["num_rounds"] == 0
     assert "error: nothing could be measured: onnxruntime fp32 1 view, batch 1: models/tiny/model.onnx" in result.stderr
 
 

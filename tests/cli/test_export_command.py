@@ -285,3 +285,10 @@ def test_tensorrt_without_pycuda_is_a_note_and_the_graphs_are_written(
     assert "error" not in result.stderr
     assert tiny_model.onnx_path("fp16").is_file()
     assert not Path("builds.txt").exists()
+
+
+def test_only_precisions_that_are_exported_are_offered(run: Run) -> None:
+    assert "bf16" not in run("--help").stdout
+    result = run("tiny", "--precision", "bf16")
+    assert result.exit_code == 2
+    assert "expected any of fp32, fp16, int8" in result.stderr

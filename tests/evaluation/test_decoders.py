@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,6 +50,14 @@ def test_images_pixels_and_answers_are_counted() -> None:
     assert found.agreement.max_error == pytest.approx(40 / 255)
     assert found.failure is None, "one image is always allowed"
     np.testing.assert_array_equal(answers, _by_brightness(photographs))
+
+
+def test_the_decoders_are_one_of_the_comparisons(tiny_model: ModelFolder) -> None:
+    options = VerifyOptions(precisions=("fp32",), backends=("onnxruntime",), devices="cpu", num_images=1)
+    found = verify(tiny_model, None, options)
+    assert (len(found.reports), found.num_comparisons) == (2, 2)
+    decoders = compare_decoders("another", [GREY], [WHITE], _by_brightness([GREY]), _by_brightness)
+    assert dataclasses.replace(found, decoders=decoders).num_comparisons == 3
 
 
 def test_more_than_a_fifth_of_a_percent_of_other_answers_is_a_failure() -> None:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -266,13 +266,19 @@ def find_engines(folder: ModelFolder) -> Iterator[tuple[Path, EngineRecord]]:
 
 
 def key_differences(record: EngineRecord, key: EngineKey) -> tuple[str, ...]:
-    """The fields of the key in which an existing engine differs from the one to build."""
-    parts = (field.name for field in dataclasses.fields(EngineKey))
-    return tuple(
-        f"{name.replace('_sha256', '')} {_short(getattr(record, name))} instead of {_short(getattr(key, name))}"
-        for name in parts
-        if getattr(record, name) != getattr(key, name)
-    )
+    """The fields of the key in which an existing engine differs from the one to build, in words."""
+    told = []
+    for name in (field.name for field in dataclasses.fields(EngineKey)):
+        found, wanted = getattr(record, name), getattr(key, name)
+        if isinstance(found, dict):
+            told += [
+                f"{part} {found.get(part, 'unknown')} instead of {wanted.get(part, 'unknown')}"
+                for part in {**wanted, **found}
+                if found.get(part) != wanted.get(part)
+            ]
+        elif found != wanted:
+            told.append(f"{_in_words(name)} {_value(name, found)} instead of {_value(name, wanted)}")
+    return tuple(told)
 
 
 def _read_plan(path: Path, record: EngineRecord) -> bytes:
@@ -310,6 +316,15 @@ def _signature(record: EngineRecord, secret: bytes) -> str:
     return signature_of(msgspec.json.encode(dataclasses.replace(record, signature=""), order="sorted"), secret)
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
+def _in_words(name: str) -> str:
+    names = {"profile": "images", "num_views": "views", "cuda": "CUDA"}
+    return names.get(name) or name.removesuffix("_sha256").replace("_", " ")
+
+
+def _value(name: str, value: Any) -> str:
+    if name == "compute_capabilities":
+        return ", ".join(map(sm, value))
+    if name == "profile":
+        least, best, most = value
+        return f"{least} to {most}, best {best}"
+    return str(value)[:12] if name.endswith("_sha256") else str(value)
