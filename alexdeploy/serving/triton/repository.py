@@ -173,8 +173,8 @@ def _path_notes(repository: Path, files: _Files) -> list[str]:
     if _PATH.fullmatch(path) or not any("model.py" in of_version for _, _, of_version in files.values()):
         return []
     return [
-        f"Triton's Python backend passes paths to a shell and cannot load models from {path!r}: serve the repository "
-        "from a path of letters, digits, '.', '_', '-' and '/'"
+        f"Triton's Python backend passes paths to a shell, and may fail to load models from {path!r}: serve the "
+        "repository from a path of ASCII letters, digits, '.', '_', '-' and '/'"
     ]
 
 
