@@ -15,6 +15,7 @@ from alexdeploy.cli.options import JsonOption, ModelOption, QuietOption, SetOpti
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from alexdeploy.diagnosis.inspect import Inspection
 
@@ -59,7 +60,6 @@ def inspect(
 
 
 def _print(found: Inspection, console: Console) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     def section(title: str, facts: Mapping[str, object] | None) -> None:
@@ -81,6 +81,22 @@ def _print(found: Inspection, console: Console) -> None:
 
     console.print(Text(output.printable(f"{found.kind} {found.target}"), "bold"), soft_wrap=True)
     section("", found.facts)
+    if found.layers:
+        console.print(_layer_table(found))
+    section("LRN", found.lrn)
+    section("preprocessing", found.preprocessing)
+    section("provenance", found.provenance)
+    section("backends, as checked", found.backends)
+    section(
+        "files",
+        {str(file["file"]): f"{file['bytes']:>13,} bytes  sha256 {str(file['sha256'])[:12]}" for file in found.files},
+    )
+
+
+def _layer_table(found: Inspection) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold", min_width=7)
     table.add_column("kind", no_wrap=True)
@@ -99,15 +115,7 @@ def _print(found: Inspection, console: Console) -> None:
         )
     total = (f"{found.parameters:,}", f"{found.macs:,}" if found.macs else "")
     table.add_row(Text("total"), "", "", *total, "", style="bold")
-    console.print(table)
-    section("LRN", found.lrn)
-    section("preprocessing", found.preprocessing)
-    section("provenance", found.provenance)
-    section("backends, as checked", found.backends)
-    section(
-        "files",
-        {str(file["file"]): f"{file['bytes']:>13,} bytes  sha256 {str(file['sha256'])[:12]}" for file in found.files},
-    )
+    return table
 
 
 def _text(value: object) -> str:

@@ -63,7 +63,8 @@ def place(folder: ModelFolder, options: PredictOptions) -> Placed:
     named = _named_devices(options, survey)
     if options.placement is not None:
         return _split(folder, options, named, survey)
-    if options.backend in ENGINE_BACKENDS and not survey.devices and named is None:
+    is_open = options.devices is None or options.devices.strip().lower() == "all"
+    if options.backend in ENGINE_BACKENDS and not survey.devices and is_open:
         check_installed(options.backend)
         name = NAMES[options.backend]
         raise DeviceError(f"{name} needs an NVIDIA GPU, and none was found: {survey.problem}", hint=survey.hint)

@@ -45,7 +45,7 @@ def engine(run: Run, tiny_model: ModelFolder) -> Path:
 def test_without_tensorrt_it_is_a_usage_error_that_says_what_to_install(run: Run, words: tuple[str, ...]) -> None:
     result = run("tiny", *words)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "error: TensorRT cannot be used here: No module named" in result.stderr
+    assert "TensorRT cannot be used here: No module named" in result.stderr
     assert "pip install 'alexdeploy[gpu]'" in result.stderr
     assert "Without a GPU" in result.stderr
     assert "Traceback" not in result.stderr
@@ -197,6 +197,15 @@ def test_inspect_reads_the_sidecar_of_an_engine(program: Run, engine: Path) -> N
     assert facts["images in a batch"] == "1 to 32, best 32"
     assert found["provenance"]["graph_sha256"] == "a" * 64
     assert found["provenance"]["weights_sha256"] == "f" * 64
+
+
+@without_tensorrt
+def test_where_the_layers_of_an_engine_cannot_be_seen_there_is_no_table_of_them(program: Run, engine: Path) -> None:
+    result = program("inspect", engine)
+    assert result.exit_code == 0
+    assert "layers " in result.stdout
+    assert "not seen: " in result.stdout
+    assert not [line for line in result.stdout.splitlines() if line.startswith(("layer ", "total"))]
 
 
 def test_inspect_says_of_another_installations_engine_that_it_is_not_trusted(

@@ -285,10 +285,13 @@ def test_all_devices_of_a_machine_whose_driver_does_not_work_is_an_error(here: H
         here.place(BROKEN, devices="all", **more)
 
 
-@pytest.mark.parametrize("survey", [LAPTOP, BROKEN])
-def test_tensorrt_by_name_and_no_gpu_is_an_error_that_says_why_there_is_none(here: Here, survey: GpuSurvey) -> None:
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize(("survey", "devices"), [(LAPTOP, None), (BROKEN, None), (LAPTOP, "all")])
+def test_tensorrt_by_name_and_no_gpu_is_an_error_that_says_why_there_is_none(
+    here: Here, survey: GpuSurvey, devices: str | None, backend: str
+) -> None:
     with pytest.raises(DeviceError, match=f"none was found: {survey.problem}") as caught:
-        here.place(survey, backend="tensorrt")
+        here.place(survey, backend=backend, devices=devices)
     assert caught.value.hint == survey.hint
 
 

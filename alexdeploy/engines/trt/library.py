@@ -152,7 +152,10 @@ def not_usable(backend: EngineBackend, exc: ImportError | OSError) -> UsageError
             "(pip compiles pycuda, which needs g++ and the CUDA headers: put nvcc on PATH.)\n"
             "Without a GPU, every other backend runs the ONNX files."
         )
-    message = f"{NAMES[backend]} cannot be used here: {first_line(exc)}"
+    # pycuda is the way to the GPU of both libraries.
+    is_driver = isinstance(exc, ImportError) and str(exc.name).partition(".")[0] == "pycuda"
+    name = " and ".join(sorted(NAMES.values(), reverse=True)) if is_driver else NAMES[backend]
+    message = f"{name} cannot be used here: {first_line(exc)}"
     return (UsageError if is_missing else DeviceError)(message, hint=hint)
 
 
