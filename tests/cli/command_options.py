@@ -88,6 +88,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
     "--precision": {
         **dict.fromkeys(("predict", "serve"), "runs one"),
         **dict.fromkeys(("build", "triton"), "one of the files, and there are none of BF16"),
+        "export": "writes several, and none of BF16",
         "train": "that of the arithmetic of training",
     },
     "--backend": {
