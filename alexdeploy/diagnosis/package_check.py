@@ -86,9 +86,9 @@ PROBES = {
             facts["used"] = session.get_providers()
         """,
     "openvino": """
-        from alexdeploy.engines.openvino_library import cpu_capabilities, ov
+        from alexdeploy.engines.openvino_library import cpu_capabilities, ov, shared_core
         facts["version"] = ov.__version__
-        facts["capabilities"] = cpu_capabilities(ov.Core())
+        facts["capabilities"] = cpu_capabilities(shared_core())
         """,
     "torch": """
         import torch

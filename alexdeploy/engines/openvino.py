@@ -18,7 +18,7 @@ from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision, graph_precision
 from alexdeploy.core.version import __version__
 from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, join_predictions
-from alexdeploy.engines.openvino_library import cpu_capabilities, has_exact_int8, ov
+from alexdeploy.engines.openvino_library import cpu_capabilities, has_exact_int8, ov, shared_core
 from alexdeploy.engines.openvino_models import CompiledModel, SingleImages, compiled_model, infer
 from alexdeploy.graphs.freshness import load_metadata
 from alexdeploy.graphs.metadata import GraphMetadata
@@ -195,7 +195,7 @@ class OpenVINOEngine:
 
     def _open_model(self, shape: tuple[int, ...]) -> CompiledModel:
         assert self._load is not None, "an engine can be entered only once"
-        core = ov.Core()
+        core = shared_core()
         config = {
             "INFERENCE_PRECISION_HINT": precision_hint(
                 cpu_capabilities(core), self.info.precision, self._allow_bfloat16

@@ -40,6 +40,22 @@ _LACKING_ISAS = {"BF16": _LACKS_BF16, "FP16": _LACKS_BF16 | {"avx512_core_bf16"}
 have it: on a processor with only AVX-512, it means `avx2_vnni`."""
 
 
+def shared_core() -> ov.Core:
+    """The Core of this process, which is never closed.
+
+    The CPU plugin of each Core gives the thread that loads it another stack for signals, and takes it back with the
+    Core. If two Cores are closed in the order in which they were opened, the thread is left with the freed stack of the
+    first, and the next signal, such as Ctrl-C, is a segmentation fault (OpenVINO 2026.4).
+    """
+    return _core_of(os.getpid())
+
+
+@functools.cache
+def _core_of(process: int) -> ov.Core:
+    # One for each process: threads do not survive a fork.
+    return ov.Core()
+
+
 def max_cpu_isa() -> str:
     """The user's limit on oneDNN's instruction set, in lower case; empty without a limit."""
     return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").lower()
@@ -86,11 +102,11 @@ def has_exact_int8() -> bool:
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    core = ov.Core()
+    core = shared_core()
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
     compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", config)
     found = compiled({0: np.full((1, size), largest, np.float32)})[0]
     return bool((found == size * largest**2).all())
 
 
-__all__ = ["cpu_capabilities", "has_exact_int8", "max_cpu_isa", "ov"]
+__all__ = ["cpu_capabilities", "has_exact_int8", "max_cpu_isa", "ov", "shared_core"]

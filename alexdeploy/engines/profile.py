@@ -76,9 +76,9 @@ def _openvino(
     content: bytes, precision: Precision, allow_bfloat16: bool, images: NDArray[np.uint8]
 ) -> Iterable[tuple[str, str, float]]:
     from alexdeploy.engines.openvino import precision_hint
-    from alexdeploy.engines.openvino_library import cpu_capabilities, ov
+    from alexdeploy.engines.openvino_library import cpu_capabilities, shared_core
 
-    core = ov.Core()
+    core = shared_core()
     settings = {
         "INFERENCE_PRECISION_HINT": precision_hint(cpu_capabilities(core), precision, allow_bfloat16),
         "INFERENCE_NUM_THREADS": "1",

@@ -390,3 +390,31 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "file"))
     assert _run(tiny_model, smooth_images(2)).probabilities.shape == (2, 5)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_signal_after_engines_were_closed_is_heard(int8_model: ModelFolder) -> None:
+    """In whatever order they are closed; the process would end with a segmentation fault."""
+    code = """
+import contextlib, os, signal, sys
+from pathlib import Path
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.engines.base import EngineOptions, open_engine
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+engines = [open_engine(ModelFolder(Path(sys.argv[1])), "openvino", EngineOptions(batch_size=size)) for size in (1, 2)]
+with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+    first.enter_context(engines[0])
+    second.enter_context(engines[1])
+    del engines
+    first.close()
+    second.close()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(int8_model.path.absolute())], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
