@@ -77,6 +77,15 @@ BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, metavar="N"
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads. Default: all there are.")
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS|local",
+        help="Run on the Ray cluster at this address, or one of this machine: Parquet (or JSONL) parts in the folder "
+        "--output, and an actor for each GPU, else for --threads CPUs of a node.",
+    ),
+]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Continue an interrupted run; its rows are in FILE.partial.")
 ]

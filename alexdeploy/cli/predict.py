@@ -21,6 +21,7 @@ from alexdeploy.cli.options import (
     OverwriteOption,
     PrecisionOption,
     QuietOption,
+    RayOption,
     ReplicasOption,
     ResumeOption,
     TencropOption,
@@ -31,6 +32,7 @@ from alexdeploy.cli.options import (
     open_output,
     view_count,
 )
+from alexdeploy.cli.predict_cluster import predict_on_cluster
 from alexdeploy.core.errors import DeviceError, ModelError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -96,9 +98,10 @@ def predict(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write here; FILE, or the object at a URL, appears when it is complete.",
+            help="Write here; FILE, or the object at a URL, appears when it is complete. With --ray: a folder.",
         ),
     ] = None,
+    ray: RayOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
@@ -113,7 +116,24 @@ def predict(
     from alexdeploy.inference import predict_file, writers
     from alexdeploy.inference.journal import journal_path
     from alexdeploy.inference.predictor import Predictor
+    from alexdeploy.placement.options import PredictOptions
 
+    is_single = is_single_image(inputs)
+    options = PredictOptions(
+        backend=backend,
+        precision=precision,
+        num_views=view_count(views, tencrop=tencrop),
+        batch_size=_batch_size(batch_size, is_single=is_single),
+        top_k=top_k,
+        num_threads=threads,
+        num_streams=1 if is_single else None,
+        devices=devices,
+        replicas=replicas,
+        placement=placement,
+    )
+    if ray is not None:
+        predict_on_cluster(ray, inputs, model, output_name, kind, options, resume=resume, overwrite=overwrite)
+        return
     stored, output = open_output(output_name)
     written = stored.name if stored else output
     is_special = output is not None and os.path.exists(output) and not (output.is_file() or output.is_dir())
@@ -132,20 +152,7 @@ def predict(
     if output is not None and path is not None and not resume:
         check_output_free(stored, output, overwrite=overwrite)
     check_named(inputs)
-    is_single = is_single_image(inputs)
-    predictor = Predictor(
-        model,
-        backend=backend,
-        precision=precision,
-        num_views=view_count(views, tencrop=tencrop),
-        batch_size=_batch_size(batch_size, is_single=is_single),
-        top_k=top_k,
-        num_threads=threads,
-        num_streams=1 if is_single else None,
-        devices=devices,
-        replicas=replicas,
-        placement=placement,
-    )
+    predictor = Predictor(model, options)
     if not quiet:
         for note in predictor.notes:
             out.note(note)

@@ -62,6 +62,7 @@ def classify(
     output: str | os.PathLike[str],
     options: ClusterOptions | None = None,
     *,
+    on_begin: Callable[[int], None] = lambda num_kept: None,
     on_part: Callable[[Part], None] = lambda part: None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> ClusterSummary:
@@ -69,8 +70,9 @@ def classify(
 
     Inputs are those of `predict`, except archives and packed sets; this process lists them while the actors work. A
     part has the rows of `rows_per_part` inputs in order, each with its index among all inputs. Files, and an `output`
-    that is no bucket, must be there for every node. The chunk of an actor that ends is done by another. `on_part` is
-    called for each part written; `on_note` for what is worth knowing, such as an actor that was replaced.
+    that is no bucket, must be there for every node. The chunk of an actor that ends is done by another. `on_begin` is
+    called with the number of rows kept, before the actors start, `on_part` for each part written, and `on_note` for
+    what is worth knowing, such as an actor that was replaced.
 
     Raises UsageError for options, inputs or an `output` that do not fit; DeviceError if no actor can start or none is
     left; ModelError, DeviceError or OutputError of an actor. What was complete is kept, for `resume`.
@@ -97,6 +99,7 @@ def classify(
         "format": options.kind,
     }
     kept = target.begin(settings, resume=options.resume, overwrite=options.overwrite)
+    on_begin(sum(part.num_rows for part in kept))
     ledger = _Ledger(target, settings, kept)
     chunks = _Remaining(split(given, options.rows_per_part), {part.number: part for part in kept}, target.name)
     first = next(chunks, None)

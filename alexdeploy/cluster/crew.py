@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ _MOST_LOSSES = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorReport:
-    """The work of the actors of one slot. `busy_seconds` counts each chunk on its own: two may run at once."""
+    """The work of the actors of one slot; they had a chunk, or two, for `busy_seconds`."""
 
     node: str
     num_cpus: int
@@ -46,7 +47,19 @@ class _Member:
         self.handle: Any = None
         self.is_open = False
         self.num_running = self.num_images = self.num_restarts = self.num_failed_starts = 0
-        self.busy_seconds = 0.0
+        self.busy_seconds = self.busy_since = 0.0
+
+    def begin(self) -> None:
+        """It gets a chunk."""
+        if self.num_running == 0:
+            self.busy_since = time.monotonic()
+        self.num_running += 1
+
+    def end(self) -> None:
+        """It has a chunk less."""
+        self.num_running -= 1
+        if self.num_running == 0:
+            self.busy_seconds += time.monotonic() - self.busy_since
 
     def __str__(self) -> str:
         return f"the actor on {self.slot.node.name}"
@@ -120,7 +133,7 @@ class Crew:
         """Give a chunk to the actor with the fewest; there must be room."""
         ready = [member for member in self._members if member.is_open]
         member = min(ready, key=lambda each: each.num_running)
-        member.num_running += 1
+        member.begin()
         self._running[member.handle.run.remote(chunk)] = (member, chunk)
 
     def wait(self, seconds: float) -> tuple[list[Part], list[Chunk]]:
@@ -148,14 +161,13 @@ class Crew:
                 member.is_open, member.num_failed_starts = True, 0
                 self._tell(result)
             else:
-                member.num_running -= 1
+                member.end()
                 member.num_images += result.num_rows
-                member.busy_seconds += result.seconds
                 parts.append(result)
         return parts, lost
 
     def _start(self, member: _Member) -> Any:
-        member.is_open, member.num_running = False, 0
+        member.is_open = False
         member.handle = (
             ray.remote(Actor)
             .options(
@@ -174,6 +186,8 @@ class Crew:
         others = [reference for reference, (each, _) in self._running.items() if each is member]
         had = [chunk, *(self._running.pop(reference)[1] for reference in others)]
         chunks = [each for each in had if each is not None]
+        for _ in chunks:
+            member.end()
         ray.kill(member.handle)
         for each in chunks:
             self._losses[each.number] = self._losses.get(each.number, 0) + 1
