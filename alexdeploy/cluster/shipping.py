@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +13,7 @@ from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.errors import OutputError
 from alexdeploy.core.files import sha256_bytes, sha256_file
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.core.stores.copies import MODEL_FILES, remove_unused
+from alexdeploy.core.stores.copies import MODEL_FILES, remove_unused, whole_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,22 +44,14 @@ def unpack(model: ShippedModel) -> ModelFolder:
         with suppress(OSError):
             os.utime(version)
     else:
-        temporary = Path(tempfile.mkdtemp(dir=models, prefix=".copy-"))
         try:
-            for name, reference in model.files.items():
-                with (temporary / name).open("wb") as file:
-                    file.write(ray.get(reference))
-                    file.flush()
-                    os.fsync(file.fileno())
-            try:
-                temporary.rename(version)
-            except OSError:
-                # Another actor of the node may have been faster: its copy is the same.
-                if not version.is_dir():
-                    raise
+            with whole_folder(version) as temporary:
+                for name, reference in model.files.items():
+                    with (temporary / name).open("wb") as file:
+                        file.write(ray.get(reference))
+                        file.flush()
+                        os.fsync(file.fileno())
         except OSError as exc:
             raise OutputError(f"{version} could not be written: {exc.strerror or exc}") from exc
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         remove_unused(models, version)
     return ModelFolder(version)

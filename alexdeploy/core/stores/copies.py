@@ -7,8 +7,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -86,25 +86,17 @@ def _copied(url: str, entries: Sequence[Entry], kind: type[ModelError | DataErro
             f"a copy of {printable_url(url)} takes {needed / 1e9:,.1f} GB; {free / 1e9:,.1f} GB of {versions} are free",
             hint="Free disk space, or use another disk: ALEXDEPLOY_CACHE=FOLDER",
         )
-    temporary = Path(tempfile.mkdtemp(dir=versions, prefix=".copy-"))
     try:
-        target = temporary / name
-        target.mkdir()
-        for entry in entries:
-            _copy(entry, target / entry.url.rpartition("/")[2])
-        sync_folder(target)
-        if version.is_dir():
-            shutil.rmtree(version)
-        try:
-            temporary.rename(version)
-        except OSError:
-            # Another process may have been faster: its copy is the same.
-            if not version.is_dir():
-                raise
+        with whole_folder(version) as temporary:
+            target = temporary / name
+            target.mkdir()
+            for entry in entries:
+                _copy(entry, target / entry.url.rpartition("/")[2])
+            sync_folder(target)
+            if version.is_dir():
+                shutil.rmtree(version)
     except OSError as exc:
         raise kind(f"{printable_url(url)} cannot be copied: {_reason(exc)}") from exc
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     remove_unused(versions, version)
     return version / name
 
@@ -126,6 +118,24 @@ def _copy(entry: Entry, path: Path) -> None:
             os.fsync(file.fileno())
     finally:
         pool.close()
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which becomes it if the block succeeds. Raises OSError.
+
+    Where another process was faster, its folder stays: under one name, all of them write the same.
+    """
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".copy-"))
+    try:
+        yield temporary
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_unused(versions: Path, current: Path) -> None:
