@@ -25,9 +25,8 @@ from alexdeploy.core.stores.urls import is_url, printable_url
 
 MODELS_FOLDER = Path("models")
 CALIBRATION_FOLDER = Path("calibration")
-_NUM_VIEWS = (1, 5, 10)
-_VIEW_WORDS = {5: "fivecrop", 10: "tencrop"}
-"""In the names of deployment graphs; one view has no word."""
+VIEW_WORDS = {1: "centre", 5: "fivecrop", 10: "tencrop"}
+"""Numbers of views in the names of files; those of deployment graphs leave out `centre`."""
 _NO_MODEL_HINT = "Train one: alexdeploy train\nor import one: alexdeploy import FILE.onnx"
 
 
@@ -94,8 +93,8 @@ class ModelFolder:
         words = ["model" if num_views is None else "deployment"]
         if precision != "fp32":
             words.append(precision)
-        if num_views in _VIEW_WORDS:
-            words.append(_VIEW_WORDS[num_views])
+        if num_views is not None and num_views > 1:
+            words.append(VIEW_WORDS[num_views])
         return self.path / ".".join((*words, "onnx"))
 
     def sum_path(self, precision: str = "fp32", num_views: int | None = None) -> Path:
@@ -200,7 +199,7 @@ class ModelFolder:
 
     def _files(self) -> tuple[Path, ...]:
         of_graphs = (self.onnx_path, self.sum_path)
-        graphs = (path(*each) for each in product(get_args(Precision), (None, *_NUM_VIEWS)) for path in of_graphs)
+        graphs = (path(*each) for each in product(get_args(Precision), (None, *VIEW_WORDS)) for path in of_graphs)
         return (self.spec_path, self.weights_path, self.mean_path, self.backends_path, *graphs, self.checkpoint_path)
 
 

@@ -24,11 +24,11 @@ from alexdeploy.core.arguments import check_fields
 from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.files import atomic_write, output_error, sha256_bytes
-from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.model_folder import VIEW_WORDS, ModelFolder
 from alexdeploy.core.reading import MAX_DATA_BYTES, MAX_TEXT_BYTES, decode_json, read_regular
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import EngineBackend, NumViews
-from alexdeploy.engines.trt.rebuild import VERSION_WORDS, VIEW_WORDS, rebuild_hint
+from alexdeploy.engines.trt.rebuild import VERSION_WORDS, rebuild_hint
 from alexdeploy.engines.trt.signing import is_own, name_of, own_secret, read_secret, signature_of
 
 FORMAT = 2

@@ -7,14 +7,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.engines.base import EngineBackend, NumViews
+from alexdeploy.core.model_folder import VIEW_WORDS, ModelFolder
+from alexdeploy.engines.base import EngineBackend
 
 if TYPE_CHECKING:
     from alexdeploy.engines.trt.files import EngineKey
 
 VERSION_WORDS: dict[EngineBackend, str] = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
-VIEW_WORDS: dict[NumViews, str] = {1: "centre", 5: "fivecrop", 10: "tencrop"}
 
 _NAME = re.compile(
     rf".*?(?P<capabilities>(-sm\d+)+)-(?P<version>{'|'.join(VERSION_WORDS.values())})[\d.]+"
@@ -24,6 +23,7 @@ _NAME = re.compile(
 
 def rebuild_hint(path: Path, key: EngineKey | None = None) -> str:
     """The hint for an unusable engine file. Without its key, the name tells all but the batch size and the builder."""
+    num_views: int
     words = ["alexdeploy build"]
     found = _NAME.fullmatch(path.name)
     if key is not None:
