@@ -217,7 +217,7 @@ def list_examples(root: str, name: str, label: int, skipped: Skipped | None = No
     """The images below the class folder `name`. Raises DataError if there are none, or not all can be listed."""
     folder = join_folder(root, name)
     examples = []
-    for path, problem, num_bytes in _walk(folder, skipped):
+    for path, problem, num_bytes in walk_folder(folder, skipped):
         if problem is not None:
             raise DataError(f"{path}: {problem}.", hint="Make it readable, or move it out of the data set.")
         examples.append(Example(path, label, num_bytes))
@@ -229,7 +229,8 @@ def list_examples(root: str, name: str, label: int, skipped: Skipped | None = No
     return tuple(examples)
 
 
-def _walk(folder: str, skipped: Skipped | None) -> Iterator[tuple[str, str | None, int | None]]:
+def walk_folder(folder: str, skipped: Skipped | None = None) -> Iterator[tuple[str, str | None, int | None]]:
+    """Path or URL, problem and size of each image below a folder or a URL; the size is that of an object."""
     if is_url(folder):
         yield from ((found.url, found.problem, found.num_bytes) for found in walk_stored(folder, skipped))
     else:

@@ -16,14 +16,13 @@ from alexdeploy.images.folder import (
     check_excluded,
     find_splits,
     list_examples,
+    walk_folder,
 )
 from alexdeploy.images.known_classes import KnownClasses
 from alexdeploy.images.label_list import LIST_FORM, read_label_list
 from alexdeploy.images.listed import find_listed
-from alexdeploy.images.listing import walk_images
 from alexdeploy.images.packed import PackedImages, is_packed, open_packed
 from alexdeploy.images.sources import Source, packed_sources, printable_path
-from alexdeploy.images.stored import walk_stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,8 +143,7 @@ def _read_list(
     examples = find_listed(root, name, read_label_list(name, classes))
     listed = {example.path for example in examples}
     num_unlabelled, notes = 0, []
-    walk = ((found.url, found.problem) for found in walk_stored(root)) if is_url(root) else walk_images(root)
-    for path, problem in walk:
+    for path, problem, _ in walk_folder(root):
         if problem is not None:
             notes.append(f"{printable_path(path)}: {problem}")
         elif (path if is_url(root) else os.path.normpath(path)) not in listed:
