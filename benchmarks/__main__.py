@@ -42,7 +42,7 @@ from alexdeploy import ModelFolder
 from alexdeploy.benchmark.plan import load_average
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.engines.base import is_installed
-from alexdeploy.evaluation.html_page import check_page_path
+from alexdeploy.reports.page import check_page_path
 from benchmarks.endurance import EnduranceOptions, measure_endurance
 from benchmarks.growth import (
     BATCH_SIZES,

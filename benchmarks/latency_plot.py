@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alexdeploy.evaluation.html_page import BLUE, ORANGE, drawing, new_figure
+from alexdeploy.reports.page import BLUE, ORANGE, drawing, new_figure
 from benchmarks.targets import views_name
 
 NAME = "serving-latency.svg"

@@ -7,21 +7,21 @@ from pathlib import Path
 from alexdeploy.benchmark import plots
 from alexdeploy.benchmark.format import confidence_note, errors_of, hints_of, number, percent, rate, spread
 from alexdeploy.benchmark.results import Benchmark
-from alexdeploy.evaluation import html_page
+from alexdeploy.reports import page
 
 
 def write_report(found: Benchmark, path: Path) -> None:
     """Write the page to `path`. The same benchmark gives the same bytes. Raises OutputError."""
-    with html_page.drawing():
+    with page.drawing():
         parts_of_page = [
-            html_page.paragraph(_summary(found)),
-            *map(html_page.paragraph, found.notes),
+            page.paragraph(_summary(found)),
+            *map(page.paragraph, found.notes),
             *_picked(found),
-            html_page.heading("All configurations"),
+            page.heading("All configurations"),
             _rows(found),
-            *map(html_page.paragraph, errors_of([row for row in found.rows if row.latency is not None])),
-            *map(html_page.paragraph, hints_of(found.rows)),
-            html_page.paragraph(
+            *map(page.paragraph, errors_of([row for row in found.rows if row.latency is not None])),
+            *map(page.paragraph, hints_of(found.rows)),
+            page.paragraph(
                 "Engine: images/s on decoded images with every stream busy. Files: images/s as predict does it, from "
                 "files to rows. Bound: files over the most that decoding alone and the engine alone allow; on a CPU "
                 "they share the cores, and an engine that leaves cores idle while it is alone can be above 100 %. "
@@ -34,17 +34,17 @@ def write_report(found: Benchmark, path: Path) -> None:
         measured = [row for row in found.rows if row.latency is not None]
         if measured:
             parts_of_page += [
-                html_page.heading("Throughput against batch"),
+                page.heading("Throughput against batch"),
                 plots.throughput(found, measured),
-                html_page.heading("Latency of a batch"),
+                page.heading("Latency of a batch"),
                 plots.latencies(measured),
             ]
             parts_of_page += plots.time_of_an_image(found)
         for each in found.profiles:
-            parts_of_page += [html_page.heading(f"Layers: {each.group}"), plots.layers(each)]
-    parts_of_page += [html_page.heading("Start-up and matrix products"), _starts(found), _ceilings(found)]
-    parts_of_page += [html_page.heading("What was measured, and on what"), _facts(found)]
-    html_page.write_page(path, f"{found.name}: speed on this machine", parts_of_page)
+            parts_of_page += [page.heading(f"Layers: {each.group}"), plots.layers(each)]
+    parts_of_page += [page.heading("Start-up and matrix products"), _starts(found), _ceilings(found)]
+    parts_of_page += [page.heading("What was measured, and on what"), _facts(found)]
+    page.write_page(path, f"{found.name}: speed on this machine", parts_of_page)
 
 
 def _summary(found: Benchmark) -> str:
@@ -59,7 +59,7 @@ def _summary(found: Benchmark) -> str:
 
 def _picked(found: Benchmark) -> list[str]:
     if found.failure is not None:
-        return [html_page.heading("Nothing keeps the limits"), html_page.paragraph(f"{found.limits}: {found.failure}")]
+        return [page.heading("Nothing keeps the limits"), page.paragraph(f"{found.limits}: {found.failure}")]
     if not found.picked:
         return []
     rows = [
@@ -69,9 +69,9 @@ def _picked(found: Benchmark) -> list[str]:
     notes = [f"{each.configuration}: {words}." for each in found.picked if (words := confidence_note(each)) is not None]
     title = f"Fastest with {found.limits}" if str(found.limits) != "no limits" else "Fastest"
     return [
-        html_page.heading(title),
-        html_page.table(["configuration", "images/s from files", "p95 ms", "command"], rows, numbers=(1, 2)),
-        *map(html_page.paragraph, notes),
+        page.heading(title),
+        page.table(["configuration", "images/s from files", "p95 ms", "command"], rows, numbers=(1, 2)),
+        *map(page.paragraph, notes),
     ]
 
 
@@ -93,7 +93,7 @@ def _rows(found: Benchmark) -> str:
         cells.append(number(None if row.peak_bytes is None else row.peak_bytes / 1e6, ",.0f"))
         cells.append("" if row.agreed is None else f"{row.agreed.num_same}/{row.agreed.num_images}")
         lines.append(cells)
-    return html_page.table(header, lines, numbers=range(2, len(header)))
+    return page.table(header, lines, numbers=range(2, len(header)))
 
 
 def _rounds(found: Benchmark) -> list[str]:
@@ -114,9 +114,9 @@ def _rounds(found: Benchmark) -> list[str]:
         "Images/s: the median, and the slowest and the fastest round. Where they overlap, the order may be by chance."
     )
     return [
-        html_page.heading("How far the rounds are apart"),
-        html_page.table(header, lines, numbers=(1, 2, 3, 4)),
-        html_page.paragraph(words),
+        page.heading("How far the rounds are apart"),
+        page.table(header, lines, numbers=(1, 2, 3, 4)),
+        page.paragraph(words),
     ]
 
 
@@ -128,7 +128,7 @@ def _starts(found: Benchmark) -> str:
             times = (start.load_seconds, start.open_seconds, start.first_row_seconds)
             rows.append((str(group), *(f"{seconds:.2f}" for seconds in times)))
     header = ["process", "load s", "engine open after s", "first row after s"]
-    return html_page.table(header, rows, numbers=(1, 2, 3)) + html_page.paragraph(
+    return page.table(header, rows, numbers=(1, 2, 3)) + page.paragraph(
         "From the start of a process. Load is importing the backend and opening the engine, with its compiled model "
         "from the cache: what had to be compiled was compiled in a process before this one."
     )
@@ -139,7 +139,7 @@ def _ceilings(found: Benchmark) -> str:
         (each.backend, each.precision, number(each.gflops, ",.0f") or (each.error or "not measured"))
         for each in found.ceilings
     ]
-    return html_page.table(["backend", "precision", "GFLOP/s of matrix products"], rows, numbers=(2,))
+    return page.table(["backend", "precision", "GFLOP/s of matrix products"], rows, numbers=(2,))
 
 
 def _facts(found: Benchmark) -> str:
@@ -160,4 +160,4 @@ def _facts(found: Benchmark) -> str:
         ("seed", found.seed),
         *machine.versions.items(),
     ]
-    return html_page.table([], rows)
+    return page.table([], rows)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from alexdeploy.benchmark.results import Benchmark, Parts, Profile, Row, best_of, parts, views_of
-from alexdeploy.evaluation import html_page
+from alexdeploy.reports import page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLORS = {"fp32": html_page.BLUE, "fp16": html_page.GREEN, "bf16": html_page.AMBER, "int8": html_page.ORANGE}
+_COLORS = {"fp32": page.BLUE, "fp16": page.GREEN, "bf16": page.AMBER, "int8": page.ORANGE}
 _STYLES = {
     "tensorrt": ("D", "-."),
     "tensorrt-rtx": ("v", "-."),
@@ -28,7 +28,7 @@ _LEAST_SHARE = 0.01
 def throughput(found: Benchmark, rows: Sequence[Row]) -> str:
     """Images/s against batch size, one row of panels for each number of views."""
     views = views_of(rows)
-    drawn = html_page.new_figure(9.0, 3.0 * len(views) + 0.4)
+    drawn = page.new_figure(9.0, 3.0 * len(views) + 0.4)
     panels = drawn.subplots(len(views), 2, squeeze=False, sharex=True, sharey="row")
     sizes = sorted({row.configuration.batch_size for row in rows})
     for num_views, (left, right) in zip(views, panels, strict=True):
@@ -44,7 +44,7 @@ def throughput(found: Benchmark, rows: Sequence[Row]) -> str:
         left.set_ylim(0, top)
         if found.decode_per_second is not None and found.decode_per_second < 1.5 * top:
             left.set_ylim(0, max(top, 1.15 * found.decode_per_second))
-            right.axhline(found.decode_per_second, color=html_page.GREY, linewidth=1, linestyle=":")
+            right.axhline(found.decode_per_second, color=page.GREY, linewidth=1, linestyle=":")
             right.annotate("decoding alone", (sizes[0], found.decode_per_second), (0, 3), textcoords="offset points")
         left.set_ylabel("images/s")
     drawn.supxlabel("batch, images")
@@ -55,7 +55,7 @@ def throughput(found: Benchmark, rows: Sequence[Row]) -> str:
                 handles.append(handle)
                 names.append(name)
     drawn.legend(handles, names, loc="outside right upper")
-    return html_page.figure(
+    return page.figure(
         drawn,
         title="Throughput against batch",
         caption="Left the engine on images that are decoded already, right the whole way. Where lines end at the same "
@@ -86,7 +86,7 @@ def _lines(panel: Axes, rows: Sequence[Row], *, is_engine: bool) -> None:
 
 def latencies(rows: Sequence[Row]) -> str:
     """The time per batch in the engine alone: a box for each row."""
-    drawn = html_page.new_figure(9.0, 1.0 + 0.24 * len(rows))
+    drawn = page.new_figure(9.0, 1.0 + 0.24 * len(rows))
     axes = drawn.add_subplot()
     boxes = [
         {
@@ -118,7 +118,7 @@ def latencies(rows: Sequence[Row]) -> str:
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds")
     axes.grid(axis="y", visible=False)
-    return html_page.figure(
+    return page.figure(
         drawn,
         title="Latency of a batch",
         caption="A box holds the middle half of the batches, its line is the median; whiskers go from the fastest to "
@@ -138,14 +138,14 @@ def time_of_an_image(found: Benchmark) -> list[str]:
             bars.append((str(best.configuration), told))
     if not bars:
         return []
-    drawn = html_page.new_figure(9.0, 1.2 + 0.28 * len(bars))
+    drawn = page.new_figure(9.0, 1.2 + 0.28 * len(bars))
     axes = drawn.add_subplot()
     places = range(len(bars))
     left = [0.0] * len(bars)
     for name, color in (
-        ("decode", html_page.AMBER),
-        ("preprocessing", html_page.GREEN),
-        ("engine", html_page.BLUE),
+        ("decode", page.AMBER),
+        ("preprocessing", page.GREEN),
+        ("engine", page.BLUE),
         ("rest", "#bdbdbd"),
     ):
         widths = [max(getattr(told, name) or 0.0, 0.0) for _, told in bars]
@@ -167,8 +167,8 @@ def time_of_an_image(found: Benchmark) -> list[str]:
         "fills cores that the engine leaves idle while it is alone."
     )
     return [
-        html_page.heading("Where the time of one image goes"),
-        html_page.figure(drawn, title="Where the time of one image goes", caption=caption),
+        page.heading("Where the time of one image goes"),
+        page.figure(drawn, title="Where the time of one image goes", caption=caption),
     ]
 
 
@@ -181,12 +181,12 @@ def layers(found: Profile) -> str:
         if layer.milliseconds < _LEAST_SHARE * total:
             others += layer.milliseconds
         else:
-            name = f"{html_page.short_name(layer.name)}  ({layer.kind})"
+            name = f"{page.short_name(layer.name)}  ({layer.kind})"
             bars.append((name, layer.milliseconds, layer.is_preprocessing))
     bars.append(("all others", others, False))
-    drawn = html_page.new_figure(9.0, 1.0 + 0.24 * len(bars))
+    drawn = page.new_figure(9.0, 1.0 + 0.24 * len(bars))
     axes = drawn.add_subplot()
-    colors = [html_page.GREEN if is_before else html_page.BLUE for _, _, is_before in bars]
+    colors = [page.GREEN if is_before else page.BLUE for _, _, is_before in bars]
     axes.barh(range(len(bars)), [milliseconds for _, milliseconds, _ in bars], color=colors, height=0.65)
     for place, (_, milliseconds, _) in enumerate(bars):
         words = f"{milliseconds:.2f} ms, {100 * milliseconds / max(total, 1e-9):.0f} %"
@@ -203,10 +203,10 @@ def layers(found: Profile) -> str:
         (kind, len(times), f"{sum(times):.2f}", f"{100 * sum(times) / max(total, 1e-9):.1f} %")
         for kind, times in sorted(by_kind.items(), key=lambda item: -sum(item[1]))
     ]
-    drawing = html_page.figure(
+    drawing = page.figure(
         drawn,
         title=f"Time of each layer: {found.group}",
         caption="As the runtime tells it, each layer by its own name there, in the order in which they run; layers "
         "that take less than 1 % are one bar. Green comes before the network: from pixels to views.",
     )
-    return drawing + html_page.table(["kind", "layers", "ms", "share"], kinds, numbers=(1, 2, 3))
+    return drawing + page.table(["kind", "layers", "ms", "share"], kinds, numbers=(1, 2, 3))

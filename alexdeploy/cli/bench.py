@@ -140,7 +140,7 @@ def bench(
         with_profile=html is not None,
     )
     if html is not None:
-        from alexdeploy.evaluation.html_page import check_page_path
+        from alexdeploy.reports.page import check_page_path
 
         check_page_path(html)
         check_not_there(html, "--html", overwrite=overwrite)

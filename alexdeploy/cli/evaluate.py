@@ -129,7 +129,7 @@ def evaluate(
     elif resume:
         raise UsageError("--resume continues a file of rows", hint="Name it: --output FILE")
     if html is not None:
-        from alexdeploy.evaluation.html_page import check_page_path
+        from alexdeploy.reports.page import check_page_path
 
         check_page_path(html)
         check_not_there(html, "--html", overwrite=overwrite)

@@ -178,7 +178,7 @@ def fail(error: AlexDeployError) -> None:
 
 def printable(text: str) -> str:
     """Escape characters that could control the terminal (names come from files), except for line ends."""
-    from alexdeploy.inference.table import escape
+    from alexdeploy.core.printable import escape
 
     return "\n".join(map(escape, text.split("\n")))
 

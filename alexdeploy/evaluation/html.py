@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from alexdeploy.core.metrics import frequent_confusions, has_top5
-from alexdeploy.evaluation import html_page
 from alexdeploy.evaluation.evaluate import Evaluation, describe_exceptions
 from alexdeploy.evaluation.scoring import ErrorRate, Score, error_rate
+from alexdeploy.reports import page
 
 _MAX_MATRIX = 40
 """Maximum number of classes for a readable confusion matrix; above, the most frequent confusions are listed."""
@@ -23,30 +23,30 @@ _PANELS_A_ROW = 3
 def write_report(found: Evaluation, path: Path) -> None:
     """Write the report to `path`. The same evaluation gives the same bytes. Raises OutputError."""
     first = found.scores[0]
-    with html_page.drawing():
+    with page.drawing():
         parts = [
-            html_page.paragraph(_summary(found)),
-            *map(html_page.paragraph, found.notes),
+            page.paragraph(_summary(found)),
+            *map(page.paragraph, found.notes),
             _score_table(found),
-            html_page.paragraph(
+            page.paragraph(
                 "ECE is the expected calibration error of the probabilities, 0 to 1, in bins of equal width. images/s "
                 "is the engine alone, with decoding beside it on the same processors."
             ),
-            html_page.heading("Error of each configuration"),
+            page.heading("Error of each configuration"),
             _error_figure(found),
-            html_page.heading("Are the probabilities to be trusted?"),
+            page.heading("Are the probabilities to be trusted?"),
             _reliability_figure(found),
-            html_page.heading(f"What is taken for what: {first.configuration}"),
+            page.heading(f"What is taken for what: {first.configuration}"),
             _confusions(found, first),
         ]
         if first.worst_classes:
-            parts += [html_page.heading(f"Worst classes: {first.configuration}"), _worst_figure(first)]
+            parts += [page.heading(f"Worst classes: {first.configuration}"), _worst_figure(first)]
         if len(found.scores) > 1:
-            parts += [html_page.heading(f"What changes against {first.configuration}"), *_flips(found)]
+            parts += [page.heading(f"What changes against {first.configuration}"), *_flips(found)]
     if found.broken:
         parts += _broken(found)
-    parts += [html_page.heading("What was measured, and on what"), _facts(found)]
-    html_page.write_page(path, f"{found.name}: error on labelled images", parts)
+    parts += [page.heading("What was measured, and on what"), _facts(found)]
+    page.write_page(path, f"{found.name}: error on labelled images", parts)
 
 
 def _summary(found: Evaluation) -> str:
@@ -79,7 +79,7 @@ def _score_table(found: Evaluation) -> str:
                 ]
             )
         rows.append(row)
-    return html_page.table(header, rows, numbers=range(2, len(header)))
+    return page.table(header, rows, numbers=range(2, len(header)))
 
 
 def _rate(rate: ErrorRate) -> str:
@@ -87,11 +87,11 @@ def _rate(rate: ErrorRate) -> str:
 
 
 def _error_figure(found: Evaluation) -> str:
-    drawn = html_page.new_figure(8.5, 1.3 + 0.42 * len(found.scores))
+    drawn = page.new_figure(8.5, 1.3 + 0.42 * len(found.scores))
     axes = drawn.add_subplot()
-    series = [(-0.12, html_page.BLUE, "o", "top-1", [score.top1 for score in found.scores])]
+    series = [(-0.12, page.BLUE, "o", "top-1", [score.top1 for score in found.scores])]
     if with_top5 := has_top5(len(found.classes)):
-        series.append((0.12, html_page.ORANGE, "s", "top-5", [score.top5 for score in found.scores]))
+        series.append((0.12, page.ORANGE, "s", "top-5", [score.top5 for score in found.scores]))
     for offset, color, marker, name, rates in series:
         percents = [rate.percent for rate in rates]
         axes.errorbar(
@@ -113,7 +113,7 @@ def _error_figure(found: Evaluation) -> str:
     axes.set_xlabel("error, % of all images")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return html_page.figure(
+    return page.figure(
         drawn,
         title=f"Top-1{' and top-5' if with_top5 else ''} error of each configuration",
         caption="Points are the errors, bars their 95 % intervals: how far another sample of as many images might be. "
@@ -125,7 +125,7 @@ def _error_figure(found: Evaluation) -> str:
 def _reliability_figure(found: Evaluation) -> str:
     num_rows = math.ceil(len(found.scores) / _PANELS_A_ROW)
     num_columns = min(len(found.scores), _PANELS_A_ROW)
-    drawn = html_page.new_figure(max(2.9 * num_columns + 0.4, 4.6), 2.9 * num_rows + 0.2)
+    drawn = page.new_figure(max(2.9 * num_columns + 0.4, 4.6), 2.9 * num_rows + 0.2)
     panels = drawn.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
     for panel in panels.flat[len(found.scores) :]:
         panel.set_visible(False)
@@ -139,11 +139,11 @@ def _reliability_figure(found: Evaluation) -> str:
             color="#d0d0d0",
             label="share of images",
         )
-        panel.plot([0, 1], [0, 1], color=html_page.GREY, linestyle="--", linewidth=1, label="perfect")
+        panel.plot([0, 1], [0, 1], color=page.GREY, linestyle="--", linewidth=1, label="perfect")
         panel.plot(
             [entry.confidence for entry in bins],
             [entry.accuracy for entry in bins],
-            color=html_page.BLUE,
+            color=page.BLUE,
             marker="o",
             markersize=4,
             clip_on=False,
@@ -158,7 +158,7 @@ def _reliability_figure(found: Evaluation) -> str:
     drawn.supylabel("share of images, 0 to 1")
     handles, names = panels[0, 0].get_legend_handles_labels()
     drawn.legend(handles, names, loc="outside upper center", ncols=3)
-    return html_page.figure(
+    return page.figure(
         drawn,
         title="Reliability: share of right answers by their probability",
         caption="Answers are put into bins by their probability; a point shows how many of a bin are right. On the "
@@ -171,14 +171,14 @@ def _confusions(found: Evaluation, score: Score) -> str:
     counts = {(entry.true, entry.predicted): entry.count for entry in score.confusion}
     involved = sorted({index for pair in counts for index in pair})
     if not involved:
-        return html_page.paragraph("No image could be read.")
+        return page.paragraph("No image could be read.")
     if len(involved) > _MAX_MATRIX:
         rows = [
             (found.classes[true], found.classes[predicted], count)
             for true, predicted, count in frequent_confusions(counts, 20)
         ]
-        listed = html_page.table(["class", "taken for", "images"], rows, numbers=(2,))
-        return listed + html_page.paragraph("The most frequent confusions, of the images that could be read.")
+        listed = page.table(["class", "taken for", "images"], rows, numbers=(2,))
+        return listed + page.paragraph("The most frequent confusions, of the images that could be read.")
     places = {index: place for place, index in enumerate(involved)}
     matrix = np.zeros((len(involved), len(involved)), np.int64)
     for (true, predicted), count in counts.items():
@@ -187,10 +187,10 @@ def _confusions(found: Evaluation, score: Score) -> str:
     # A class that was predicted but has no images is a row of zeros.
     shares = 100 * matrix / np.maximum(totals, 1)
     size = max(3.2, min(0.62 * len(involved), 8.0))
-    drawn = html_page.new_figure(size + 2.2, size + 1.0)
+    drawn = page.new_figure(size + 2.2, size + 1.0)
     axes = drawn.add_subplot()
     mesh = axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=100, edgecolors="white", linewidth=0.5)
-    names = [html_page.short_name(found.classes[index]) for index in involved]
+    names = [page.short_name(found.classes[index]) for index in involved]
     centres = np.arange(len(involved)) + 0.5
     axes.set_xticks(
         centres, names, rotation=90 if len(involved) > 8 else 30, ha="center" if len(names) > 8 else "right"
@@ -208,7 +208,7 @@ def _confusions(found: Evaluation, score: Score) -> str:
             )
     drawn.colorbar(mesh, ax=axes, shrink=0.8, label="% of the true class")
     numbers = " Numbers are images." if len(involved) <= _MAX_WITH_COUNTS else ""
-    return html_page.figure(
+    return page.figure(
         drawn,
         title="Confusion matrix",
         caption=f"Each row is one true class, its colours what its images were taken for; right answers are on the "
@@ -220,14 +220,14 @@ def _confusions(found: Evaluation, score: Score) -> str:
 def _worst_figure(score: Score) -> str:
     rows = score.worst_classes
     rates = [error_rate(row.num_errors, row.num_images) for row in rows]
-    drawn = html_page.new_figure(8.0, 0.9 + 0.32 * len(rows))
+    drawn = page.new_figure(8.0, 0.9 + 0.32 * len(rows))
     axes = drawn.add_subplot()
     percents = [rate.percent for rate in rates]
     axes.barh(
         range(len(rows)),
         percents,
         height=0.62,
-        color=html_page.AMBER,
+        color=page.AMBER,
         xerr=[
             [rate.percent - rate.low_percent for rate in rates],
             [rate.high_percent - rate.percent for rate in rates],
@@ -235,12 +235,12 @@ def _worst_figure(score: Score) -> str:
         ecolor="#333333",
         capsize=3,
     )
-    names = [f"{html_page.short_name(row.name)}  ({row.num_errors:,} of {row.num_images:,})" for row in rows]
+    names = [f"{page.short_name(row.name)}  ({row.num_errors:,} of {row.num_images:,})" for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set(xlim=(0, 100), xlabel="top-1 error, % of the class")
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    return html_page.figure(
+    return page.figure(
         drawn,
         title="Classes with the largest error",
         caption="The classes with the largest error, with their 95 % intervals: a class of few images has a wide one, "
@@ -254,14 +254,14 @@ def _flips(found: Evaluation) -> list[str]:
         for score in found.scores
         if score.versus is not None
     ]
-    drawn = html_page.new_figure(8.5, 1.3 + 0.5 * len(others))
+    drawn = page.new_figure(8.5, 1.3 + 0.5 * len(others))
     axes = drawn.add_subplot()
     rows = range(len(others))
     lost = [versus.right_to_wrong for _, versus in others]
     won = [versus.wrong_to_right for _, versus in others]
     other = [versus.wrong_to_wrong for _, versus in others]
-    axes.barh(rows, [-count for count in lost], height=0.6, color=html_page.ORANGE, label="right to wrong")
-    axes.barh(rows, won, height=0.6, color=html_page.BLUE, label="wrong to right")
+    axes.barh(rows, [-count for count in lost], height=0.6, color=page.ORANGE, label="right to wrong")
+    axes.barh(rows, won, height=0.6, color=page.BLUE, label="wrong to right")
     axes.barh(rows, other, left=won, height=0.6, color="#d0d0d0", label="wrong to wrong")
     reach = max(1, *lost, *(a + b for a, b in zip(won, other, strict=True)))
     axes.set_xlim(-1.22 * reach, 1.22 * reach)
@@ -282,7 +282,7 @@ def _flips(found: Evaluation) -> list[str]:
         "Images whose answer differs from that of the configuration named below it. Bars of the same length to both "
         "sides cancel in the error, and are changed answers nevertheless; --output FILE names each image."
     )
-    parts = [html_page.figure(drawn, title="Answers that changed", caption=caption)]
+    parts = [page.figure(drawn, title="Answers that changed", caption=caption)]
     changed = [
         (name, row.name, row.right_to_wrong, row.wrong_to_right, row.wrong_to_wrong)
         for name, versus in others
@@ -291,17 +291,17 @@ def _flips(found: Evaluation) -> list[str]:
     if changed:
         header = ["configuration", "class", "right to wrong", "wrong to right", "wrong to wrong"]
         parts += [
-            html_page.paragraph("Where they changed: the classes that lost most, up to five a configuration."),
-            html_page.table(header, changed, numbers=(2, 3, 4)),
+            page.paragraph("Where they changed: the classes that lost most, up to five a configuration."),
+            page.table(header, changed, numbers=(2, 3, 4)),
         ]
     return parts
 
 
 def _broken(found: Evaluation) -> list[str]:
     rows = [(image.source, found.classes[image.label], image.error) for image in found.broken[:_MAX_BROKEN]]
-    parts = [html_page.heading("Could not be read"), html_page.table(["image", "class", "error"], rows)]
+    parts = [page.heading("Could not be read"), page.table(["image", "class", "error"], rows)]
     if len(found.broken) > _MAX_BROKEN:
-        parts.append(html_page.paragraph(f"and {len(found.broken) - _MAX_BROKEN:,} more"))
+        parts.append(page.paragraph(f"and {len(found.broken) - _MAX_BROKEN:,} more"))
     return parts
 
 
@@ -315,4 +315,4 @@ def _facts(found: Evaluation) -> str:
         *found.versions.items(),
         *found.machine.items(),
     ]
-    return html_page.table([], rows)
+    return page.table([], rows)

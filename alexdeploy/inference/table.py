@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 
+from alexdeploy.core.printable import escape
+
 if TYPE_CHECKING:
     from alexdeploy.inference.row import Row
 
@@ -73,15 +75,6 @@ def table_line(layout: Layout, row: Row) -> str:
     if layout.following:
         cells.append(_following(row, layout.following))
     return _GAP.join(cells).rstrip() + "\n"
-
-
-def escape(text: str) -> str:
-    """Show unprintable characters (controls, line ends, bidirectional marks) as Python escapes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def fit(text: str, width: int, *, keep_end: bool = False) -> str:

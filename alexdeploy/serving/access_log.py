@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import msgspec
 
-from alexdeploy.inference.table import escape
+from alexdeploy.core.printable import escape
 
 if TYPE_CHECKING:
     from alexdeploy.inference.batcher import JobTimes

@@ -218,9 +218,9 @@ def test_folders_that_are_no_classes_are_named(run: Run, workplace: Path) -> Non
 def test_an_html_report_without_matplotlib_is_refused_before_anything_runs(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alexdeploy.evaluation import html_page
+    from alexdeploy.reports import page
 
-    monkeypatch.setattr(html_page.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
     result = run("data", "--html", "r.html")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "pip install 'alexdeploy[report]'" in result.stderr

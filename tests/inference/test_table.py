@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from rich.cells import cell_len
 
+from alexdeploy.core.printable import escape
 from alexdeploy.inference.row import Choice, Row
-from alexdeploy.inference.table import escape, fit
+from alexdeploy.inference.table import fit
 from alexdeploy.inference.writers import Shape, text_format
 
 CLASSES = ("tabby cat", "Egyptian cat", "fox")

@@ -13,10 +13,10 @@ from markup import Page
 
 from alexdeploy.core.errors import OutputError, UsageError
 from alexdeploy.engines.base import Configuration
-from alexdeploy.evaluation import html_page
 from alexdeploy.evaluation.evaluate import BrokenImage, Evaluation
 from alexdeploy.evaluation.html import write_report
 from alexdeploy.evaluation.scoring import Answer, Tally
+from alexdeploy.reports import page
 
 pytest.importorskip("matplotlib")
 
@@ -174,21 +174,21 @@ def test_an_evaluation_without_errors_or_without_answers_has_a_report(tmp_path: 
     Page(write(found, tmp_path / "r.html"))
 
 
-def test_a_report_without_matplotlib_is_refused_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(html_page.importlib.util, "find_spec", lambda name: None)
+def test_a_report_without_matplotlib_is_refused_with_the_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError) as caught:
-        html_page.check_page_path(tmp_path / "r.html")
+        page.check_page_path(tmp_path / "r.html")
     assert caught.value.hint == "Install it: pip install 'alexdeploy[report]'"
 
 
 def test_a_folder_and_a_file_in_a_file_are_no_places_for_a_page(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder"):
-        html_page.check_page_path(tmp_path)
+        page.check_page_path(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError):
-        html_page.write_page(tmp_path / "file" / "r.html", "title", [])
+        page.write_page(tmp_path / "file" / "r.html", "title", [])
 
 
 def test_long_names_are_cut_at_the_axes() -> None:
-    assert html_page.short_name("x" * 100) == "x" * 29 + "..."
-    assert html_page.short_name("tench\n") == "tench\\n"
+    assert page.short_name("x" * 100) == "x" * 29 + "..."
+    assert page.short_name("tench\n") == "tench\\n"

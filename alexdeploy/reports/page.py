@@ -6,6 +6,8 @@ everywhere else by `text`.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import importlib.util
 import io
@@ -14,6 +16,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ from alexdeploy.core.cache import cache_folder
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.files import atomic_write, check_output
 from alexdeploy.core.packages import missing_package
-from alexdeploy.inference.table import escape
+from alexdeploy.core.printable import escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +52,7 @@ _FIGURE_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 _PAGE_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 70rem; margin: 2rem auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 110rem; margin: 2rem auto;
   padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; }
 h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
@@ -59,6 +62,10 @@ figcaption, .note { color: #444; max-width: 48rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid #e8e8e8; vertical-align: top; }
+table.sortable th { cursor: pointer; }
+table.sortable th[aria-sort=ascending]::after { content: " \\25B2"; }
+table.sortable th[aria-sort=descending]::after { content: " \\25BC"; }
+img { max-width: 100%; height: auto; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td { overflow-wrap: anywhere; }
 @media (prefers-color-scheme: dark) {
@@ -69,7 +76,33 @@ td { overflow-wrap: anywhere; }
   figure svg { background: #fff; border-radius: 6px; }
 }
 """
+# Columns are sorted by the attribute data-value of a cell or by its text, numerically where all of them are numbers. A
+# second click sorts the other way.
+_SORT_SCRIPT = """
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.querySelectorAll("th")];
+  heads.forEach((head, column) => {
+    head.tabIndex = 0;
+    const sort = () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      const body = table.tBodies[0];
+      const keyed = [...body.rows].map(row => {
+        const cell = row.cells[column];
+        return [cell.dataset.value ?? cell.textContent.trim(), row];
+      });
+      const numeric = keyed.every(([key]) => key !== "" && !isNaN(key));
+      keyed.sort(([a], [b]) => (numeric ? a - b : a.localeCompare(b)) * (down ? -1 : 1));
+      heads.forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      body.append(...keyed.map(([, row]) => row));
+    };
+    head.addEventListener("click", sort);
+    head.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
+  });
+}
+"""
 _MAX_NAME = 32
+_PLOTS: ContextVar[Path | None] = ContextVar("_PLOTS", default=None)
 
 
 def check_page_path(path: Path, option: str = "--html") -> None:
@@ -84,14 +117,22 @@ def check_page_path(path: Path, option: str = "--html") -> None:
         raise UsageError(f"{option} {path} is a folder; expected a file")
 
 
-def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
-    """Write one HTML file of `parts`, which are HTML already. Raises OutputError."""
+def write_page(path: Path, title: str, parts: Sequence[str], *, style: str = "", script: str = "") -> None:
+    """Write one HTML file of `parts`, which are HTML already, with CSS and JavaScript of its own. Raises OutputError.
+
+    The page may load nothing, and run no script but its own: its content security policy says so to the browser.
+    """
     body = "\n".join(parts)
+    if 'class="sortable"' in body:
+        script = _SORT_SCRIPT + script
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{_PAGE_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{text(title)}</h1>\n{body}\n</body>\n</html>\n"
+        f"<title>{text(title)}</title>\n<style>{_PAGE_STYLE}{style}</style>\n</head>\n<body>\n"
+        f"<h1>{text(title)}</h1>\n{body}\n{f'<script>{script}</script>' if script else ''}\n</body>\n</html>\n"
     )
     with atomic_write(path) as file:
         file.write(page.encode())
@@ -110,8 +151,10 @@ def paragraph(words: str) -> str:
     return f'<p class="note">{text(words)}</p>'
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = ()) -> str:
-    """A table; the columns `numbers` are aligned to the right."""
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = (), is_sortable: bool = False
+) -> str:
+    """A table; the columns `numbers` are aligned to the right. A click on a column of a sortable one sorts it."""
 
     def line(cells: Sequence[object], tag: str) -> str:
         marks = [' class="number"' if column in numbers else "" for column in range(len(cells))]
@@ -120,12 +163,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: S
 
     head = f"<thead>{line(header, 'th')}</thead>\n" if header else ""
     body = "\n".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table>\n{head}<tbody>\n{body}\n</tbody>\n</table></div>'
+    kind = ' class="sortable"' if is_sortable else ""
+    return f'<div class="scroll"><table{kind}>\n{head}<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """Give figures that are made and rendered inside this block a common style. Not thread-safe."""
+def drawing(plots: Path | None = None) -> Iterator[None]:
+    """Give figures that are made and rendered inside this block a common style. Not thread-safe.
+
+    With a folder `plots`, `figure` also writes each of them there, as PNG and SVG.
+    """
     # matplotlib reads it once, at import, and would otherwise create its own folders for its font list.
     folder = cache_folder("matplotlib")
     if folder is not None:
@@ -135,7 +182,11 @@ def drawing() -> Iterator[None]:
     # Neither a thousand font names nor one warning per letter that our fonts lack is useful.
     with matplotlib.rc_context(_FIGURE_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        yield
+        outer = _PLOTS.set(plots)
+        try:
+            yield
+        finally:
+            _PLOTS.reset(outer)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -146,11 +197,24 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def figure(drawn: Figure, *, title: str, caption: str) -> str:
-    """A figure with `title` as its text alternative and a caption that explains how to read it."""
-    return (
-        f'<figure role="img" aria-label="{text(title)}">\n{_to_svg(drawn, salt=title)}'
-        f"<figcaption>{text(caption)}</figcaption>\n</figure>"
-    )
+    """A figure with `title` as its text alternative and a caption that explains how to read it. Raises OutputError."""
+    # First: the layout of a figure depends on what it was drawn for before.
+    svg = _to_svg(drawn, salt=title)
+    folder = _PLOTS.get()
+    if folder is not None:
+        stem = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80] or "figure"
+        for suffix in (".svg", ".png"):
+            save_figure(drawn, folder / (stem + suffix), title=title)
+    return f'<figure role="img" aria-label="{text(title)}">\n{svg}<figcaption>{text(caption)}</figcaption>\n</figure>'
+
+
+def save_figure(drawn: Figure, path: Path, *, title: str) -> None:
+    """Write a figure to a file, SVG, or PNG with 150 pixels an inch, by its suffix. Raises OutputError."""
+    with atomic_write(path) as file:
+        if path.suffix == ".svg":
+            file.write(b'<?xml version="1.0" encoding="utf-8"?>\n' + _to_svg(drawn, salt=title).encode())
+        else:
+            drawn.savefig(file, format="png", dpi=150, metadata={"Software": None})
 
 
 def short_name(name: str) -> str:

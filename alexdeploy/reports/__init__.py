@@ -1,0 +1,1 @@
+"""Pages for people: their form, their figures, and the photographs in them."""
