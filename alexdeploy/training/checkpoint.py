@@ -18,6 +18,7 @@ from alexdeploy.core.reading import decode_json, open_regular
 from alexdeploy.core.recipe import Recipe, Training
 from alexdeploy.training.data import TrainingData
 from alexdeploy.training.events import EpochRecord
+from alexdeploy.training.kernels import write_kernels
 from alexdeploy.training.schedule import ScheduleState
 from alexdeploy.training.statistics import Statistics
 
@@ -100,6 +101,12 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     torch.save(content, buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
+
+
+def keep_kernels(folder: ModelFolder, progress: Progress, weights: Mapping[str, torch.Tensor]) -> None:
+    """At the end of an epoch, and before the first step, write the kernels of conv1 to a file of their own."""
+    if progress.step == 0:
+        write_kernels(folder, progress.schedule.num_epochs, weights["conv1.weight"].numpy())
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -31,13 +31,7 @@ from alexdeploy.training.augment import (
     random_views,
     to_device,
 )
-from alexdeploy.training.checkpoint import (
-    Best,
-    Checkpoint,
-    Identity,
-    Progress,
-    write_checkpoint,
-)
+from alexdeploy.training.checkpoint import Best, Checkpoint, Identity, Progress, keep_kernels, write_checkpoint
 from alexdeploy.training.events import CheckpointSaved, EpochFinished, EpochRecord, Event, Step
 from alexdeploy.training.learner import Learner
 from alexdeploy.training.log import TrainingLog
@@ -304,6 +298,7 @@ class Run:
                 learner=self._learner.state(),
             )
             if self._group.is_main:
+                keep_kernels(self._setting.folder, self._progress, checkpoint.learner["weights"])
                 write_checkpoint(self._setting.folder.checkpoint_path, checkpoint)
         self._saved_at = time.monotonic()
 

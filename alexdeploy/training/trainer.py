@@ -21,14 +21,10 @@ from alexdeploy.core.spec import ModelSpec
 from alexdeploy.images.folder import LabelledImages
 from alexdeploy.images.packed import PackedSet
 from alexdeploy.network.layers import plan_layers
-from alexdeploy.training.checkpoint import (
-    Checkpoint,
-    Identity,
-    describe_run,
-    find_checkpoint,
-)
+from alexdeploy.training.checkpoint import Checkpoint, Identity, describe_run, find_checkpoint, keep_kernels
 from alexdeploy.training.data import TrainingData, half_of_free_memory, open_data
 from alexdeploy.training.events import AlreadyFinished, Event, Started
+from alexdeploy.training.kernels import drop_kernels
 from alexdeploy.training.learner import Learner, choose_device
 from alexdeploy.training.log import TrainingLog, log_path
 from alexdeploy.training.parallel import ALONE, ProcessGroup
@@ -271,8 +267,13 @@ def _train(
         data_path=options.data_path,
     )
     _check_batches(len(setting.train_indices), recipe.training.batch_size, learner.split.size)
-    if checkpoint is None and group.is_main:
-        folder.clear()
+    # Of both towers, where there are two processes for them.
+    weights = learner.weights() if checkpoint is None else {}
+    if group.is_main:
+        if checkpoint is None:
+            folder.clear()
+            keep_kernels(folder, progress, weights)
+        drop_kernels(folder, after=progress.schedule.num_epochs)
     group.begin()
     opened_log = TrainingLog(folder, num_epochs=progress.schedule.num_epochs) if group.is_main else nullcontext()
     with opened_log as log:

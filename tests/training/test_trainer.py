@@ -24,9 +24,9 @@ from safetensors.numpy import load_file
 from training_helpers import tiny_recipe, train_and_tell
 
 import alexdeploy
-from alexdeploy.core.errors import DataError, DivergedError, OutputError, UsageError
+from alexdeploy.core.errors import DataError, DivergedError, ModelError, OutputError, UsageError
 from alexdeploy.core.events import Notice
-from alexdeploy.core.files import sha256_file
+from alexdeploy.core.files import npy_bytes, sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import CONTRACT_KEY
@@ -37,6 +37,7 @@ from alexdeploy.training import run
 from alexdeploy.training.checkpoint import check_same_run, describe_run, read_checkpoint
 from alexdeploy.training.data import open_data
 from alexdeploy.training.events import AlreadyFinished, Decoded, EpochFinished, EpochRecord, Event, Started, Step
+from alexdeploy.training.kernels import kernel_epochs, read_kernels, write_kernels
 from alexdeploy.training.log import TrainingLog, log_path, read_log
 from alexdeploy.training.pixels import FilePixels
 from alexdeploy.training.trainer import RunOptions, train
@@ -157,6 +158,31 @@ def test_after_ctrl_c_resuming_gives_the_same_bits(folder, tiny_data, uninterrup
     assert (progress.schedule.num_epochs + 1, progress.step) == (epoch, step)
     train(tiny_data, tiny_recipe(), folder, dataclasses.replace(ONE_THREAD, resume=True), ignore)
     assert final_state(folder) == final_state(uninterrupted)
+
+
+def test_the_kernels_of_each_epoch_are_kept_also_across_a_kill(folder, tiny_data, uninterrupted):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_data, tiny_recipe(), folder, ONE_THREAD, interrupt_at(2, 2))
+    assert kernel_epochs(folder) == (0, 1)
+    # What a run leaves that was killed between these files and its checkpoint.
+    write_kernels(folder, 2, np.zeros((8, 3, 11, 11), np.float32))
+    write_kernels(folder, 7, np.zeros((8, 3, 11, 11), np.float32))
+    train(tiny_data, tiny_recipe(), folder, dataclasses.replace(ONE_THREAD, resume=True), ignore)
+    assert kernel_epochs(folder) == (0, 1, 2, 3)
+    for epoch in range(4):
+        np.testing.assert_array_equal(read_kernels(folder, epoch), read_kernels(uninterrupted, epoch))
+    last = read_checkpoint(folder.checkpoint_path).learner["weights"]["conv1.weight"]
+    np.testing.assert_array_equal(read_kernels(folder, 3), last.numpy())
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", npy_bytes(np.zeros((8, 4, 11, 11), np.float32))])
+def test_damaged_kernels_are_a_model_error(folder, content):
+    write_kernels(folder, 3, np.zeros((8, 3, 11, 11), np.float32))
+    path = folder.checkpoints / "kernels" / "0003.npy"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"0003\.npy") as caught:
+        read_kernels(folder, 3)
+    assert caught.value.hint == "Remove 0003.npy: it is one frame."
 
 
 def without_speed(folder: ModelFolder) -> list[object]:
