@@ -11,6 +11,12 @@ from dataclasses import dataclass, replace
 from alexdeploy.core.errors import UsageError
 from alexdeploy.images.sources import Source
 
+_FEWEST = 128
+"""Fewer sources take so little time that beginning and ending a part is some of it."""
+
+_SHARE = 64
+"""A chunk is this part of all before it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
@@ -27,16 +33,21 @@ class Chunk:
         return hashlib.sha256(names.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def split(sources: Iterable[Source], size: int) -> Iterator[Chunk]:
-    """Chunks of `size` sources, the last one of the rest, as they are listed.
+def split(sources: Iterable[Source], most: int) -> Iterator[Chunk]:
+    """Chunks of at most `most` sources, as they are listed.
 
-    Raises UsageError for members of archives and packed sets, whose bytes would have to travel.
+    They grow with the number of sources before them, so that at the end of a run the last ones are a small part of it,
+    and few actors wait for others. How many there will be is not known. Raises UsageError for members of archives and
+    packed sets, whose bytes would have to travel.
     """
     iterator = map(_portable, sources)
+    first_index = 0
     for number in itertools.count():
+        size = min(max(first_index // _SHARE, _FEWEST), most)
         if not (taken := tuple(itertools.islice(iterator, size))):
             return
-        yield Chunk(number=number, first_index=number * size, sources=taken)
+        yield Chunk(number=number, first_index=first_index, sources=taken)
+        first_index += len(taken)
 
 
 def _portable(source: Source) -> Source:

@@ -69,7 +69,7 @@ def classify(
     """Classify image files on the cluster that Ray is connected to: one row per input, in parts in the folder `output`.
 
     Inputs are those of `predict`, except archives and packed sets; this process lists them while the actors work. A
-    part has the rows of `rows_per_part` inputs in order, each with its index among all inputs. Files, and an `output`
+    part has the rows of up to `rows_per_part` inputs in order, each with its index among all. Files, and an `output`
     that is no bucket, must be there for every node. The chunk of an actor that ends is done by another. `on_begin` is
     called with the number of rows kept, before the actors start, `on_part` for each part written, and `on_note` for
     what is worth knowing, such as an actor that was replaced.

@@ -19,6 +19,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.environ["ALEXDEPLOY_CACHE"] = str(tmp_path_factory.mktemp("actors"))
     handler = signal.getsignal(signal.SIGTERM)
     ray.init(
+        # Not one that runs here already.
+        "local",
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,

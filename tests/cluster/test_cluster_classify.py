@@ -19,11 +19,13 @@ pytest.importorskip("ray", reason="needs the extra ray: pip install 'alexdeploy[
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alexdeploy.cluster.chunks import split
 from alexdeploy.cluster.classify import ClusterOptions, classify
 from alexdeploy.cluster.parts import Output, Part
 from alexdeploy.cluster.plan import Node, plan_slots
 from alexdeploy.core.errors import DeviceError, OutputError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.images.sources import Source
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.inference.row import Row
 from alexdeploy.placement.options import PredictOptions
@@ -229,3 +231,17 @@ CPUS = Node(id="b", name="cpus", resources={"CPU": 10.0})
 def test_slots(options: PredictOptions, expected: list[tuple[str, int, int]]) -> None:
     slots = plan_slots([GPUS, CPUS], options)
     assert [(slot.node.name, slot.num_cpus, slot.num_gpus) for slot in slots] == expected
+
+
+def test_parts_grow_with_the_run() -> None:
+    names = (Source(name=str(number), path=f"s3://b/{number}.jpg") for number in range(200_000))
+    chunks = list(split(names, 1024))
+    first = 0
+    for number, chunk in enumerate(chunks):
+        assert (chunk.number, chunk.first_index, chunk.sources[0].name) == (number, first, str(first))
+        first += len(chunk.sources)
+    assert first == 200_000
+    sizes = [len(chunk.sources) for chunk in chunks[:-1]]
+    assert sizes[:64] == [128] * 64
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == 1024
