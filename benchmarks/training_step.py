@@ -103,7 +103,7 @@ def gradient_difference(device_name: str, batch_size: int = 8) -> float:
     views = views.double()
     network = new_network(changed, NUM_CLASSES).double()
     learner, plain = Learner(changed, NUM_CLASSES, device, network), plain_network(changed).double().to(device)
-    ours = learner.compute_gradients(views, labels, dropout_seed=0)
+    ours = learner.compute_gradients(views, labels, dropout_seed=0).loss.float() / len(labels)
     theirs = F.cross_entropy(plain(views.contiguous()), labels)
     theirs.backward()  # type: ignore[no-untyped-call]
     # Learner takes the loss of scores in float32.

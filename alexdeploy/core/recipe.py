@@ -82,6 +82,10 @@ class Training:
     biases by `last_layer_factor` unless they come from a parent. If `bias_rate_drops` is false, biases keep the rate of
     the first epoch. Layers in `freeze` are frozen from epoch `freeze_epoch` on, 1 being the first. `clip_norm` limits
     the norm of all gradients.
+
+    With `average`, the weights that are evaluated and published are an exponential moving average over the steps:
+    a <- average a + (1 - average) w (Polyak and Juditsky 1992). With `stop_after`, training ends when that many epochs
+    in a row were not better than the best.
     """
 
     batch_size: Count = 128
@@ -96,6 +100,8 @@ class Training:
     freeze: tuple[str, ...] = ()
     freeze_epoch: Count = 1
     clip_norm: Positive | None = None
+    average: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+    stop_after: Count | None = None
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     schedule: Literal["plateau", "epochs", "cosine"] = "plateau"
     drop_epochs: tuple[Count, ...] = ()

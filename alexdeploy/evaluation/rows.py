@@ -11,13 +11,13 @@ from typing import Final
 
 import msgspec
 
+from alexdeploy.core.csv_text import csv_line
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.files import atomic_write, check_output
 from alexdeploy.engines.base import Configuration
 from alexdeploy.evaluation.evaluate import ImageResult, Plan
 from alexdeploy.inference.journal import Header, Journal, check_setting, journal_path, read_header, read_journal
 from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
-from alexdeploy.inference.writers import csv_line
 
 _SUFFIXES = (".jsonl", ".csv")
 _COMMAND: Final = "evaluate"

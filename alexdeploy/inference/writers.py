@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from alexdeploy.core.csv_text import csv_line
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.packages import missing_package
 from alexdeploy.core.reading import open_regular
@@ -170,17 +171,6 @@ def _csv_line(row: Row, top_k: int) -> str:
     missing = [None] * (3 * (top_k - len(row.top)))
     tail = (row.views_agreeing, row.num_views, row.model, row.backend, row.precision, row.artifact, row.error)
     return csv_line((row.index, row.source, row.label, row.probability, *choices, *missing, *tail))
-
-
-def csv_line(values: Iterable[object]) -> str:
-    """One line of any CSV file of this program: commas, a newline, quotes only where a value needs them, None empty.
-
-    The columns are those of JSON lines; a list of objects becomes field_1 or field_NAME for each object.
-    """
-    # The writer quotes a lone \r or \n only if it is in the line terminator, so both must be.
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(values)
-    return text.getvalue()[:-2] + "\n"
 
 
 def rows_table(rows: Iterable[Row]) -> Any:

@@ -22,8 +22,8 @@ from alexdeploy.training.kernels import write_kernels
 from alexdeploy.training.schedule import ScheduleState
 from alexdeploy.training.statistics import Statistics
 
-# Neither affects what is learned up to the checkpoint; a run may be resumed with more epochs.
-_FREE_KEYS = ("name", "description", "overrides", "training.epochs")
+# None affects what is learned up to the checkpoint; a run may be resumed with more epochs.
+_FREE_KEYS = ("name", "description", "overrides", "training.epochs", "training.stop_after")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +49,27 @@ class Best:
 class Progress:
     """Progress of a run: `schedule` counts the finished epochs, `step` the finished steps of the next one.
 
-    `loss_sum` is the sum over that epoch's images so far. `broken` are the indices of the skipped training and
+    `loss_sum` and `num_right` are sums over that epoch's images so far; None in a checkpoint of an earlier version.
+    `broken` are the indices of the skipped training and
     validation images.
     """
 
     schedule: ScheduleState = field(default_factory=ScheduleState)
     step: int = 0
     loss_sum: float = 0.0
+    num_right: int | None = None
     best: Best | None = None
     broken_train: tuple[int, ...] = ()
     broken_val: tuple[int, ...] = ()
+
+    def is_over(self, training: Training) -> bool:
+        """Whether all epochs are done, or `stop_after` of them in a row were not better than the best."""
+        num_epochs = self.schedule.num_epochs
+        if num_epochs >= training.epochs:
+            return True
+        if training.stop_after is None or self.best is None:
+            return False
+        return num_epochs - self.best.record.epoch >= training.stop_after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +80,11 @@ class Checkpoint:
     progress: Progress
     statistics: Statistics
     learner: Mapping[str, Any]
+
+    @property
+    def published(self) -> Mapping[str, torch.Tensor]:
+        """The weights that were evaluated: the averages, if the run has any."""
+        return self.learner.get("averages", self.learner["weights"])  # type: ignore[no-any-return]
 
 
 def describe_run(recipe: Recipe, data: TrainingData) -> Identity:

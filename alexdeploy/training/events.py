@@ -73,7 +73,8 @@ class Step:
 class EpochRecord:
     """One line of the log. Errors are fractions of the validation set, on the centre view.
 
-    The first speed is that of the whole epoch, the second that of its steps without waits for images, the third that of
+    `train_top1_error` is of the augmented views that the epoch learned from, with dropout, before each step. The first
+    speed is that of the whole epoch, the second that of its steps without waits for images, the third that of
     the loader alone when the run began. Unknown speeds are None.
     """
 
@@ -87,6 +88,17 @@ class EpochRecord:
     num_skipped: int = 0
     step_images_per_second: float | None = None
     loader_images_per_second: float | None = None
+    train_top1_error: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One line of the log of steps. `loss` is the mean over the step's batch, before the step."""
+
+    epoch: int
+    step: int
+    loss: float
+    learning_rate: float
 
 
 @dataclass(frozen=True, kw_only=True)

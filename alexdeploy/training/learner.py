@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from alexdeploy.core.errors import DeviceError, UsageError, first_line
 from alexdeploy.core.recipe import Recipe, TrainingPrecision
@@ -17,6 +18,16 @@ from alexdeploy.training.optimizer import MomentumSGD, parameter_groups
 from alexdeploy.training.parallel import ALONE, ProcessGroup, SharedNetwork
 
 _AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class StepSums(NamedTuple):
+    """Of one step: the cross-entropy, float64 [], and the number of right answers, int64 [], on the device.
+
+    Answers are those before the step, to augmented views and with dropout.
+    """
+
+    loss: Tensor
+    num_right: Tensor
 
 
 def choose_device(name: str | None, precision: TrainingPrecision) -> torch.device:
@@ -88,6 +99,9 @@ class Learner:
             weight_decay=training.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        self._average: AveragedModel | None = None
+        if training.average is not None:
+            self._average = AveragedModel(self._network, multi_avg_fn=get_ema_multi_avg_fn(training.average))  # type: ignore[no-untyped-call]
         self._shared = SharedNetwork(self._network, self.split, device) if self.split.size > 1 else None
 
     def begin_epoch(self, epoch: int) -> None:
@@ -116,11 +130,11 @@ class Learner:
 
     def compute_gradients(
         self, views: Tensor, labels: Tensor, dropout_seed: int, batch_size: int | None = None
-    ) -> Tensor:
-        """Set the gradients of the mean cross-entropy over a batch; returns the mean over this process's rows.
+    ) -> StepSums:
+        """Set the gradients of the mean cross-entropy over a batch; returns sums over this process's rows.
 
         These are views [N, 3, S, S] and labels [N], `split`'s rows of a batch of `batch_size`; None if they are the
-        whole batch. The loss stays on the device: reading it would wait for the step.
+        whole batch. The sums stay on the device: reading them would wait for the step.
         """
         self._network.train()
         torch.manual_seed(dropout_seed)
@@ -130,9 +144,11 @@ class Learner:
             network, weight = self._shared.module, self._shared.take(batch_size or len(labels))
         smoothing = self._training.label_smoothing
         with float32_arithmetic(tf32=self._has_tf32):
-            loss = F.cross_entropy(self._logits(network, views), labels, label_smoothing=smoothing)
+            logits = self._logits(network, views)
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
             self._scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        with torch.no_grad():
+            return StepSums(loss.detach().double() * len(labels), (logits.argmax(dim=1) == labels).sum())
 
     def update(self, learning_rate: float, sum_squares: Callable[[Tensor], Tensor] | None = None) -> None:
         """Take one step along the gradients. With fp16, a step that overflowed is skipped and the loss scale reduced.
@@ -149,16 +165,22 @@ class Learner:
         self._optimizer.learning_rate = learning_rate
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if self._average is not None:
+            self._average.update_parameters(self._network)
 
     def evaluate(self, views: Tensor) -> Tensor:
-        """Logits, float32 [N, classes], of views [N, 3, S, S], without dropout."""
-        self._network.eval()
+        """Logits, float32 [N, classes], of views [N, 3, S, S], without dropout, with the weights of `weights`."""
+        network = self._evaluated.eval()
         with torch.inference_mode(), float32_arithmetic(tf32=self._has_tf32):
-            return self._logits(self._network, views)
+            return self._logits(network, views)
 
     def weights(self) -> dict[str, Tensor]:
-        """Contiguous float32 copies on the CPU, by their names in the state dict."""
-        return {name: _copy(tensor) for name, tensor in self._network.state_dict().items()}
+        """The weights to publish, which may be averages: contiguous float32 copies on the CPU, by name."""
+        return _copies(self._evaluated)
+
+    @property
+    def _evaluated(self) -> nn.Module:
+        return self._network if self._average is None else self._average.module
 
     def is_finite(self) -> bool:
         """Whether every weight is finite."""
@@ -167,9 +189,10 @@ class Learner:
             return bool(torch.stack(norms).isfinite().all())
 
     def state(self) -> dict[str, Any]:
-        """Weights, velocities and the fp16 gradient scale, as copies on the CPU."""
-        return {
-            "weights": self.weights(),
+        """Weights, their averages if there are any, velocities and the fp16 gradient scale, as copies on the CPU."""
+        averages = {} if self._average is None else {"averages": _copies(self._average.module)}
+        return averages | {
+            "weights": _copies(self._network),
             "velocities": {
                 name: _copy(self._optimizer.velocity(parameter)) for name, parameter in self._network.named_parameters()
             },
@@ -179,6 +202,10 @@ class Learner:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore a `state()` of the same recipe."""
         self.load_weights(state["weights"])
+        if self._average is not None:
+            self._average.module.load_state_dict(state["averages"])
+            # Any number above 0: with 0, the next step's weights would take the place of the average.
+            self._average.n_averaged.fill_(1)
         with torch.no_grad():
             for name, parameter in self._network.named_parameters():
                 self._optimizer.velocity(parameter).copy_(state["velocities"][name])
@@ -186,8 +213,10 @@ class Learner:
             self._scaler.load_state_dict(state["scaler"])
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Replace the weights alone."""
+        """Replace the weights alone, and their averages by them."""
         self._network.load_state_dict(weights)
+        if self._average is not None:
+            self._average.module.load_state_dict(weights)
 
     def _logits(self, network: nn.Module, views: Tensor) -> Tensor:
         views = views.contiguous(memory_format=self._layout)
@@ -233,6 +262,10 @@ def _clip(gradients: list[Tensor], limit: float, sum_squares: Callable[[Tensor],
     if sum_squares is not None:
         squares = sum_squares(squares)
     torch._foreach_mul_(gradients, (limit / squares.sqrt()).clamp(max=1.0))
+
+
+def _copies(network: nn.Module) -> dict[str, Tensor]:
+    return {name: _copy(tensor) for name, tensor in network.state_dict().items()}
 
 
 def _copy(tensor: Tensor) -> Tensor:

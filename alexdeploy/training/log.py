@@ -1,10 +1,11 @@
-"""The training log: one JSON line for each epoch, and the same curves for TensorBoard."""
+"""The training log: one line for each epoch, as JSON and as CSV, one for each step, and curves for TensorBoard."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from alexdeploy.core.csv_text import csv_line
 from alexdeploy.core.files import atomic_write, output_error
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, read_regular
-from alexdeploy.training.events import EpochRecord
+from alexdeploy.core.reading import MAX_TEXT_BYTES, decode_json, open_regular, read_regular
+from alexdeploy.training.events import EpochRecord, StepRecord
 from alexdeploy.training.statistics import Statistics, color_axes
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 def log_path(folder: ModelFolder) -> Path:
     return folder.checkpoints / "log.jsonl"
+
+
+def steps_path(folder: ModelFolder) -> Path:
+    return folder.checkpoints / "steps.csv"
 
 
 def read_log(path: Path) -> tuple[EpochRecord, ...]:
@@ -39,15 +45,40 @@ def read_log(path: Path) -> tuple[EpochRecord, ...]:
     return tuple(records)
 
 
-class TrainingLog:
-    """A context manager that writes the log of one run. `tensorboard` is false if TensorBoard is not installed."""
+def read_steps(path: Path) -> Iterator[StepRecord]:
+    """The steps of a log, without a last line that was truncated by a kill."""
+    if not path.is_file():
+        return
+    with open_regular(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as lines:
+        for line in lines:
+            epoch, _, rest = line.rstrip("\r\n").partition(",")
+            cells = rest.split(",")
+            if line.endswith("\n") and epoch.isdecimal() and len(cells) == 3:
+                with suppress(ValueError):
+                    yield StepRecord(
+                        epoch=int(epoch), step=int(cells[0]), loss=float(cells[1]), learning_rate=float(cells[2])
+                    )
 
-    def __init__(self, folder: ModelFolder, *, num_epochs: int) -> None:
-        """Keep the first `num_epochs` epochs of an existing log; a resumed run writes the others again."""
+
+class TrainingLog:
+    """A context manager that writes the log of one run. `tensorboard` is false if TensorBoard is not installed.
+
+    The CSV files are not synced to the disk: after a power cut, lines of them may be missing.
+    """
+
+    def __init__(self, folder: ModelFolder, *, num_epochs: int, num_steps: int = 0) -> None:
+        """Keep the first `num_epochs` epochs of an existing log, and `num_steps` steps of the next.
+
+        A resumed run writes the others again.
+        """
         self._path = log_path(folder)
-        kept = [record for record in read_log(self._path) if record.epoch <= num_epochs]
+        records = [record for record in read_log(self._path) if record.epoch <= num_epochs]
         with atomic_write(self._path) as file:
-            file.writelines(_line(record) for record in kept)
+            file.writelines(map(_line, records))
+        last = (num_epochs + 1, num_steps)
+        steps = [step for step in read_steps(steps_path(folder)) if (step.epoch, step.step) <= last]
+        self._table = _Table(self._path.with_suffix(".csv"), EpochRecord, records)
+        self._steps = _Table(steps_path(folder), StepRecord, steps)
         self._curves_path = folder.checkpoints / "tensorboard"
         with _translated(self._curves_path):
             self._writer = _open_writer(self._curves_path, num_epochs)
@@ -89,11 +120,13 @@ class TrainingLog:
             file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
+        self._table.append([record])
         if self._writer is None:
             return
         curves = {
             "loss/train": record.loss,
             "loss/val": record.val_loss,
+            "error/train_top1": record.train_top1_error,
             "error/val_top1": record.val_top1_error,
             "error/val_top5": record.val_top5_error,
             "learning_rate": record.learning_rate,
@@ -106,6 +139,29 @@ class TrainingLog:
                 if value is not None:
                     self._writer.add_scalar(name, value, record.epoch)
             self._writer.flush()
+
+    def append_steps(self, records: Sequence[StepRecord]) -> None:
+        """Append steps. Raises OutputError."""
+        self._steps.append(records)
+
+
+class _Table:
+    """A CSV file of records of one kind."""
+
+    def __init__(self, path: Path, kind: type, records: Sequence[object]) -> None:
+        """Replace the file by one with `records`. Raises OutputError."""
+        self._path = path
+        self._names = tuple(kind.__annotations__)
+        with atomic_write(path) as written:
+            written.write((csv_line(self._names) + self._lines(records)).encode())
+
+    def append(self, records: Sequence[object]) -> None:
+        """Append. Raises OutputError."""
+        with _translated(self._path), self._path.open("a", encoding="utf-8", newline="") as file:
+            file.write(self._lines(records))
+
+    def _lines(self, records: Sequence[object]) -> str:
+        return "".join(csv_line(getattr(record, name) for name in self._names) for record in records)
 
 
 @contextmanager

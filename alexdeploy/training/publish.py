@@ -24,14 +24,7 @@ from alexdeploy.core.version import __version__
 from alexdeploy.training.checkpoint import Best, Identity, Progress
 from alexdeploy.training.pretrained import Parent, kept_rows
 from alexdeploy.training.statistics import Statistics, measured_mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class TenViewErrors:
-    """Errors of ten averaged views, as fractions of the validation set."""
-
-    top1: float
-    top5: float
+from alexdeploy.training.validation import ValidationErrors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +92,7 @@ def best_spec(
     identity: Identity,
     progress: Progress,
     data_path: str | None,
-    ten_views: TenViewErrors | None = None,
+    ten_views: ValidationErrors | None = None,
 ) -> ModelSpec:
     """The spec of the best epoch so far, with its provenance."""
     best = progress.best

@@ -11,35 +11,30 @@ from hashlib import sha256
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from alexdeploy.core.errors import DivergedError
+from alexdeploy.core.events import Notice
 from alexdeploy.core.interrupts import be_patient, deferred_interrupts
-from alexdeploy.core.metrics import top_k
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
-from alexdeploy.images.crops import view_boxes
 from alexdeploy.training.augment import (
-    centre_views,
     draw,
-    fixed_views,
     in_epoch,
     make_normalization,
     random_views,
     to_device,
 )
 from alexdeploy.training.checkpoint import Best, Checkpoint, Identity, Progress, keep_kernels, write_checkpoint
-from alexdeploy.training.events import CheckpointSaved, EpochFinished, EpochRecord, Event, Step
-from alexdeploy.training.learner import Learner
+from alexdeploy.training.events import CheckpointSaved, EpochFinished, EpochRecord, Event, Step, StepRecord
+from alexdeploy.training.learner import Learner, StepSums
 from alexdeploy.training.log import TrainingLog
 from alexdeploy.training.parallel import ALONE, ProcessGroup
 from alexdeploy.training.pixels import Pixels
 from alexdeploy.training.publish import (
     Contract,
-    TenViewErrors,
     best_spec,
     encode_weights,
     publish_best,
@@ -49,6 +44,7 @@ from alexdeploy.training.schedule import advance, learning_rate
 from alexdeploy.training.statistics import Statistics, color_axes
 from alexdeploy.training.throughput import Speed, SpeedMeter, loader_speed
 from alexdeploy.training.towers import TowerLearner
+from alexdeploy.training.validation import Validation, ValidationErrors
 
 # The purpose of a random draw. Its seed is made of this, the recipe's seed, the epoch and the step.
 _SHUFFLE, _AUGMENT, _DROPOUT = 0, 1, 2
@@ -99,9 +95,18 @@ class Run:
         self._normalization = make_normalization(
             setting.contract.spec.preprocessing, setting.contract.mean_image, learner.device
         )
-        # This process's sum, on the device and in float64: no wait and no float32 rounding in each step.
-        loss_sum = progress.loss_sum if self._split.is_main else 0.0
-        self._loss_sum = torch.tensor(loss_sum, dtype=torch.float64, device=learner.device)
+        self._validation = Validation(
+            setting.val,
+            setting.val_indices,
+            learner,
+            self._normalization,
+            crop=self._crop,
+            batch_size=self._training.batch_size,
+            num_classes=setting.contract.spec.num_classes,
+            group=group,
+        )
+        # Of the steps since the last look, on the device: reading them in each step would wait for a GPU.
+        self._pending: list[StepSums] = []
         self._saved_at = time.monotonic()
         self._loader_speed: float | None = None
 
@@ -114,9 +119,14 @@ class Run:
         """Run all remaining epochs. On KeyboardInterrupt, write a checkpoint and re-raise."""
         be_patient()
         try:
-            while self._progress.schedule.num_epochs < self._training.epochs:
+            while not self._progress.is_over(self._training):
                 rate = learning_rate(self._progress.schedule, self._training)
                 self._finish_epoch(self._validate(rate, self._train_epoch(rate)))
+            num_epochs = self._progress.schedule.num_epochs
+            if num_epochs < self._training.epochs:
+                waited = self._training.stop_after
+                note = f"no better validation error in {waited} epochs: training ends after {num_epochs}"
+                self._on_event(Notice(message=note))
         except KeyboardInterrupt:
             self._save_within_epoch()
             raise
@@ -179,26 +189,25 @@ class Run:
         views = random_views(self._to_device(pixels), draws.part(rows), self._normalization, self._crop)
         labels = self._to_device(self._setting.train.labels[indices[rows]])
         dropout_seed = int(self._rng(_DROPOUT, epoch, step).integers(2**63))
-        loss = self._learner.compute_gradients(views, labels, dropout_seed, len(indices))
+        sums = self._learner.compute_gradients(views, labels, dropout_seed, len(indices))
         with deferred_interrupts():
             self._learner.update(rate)
-            self._loss_sum += loss.double() * len(labels)
+            self._pending.append(sums)
             self._progress = dataclasses.replace(self._progress, step=step)
 
     def _validate(self, rate: float, speed: Speed) -> EpochRecord:
         """Loss and errors on the centre views of the validation images."""
         epoch = self._progress.schedule.num_epochs + 1
-        val_loss, top1, top5 = self._over_validation(
-            lambda images: self._learner.evaluate(centre_views(images, self._normalization, self._crop))
-        )
-        if not math.isfinite(val_loss):
-            raise self._diverged("validation loss", val_loss, epoch, rate)
+        found = self._validation.centre_view()
+        if not math.isfinite(found.loss):
+            raise self._diverged("validation loss", found.loss, epoch, rate)
         record = EpochRecord(
             epoch=epoch,
             loss=self._mean_loss(epoch, self.num_steps, rate),
-            val_loss=val_loss,
-            val_top1_error=top1,
-            val_top5_error=top5,
+            train_top1_error=self._train_error(),
+            val_loss=found.loss,
+            val_top1_error=found.top1,
+            val_top5_error=found.top5,
             learning_rate=rate,
             num_skipped=len(self._progress.broken_train) + len(self._progress.broken_val),
             images_per_second=speed.all_in_all,
@@ -208,42 +217,10 @@ class Run:
         # Decisions depend on it, so it must be bit-identical in all processes.
         return self._group.on_main(lambda: record)
 
-    def ten_view_errors(self) -> TenViewErrors:
-        """Validation errors of the best epoch, with the softmax averaged over ten views as in the paper."""
+    def ten_view_errors(self) -> ValidationErrors:
+        """Validation errors of the best epoch with ten views."""
         self._learner.load_weights(self._group.on_main(lambda: read_weights(self._setting.folder, self._best())))
-
-        def mean_softmax(images: Tensor) -> Tensor:
-            views = [fixed_views(images, self._normalization, self._crop, box) for box in view_boxes(10, self._crop)]
-            return torch.stack([self._learner.evaluate(view).softmax(dim=1) for view in views]).mean(dim=0)
-
-        _, top1, top5 = self._over_validation(mean_softmax)
-        return TenViewErrors(top1=top1, top5=top5)
-
-    def _over_validation(self, score: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
-        """Mean cross-entropy, top-1 and top-5 error of `score` of uint8 [N, 256, 256, 3], over all validation images.
-
-        Each process evaluates its share, in smaller batches. The first number is meaningful only for logits.
-        """
-        val, indices = self._setting.val, self._setting.val_indices
-        mine = indices[self._split.rows(len(indices))]
-        size = math.ceil(self._training.batch_size / self._split.size)
-        batches = np.array_split(mine, math.ceil(len(mine) / size)) if len(mine) else []
-        # Towers evaluate together, so they stop together. Other processes have separate shares of different sizes.
-        partners = ALONE if self._split is self._group else self._group
-        scores = []
-        for pixels in val.batches(batches):
-            if self._is_interrupted(partners):
-                break
-            scores.append(score(self._to_device(pixels)))
-        if self._is_interrupted(self._group):
-            raise KeyboardInterrupt
-        sums = _sums(torch.cat(scores).cpu(), val.labels[mine]) if len(mine) else np.zeros(3)
-        loss, right1, right5 = self._split.sum(sums) / len(indices)
-        return float(loss), 1.0 - float(right1), 1.0 - float(right5)
-
-    def _is_interrupted(self, group: ProcessGroup) -> bool:
-        """Whether any process of the group was interrupted; all of them must call this."""
-        return bool(group.sum(np.array([len(self._group.interrupts.arrived)])).any())
+        return self._validation.ten_views()
 
     def _finish_epoch(self, record: EpochRecord) -> None:
         """Log, checkpoint, publish, in this order: after a kill in between, resuming repeats the rest.
@@ -258,8 +235,9 @@ class Run:
                 weights_file = encode_weights(self._learner.weights(), self._setting.contract)
                 best = Best(record=record, weights_sha256=sha256(weights_file).hexdigest())
             schedule = advance(self._progress.schedule, self._training, record.val_top1_error)
-            self._progress = dataclasses.replace(self._progress, schedule=schedule, step=0, loss_sum=0.0, best=best)
-            self._loss_sum.zero_()
+            self._progress = dataclasses.replace(
+                self._progress, schedule=schedule, step=0, loss_sum=0.0, num_right=0, best=best
+            )
             if self._log is not None:
                 self._log.append(record)
             self._save()
@@ -267,7 +245,7 @@ class Run:
                 publish_best(self._setting.folder, self._setting.contract, self.spec(), weights_file)
         self._on_event(EpochFinished(record=record, is_best=is_best))
 
-    def spec(self, ten_views: TenViewErrors | None = None) -> ModelSpec:
+    def spec(self, ten_views: ValidationErrors | None = None) -> ModelSpec:
         """The spec of the best epoch so far."""
         setting = self._setting
         return best_spec(
@@ -298,20 +276,50 @@ class Run:
                 learner=self._learner.state(),
             )
             if self._group.is_main:
-                keep_kernels(self._setting.folder, self._progress, checkpoint.learner["weights"])
+                keep_kernels(self._setting.folder, self._progress, checkpoint.published)
                 write_checkpoint(self._setting.folder.checkpoint_path, checkpoint)
         self._saved_at = time.monotonic()
 
     def _mean_loss(self, epoch: int, step: int, rate: float) -> float:
         """The mean over the epoch's images so far. Raises DivergedError if it, or a weight, is not finite."""
-        # As in np.array_split, the first batches take the remainder.
-        (total,) = self._split.sum(np.array([float(self._loss_sum)]))
-        self._progress = dataclasses.replace(self._progress, loss_sum=float(total))
-        size, rest = divmod(len(self._setting.train_indices), self.num_steps)
-        loss = self._progress.loss_sum / (step * size + min(step, rest))
+        with deferred_interrupts():
+            self._look(epoch, rate)
+        loss = self._progress.loss_sum / self._num_images(step)
         if not (math.isfinite(loss) and self._learner.is_finite()):
             raise self._diverged("loss", loss, epoch, rate)
         return loss
+
+    def _look(self, epoch: int, rate: float) -> None:
+        """Add the steps since the last look to progress and log. All processes do so after the same steps."""
+        if not self._pending:
+            return
+        progress = self._progress
+        sums = torch.stack([torch.stack((sums.loss, sums.num_right.double())) for sums in self._pending])
+        records = []
+        loss_sum = progress.loss_sum
+        first = progress.step - len(self._pending) + 1
+        losses, rights = self._split.sum(sums.cpu().numpy()).T
+        # One by one, so that a resumed run, which looks after other steps, has the same bits.
+        for step, loss in enumerate(losses.tolist(), start=first):
+            loss_sum += loss
+            mean = loss / (self._num_images(step) - self._num_images(step - 1))
+            records.append(StepRecord(epoch=epoch, step=step, loss=mean, learning_rate=rate))
+        before = 0 if first == 1 else progress.num_right
+        num_right = None if before is None else before + int(rights.sum())
+        self._progress = dataclasses.replace(progress, loss_sum=loss_sum, num_right=num_right)
+        self._pending.clear()
+        if self._log is not None:
+            self._log.append_steps(records)
+
+    def _num_images(self, num_steps: int) -> int:
+        """Images of the first steps of an epoch. As in np.array_split, the first batches take the remainder."""
+        size, rest = divmod(len(self._setting.train_indices), self.num_steps)
+        return num_steps * size + min(num_steps, rest)
+
+    def _train_error(self) -> float | None:
+        """The top-1 error of the epoch's training views, if it was counted from the first step."""
+        num_right = self._progress.num_right
+        return None if num_right is None else 1.0 - num_right / len(self._setting.train_indices)
 
     def _diverged(self, what: str, value: float, epoch: int, rate: float) -> DivergedError:
         number = f"{value:.4g}" if not math.isfinite(value) else f"{value:.4g}, its weights are not finite"
@@ -328,13 +336,6 @@ class Run:
 
     def _to_device(self, array: NDArray[np.uint8] | NDArray[np.int64]) -> Tensor:
         return to_device(array, self._learner.device)
-
-
-def _sums(scores: Tensor, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Cross-entropy, top-1 hits and top-5 hits, summed over scores [N, classes]."""
-    losses = F.cross_entropy(scores, torch.from_numpy(labels), reduction="none")
-    right = top_k(scores.numpy(), 5) == labels[:, None]
-    return np.array([float(losses.double().sum()), right[:, 0].sum(), right.sum()])
 
 
 def _is_better(record: EpochRecord, best: Best | None) -> bool:

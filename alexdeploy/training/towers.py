@@ -26,8 +26,11 @@ from alexdeploy.core.spec import Architecture
 from alexdeploy.network.alexnet import make_module
 from alexdeploy.network.layers import Layer, plan_layers
 from alexdeploy.network.weights import expected_shapes
-from alexdeploy.training.learner import Learner, new_network
+from alexdeploy.training.learner import Learner, StepSums, new_network
 from alexdeploy.training.parallel import ALONE, ProcessGroup
+
+_BY_NAME = ("weights", "averages", "velocities")
+"""The parts of a Learner's state that are tensors by the names of weights, in the order of their exchange."""
 
 
 def check_towers(architecture: Architecture, num_processes: int) -> None:
@@ -79,8 +82,8 @@ class TowerLearner:
 
     def compute_gradients(
         self, views: Tensor, labels: Tensor, dropout_seed: int, batch_size: int | None = None
-    ) -> Tensor:
-        """As Learner's; the loss is the same on both."""
+    ) -> StepSums:
+        """As Learner's; the sums are the same on both."""
         return self._learner.compute_gradients(views, labels, dropout_seed, batch_size)
 
     def update(self, learning_rate: float) -> None:
@@ -106,11 +109,11 @@ class TowerLearner:
     def state(self) -> dict[str, Any]:
         """As Learner's, of the whole network."""
         state = self._learner.state()
-        return {**state, **{part: self._join(state[part]) for part in ("weights", "velocities")}}
+        return {**state, **{part: self._join(state[part]) for part in _BY_NAME if part in state}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore a `state()` of a TowerLearner or Learner of the same recipe."""
-        self._learner.load_state({**state, **{part: self._cut(state[part]) for part in ("weights", "velocities")}})
+        self._learner.load_state({**state, **{part: self._cut(state[part]) for part in _BY_NAME if part in state}})
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the weights alone; `weights` are those of the whole network."""

@@ -181,6 +181,7 @@ def _shared_facts(identity: Identity, recipe: Recipe, options: RunOptions, devic
     """The values that must be equal in all processes, by their names in messages."""
     return identity.recipe | {
         "training.epochs": recipe.training.epochs,
+        "training.stop_after": recipe.training.stop_after,
         "kind of device": device.type,
         "--parallel": options.parallel,
         "--compile": options.compile,
@@ -220,7 +221,7 @@ def _finished(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> ModelSpe
     """The spec of a run that is finished, else None. Publishes the best epoch if a kill prevented that."""
     _republish_best(data, job, checkpoint)
     best = checkpoint.progress.best
-    if best is None or checkpoint.progress.schedule.num_epochs < job.recipe.training.epochs:
+    if best is None or not checkpoint.progress.is_over(job.recipe.training):
         return None
     spec = published_folder(job.folder, best.weights_sha256).spec()
     # A kill may have come just before the ten views of the best epoch were evaluated.
@@ -238,7 +239,12 @@ def _republish_best(data: TrainingData, job: _Job, checkpoint: Checkpoint) -> No
         return
     contract = make_contract(folder.path.name, data.classes, recipe, checkpoint.statistics, options.parent)
     spec = best_spec(contract, recipe, checkpoint.identity, progress, options.data_path)
-    publish_best(folder, contract, spec, encode_weights(checkpoint.learner["weights"], contract))
+    publish_best(
+        folder,
+        contract,
+        spec,
+        encode_weights(checkpoint.published, contract),
+    )
 
 
 def _train(
@@ -275,7 +281,8 @@ def _train(
             keep_kernels(folder, progress, weights)
         drop_kernels(folder, after=progress.schedule.num_epochs)
     group.begin()
-    opened_log = TrainingLog(folder, num_epochs=progress.schedule.num_epochs) if group.is_main else nullcontext()
+    num_epochs = progress.schedule.num_epochs
+    opened_log = TrainingLog(folder, num_epochs=num_epochs, num_steps=progress.step) if group.is_main else nullcontext()
     with opened_log as log:
         if log is not None and not log.tensorboard:
             on_event(Notice(message="TensorBoard is not installed: its log is not written, log.jsonl is"))

@@ -40,7 +40,7 @@ def test_label_smoothing_is_the_cross_entropy_with_softened_labels(batch):
     logits = learner.evaluate(views).double().numpy()
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     expected = -(soft * log_probabilities).sum(axis=1).mean()
-    assert float(learner.compute_gradients(views, labels, dropout_seed=0)) == pytest.approx(expected, rel=1e-5)
+    assert float(learner.compute_gradients(views, labels, dropout_seed=0).loss) / 4 == pytest.approx(expected, rel=1e-5)
 
 
 def test_clipping_scales_all_gradients_by_their_common_norm(batch):
@@ -86,7 +86,31 @@ def test_the_loss_is_pytorchs_own_without_options(batch):
     learner = make_learner()
     views, labels = batch
     expected = F.cross_entropy(learner.evaluate(views), labels)
-    assert torch.equal(learner.compute_gradients(views, labels, dropout_seed=0), expected)
+    answers = learner.evaluate(views).argmax(dim=1)
+    sums = learner.compute_gradients(views, labels, dropout_seed=0)
+    assert torch.equal(sums.loss, expected.double() * len(labels))
+    assert int(sums.num_right) == int((answers == labels).sum())
+
+
+def test_the_average_is_that_of_the_weights_after_each_step(batch):
+    plain, averaged = make_learner(), make_learner("training.average=0.75")
+    expected: dict[str, np.ndarray] = {}
+    for number in range(4):
+        for learner in (plain, averaged):
+            take_step(learner, batch)
+        for name, weight in plain.weights().items():
+            now = weight.double().numpy()
+            # The average begins with the weights after the first step.
+            expected[name] = now if number == 0 else 0.75 * expected[name] + 0.25 * now
+    for name, average in averaged.weights().items():
+        # Three float32 interpolations, each with at most two roundings of the largest number.
+        bound = 6 * 2**-24 * np.abs(expected[name]).max()
+        np.testing.assert_allclose(average.numpy(), expected[name], rtol=0, atol=bound)
+    again = make_learner("training.average=0.75", "training.seed=7")
+    again.load_state(averaged.state())
+    for learner in (again, averaged):
+        take_step(learner, batch)
+    assert all(torch.equal(again.weights()[name], weight) for name, weight in averaged.weights().items())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -38,7 +39,7 @@ from alexdeploy.training.checkpoint import check_same_run, describe_run, read_ch
 from alexdeploy.training.data import open_data
 from alexdeploy.training.events import AlreadyFinished, Decoded, EpochFinished, EpochRecord, Event, Started, Step
 from alexdeploy.training.kernels import kernel_epochs, read_kernels, write_kernels
-from alexdeploy.training.log import TrainingLog, log_path, read_log
+from alexdeploy.training.log import TrainingLog, log_path, read_log, read_steps, steps_path
 from alexdeploy.training.pixels import FilePixels
 from alexdeploy.training.trainer import RunOptions, train
 
@@ -68,8 +69,8 @@ def final_state(folder: ModelFolder) -> dict[str, bytes]:
     learner = read_checkpoint(folder.checkpoint_path).learner
     state = {
         f"{kind} {name}": tensor.numpy().tobytes()
-        for kind in ("weights", "velocities")
-        for name, tensor in learner[kind].items()
+        for kind in ("weights", "averages", "velocities")
+        for name, tensor in learner.get(kind, {}).items()
     }
     return state | {"published": folder.weights_path.read_bytes()}
 
@@ -183,6 +184,50 @@ def test_damaged_kernels_are_a_model_error(folder, content):
     with pytest.raises(ModelError, match=r"0003\.npy") as caught:
         read_kernels(folder, 3)
     assert caught.value.hint == "Remove 0003.npy: it is one frame."
+
+
+def test_averages_of_weights_are_published_and_survive_ctrl_c(tmp_path, tiny_data):
+    recipe = tiny_recipe("training.average=0.8", "training.epochs=2")
+    whole, stopped = ModelFolder(tmp_path / "whole"), ModelFolder(tmp_path / "stopped")
+    train(tiny_data, recipe, whole, ONE_THREAD, ignore)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_data, recipe, stopped, ONE_THREAD, interrupt_at(2, 2))
+    train(tiny_data, recipe, stopped, dataclasses.replace(ONE_THREAD, resume=True), ignore)
+    assert final_state(stopped) == final_state(whole)
+    assert steps_path(stopped).read_bytes() == steps_path(whole).read_bytes()
+    last, published = read_checkpoint(whole.checkpoint_path), load_file(whole.weights_path)
+    if last.progress.best.record.epoch == 2:
+        assert all(np.array_equal(published[name], average) for name, average in last.learner["averages"].items())
+    assert not np.array_equal(published["fc8.weight"], last.learner["weights"]["fc8.weight"])
+
+
+def test_training_stops_after_epochs_that_are_not_better(folder, tiny_data):
+    """At this rate no float32 weight changes, so that no epoch is better than the first."""
+    recipe = tiny_recipe("training.learning_rate=1e-30", "training.epochs=9", "training.stop_after=2")
+    events: list[Event] = []
+    train(tiny_data, recipe, folder, ONE_THREAD, events.append)
+    assert [record.epoch for record in read_log(log_path(folder))] == [1, 2, 3]
+    assert any(isinstance(event, Notice) and "no better validation error" in event.message for event in events)
+    resume = dataclasses.replace(ONE_THREAD, resume=True)
+    train(tiny_data, recipe, folder, resume, events.append)
+    assert isinstance(events[-1], AlreadyFinished)
+    more = tiny_recipe("training.learning_rate=1e-30", "training.epochs=4")
+    train(tiny_data, more, folder, resume, ignore)
+    assert [record.epoch for record in read_log(log_path(folder))] == [1, 2, 3, 4]
+
+
+def test_the_log_of_steps_has_the_loss_of_each_batch_and_sums_to_that_of_the_epoch(uninterrupted):
+    steps = list(read_steps(steps_path(uninterrupted)))
+    assert [(step.epoch, step.step) for step in steps] == [(e, s) for e in (1, 2, 3) for s in range(1, 6)]
+    records = read_log(log_path(uninterrupted))
+    # Five batches of eight.
+    for record in records:
+        losses = [step.loss for step in steps if step.epoch == record.epoch]
+        assert np.mean(losses) == pytest.approx(record.loss, rel=1e-12)
+        assert (record.train_top1_error * 40) == pytest.approx(round(record.train_top1_error * 40), abs=1e-9)
+    with log_path(uninterrupted).with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val_loss"]) for row in rows] == [record.val_loss for record in records]
 
 
 def without_speed(folder: ModelFolder) -> list[object]:
@@ -481,7 +526,8 @@ def test_a_full_disk_under_tensorboard_is_an_output_error(folder):
         with TrainingLog(folder, num_epochs=0) as log:
             for epoch in range(1, 100):
                 # Another file than the curves, so that these are what the disk is too small for.
-                log_path(folder).write_bytes(b"")
+                for path in (log_path(folder), log_path(folder).with_suffix(".csv")):
+                    path.write_bytes(b"")
                 log.append(record_of(epoch))
 
     threads = set(threading.enumerate())

@@ -90,7 +90,8 @@ def _take_steps(learner: AnyLearner, recipe: Recipe, steps: range, num_classes: 
     losses = []
     learner.begin_epoch(1)
     for step in steps:
-        loss = learner.compute_gradients(*_batch(recipe, step, num_classes), dropout_seed=step)
+        views, labels = _batch(recipe, step, num_classes)
+        loss = learner.compute_gradients(views, labels, dropout_seed=step).loss / len(labels)
         learner.update(RATE)
         losses.append(float(loss))
     return losses
