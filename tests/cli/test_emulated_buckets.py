@@ -22,7 +22,10 @@ from program import Result, Run
 
 from alexdeploy.core.model_folder import ModelFolder
 
-_AZURITE = ("devstoreaccount1", "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==")
+_AZURITE = (
+    "devstoreaccount1",
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==",
+)
 """The account that every azurite has, with its key."""
 
 
@@ -100,7 +103,9 @@ def store(running: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def predict(program: Run, tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def predict(
+    program: Run, tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
     """`predict` in a folder with models/tiny and d/, which has seven images, one of them broken."""
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "d" / "a", 3)
@@ -188,7 +193,8 @@ def test_a_model(store: Store, predict: Callable[..., Result], tiny_model: Model
 def test_credentials_stay_out_of_rows(
     store: Store, predict: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not (secret := {name: value for name, value in store.environment.items() if "SECRET" in name or "STRING" in name}):
+    secret = {name: value for name, value in store.environment.items() if "SECRET" in name or "STRING" in name}
+    if not secret:
         pytest.skip("this emulator has no credentials")
     for name, value in secret.items():
         key = _AZURITE[1] if "STRING" in name else value
