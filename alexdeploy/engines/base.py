@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,9 @@ engine's largest batch, for any batch size."""
 class Predictions(NamedTuple):
     """`probabilities` float32 [N, C], the mean over the views; `view_classes` int32 [N, V], each view's top class.
 
-    `errors` maps a row without an answer to the reason. Only an engine of several replicas sets it, for an image on
-    which they all fail.
+    Of an engine that is cut at a layer, `probabilities` are the layer's features, float32 [N, D], and `view_classes` is
+    [N, 0]. `errors` maps a row without an answer to the reason. Only an engine of several replicas sets it, for an
+    image on which they all fail.
     """
 
     probabilities: NDArray[np.float32]
@@ -63,6 +65,12 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
+def predictions_of(outputs: Sequence[NDArray[Any]]) -> Predictions:
+    """The outputs of a deployment graph; one that is cut at a layer has only its features."""
+    first = outputs[0]
+    return Predictions(first, outputs[1] if len(outputs) > 1 else np.empty((len(first), 0), np.int32))
+
+
 def copied(found: Predictions) -> Predictions:
     """The same in memory of its own: an engine may reuse its memory for the next answer."""
     return Predictions(np.array(found.probabilities), np.array(found.view_classes), found.errors)
@@ -77,6 +85,8 @@ class EngineOptions:
     `batch_size` 1 and `num_streams` 1: OpenVINO always computes the number of images that it was opened for.
 
     `device` is "cpu", or "cuda:0" and so on, in the numbering of this process's CUDA runtime.
+
+    `layer`, as `feature_name` gives it, cuts the network there: the engine gives the layer's features.
     """
 
     precision: Precision = "fp32"
@@ -85,6 +95,7 @@ class EngineOptions:
     num_threads: int | None = None
     num_streams: int | None = None
     device: str = "cpu"
+    layer: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +114,8 @@ class Configuration:
 class EngineInfo:
     """What actually runs, which is what was requested. `artifact` is the SHA-256 of the graph, engine file or weights.
 
-    For several replicas, all backends and artifacts are joined by "+".
+    For several replicas, all backends and artifacts are joined by "+". An engine that is cut at `layer` has features of
+    `feature_shape`, (C, H, W) or (features,); of one that gives probabilities it is empty.
     """
 
     backend: str
@@ -114,6 +126,13 @@ class EngineInfo:
     artifact: str
     batch_size: int
     num_streams: int
+    layer: str | None = None
+    feature_shape: tuple[int, ...] = ()
+
+    @property
+    def num_outputs(self) -> int:
+        """Values for each image: probabilities or features."""
+        return math.prod(self.feature_shape) if self.feature_shape else len(self.classes)
 
     @property
     def configuration(self) -> Configuration:
@@ -235,10 +254,20 @@ def open_engine(folder: ModelFolder, backend: Backend, options: EngineOptions) -
     """An engine for the model, not yet opened. Raises UsageError when the backend's package is not installed."""
     engine: Engine
     if backend in ENGINE_BACKENDS:
+        check_uncut(backend, options.layer)
         engine = _module(backend).open_engine(folder, options, backend)
     else:
         engine = _module(backend).open_engine(folder, options)
     return engine
+
+
+def check_uncut(backend: Backend | None, layer: str | None) -> None:
+    """Raise UsageError for a layer's features from a backend whose engine files give probabilities only."""
+    if layer is not None and backend in ENGINE_BACKENDS:
+        raise UsageError(
+            f"{backend} runs engine files, which give probabilities and no layer's features",
+            hint="Use --backend onnxruntime, which runs on GPUs too (pip install 'alexdeploy[gpu]'), or openvino.",
+        )
 
 
 def open_graph(

@@ -17,7 +17,8 @@ from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec
-from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
+from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, predictions_of
+from alexdeploy.graphs.features import find_cut
 from alexdeploy.graphs.files import Graph, deploy
 from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.graphs.onnxruntime_library import load_onnxruntime, new_session
@@ -28,7 +29,6 @@ onnxruntime = load_onnxruntime()
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MEMORY_HINT = "Use a smaller --batch-size."
 _ON_CPU = "--devices cpu (with --placement: cpu,cpu)"
-_OUTPUTS = ("probabilities", "view_classes")
 
 
 def open_engine(folder: ModelFolder, options: EngineOptions) -> OnnxRuntimeEngine:
@@ -46,6 +46,7 @@ def open_graph(
 ) -> OnnxRuntimeEngine:
     """An engine for a graph that need not be on disk. Raises as `open_engine` does."""
     index = _check(options)
+    cut = None if options.layer is None else find_cut(graph.model, spec, options.layer)
     info = EngineInfo(
         backend="onnxruntime",
         device="cpu" if index is None else f"cuda:{index}",
@@ -55,8 +56,10 @@ def open_graph(
         artifact=graph.sha256,
         batch_size=options.batch_size,
         num_streams=1,
+        layer=options.layer,
+        feature_shape=() if cut is None else cut.shape,
     )
-    content = deploy(graph, spec, options.num_views, mean_image)
+    content = deploy(graph, spec, options.num_views, mean_image, cut)
     return OnnxRuntimeEngine(content, info, options.num_threads or available_processors())
 
 
@@ -109,14 +112,14 @@ class OnnxRuntimeEngine:
         self._opened.check("engine")
         session = self._session
         run: Callable[[NDArray[np.uint8]], list[Any]] = (
-            self._bound.run if self._bound is not None else lambda batch: session.run(_OUTPUTS, {"images": batch})
+            self._bound.run if self._bound is not None else lambda batch: session.run(None, {"images": batch})
         )
         try:
             with self._running:
-                probabilities, view_classes = run(images)
+                outputs = run(images)
         except Exception as exc:
             raise device_error(exc, MEMORY_HINT) from exc
-        return Predictions(probabilities, view_classes)
+        return predictions_of(outputs)
 
 
 class BoundInput:
@@ -134,8 +137,8 @@ class BoundInput:
     def run(self, images: NDArray[np.uint8]) -> list[Any]:
         binding = self._session.io_binding()
         binding.bind_ortvalue_input("images", self._value(np.ascontiguousarray(images)))
-        for name in _OUTPUTS:
-            binding.bind_output(name, "cpu")
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name, "cpu")
         self._session.run_with_iobinding(binding)
         outputs: list[Any] = binding.copy_outputs_to_cpu()
         return outputs

@@ -22,11 +22,13 @@ from alexdeploy.engines.openvino_library import cpu_capabilities, has_exact_int8
 from alexdeploy.engines.openvino_models import CompiledModel, SingleImages, compiled_model, infer
 from alexdeploy.graphs.freshness import load_metadata
 from alexdeploy.graphs.metadata import GraphMetadata
+from alexdeploy.network.feature_names import feature_layer
 from alexdeploy.network.layers import plan_layers
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from alexdeploy.graphs.features import Cut
     from alexdeploy.graphs.files import Graph
 
 _DERIVATION = 6
@@ -85,14 +87,34 @@ def _engine(
         batch_size=options.batch_size,
         # One thread per stream: no thread waits for another inside a batch, and decoding runs in between.
         num_streams=min(options.num_streams or num_threads, num_threads),
+        layer=options.layer,
+        feature_shape=_feature_shape(spec, options.layer, read),
     )
 
     def load() -> bytes:
-        model = local_graph(read(), spec, options.precision, options.num_views, mean_image)
+        network = read()
+        cut = None if options.layer is None else _cut(network, spec, options.layer)
+        model = local_graph(network, spec, options.precision, options.num_views, mean_image, cut)
         content: bytes = model.SerializeToString()
         return content
 
     return OpenVINOEngine(load, info, facts.metadata, num_threads, may_be_bfloat16(facts, spec), can_reload)
+
+
+def _feature_shape(spec: ModelSpec, layer: str | None, read: Callable[[], ModelProto]) -> tuple[int, ...]:
+    """The shape of a layer's features; where the architecture is unknown, from the graph."""
+    if layer is None:
+        return ()
+    if spec.architecture is not None:
+        return feature_layer(spec, layer).output_shape
+    return _cut(read(), spec, layer).shape
+
+
+def _cut(network: ModelProto, spec: ModelSpec, layer: str) -> Cut:
+    # Not above: what is in the cache runs without ONNX.
+    from alexdeploy.graphs.features import find_cut
+
+    return find_cut(network, spec, layer)
 
 
 def local_graph(
@@ -101,13 +123,14 @@ def local_graph(
     precision: Precision,
     num_views: int,
     mean_image: NDArray[np.float32] | None,
+    cut: Cut | None = None,
 ) -> ModelProto:
     """`openvino_graph` for this processor."""
     # Not above: what is in the cache runs without ONNX.
     from alexdeploy.graphs.openvino import openvino_graph
 
     unsigned = precision == "int8" and not has_exact_int8()
-    return openvino_graph(network, spec, precision, num_views, mean_image, unsigned=unsigned)
+    return openvino_graph(network, spec, precision, num_views, mean_image, unsigned=unsigned, cut=cut)
 
 
 def may_be_bfloat16(facts: GraphMetadata, spec: ModelSpec) -> bool:
@@ -171,7 +194,8 @@ class OpenVINOEngine:
         # Everything that the compiled model depends on, by content. The metadata is read each time, so that a graph of
         # other weights has another key even if a stale hash is remembered for its file.
         versions = (__version__, _DERIVATION, ov.__version__)
-        self._identity = (*versions, info.artifact, sorted(metadata.items()), info.precision, info.num_views)
+        contents = (info.artifact, sorted(metadata.items()), info.precision, info.num_views)
+        self._identity = (*versions, *contents, *([] if info.layer is None else [info.layer]))
         self._requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         self._compiled: ov.CompiledModel | None = None
         self._blob: NDArray[np.uint8] | None = None

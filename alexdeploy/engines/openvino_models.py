@@ -21,7 +21,7 @@ from alexdeploy.core.files import atomic_write, sha256_bytes
 from alexdeploy.core.hashes import remembered_sha256
 from alexdeploy.core.reading import MAX_DATA_BYTES, open_regular, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE
-from alexdeploy.engines.base import Predictions, join_predictions
+from alexdeploy.engines.base import Predictions, join_predictions, predictions_of
 from alexdeploy.engines.openvino_library import cpu_capabilities, max_cpu_isa, ov
 
 _CACHE_BYTES = 2 << 30
@@ -157,10 +157,7 @@ def infer(request: ov.InferRequest, images: NDArray[np.uint8], size: int) -> Pre
         whole[:num_images] = images
         images = whole
     request.infer({0: images}, share_inputs=True)
-    return Predictions(
-        probabilities=request.get_output_tensor(0).data[:num_images].copy(),
-        view_classes=request.get_output_tensor(1).data[:num_images].copy(),
-    )
+    return predictions_of([tensor.data[:num_images].copy() for tensor in request.output_tensors])
 
 
 class SingleImages:

@@ -16,9 +16,10 @@ from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Preprocessing
-from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images
+from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, predictions_of
 from alexdeploy.images.crops import view_boxes
 from alexdeploy.network.alexnet import AlexNet
+from alexdeploy.network.feature_names import feature_layer
 from alexdeploy.network.weights import load_model_weights
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -33,6 +34,8 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
             hint="Use --backend openvino or onnxruntime.",
         )
     network, sha256 = _load_network(folder, spec)
+    if options.layer is not None:
+        network.end_at(feature_layer(spec, options.layer).name)
     info = EngineInfo(
         backend="torch",
         device="cpu",
@@ -42,6 +45,8 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
         artifact=sha256,
         batch_size=options.batch_size,
         num_streams=1,
+        layer=options.layer,
+        feature_shape=() if options.layer is None else feature_layer(spec, options.layer).output_shape,
     )
     threads = options.num_threads or available_processors()
     return TorchEngine(network, info, spec.preprocessing, folder.mean_image(spec), threads)
@@ -113,8 +118,10 @@ class TorchEngine:
         with self._running, torch.inference_mode():
             # PyTorch warns of memory that it may not write, such as the body of a request.
             views = self._views(torch.from_numpy(np.require(images, requirements=("C", "W"))))
-            logits = self._network(views.to(_DTYPES[self.info.precision])).float()
-            by_image = logits.softmax(dim=1).reshape(len(images), self.info.num_views, -1)
+            outputs = self._network(views.to(_DTYPES[self.info.precision])).float()
+            if self.info.layer is not None:
+                return predictions_of([outputs.reshape(len(images), self.info.num_views, -1).mean(dim=1).numpy()])
+            by_image = outputs.softmax(dim=1).reshape(len(images), self.info.num_views, -1)
             return Predictions(by_image.mean(dim=1).numpy(), by_image.argmax(dim=2).to(torch.int32).numpy())
 
     def _views(self, images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.evaluation.agreement import Reference
-from alexdeploy.export.parity import layer_tensors
+from alexdeploy.graphs.features import layer_tensors
 from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.graphs.runner import GraphRunner
 from alexdeploy.network.layers import plan_layers

@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import ParityError
+from alexdeploy.graphs.features import layer_tensors
 from alexdeploy.graphs.runner import GraphRunner, run_graph
 from alexdeploy.network import reference
 from alexdeploy.network.layers import Layer
@@ -114,15 +115,3 @@ def run_layers(model: onnx.ModelProto, plan: tuple[Layer, ...], images: NDArray[
     names = layer_tensors(model, plan)
     outputs = GraphRunner(model, names.values()).run(images)
     return {layer: outputs[name] for layer, name in names.items()}
-
-
-def layer_tensors(model: onnx.ModelProto, plan: tuple[Layer, ...]) -> dict[str, str]:
-    """The name of each layer's output tensor, by layer name, in order, without dropout."""
-    return {layer.name: _tensor_of(layer, plan, model) for layer in plan if layer.kind != "dropout"}
-
-
-def _tensor_of(layer: Layer, plan: tuple[Layer, ...], model: onnx.ModelProto) -> str:
-    if layer is plan[-1]:
-        return str(model.graph.output[0].name)
-    merged = f"{layer.name}_merge"
-    return merged if any(node.name == merged for node in model.graph.node) else layer.name

@@ -18,6 +18,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
 from alexdeploy.graphs.edit import needed_tensors, opset_of, prune
+from alexdeploy.graphs.features import FEATURES, Cut
 from alexdeploy.images.crops import view_boxes
 
 PREFIX = "deploy/"
@@ -47,12 +48,14 @@ def deployment_graph(
     mean_image: NDArray[np.float32] | None = None,
     *,
     channels_last: bool = False,
+    cut: Cut | None = None,
 ) -> onnx.ModelProto:
     """Add preprocessing and averaging to a plain network (`images` float32 [N, 3, H, W] -> `logits` [N, C]).
 
     Outputs are `probabilities` float32 [N, C] and `view_classes` int32 [N, V], the top class of each view.
     `mean_image` is float32 [3, 256, 256] if the spec has one. `channels_last` cuts the views in the input's layout and
-    transposes at the end, for runtimes whose convolutions read channels last. Raises UsageError for an unknown number
+    transposes at the end, for runtimes whose convolutions read channels last. With a `cut`, the graph ends there, and
+    its one output is `features` float32 [N, cut.size], the mean over the views. Raises UsageError for an unknown number
     of views, ModelError if the network's input and output do not match the spec.
     """
     check_network(network, spec)
@@ -84,15 +87,21 @@ def deployment_graph(
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         graph.nodes.append(node)
-    graph.averaged(LOGITS, num_views, spec.num_classes, opset_of(network))
+    opset = opset_of(network)
+    if cut is None:
+        graph.probabilities(LOGITS, num_views, spec.num_classes, opset)
+        outputs = [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", spec.num_classes]),
+            helper.make_tensor_value_info("view_classes", TensorProto.INT32, ["N", num_views]),
+        ]
+    else:
+        graph.features(names.get(cut.tensor, cut.tensor), num_views, cut.size, opset)
+        outputs = [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["N", cut.size])]
     deployed = helper.make_graph(
         graph.nodes,
         f"{spec.name}-{num_views}-views",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", IMAGE_SIZE, IMAGE_SIZE, 3])],
-        [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", spec.num_classes]),
-            helper.make_tensor_value_info("view_classes", TensorProto.INT32, ["N", num_views]),
-        ],
+        outputs,
         [*network.graph.initializer, *graph.constants],
     )
     prune(deployed)
@@ -237,16 +246,27 @@ class _Graph:
         name = self.node("Gather", [name, values], PREFIX + "mirrored_values", axis=2)
         return self.node("Reshape", [name, pixels], PREFIX + "mirrored")
 
-    def averaged(self, logits: str, num_views: int, num_classes: int, opset: int) -> None:
+    def features(self, layer: str, num_views: int, size: int, opset: int) -> None:
+        """The mean over an image's views of a layer's output, flattened."""
+        # In an FP16 graph the layer is FP16; the mean is float32 as well.
+        values = self.node("Cast", [layer], PREFIX + "layer", to=TensorProto.FLOAT)
+        by_view = self.constant("by_view", np.array([num_views, -1, size]))
+        self.mean(self.node("Reshape", [values, by_view], PREFIX + "layer_by_view"), FEATURES, opset)
+
+    def probabilities(self, logits: str, num_views: int, num_classes: int, opset: int) -> None:
         """Softmax of each view, then the mean over an image's views; and the top class of each view."""
         softmax = self.node("Softmax", [logits], PREFIX + "softmax", axis=1)
         shape = self.constant("by_view", np.array([num_views, -1, num_classes]))
         by_view = self.node("Reshape", [softmax, shape], PREFIX + "by_view_probabilities")
-        if opset >= 18:
-            axes = self.constant("first_axis", np.array([0]))
-            self.node("ReduceMean", [by_view, axes], "probabilities", keepdims=0)
-        else:
-            self.node("ReduceMean", [by_view], "probabilities", axes=[0], keepdims=0)
+        self.mean(by_view, "probabilities", opset)
         answers = self.node("ArgMax", [by_view], PREFIX + "answers", axis=2, keepdims=0)
         answers = self.node("Transpose", [answers], PREFIX + "answers_by_image", perm=[1, 0])
         self.node("Cast", [answers], "view_classes", to=TensorProto.INT32)
+
+    def mean(self, by_view: str, name: str, opset: int) -> None:
+        """The mean over the first axis."""
+        if opset >= 18:
+            axes = self.constant("first_axis", np.array([0]))
+            self.node("ReduceMean", [by_view, axes], name, keepdims=0)
+        else:
+            self.node("ReduceMean", [by_view], name, axes=[0], keepdims=0)

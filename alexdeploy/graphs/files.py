@@ -19,6 +19,7 @@ from alexdeploy.core.reading import MAX_DATA_BYTES, read_regular
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Precision
 from alexdeploy.graphs.deployment import deployment_graph
 from alexdeploy.graphs.edit import float_layers, weight_bits
+from alexdeploy.graphs.features import Cut
 from alexdeploy.graphs.metadata import (
     FLOAT_LAYERS_KEY,
     INT8_WEIGHTS_KEY,
@@ -136,9 +137,11 @@ def sum_line(path: Path, content: bytes) -> bytes:
     return f"{sha256_bytes(content)}  {path.name}\n".encode()
 
 
-def deploy(graph: Graph, spec: ModelSpec, num_views: int, mean_image: NDArray[np.float32] | None) -> bytes:
+def deploy(
+    graph: Graph, spec: ModelSpec, num_views: int, mean_image: NDArray[np.float32] | None, cut: Cut | None = None
+) -> bytes:
     """The deployment graph of a network, serialized."""
-    content: bytes = deployment_graph(graph.model, spec, num_views, mean_image).SerializeToString()
+    content: bytes = deployment_graph(graph.model, spec, num_views, mean_image, cut=cut).SerializeToString()
     return content
 
 

@@ -13,6 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 from alexdeploy.graphs.deployment import CUT, PREFIX, VIEWS, deployment_graph
 from alexdeploy.graphs.edit import attribute, has_padding, inner_graphs, opset_of, producers, prune, set_nodes
+from alexdeploy.graphs.features import Cut
 from alexdeploy.graphs.unroll_towers import unroll_towers
 from alexdeploy.graphs.unsigned import unsigned_activations
 
@@ -30,12 +31,13 @@ def openvino_graph(
     mean_image: NDArray[np.float32] | None,
     *,
     unsigned: bool = False,
+    cut: Cut | None = None,
 ) -> onnx.ModelProto:
     """`deployment_graph` with views cut channels last, towers as branches and an integer LRN k. Same errors.
 
     `unsigned` is for processors that add INT8 products in 16 bits: see `unsigned_activations`.
     """
-    model = deployment_graph(network, spec, num_views, mean_image, channels_last=True)
+    model = deployment_graph(network, spec, num_views, mean_image, channels_last=True, cut=cut)
     if unsigned:
         unsigned_activations(model)
     if precision in _FOLDED:

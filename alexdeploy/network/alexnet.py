@@ -32,6 +32,11 @@ class AlexNet(nn.Sequential):
         super().__init__(OrderedDict((layer.name, make_module(layer)) for layer in self.plan))
         self.architecture = architecture
 
+    def end_at(self, layer: str) -> None:
+        """Remove the layers after `layer`; the network then gives its output instead of the logits."""
+        names = [name for name, _ in self.named_children()]
+        del self[names.index(layer) + 1 :]
+
     def activations(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """The output of every layer by name, for comparing implementations layer by layer."""
         outputs: OrderedDict[str, Tensor] = OrderedDict()

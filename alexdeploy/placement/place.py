@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from alexdeploy.core.errors import DeviceError, UsageError
@@ -19,6 +19,7 @@ from alexdeploy.engines.base import (
     EngineOptions,
     can_run,
     check_installed,
+    check_uncut,
     choose_backend,
     is_installed,
     open_engine,
@@ -52,8 +53,12 @@ class Placed:
             self.pool.cancel()
 
 
-def place(folder: ModelFolder, options: PredictOptions) -> Placed:
-    """Choose devices, backends and batches. Raises UsageError, ModelError and DeviceError."""
+def place(folder: ModelFolder, options: PredictOptions, layer: str | None = None) -> Placed:
+    """Choose devices, backends and batches. Raises UsageError, ModelError and DeviceError.
+
+    With a `layer`, the engine gives its features instead of probabilities.
+    """
+    check_uncut(options.backend, layer)
     if options.backend is not None and not can_run(options.backend, options.precision):
         able = [backend for backend in get_args(Backend) if can_run(backend, options.precision)]
         raise UsageError(
@@ -62,21 +67,27 @@ def place(folder: ModelFolder, options: PredictOptions) -> Placed:
     survey = survey_gpus()
     named = _named_devices(options, survey)
     if options.placement is not None:
+        if layer is not None:
+            raise UsageError(
+                f"--placement {options.placement} runs the whole network, and gives no layer's features",
+                hint="Leave out --placement.",
+            )
         return _split(folder, options, named, survey)
     is_open = options.devices is None or options.devices.strip().lower() == "all"
     if options.backend in ENGINE_BACKENDS and not survey.devices and is_open:
         check_installed(options.backend)
         name = NAMES[options.backend]
         raise DeviceError(f"{name} needs an NVIDIA GPU, and none was found: {survey.problem}", hint=survey.hint)
-    plan = plan_replicas((cpu_device(), *survey.devices), _demand(folder, options, named, survey))
+    plan = plan_replicas((cpu_device(), *survey.devices), _demand(folder, options, named, survey, layer))
     notes = (*_notes(options, survey, plan), *_unfit(folder, options), *_newer(folder))
-    first = plan.replicas[0]
-    if len(plan.replicas) == 1 and first.device.kind == "cpu":
+    replicas = [replace(each, options=replace(each.options, layer=layer)) for each in plan.replicas]
+    first = replicas[0]
+    if len(replicas) == 1 and first.device.kind == "cpu":
         return Placed(engine=open_engine(folder, first.backend, first.options), notes=notes)
     # Imported here because most runs have one engine, in this process.
     from alexdeploy.placement.pool import Pool
 
-    pool = Pool(folder, plan.replicas)
+    pool = Pool(folder, replicas)
     return Placed(engine=pool, pool=pool, notes=notes)
 
 
@@ -143,10 +154,16 @@ def _fault(survey: GpuSurvey) -> tuple[str, ...]:
 
 
 def _demand(
-    folder: ModelFolder, options: PredictOptions, named: tuple[Device, ...] | None, survey: GpuSurvey
+    folder: ModelFolder,
+    options: PredictOptions,
+    named: tuple[Device, ...] | None,
+    survey: GpuSurvey,
+    layer: str | None,
 ) -> Demand:
     may_use_gpu = bool(survey.devices) and (named is None or any(device.kind == "cuda" for device in named))
     on_gpu = _gpu_backends() if survey.devices else ()
+    if layer is not None:
+        on_gpu = tuple(backend for backend in on_gpu if backend not in ENGINE_BACKENDS)
     engines: dict[EngineBackend, dict[tuple[int, int], int | NoEngine]] = {}
     for backend in ENGINE_BACKENDS:
         is_asked = options.backend in (None, backend) and can_run(backend, options.precision)

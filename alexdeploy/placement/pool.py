@@ -146,8 +146,9 @@ class Pool:
             return
 
     def _refused(self, message: str) -> Predictions:
-        num_classes, num_views = len(self.info.classes), self.info.num_views
-        return Predictions(np.zeros((1, num_classes), np.float32), np.zeros((1, num_views), np.int32), {0: message})
+        num_views = self.info.num_views if self.info.layer is None else 0
+        outputs = np.zeros((1, self.info.num_outputs), np.float32)
+        return Predictions(outputs, np.zeros((1, num_views), np.int32), {0: message})
 
     def _acquire(self, avoid: ReplicaSupervisor | None) -> tuple[ReplicaSupervisor, ReplicaProcess]:
         """Wait for the replica with the most free streams, if possible another than `avoid`.
@@ -182,7 +183,7 @@ def join_infos(devices: Sequence[Device], infos: Sequence[EngineInfo]) -> Engine
 
     Only engine files are specific to a GPU: replicas of any other backend have the same artifact.
     """
-    contents = {(each.precision, each.num_views, each.classes) for each in infos}
+    contents = {(each.precision, each.num_views, each.classes, each.layer) for each in infos}
     portable = {(each.backend, each.artifact) for each in infos if each.backend not in ENGINE_BACKENDS}
     if len(contents) > 1 or len(portable) > len({backend for backend, _ in portable}):
         raise ModelError("the replicas opened different models", hint="Run the command again.")
@@ -196,6 +197,8 @@ def join_infos(devices: Sequence[Device], infos: Sequence[EngineInfo]) -> Engine
         artifact="+".join(dict.fromkeys(each.artifact for each in infos)),
         batch_size=max(each.batch_size for each in infos),
         num_streams=sum(each.num_streams for each in infos),
+        layer=first.layer,
+        feature_shape=first.feature_shape,
     )
 
 
