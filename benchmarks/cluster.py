@@ -70,8 +70,8 @@ def main() -> None:
         ratios.append(ours.images_per_second / theirs.images_per_second)
         print(
             f"{ours.num_images:,} images: ray {ours.images_per_second:,.1f} images/s, predict "
-            f"{theirs.images_per_second:,.1f} images/s, {ratios[-1]:.2f} of it; object store: {ours.store_bytes:,} "
-            f"bytes, {ours.store_bytes / ours.num_images:,.0f} an image (the model: {model_bytes:,})",
+            f"{theirs.images_per_second:,.1f} images/s, {ratios[-1]:.2f} of it; object store: {model_bytes:,} bytes "
+            f"for the model, {(ours.store_bytes - model_bytes) / ours.num_images:,.1f} more for each image",
             flush=True,
         )
     print(f"ray: {statistics.median(ratios):.2f} of predict ({min(ratios):.2f} to {max(ratios):.2f})")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 from PIL import Image
 from program import Run
 from web_server import WebServer, status
@@ -134,3 +137,11 @@ def test_wrong_credentials_are_rows_without_them(predict, s3, monkeypatch: pytes
     result = predict("s3://photographs/d/x.jpg")
     assert result.exit_code == 3
     assert "no valid credentials" in result.rows[0]["error"]
+
+
+def test_nothing_is_left_open_at_the_end(pictures: Path, web: WebServer) -> None:
+    web.files["x.jpg"] = (pictures / "01.jpg").read_bytes()
+    command = [sys.executable, "-W", "error", "-X", "dev", "-c"]
+    code = "import sys; from alexdeploy.core.stores.objects import read_object; read_object(sys.argv[1], 1 << 20)"
+    done = subprocess.run([*command, code, f"{web.url}/x.jpg"], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")

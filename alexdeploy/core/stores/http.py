@@ -70,6 +70,14 @@ class HttpStore:
             raise _no_parts()
         return int(total)
 
+    def close(self) -> None:
+        """Close the connections that are idle."""
+        with self._lock:
+            connections = [each for idle in self._idle.values() for each in idle]
+            self._idle.clear()
+        for connection in connections:
+            connection.close()
+
     def _get(
         self, url: str, extra: Mapping[str, str], max_bytes: int, deadline: Deadline
     ) -> tuple[http.client.HTTPMessage, bytes]:

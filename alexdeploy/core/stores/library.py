@@ -7,16 +7,17 @@ as by the store's own tools: environment, configuration files, the identity of t
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
 from alexdeploy.core.packages import missing_package
 from alexdeploy.core.reading import TooLargeError, UnsuitableFileError
 from alexdeploy.core.stores.retrying import Deadline, PassingError
-from alexdeploy.core.stores.urls import scheme_of, scrubbed
+from alexdeploy.core.stores.urls import Scheme, scheme_of, scrubbed
 
 _CONNECT_SECONDS = 10
 _SILENCE_SECONDS = 30
@@ -81,19 +82,24 @@ def bucket_store(url: str) -> BucketStore:
         account = url.split("://", 1)[1].partition("/")[0].partition("@")[2]
         key = (os.getpid(), name, account)
         if key not in _opened:
-            _opened[key] = BucketStore(name, scheme.protocol, url, _OPTIONS.get(scheme.package or "", {}))
+            _opened[key] = BucketStore(name, scheme, url)
         return _opened[key]
 
 
 class BucketStore:
     """A file system of fsspec, with its errors as PassingError and OSError whose `strerror` has no credentials."""
 
-    def __init__(self, scheme: str, protocol: str, url: str, options: dict[str, Any]) -> None:
+    def __init__(self, name: str, scheme: Scheme, url: str) -> None:
         import fsspec
 
-        self._scheme = scheme
+        self._scheme, self._package = name, scheme.package or ""
+        logger = logging.getLogger(self._package)
+        if logger.level == logging.NOTSET:
+            # gcsfs warns, without credentials for it, that it cannot ask what kind of bucket it is.
+            logger.setLevel(logging.ERROR)
+        options = _OPTIONS.get(self._package, {})
         with _translated():
-            kind = fsspec.get_filesystem_class(protocol)
+            kind = fsspec.get_filesystem_class(scheme.protocol)
             # Of the URL only what it says of the account.
             self._fs = kind(**{**kind._get_kwargs_from_urls(url), **options}, skip_instance_cache=True)
         if hasattr(self._fs, "retries"):
@@ -133,17 +139,27 @@ class BucketStore:
     @property
     def lists_below(self) -> bool:
         """Whether `page` lists everything below a prefix, in pages; else one folder, in one."""
-        return hasattr(self._fs, "call_s3")
+        return self._package in ("s3fs", "gcsfs")
 
     def page(self, url: str, token: str | None, deadline: Deadline, *, below: bool) -> Page:
         """A part of what is below the folder `url`, in the order of the bytes of whole names.
 
         With `below`, all objects; else only what is directly in it, objects and folders. Raises OSError as `read`.
         """
+        path = self._path(url).strip("/")
         if self.lists_below:
-            return self._page_of_s3(url, token, deadline, below=below)
-        path = self._path(url).rstrip("/")
-        found = self._call("ls", path, detail=True, deadline=deadline)
+            bucket, _, prefix = path.partition("/")
+            list_page = self._page_of_s3 if self._package == "s3fs" else self._page_of_gs
+            return list_page(bucket, f"{prefix}/" if prefix else "", token, deadline, below=below)
+        try:
+            found = self._call("ls", path, detail=True, deadline=deadline)
+        except FileNotFoundError:
+            # Where the bucket is there, nothing is below this prefix.
+            bucket, _, prefix = path.partition("/")
+            if prefix:
+                self._call("ls", bucket, detail=True, deadline=deadline)
+                return Page([], None)
+            raise
         entries = [
             Entry(self._url(each["name"]) + "/" * (each["type"] == "directory"), int(each["size"] or 0), _tag(each))
             # Some list the folder itself, as an empty object.
@@ -174,22 +190,30 @@ class BucketStore:
                 raise
             target.close()
 
-    def _page_of_s3(self, url: str, token: str | None, deadline: Deadline, *, below: bool) -> Page:
-        bucket, _, prefix = self._path(url).partition("/")
-        prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
+    def _page_of_s3(self, bucket: str, prefix: str, token: str | None, deadline: Deadline, *, below: bool) -> Page:
         more = {} if token is None else {"ContinuationToken": token}
         more |= {} if below else {"Delimiter": "/"}
         arguments = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": _PAGE_SIZE, **more}
         found = self._call("call_s3", "list_objects_v2", deadline=deadline, **arguments)
+        objects = [(each["Key"], each["Size"], each.get("ETag", "")) for each in found.get("Contents", ())]
+        folders = [each["Prefix"] for each in found.get("CommonPrefixes", ())]
+        return Page(self._entries(bucket, objects, folders), found.get("NextContinuationToken"))
+
+    def _page_of_gs(self, bucket: str, prefix: str, token: str | None, deadline: Deadline, *, below: bool) -> Page:
+        delimiter = None if below else "/"
+        arguments = {"prefix": prefix, "delimiter": delimiter, "pageToken": token, "maxResults": _PAGE_SIZE}
+        found = self._call("call", "GET", "b/{}/o", bucket, json_out=True, deadline=deadline, **arguments)
+        objects = [(each["name"], each["size"], _tag(each)) for each in found.get("items", ())]
+        return Page(self._entries(bucket, objects, found.get("prefixes", ())), found.get("nextPageToken"))
+
+    def _entries(
+        self, bucket: str, objects: Iterable[tuple[str, int | str, str]], folders: Iterable[str]
+    ) -> list[Entry]:
         base = f"{self._scheme}://{bucket}/"
-        entries = [
-            Entry(base + each["Key"], int(each["Size"]), str(each.get("ETag", "")))
-            for each in found.get("Contents", ())
-            # Consoles make an empty object for a folder.
-            if not each["Key"].endswith("/")
-        ]
-        entries += [Entry(base + each["Prefix"], 0) for each in found.get("CommonPrefixes", ())]
-        return Page(sorted(entries, key=lambda entry: os.fsencode(entry.url)), found.get("NextContinuationToken"))
+        # Consoles make an empty object for a folder.
+        entries = [Entry(base + name, int(size), str(tag)) for name, size, tag in objects if not name.endswith("/")]
+        entries += [Entry(base + folder, 0) for folder in folders]
+        return sorted(entries, key=lambda entry: os.fsencode(entry.url))
 
     def _call(self, name: str, *arguments: Any, deadline: Deadline, **keywords: Any) -> Any:
         deadline.check()

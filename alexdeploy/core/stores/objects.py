@@ -5,6 +5,7 @@ All functions are thread-safe and block. Errors are OSErrors whose `strerror` ha
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import threading
@@ -124,7 +125,11 @@ def _http() -> HttpStore:
     from alexdeploy.core.stores.http import HttpStore
 
     with _lock:
-        return _web.setdefault(os.getpid(), HttpStore())
+        process = os.getpid()
+        if process not in _web:
+            _web[process] = HttpStore()
+            atexit.register(_web[process].close)
+        return _web[process]
 
 
 def _store(url: str) -> HttpStore | BucketStore:
