@@ -1,4 +1,7 @@
-"""A web server on loopback that serves bytes from memory, with faults: each file's answers are a list of steps."""
+"""A web server on loopback that serves bytes from memory, with faults: each file's answers are a list of steps.
+
+It also lists its files as S3 does, the first folder being the bucket.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+from xml.sax.saxutils import escape
 
 Answer = Callable[["Handler", bytes], None]
 
@@ -30,10 +34,18 @@ class Handler(BaseHTTPRequestHandler):
         data = self.server.files.get(name)
         if step is not None:
             step(self, data or b"")
+        elif "list-type=2" in self.path:
+            self.reply(200, self.server.listing(name), {"Content-Type": "application/xml"})
         elif data is None:
             self.reply(404, b"no such file")
         else:
             self.serve(data)
+
+    def do_HEAD(self) -> None:
+        data = self.server.files.get(unquote(urlsplit(self.path).path).lstrip("/"))
+        self.send_response(404 if data is None else 200)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
 
     def serve(self, data: bytes) -> None:
         asked = self.headers.get("Range")
@@ -65,12 +77,23 @@ class WebServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.steps: dict[str, list[Answer]] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.listed_sizes: dict[str, int] = {}
         self.latency_seconds = 0.0
         self.gives_parts = True
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def listing(self, bucket: str) -> bytes:
+        """All objects of a bucket in one page of S3's protocol; a size in `listed_sizes` is not that of the object."""
+        names = sorted(name for name in self.files if name.startswith(f"{bucket}/"))
+        found = "".join(
+            f"<Contents><Key>{escape(name.partition('/')[2])}</Key>"
+            f"<Size>{self.listed_sizes.get(name, len(self.files[name]))}</Size></Contents>"
+            for name in names
+        )
+        return f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>".encode()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Nothing: clients that go away are part of the tests."""

@@ -14,7 +14,7 @@ import pytest
 from patience import PATIENCE
 from PIL import Image
 from program import Run
-from web_server import WebServer, status
+from web_server import Handler, WebServer, reset, status, truncated
 
 from alexdeploy.core.model_folder import ModelFolder
 
@@ -79,6 +79,57 @@ def test_a_missing_package_is_a_usage_error(predict, monkeypatch: pytest.MonkeyP
     result = predict("gs://bucket/photographs/")
     assert result.exit_code == 2
     assert "pip install 'alexdeploy[gcs]'" in result.stderr
+
+
+def gone(handler: Handler, data: bytes) -> None:
+    handler.reply(404, b"<Error><Code>NoSuchKey</Code></Error>")
+
+
+def other_length(handler: Handler, data: bytes) -> None:
+    """A whole answer with half of the bytes."""
+    handler.reply(200, data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+def test_no_fault_of_a_store_loses_an_image(
+    predict, pictures: Path, web: WebServer, impatient: None, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    names = sorted(path.name for path in pictures.iterdir())
+    web.files.update({f"photographs/{name}": (pictures / name).read_bytes() for name in names})
+    passing = {"00": status(500), "01": status(503), "02": reset, "03": truncated, "04": status(429)}
+    for name, fault in passing.items():
+        web.steps[f"photographs/{name}.jpg"] = [fault, fault]
+    lasting = {"06": status(500), "07": gone, "08": status(403), "09": reset, "10": truncated}
+    for name, fault in lasting.items():
+        web.steps[f"photographs/{name}.jpg"] = [fault] * 20
+    if scheme == "s3":
+        pytest.importorskip("s3fs", reason="s3:// needs s3fs")
+        from alexdeploy.core.stores import library
+
+        monkeypatch.setattr(library, "_opened", {})
+        for name in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(f"AWS_{name}", web.url if name == "ENDPOINT_URL" else "secret")
+        # By HTTP nothing says which length is right.
+        web.steps["photographs/11.jpg"] = [other_length, other_length]
+        web.listed_sizes["photographs/04.jpg"] = 7
+        prefix, given = "s3://photographs/", ["s3://photographs/"]
+    else:
+        prefix = f"{web.url}/photographs/"
+        given = [f"{prefix}{name}" for name in names]
+    expected = {row["source"]: row for row in _rows(predict("d").stdout, "d/")}
+    found = predict(*given)
+    rows = {row["source"]: row for row in _rows(found.stdout, prefix)}
+    assert (found.exit_code, list(rows)) == (3, names)
+    assert "secret" not in found.stdout + found.stderr
+    for name, row in rows.items():
+        if name.removesuffix(".jpg") in lasting:
+            assert row["error"], name
+        else:
+            assert row == expected[name]
+    errors = {name: str(rows[f"{name}.jpg"]["error"]) for name in lasting}
+    assert errors["07"].startswith("vanished after" if scheme == "s3" else "not found")
+    assert errors["08"].startswith("permission denied")
+    assert all("also when asked again" in errors[name] for name in ("06", "09", "10"))
 
 
 @pytest.fixture(scope="module")

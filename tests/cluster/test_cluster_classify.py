@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from endless_listing import endless_listing
 from helpers import write_pictures
 
 pytest.importorskip("ray", reason="needs the extra ray: pip install 'alexdeploy[ray]'")
@@ -245,3 +246,14 @@ def test_parts_grow_with_the_run() -> None:
     assert sizes[:64] == [128] * 64
     assert sizes == sorted(sizes)
     assert sizes[-1] == 1024
+
+
+def test_the_first_rows_do_not_wait_for_the_end_of_the_listing(
+    cluster: Any, tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = endless_listing(monkeypatch)
+    # The actors know no such scheme, so each row is an error.
+    with pytest.raises(_StopError):
+        classify(["fault://nowhere/d/"], tiny_model, tmp_path / "rows", OPTIONS, on_part=_stopped_after(20))
+    # Two chunks of 12 names for each of two actors, and one that waits.
+    assert listing.num_pages == 1

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import tarfile
+import tracemalloc
 import zipfile
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from endless_listing import endless_listing
 from web_server import WebServer
 
 from alexdeploy.core.errors import ImageError, UsageError
@@ -212,3 +216,20 @@ def test_urls_are_checked_before_any_work() -> None:
         with pytest.raises(UsageError) as caught:
             check_named([text])
         assert "secret" not in caught.value.text
+
+
+def test_a_listing_is_taken_page_by_page_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = endless_listing(monkeypatch)
+    sources = iter(read_inputs(["s3://b/d/"]))
+    assert next(sources).name == "s3://b/d/0000000000.jpg"
+    assert listing.num_pages == 1
+    peaks = []
+    for number in (10_000, 50_000):
+        tracemalloc.start()
+        last = deque(itertools.islice(sources, number), maxlen=1)[0]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert last.name == "s3://b/d/0000060000.jpg"
+    assert listing.num_pages == 61
+    # A page has about 400 kB.
+    assert peaks[1] < peaks[0] + (1 << 20)
