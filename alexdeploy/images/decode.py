@@ -7,11 +7,10 @@ suppressed.
 from __future__ import annotations
 
 import io
-import math
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast, get_args
 
@@ -33,13 +32,17 @@ from PIL import (
 from alexdeploy.core.errors import ImageError, UsageError
 from alexdeploy.core.image_size import IMAGE_SIZE
 from alexdeploy.core.processors import available_processors
-from alexdeploy.images.headers import looks_like_tga, read_jpeg_frame, read_png_bits
+from alexdeploy.images.eight_bit import is_negative, to_eight_bit
+from alexdeploy.images.headers import looks_like_tga, read_jpeg_frame
 from alexdeploy.images.libtiff import errors_raised
 from alexdeploy.images.listing import CONVERT_IT
 from alexdeploy.images.pixel_budget import PixelBudget
 
 ResizePolicy = Literal["crop", "warp"]
 Box = tuple[float, float, float, float]
+_Frame = Callable[[float, float], tuple[Box, tuple[int, int]]]
+"""Width and height of an image to the box that is kept, in its pixels, and the size it gets."""
+
 
 MAX_PIXELS = 89_478_485
 """The largest image accepted: Pillow's MAX_IMAGE_PIXELS, where it warns of a decompression bomb; 256 MiB of RGB."""
@@ -107,11 +110,20 @@ def decode(data: bytes, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dty
     frame; transparency is composited over white. The format is detected from the bytes, not from the file name.
     Raises ImageError for anything that is not a complete image of one of FORMATS. Thread-safe.
     """
-    _check_policy(resize)
-    if not data:
-        raise ImageError("the file is empty")
-    with _translated(data), Image.open(io.BytesIO(data), formats=FORMATS) as image, _of_kind(image):
-        return _to_square(image, data, resize)
+    return _decode(data, _square(resize))
+
+
+def decode_whole(data: bytes, max_side: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Decode one image file to uint8 [H, W, 3], RGB, upright and uncut, the longer side at most `max_side` pixels.
+
+    Smaller images keep their size. Apart from that as `decode`.
+    """
+
+    def frame(width: float, height: float) -> tuple[Box, tuple[int, int]]:
+        scale = min(1.0, max_side / max(width, height))
+        return (0.0, 0.0, width, height), (max(1, round(width * scale)), max(1, round(height * scale)))
+
+    return _decode(data, frame)
 
 
 def square_of_image(image: Image.Image, resize: ResizePolicy = "crop") -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -121,7 +133,7 @@ def square_of_image(image: Image.Image, resize: ResizePolicy = "crop") -> np.nda
     is decoded at a fraction of its size instead, which gives slightly different pixels. Raises ImageError. Thread-safe,
     also for one image in several threads.
     """
-    _check_policy(resize)
+    frame = _square(resize)
     with _translated(b""), _of_kind(image):
         width, height = image.size
         _check_size(width, height)
@@ -130,7 +142,7 @@ def square_of_image(image: Image.Image, resize: ResizePolicy = "crop") -> np.nda
                 image.load()
                 # Pillow marks EXIF as parsed before it parses it.
                 orientation_of(image)
-            return _loaded_to_square(image, b"", resize, None)
+            return _loaded(image, b"", frame, None)
 
 
 def square_of_pixels(
@@ -143,6 +155,13 @@ def square_of_pixels(
         return pixels
     _check_size(width, height)
     return square_of_image(Image.fromarray(pixels), resize)
+
+
+def _decode(data: bytes, frame: _Frame) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    if not data:
+        raise ImageError("the file is empty")
+    with _translated(data), Image.open(io.BytesIO(data), formats=FORMATS) as image, _of_kind(image):
+        return _load(image, data, frame)
 
 
 def _check_policy(resize: str) -> None:
@@ -209,47 +228,51 @@ def _other_kind(data: bytes) -> str | None:
     return "a TGA image" if looks_like_tga(data) else None
 
 
-def _to_square(image: Image.Image, data: bytes, resize: ResizePolicy) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _load(image: Image.Image, data: bytes, frame: _Frame) -> np.ndarray[Any, np.dtype[np.uint8]]:
     width, height = image.size
     _check_size(width, height)
-    # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the work; both sides stay at least 256. The returned
-    # size is rounded up to whole pixels; the box is exact.
-    frame = read_jpeg_frame(data)
+    # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the work; both sides stay at least as large as asked for. The
+    # returned size is rounded up to whole pixels; the box is exact.
+    jpeg = read_jpeg_frame(data)
     # libjpeg cannot scale lossless JPEG: it fails if a fraction is requested.
-    is_lossless = frame is not None and frame.is_lossless
-    drafted = None if is_lossless else image.draft(None, (IMAGE_SIZE, IMAGE_SIZE))
+    is_lossless = jpeg is not None and jpeg.is_lossless
+    drafted = None if is_lossless else image.draft(None, frame(width, height)[1])
     # libjpeg keeps a progressive JPEG in memory at full size, at any fraction.
     is_whole = drafted is None or "progressive" in image.info
     with _BUDGET.take(width * height if is_whole else image.width * image.height):
         try:
             image.load()
-            return _loaded_to_square(image, data, resize, None if drafted is None else drafted[1])
+            return _loaded(image, data, frame, None if drafted is None else drafted[1])
         finally:
             # Free the pixels before the next image is admitted.
             image.close()
 
 
-def _loaded_to_square(
-    image: Image.Image, data: bytes, resize: ResizePolicy, drafted: Box | None
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _loaded(image: Image.Image, data: bytes, frame: _Frame, drafted: Box | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """`drafted` is the exact box of the picture in a JPEG decoded at a fraction of its size."""
     # PNG and TIFF report their orientation only after loading, and for TIFF Pillow has already applied it.
-    size = (float(image.width), float(image.height)) if drafted is None else drafted[2:]
+    box, size = frame(*((image.width, image.height) if drafted is None else drafted[2:]))
     orientation = orientation_of(image)
-    pixels = _to_eight_bit(image, data)
-    if _is_negative(image):
+    pixels = to_eight_bit(image, data)
+    if is_negative(image):
         pixels = ImageChops.invert(pixels)
-    square = pixels.resize(
-        (IMAGE_SIZE, IMAGE_SIZE),
-        Image.Resampling.BILINEAR,
-        box=_centre_square(*size) if resize == "crop" else (0.0, 0.0, *size),
-    )
+    resized = pixels.resize(size, Image.Resampling.BILINEAR, box=box)
     # Turning the resized image gives the same result as turning the original: the box is symmetric.
     if orientation in _UPRIGHT:
-        square = square.transpose(_UPRIGHT[orientation])
-    if square.mode != "RGB":
-        square = square.convert("RGB")
-    return np.array(square, dtype=np.uint8)
+        resized = resized.transpose(_UPRIGHT[orientation])
+    if resized.mode != "RGB":
+        resized = resized.convert("RGB")
+    return np.array(resized, dtype=np.uint8)
+
+
+def _square(resize: ResizePolicy) -> _Frame:
+    _check_policy(resize)
+
+    def frame(width: float, height: float) -> tuple[Box, tuple[int, int]]:
+        box = _centre_square(width, height) if resize == "crop" else (0.0, 0.0, width, height)
+        return box, (IMAGE_SIZE, IMAGE_SIZE)
+
+    return frame
 
 
 def _centre_square(width: float, height: float) -> Box:
@@ -265,54 +288,6 @@ def orientation_of(image: Image.Image) -> int:
     # Unreadable EXIF is not an error: every viewer shows such a picture as it is stored.
     except Exception:
         return 1
-
-
-def _is_negative(image: Image.Image) -> bool:
-    """Whether white is 0 in the pixels of a TIFF as returned by Pillow, which inverts them only up to 8 bits."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode in ("1", "L"):
-        return False
-    return image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-
-
-def _to_eight_bit(image: Image.Image, data: bytes) -> Image.Image:
-    """Convert any of Pillow's modes to opaque RGB or L with 8 bits per channel. `data` is the whole file."""
-    if image.mode in ("RGB", "L", "1", "P") and "transparency" not in image.info:
-        return image if image.mode in ("RGB", "L") else image.convert("RGB")
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(_words_to_bytes(np.asarray(image), read_png_bits(data)))
-    if image.mode == "I":
-        return Image.fromarray(_integers_to_bytes(np.asarray(image)))
-    if image.mode == "F":
-        return Image.fromarray(_floats_to_bytes(np.asarray(image)))
-    if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        opaque = Image.new("RGB", image.size, "white")
-        opaque.paste(colours, mask=colours.getchannel("A"))
-        return opaque
-    return image.convert("RGB")
-
-
-def _words_to_bytes(pixels: np.ndarray[Any, Any], significant_bits: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    # PNG requires 12-bit samples to be scaled to 16 bits. Programs for microscopes and cameras do not do that; if the
-    # file states the number of bits and no sample exceeds it, the samples are taken as unscaled.
-    bits = significant_bits or 16
-    if not 8 <= bits < 16 or pixels.max(initial=0) >> bits:
-        bits = 16
-    return np.asarray(pixels >> (bits - 8), dtype=np.uint8)
-
-
-def _integers_to_bytes(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    # Pillow also stores 16-bit samples in mode I (PGM), and unsigned 32-bit ones with wraparound.
-    unsigned = pixels.view(np.uint32)
-    shift = 8 if unsigned.max(initial=0) <= 0xFFFF else 24
-    return np.asarray(unsigned >> shift, dtype=np.uint8)
-
-
-def _floats_to_bytes(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    # The range of floating-point files is 0 to 1 or 0 to 255; the files do not say which.
-    finite = np.nan_to_num(pixels, nan=0.0, posinf=math.inf, neginf=0.0)
-    scale = 255.0 if finite.max(initial=0.0) <= 1.0 else 1.0
-    return np.asarray(np.clip(np.rint(finite * scale), 0, 255), dtype=np.uint8)
 
 
 class _Decoding(threading.local):

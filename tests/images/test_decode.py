@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 
 from alexdeploy.core.errors import ImageError, UsageError
 from alexdeploy.images import decode as decode_module
-from alexdeploy.images.decode import decode
+from alexdeploy.images.decode import decode, decode_whole
 
 
 def encode(image: Image.Image, image_format: str, **options) -> bytes:
@@ -559,3 +559,24 @@ def test_damaged_bytes_give_an_image_or_an_image_error(data):
 def test_any_bytes_give_an_image_or_an_image_error(data):
     with contextlib.suppress(ImageError):
         decode(data)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_whole_picture_is_upright_and_no_larger_than_asked_for(orientation):
+    pixels = smooth(600, 1600)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(pixels), "JPEG", exif=exif, quality=95)
+    found = decode_whole(data, 400)
+    expected = np.asarray(Image.fromarray(pixels).resize((400, 150), Image.Resampling.BOX)).astype(float)
+    if orientation == 6:
+        expected = np.rot90(expected, -1)
+    assert found.shape == expected.shape
+    # Two filters, and JPEG at a fraction of its size: a level on a smooth picture, a few at its edges.
+    assert np.abs(found - expected).mean() <= 2.0
+
+
+def test_a_small_picture_is_decoded_at_its_size():
+    pixels = smooth(30, 50)
+    assert np.array_equal(decode_whole(png(pixels), 400), pixels)
+    assert decode_whole(png(smooth(1, 2000)), 400).shape == (1, 400, 3)
