@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from alexdeploy.export.quantize.calibrate import calibrate
     from alexdeploy.export.quantize.quantize import Budget
     from alexdeploy.importing.import_model import ImportOptions, import_model
+    from alexdeploy.inference.pictures import PictureOptions
     from alexdeploy.inference.predict import predict
     from alexdeploy.inference.predictor import Predictor
     from alexdeploy.placement.options import PredictOptions
@@ -80,6 +81,7 @@ _HOMES = {
     "export.quantize.calibrate": ("calibrate",),
     "export.quantize.quantize": ("Budget",),
     "importing.import_model": ("ImportOptions", "import_model"),
+    "inference.pictures": ("PictureOptions",),
     "inference.predict": ("predict",),
     "inference.predictor": ("Predictor",),
     "placement.options": ("PredictOptions",),
@@ -109,6 +111,7 @@ __all__ = [
     "ModelFolder",
     "OutputError",
     "ParityError",
+    "PictureOptions",
     "PredictOptions",
     "Predictor",
     "PrepareOptions",

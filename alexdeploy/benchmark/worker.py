@@ -28,8 +28,8 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import Engine, EngineInfo, Predictions
 from alexdeploy.images.sources import Source
+from alexdeploy.inference.answer import make_row
 from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
-from alexdeploy.inference.predictor import make_row
 from alexdeploy.placement.child import Failure, adopt_stdio, failure_of
 from alexdeploy.placement.frames import read_frame, write_frame
 from alexdeploy.placement.options import BATCH_SIZE, PredictOptions

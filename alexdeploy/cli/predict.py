@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
@@ -33,20 +31,19 @@ from alexdeploy.cli.options import (
     view_count,
 )
 from alexdeploy.cli.predict_cluster import predict_on_cluster
+from alexdeploy.cli.predict_report import Report, describe
 from alexdeploy.core.errors import DeviceError, ModelError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from alexdeploy.engines.base import EngineInfo
     from alexdeploy.images.sources import Inputs
+    from alexdeploy.inference.pictures import Pictures
     from alexdeploy.inference.predictor import Predictor
-    from alexdeploy.inference.row import Row
     from alexdeploy.inference.writers import Format
 
 EXAMPLES = (
     "alexdeploy predict images/ --tencrop",
     "alexdeploy predict photographs.zip --model alexnet -o rows.csv",
+    "alexdeploy predict images/ --tencrop --sheet page.html --annotate marked/",
     "alexdeploy predict @list.txt --precision int8 --devices cpu,cpu -o rows.jsonl",
 )
 
@@ -101,6 +98,17 @@ def predict(
             help="Write here; FILE, or the object at a URL, appears when it is complete. With --ray: a folder.",
         ),
     ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page of the photographs with their five best classes, as HTML."),
+    ] = None,
+    sheet_images: Annotated[
+        int, typer.Option(min=1, max=5000, metavar="N", help="Photographs in --sheet: the N most doubtful.")
+    ] = 200,
+    annotate: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write each picture with its answer below it into this folder, as JPEG."),
+    ] = None,
     ray: RayOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -115,6 +123,7 @@ def predict(
     from alexdeploy.images.sources import read_inputs
     from alexdeploy.inference import predict_file, writers
     from alexdeploy.inference.journal import journal_path
+    from alexdeploy.inference.pictures import PictureOptions, open_pictures
     from alexdeploy.inference.predictor import Predictor
     from alexdeploy.placement.options import PredictOptions
 
@@ -132,6 +141,11 @@ def predict(
         placement=placement,
     )
     if ray is not None:
+        if sheet is not None or annotate is not None:
+            raise UsageError(
+                "--ray has no --sheet and no --annotate: the images are read on the nodes",
+                hint="Leave out --ray, or classify a part of the images without it.",
+            )
         predict_on_cluster(ray, inputs, model, output_name, kind, options, resume=resume, overwrite=overwrite)
         return
     stored, output = open_output(output_name)
@@ -152,6 +166,17 @@ def predict(
     if output is not None and path is not None and not resume:
         check_output_free(stored, output, overwrite=overwrite)
     check_named(inputs)
+    wanted = None
+    if sheet is not None or annotate is not None:
+        wanted = PictureOptions(
+            sheet=sheet, sheet_images=sheet_images, annotate=annotate, overwrite=overwrite, resume=resume
+        )
+        wanted.check(inputs)
+        if has_finished and not wanted.is_done:
+            raise UsageError(
+                f"{written} is complete, so no image is classified that could be in --sheet or --annotate",
+                hint="Make both again: --overwrite instead of --resume",
+            )
     predictor = Predictor(model, options)
     if not quiet:
         for note in predictor.notes:
@@ -163,19 +188,25 @@ def predict(
             stored.publish()
         out.note(f"{written} is complete, nothing to resume. To replace it: --overwrite instead of --resume.")
         raise typer.Exit(3 if summary.num_errors else 0)
-    report = _Report(quiet=quiet, shows_progress=path is not None or not sys.stdout.isatty())
-    with report, predictor:
+    report = Report(quiet=quiet, shows_progress=path is not None or not sys.stdout.isatty())
+    with report, predictor, open_pictures(wanted, predictor) as pictures:
         given = read_inputs(inputs)
         report.begin(given)
         if path is None:
-            _stream(predictor, given, output, chosen, report)
+            _stream(predictor, given, output, chosen, report, pictures)
         else:
-            _write_file(predictor, given, path, chosen, report)
+            _write_file(predictor, given, path, chosen, report, pictures)
+        if pictures is not None:
+            pictures.finish(predictor.model_name, predictor.info)
     report.summarize(predictor, given)
     if stored is not None:
         stored.publish()
     if path is not None:
         out.note(f"wrote {written}: {out.count(report.num_rows + report.num_kept, 'row')}")
+    if sheet is not None:
+        out.note(f"wrote {sheet}")
+    if annotate is not None and pictures is not None:
+        out.note(f"wrote {annotate}: {out.count(pictures.num_annotated, 'picture')}")
     if report.num_errors:
         raise typer.Exit(3)
 
@@ -199,7 +230,9 @@ def _batch_size(text: str | None, *, is_single: bool) -> int | Literal["auto"]:
     return int(text)
 
 
-def _write_file(predictor: Predictor, inputs: Inputs, path: Path, kind: Format, report: _Report) -> None:
+def _write_file(
+    predictor: Predictor, inputs: Inputs, path: Path, kind: Format, report: Report, pictures: Pictures | None
+) -> None:
     from alexdeploy.core.interrupts import set_last_words
     from alexdeploy.inference.journal import journal_path
     from alexdeploy.inference.predict_file import predict_to_file
@@ -210,7 +243,7 @@ def _write_file(predictor: Predictor, inputs: Inputs, path: Path, kind: Format, 
 
     set_last_words(tell_of_rows)
     try:
-        summary = predict_to_file(predictor, inputs, path, kind, on_row=report.count)
+        summary = predict_to_file(predictor, inputs, path, kind, on_row=report.count, pictures=pictures)
     except (KeyboardInterrupt, DeviceError, ModelError, OutputError):
         set_last_words(lambda: None)
         tell_of_rows()
@@ -219,7 +252,14 @@ def _write_file(predictor: Predictor, inputs: Inputs, path: Path, kind: Format, 
     report.num_errors = summary.num_errors
 
 
-def _stream(predictor: Predictor, inputs: Inputs, output: Path | None, kind: Format, report: _Report) -> None:
+def _stream(
+    predictor: Predictor,
+    inputs: Inputs,
+    output: Path | None,
+    kind: Format,
+    report: Report,
+    pictures: Pictures | None,
+) -> None:
     """Write rows to stdout, a pipe or a device as they arrive."""
     import shutil
 
@@ -230,12 +270,12 @@ def _stream(predictor: Predictor, inputs: Inputs, output: Path | None, kind: For
     shape = Shape(classes=info.classes, top_k=predictor.top_k, num_views=info.num_views, width=width)
     form = text_format(kind, shape)
     if kind == "table" and not report.quiet:
-        out.note(f"{predictor.folder.path}: {_describe(info)}")
+        out.note(f"{predictor.folder.path}: {describe(info)}")
     # Files for machines are always UTF-8; a table uses the terminal's encoding.
     encoding = (sys.stdout.encoding or "utf-8") if kind == "table" and output is None else "utf-8"
     with (
         _open_sink(output, report.stdout) as write,
-        closing(predictor.predict_sources(inputs)) as rows,
+        closing(predictor.predict_sources(inputs, pictures=pictures)) as rows,
     ):
         write(form.header.encode(encoding, "backslashreplace"))
         for row in rows:
@@ -268,80 +308,3 @@ def _open_sink(output: Path | None, stdout: BinaryIO) -> Iterator[Callable[[byte
         if output is not None:
             with suppress(OSError):
                 sink.close()
-
-
-def _describe(info: EngineInfo) -> str:
-    from alexdeploy.inference.writers import short_artifact
-
-    views = out.count(info.num_views, "view")
-    return f"{info.backend} {info.precision}, {views}, artifact {short_artifact(info.artifact)}"
-
-
-class _Report:
-    """Counts rows, shows progress and prints a summary, all on stderr."""
-
-    def __init__(self, *, quiet: bool, shows_progress: bool) -> None:
-        self.quiet = quiet
-        self.num_rows = self.num_errors = self.num_kept = 0
-        # The progress bar replaces sys.stdout; rows must not go through it.
-        self.stdout = sys.stdout.buffer
-        self._shows_progress = shows_progress and not quiet and sys.stderr.isatty()
-        self._stack = ExitStack()
-        self._is_over = False
-
-    def __enter__(self) -> _Report:
-        self._began = time.monotonic()
-        self._bar: Progress | None = None
-        if self._shows_progress:
-            self._bar = self._stack.enter_context(out.progress("images"))
-            # No rate is known while the model is being opened.
-            self._task = self._bar.add_task("predict", start=False, total=None, kept=0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over = True
-        self._stack.close()
-
-    def begin(self, inputs: Inputs) -> None:
-        """Start the progress bar's clock, and count the inputs in the background while the work walks them."""
-        if self._bar is not None:
-            self._bar.start_task(self._task)
-            threading.Thread(target=self._count_inputs, args=(self._bar, inputs), daemon=True).start()
-
-    def _count_inputs(self, bar: Progress, inputs: Inputs) -> None:
-        total = inputs.count(lambda: not self._is_over)
-        if total is not None:
-            bar.update(self._task, total=total)
-
-    def count(self, row: Row) -> None:
-        if self._bar is not None:
-            if self.num_rows == 0:
-                # The rows before it come from the run that is being resumed.
-                self._bar.update(self._task, kept=row.index)
-            self._bar.update(self._task, completed=row.index + 1)
-        self.num_rows += 1
-        self.num_errors += row.error is not None
-
-    def summarize(self, predictor: Predictor, inputs: Inputs) -> None:
-        """Print the number of images, the speed and the engine; for replicas, the share of each; skipped files."""
-        if self.quiet:
-            return
-        info, seconds = predictor.info, max(time.monotonic() - self._began, 1e-9)
-        rate = self.num_rows / seconds
-        for each in predictor.replicas:
-            share = each.num_images / max(sum(other.num_images for other in predictor.replicas), 1)
-            busy = each.busy_seconds / each.num_streams if each.num_streams else 0.0
-            losses = f", lost {out.count(each.num_losses, 'time')} ({each.last_loss})" if each.num_losses else ""
-            out.note(
-                f"{each.device}{f' {each.name}' if each.name else ''}, {each.backend}: "
-                f"{out.count(each.num_images, 'image')} ({share:.0%}), "
-                f"{each.num_images / max(busy, 1e-9):,.1f} images/s, waited "
-                f"{max(seconds - busy, 0.0):.1f} of {seconds:.1f} s{losses}"
-            )
-        kept = f", {self.num_kept} of them from before" if self.num_kept else ""
-        out.note(
-            f"{out.count(self.num_rows + self.num_kept, 'image')}{kept}, {out.count(self.num_errors, 'error')}, "
-            f"{rate:,.1f} images/s, {_describe(info)}"
-        )
-        if skipped := str(inputs.skipped):
-            out.note(f"skipped {skipped}")

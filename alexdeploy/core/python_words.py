@@ -114,11 +114,11 @@ _CALLS = {
 """Command -> its function."""
 
 _SAME = """
-    backend batch-size budget-ms calibrate channels classes device devices exclude freeze images int8-weights keep
-    labelled labels max-batch max-delay-ms max-delay-us max-drop max-flips max-queue mean mean-image method
-    min-agreement model name num-classes num-images output-name parallel percentile placement precision pretrained
-    recipe replicas resize scale seconds seed std tactic-sources timeout-ms top-k train-list val val-fraction val-list
-    version
+    annotate backend batch-size budget-ms calibrate channels classes device devices exclude freeze images
+    int8-weights keep labelled labels max-batch max-delay-ms max-delay-us max-drop max-flips max-queue mean
+    mean-image method min-agreement model name num-classes num-images output-name parallel percentile placement
+    precision pretrained recipe replicas resize scale seconds seed sheet sheet-images std tactic-sources timeout-ms
+    top-k train-list val val-fraction val-list version
 """
 _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
     "checkpoint-minutes": "checkpoint_seconds",

@@ -39,29 +39,33 @@ _DECODE_PATIENCE_SECONDS = 0.25
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The result for one input: `probabilities` float32 [C] and `view_classes` int32 [V], or `error`."""
+    """The result for one input: `probabilities` float32 [C] and `view_classes` int32 [V], or `error`; see `take`."""
 
     index: int
     source: str
     probabilities: NDArray[np.float32] | None = None
     view_classes: NDArray[np.int32] | None = None
     error: str | None = None
+    picture: Any = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineOptions:
     """`first_index` is the index of the first source, where earlier rows exist already.
 
-    `cancel` makes running calls of the engine raise, on engines that support it.
+    `cancel` makes running calls of the engine raise, on engines that support it. `take` is called by the threads that
+    decode, with the bytes of the file and its pixels, for something of at most `picture_bytes` that the outcome keeps.
     """
 
     resize: ResizePolicy = "crop"
     num_decoders: int = 2
     first_index: int = 0
     cancel: Callable[[], None] = lambda: None
+    take: Callable[[bytes, NDArray[np.uint8]], Any] | None = None
+    picture_bytes: int = 0
 
 
-def make_outcome(index: int, source: str, found: Predictions, number: int) -> Outcome:
+def make_outcome(index: int, source: str, found: Predictions, number: int, picture: Any = None) -> Outcome:
     """The result of row `number` of a batch; its arrays are views of the batch's."""
     if number in found.errors:
         return Outcome(index=index, source=source, error=f"{NO_ANSWER}{found.errors[number]}")
@@ -70,6 +74,7 @@ def make_outcome(index: int, source: str, found: Predictions, number: int) -> Ou
         source=source,
         probabilities=found.probabilities[number],
         view_classes=found.view_classes[number],
+        picture=picture,
     )
 
 
@@ -114,6 +119,7 @@ class _Decoded:
     source: str
     image: NDArray[np.uint8] | None
     error: str | None
+    picture: Any
 
 
 class Pipeline:
@@ -127,9 +133,7 @@ class Pipeline:
         info = engine.info
         self._engine = engine
         self._sources = ReadAhead(sources, options.num_decoders)
-        self._resize = options.resize
-        self._num_decoders = options.num_decoders
-        self._cancel = options.cancel
+        self._options = options
         self._batch_size = info.batch_size
         self._window = window_size(info.batch_size, info.num_streams, options.num_decoders)
         self._outbox: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
@@ -171,7 +175,7 @@ class Pipeline:
 
     def run(self) -> Generator[Outcome, None, None]:
         """`run_pipeline`; to be called once."""
-        check_memory(self._engine.info, self._num_decoders)
+        check_memory(self._engine.info, self._options.num_decoders, self._options.picture_bytes)
         self._started = True
         try:
             for thread in (*self._decoders, *self._runners):
@@ -205,7 +209,7 @@ class Pipeline:
                 # Cancel again soon after the deadline: a thread that was about to run its batch has only then begun.
                 thread.join(max(deadline - time.monotonic(), 0.1))
                 if thread.is_alive():
-                    self._cancel()
+                    self._options.cancel()
         deadline = time.monotonic() + _DECODE_PATIENCE_SECONDS
         for thread in self._decoders:
             thread.join(max(deadline - time.monotonic(), 0.0))
@@ -233,15 +237,18 @@ class Pipeline:
         if taken is None:
             return False
         index, source = taken
-        image, error = None, None
+        image, error, picture = None, None, None
         try:
-            image = decode(source.read(self._resize), self._resize)
+            data = source.read(self._options.resize)
+            image = decode(data, self._options.resize)
+            if self._options.take is not None:
+                picture = self._options.take(data, image)
         except ImageError as exc:
-            error = exc.text
+            image, error = None, exc.text
         except MemoryError:
-            error = "not enough memory"
+            image, error = None, "not enough memory"
         with self._lock:
-            self._decoded[index] = _Decoded(index=index, source=source.name, image=image, error=error)
+            self._decoded[index] = _Decoded(index=index, source=source.name, image=image, error=error, picture=picture)
             if image is None:
                 self._num_images_held -= 1
                 self._room.notify()
@@ -323,7 +330,7 @@ class Pipeline:
             found = copied(self._engine.run(images))
             with self._lock:
                 for number, item in enumerate(batch):
-                    outcome = make_outcome(item.index, item.source, found, number)
+                    outcome = make_outcome(item.index, item.source, found, number, item.picture)
                     self._outcomes[item.index] = outcome
                     if outcome.error is not None:
                         # Its row is an error, like that of a broken input, but without holding an image.

@@ -17,6 +17,7 @@ from alexdeploy.inference.row import Record, Row
 from alexdeploy.inference.writers import Format, Shape, read_records, short_artifact, write_rows
 
 if TYPE_CHECKING:
+    from alexdeploy.inference.pictures import Pictures
     from alexdeploy.inference.predictor import Predictor
 
 _COMMAND: Final = "predict"
@@ -97,8 +98,11 @@ def predict_to_file(
     kind: Format,
     *,
     on_row: Callable[[Row], None] = lambda row: None,
+    pictures: Pictures | None = None,
 ) -> Summary:
     """Write one row per source to `output`, continuing after the rows of its journal if there is one.
+
+    `pictures`, which must be open, get the images with their rows, those of the journal too.
 
     The journal must belong to the same inputs, model and options; otherwise UsageError names the difference. A
     resumed run gives the same bytes as an uninterrupted one. Raises OutputError when rows cannot be written, and
@@ -107,10 +111,10 @@ def predict_to_file(
     info = predictor.info
     header = Header(command=_COMMAND, settings={"batch_size": info.batch_size})
     with Journal(journal_path(output), header) as journal:
-        kept = _walk_kept_rows(journal.path, iter(sources), predictor)
+        kept = _walk_kept_rows(journal.path, iter(sources), predictor, pictures)
         journal.cut(kept.num_bytes, kept.num_rows)
         num_rows, num_errors = kept.num_rows, kept.num_errors
-        rows = predictor.predict_sources(kept.sources, first_index=kept.num_rows)
+        rows = predictor.predict_sources(kept.sources, first_index=kept.num_rows, pictures=pictures)
         with contextlib.closing(rows):
             for row in rows:
                 journal.write(row.to_json())
@@ -136,7 +140,7 @@ def read_rows(path: Path) -> Iterator[tuple[Row, int]]:
         yield row, end
 
 
-def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor) -> _Kept:
+def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor, pictures: Pictures | None) -> _Kept:
     """Compare the journal with the current inputs, row by row, up to the last complete batch.
 
     A partial batch is run again with its original images: in a batch of another size, an image's answer can
@@ -145,7 +149,7 @@ def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor)
     rule = BatchRule(predictor.info.batch_size)
     num_errors = 0
     kept = (0, 0, 0)
-    again: list[Source] = []
+    again: list[tuple[Row, Source]] = []
     remedy = f"delete {path} to start over"
     header = read_header(path, _COMMAND)
     if header is not None:
@@ -155,14 +159,22 @@ def _walk_kept_rows(path: Path, sources: Iterator[Source], predictor: Predictor)
         _check_settings(path, row.record, predictor, remedy)
         _check_source(path, row.record, index, source, remedy)
         if source is not None:
-            again.append(source)
+            again.append((row, source))
         num_errors += row.error is not None
         rule.ends_after(good=row.error is None or row.error.startswith(NO_ANSWER))
         if rule.num_images == 0:
+            if pictures is not None:
+                for each in again:
+                    pictures.show_kept(*each, predictor.info)
             again.clear()
             kept = (end, index + 1, num_errors)
     num_bytes, num_rows, num_errors = kept
-    return _Kept(num_bytes=num_bytes, num_rows=num_rows, num_errors=num_errors, sources=_chain(again, sources))
+    return _Kept(
+        num_bytes=num_bytes,
+        num_rows=num_rows,
+        num_errors=num_errors,
+        sources=_chain([source for _, source in again], sources),
+    )
 
 
 def _chain(first: list[Source], then: Iterator[Source]) -> Iterator[Source]:

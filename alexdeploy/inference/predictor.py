@@ -18,25 +18,23 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from alexdeploy.core.arguments import Positive, check_argument
-from alexdeploy.core.errors import DeadlineError, ModelError, UsageError
+from alexdeploy.core.errors import DeadlineError, UsageError
 from alexdeploy.core.forks import OpenedHere
-from alexdeploy.core.metrics import top_k as best_classes
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.processors import available_processors
 from alexdeploy.engines.base import EngineInfo
 from alexdeploy.images.from_memory import Input, list_inputs
 from alexdeploy.images.sources import Source, iter_sources
+from alexdeploy.inference.answer import make_row
 from alexdeploy.inference.batcher import Batcher, BatcherOptions, Job
 from alexdeploy.inference.pipeline import Outcome, Pipeline, PipelineOptions
-from alexdeploy.inference.row import Choice, Row
-from alexdeploy.inference.writers import short_artifact
+from alexdeploy.inference.row import Row
 from alexdeploy.placement.options import PredictOptions
 from alexdeploy.placement.place import place
 
 if TYPE_CHECKING:
+    from alexdeploy.inference.pictures import Pictures
     from alexdeploy.placement.replica import ReplicaReport
 
 
@@ -110,7 +108,7 @@ class Predictor:
         self._placed = place(self.folder, options)
         self._engine = self._placed.engine
         self.notes = self._placed.notes
-        self._num_decoders = options.num_threads or available_processors()
+        self.num_decoders = options.num_threads or available_processors()
         self._opened: OpenedHere | None = None
         # Reentrant: the garbage collector may end an iterator in a thread that holds it.
         self._lock = threading.RLock()
@@ -199,19 +197,23 @@ class Predictor:
         """
         return self.predict_sources(iter_sources(inputs))
 
-    def predict_sources(self, sources: Iterable[Source], *, first_index: int = 0) -> Rows:
-        """Classify sources; `first_index` is the index of the first of them."""
+    def predict_sources(
+        self, sources: Iterable[Source], *, first_index: int = 0, pictures: Pictures | None = None
+    ) -> Rows:
+        """Classify sources; `first_index` is the index of the first of them. `pictures` get each image with its row."""
         options = PipelineOptions(
             resize=self.preprocessing.resize,
-            num_decoders=self._num_decoders,
+            num_decoders=self.num_decoders,
             first_index=first_index,
             cancel=self._cancel,
+            take=None if pictures is None else pictures.take,
+            picture_bytes=0 if pictures is None else pictures.num_bytes,
         )
         self._check_open()
         with self._lock:
             self._check_open()
             pipeline = Pipeline(self._engine, iter(sources), options)
-            rows = Rows(pipeline, self._rows(pipeline))
+            rows = Rows(pipeline, self._rows(pipeline, pictures))
             self._running.add(rows)
         return rows
 
@@ -260,7 +262,7 @@ class Predictor:
         self._check_open()
         with self._lock:
             self._check_open()
-            return self._new_batcher(options or BatcherOptions(num_decoders=self._num_decoders), on_batch)
+            return self._new_batcher(options or BatcherOptions(num_decoders=self.num_decoders), on_batch)
 
     def _submit(self, images: Input | Iterable[Input], timeout: float | None) -> Job:
         inputs = list_inputs(images)
@@ -270,7 +272,7 @@ class Predictor:
         with self._lock:
             self._check_open()
             if self._batcher is None:
-                self._batcher = self._new_batcher(BatcherOptions(num_decoders=self._num_decoders))
+                self._batcher = self._new_batcher(BatcherOptions(num_decoders=self.num_decoders))
             batcher = self._batcher
         # Each call is a client of its own: one of many images does not hold up the others.
         return batcher.submit(inputs, client=str(next(self._num_calls)), deadline=deadline)
@@ -294,10 +296,13 @@ class Predictor:
         if not is_used:
             self._placed.cancel()
 
-    def _rows(self, pipeline: Pipeline) -> Generator[Row, None, None]:
+    def _rows(self, pipeline: Pipeline, pictures: Pictures | None) -> Generator[Row, None, None]:
         with closing(pipeline.run()) as outcomes:
             for outcome in outcomes:
-                yield make_row(outcome, self.info, self.top_k, self.model_name)
+                row = make_row(outcome, self.info, self.top_k, self.model_name)
+                if pictures is not None:
+                    pictures.show(row, self.info, outcome.view_classes, outcome.picture)
+                yield row
 
     def _rows_of(self, outcomes: list[Outcome]) -> list[Row]:
         return [make_row(outcome, self.info, self.top_k, self.model_name) for outcome in outcomes]
@@ -309,39 +314,3 @@ def _not_open_any_more() -> UsageError:
 
 def _too_late(timeout: float | None) -> DeadlineError:
     return DeadlineError(f"no answer within {timeout:g} s")
-
-
-def make_row(outcome: Outcome, info: EngineInfo, top_k: int, model: str) -> Row:
-    """Name the `top_k` best classes of an outcome. Raises ModelError if a probability is not finite."""
-    top: tuple[Choice, ...] = ()
-    views_agreeing = None
-    if outcome.probabilities is not None and outcome.view_classes is not None:
-        if not np.isfinite(outcome.probabilities).all():
-            raise ModelError(
-                f"{info.backend} gives probabilities that are not finite for {outcome.source} "
-                f"with the {info.precision} graph {short_artifact(info.artifact)}",
-                hint="Try it with --precision fp32; if that is well, export the other graph again.",
-            )
-        best = best_classes(outcome.probabilities[None], top_k)[0]
-        top = tuple(
-            # str() of a float32 is the shortest text that identifies it; its digits are the significant ones.
-            Choice(
-                label=info.classes[index],
-                index=int(index),
-                probability=float(str(outcome.probabilities[index])),
-            )
-            for index in best
-        )
-        views_agreeing = int(np.count_nonzero(outcome.view_classes == best[0]))
-    return Row(
-        index=outcome.index,
-        source=outcome.source,
-        top=top,
-        views_agreeing=views_agreeing,
-        num_views=info.num_views,
-        model=model,
-        backend=info.backend,
-        precision=info.precision,
-        artifact=short_artifact(info.artifact),
-        error=outcome.error,
-    )

@@ -17,11 +17,14 @@ def window_size(batch_size: int, num_streams: int, num_decoders: int) -> int:
     return batch_size * (2 * num_streams + 1) + num_decoders
 
 
-def check_memory(info: EngineInfo, num_decoders: int) -> None:
-    """Raise DeviceMemoryError if the images held at a time do not fit into the free memory."""
+def check_memory(info: EngineInfo, num_decoders: int, picture_bytes: int = 0) -> None:
+    """Raise DeviceMemoryError if the images held at a time do not fit into the free memory.
+
+    Each may have a picture of up to `picture_bytes` besides.
+    """
     window = window_size(info.batch_size, info.num_streams, num_decoders)
     # The images of each stream's batch are copied into one array.
-    needed = (window + info.batch_size * info.num_streams) * IMAGE_SIZE * IMAGE_SIZE * 3
+    needed = (window + info.batch_size * info.num_streams) * IMAGE_SIZE * IMAGE_SIZE * 3 + window * picture_bytes
     free, _ = host_memory()
     if free is not None and needed > free:
         most = max(1, info.batch_size * free // needed)

@@ -105,12 +105,12 @@ _MAX_NAME = 32
 _PLOTS: ContextVar[Path | None] = ContextVar("_PLOTS", default=None)
 
 
-def check_page_path(path: Path, option: str = "--html") -> None:
-    """Raise UsageError if no page could be written to `path`, the value of `option`.
+def check_page_path(path: Path, option: str = "--html", *, has_figures: bool = True) -> None:
+    """Raise UsageError if no page, with figures or without, could be written to `path`, the value of `option`.
 
     Call it before any costly work.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if has_figures and importlib.util.find_spec("matplotlib") is None:
         raise missing_package("matplotlib", "an HTML report", "report")
     check_output(path)
     if path.is_dir():

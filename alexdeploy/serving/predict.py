@@ -12,7 +12,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from alexdeploy.core.errors import ModelError
-from alexdeploy.inference.predictor import make_row
+from alexdeploy.inference.answer import make_row
 from alexdeploy.serving.errors import InvalidRequestError
 from alexdeploy.serving.infer import classify, log_fault
 from alexdeploy.serving.page import views_of

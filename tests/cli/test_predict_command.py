@@ -569,3 +569,29 @@ def test_one_image_file_is_a_batch_of_its_own_and_has_all_threads(
     shutil.copy(workplace / "images" / "0.jpg", workplace / "@list.jpg")
     assert run(*inputs).exit_code == 0
     assert asked == [(batch_size, num_streams)]
+
+
+def test_a_page_and_pictures_come_with_the_rows_of_a_folder_and_an_archive(run: Run, workplace: Path) -> None:
+    with zipfile.ZipFile("more.zip", "w") as archive:
+        archive.write("images/0.jpg", "0.jpg")
+        archive.writestr("1.jpg", "no image")
+    words = ("images", "more.zip", "--tencrop", "-o", "rows.csv", "--sheet", "page.html", "--annotate", "marked")
+    result = run(*words)
+    assert result.exit_code == 3
+    assert "wrote page.html\nwrote marked: 6 pictures" in result.stderr
+    assert sorted(os.listdir("marked")) == [f"{index:06}-{index % 5}.jpg" for index in range(6)]
+    assert Path("page.html").read_text().count("<figure") == 6
+    again = run(*words, "--resume")
+    assert (again.exit_code, "nothing to resume" in again.stderr) == (3, True)
+    Path("page.html").unlink()
+    refused = run(*words, "--resume")
+    assert refused.exit_code == 2
+    assert "rows.csv is complete, so no image is classified" in refused.stderr
+    assert run(*words, "--overwrite").exit_code == 3
+    assert Path("page.html").exists()
+
+
+def test_a_cluster_makes_no_page(run: Run) -> None:
+    refused = run("images", "--ray", "local", "-o", "rows", "--annotate", "marked")
+    assert refused.exit_code == 2
+    assert "--ray has no --sheet and no --annotate" in refused.stderr

@@ -22,7 +22,7 @@ from PIL import Image
 from alexdeploy.core.errors import DeadlineError, DeviceError, ModelError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.images.decode import decode
-from alexdeploy.inference import predictor as predictor_module
+from alexdeploy.inference.answer import make_row
 from alexdeploy.inference.batcher import BatcherOptions
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.inference.row import Row
@@ -253,7 +253,7 @@ def test_a_batcher_of_ones_own_has_its_own_queue_and_ends_with_the_predictor(mak
         own, other = predictor.batcher(BatcherOptions(max_queue=1)), predictor.batcher()
         own.close(finish=True)
         outcomes = other.submit([PICTURES["red"]]).future.result(PATIENCE)
-        row = predictor_module.make_row(outcomes[0], predictor.info, 2, "colour")
+        row = make_row(outcomes[0], predictor.info, 2, "colour")
         assert (row.label, len(row.top)) == ("red", 2)
     assert not other.is_open
 
