@@ -56,11 +56,11 @@ EXAMPLES = (
 
 def evaluate(
     data: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="DATA",
             help="Folder with one folder of images for each class, or with train/ and val/ of such (val/ counts), "
-            "or, with --labels, any folder of images.",
+            "or, with --labels, any folder of images; also as a URL.",
         ),
     ],
     model: ModelOption = None,

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence, Set
 
 from alexdeploy.core.errors import UsageError
-from alexdeploy.core.stores.urls import is_url, printable_url
+from alexdeploy.core.stores.urls import is_http, is_url, printable_url
 
 COMMANDS = {
     "version": "--version",
@@ -58,7 +58,9 @@ OPTIONS = {
 """Option of another program or command -> options here; the first one that the command has is suggested."""
 
 
-_URL_COMMANDS = frozenset(("predict", "calibrate", "verify", "evaluate", "train", "prepare"))
+_URL_COMMANDS = frozenset(
+    ("predict", "calibrate", "verify", "evaluate", "train", "prepare", "bench", "inspect", "serve")
+)
 """Commands whose arguments may be URLs."""
 
 _URL_OPTIONS = frozenset(
@@ -91,9 +93,8 @@ def refuse_urls(words: Sequence[str]) -> None:
         if option not in {*_URL_OPTIONS, *_PATH_OPTIONS} and command in _URL_COMMANDS:
             continue
         shown = printable_url(given)
-        raise UsageError(
-            f"{shown} is a URL; a local file is expected here", hint=f"Download it first: curl -LO {shlex.quote(shown)}"
-        )
+        way = "Download it first: curl -LO" if is_http(given) else "Copy it to this machine first:"
+        raise UsageError(f"{shown} is a URL; a local file is expected here", hint=f"{way} {shlex.quote(shown)}")
 
 
 def foreign_option(words: Sequence[str], known: Set[str]) -> str | None:

@@ -23,6 +23,7 @@ from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder, find_model,
 from alexdeploy.core.reading import check_exists, check_regular
 from alexdeploy.core.recipe import list_recipes, load_recipe
 from alexdeploy.core.spec import LRN, Architecture, Precision
+from alexdeploy.core.stores.urls import is_url
 from alexdeploy.diagnosis.layers import LayerRow, engine_layers, graph_layers, planned_layers
 from alexdeploy.engines.base import NumViews
 from alexdeploy.engines.trt.cuda_driver import cuda_ordinal
@@ -66,7 +67,7 @@ class Inspection:
 def inspect(
     target: ModelFolder | str | os.PathLike[str], *, overrides: tuple[str, ...] = (), num_classes: int | None = None
 ) -> Inspection:
-    """Inspect a recipe (name or file), a model (folder or name), an .onnx, a .safetensors or a TensorRT .engine.
+    """Inspect a recipe (name or file), a model (folder, name or URL), an .onnx, a .safetensors or a TensorRT .engine.
 
     `overrides` and `num_classes` (1000 if None) are for recipes, which do not define their classes. With them, a name
     shared by a model and a recipe means the recipe. Raises ModelError, RecipeError, and UsageError if they are given
@@ -77,6 +78,8 @@ def inspect(
     name: str = check_argument("target", target, str)
     is_recipe = name.endswith(".toml") or name in list_recipes() or os.path.isfile(MODELS_FOLDER / f"{name}.toml")
     changes_recipe = bool(overrides) or num_classes is not None
+    if is_url(name) and not changes_recipe:
+        return _inspect_folder(find_model(name))
     if is_recipe and (changes_recipe or not is_model(name)):
         return _inspect_recipe(name, overrides, 1000 if num_classes is None else num_classes)
     if os.sep in name or name.endswith(_SUFFIXES):

@@ -6,6 +6,7 @@ moto (pip install 'moto[server]'), fake-gcs-server (fake-gcs-server-python-wrapp
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import tarfile
@@ -230,6 +231,27 @@ def test_a_model(store: Store, predict: Callable[..., Result], tiny_model: Model
     missing = predict("d", "--model", f"{store.url}/models/other")
     assert missing.exit_code == 2
     assert "no model at" in missing.stderr
+
+
+def test_commands_that_only_read_take_urls(store: Store, predict: Callable[..., Result], program: Run) -> None:
+    model = ModelFolder("models/tiny")
+    _upload(store, model.path, "models/tiny")
+    classes = model.spec().classes[:2]
+    for name in classes:
+        _upload(store, write_pictures(Path("labelled") / name, 2), f"labelled/{name}")
+    url, words = f"{store.url}/models/tiny", ("--backend", "onnxruntime", "--json")
+    here = json.loads(program("inspect", "models/tiny", "--json").stdout)
+    assert json.loads(program("inspect", url, "--json").stdout)["layers"] == here["layers"]
+    found = program("evaluate", f"{store.url}/labelled/", "--model", url, *words)
+    assert found.exit_code == 0, found.stderr
+    local = json.loads(program("evaluate", "labelled", "--model", "models/tiny", *words).stdout)
+    (score,), (expected,) = json.loads(found.stdout)["scores"], local["scores"]
+    assert {name: score[name] for name in ("top1", "calibration_error")} == {
+        name: expected[name] for name in ("top1", "calibration_error")
+    }
+    exported = program("export", "--model", url)
+    assert (exported.exit_code, exported.stdout) == (2, "")
+    assert "is a URL; files are written to local models" in exported.stderr
 
 
 def test_credentials_stay_out_of_rows(

@@ -68,7 +68,7 @@ def test_after_two_dashes_every_word_is_an_argument(program: Run) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("inspect", "s3://bucket/model"),
+        ("build", "s3://bucket/model"),
         ("bench", "--images", "s3://bucket/photographs"),
         ("evaluate", "images", "--labels=https://example.org/labels"),
         ("import", "http://example.org/x y.onnx"),
