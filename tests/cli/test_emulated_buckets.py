@@ -245,10 +245,11 @@ def test_commands_that_only_read_take_urls(store: Store, predict: Callable[..., 
     found = program("evaluate", f"{store.url}/labelled/", "--model", url, *words)
     assert found.exit_code == 0, found.stderr
     local = json.loads(program("evaluate", "labelled", "--model", "models/tiny", *words).stdout)
-    (score,), (expected,) = json.loads(found.stdout)["scores"], local["scores"]
-    assert {name: score[name] for name in ("top1", "calibration_error")} == {
-        name: expected[name] for name in ("top1", "calibration_error")
-    }
+    scores, expected = (
+        [(each["artifact"], each["top1"], each["calibration_error"]) for each in evaluation["scores"]]
+        for evaluation in (json.loads(found.stdout), local)
+    )
+    assert scores == expected
     exported = program("export", "--model", url)
     assert (exported.exit_code, exported.stdout) == (2, "")
     assert "is a URL; files are written to local models" in exported.stderr
