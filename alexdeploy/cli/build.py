@@ -19,7 +19,7 @@ from alexdeploy.cli.options import (
     VerboseOption,
     ViewsOption,
     device_option,
-    find_one_model,
+    find_own_model,
     one_device,
     view_count,
 )
@@ -123,7 +123,7 @@ def build(
 
     from alexdeploy.engines.trt.files import DEFAULT_MAX_BATCH, BuildOptions
 
-    folder = find_one_model(model, model_option)
+    folder = find_own_model(model, model_option)
     options = BuildOptions(
         backend=backend,
         targets=None if targets is None else tuple(targets.split(",")),

@@ -17,7 +17,7 @@ from alexdeploy.cli.options import (
     TencropOption,
     VerboseOption,
     ViewsOption,
-    find_one_model,
+    find_own_model,
     pick,
     precisions_option,
     view_count,
@@ -127,7 +127,7 @@ def export(
             f"{'--tencrop' if tencrop else '--views'} is for --deployment: a network has one view",
             hint="Add --deployment, or leave it out.",
         )
-    folder = find_one_model(model, model_option)
+    folder = find_own_model(model, model_option)
     output.note(f"model {folder.path}")
     options = ExportOptions(
         fp16=fp16,

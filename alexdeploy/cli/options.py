@@ -163,6 +163,16 @@ def find_one_model(argument: str | None, option: str | None) -> ModelFolder:
     return folder
 
 
+def find_own_model(argument: str | None, option: str | None) -> ModelFolder:
+    """`find_one_model` for a command that writes into the folder. Raises UsageError also for a URL."""
+    from alexdeploy.core.model_folder import own_model
+
+    for given in (argument, option):
+        if given is not None:
+            own_model(given)
+    return find_one_model(argument, option)
+
+
 def find_model_and_images(arguments: Sequence[str | None], option: str | None) -> tuple[ModelFolder, list[str]]:
     """The model and the images of `MODEL IMAGES...`, where --model may replace MODEL.
 
