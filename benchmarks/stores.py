@@ -4,7 +4,8 @@
                                 [--backend NAME]
 
 FOLDER has JPEGs; without it, 500x375 ones are rendered. The server is a process of its own on this machine, so it takes
-some of the processors' time. S3 is left out where s3fs is not installed. Prints a line for each round, and the medians.
+some of the processors' time. S3 is left out where s3fs is not installed. Prints a line for each round, and the medians
+with the processor time of an image: all of this process, and the server's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from alexdeploy import Predictor
 from alexdeploy.core.processors import available_processors
 from benchmarks.photographs import render_photographs
 from benchmarks.process import ROOT
+from benchmarks.process_tree import cpu_seconds
 from benchmarks.store_server import BUCKET
 
 
@@ -59,31 +61,42 @@ def main() -> None:
                     }
                     inputs["s3"] = [f"s3://{BUCKET}/"]
                 with Predictor(given.model, num_threads=given.threads, backend=given.backend) as predictor:
-                    _measure(predictor, inputs, given.rounds)
+                    _measure(predictor, inputs, given.rounds, server.pid)
             finally:
                 server.kill()
 
 
-def _measure(predictor: Predictor, inputs: dict[str, list[str]], num_rounds: int) -> None:
+def _measure(predictor: Predictor, inputs: dict[str, list[str]], num_rounds: int, server: int) -> None:
     for each in inputs.values():
         _rate(predictor, each)
     ratios: dict[str, list[float]] = {name: [] for name in inputs}
+    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in inputs}
     for _ in range(num_rounds):
-        rates = {name: _rate(predictor, each) for name, each in inputs.items()}
+        rates = {}
+        for name, each in inputs.items():
+            before = time.process_time(), cpu_seconds(server)
+            rates[name], num_images = _rate(predictor, each)
+            costs[name].append(
+                ((time.process_time() - before[0]) / num_images, (cpu_seconds(server) - before[1]) / num_images)
+            )
         for name, rate in rates.items():
             ratios[name].append(rate / rates["files"])
         print(", ".join(f"{name} {rate:,.1f} images/s" for name, rate in rates.items()), flush=True)
     for name, found in ratios.items():
-        print(f"{name}: {statistics.median(found):.2f} of files ({min(found):.2f} to {max(found):.2f})")
+        ours, theirs = (statistics.median(each) * 1000 for each in zip(*costs[name], strict=True))
+        print(
+            f"{name}: {statistics.median(found):.2f} of files ({min(found):.2f} to {max(found):.2f}), {ours:.2f} ms "
+            f"of the processors for an image, and {theirs:.2f} ms of the server's"
+        )
 
 
-def _rate(predictor: Predictor, inputs: Sequence[str]) -> float:
+def _rate(predictor: Predictor, inputs: Sequence[str]) -> tuple[float, int]:
     began = time.monotonic()
     with closing(predictor.predict(inputs)) as rows:
         errors = [row.error for row in rows]
     if any(errors):
         raise SystemExit(f"{sum(map(bool, errors))} images failed: {next(filter(None, errors))}")
-    return len(errors) / (time.monotonic() - began)
+    return len(errors) / (time.monotonic() - began), len(errors)
 
 
 if __name__ == "__main__":
