@@ -50,6 +50,8 @@ class HttpStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: defaultdict[_Address, list[http.client.HTTPConnection]] = defaultdict(list)
+        # To find it, the whole environment is read: as much work as all else of a request.
+        self._proxy_of = cache(_proxy_of)
 
     def read(self, url: str, max_bytes: int, deadline: Deadline) -> bytes:
         """The body. Raises PassingError, and OSError with the reason in `strerror`: also for more than `max_bytes`."""
@@ -106,7 +108,9 @@ class HttpStore:
     def _once(
         self, url: str, headers: Mapping[str, str], max_bytes: int, deadline: Deadline
     ) -> tuple[http.client.HTTPResponse, bytes]:
-        address = _address_of(url)
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        address = _Address(parts.scheme, host, parts.port, self._proxy_of(parts.scheme, host))
         deadline.check()
         while True:
             connection, is_fresh = self._connection(address)
@@ -148,11 +152,8 @@ class HttpStore:
         connection.close()
 
 
-def _address_of(url: str) -> _Address:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    proxy = None if proxy_bypass(host) else getproxies().get(parts.scheme)
-    return _Address(parts.scheme, host, parts.port, proxy)
+def _proxy_of(scheme: str, host: str) -> str | None:
+    return None if proxy_bypass(host) else getproxies().get(scheme)
 
 
 @cache
