@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from alexdeploy.cli import output as out
-from alexdeploy.core.errors import UsageError
+from alexdeploy.core.errors import DeviceError, ModelError, OutputError, UsageError
 from alexdeploy.core.interrupts import set_last_words
 
 if TYPE_CHECKING:
@@ -50,14 +50,20 @@ def predict_on_cluster(
         predict=options, kind="jsonl" if kind == "jsonl" else "parquet", resume=resume, overwrite=overwrite
     )
     began = time.monotonic()
+    has_parts = False
     is_over = threading.Event()
+
+    def tell_of_parts() -> None:
+        if has_parts:
+            out.note(f"Stopped; the parts so far are in {out.printable(output)}. To go on, add --resume.", always=True)
+
     with out.progress("images") as bar:
         task = bar.add_task("predict", start=False, total=None, kept=0)
 
         def begin(num_kept: int) -> None:
-            nonlocal began
-            began = time.monotonic()
-            set_last_words(lambda: out.note("Stopped. To go on with the parts so far, add --resume.", always=True))
+            nonlocal began, has_parts
+            began, has_parts = time.monotonic(), num_kept > 0
+            set_last_words(tell_of_parts)
             bar.start_task(task)
             bar.update(task, completed=num_kept, kept=num_kept)
             if not bar.disable:
@@ -69,13 +75,26 @@ def predict_on_cluster(
                 bar.update(task, total=total)
 
         def advance(part: Part) -> None:
+            nonlocal has_parts
+            has_parts = True
             bar.advance(task, part.num_rows)
 
         try:
             with connected(address):
                 summary = classify(
-                    given, folder, output, cluster_options, on_begin=begin, on_part=advance, on_note=out.note
+                    given,
+                    folder,
+                    output,
+                    cluster_options,
+                    on_begin=begin,
+                    on_part=advance,
+                    on_note=out.note,
+                    on_warning=out.warn,
                 )
+        except (KeyboardInterrupt, DeviceError, ModelError, OutputError):
+            set_last_words(lambda: None)
+            tell_of_parts()
+            raise
         finally:
             is_over.set()
     _summarize(summary, output, time.monotonic() - began)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 
@@ -11,10 +12,11 @@ from alexdeploy.cluster.chunks import Chunk
 from alexdeploy.cluster.classifier import actor_options
 from alexdeploy.cluster.parts import Output, Part
 from alexdeploy.cluster.shipping import ShippedModel, unpack
-from alexdeploy.core.version import __version__
+from alexdeploy.core.packages import versions_for_report
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.inference.row import Row
 from alexdeploy.inference.writers import Shape, short_artifact, write_rows
+from alexdeploy.placement.devices import cpu_device
 from alexdeploy.placement.options import PredictOptions
 
 
@@ -30,7 +32,14 @@ class Actor:
     def open(self, model: ShippedModel, options: PredictOptions) -> tuple[str, ...]:
         """Open the model; its notes. Raises as Predictor."""
         self._predictor = Predictor(unpack(model), actor_options(options)).open()
+        names = dict.fromkeys(each.name for each in self._predictor.replicas if each.name)
+        self._processor = "+".join(names) or cpu_device().name
         return self._predictor.notes
+
+    def try_out(self, chunk: Chunk) -> None:
+        """Classify a chunk and drop its rows. Raises DeviceError or ModelError."""
+        with closing(self._predictor.predict_sources(chunk.sources, first_index=chunk.first_index)) as rows:
+            deque(rows, maxlen=0)
 
     def run(self, chunk: Chunk) -> Part:
         """Classify a chunk and write its part. Raises DeviceError, ModelError or OutputError."""
@@ -55,7 +64,8 @@ class Actor:
             num_errors=num_errors,
             backend=info.backend,
             artifact=short_artifact(info.artifact),
-            version=__version__,
+            processor=self._processor,
+            versions=versions_for_report(info.backend.split("+")),
             node=socket.gethostname(),
             seconds=round(time.monotonic() - began, 3),
         )

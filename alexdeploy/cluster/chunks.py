@@ -20,11 +20,17 @@ _SHARE = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
-    """`sources` have absolute paths, and no bytes; the first of them has the index `first_index` in the inputs."""
+    """`sources` have absolute paths, and no bytes; the first of them has the index `first_index` in the inputs.
+
+    One that `is_suspect` has ended an actor before, and is run alone on an actor; a trial is a piece whose rows are
+    dropped.
+    """
 
     number: int
     first_index: int
     sources: tuple[Source, ...]
+    is_suspect: bool = False
+    is_trial: bool = False
 
     @property
     def digest(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import deque
@@ -14,11 +15,12 @@ import ray
 
 from alexdeploy.cluster.chunks import Chunk, split
 from alexdeploy.cluster.crew import ActorReport, Crew, alive_nodes
-from alexdeploy.cluster.parts import Output, Part
+from alexdeploy.cluster.parts import Answers, Output, Part
 from alexdeploy.cluster.plan import plan_slots
 from alexdeploy.cluster.shipping import ship
+from alexdeploy.cluster.suspects import Suspects
 from alexdeploy.core.arguments import Count, check_fields
-from alexdeploy.core.errors import OutputError, UsageError
+from alexdeploy.core.errors import OutputError, UsageError, warn
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.images.sources import Inputs, read_inputs
 from alexdeploy.inference.writers import check_format
@@ -26,6 +28,9 @@ from alexdeploy.placement.options import PredictOptions
 
 _SAVE_SECONDS = 5.0
 """The longest time between a part and the manifest that has it: a driver that is killed loses that much work."""
+
+_SAVE_SHARE = 20
+"""A manifest that takes long to write is written less often: after this many times as long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,14 +70,16 @@ def classify(
     on_begin: Callable[[int], None] = lambda num_kept: None,
     on_part: Callable[[Part], None] = lambda part: None,
     on_note: Callable[[str], None] = lambda note: None,
+    on_warning: Callable[[str], None] = warn,
 ) -> ClusterSummary:
     """Classify image files on the cluster that Ray is connected to: one row per input, in parts in the folder `output`.
 
     Inputs are those of `predict`, except archives and packed sets; this process lists them while the actors work. A
     part has the rows of up to `rows_per_part` inputs in order, each with its index among all. Files, and an `output`
-    that is no bucket, must be there for every node. The chunk of an actor that ends is done by another. `on_begin` is
-    called with the number of rows kept, before the actors start, `on_part` for each part written, and `on_note` for
-    what is worth knowing, such as an actor that was replaced.
+    that is no bucket, must be there for every node. The chunk of an actor that ends is done by another; an image that
+    ends all actors that have it has a row with an error. `on_begin` is called with the number of rows kept, before the
+    actors start, `on_part` for each part written, `on_note` for what is worth knowing, such as an actor that was
+    replaced, and `on_warning` if processors, libraries or artifacts of the parts differ.
 
     Raises UsageError for options, inputs or an `output` that do not fit; DeviceError if no actor can start or none is
     left; ModelError, DeviceError or OutputError of an actor. What was complete is kept, for `resume`.
@@ -100,7 +107,7 @@ def classify(
     }
     kept = target.begin(settings, resume=options.resume, overwrite=options.overwrite)
     on_begin(sum(part.num_rows for part in kept))
-    ledger = _Ledger(target, settings, kept)
+    ledger = _Ledger(target, settings, kept, on_warning)
     chunks = _Remaining(split(given, options.rows_per_part), {part.number: part for part in kept}, target.name)
     first = next(chunks, None)
     reports: tuple[ActorReport, ...] = ()
@@ -110,6 +117,8 @@ def classify(
             reports = crew.reports
     chunks.check_end()
     ledger.save(is_complete=True)
+    if first is not None:
+        ledger.tell_of_mixture()
     return ClusterSummary(
         num_rows=sum(part.num_rows for part in ledger.parts),
         num_errors=sum(part.num_errors for part in ledger.parts),
@@ -118,25 +127,35 @@ def classify(
     )
 
 
-def _work(crew: Crew, first: Chunk, chunks: Iterator[Chunk], ledger: _Ledger, on_part: Callable[[Part], None]) -> None:
-    waiting = deque([first])
+def _work(
+    crew: Crew,
+    first: Chunk,
+    chunks: Iterator[Chunk],
+    ledger: _Ledger,
+    on_part: Callable[[Part], None],
+) -> None:
+    suspects = Suspects()
+    following = itertools.chain([first], chunks)
+    waiting: deque[Chunk] = deque()
     is_listed = False
     while True:
-        while crew.has_room:
-            if not waiting and not is_listed:
-                following = next(chunks, None)
-                is_listed = following is None
-                waiting += [] if following is None else [following]
-            if not waiting:
-                break
-            crew.give(waiting.popleft())
+        # While a suspect chunk waits for an actor of its own, no other is begun.
+        while crew.has_idle if waiting else crew.has_room and not is_listed:
+            chunk = waiting.popleft() if waiting else next(following, None)
+            if chunk is None:
+                is_listed = True
+            else:
+                crew.give(chunk)
         if is_listed and not waiting and crew.is_idle:
             return
-        parts, lost = crew.wait(1.0)
-        waiting.extendleft(lost)
-        for part in parts:
-            ledger.add(part)
-            on_part(part)
+        done, lost = crew.wait(1.0)
+        for chunk, part in done:
+            waiting += suspects.passed(chunk)
+            if part is not None:
+                ledger.add(part)
+                on_part(part)
+        for chunk, reason in lost:
+            waiting += suspects.lost(chunk, reason)
 
 
 class _Remaining:
@@ -172,10 +191,17 @@ class _Remaining:
 class _Ledger:
     """The parts so far, and when the manifest was written."""
 
-    def __init__(self, output: Output, settings: dict[str, str | int], parts: list[Part]) -> None:
+    def __init__(
+        self, output: Output, settings: dict[str, str | int], parts: list[Part], on_warning: Callable[[str], None]
+    ) -> None:
         self.parts = list(parts)
-        self._output, self._settings = output, settings
+        self._output, self._settings, self._on_warning = output, settings, on_warning
+        self._answers = Answers()
+        for part in parts:
+            self._answers.add(part)
         self._saved_at = time.monotonic()
+        self._save_seconds = 0.0
+        self.tell_of_mixture()
 
     def add(self, part: Part) -> None:
         """Raises OutputError if the part was written where this process does not see it."""
@@ -186,12 +212,20 @@ class _Ledger:
                 hint="Name a folder that all nodes share, or a bucket: s3://bucket/rows/",
             )
         self.parts.append(part)
-        if time.monotonic() - self._saved_at > _SAVE_SECONDS:
+        if self._answers.add(part):
+            self.tell_of_mixture()
+        if time.monotonic() - self._saved_at > max(_SAVE_SECONDS, _SAVE_SHARE * self._save_seconds):
             self.save()
 
+    def tell_of_mixture(self) -> None:
+        if (mixture := self._answers.mixture()) is not None:
+            self._on_warning(mixture)
+
     def save(self, *, is_complete: bool = False) -> None:
+        began = time.monotonic()
         self._output.save(self._settings, self.parts, is_complete=is_complete)
         self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - began
 
     @contextmanager
     def saved(self) -> Iterator[None]:

@@ -14,9 +14,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from alexdeploy.cluster.actor import Actor
 from alexdeploy.cluster.chunks import Chunk
 from alexdeploy.cluster.parts import Output, Part
-from alexdeploy.cluster.plan import Node, Slot
+from alexdeploy.cluster.plan import Node, Slot, plan_slots
 from alexdeploy.cluster.shipping import ShippedModel
-from alexdeploy.core.errors import AlexDeployError, DeviceError, first_line
+from alexdeploy.cluster.suspects import MOST_LOSSES
+from alexdeploy.core.errors import AlexDeployError, DeviceError, UsageError, first_line
 from alexdeploy.placement.options import PredictOptions
 
 START_SECONDS = 60.0
@@ -25,8 +26,8 @@ START_SECONDS = 60.0
 _CHUNKS_AT_ONCE = 2
 """Chunks that an actor has: one begins while the other ends and is written."""
 
-_MOST_LOSSES = 3
-"""Actors that may end while they have the same chunk, or one after the other before they have opened the model."""
+_NODES_SECONDS = 5.0
+"""How often the crew looks for nodes that have joined."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,22 +43,32 @@ class ActorReport:
 
 
 class _Member:
-    def __init__(self, slot: Slot) -> None:
-        self.slot = slot
+    def __init__(self, slot: Slot, *, is_late: bool = False) -> None:
+        self.slot, self.is_late = slot, is_late
         self.handle: Any = None
-        self.is_open = False
+        self.is_open = self.has_suspect = False
         self.num_running = self.num_images = self.num_restarts = self.num_failed_starts = 0
         self.busy_seconds = self.busy_since = 0.0
 
-    def begin(self) -> None:
+    @property
+    def has_room(self) -> bool:
+        return self.is_open and not self.has_suspect and self.num_running < _CHUNKS_AT_ONCE
+
+    @property
+    def is_idle(self) -> bool:
+        return self.is_open and self.num_running == 0
+
+    def begin(self, chunk: Chunk) -> None:
         """It gets a chunk."""
         if self.num_running == 0:
             self.busy_since = time.monotonic()
         self.num_running += 1
+        self.has_suspect = chunk.is_suspect
 
     def end(self) -> None:
         """It has a chunk less."""
         self.num_running -= 1
+        self.has_suspect = False
         if self.num_running == 0:
             self.busy_seconds += time.monotonic() - self.busy_since
 
@@ -80,8 +91,9 @@ class Crew:
         self._all = [_Member(slot) for slot in slots]
         self._members = list(self._all)
         self._running: dict[Any, tuple[_Member, Chunk | None]] = {}
-        self._losses: dict[int, int] = {}
         self._notes: set[str] = set()
+        self._nodes = {slot.node.id for slot in slots}
+        self._looked_at = time.monotonic()
 
     def __enter__(self) -> Crew:
         """Start the actors. Raises DeviceError if none of them gets its CPUs within START_SECONDS."""
@@ -125,24 +137,32 @@ class Crew:
         return all(chunk is None for _, chunk in self._running.values())
 
     @property
+    def has_idle(self) -> bool:
+        """Whether an actor that is open has no chunk, as a suspect one needs."""
+        return any(member.is_idle for member in self._members)
+
+    @property
     def has_room(self) -> bool:
         """Whether an actor that is open could begin another chunk."""
-        return any(member.is_open and member.num_running < _CHUNKS_AT_ONCE for member in self._members)
+        return any(member.has_room for member in self._members)
 
     def give(self, chunk: Chunk) -> None:
         """Give a chunk to the actor with the fewest; there must be room."""
-        ready = [member for member in self._members if member.is_open]
+        ready = [member for member in self._members if member.has_room]
         member = min(ready, key=lambda each: each.num_running)
-        member.begin()
-        self._running[member.handle.run.remote(chunk)] = (member, chunk)
+        member.begin(chunk)
+        call = member.handle.try_out if chunk.is_trial else member.handle.run
+        self._running[call.remote(chunk)] = (member, chunk)
 
-    def wait(self, seconds: float) -> tuple[list[Part], list[Chunk]]:
-        """Wait for a part. Returns what was completed, and the chunks of actors that have ended, to be given again.
+    def wait(self, seconds: float) -> tuple[list[tuple[Chunk, Part | None]], list[tuple[Chunk, str]]]:
+        """Wait for a chunk. Returns what is done, with its part unless it is a trial; and the chunks of actors that
+        have ended, with the reason.
 
-        Raises the error of an actor, and DeviceError if no actor is left, or if one chunk ends all that get it.
+        Raises the error of an actor, and DeviceError if no actor is left.
         """
-        parts: list[Part] = []
-        lost: list[Chunk] = []
+        done: list[tuple[Chunk, Part | None]] = []
+        lost: list[tuple[Chunk, str]] = []
+        self._look_for_nodes()
         for reference in ray.wait(list(self._running), num_returns=1, timeout=seconds)[0]:
             # A loss takes all that the same actor had.
             if reference not in self._running:
@@ -151,20 +171,25 @@ class Crew:
             try:
                 result = ray.get(reference)
             except RayTaskError as exc:
+                if member.is_late and chunk is None:
+                    # The others go on as they would without its node.
+                    self._leave_out(member, f"cannot open the model: {first_line(exc.cause)}")
+                    continue
                 if isinstance(exc.cause, AlexDeployError):
                     raise exc.cause from None
                 raise DeviceError(f"{member} failed: {first_line(exc.cause)}") from exc
             except RayError as exc:
-                lost += self._replace(member, chunk, first_line(exc))
+                reason = first_line(exc)
+                lost += [(each, reason) for each in self._replace(member, chunk, reason)]
                 continue
             if chunk is None:
                 member.is_open, member.num_failed_starts = True, 0
                 self._tell(result)
             else:
                 member.end()
-                member.num_images += result.num_rows
-                parts.append(result)
-        return parts, lost
+                member.num_images += 0 if result is None else result.num_rows
+                done.append((chunk, result))
+        return done, lost
 
     def _start(self, member: _Member) -> Any:
         member.is_open = False
@@ -188,28 +213,47 @@ class Crew:
         chunks = [each for each in had if each is not None]
         for _ in chunks:
             member.end()
-        ray.kill(member.handle)
-        for each in chunks:
-            self._losses[each.number] = self._losses.get(each.number, 0) + 1
-            if self._losses[each.number] >= _MOST_LOSSES:
-                last = each.first_index + len(each.sources) - 1
-                raise DeviceError(
-                    f"{_MOST_LOSSES} actors ended while they had the images {each.first_index} to {last}, from "
-                    f"{each.sources[0].name!r} on; the last one: {reason}",
-                    hint="The memory of the node may be too small, or one of the images ends the process.",
-                )
         if not member.is_open:
             member.num_failed_starts += 1
-        if member.num_failed_starts >= _MOST_LOSSES or member.slot.node.id not in {node.id for node in alive_nodes()}:
-            self._members.remove(member)
-            if not self._members:
-                raise DeviceError(f"no actor is left; the last one ended: {reason}", hint="Go on with --resume")
-            self._on_note(f"{member} ended, and is not replaced: {reason}")
+        if member.num_failed_starts >= MOST_LOSSES or member.slot.node.id not in {node.id for node in alive_nodes()}:
+            self._leave_out(member, f"ended, and is not replaced: {reason}")
         else:
+            ray.kill(member.handle)
             member.num_restarts += 1
             self._on_note(f"{member} ended, and is replaced: {reason}")
             self._start(member)
         return chunks
+
+    def _leave_out(self, member: _Member, what: str) -> None:
+        ray.kill(member.handle)
+        member.handle = None
+        self._members.remove(member)
+        if not self._members:
+            raise DeviceError(f"no actor is left: the last one {what}", hint="Go on with --resume")
+        self._on_note(f"{member} {what}")
+
+    def _look_for_nodes(self) -> None:
+        """Start actors on nodes that have joined, with GPUs where those of the others have them."""
+        now = time.monotonic()
+        if now - self._looked_at < _NODES_SECONDS:
+            return
+        self._looked_at = now
+        nodes = alive_nodes()
+        new = {node.id for node in nodes} - self._nodes
+        if not new:
+            return
+        self._nodes |= new
+        try:
+            slots = plan_slots(nodes, self._options)
+        except UsageError:
+            return
+        for slot in slots:
+            if slot.node.id in new and bool(slot.num_gpus) == bool(self._all[0].slot.num_gpus):
+                member = _Member(slot, is_late=True)
+                self._all.append(member)
+                self._members.append(member)
+                self._start(member)
+                self._on_note(f"{slot.node.name} has joined, with {slot.num_cpus} CPUs for an actor")
 
     def _tell(self, notes: Sequence[str]) -> None:
         for note in notes:

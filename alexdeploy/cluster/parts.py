@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ _PART = re.compile(r"part-\d{6,}\.(parquet|jsonl)")
 class Part:
     """A complete part. `inputs` identifies the names of its images: the first digits of a SHA-256.
 
-    `node` is the host that wrote it, in `seconds`.
+    `artifact` has answered, by `backend` on `processor`, with the `versions` of alexdeploy and libraries; `node` is the
+    host that wrote the part, in `seconds`.
     """
 
     number: int
@@ -37,9 +39,42 @@ class Part:
     num_errors: int
     backend: str
     artifact: str
-    version: str
+    processor: str
+    versions: dict[str, str]
     node: str
     seconds: float
+
+
+class Answers:
+    """What has answered in the parts so far."""
+
+    def __init__(self) -> None:
+        self._num_rows: dict[str, Counter[str]] = {}
+
+    def add(self, part: Part) -> bool:
+        """Whether something in the part is other than in those before."""
+        origin = {"artifact": part.artifact, "backend": part.backend, "processor": part.processor, **part.versions}
+        is_first = not self._num_rows
+        is_new = False
+        for name, value in origin.items():
+            counts = self._num_rows.setdefault(name, Counter())
+            is_new |= value not in counts
+            counts[value] += part.num_rows
+        return is_new and not is_first
+
+    def mixture(self) -> str | None:
+        """The warning of parts that were not all answered by the same; None if they were."""
+        mixed = [
+            f"{name} {', '.join(f'{value} ({count:,})' for value, count in counts.items())}"
+            for name, counts in self._num_rows.items()
+            if len(counts) > 1
+        ]
+        if not mixed:
+            return None
+        return (
+            f"the images were not all answered by the same: {'; '.join(mixed)}. The bits of their probabilities may "
+            f"differ; {MANIFEST} says which part is whose"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

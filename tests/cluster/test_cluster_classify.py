@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from endless_listing import endless_listing
 from helpers import write_pictures
+from ray_actors import actor_processes
 
 pytest.importorskip("ray", reason="needs the extra ray: pip install 'alexdeploy[ray]'")
 
@@ -95,11 +95,11 @@ def test_chunks_of_actors_that_are_killed_are_done_again(
 ) -> None:
     notes: list[str] = []
     killed: set[int] = set()
-    before = _actor_processes()
+    before = actor_processes()
 
     def kill(part: Part) -> None:
         if not killed:
-            killed.update(_actor_processes() - before)
+            killed.update(actor_processes() - before)
             for process in killed:
                 os.kill(process, signal.SIGKILL)
 
@@ -108,13 +108,6 @@ def test_chunks_of_actors_that_are_killed_are_done_again(
     assert read(tmp_path / "rows") == as_parquet(expected)
     assert sum(actor.num_restarts for actor in summary.actors) == len(killed) > 0
     assert any("ended, and is replaced" in note for note in notes)
-
-
-def _actor_processes() -> set[int]:
-    """The ids of the processes of actors: Ray names them after the class, and what it does."""
-    ours = {each.pid for each in psutil.Process().children(recursive=True)}
-    names = {each.pid: " ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])}
-    return {process for process in ours if names.get(process, "").startswith("ray::Actor")}
 
 
 class _StopError(Exception):
@@ -169,6 +162,35 @@ def test_resume_goes_on_with_the_parts_that_are_missing(
     assert len(list(output.glob("part-*"))) == 2
 
 
+def test_answers_of_another_processor_or_library_are_warned_of(
+    cluster: Any, tiny_model: ModelFolder, pictures: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "rows"
+    with pytest.raises(_StopError):
+        classify([pictures], tiny_model, output, OPTIONS, on_part=_stopped_after(2))
+    manifest = json.loads((output / "manifest.json").read_text())
+    # As if the first part were from a node that has since got another processor and NumPy.
+    here = manifest["parts"][1]
+    before = {**here["versions"], "numpy": "1.0"}
+    manifest["parts"][0] |= {"processor": "Pentium", "versions": before}
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    warnings: list[tuple[int, str]] = []
+    parts: list[Part] = []
+    classify(
+        [pictures],
+        tiny_model,
+        output,
+        ClusterOptions(predict=PREDICT, rows_per_part=12, resume=True),
+        on_part=parts.append,
+        on_warning=lambda text: warnings.append((len(parts), text)),
+    )
+    assert [number for number, _ in warnings] == [0, 3]
+    for count, text in zip((12, 48), (text for _, text in warnings), strict=True):
+        assert f"processor Pentium (12), {here['processor']} ({count})" in text
+        assert f"numpy 1.0 (12), {here['versions']['numpy']} ({count})" in text
+        assert "openvino" not in text
+
+
 def test_errors_of_actors_are_those_of_predict(
     cluster: Any, tiny_model: ModelFolder, pictures: Path, tmp_path: Path
 ) -> None:
@@ -195,7 +217,16 @@ def test_what_does_not_fit_is_said_before_it_starts(
 def test_parts_in_a_bucket(bucket: type, tmp_path: Path) -> None:
     output = Output("fault://bucket/rows/", "parquet")
     part = Part(
-        number=0, inputs="0", num_rows=1, num_errors=0, backend="b", artifact="a", version="1", node="n", seconds=1.0
+        number=0,
+        inputs="0",
+        num_rows=1,
+        num_errors=0,
+        backend="b",
+        artifact="a",
+        processor="p",
+        versions={},
+        node="n",
+        seconds=1.0,
     )
     assert output.begin({"top_k": 5}, resume=True, overwrite=False) == []
     with pytest.raises(_StopError), output.write("part-000000.parquet"):
