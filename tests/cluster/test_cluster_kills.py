@@ -101,7 +101,9 @@ def test_a_node_may_go_and_another_come(
     expected = predicted(tiny_model, [str(pictures)])
 
     def add() -> Any:
+        handler = signal.getsignal(signal.SIGTERM)
         added.append(nodes.add_node(num_cpus=2, object_store_memory=100 * 2**20, node_ip_address="127.0.0.3"))
+        signal.signal(signal.SIGTERM, handler)
         return added[-1]
 
     first = add()
@@ -112,6 +114,8 @@ def test_a_node_may_go_and_another_come(
         parts.append(part)
         if len(parts) == 1:
             kill_node(first)
+            # It is not there any more to be removed.
+            nodes.worker_nodes.discard(first)
             add()
 
     options = ClusterOptions(predict=PREDICT, rows_per_part=1)
