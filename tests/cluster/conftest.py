@@ -26,6 +26,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     # The actors have the environment that their node was started in.
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # The driver does not leave them behind on a busy machine.
+        "RAY_worker_niceness": "0",
         "ALEXDEPLOY_CACHE": str(tmp_path_factory.mktemp("actors")),
         "no_proxy": "127.0.0.1",
     }
