@@ -117,6 +117,7 @@ def classify(
             reports = crew.reports
     chunks.check_end()
     ledger.save(is_complete=True)
+    target.tidy()
     if first is not None:
         ledger.tell_of_mixture()
     return ClusterSummary(

@@ -23,6 +23,7 @@ from alexdeploy.inference.journal import check_setting
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 1 << 30
 _PART = re.compile(r"part-\d{6,}\.(parquet|jsonl)")
+_TEMPORARY = re.compile(rf"\.({_PART.pattern}|{re.escape(MANIFEST)})\..*\.tmp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +158,13 @@ class Output:
         content = msgspec.json.encode(Manifest(is_complete=is_complete, settings=settings, parts=ordered))
         with self.write(MANIFEST) as file:
             file.write(msgspec.json.format(content, indent=1))
+
+    def tidy(self) -> None:
+        """Remove the temporary files of processes that were killed. Raises OutputError."""
+        if not self.is_stored:
+            for name in self._names():
+                if _TEMPORARY.fullmatch(name):
+                    remove_file(Path(self.path_of(name)))
 
     def has(self, name: str) -> bool:
         """Whether this process sees the file."""

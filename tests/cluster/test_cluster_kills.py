@@ -159,5 +159,8 @@ def test_a_driver_that_is_killed_is_resumed(
             time.sleep(0.01)
         driver.send_signal(signal.SIGKILL)
     assert driver.returncode == -signal.SIGKILL
+    # Of an actor that was killed while it wrote.
+    (output / ".part-000000.parquet.k1ll3d.tmp").write_bytes(b"PAR1")
     subprocess.run((*command, "resume"), check=True, timeout=PATIENCE)
+    assert [path.name for path in output.iterdir() if not path.name.startswith("part-")] == ["manifest.json"]
     assert read(output) == rows_table(expected).to_pylist()
