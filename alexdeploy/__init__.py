@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from alexdeploy.core.model_folder import ModelFolder, find_model
     from alexdeploy.core.recipe import CalibrationRecipe
+    from alexdeploy.diagnosis.figures import FigureOptions, figures
     from alexdeploy.diagnosis.inspect import inspect
     from alexdeploy.engines.trt.files import BuildOptions
     from alexdeploy.evaluation.evaluate import EvaluateOptions, evaluate
@@ -72,6 +73,7 @@ _HOMES = {
     ),
     "core.model_folder": ("ModelFolder", "find_model"),
     "core.recipe": ("CalibrationRecipe",),
+    "diagnosis.figures": ("FigureOptions", "figures"),
     "diagnosis.inspect": ("inspect",),
     "engines.trt.files": ("BuildOptions",),
     "evaluation.evaluate": ("EvaluateOptions", "evaluate"),
@@ -103,6 +105,7 @@ __all__ = [
     "DivergedError",
     "EvaluateOptions",
     "ExportOptions",
+    "FigureOptions",
     "ImageError",
     "ImportOptions",
     "InputError",
@@ -127,6 +130,7 @@ __all__ = [
     "calibrate",
     "evaluate",
     "export_model",
+    "figures",
     "find_model",
     "import_model",
     "inspect",

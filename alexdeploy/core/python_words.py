@@ -110,11 +110,12 @@ _CALLS = {
         "num-images seconds seed budget-ms:Limits.budget_ms min-agreement:Limits.min_agreement",
     ),
     "inspect": _Call("inspect", (1, 1), 1, "", "set num-classes"),
+    "figures": _Call("figures", (0, 1), 1, "FigureOptions", "model image precision overwrite"),
 }
 """Command -> its function."""
 
 _SAME = """
-    annotate backend batch-size budget-ms calibrate channels classes device devices exclude freeze images
+    annotate backend batch-size budget-ms calibrate channels classes device devices exclude freeze image images
     int8-weights keep labelled labels max-batch max-delay-ms max-delay-us max-drop max-flips max-queue mean
     mean-image method min-agreement model name num-classes num-images output-name parallel percentile placement
     precision pretrained recipe replicas resize scale seconds seed sheet sheet-images std tactic-sources timeout-ms

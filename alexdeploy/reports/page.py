@@ -58,7 +58,7 @@ h1 { font-size: 1.6rem; margin-bottom: .2rem; }
 h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
 figure { margin: 1rem 0; }
 svg { max-width: 100%; height: auto; }
-figcaption, .note { color: #444; max-width: 48rem; }
+figcaption, .note { color: #444; max-width: 48rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid #e8e8e8; vertical-align: top; }
@@ -206,6 +206,11 @@ def figure(drawn: Figure, *, title: str, caption: str) -> str:
         for suffix in (".svg", ".png"):
             save_figure(drawn, folder / (stem + suffix), title=title)
     return f'<figure role="img" aria-label="{text(title)}">\n{svg}<figcaption>{text(caption)}</figcaption>\n</figure>'
+
+
+def framed(content: str, *, caption: str) -> str:
+    """A figure of `content`, which is HTML already and has a text alternative of its own, with a caption."""
+    return f"<figure>\n{content}<figcaption>{text(caption)}</figcaption>\n</figure>"
 
 
 def save_figure(drawn: Figure, path: Path, *, title: str) -> None:

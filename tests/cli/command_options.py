@@ -39,6 +39,7 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         "devices": "lists all of them",
         "doctor": "examines all of them",
         "calibrate": "measures in ONNX Runtime on the CPU",
+        "figures": "runs one image in ONNX Runtime on the CPU",
         "export": "checks on the CPU, and builds engines for every kind of GPU",
         "triton": "names GPUs of Triton's machine: `--gpus`",
     },
@@ -51,10 +52,12 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
     ("--views", "--tencrop"): {
         **dict.fromkeys(("prepare", "sample", "devices", "doctor", "inspect", "import"), _RUNS_NOTHING),
         "train": "scores one view and ten views",
+        "figures": "shows the centre view",
     },
     ("--batch-size",): {
         **dict.fromkeys(("prepare", "sample", "devices", "doctor", "inspect", "import"), _RUNS_NOTHING),
         "calibrate": "is fixed: ranges do not depend on it",
+        "figures": "runs one image",
         "export": "writes graphs of any batch size",
         "build": "builds for every size up to `--max-batch`",
     },
@@ -87,6 +90,7 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
 DIFFERENT: dict[str, dict[str, str]] = {
     "--precision": {
         **dict.fromkeys(("predict", "serve"), "runs one"),
+        "figures": "that of the graph whose maps are shown",
         **dict.fromkeys(("build", "triton"), "one of the files, and there are none of BF16"),
         "export": "writes several, and none of BF16",
         "train": "that of the arithmetic of training",
@@ -103,7 +107,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "bench": "compares several",
         "train": "is part of the recipe",
     },
-    "--output": {"evaluate": "has no table and no Parquet"},
+    "--output": {"evaluate": "has no table and no Parquet", "figures": "is a folder"},
     "--overwrite": {"export": "renews what is up to date, which is kept without it"},
     "--num-images": {"calibrate": "chooses by name and seed"},
     "--seed": dict.fromkeys(("train", "sample", "prepare", "calibrate", "bench"), "each draws something else"),

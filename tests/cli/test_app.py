@@ -35,6 +35,7 @@ COMMANDS = (
     "verify",
     "bench",
     "inspect",
+    "figures",
     "import",
     "sample",
     "devices",

@@ -67,6 +67,8 @@ _MISSING_PATHS = (
     ("inspect", "GONE.safetensors"),
     ("inspect", "GONE.engine"),
     ("inspect", "GONE.toml"),
+    ("figures", "GONE"),
+    ("figures", "tiny", "--image", "GONE.jpg"),
     ("import", "GONE.onnx", "--recipe", "torchvision"),
     ("import", "GONE.onnx"),
     ("import", "GONE.pth"),
