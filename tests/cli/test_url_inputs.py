@@ -196,3 +196,22 @@ def test_nothing_is_left_open_at_the_end(pictures: Path, web: WebServer) -> None
     code = "import sys; from alexdeploy.core.stores.objects import read_object; read_object(sys.argv[1], 1 << 20)"
     done = subprocess.run([*command, code, f"{web.url}/x.jpg"], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_evaluate_and_inspect_read_a_bucket(
+    program: Run, pictures: Path, bucket: type, tiny_model: ModelFolder
+) -> None:
+    for name in tiny_model.spec().classes[:2]:
+        bucket.objects[f"b/labelled/{name}/1.jpg"] = (pictures / "01.jpg").read_bytes()
+    for path in tiny_model.path.iterdir():
+        if path.is_file():
+            bucket.objects[f"b/models/tiny/{path.name}"] = path.read_bytes()
+    url = "fault://b/models/tiny"
+    result = program("evaluate", "fault://b/labelled", "--model", url, "--backend", "onnxruntime", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["num_images"] == 2
+    assert program("inspect", url).exit_code == 0
+    for command in ("export", "build"):
+        refused = program(command, "--model", url)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "files are written to local models" in refused.stderr
