@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from alexdeploy.core.errors import UsageError
 from alexdeploy.images.sources import Source
 
-_FEWEST = 128
+_FEWEST = 64
 """Fewer sources take so little time that beginning and ending a part is some of it."""
 
 _SHARE = 64

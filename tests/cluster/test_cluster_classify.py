@@ -274,7 +274,7 @@ def test_parts_grow_with_the_run() -> None:
         first += len(chunk.sources)
     assert first == 200_000
     sizes = [len(chunk.sources) for chunk in chunks[:-1]]
-    assert sizes[:64] == [128] * 64
+    assert sizes[:64] == [64] * 64
     assert sizes == sorted(sizes)
     assert sizes[-1] == 1024
 
