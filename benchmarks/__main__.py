@@ -31,7 +31,6 @@ import argparse
 import dataclasses
 import importlib.util
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -71,7 +70,7 @@ from benchmarks.photographs import find_photographs, render_photographs
 from benchmarks.process import ROOT, Process
 from benchmarks.raw_tensorrt import ten_view_engine
 from benchmarks.report import check_page, markdown, write_block
-from benchmarks.results import Work, measure, read_parts
+from benchmarks.results import Work, command_line, measure, read_parts
 from benchmarks.serving import ServingOptions, measure_serving
 from benchmarks.startup import StartupOptions, cpu_precisions, measure_startup
 from benchmarks.subjects import Setup
@@ -110,7 +109,7 @@ def main() -> None:
         # Compiled models of this run: nothing of another version, and nothing left behind.
         os.environ["ALEXDEPLOY_CACHE"] = str(workspace / "cache")
         work = _plan(given, device, workspace, say)
-        found = measure(work, None if given.quick else path, command=_command(), load=load)
+        found = measure(work, None if given.quick else path, command=command_line("benchmarks"), load=load)
     if given.quick:
         print(f"A quick try, of which nothing is written: its figures mean nothing.\n\n{markdown(found)}")
         return
@@ -301,12 +300,6 @@ def _check_engines(given: argparse.Namespace) -> None:
         needed |= dict.fromkeys((precision, max(BATCH_SIZES)) for precision in ("fp32", "int8"))
     for precision, batch_size in needed:
         ten_view_engine(ModelFolder(given.model), precision, batch_size)
-
-
-def _command() -> str:
-    """As it was typed, with the folders' own names only: where they lie says nothing to others."""
-    words = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    return shlex.join(["python", "-m", "benchmarks", *words])
 
 
 if __name__ == "__main__":

@@ -104,17 +104,18 @@ def int8_image_seconds(found: Mapping[str, Any], costs: Costs) -> float:
     """The cost of an image in INT8, where a chunk costs what it costs in FP32."""
     runs = found["runs"]["runs"][INT8]
     return statistics.median(
-        (_working_seconds(run) - len(run["parts"]) * costs.chunk_seconds) / run["num_images"] for run in runs
+        (_working_seconds(run) - len(run["parts"]) * costs.chunk_seconds) / int(run["num_images"]) for run in runs
     )
 
 
 def _opened_at(run: Mapping[str, Any], after: float = 0.0) -> float:
     """When the first chunk after that time was begun."""
-    return min(begun for arrived, seconds in run["parts"] if (begun := arrived - seconds) > after)
+    begun = (float(arrived - seconds) for arrived, seconds in run["parts"])
+    return min(time for time in begun if time > after)
 
 
 def _working_seconds(run: Mapping[str, Any]) -> float:
-    return run["parts"][-1][0] - _opened_at(run)
+    return float(run["parts"][-1][0]) - _opened_at(run)
 
 
 def _spread(runs: Sequence[Mapping[str, Any]]) -> float:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from alexdeploy import PredictOptions
 from alexdeploy.core.spec import Precision
@@ -47,7 +47,8 @@ class ClusterSetup(msgspec.Struct, frozen=True, kw_only=True):
 class ClusterRun(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds are since `classify` was called. `parts`: when each was known to the driver, and how long it took.
 
-    `hosts` has the processor of each node; the next three are those of the setup. At `begun_at` the actors were about to be started.
+    `hosts` has the processor of each node; the next three words are those of the setup. At `begun_at` the actors were
+    about to be started.
     """
 
     hosts: tuple[int, ...]

@@ -1,7 +1,7 @@
 """Measure `predict --ray` on clusters of this machine, fit the simulation to some of the runs, and test it on others.
 
-    python -m benchmarks.cluster_scale MODEL PHOTOGRAPHS... [--parts runs,driver] [--images 768] [--rounds 3] [--docs docs]
-                                 [--before "WORDS"]
+    python -m benchmarks.cluster_scale MODEL PHOTOGRAPHS... [--parts runs,driver] [--images 960] [--rounds 3]
+                                       [--before "WORDS"] [--docs docs]
 
 Parts: runs (classify on one to three nodes, with parts of several sizes, and with an actor or a node killed), driver
 (what the driver does for each name, part and manifest, and for each actor that it waits for). With `--parts ""` nothing
@@ -27,6 +27,7 @@ import msgspec
 from alexdeploy import ModelFolder
 from alexdeploy.benchmark.plan import load_average
 from alexdeploy.core.errors import AlexDeployError
+from alexdeploy.reports.page import check_page_path
 from benchmarks.cluster_driver import measure_driver
 from benchmarks.cluster_fit import compare, fit
 from benchmarks.cluster_plot import PLOT, draw_scale
@@ -90,12 +91,11 @@ def main() -> None:
     say("simulating")
     costs = fit(found)
     compared = compare(found, costs)
-    curves = extrapolate(costs)
-    text = "\n".join([*origins(found), *scale_tables(found, costs, compared, curves)])
+    text = "\n".join([*origins(found), *scale_tables(found, costs, compared)])
     print(text)
     if given.docs is not None:
         write_block(given.docs / PAGE, text)
-        draw_scale(found, costs, compared, curves, given.docs / PLOT)
+        draw_scale(costs, compared, extrapolate(costs), given.docs / PLOT)
 
 
 def _arguments() -> argparse.Namespace:

@@ -83,7 +83,8 @@ class Scenario:
 class Outcome:
     """`arrivals` has when each part was complete, and known to the driver. The shares are of `seconds`.
 
-    The first chunk was begun at `opened_at`; `lost_core_seconds` were spent on chunks that were done again. `is_complete`: some nodes were left.
+    The first chunk was begun at `opened_at`; `lost_core_seconds` were spent on chunks that were done again.
+    `is_complete`: some nodes were left.
     """
 
     seconds: float

@@ -28,7 +28,7 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 def markdown(results: Mapping[str, Any]) -> str:
     """All tables, without the markers."""
     lines = [
-        *_origins(results),
+        *origins(results),
         *_bar_table(results),
         *peer_tables(results.get("peers")),
         *input_table(results.get("inputs")),
@@ -44,7 +44,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _origins(results: Mapping[str, Any]) -> Iterator[str]:
+def origins(results: Mapping[str, Any]) -> Iterator[str]:
     """Which parts were measured with what, when and how; those with the same machine and versions together."""
     origins: dict[str, dict[str, str]] = {}
     for name, part in results.items():

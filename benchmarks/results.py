@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -47,6 +50,12 @@ def measure(parts: Mapping[str, Work], path: Path | None, *, command: str, load:
             with atomic_write(path) as file:
                 file.write(json.dumps({"format": FORMAT, "parts": found}, indent=1).encode() + b"\n")
     return found
+
+
+def command_line(module: str) -> str:
+    """The command as it was typed, with the folders' own names only: where they lie says nothing to others."""
+    words = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", module, *words])
 
 
 def read_parts(path: Path) -> dict[str, Any]:
