@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cluster_simulation import Costs, Scenario, simulate
+from benchmarks.cluster_scenario import Costs, Scenario
+from benchmarks.cluster_simulation import simulate
 
 SMALL, LARGE, RESTARTED = "1 node, parts of 32", "1 node, parts of 128", "1 node, parts of 64, its actor killed"
 """The runs that the costs are fitted to."""

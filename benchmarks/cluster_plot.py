@@ -8,7 +8,7 @@ from typing import Any
 
 from alexdeploy.reports.page import AMBER, BLUE, GREEN, GREY, ORANGE, drawing, new_figure
 from benchmarks.cluster_fit import Comparison
-from benchmarks.cluster_simulation import Costs
+from benchmarks.cluster_scenario import Costs
 from benchmarks.cluster_tables import CORES, NODES, Curve
 
 PLOT = "scale.svg"

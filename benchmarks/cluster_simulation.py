@@ -26,6 +26,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from benchmarks.cluster_scenario import Costs, Outcome, Scenario
+
 # Those of alexdeploy.cluster.crew, classify and chunks, which need Ray.
 _CHUNKS_AT_ONCE = 2
 _SAVE_SECONDS = 5.0
@@ -33,78 +35,10 @@ _FEWEST_ROWS = 128
 _SHARE_OF_ROWS = 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Costs:
-    """Seconds that each takes; those of an image and a chunk on one core.
-
-    The actors are started after `begin_seconds`; opening the model takes `start_seconds`, in an actor that replaces
-    another one on its node `restart_seconds`. `chunk_spread` and `start_spread` are the standard deviations of the
-    logarithms. `wait_seconds` is for each chunk under way when the driver waits for a part, `manifest_seconds` for each
-    part in the manifest.
-    """
-
-    image_seconds: float
-    chunk_seconds: float = 0.0
-    chunk_spread: float = 0.0
-    start_seconds: float = 0.0
-    start_spread: float = 0.0
-    restart_seconds: float = 0.0
-    begin_seconds: float = 0.0
-    name_seconds: float = 0.0
-    part_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    manifest_seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scenario:
-    """A job and a cluster.
-
-    `hosts` has the machine of each node, whose `cores` its nodes share; None: each has its own. `failure_seconds` is
-    the mean time to the failure of a node; it is replaced after `replace_seconds`, or never. `kills` are the parts
-    after which an actor ("actor") or a node ("node"), by its number, ends.
-    """
-
-    num_images: int
-    rows_per_part: int = 1024
-    num_nodes: int = 1
-    cores: int = 1
-    hosts: tuple[int, ...] | None = None
-    slow_share: float = 0.0
-    slow_factor: float = 1.0
-    failure_seconds: float = math.inf
-    replace_seconds: float = math.inf
-    requests_per_second: float = math.inf
-    latency_seconds: float = 0.0
-    kills: tuple[tuple[int, str, int], ...] = ()
-
-
-@dataclass(kw_only=True, slots=True)
-class Outcome:
-    """`arrivals` has when each part was complete, and known to the driver. The shares are of `seconds`.
-
-    The first chunk was begun at `opened_at`; `lost_core_seconds` were spent on chunks that were done again.
-    `is_complete`: some nodes were left.
-    """
-
-    seconds: float
-    num_images: int
-    opened_at: float
-    arrivals: list[float]
-    driver_share: float
-    node_share: float
-    store_share: float
-    lost_core_seconds: float
-    num_failures: int
-    is_complete: bool
-
-    @property
-    def images_per_second(self) -> float:
-        return self.num_images / self.seconds if self.seconds else 0.0
-
-
 @dataclass(slots=True, eq=False)
 class _Chunk:
+    """`work` is in seconds of a core. One without images is the opening of the model."""
+
     size: int
     work: float
     read_at: float = 0.0
@@ -225,13 +159,15 @@ class _Run:
         self._start(actor, self._costs.start_seconds)
 
     def _start(self, actor: _Actor, seconds: float) -> None:
-        self._after(seconds * self._factor(self._costs.start_spread), partial(self._open, actor, actor.life))
+        """Opening the model takes all of a host, so that those who share one wait for each other."""
+        work = seconds * self._factor(self._costs.start_spread) * actor.host.speed
+        actor.host.begin(self._now, actor, _Chunk(0, work))
+        self._watch(actor.host)
 
-    def _open(self, actor: _Actor, life: int) -> None:
-        if actor.life == life:
-            actor.is_open = True
-            self._ready[0].append(actor)
-            self._drive()
+    def _open(self, actor: _Actor) -> None:
+        actor.is_open = True
+        self._ready[0].append(actor)
+        self._drive()
 
     def _fail(self, actor: _Actor) -> None:
         if actor.is_gone:
@@ -284,6 +220,9 @@ class _Run:
             return
         actor, chunk = host.end(self._now)
         self._watch(host)
+        if chunk.size == 0:
+            self._open(actor)
+            return
         # The part is written once the last image has come.
         wait = max(chunk.read_at - self._now, 0.0) + self._scenario.latency_seconds
         self._after(wait, partial(self._written, actor, actor.life, chunk))

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.cluster_fit import Comparison, int8_image_seconds
-from benchmarks.cluster_simulation import Costs, Outcome, Scenario, simulate
+from benchmarks.cluster_scenario import Costs, Outcome, Scenario
+from benchmarks.cluster_simulation import simulate
 
 CORES = 16
 NODES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.cluster_simulation import Costs, Scenario, simulate
+from benchmarks.cluster_scenario import Costs, Scenario
+from benchmarks.cluster_simulation import simulate
 
 IMAGE = Costs(image_seconds=0.01)
 EVERYTHING = Costs(
