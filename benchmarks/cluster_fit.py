@@ -124,9 +124,10 @@ def _spread(runs: Sequence[Mapping[str, Any]]) -> float:
 
     Two share the actor throughout, except in the last two, and the first two are begun as the actor still warms up.
     """
-    logarithms = [np.log([seconds for _, seconds in run["parts"][2:-2]]) for run in runs]
+    settled = [run["parts"][2:-2] for run in runs]
+    logarithms = [np.log([seconds for _, seconds in parts]) for parts in settled if len(parts) > 1]
     residuals = np.concatenate([each - each.mean() for each in logarithms])
-    return float(np.sqrt(np.square(residuals).sum() / (len(residuals) - len(runs))))
+    return float(np.sqrt(np.square(residuals).sum() / (len(residuals) - len(logarithms))))
 
 
 def _range(values: Iterable[float]) -> tuple[float, float, float]:
