@@ -35,7 +35,8 @@ class Scenario:
 
     `hosts` has the machine of each node, whose `cores` its nodes share; None: each has its own. `failure_seconds` is
     the mean time to the failure of a node; it is replaced after `replace_seconds`, or never. `kills` are the parts
-    after which an actor ("actor") or a node ("node"), by its number, ends.
+    after which an actor ("actor") or a node ("node"), by its number, ends. The driver waits `page_seconds` for each
+    1,000 names that a bucket lists, and `check_seconds` for the store to say that it has a part.
     """
 
     num_images: int
@@ -49,6 +50,8 @@ class Scenario:
     replace_seconds: float = math.inf
     requests_per_second: float = math.inf
     latency_seconds: float = 0.0
+    page_seconds: float = 0.0
+    check_seconds: float = 0.0
     kills: tuple[tuple[int, str, int], ...] = ()
 
 

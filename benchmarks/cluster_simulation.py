@@ -31,6 +31,7 @@ from benchmarks.cluster_scenario import Costs, Outcome, Scenario
 # Those of alexdeploy.cluster.crew, classify and chunks, which need Ray.
 _CHUNKS_AT_ONCE = 2
 _SAVE_SECONDS = 5.0
+_NAMES_PER_PAGE = 1000
 _FEWEST_ROWS = 128
 _SHARE_OF_ROWS = 64
 
@@ -262,7 +263,7 @@ class _Run:
             size = min(max(self._num_listed // _SHARE_OF_ROWS, _FEWEST_ROWS), self._scenario.rows_per_part)
             size = min(size, self._scenario.num_images - self._num_listed)
             self._num_listed += size
-            seconds = size * self._costs.name_seconds
+            seconds = size * (self._costs.name_seconds + self._scenario.page_seconds / _NAMES_PER_PAGE)
             chunk = _Chunk(size, 0.0)
         actor.chunks.append(chunk)
         self._num_running += 1
@@ -281,7 +282,7 @@ class _Run:
         actor.chunks.remove(chunk)
         self._num_running -= 1
         self._make_ready(actor)
-        self._spend(seconds + self._scenario.latency_seconds, partial(self._know, chunk))
+        self._spend(seconds + self._scenario.check_seconds, partial(self._know, chunk))
 
     def _know(self, chunk: _Chunk) -> None:
         self._arrivals.append(self._now)

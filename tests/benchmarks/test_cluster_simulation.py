@@ -87,6 +87,12 @@ def test_the_driver_waits_longer_for_more_chunks_and_writes_ever_longer_manifest
     assert 0.1 < written.driver_share * written.seconds < 2.0
 
 
+def test_the_driver_waits_for_a_store_that_lists_and_has_parts() -> None:
+    scenario = Scenario(num_images=10_000, rows_per_part=100, num_nodes=100, page_seconds=0.5, check_seconds=0.07)
+    # Ten pages of 0.5 s and 100 parts of 0.07 s; images take no time.
+    assert seconds(scenario, Costs(image_seconds=0.0)) == pytest.approx(10 * 0.5 + 100 * 0.07)
+
+
 def test_the_store_bounds_how_many_images_a_second_come() -> None:
     scenario = Scenario(num_images=100_000, rows_per_part=100, num_nodes=100, requests_per_second=500)
     outcome = simulate(scenario, IMAGE)
@@ -98,9 +104,9 @@ def test_the_store_bounds_how_many_images_a_second_come() -> None:
 
 def test_latency_hides_behind_the_other_chunk() -> None:
     scenario = Scenario(num_images=10_000, rows_per_part=100, latency_seconds=0.05)
-    # Each of 100 chunks takes one second of the core and waits 0.2 s: to begin, to be written, to be known, to be
-    # followed. Unless both wait at once, the core is busy.
-    assert 100.0 <= seconds(scenario) < 100.0 + 50 * 0.2
+    # Each of 100 chunks takes one second of the core and waits 0.1 s: to begin, and to be written. Unless both chunks
+    # wait at once, the core is busy.
+    assert 100.0 <= seconds(scenario) < 100.0 + 50 * 0.1 + 0.01
     varying = replace(IMAGE, chunk_spread=0.2)
     assert seconds(scenario, varying) == pytest.approx(seconds(replace(scenario, latency_seconds=0), varying), rel=0.03)
 
