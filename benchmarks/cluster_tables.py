@@ -43,7 +43,7 @@ class Curve:
 
 
 def extrapolate(costs: Costs) -> list[Curve]:
-    """Ten million photographs in buckets and from lists, and of the latter what fewer, failures and one prefix change."""
+    """Ten million photographs by listing and by a list, and of the latter: fewer, with failures, under one prefix."""
     worse = replace(LISTED, slow_share=0.02, slow_factor=2.0, failure_seconds=_DAY)
     cases = (
         ("10 million, the bucket listed, rows in it", 10_000_000, STORED),
