@@ -45,8 +45,8 @@ def draw_scale(costs: Costs, compared: Sequence[Comparison], curves: Sequence[Cu
         store = [100 * each.store_share for each in curves[-1].outcomes.values()]
         busy.plot(NODES, store, "-.", color=AMBER, marker="^", markersize=4)
         busy.set(
-            title="Busy: nodes (circles), driver (squares), store (triangles)",
-            ylabel="time, %",
+            title="Busy: nodes (solid), driver (dashed), store",
+            ylabel="time busy, %",
             xscale="log",
             ylim=(0, 105),
         )

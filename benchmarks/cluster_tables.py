@@ -48,9 +48,9 @@ def extrapolate(costs: Costs) -> list[Curve]:
     cases = (
         ("10 million, the bucket listed, rows in it", 10_000_000, STORED),
         ("10 million, names from a list, rows in a folder", 10_000_000, LISTED),
-        ("so, 1 million", 1_000_000, LISTED),
-        ("so, 10 million, nodes fail after 24 h, 2 % are slow", 10_000_000, worse),
-        ("so, 10 million under one prefix of S3", 10_000_000, replace(LISTED, requests_per_second=S3_REQUESTS)),
+        ("the same, 1 million", 1_000_000, LISTED),
+        ("the same, 10 million, nodes fail after 24 h, 2 % are slow", 10_000_000, worse),
+        ("the same, 10 million under one prefix of S3", 10_000_000, replace(LISTED, requests_per_second=S3_REQUESTS)),
     )
     return [
         Curve(
