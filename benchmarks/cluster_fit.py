@@ -42,13 +42,17 @@ def fit(found: Mapping[str, Any]) -> Costs:
     """From the parts `runs` and `driver` of a file of figures. A cost that would be negative is zero."""
     runs, driver = found["runs"]["runs"], found["driver"]
     fitted = [run for name in (SMALL, LARGE) for run in runs[name]]
-    sizes = np.array([run["rows_per_part"] for run in fitted])
-    seconds = np.array([_working_seconds(run) / len(run["parts"]) for run in fitted])
-    # Relative errors count, so that large chunks do not outweigh small ones.
-    design = np.stack([np.ones(len(sizes)), sizes], axis=1) / seconds[:, None]
-    chunk_seconds, image_seconds = np.linalg.lstsq(design, np.ones(len(sizes)), rcond=None)[0]
+    # Relative errors count, so that long runs do not outweigh short ones.
+    design = np.array(
+        [
+            [len(run["parts"]) / seconds, run["num_images"] / seconds]
+            for run in fitted
+            for seconds in [_working_seconds(run)]
+        ]
+    )
+    chunk_seconds, image_seconds = np.linalg.lstsq(design, np.ones(len(fitted)), rcond=None)[0]
     if chunk_seconds < 0:
-        chunk_seconds, image_seconds = 0.0, np.mean(seconds / sizes)
+        chunk_seconds, image_seconds = 0.0, np.mean(1 / design[:, 1])
     starts = [_opened_at(run) - run["begun_at"] for run in fitted]
     restarts = [_opened_at(run, run["killed_at"]) - run["killed_at"] for run in runs[RESTARTED]]
     under_way = [int(number) for number in driver["call_seconds"]]

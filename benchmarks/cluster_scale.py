@@ -32,7 +32,7 @@ from benchmarks.cluster_driver import measure_driver
 from benchmarks.cluster_fit import compare, fit
 from benchmarks.cluster_plot import PLOT, draw_scale
 from benchmarks.cluster_run import ClusterRun, ClusterSetup
-from benchmarks.cluster_tables import extrapolate, scale_tables
+from benchmarks.cluster_tables import cost_tables, extrapolate, scale_table
 from benchmarks.machine import machine_name
 from benchmarks.photographs import find_photographs
 from benchmarks.process import ROOT, take_turns
@@ -91,7 +91,7 @@ def main() -> None:
     say("simulating")
     costs = fit(found)
     compared = compare(found, costs)
-    text = "\n".join([*origins(found), *scale_tables(found, costs, compared)])
+    text = "\n".join([*origins(found), *cost_tables(found, costs, compared), *scale_table(costs)])
     print(text)
     if given.docs is not None:
         write_block(given.docs / PAGE, text)

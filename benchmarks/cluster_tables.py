@@ -64,11 +64,11 @@ def extrapolate(costs: Costs) -> list[Curve]:
     ]
 
 
-def scale_tables(found: Mapping[str, Any], costs: Costs, compared: Sequence[Comparison]) -> Iterator[str]:
+def cost_tables(found: Mapping[str, Any], costs: Costs, compared: Sequence[Comparison]) -> Iterator[str]:
     runs, driver = found["runs"], found["driver"]
     yield (
         f"Costs that the simulation has, fitted to the runs on one node ({runs['model']}, one view, FP32, one core a "
-        f"node, {runs['num_rounds']} rounds; Ray {runs['ray']}) and measured of the driver (processor time):"
+        f"node, rounds: {runs['num_rounds']}; Ray {runs['ray']}) and measured of the driver (processor time):"
     )
     yield from ("", "| | |", "|---|---|")
     yield f"| an image, FP32 | {1e3 * costs.image_seconds:.2f} ms of a core |"
@@ -103,6 +103,10 @@ def scale_tables(found: Mapping[str, Any], costs: Costs, compared: Sequence[Comp
         ]
         yield f"| {' | '.join(cells)} |"
     yield ""
+
+
+def scale_table(costs: Costs) -> Iterator[str]:
+    """Of clusters that were not measured. Takes half a minute."""
     yield (
         f"Simulated: nodes of {CORES} cores, parts of up to 1,024 rows, photographs in a store that answers after "
         f"{1e3 * _LATENCY_SECONDS:.0f} ms, nothing fails. Efficiency is the share of the cores' time that images took."
