@@ -131,7 +131,8 @@ def _part(number: int) -> Any:
         num_errors=0,
         backend="openvino",
         artifact=f"sha256:{0:016x}",
-        version="0.1.0",
+        processor="AMD EPYC",
+        versions={"alexdeploy": "0.1.0", "openvino": "2026.4.1", "pillow": "13.0.0", "numpy": "2.4.6"},
         node="ip-10-0-0-5.region.compute.internal",
         seconds=10.0,
     )
