@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from alexdeploy.engines.trt.files import BuildOptions
     from alexdeploy.evaluation.evaluate import EvaluateOptions, evaluate
     from alexdeploy.evaluation.verify import VerifyOptions, verify
+    from alexdeploy.explaining.explain import Explainer, ExplainOptions, explain
     from alexdeploy.export.build import build
     from alexdeploy.export.export import ExportOptions, export_model
     from alexdeploy.export.quantize.calibrate import calibrate
@@ -78,6 +79,7 @@ _HOMES = {
     "engines.trt.files": ("BuildOptions",),
     "evaluation.evaluate": ("EvaluateOptions", "evaluate"),
     "evaluation.verify": ("VerifyOptions", "verify"),
+    "explaining.explain": ("ExplainOptions", "Explainer", "explain"),
     "export.build": ("build",),
     "export.export": ("ExportOptions", "export_model"),
     "export.quantize.calibrate": ("calibrate",),
@@ -104,6 +106,8 @@ __all__ = [
     "DeviceMemoryError",
     "DivergedError",
     "EvaluateOptions",
+    "ExplainOptions",
+    "Explainer",
     "ExportOptions",
     "FigureOptions",
     "ImageError",
@@ -129,6 +133,7 @@ __all__ = [
     "build",
     "calibrate",
     "evaluate",
+    "explain",
     "export_model",
     "figures",
     "find_model",

@@ -28,8 +28,8 @@ from alexdeploy.serving.triton.config import TritonBackend
 
 STEPS = ("bench", "build", "calibrate", "evaluate", "export_model", "verify", "write_triton_repository")
 OPEN = (
-    *("Predictor", "bench", "build", "calibrate", "evaluate", "export_model", "figures", "find_model", "predict"),
-    *("verify", "write_triton_repository"),
+    *("Explainer", "Predictor", "bench", "build", "calibrate", "evaluate", "explain", "export_model", "figures"),
+    *("find_model", "predict", "verify", "write_triton_repository"),
 )
 """These take a path as well as a ModelFolder."""
 

@@ -24,7 +24,7 @@ _GROUPS = {
     "Make": ("train", "prepare", "import", "calibrate", "export", "build", "triton", "sample"),
     "Check": ("evaluate", "verify"),
     "Run": ("predict", "serve", "bench"),
-    "Look": ("inspect", "figures", "devices", "doctor"),
+    "Look": ("explain", "inspect", "figures", "devices", "doctor"),
 }
 """The commands as the help groups them."""
 

@@ -118,11 +118,12 @@ _SAME = """
     annotate backend batch-size budget-ms calibrate channels classes device devices exclude freeze image images
     int8-weights keep labelled labels max-batch max-delay-ms max-delay-us max-drop max-flips max-queue mean
     mean-image method min-agreement model name num-classes num-images output-name parallel percentile placement
-    precision pretrained recipe replicas resize scale seconds seed sheet sheet-images std tactic-sources timeout-ms
-    top-k train-list val val-fraction val-list version
+    precision pretrained recipe replicas resize scale seconds seed sheet sheet-images size std stride tactic-sources
+    timeout-ms top-k train-list val val-fraction val-list version
 """
 _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
     "checkpoint-minutes": "checkpoint_seconds",
+    "class": "label",
     "gpus": "gpu_ids",
     "instances": "num_instances",
     "jpeg": "jpeg_quality",

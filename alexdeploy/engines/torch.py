@@ -33,7 +33,7 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> TorchEngine:
             f"{options.precision} is an ONNX graph, which PyTorch does not run",
             hint="Use --backend openvino or onnxruntime.",
         )
-    network, sha256 = _load_network(folder, spec)
+    network, sha256 = load_network(folder, spec)
     if options.layer is not None:
         network.end_at(feature_layer(spec, options.layer).name)
     info = EngineInfo(
@@ -57,7 +57,7 @@ def open_layers(folder: ModelFolder) -> Callable[[NDArray[np.float32]], dict[str
 
     Raises ModelError if the folder has no PyTorch weights.
     """
-    network = _load_network(folder, folder.spec())[0].eval()
+    network = load_network(folder, folder.spec())[0].eval()
 
     def run(images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         torch.set_num_threads(available_processors())
@@ -66,7 +66,7 @@ def open_layers(folder: ModelFolder) -> Callable[[NDArray[np.float32]], dict[str
     return run
 
 
-def _load_network(folder: ModelFolder, spec: ModelSpec) -> tuple[AlexNet, str]:
+def load_network(folder: ModelFolder, spec: ModelSpec) -> tuple[AlexNet, str]:
     """The network, and the hash of its weights."""
     if spec.architecture is None or not folder.weights_path.is_file():
         raise ModelError(f"{folder.path} has no PyTorch weights", hint="Use --backend openvino or onnxruntime.")

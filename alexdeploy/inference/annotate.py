@@ -125,9 +125,14 @@ def _foreign(path: Path) -> UsageError:
 
 def file_name(row: Row) -> str:
     """A name that no other row of the run has, without separators, of letters, digits, and few signs."""
-    last = re.split(r"[/\\!]", row.source)[-1]
+    return f"{row.index:06}{file_stem(row.source)}.jpg"
+
+
+def file_stem(source: str) -> str:
+    """ "-tulip" for "flowers.zip!a/tulip.jpg", to be put after a number; empty if nothing is left."""
+    last = re.split(r"[/\\!]", source)[-1]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", last.rpartition(".")[0] or last).strip("_")[:_STEM]
-    return f"{row.index:06}{f'-{stem}' if stem else ''}.jpg"
+    return f"-{stem}" if stem else ""
 
 
 def annotated(row: Row, pixels: NDArray[np.uint8]) -> Image.Image:

@@ -89,14 +89,14 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
 
 DIFFERENT: dict[str, dict[str, str]] = {
     "--precision": {
-        **dict.fromkeys(("predict", "serve"), "runs one"),
+        **dict.fromkeys(("predict", "serve", "explain"), "runs one"),
         "figures": "that of the graph whose maps are shown",
         **dict.fromkeys(("build", "triton"), "one of the files, and there are none of BF16"),
         "export": "writes several, and none of BF16",
         "train": "that of the arithmetic of training",
     },
     "--backend": {
-        **dict.fromkeys(("predict", "serve"), "runs one"),
+        **dict.fromkeys(("predict", "serve", "explain"), "runs one"),
         "build": "builds for one of the two with files",
         "triton": "is one of Triton's",
     },
@@ -107,8 +107,13 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "bench": "compares several",
         "train": "is part of the recipe",
     },
-    "--output": {"evaluate": "has no table and no Parquet", "figures": "is a folder"},
+    "--output": {
+        "evaluate": "has no table and no Parquet",
+        "figures": "is a folder",
+        "explain": "is a folder of pictures and numbers",
+    },
     "--overwrite": {"export": "renews what is up to date, which is kept without it"},
+    "--method": dict.fromkeys(("calibrate", "explain"), "of choosing ranges, or of explaining"),
     "--num-images": {"calibrate": "chooses by name and seed"},
     "--seed": dict.fromkeys(("train", "sample", "prepare", "calibrate", "bench"), "each draws something else"),
     "--jpeg": dict.fromkeys(("prepare", "triton"), "files that are written, or that are sent"),

@@ -34,6 +34,7 @@ COMMANDS = (
     "evaluate",
     "verify",
     "bench",
+    "explain",
     "inspect",
     "figures",
     "import",

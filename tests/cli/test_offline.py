@@ -41,6 +41,7 @@ _COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "predict, PyTorch": (0, ("predict", "pictures", "--backend", "torch")),
     "predict, workers": (0, ("predict", "pictures", "--backend", "onnxruntime", "--devices", "cpu,cpu")),
     "predict, two devices": (0, ("predict", "pictures", "--placement", "towers", "--devices", "cpu,cpu")),
+    "explain": (0, ("explain", "pictures/000.png", "--size", "128", "--stride", "128", "--html", "explained.html")),
     "evaluate": (0, ("evaluate", "data", "--html", "report.html")),
     "verify": (0, ("verify", "tiny", "pictures", "--num-images", "4", "--max-flips", "100")),
     "bench": (0, (*_BENCH, "--backend", "openvino,onnxruntime", "--seconds", "0", "--html", "bench.html", "--json")),
