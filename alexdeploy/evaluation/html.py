@@ -189,7 +189,7 @@ def _confusions(found: Evaluation, score: Score) -> str:
     size = max(3.2, min(0.62 * len(involved), 8.0))
     drawn = page.new_figure(size + 2.2, size + 1.0)
     axes = drawn.add_subplot()
-    mesh = axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=100, edgecolors="white", linewidth=0.5)
+    mesh = axes.pcolormesh(shares, cmap=page.blues(), vmin=0, vmax=100, edgecolors="white", linewidth=0.5)
     names = [page.short_name(found.classes[index]) for index in involved]
     centres = np.arange(len(involved)) + 0.5
     axes.set_xticks(

@@ -27,6 +27,7 @@ from alexdeploy.core.packages import missing_package
 from alexdeploy.core.printable import escape
 
 if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, AMBER, GREEN, GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#767676"
@@ -35,6 +36,7 @@ BLUE, ORANGE, AMBER, GREEN, GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "
 _FIGURE_STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#444444",
+    "axes.facecolor": "none",
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -56,8 +58,17 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
   padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; }
 h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 figure { margin: 1rem 0; }
 svg { max-width: 100%; height: auto; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 33rem), 1fr)); gap: 0 2.5rem;
+  align-items: start; }
+.columns > * { min-width: 0; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 1rem .8rem; }
+.gallery > div { font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere; min-width: 0; }
+.gallery img { display: block; margin-bottom: .2rem; border-radius: 3px; }
+.gallery .none { width: 128px; height: 128px; border: 1px dashed #999; border-radius: 3px; margin-bottom: .2rem; }
+.file { color: #555; font-size: .9em; }
 figcaption, .note { color: #444; max-width: 48rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
@@ -68,12 +79,18 @@ table.sortable th[aria-sort=descending]::after { content: " \\25BC"; }
 img { max-width: 100%; height: auto; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td { overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  /* A plot is scrolled rather than shrunk until nobody can read it; names break between letters only on wide pages. */
+  figure svg { max-width: 34rem; }
+  td { overflow-wrap: break-word; min-width: 4.5rem; }
+}
 @media (prefers-color-scheme: dark) {
   body { color: #e6e6e6; background: #16181b; }
   h2, th, td { border-color: #3a3d42; }
-  figcaption, .note { color: #b4b8be; }
-  /* Plots are drawn for white paper, and keep it. */
-  figure svg { background: #fff; border-radius: 6px; }
+  figcaption, .note, .file { color: #b4b8be; }
+  /* Black ink becomes white and hues stay. Pictures in a figure keep their colours, on white paper. */
+  .plot svg { filter: invert(1) hue-rotate(180deg); }
+  .paper svg { background: #fff; border-radius: 6px; }
 }
 """
 # Columns are sorted by the attribute data-value of a cell or by its text, numerically where all of them are numbers. A
@@ -103,6 +120,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
 """
 _MAX_NAME = 32
 _PLOTS: ContextVar[Path | None] = ContextVar("_PLOTS", default=None)
+
+
+class Markup(str):
+    """HTML already: a cell of a table that is not escaped."""
 
 
 def check_page_path(path: Path, option: str = "--html", *, has_figures: bool = True) -> None:
@@ -143,28 +164,45 @@ def text(value: object) -> str:
     return html.escape(escape(str(value)))
 
 
-def heading(title: str) -> str:
-    return f"<h2>{text(title)}</h2>"
+def lines(words: str) -> Markup:
+    """`words` of our own as HTML text, their line ends kept. For names use `text`, which makes line ends visible."""
+    return Markup("<br>".join(map(text, words.split("\n"))))
+
+
+def heading(title: str, level: int = 2) -> str:
+    return f"<h{level}>{text(title)}</h{level}>"
 
 
 def paragraph(words: str) -> str:
-    return f'<p class="note">{text(words)}</p>'
+    return f'<p class="note">{lines(words)}</p>'
+
+
+def columns(*parts: str) -> str:
+    """Parts of a page side by side where it is wide enough."""
+    return '<div class="columns">' + "\n".join(f"<div>{part}</div>" for part in parts) + "</div>"
 
 
 def table(
     header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = (), is_sortable: bool = False
 ) -> str:
-    """A table; the columns `numbers` are aligned to the right. A click on a column of a sortable one sorts it."""
+    """A table of text or Markup; the columns `numbers` are aligned to the right.
+
+    A click on the head of a column of a sortable one sorts it.
+    """
 
     def line(cells: Sequence[object], tag: str) -> str:
         marks = [' class="number"' if column in numbers else "" for column in range(len(cells))]
-        inner = "".join(f"<{tag}{mark}>{text(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True))
+        inner = "".join(f"<{tag}{mark}>{_cell(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True))
         return f"<tr>{inner}</tr>"
 
     head = f"<thead>{line(header, 'th')}</thead>\n" if header else ""
     body = "\n".join(line(row, "td") for row in rows)
     kind = ' class="sortable"' if is_sortable else ""
     return f'<div class="scroll"><table{kind}>\n{head}<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _cell(value: object) -> str:
+    return value if isinstance(value, Markup) else text(value)
 
 
 @contextmanager
@@ -196,6 +234,13 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def blues() -> Colormap:
+    """White to dark blue in steps of 5 %: so few that matplotlib draws a colour bar as shapes, not as a picture."""
+    import matplotlib
+
+    return matplotlib.colormaps["Blues"].resampled(20)
+
+
 def figure(drawn: Figure, *, title: str, caption: str) -> str:
     """A figure with `title` as its text alternative and a caption that explains how to read it. Raises OutputError."""
     # First: the layout of a figure depends on what it was drawn for before.
@@ -205,7 +250,11 @@ def figure(drawn: Figure, *, title: str, caption: str) -> str:
         stem = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80] or "figure"
         for suffix in (".svg", ".png"):
             save_figure(drawn, folder / (stem + suffix), title=title)
-    return f'<figure role="img" aria-label="{text(title)}">\n{svg}<figcaption>{text(caption)}</figcaption>\n</figure>'
+    kind = "paper" if "<image" in svg else "plot"
+    return (
+        f'<figure role="img" aria-label="{text(title)}" class="{kind}">\n<div class="scroll">{svg}</div>'
+        f"<figcaption>{text(caption)}</figcaption>\n</figure>"
+    )
 
 
 def framed(content: str, *, caption: str) -> str:
@@ -217,9 +266,10 @@ def save_figure(drawn: Figure, path: Path, *, title: str) -> None:
     """Write a figure to a file, SVG, or PNG with 150 pixels an inch, by its suffix. Raises OutputError."""
     with atomic_write(path) as file:
         if path.suffix == ".svg":
-            file.write(b'<?xml version="1.0" encoding="utf-8"?>\n' + _to_svg(drawn, salt=title).encode())
+            svg = _to_svg(drawn, salt=title, paper="white")
+            file.write(b'<?xml version="1.0" encoding="utf-8"?>\n' + svg.encode())
         else:
-            drawn.savefig(file, format="png", dpi=150, metadata={"Software": None})
+            drawn.savefig(file, format="png", dpi=150, facecolor="white", metadata={"Software": None})
 
 
 def short_name(name: str) -> str:
@@ -228,13 +278,15 @@ def short_name(name: str) -> str:
     return shown if len(shown) <= _MAX_NAME else shown[: _MAX_NAME - 3] + "..."
 
 
-def _to_svg(drawn: Figure, *, salt: str) -> str:
+def _to_svg(drawn: Figure, *, salt: str, paper: str = "none") -> str:
     import matplotlib
 
     file = io.StringIO()
     # No date, and clip-path names that depend on the content: the same figures give the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": salt}):
-        drawn.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        drawn.savefig(
+            file, format="svg", facecolor=paper, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     # Group names would repeat from figure to figure, and nothing refers to them.

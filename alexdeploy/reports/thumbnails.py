@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,3 +33,22 @@ def picture(data: bytes, *, name: str, kind: str = "jpeg", size: int | None = No
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     sides = "" if size is None else f' width="{size}" height="{size}"'
     return f'<img src="{uri}" alt="{text(name)}" title="{text(name)}"{sides} loading="lazy">'
+
+
+def gallery(cards: Sequence[str]) -> str:
+    """Cards side by side, as many as a line of the page has room for."""
+    return '<div class="gallery">\n' + "\n".join(cards) + "\n</div>"
+
+
+def card(thumbnails: Sequence[bytes | None], name: str, words: Sequence[str]) -> str:
+    """One photograph, or several forms of it, above the HTML lines `words` and its file name.
+
+    A thumbnail None leaves a frame: the photograph could not be read again.
+    """
+    shown = [
+        '<div class="none"></div>' if data is None else picture(data, name=name, size=THUMBNAIL_SIZE)
+        for data in thumbnails
+    ]
+    file_name = re.split(r"[/\\]", name)[-1]
+    lines = [*words, f'<span class="file" title="{text(name)}">{text(file_name)}</span>']
+    return f"<div>{''.join(shown)}{'<br>'.join(lines)}</div>"

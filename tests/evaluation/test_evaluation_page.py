@@ -106,7 +106,10 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
 def test_every_figure_is_whole_and_says_how_to_read_it(tmp_path: Path) -> None:
     text = write(make_evaluation(tuple("abcdef"), num_configurations=3), tmp_path / "r.html")
     figures = re.findall(
-        r'<figure role="img" aria-label="(.+?)">\n(<svg.*?</svg>)\n<figcaption>(.+?)</figcaption>', text, re.S
+        r'<figure role="img" aria-label="(.+?)" class="plot">\n<div class="scroll">(<svg.*?</svg>)\n</div>'
+        r"<figcaption>(.+?)</figcaption>",
+        text,
+        re.S,
     )
     assert [title for title, _, _ in figures] == [
         "Top-1 and top-5 error of each configuration",

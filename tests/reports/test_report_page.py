@@ -15,7 +15,7 @@ from markup import Page
 from PIL import Image
 
 from alexdeploy.reports import page
-from alexdeploy.reports.thumbnails import picture, thumbnail
+from alexdeploy.reports.thumbnails import card, gallery, picture, thumbnail
 
 
 def write(path: Path, *parts: str, script: str = "") -> str:
@@ -52,6 +52,31 @@ def test_a_name_of_a_picture_stays_a_name() -> None:
     ((tag, attributes),) = found.elements
     assert (tag, attributes["alt"], attributes["width"]) == ("img", 'a"onerror=alert(1)\\n<script>.jpg', "64")
     assert attributes["src"] == "data:image/jpeg;base64,anBlZw=="
+
+
+def test_line_ends_of_words_are_kept_and_those_of_names_are_visible() -> None:
+    assert page.paragraph("one <b>\ntwo") == '<p class="note">one &lt;b&gt;<br>two</p>'
+    row = Page(page.table([], [["a\nname <i>.jpg", page.lines("our own\nwords")]]))
+    assert "br" in row.tags
+    assert "i" not in row.tags
+    assert row.words_in["td"] == ["a\\nname <i>.jpg", "our own", "words"]
+
+
+def test_a_card_has_a_frame_for_a_photograph_that_is_gone() -> None:
+    found = Page(gallery([card([b"jpeg", None], 'folder/a"<script>\n.jpg', ["tulip"])]))
+    assert found.tags == ["div", "div", "img", "div", "br", "span"]
+    assert found.words_in["span"] == ['a"<script>\\n.jpg']
+    assert ("title", 'folder/a"<script>\\n.jpg') in found.attributes
+
+
+def test_a_plot_follows_the_theme_and_pictures_keep_their_colours() -> None:
+    pytest.importorskip("matplotlib")
+    with page.drawing():
+        plot, picture = page.new_figure(2, 1), page.new_figure(2, 1)
+        plot.subplots().plot([0, 1], [0, 1])
+        picture.subplots().imshow(np.zeros((4, 4, 3), np.uint8))
+        assert 'class="plot"' in page.figure(plot, title="t", caption="c")
+        assert 'class="paper"' in page.figure(picture, title="t", caption="c")
 
 
 def test_figures_are_also_files_where_a_folder_is_given(tmp_path: Path) -> None:
