@@ -10,9 +10,12 @@ from alexdeploy.benchmark.results import Benchmark
 from alexdeploy.reports import page
 
 
-def write_report(found: Benchmark, path: Path) -> None:
-    """Write the page to `path`. The same benchmark gives the same bytes. Raises OutputError."""
-    with page.drawing():
+def write_report(found: Benchmark, path: Path | None, plots_folder: Path | None = None) -> None:
+    """Write the page to `path`, if it is given; the same benchmark gives the same bytes. Raises OutputError.
+
+    Its plots also go into `plots_folder`, as PNG and SVG.
+    """
+    with page.drawing(plots_folder):
         parts_of_page = [
             page.paragraph(_summary(found)),
             *map(page.paragraph, found.notes),
@@ -44,6 +47,8 @@ def write_report(found: Benchmark, path: Path) -> None:
             parts_of_page += [page.heading(f"Layers: {each.group}"), plots.layers(each)]
     parts_of_page += [page.heading("Start-up and matrix products"), _starts(found), _ceilings(found)]
     parts_of_page += [page.heading("What was measured, and on what"), _facts(found)]
+    if path is None:
+        return
     page.write_page(path, f"{found.name}: speed on this machine", parts_of_page)
 
 

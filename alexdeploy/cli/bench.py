@@ -19,6 +19,7 @@ from alexdeploy.cli.options import (
     ModelArgument,
     ModelOption,
     OverwriteOption,
+    PlotsOption,
     QuietOption,
     ReplicasOption,
     TencropOption,
@@ -26,7 +27,7 @@ from alexdeploy.cli.options import (
     VerboseOption,
     ViewsListOption,
     backends_option,
-    check_not_there,
+    check_report,
     find_one_model,
     pick,
     precisions_option,
@@ -105,6 +106,7 @@ def bench(
     threads: ThreadsOption = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the order within the rounds.")] = 0,
     html: HtmlOption = None,
+    plots: PlotsOption = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -137,13 +139,9 @@ def bench(
         devices=devices,
         replicas=replicas,
         limits=Limits(budget_ms=budget_ms, min_agreement=min_agreement),
-        with_profile=html is not None,
+        with_profile=html is not None or plots is not None,
     )
-    if html is not None:
-        from alexdeploy.reports.page import check_page_path
-
-        check_page_path(html)
-        check_not_there(html, "--html", overwrite=overwrite)
+    check_report(html, plots, overwrite=overwrite)
     with _watching(quiet=quiet) as show:
         found = run_bench(find_one_model(model, model_option), options, on_event=show)
     try:
@@ -154,12 +152,13 @@ def bench(
                 _print(found, console)
     finally:
         # Also when nobody reads stdout any more: the page took the time to measure.
-        if html is not None:
+        if html is not None or plots is not None:
             from alexdeploy.benchmark.html import write_report
 
-            write_report(found, html)
-    if html is not None:
-        out.note(f"wrote {html}")
+            write_report(found, html, plots)
+    for written in (html, plots):
+        if written is not None:
+            out.note(f"wrote {written}")
     if found.interrupted:
         out.note("Stopped; these are the figures so far.")
         raise typer.Exit(_INTERRUPTED)

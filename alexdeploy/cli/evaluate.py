@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -20,6 +19,7 @@ from alexdeploy.cli.options import (
     JsonOption,
     ModelOption,
     OverwriteOption,
+    PlotsOption,
     QuietOption,
     ReplicasOption,
     ResumeOption,
@@ -28,8 +28,8 @@ from alexdeploy.cli.options import (
     VerboseOption,
     ViewsListOption,
     backends_option,
-    check_not_there,
     check_output_free,
+    check_report,
     open_output,
     pick,
     precisions_option,
@@ -40,7 +40,7 @@ from alexdeploy.core.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from alexdeploy.evaluation.evaluate import Evaluation, ImageResult, Plan
+    from alexdeploy.evaluation.results import Evaluation, ImageResult, Plan
     from alexdeploy.evaluation.rows import RowsFile
     from alexdeploy.evaluation.scoring import Comparison, ErrorRate, Score
 
@@ -80,6 +80,7 @@ def evaluate(
     batch_size: BatchSizeOption = 8,
     threads: ThreadsOption = None,
     html: HtmlOption = None,
+    plots: PlotsOption = None,
     output_name: Annotated[
         str | None,
         typer.Option(
@@ -103,6 +104,7 @@ def evaluate(
     from alexdeploy.evaluation import rows
     from alexdeploy.evaluation.evaluate import EvaluateOptions
     from alexdeploy.evaluation.evaluate import evaluate as run_evaluate
+    from alexdeploy.evaluation.results import document
     from alexdeploy.inference.journal import journal_path
 
     options = EvaluateOptions(
@@ -115,6 +117,7 @@ def evaluate(
         num_threads=threads,
         devices=devices,
         replicas=replicas,
+        thumbnails=html is not None,
     )
     stored, output = open_output(output_name)
     if output is not None:
@@ -128,34 +131,31 @@ def evaluate(
             check_output_free(stored, output, overwrite=overwrite)
     elif resume:
         raise UsageError("--resume continues a file of rows", hint="Name it: --output FILE")
-    if html is not None:
-        from alexdeploy.reports.page import check_page_path
-
-        check_page_path(html)
-        check_not_there(html, "--html", overwrite=overwrite)
+    check_report(html, plots, overwrite=overwrite)
     with _Watcher(output, resume=resume, quiet=quiet) as watcher:
         found = run_evaluate(find_model(model), data, options, on_event=watcher.show, kept=watcher.kept)
         watcher.finish(found)
     try:
         if json:
-            out.print_json(dataclasses.asdict(found))
+            out.print_json(document(found))
         else:
             with out.page() as console:
                 _print(found, console)
     finally:
         # Also when nobody reads stdout any more: the page took the time to compute.
-        if html is not None and not found.interrupted:
+        if (html is not None or plots is not None) and not found.interrupted:
             from alexdeploy.evaluation.html import write_report
 
-            write_report(found, html)
+            write_report(found, html, plots)
     if found.interrupted:
         raise typer.Exit(130)
     if stored is not None:
         stored.publish()
     if output is not None:
         out.note(f"wrote {stored.name if stored else output}: {out.count(found.num_images, 'row')}")
-    if html is not None:
-        out.note(f"wrote {html}")
+    for written in (html, plots):
+        if written is not None:
+            out.note(f"wrote {written}")
     if found.num_broken:
         raise typer.Exit(3)
 
@@ -184,7 +184,7 @@ class _Watcher:
             self._tell_of_rows(self._rows)
 
     def show(self, event: Plan | ImageResult) -> None:
-        from alexdeploy.evaluation.evaluate import Plan
+        from alexdeploy.evaluation.results import Plan
 
         if isinstance(event, Plan):
             self._start(event)
@@ -227,7 +227,7 @@ class _Watcher:
 
 
 def _print(found: Evaluation, console: Console) -> None:
-    from alexdeploy.evaluation.evaluate import describe_exceptions
+    from alexdeploy.evaluation.results import describe_exceptions
 
     line = partial(out.line, console)
     line(f"model {found.model}, spec {found.contract_sha256[:12]}", "bold")

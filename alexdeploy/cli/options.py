@@ -92,6 +92,10 @@ ResumeOption = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing file or model; without it, that is an error.")
 ]
+PlotsOption = Annotated[
+    Path | None,
+    typer.Option("--plots", metavar="DIR", help="Write each plot to DIR as PNG and SVG, and figures as CSV."),
+]
 HtmlOption = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="Write a self-contained report with plots."),
@@ -193,6 +197,22 @@ def check_not_there(path: Path, option: str, *, overwrite: bool) -> None:
     """
     if not overwrite and path.is_file() and path.stat().st_size:
         raise UsageError(f"{option} {path} exists already", hint="Replace it: --overwrite\nOr name another file.")
+
+
+def check_report(html: Path | None, plots: Path | None, *, overwrite: bool) -> None:
+    """Raise UsageError unless --html and --plots, each if it is given, can be written. Call it before any work."""
+    from alexdeploy.reports.page import check_page_path, check_plots_folder
+
+    if html is not None:
+        check_page_path(html)
+        check_not_there(html, "--html", overwrite=overwrite)
+    if plots is not None:
+        check_plots_folder(plots)
+        if not overwrite and plots.is_dir() and any(plots.iterdir()):
+            raise UsageError(
+                f"--plots {plots} is a folder that is not empty",
+                hint="Replace its files of the same names: --overwrite\nOr name another folder.",
+            )
 
 
 def open_output(name: str | None) -> tuple[StoredOutput | None, Path | None]:

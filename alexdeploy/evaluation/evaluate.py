@@ -21,8 +21,10 @@ from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.core.stores.urls import printable_url
 from alexdeploy.engines.base import Backend, Configuration, NumViews
+from alexdeploy.evaluation.examples import Candidates, read_thumbnails
 from alexdeploy.evaluation.multi_engine import SideBySide
-from alexdeploy.evaluation.scoring import Answer, Score, Tally, answer_of
+from alexdeploy.evaluation.results import BrokenImage, Evaluation, Event, ImageResult, Plan
+from alexdeploy.evaluation.scoring import Score, Tally, answer_of
 from alexdeploy.images.labelled import LabelledSources, read_labelled
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
@@ -36,7 +38,7 @@ class EvaluateOptions(DeviceOptions):
 
     `backends` None: for each precision the best one that is installed and fits the devices. `labels` is a list of names
     and labels to use instead of class folders; images listed in `exclude` are skipped. `batch_size` counts images, not
-    views.
+    views. `thumbnails` reads the examples again in the end, for a page.
     """
 
     precisions: tuple[Precision, ...] = ("fp32",)
@@ -45,89 +47,7 @@ class EvaluateOptions(DeviceOptions):
     labels: str | os.PathLike[str] | None = None
     exclude: tuple[str, ...] = ()
     batch_size: Count = BATCH_SIZE
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """Sent when everything is open. `notes` state what a user might not expect.
-
-    `artifacts` are the SHA-256 of the files that the configurations run. `batch_size` images go through all of them
-    together.
-    """
-
-    model: str
-    num_images: int
-    contract_sha256: str
-    classes: tuple[str, ...]
-    configurations: tuple[Configuration, ...]
-    artifacts: tuple[str, ...]
-    batch_size: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageResult:
-    """One image: an answer for each configuration, or the error. `label` is the index of its class."""
-
-    index: int
-    source: str
-    label: int
-    answers: tuple[Answer, ...] = ()
-    error: str | None = None
-
-
-Event = Plan | ImageResult
-"""The plan, once everything is open, followed by each image, in order."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BrokenImage:
-    """An image that could not be read; it counts as wrong in every configuration."""
-
-    source: str
-    label: int
-    error: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """The results of an evaluation. Labels are indices into `classes`.
-
-    Each score is compared with the first one of the same number of views; the first one of each number of views is
-    compared with the first of all.
-
-    `num_images` is the denominator of every error and includes the `broken` images; the `num_unlabelled` images
-    beside them are not included.
-    """
-
-    format_version: int = 1
-    model: str
-    name: str
-    contract_sha256: str
-    data: str
-    labels: str | None
-    num_images: int
-    num_broken: int
-    num_unlabelled: int
-    classes: tuple[str, ...]
-    scores: tuple[Score, ...]
-    broken: tuple[BrokenImage, ...]
-    notes: tuple[str, ...]
-    versions: dict[str, str]
-    machine: dict[str, str | int]
-    interrupted: bool = False
-    """Stopped early: all figures cover the first `num_images` images only."""
-
-
-def describe_exceptions(found: Evaluation) -> str:
-    """Unreadable and unlabelled images, as text to follow their number; empty if there are none."""
-    text = ""
-    if found.num_broken:
-        counts = "counts" if found.num_broken == 1 else "count"
-        text += f", {found.num_broken:,} of them could not be read and {counts} as wrong"
-    if found.num_unlabelled:
-        text += f"; {found.num_unlabelled:,} more without a label do not count"
-    return text
+    thumbnails: bool = False
 
 
 def evaluate(
@@ -204,19 +124,15 @@ def evaluate(
         note = f"stopped after {counts.num_images:,} of {plan.num_images:,} images: the figures are of these alone"
         notes = (*notes, note)
     num_timed = counts.num_images - num_kept - (len(counts.broken) - num_kept_broken)
-    scores = tuple(
-        tally.score(
-            configuration,
-            artifact=artifact,
-            names=spec.classes,
-            seconds=seconds,
-            base=None if base is None else configurations[base],
-            num_timed=num_timed,
-        )
-        for tally, configuration, artifact, seconds, base in zip(
-            counts.tallies, configurations, plan.artifacts, side.seconds, counts.bases, strict=True
-        )
-    )
+    scores = counts.scores(plan, side.seconds, num_timed)
+    examples = counts.candidates.choose(scores)
+    thumbnails: dict[int, bytes] = {}
+    if options.thumbnails and not interrupted:
+        try:
+            thumbnails = read_thumbnails(labelled.sources(), examples.indices, spec, num_threads)
+        except KeyboardInterrupt:
+            interrupted = True
+            notes = (*notes, "stopped when photographs were read again to be shown: the figures are of all images")
     return Evaluation(
         model=str(folder.path),
         name=spec.name,
@@ -228,6 +144,7 @@ def evaluate(
         num_unlabelled=labelled.num_unlabelled,
         classes=spec.classes,
         scores=scores,
+        examples=examples,
         broken=tuple(counts.broken),
         notes=notes,
         versions=versions_for_report(name for each in configurations for name in each.backend.split("+")),
@@ -238,6 +155,7 @@ def evaluate(
             "threads": num_threads,
         },
         interrupted=interrupted,
+        thumbnails=thumbnails,
     )
 
 
@@ -285,6 +203,7 @@ class _Counts:
     def __init__(self, num_classes: int, configurations: Sequence[Configuration]) -> None:
         self.tallies = [Tally(num_classes) for _ in configurations]
         self.bases = choose_bases(configurations)
+        self.candidates = Candidates(self.bases)
         self.broken: list[BrokenImage] = []
         self.num_images = 0
 
@@ -297,6 +216,23 @@ class _Counts:
             return
         for tally, base, answer in zip(self.tallies, self.bases, image.answers, strict=True):
             tally.count(image.label, answer, None if base is None else image.answers[base])
+        self.candidates.add(image.index, image.source, image.label, image.answers)
+
+    def scores(self, plan: Plan, seconds: Sequence[float], num_timed: int) -> tuple[Score, ...]:
+        """The figures so far; each engine took `seconds` for `num_timed` images."""
+        return tuple(
+            tally.score(
+                configuration,
+                artifact=artifact,
+                names=plan.classes,
+                seconds=taken,
+                base=None if base is None else plan.configurations[base],
+                num_timed=num_timed,
+            )
+            for tally, configuration, artifact, taken, base in zip(
+                self.tallies, plan.configurations, plan.artifacts, seconds, self.bases, strict=True
+            )
+        )
 
 
 def _check_kept(

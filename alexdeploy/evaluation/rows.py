@@ -15,7 +15,8 @@ from alexdeploy.core.csv_text import csv_line
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.files import atomic_write, check_output
 from alexdeploy.engines.base import Configuration
-from alexdeploy.evaluation.evaluate import ImageResult, Plan
+from alexdeploy.evaluation.precision_recall import MIN_PROBABILITY, NUM_LEVELS
+from alexdeploy.evaluation.results import ImageResult, Plan
 from alexdeploy.inference.journal import Header, Journal, check_setting, journal_path, read_header, read_journal
 from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
 
@@ -74,6 +75,7 @@ class RowsFile:
             "artifacts": ", ".join(plan.artifacts),
             "batch size": plan.batch_size,
             "number of images": plan.num_images,
+            "probabilities": f"{NUM_LEVELS} levels from {MIN_PROBABILITY}",
         }
         self._plan = plan
         self._journal = self._stack.enter_context(
@@ -107,7 +109,7 @@ class RowsFile:
         with atomic_write(self.path) as file:
             if is_csv:
                 fields = ("label", "index", "probability")
-                columns = [f"{field}_{_key(each)}" for each in configurations for field in fields]
+                columns = [f"{field}_{column_key(each)}" for each in configurations for field in fields]
                 file.write(csv_line(["index", "source", "label", "label_index", *columns, "model", "error"]).encode())
             for image in map(_RESULTS.decode, self._journal.records()):
                 if is_csv:
@@ -125,7 +127,8 @@ def _cells(image: ImageResult, plan: Plan) -> list[object]:
     return [image.index, image.source, classes[image.label], image.label, *cells, *missing, plan.model, image.error]
 
 
-def _key(configuration: Configuration) -> str:
+def column_key(configuration: Configuration) -> str:
+    """The end of the names of a configuration's columns in CSV."""
     return f"{configuration.backend}_{configuration.precision}_{configuration.num_views}"
 
 

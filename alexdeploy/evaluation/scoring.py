@@ -11,20 +11,24 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.metrics import Bin, Calibration, paired_difference, top_k, wilson_interval
 from alexdeploy.engines.base import Configuration
+from alexdeploy.evaluation.precision_recall import Curve, PrecisionRecall, levels_of
 
 NUM_WORST = 10
+_NUM_CURVES = 3
+"""Classes with the lowest average precision that have a curve, and as many with the highest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
     """The top class of one image in one configuration. `probability` is the shortest number identifying the float32.
 
-    `is_in_top5`: the image's label is among the top five.
+    `is_in_top5`: the image's label is among the top five. `levels`: see `precision_recall.levels_of`.
     """
 
     label: int
     probability: float
     is_in_top5: bool
+    levels: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,16 +44,35 @@ class ErrorRate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassScore:
-    """The images of one class, and how many of them were misclassified or unreadable."""
+    """The images of one class, and how many of them were misclassified or unreadable.
+
+    `num_answers` images, of any class, got it as the answer. `precision` is the share of these that are of the class,
+    None if there are none; `recall` the share of its images with this answer; `f1` their harmonic mean.
+    """
 
     index: int
     name: str
     num_images: int
     num_errors: int
+    num_answers: int
+    precision: float | None
+    recall: float
+    f1: float
+    average_precision: float
 
     @property
     def error_percent(self) -> float:
         return 100 * self.num_errors / self.num_images
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Averages:
+    """Means over the classes that have images; a class that is never the answer has precision 0 in them."""
+
+    precision: float
+    recall: float
+    f1: float
+    average_precision: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +119,9 @@ class Score:
     """The figures of one configuration.
 
     `calibration_error` (0 to 1), `reliability` and `confusion` cover the readable images, everything else covers all.
-    `seconds` is the time in the engine alone. `artifact` is the SHA-256 of the graph or weights on disk.
+    `seconds` is the time in the engine alone. `artifact` is the SHA-256 of the graph or weights on disk. `averages` are
+    None without readable images. `curves` of precision against recall are the averages "micro" and "macro", then the
+    classes with the lowest and those with the highest average precision.
     """
 
     configuration: Configuration
@@ -109,6 +134,8 @@ class Score:
     versus: Comparison | None
     worst_classes: tuple[ClassScore, ...]
     classes: tuple[ClassScore, ...]
+    averages: Averages | None
+    curves: tuple[Curve, ...]
     confusion: tuple[Confusion, ...]
     reliability: tuple[Bin, ...]
 
@@ -121,6 +148,7 @@ class Tally:
         self._rights = np.zeros(num_classes, np.int64)
         self._top5_rights = 0
         self._calibration = Calibration()
+        self._precision_recall = PrecisionRecall(num_classes)
         self._confusion: Counter[tuple[int, int]] = Counter()
         # Compared with the base: images right in both, then the changes, by class.
         self._both_right = 0
@@ -145,6 +173,7 @@ class Tally:
         self._rights[label] += right
         self._top5_rights += answer.is_in_top5
         self._calibration.add(answer.probability, right=right)
+        self._precision_recall.add(label, answer.levels)
         self._confusion[label, answer.label] += 1
         if base is not None:
             self._compare(label, answer.label, base.label)
@@ -171,11 +200,7 @@ class Tally:
     ) -> Score:
         """The figures so far. `seconds` is the time for `num_timed` images, by default all readable ones."""
         num_images, num_run = int(self._images.sum()), sum(self._confusion.values())
-        classes = tuple(
-            ClassScore(index=i, name=names[i], num_images=int(count), num_errors=int(count - self._rights[i]))
-            for i, count in enumerate(self._images)
-            if count
-        )
+        classes = self._classes(names)
         worst = sorted((c for c in classes if c.num_errors), key=lambda c: (-c.error_percent, c.name, c.index))
         return Score(
             configuration=configuration,
@@ -188,12 +213,41 @@ class Tally:
             versus=None if base is None else self._comparison(names, base),
             worst_classes=tuple(worst[:NUM_WORST]),
             classes=classes,
+            averages=_averages(classes) if num_run else None,
+            curves=self._curves(classes) if num_run else (),
             confusion=tuple(
                 Confusion(true=true, predicted=predicted, count=count)
                 for (true, predicted), count in sorted(self._confusion.items())
             ),
             reliability=self._calibration.bins(),
         )
+
+    def _classes(self, names: Sequence[str]) -> tuple[ClassScore, ...]:
+        answers = np.zeros(len(names), np.int64)
+        for (_, predicted), count in self._confusion.items():
+            answers[predicted] += count
+        found = self._precision_recall.average_precisions(self._images)
+        return tuple(
+            ClassScore(
+                index=i,
+                name=names[i],
+                num_images=int(self._images[i]),
+                num_errors=int(self._images[i] - self._rights[i]),
+                num_answers=int(answers[i]),
+                precision=float(self._rights[i] / answers[i]) if answers[i] else None,
+                recall=float(self._rights[i] / self._images[i]),
+                f1=float(2 * self._rights[i] / (self._images[i] + answers[i])),
+                average_precision=float(found[i]),
+            )
+            for i in np.flatnonzero(self._images).tolist()
+        )
+
+    def _curves(self, classes: Sequence[ClassScore]) -> tuple[Curve, ...]:
+        ordered = sorted(classes, key=lambda row: (row.average_precision, row.index))
+        shown = ordered if len(ordered) <= 2 * _NUM_CURVES else [*ordered[:_NUM_CURVES], *ordered[-_NUM_CURVES:]]
+        found = self._precision_recall
+        own = (found.curve(row.index, row.name, row.num_images) for row in shown)
+        return (*found.averages(self._images), *own)
 
     def _comparison(self, names: Sequence[str], base: Configuration) -> Comparison:
         changes = (self._right_to_wrong, self._wrong_to_right, self._wrong_to_wrong)
@@ -224,12 +278,26 @@ class Tally:
         )
 
 
+def _averages(classes: Sequence[ClassScore]) -> Averages:
+    return Averages(
+        precision=float(np.mean([row.precision or 0.0 for row in classes])),
+        recall=float(np.mean([row.recall for row in classes])),
+        f1=float(np.mean([row.f1 for row in classes])),
+        average_precision=float(np.mean([row.average_precision for row in classes])),
+    )
+
+
 def answer_of(label: int, probabilities: NDArray[np.float32]) -> Answer:
     """The answer given by probabilities [C] for an image of the class `label`."""
     best = top_k(probabilities[None], 5)[0]
     # str() of a float32 is the shortest text that identifies it.
     probability = float(str(probabilities[best[0]]))
-    return Answer(label=int(best[0]), probability=probability, is_in_top5=bool(label in best))
+    return Answer(
+        label=int(best[0]),
+        probability=probability,
+        is_in_top5=bool(label in best),
+        levels=levels_of(probabilities),
+    )
 
 
 def error_rate(num_errors: int, num_images: int) -> ErrorRate:

@@ -81,7 +81,7 @@ th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; wh
 td { overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   /* A plot is scrolled rather than shrunk until nobody can read it; names break between letters only on wide pages. */
-  figure svg { max-width: 34rem; }
+  .scroll > svg { max-width: 34rem; }
   td { overflow-wrap: break-word; min-width: 4.5rem; }
 }
 @media (prefers-color-scheme: dark) {
@@ -90,7 +90,7 @@ td { overflow-wrap: anywhere; }
   figcaption, .note, .file { color: #b4b8be; }
   /* Black ink becomes white and hues stay. Pictures in a figure keep their colours, on white paper. */
   .plot svg { filter: invert(1) hue-rotate(180deg); }
-  .paper svg { background: #fff; border-radius: 6px; }
+  figure:not(.plot) svg { background: #fff; border-radius: 6px; }
 }
 """
 # Columns are sorted by the attribute data-value of a cell or by its text, numerically where all of them are numbers. A
@@ -131,11 +131,24 @@ def check_page_path(path: Path, option: str = "--html", *, has_figures: bool = T
 
     Call it before any costly work.
     """
-    if has_figures and importlib.util.find_spec("matplotlib") is None:
-        raise missing_package("matplotlib", "an HTML report", "report")
+    if has_figures:
+        _check_matplotlib("an HTML report")
     check_output(path)
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder; expected a file")
+
+
+def check_plots_folder(path: Path, option: str = "--plots") -> None:
+    """Raise UsageError if no plots could be written to the folder `path`, the value of `option`."""
+    _check_matplotlib("plots")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{option} {path} is a file; expected a folder")
+    check_output(path / "x.png")
+
+
+def _check_matplotlib(purpose: str) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise missing_package("matplotlib", purpose, "report")
 
 
 def write_page(path: Path, title: str, parts: Sequence[str], *, style: str = "", script: str = "") -> None:

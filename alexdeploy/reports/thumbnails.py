@@ -32,7 +32,7 @@ def picture(data: bytes, *, name: str, kind: str = "jpeg", size: int | None = No
     """An `img` element that contains the file `data` of a PNG or JPEG; `name` is its text alternative."""
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     sides = "" if size is None else f' width="{size}" height="{size}"'
-    return f'<img src="{uri}" alt="{text(name)}" title="{text(name)}"{sides} loading="lazy">'
+    return f'<img src="{uri}" alt="{text(name)}" title="{text(name)}"{sides}>'
 
 
 def gallery(cards: Sequence[str]) -> str:

@@ -169,6 +169,7 @@ def test_what_an_agreement_on_few_images_means_is_told(run: Run) -> None:
         (("--batch-size", ""), "--batch-size : expected numbers"),
         (("--views", "3"), "--views 3: found '3', expected any of 1, 5, 10"),
         (("--html", "models"), "--html models is a folder; expected a file"),
+        (("--plots", "models"), "--plots models is a folder that is not empty"),
         (("--html", "models/tiny/spec.json"), "--html models/tiny/spec.json exists already"),
         (("--seconds", "inf"), "seconds is inf; expected a finite number"),
         (("--precision", "fp8"), "expected any of fp32, fp16, bf16, int8"),
@@ -183,11 +184,14 @@ def test_a_wrong_option_is_a_usage_error(run: Run, words: tuple[str, ...], messa
 
 def test_the_page_needs_nothing_from_elsewhere_and_has_every_plot(run: Run, workplace: Path) -> None:
     pytest.importorskip("matplotlib")
-    result = run("tiny", *QUICK, "--views", "10", "--batch-size", "1,2", "--html", "page.html")
+    result = run("tiny", *QUICK, "--views", "10", "--batch-size", "1,2", "--html", "page.html", "--plots", "plots")
     assert result.exit_code == 0
-    assert result.stderr.endswith("wrote page.html\n")
+    assert result.stderr.endswith("wrote page.html\nwrote plots\n")
+    assert sorted(path.suffix for path in Path("plots").iterdir()) == [*[".png"] * 4, *[".svg"] * 4]
     text = (workplace / "page.html").read_text(encoding="utf-8")
-    figures = re.findall(r'<figure role="img" aria-label="(.+?)">\n(<svg.*?</svg>)', text, re.S)
+    figures = re.findall(
+        r'<figure role="img" aria-label="(.+?)" class="plot">\n<div class="scroll">(<svg.*?</svg>)', text, re.S
+    )
     assert [title for title, _ in figures] == [
         "Throughput against batch",
         "Latency of a batch",

@@ -20,7 +20,8 @@ from PIL import Image
 from program import Run, run_and_signal
 
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.evaluation.evaluate import EvaluateOptions, ImageResult, Plan, evaluate
+from alexdeploy.evaluation.evaluate import EvaluateOptions, evaluate
+from alexdeploy.evaluation.results import ImageResult, Plan
 from alexdeploy.evaluation.rows import RowsFile
 
 
@@ -195,6 +196,8 @@ def test_quiet_says_nothing_on_stderr_and_json_one_document_on_stdout(run: Run) 
         (("--precision", "int8"), 4, "--int8"),
         (("--output", "rows.parquet"), 2, "known are .jsonl, .csv"),
         (("--html", "data"), 2, "is a folder"),
+        (("--plots", "data"), 2, "--plots data is a folder that is not empty"),
+        (("--plots", "models/tiny/spec.json"), 2, "spec.json is a file; expected a folder"),
         (("--model", "none"), 2, "no model at none"),
         (("--labels", "none.txt"), 2, "none.txt does not exist"),
     ],
@@ -225,6 +228,14 @@ def test_an_html_report_without_matplotlib_is_refused_before_anything_runs(
     assert (result.exit_code, result.stdout) == (2, "")
     assert "pip install 'alexdeploy[report]'" in result.stderr
     assert not (workplace / "r.html").exists()
+
+
+def test_plots_are_files_without_a_page_as_well(run: Run, workplace: Path) -> None:
+    result = run("data", "--views", "1", "--plots", "plots")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (0, "wrote plots")
+    names = {path.name for path in Path("plots").iterdir()}
+    assert {"classes.csv", "confusion-matrix.png", "confusion-matrix.svg"} <= names
+    assert run("data", "--views", "1", "--plots", "plots", "--overwrite").exit_code == 0
 
 
 def test_no_plots_no_matplotlib(workplace: Path) -> None:

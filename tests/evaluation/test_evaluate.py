@@ -22,8 +22,9 @@ from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineOptions
 from alexdeploy.evaluation import evaluate as evaluate_module
-from alexdeploy.evaluation.evaluate import EvaluateOptions, Evaluation, ImageResult, Plan, evaluate
+from alexdeploy.evaluation.evaluate import EvaluateOptions, evaluate
 from alexdeploy.evaluation.multi_engine import SideBySide
+from alexdeploy.evaluation.results import Evaluation, ImageResult, Plan, document
 from alexdeploy.evaluation.rows import RowsFile, check_rows_path
 from alexdeploy.evaluation.scoring import Answer, Score, Tally
 from alexdeploy.inference import pipeline
@@ -332,15 +333,15 @@ def test_a_tally_does_not_grow_with_the_images() -> None:
 
 
 def test_the_fields_of_the_json_document_stay(tiny_model: ModelFolder, data: Path) -> None:
-    found = dataclasses.asdict(evaluate(tiny_model, data, ON_ORT))
+    found = document(evaluate(tiny_model, data, ON_ORT))
     assert list(found) == [
         *("format_version", "model", "name", "contract_sha256", "data", "labels", "num_images", "num_broken"),
-        *("num_unlabelled", "classes", "scores", "broken", "notes", "versions", "machine", "interrupted"),
+        *("num_unlabelled", "classes", "scores", "examples", "broken", "notes", "versions", "machine", "interrupted"),
     ]
     score = found["scores"][1]
     assert list(score) == [
         *("configuration", "artifact", "top1", "top5", "calibration_error", "seconds", "images_per_second"),
-        *("versus", "worst_classes", "classes", "confusion", "reliability"),
+        *("versus", "worst_classes", "classes", "averages", "curves", "confusion", "reliability"),
     ]
     assert list(score["top1"]) == ["num_errors", "num_images", "percent", "low_percent", "high_percent"]
     assert list(score["confusion"][0]) == ["true", "predicted", "count"]
@@ -348,6 +349,8 @@ def test_the_fields_of_the_json_document_stay(tiny_model: ModelFolder, data: Pat
     assert list(score["versus"])[:3] == ["base", "difference_points", "low_points"]
     assert found["contract_sha256"] == tiny_model.spec().contract_sha256
     assert {"alexdeploy", "onnxruntime", "numpy"} <= set(found["versions"])
+    assert list(score["classes"][0])[:5] == ["index", "name", "num_images", "num_errors", "num_answers"]
+    assert list(score["classes"][0])[5:] == ["precision", "recall", "f1", "average_precision"]
     json.dumps(found, allow_nan=False)
 
 

@@ -66,11 +66,13 @@ def test_training_reads_a_bucket(data: Path, bucket: type[Bucket]) -> None:
 
 
 def test_evaluation_reads_a_bucket(data: Path, bucket: type[Bucket], tiny_model: ModelFolder) -> None:
-    options = EvaluateOptions(backends=("onnxruntime",), num_views=(1,), batch_size=4)
+    options = EvaluateOptions(backends=("onnxruntime",), num_views=(1,), batch_size=4, thumbnails=True)
     local, stored = (evaluate(tiny_model, given, options, on_event=lambda event: None) for given in ("data", DATA))
     assert stored.data == DATA
     assert (stored.num_images, stored.num_broken) == (local.num_images, local.num_broken) == (20, 1)
     assert [score.top1 for score in stored.scores] == [score.top1 for score in local.scores]
+    assert stored.thumbnails == local.thumbnails
+    assert set(stored.thumbnails) == stored.examples.indices != frozenset()
 
 
 def test_calibration_reads_a_bucket(data: Path, bucket: type[Bucket], tiny_model: ModelFolder) -> None:

@@ -119,10 +119,12 @@ def test_a_packed_set_is_used_as_a_copy(bucket: type[Bucket], tiny_model: ModelF
     _upload(bucket, Path("packed"), "packed")
     url = "fault://b/packed"
     assert copy_packed("fault://b/data") is None
-    options = EvaluateOptions(backends=("onnxruntime",), num_views=(1,))
+    options = EvaluateOptions(backends=("onnxruntime",), num_views=(1,), thumbnails=True)
     local, stored = (evaluate(tiny_model, data, options, on_event=lambda event: None) for data in ("packed", url))
     assert (stored.data, stored.num_images) == (f"{url}/val", 6)
     assert [score.top1 for score in stored.scores] == [score.top1 for score in local.scores]
+    assert stored.thumbnails == local.thumbnails
+    assert set(stored.thumbnails) == stored.examples.indices != frozenset()
     overrides = ("architecture.width=0.0625", "architecture.hidden=[512, 512]", "training.epochs=1")
     weights = []
     for name, data in (("local", "packed"), ("stored", url)):
