@@ -45,7 +45,7 @@ def inspect(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Show layers, shapes, parameters, multiply-accumulates, LRN constants, preprocessing and provenance."""
+    """Show layers, shapes, parameters, multiply-accumulates, neurons, LRN constants, preprocessing and provenance."""
     from alexdeploy.core.recipe import DEFAULT_RECIPE
     from alexdeploy.diagnosis.inspect import inspect as run_inspect
 
@@ -53,7 +53,8 @@ def inspect(
         target = str(find_one_model(target, model).path)
     found = run_inspect(target or DEFAULT_RECIPE, overrides=tuple(set_ or ()), num_classes=num_classes)
     if json:
-        output.print_json({**dataclasses.asdict(found), "parameters": found.parameters, "macs": found.macs})
+        totals = {"parameters": found.parameters, "macs": found.macs, "neurons": found.neurons}
+        output.print_json({**dataclasses.asdict(found), **totals})
     else:
         with output.page() as console:
             _print(found, console)
@@ -80,7 +81,7 @@ def _print(found: Inspection, console: Console) -> None:
             console.print("\n".join(lines), markup=False, soft_wrap=True)
 
     console.print(Text(output.printable(f"{found.kind} {found.target}"), "bold"), soft_wrap=True)
-    section("", found.facts)
+    section("", {**found.facts, "neurons": f"{found.neurons:,}" if found.neurons else None})
     if found.layers:
         console.print(_layer_table(found))
     section("LRN", found.lrn)

@@ -16,6 +16,7 @@ CONTRACT_KEY = "alexdeploy.contract_sha256"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Placement = Literal["towers", "pipeline"]
+PoolingKind = Literal["max", "average"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus", "tanh"]
 
 
@@ -50,10 +51,15 @@ class LRN:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pooling:
-    """Max pooling; `kernel` > `stride` overlaps, as in the paper (3 and 2)."""
+    """Pooling without padding, sizes rounded down; `kernel` > `stride` overlaps, as in the paper (3 and 2).
+
+    Every window lies within the map, so "average" is the sum over kernel^2, whatever counts as padding elsewhere. It is
+    the subsampling of LeNet-5 without its trained factor and bias.
+    """
 
     kernel: _Count = 3
     stride: _Count = 2
+    kind: PoolingKind = "max"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,8 +153,11 @@ class ModelSpec:
         """Hash of everything except the weights that a derived file depends on; excludes name and provenance."""
         # Convert to plain values and back, so that a mean of 110 and one of 110.0 have the same hash.
         steps = msgspec.convert(msgspec.to_builtins(self.preprocessing), Preprocessing)
-        parts = (self.architecture, steps, self.classes)
-        return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+        parts = msgspec.to_builtins((self.architecture, steps, self.classes))
+        # Earlier versions had only max pooling: their files remain valid.
+        if self.architecture is not None and self.architecture.pooling.kind == "max":
+            del parts[0]["pooling"]["kind"]
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"

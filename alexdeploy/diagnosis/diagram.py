@@ -111,7 +111,7 @@ def _words(layers: Sequence[Layer]) -> Iterator[str]:
         elif layer.kind == "lrn":
             yield "LRN per tower" if layer.groups > 1 else "LRN"
         elif layer.kind == "pool":
-            yield f"max pool {layer.kernel}×{layer.kernel} / {layer.stride}"
+            yield f"{'max' if layer.pooling == 'max' else 'mean'} pool {layer.kernel}×{layer.kernel} / {layer.stride}"
             yield f"→ {layer.output_shape[1]}×{layer.output_shape[2]}"
         elif layer.kind == "dropout":
             yield f"dropout {layer.rate:g}"

@@ -63,6 +63,10 @@ class Inspection:
     def macs(self) -> int:
         return sum(layer.macs for layer in self.layers)
 
+    @property
+    def neurons(self) -> int:
+        return sum(layer.neurons for layer in self.layers)
+
 
 def inspect(
     target: ModelFolder | str | os.PathLike[str], *, overrides: tuple[str, ...] = (), num_classes: int | None = None
@@ -292,6 +296,7 @@ def _graph_lrn(graph: graph_files.Graph) -> dict[str, Fact] | None:
 
 
 def _architecture_facts(architecture: Architecture) -> dict[str, Fact]:
+    pooling = architecture.pooling
     return {
         "input": f"3x{architecture.input}x{architecture.input}",
         "towers": architecture.towers,
@@ -299,7 +304,8 @@ def _architecture_facts(architecture: Architecture) -> dict[str, Fact]:
         "activation": architecture.activation,
         "width": architecture.width,
         "dropout": architecture.dropout,
-        "pooling": f"{architecture.pooling.kernel}x{architecture.pooling.kernel} stride {architecture.pooling.stride}",
+        "pooling": "average " * (pooling.kind == "average")
+        + f"{pooling.kernel}x{pooling.kernel} stride {pooling.stride}",
     }
 
 

@@ -18,7 +18,10 @@ from alexdeploy.network.layers import plan_layers
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerRow:
-    """One row: `output_shape` is without the batch; `parameters` and `macs` are of one view."""
+    """One row: `output_shape` is without the batch; `parameters`, `macs` and `neurons` are of one view.
+
+    Neurons are the outputs of a layer with weights, as the paper counts its 650,000; the input is none of them.
+    """
 
     name: str
     kind: str
@@ -26,6 +29,7 @@ class LayerRow:
     detail: str = ""
     parameters: int = 0
     macs: int = 0
+    neurons: int = 0
 
 
 def planned_layers(architecture: Architecture, num_classes: int) -> tuple[LayerRow, ...]:
@@ -38,7 +42,7 @@ def planned_layers(architecture: Architecture, num_classes: int) -> tuple[LayerR
                 detail += "" if value == usual else f" {word} {value}"
             detail += "" if layer.groups == 1 else f" groups {layer.groups}"
         elif layer.kind == "pool":
-            detail = f"{layer.kernel}x{layer.kernel} stride {layer.stride}"
+            detail = "average " * (layer.pooling == "average") + f"{layer.kernel}x{layer.kernel} stride {layer.stride}"
         elif layer.kind == "lrn":
             detail = "within each tower" if layer.groups > 1 else ""
         elif layer.kind == "activation":
@@ -53,6 +57,7 @@ def planned_layers(architecture: Architecture, num_classes: int) -> tuple[LayerR
                 detail=detail,
                 parameters=layer.num_parameters,
                 macs=layer.macs,
+                neurons=layer.num_neurons,
             )
         )
     return tuple(rows)
@@ -82,6 +87,7 @@ def graph_layers(model: onnx.ModelProto) -> tuple[LayerRow, ...]:
                 detail="weight " + "x".join(map(str, owned[0])) if owned else "",
                 parameters=sum(math.prod(shape) for shape in owned),
                 macs=0 if kernel is None else node_macs(node, kernel, output),
+                neurons=0 if kernel is None else math.prod(size for size in output[1:] if isinstance(size, int)),
             )
         )
     return tuple(rows)

@@ -25,7 +25,8 @@ from alexdeploy.network.weights import Weights
 _IR_VERSION = 8
 """The IR version that goes with opset 17; older readers refuse a newer one."""
 
-_OP_TYPES = {"Conv": "conv", "LRN": "lrn", "MaxPool": "pool", "Gemm": "fc", "Reshape": "flatten"}
+_OP_TYPES = {"conv": "Conv", "lrn": "LRN", "fc": "Gemm", "flatten": "Reshape"}
+_POOLS = {"max": "MaxPool", "average": "AveragePool"}
 
 
 def export_network(
@@ -121,7 +122,8 @@ def _node_names(layer: Layer, rest: list[NodeProto]) -> Sequence[tuple[str, tupl
         return []
     if layer.kind == "activation":
         # SiLU, ELU and the like are several nodes at opset 17: all nodes up to the next layer's.
-        length = next((i for i, node in enumerate(rest) if node.op_type in _OP_TYPES), len(rest))
+        ends = (*_OP_TYPES.values(), *_POOLS.values())
+        length = next((i for i, node in enumerate(rest) if node.op_type in ends), len(rest))
         return [(f"{layer.name}_{i}", ()) for i in range(1, length)] + [(layer.name, ())]
     if layer.kind == "lrn" and layer.groups > 1:
         return [
@@ -129,7 +131,7 @@ def _node_names(layer: Layer, rest: list[NodeProto]) -> Sequence[tuple[str, tupl
             (layer.name, ("LRN",)),
             (f"{layer.name}_merge", ("Reshape",)),
         ]
-    return [(layer.name, (op_type,)) for op_type, kind in _OP_TYPES.items() if kind == layer.kind]
+    return [(layer.name, (_POOLS[layer.pooling] if layer.kind == "pool" else _OP_TYPES[layer.kind],))]
 
 
 def _rename_tensors(model: ModelProto) -> None:

@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from alexdeploy.graphs.edit import attribute, prune, set_nodes
 
 _TOWERS = 2
-_BY_CHANNEL = ("MaxPool", "Cast")
+_BY_CHANNEL = ("AveragePool", "MaxPool", "Cast")
 _INSIDE_FOLDS = ("LRN", "Cast", "QuantizeLinear", "DequantizeLinear")
 _ELEMENTWISE = (
     "Relu",

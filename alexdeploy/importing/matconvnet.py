@@ -181,8 +181,9 @@ def _convolution(
 
 def _pooling(layer: Mapping[str, Any], size: int, where: str) -> tuple[parse.Pooling, int]:
     """The layer, and the side of its output."""
-    if layer.get("method", "max") != "max":
-        raise ModelError(f"{where} pools by {layer['method']}; expected max")
+    method = layer.get("method", "max")
+    if method not in ("max", "avg"):
+        raise ModelError(f"{where} pools by {method}; expected max or avg")
     kernel, stride = _same(layer, "pool", 0, where), _same(layer, "stride", 1, where)
     # Rows above, below, columns left, right: Caffe's rounding up is padding below and on the right.
     padding = _numbers(layer.get("pad", np.zeros(1)))
@@ -193,7 +194,10 @@ def _pooling(layer: Mapping[str, Any], size: int, where: str) -> tuple[parse.Poo
         )
     num_windows = (size + int(after[0]) - kernel) // stride + 1
     rounds_up = num_windows > (size - kernel) // stride + 1
-    return parse.Pooling(kernel=kernel, stride=stride, rounds_up=rounds_up), num_windows
+    return (
+        parse.Pooling(kernel=kernel, stride=stride, rounds_up=rounds_up, is_average=method == "avg"),
+        num_windows,
+    )
 
 
 def _elementwise(type_: str, layer: Mapping[str, Any], where: str) -> parse.Parameters | None:

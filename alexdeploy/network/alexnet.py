@@ -86,7 +86,8 @@ def make_module(layer: Layer) -> nn.Module:
         assert layer.lrn is not None
         return LocalResponseNorm(layer.lrn, towers=layer.groups)
     if layer.kind == "pool":
-        return nn.MaxPool2d(layer.kernel, layer.stride)
+        pool = nn.MaxPool2d if layer.pooling == "max" else nn.AvgPool2d
+        return pool(layer.kernel, layer.stride)
     if layer.kind == "fc":
         return nn.Linear(layer.inputs, layer.outputs)
     if layer.kind == "flatten":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alexdeploy.core.errors import RecipeError
-from alexdeploy.core.spec import LRN, Activation, Architecture, Pooling
+from alexdeploy.core.spec import LRN, Activation, Architecture, Pooling, PoolingKind
 
 _CHANNEL_STEP = 8
 """Scaled widths are multiples of this: each of two towers then has a multiple of 4 maps, which INT8 kernels need."""
@@ -31,6 +31,7 @@ class Layer:
     groups: int = 1
     activation: Activation = "relu"
     lrn: LRN | None = None
+    pooling: PoolingKind = "max"
     rate: float = 0.0
 
     @property
@@ -50,6 +51,11 @@ class Layer:
     @property
     def num_parameters(self) -> int:
         return 0 if self.weight_shape is None else math.prod(self.weight_shape) + self.outputs
+
+    @property
+    def num_neurons(self) -> int:
+        """Outputs of a layer with weights, as the paper counts its 650,000; 0 for the others."""
+        return 0 if self.weight_shape is None else math.prod(self.output_shape)
 
     @property
     def macs(self) -> int:
@@ -130,6 +136,7 @@ def _pool(index: int, channels: int, size: int, pooling: Pooling) -> Layer:
         output_shape=(channels, size, size),
         kernel=pooling.kernel,
         stride=pooling.stride,
+        pooling=pooling.kind,
     )
 
 

@@ -38,7 +38,8 @@ def _apply(layer: Layer, weights: Mapping[str, NDArray[np.floating]], x: Array) 
         assert layer.lrn is not None
         return np.concatenate([lrn(half, layer.lrn) for half in np.split(x, layer.groups, axis=1)], axis=1)
     if layer.kind == "pool":
-        pooled: Array = _windows(x, layer.kernel, layer.stride).max(axis=(4, 5))
+        windows = _windows(x, layer.kernel, layer.stride)
+        pooled: Array = windows.max(axis=(4, 5)) if layer.pooling == "max" else windows.mean(axis=(4, 5))
         return pooled
     if layer.kind == "flatten":
         return x.reshape(len(x), -1)

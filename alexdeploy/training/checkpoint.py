@@ -16,6 +16,7 @@ from alexdeploy.core.files import atomic_write
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import decode_json, open_regular
 from alexdeploy.core.recipe import Recipe, Training
+from alexdeploy.core.spec import Pooling
 from alexdeploy.training.data import TrainingData
 from alexdeploy.training.events import EpochRecord
 from alexdeploy.training.kernels import write_kernels
@@ -166,7 +167,8 @@ def find_checkpoint(folder: ModelFolder, identity: Identity, *, resume: bool, ov
 def check_same_run(found: Identity, asked: Identity) -> None:
     """Raise UsageError naming what differs between a checkpoint and the requested run."""
     # A checkpoint of an earlier version lacks newer options; they were off.
-    before = _flatten(msgspec.to_builtins(Training()), "training.") | found.recipe
+    newer = _flatten(msgspec.to_builtins(Training()), "training.") | {"architecture.pooling.kind": Pooling().kind}
+    before = newer | found.recipe
     changes = [
         f"{key} was {before.get(key)!r}, now {asked.recipe.get(key)!r}"
         for key in sorted(before.keys() | asked.recipe.keys())

@@ -35,6 +35,7 @@ def test_json_has_the_papers_totals(run: Run) -> None:
     found = strict_json(result.stdout)
     assert found["parameters"] == 60_965_224
     assert found["macs"] == 724_406_816
+    assert found["neurons"] == sum(layer["neurons"] for layer in found["layers"]) == 659_272
     assert found["kind"] == "recipe"
     assert sum(layer["parameters"] for layer in found["layers"]) == 60_965_224
 
@@ -45,7 +46,10 @@ def test_the_default_is_alexnet_with_1000_classes(run: Run) -> None:
 
 def test_json_of_a_model_a_graph_and_weights_agree(run: Run, tiny_model: ModelFolder) -> None:
     targets = (tiny_model.path, tiny_model.onnx_path(), tiny_model.onnx_path("fp16"), tiny_model.weights_path)
-    assert len({strict_json(run(target, "--json").stdout)["parameters"] for target in targets}) == 1
+    found = [strict_json(run(target, "--json").stdout) for target in targets]
+    assert len({each["parameters"] for each in found}) == 1
+    # Weights alone do not say how large the maps are.
+    assert [each["neurons"] for each in found] == [found[0]["neurons"]] * 3 + [0]
 
 
 def test_a_number_that_is_not_finite_is_null_in_json(run: Run) -> None:
@@ -71,6 +75,7 @@ def test_a_recipe_fits_80_columns_with_a_line_for_each_layer(
 def test_the_table_reads_as_it_should(run: Run) -> None:
     lines = run("alexnet").stdout.splitlines()
     assert lines[0] == "recipe alexnet"
+    assert "  neurons      659,272" in lines
     assert "conv1    conv        96x55x55       34,944  105,415,200  11x11 stride 4" in lines
     assert "norm1    lrn         96x55x55                            within each tower" in lines
     assert "total                           60,965,224  724,406,816" in lines

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import resource
@@ -12,6 +13,7 @@ from alexdeploy.core.cache import limit_folder
 from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError, UsageError
 from alexdeploy.core.files import atomic_write, is_name_too_long, sha256_file
 from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder, find_model
+from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 
 
@@ -34,6 +36,21 @@ def test_the_contract_changes_with_preprocessing_and_classes_but_not_with_name_o
         spec.contract_sha256
         != ModelSpec(name="tiny", classes=("dog", "cat"), preprocessing=Preprocessing()).contract_sha256
     )
+
+
+def test_a_spec_from_before_pooling_had_a_kind_is_that_of_max_pooling(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path)
+    spec = ModelSpec(
+        name="t", classes=("a", "b"), preprocessing=Preprocessing(), architecture=load_recipe("alexnet").architecture
+    )
+    before = spec.to_json().replace(b',\n      "kind": "max"', b"")
+    assert b"max" not in before
+    folder.spec_path.write_bytes(before)
+    assert folder.spec() == spec
+    # As version 0.1.0 before it wrote it into the files that are derived from a spec.
+    assert spec.contract_sha256 == "41d39dc6c605a02905e2eaba35c7b6121b42dcdcf4ac2a2999912bc48a6ecebb"
+    average = load_recipe("alexnet", ["architecture.pooling.kind=average"]).architecture
+    assert dataclasses.replace(spec, architecture=average).contract_sha256 != spec.contract_sha256
 
 
 def fill(folder: ModelFolder, *names: str) -> None:

@@ -197,6 +197,7 @@ def test_the_drawing_of_the_paper_has_its_towers_shapes_and_crossings() -> None:
     [
         ("one-tower", (), ["96 × 55×55", "4096"], 0),
         ("torchvision", (), ["64 × 55×55", "9216"], 0),
+        ("alexnet", ("architecture.pooling.kind=average",), ["mean pool 3×3 / 2"], 6),
         ("alexnet", ("architecture.remove=['conv3']",), ["192 × 13×13"], 4),
         ("alexnet", ("architecture.hidden=[]",), ["128 × 13×13", "1000"], 2),
         ("alexnet", ("architecture.hidden=[99]",), ["99"], 2),

@@ -227,6 +227,16 @@ def test_int8_answers_as_in_onnx_runtime(
     _check_answers(quantized(recipe, *overrides), num_views)
 
 
+def test_int8_with_average_pooling_answers_as_in_onnx_runtime(quantized: Callable[..., ModelFolder]) -> None:
+    folder = quantized("alexnet", "architecture.pooling.kind=average")
+    graph = onnx.load(folder.onnx_path("int8")).graph
+    # Pooled in float, and quantized for the layer that reads it: a mean of INT8 values would be rounded twice.
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    pools = [node for node in graph.node if node.op_type == "AveragePool"]
+    assert [made_by[node.input[0]] for node in pools] == ["Reshape", "Reshape", "Relu"]
+    _check_answers(folder, 1)
+
+
 @pytest.mark.parametrize("num_views", [1, 10])
 @pytest.mark.parametrize("recipe", ["alexnet", "caffenet", "torchvision"])
 def test_bfloat16_between_int8_layers_does_not_reach_the_pixels_before_the_first(

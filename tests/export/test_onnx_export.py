@@ -62,6 +62,18 @@ def test_every_activation_keeps_the_layers_names(exported: Callable[..., ModelFo
     assert {"relu1", "norm1", "pool1", "relu7"} <= {node.name for node in model.graph.node}
 
 
+def test_average_pooling_is_one_node_that_no_runtime_can_pad(exported: Callable[..., ModelFolder]) -> None:
+    model = onnx.load(exported("alexnet", "architecture.pooling.kind=average").onnx_path())
+    pools = [node for node in model.graph.node if node.op_type == "AveragePool"]
+    assert [node.name for node in pools] == ["pool1", "pool2", "pool5"]
+    for node in pools:
+        found = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        assert (found["kernel_shape"], found["strides"]) == ([3, 3], [2, 2])
+        # Without padding and rounded down, count_include_pad has nothing to count.
+        assert found.get("pads", [0] * 4) == [0] * 4
+        assert (found.get("ceil_mode", 0), found.get("auto_pad", b"NOTSET")) == (0, b"NOTSET")
+
+
 def test_the_file_holds_the_weights_bit_for_bit_and_says_what_it_was_made_from(tiny_model: ModelFolder) -> None:
     model = onnx.load(tiny_model.onnx_path())
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}

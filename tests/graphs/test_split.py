@@ -98,6 +98,7 @@ def test_a_pipeline_has_the_convolutions_on_one_device_and_the_other_layers_on_t
         (("architecture.activation=gelu",), "pool2 pool5 relu6 relu7"),
         (("architecture.activation=softplus",), "pool2 pool5 relu6 relu7"),
         (("architecture.activation=elu",), "pool2 pool5 relu6 relu7"),
+        (("architecture.pooling.kind=average",), "pool2 pool5 relu6 relu7"),
         (("architecture.remove=['conv3']",), "pool5 relu6 relu7"),
         (("architecture.remove=['conv4', 'conv5']",), "pool2 pool5 relu6 relu7"),
         (("architecture.remove=['conv2', 'conv4', 'conv5']",), "pool2 pool5 relu6 relu7"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,10 @@ def matconvnet(variables: dict[str, Any], image: np.ndarray) -> np.ndarray:
         elif layer["type"] == "relu":
             x = np.maximum(x, 0)
         elif layer["type"] == "pool":
+            reduce = partial(np.mean if layer["method"] == "avg" else np.max, axis=(0, 1))
             x = np.stack(
                 [
-                    [x[2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max(axis=(0, 1)) for j in range((x.shape[1] - 3) // 2 + 1)]
+                    [reduce(x[2 * i : 2 * i + 3, 2 * j : 2 * j + 3]) for j in range((x.shape[1] - 3) // 2 + 1)]
                     for i in range((x.shape[0] - 3) // 2 + 1)
                 ]
             )
@@ -97,19 +99,28 @@ def conv(x: np.ndarray, kernels: np.ndarray, biases: np.ndarray, stride: int, pa
 
 
 @pytest.mark.parametrize(
-    ("form", "tidy", "pool_first"),
-    [("v5", False, False), ("v7", True, False), ("v7.3", True, False), ("v7.3 compressed", False, True)],
+    ("form", "tidy", "pool_first", "method"),
+    [
+        ("v5", False, False, "max"),
+        ("v7", True, False, "avg"),
+        ("v7.3", True, False, "max"),
+        ("v7.3 compressed", False, True, "max"),
+    ],
 )
 def test_a_network_gives_its_own_scores_for_the_centre_view(
-    tmp_path: Path, folder: ModelFolder, form: str, tidy: bool, pool_first: bool
+    tmp_path: Path, folder: ModelFolder, form: str, tidy: bool, pool_first: bool, method: str
 ) -> None:
     variables = files.network(WEIGHTS, tidy=tidy, pool_first=pool_first)
+    for layer in variables["layers"].ravel():
+        if layer["type"] == "pool":
+            layer["method"] = method
     warnings = imported(tmp_path, folder, FORMATS[form](variables))
     spec = folder.spec()
     steps, architecture = spec.preprocessing, spec.architecture
     assert (steps.channels, steps.resize, steps.scale, steps.crop) == ("rgb", "warp", 1.0, 227)
     assert architecture is not None
     assert (architecture.towers, architecture.order) == (2, "pool-lrn" if pool_first else "lrn-pool")
+    assert architecture.pooling.kind == {"max": "max", "avg": "average"}[method]
     assert architecture.lrn is not None
     assert (architecture.lrn.size, architecture.lrn.alpha, architecture.lrn.k) == (5, 1e-4, 1.0)
     assert spec.classes[0] == "n00440764 tench, Tinca tinca"
@@ -173,7 +184,7 @@ def changed(name: str, **fields: Any) -> dict[str, Any]:
         ({"data": np.zeros((3, 3))}, "contains no MatConvNet network: expected a cell array `layers`"),
         ({"layers": files.cell({"type": "dagnn.Conv"}), "params": files.cell({"name": "f"})}, "is a DagNN network"),
         (changed("conv3", type="bnorm"), "conv3 is of type bnorm, which no AlexNet has"),
-        (changed("pool1", method="avg"), "pool1 pools by avg; expected max"),
+        (changed("pool1", method="sum"), "pool1 pools by sum; expected max or avg"),
         (changed("pool1", pad=files.row(1, 1, 1, 1)), "pool1 pools 3 pixels with padding [1.0, 1.0, 1.0, 1.0]"),
         (changed("conv2", stride=files.row(1, 2)), "conv2 has stride [1.0, 2.0]; expected the same whole number"),
         (changed("conv2", dilate=files.row(2, 2)), "conv2 is dilated"),

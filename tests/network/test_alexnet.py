@@ -7,7 +7,8 @@ from helpers import TINY
 
 from alexdeploy.core.recipe import Init, list_recipes, load_recipe
 from alexdeploy.network import reference
-from alexdeploy.network.alexnet import AlexNet, initialize
+from alexdeploy.network.alexnet import AlexNet, initialize, make_module
+from alexdeploy.network.layers import Layer
 
 ACTIVATIONS = ["relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus", "tanh"]
 
@@ -36,6 +37,24 @@ def test_every_activation_equals_numpy_float64(activation: str) -> None:
     errors = _relative_errors(AlexNet(load_recipe("alexnet", overrides).architecture, 7))
     # tanh squeezes conv1's outputs of about 30 into [-1, 1]: conv1's 1e-6 of 30 is 3e-5 of the new scale.
     assert max(errors.values()) < 1e-4, errors
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_average_pooling_equals_numpy_float64(overlap: bool) -> None:
+    torch.manual_seed(0)
+    sides = () if overlap else ("architecture.pooling.kernel=2",)
+    overrides = [*TINY, "architecture.pooling.kind=average", *sides]
+    errors = _relative_errors(AlexNet(load_recipe("alexnet", overrides).architecture, 7))
+    assert max(errors.values()) < 1e-5, errors
+
+
+def test_an_average_is_that_of_whole_windows_without_a_border() -> None:
+    layer = Layer(kind="pool", name="pool1", output_shape=(1, 1, 1), kernel=3, stride=2, pooling="average")
+    maps = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    # Rounded down: one window of the nine values at the top left, 0 to 2, 4 to 6 and 8 to 10.
+    assert make_module(layer)(torch.from_numpy(maps)).flatten().tolist() == [5.0]
+    ((_, found),) = reference.forward((layer,), {}, maps)
+    assert found.ravel().tolist() == [5.0]
 
 
 def test_the_first_weights_are_those_of_the_paper() -> None:

@@ -24,6 +24,14 @@ def test_parameters_and_macs_are_the_published_ones(recipe: str, parameters: int
     assert sum(layer.macs for layer in plan) == macs
 
 
+def test_the_neurons_are_those_of_the_paper() -> None:
+    plan = plan_layers(load_recipe("alexnet").architecture, 1000)
+    found = [layer.num_neurons for layer in plan if layer.num_neurons]
+    # Figure 2 of the paper gives 253,440 for the first; 96 maps of 55x55 are 290,400.
+    assert found == [290_400, 186_624, 64_896, 64_896, 43_264, 4_096, 4_096, 1_000]
+    assert sum(found) == 659_272
+
+
 @pytest.mark.parametrize("recipe", list_recipes())
 def test_the_module_holds_as_many_parameters_as_the_plan(recipe: str) -> None:
     architecture = load_recipe(recipe).architecture

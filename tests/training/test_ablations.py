@@ -51,6 +51,9 @@ ABLATIONS = {
     "pooling without overlap": Ablation(
         ("architecture.pooling.kernel=2", "architecture.pooling.stride=2"), PAPERS, _WHOLE
     ),
+    "average pooling": Ablation(
+        ("architecture.pooling.kind=average",), PAPERS, _WHOLE - Counter(MaxPool=3) + Counter(AveragePool=3)
+    ),
     # conv2, conv4 and conv5 see twice the maps: 256 x 48 x 25, 384 x 192 x 9 and 256 x 192 x 9 weights more.
     "one tower": Ablation(
         ("architecture.towers=1",), PAPERS + 307_200 + 663_552 + 442_368, _WHOLE - Counter(Reshape=4)

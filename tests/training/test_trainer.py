@@ -380,12 +380,19 @@ def test_resuming_where_nothing_is_says_so_and_begins(folder, tiny_data):
     assert note not in notes
 
 
-def test_a_checkpoint_from_before_an_option_goes_on_where_that_is_off():
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("training.label_smoothing=0.1", r"training\.label_smoothing was 0\.0, now 0\.1"),
+        ("architecture.pooling.kind=average", r"architecture\.pooling\.kind was 'max', now 'average'"),
+    ],
+)
+def test_a_checkpoint_from_before_an_option_goes_on_where_that_is_off(change, told):
     identity = describe_run(tiny_recipe(), EMPTY)
-    older = {key: value for key, value in identity.recipe.items() if key != "training.label_smoothing"}
+    older = {key: value for key, value in identity.recipe.items() if key != change.partition("=")[0]}
     check_same_run(dataclasses.replace(identity, recipe=older), identity)
-    changed = describe_run(tiny_recipe("training.label_smoothing=0.1"), EMPTY)
-    with pytest.raises(UsageError, match=r"training\.label_smoothing was 0\.0, now 0\.1"):
+    changed = describe_run(tiny_recipe(change), EMPTY)
+    with pytest.raises(UsageError, match=told):
         check_same_run(dataclasses.replace(identity, recipe=older), changed)
 
 

@@ -269,7 +269,8 @@ def _one(type_: str, blocks: list[_Block], source: str) -> CaffeLayer | None:
 
 def _pooling(layer: CaffeLayer) -> Pooling:
     assert isinstance(layer.parameters, parse.Pooling)
-    return Pooling(kernel=layer.parameters.kernel, stride=layer.parameters.stride)
+    found = layer.parameters
+    return Pooling(kernel=found.kernel, stride=found.stride, kind="average" if found.is_average else "max")
 
 
 def _lrn(layer: CaffeLayer, source: str) -> LRN:

@@ -48,11 +48,15 @@ class InnerProduct:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pooling:
-    """Max pooling. `rounds_up`: a last window that begins inside the image counts even if it extends beyond it."""
+    """`rounds_up`: a last window that begins inside the image counts even if it extends beyond it.
+
+    The average of such a window is that of the part inside the image.
+    """
 
     kernel: int
     stride: int
     rounds_up: bool
+    is_average: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,15 +215,17 @@ def _inner_product(found: Message, where: str) -> InnerProduct:
 
 
 def _pooling(found: Message, where: str) -> Pooling:
-    if method := found.integer(1):
-        word = {1: "AVE", 2: "STOCHASTIC"}.get(method, f"method {method}")
-        raise ModelError(f"{where} pools by {word}; only MAX is supported")
+    method = found.integer(1)
+    if method not in (0, 1):
+        word = "STOCHASTIC" if method == 2 else f"method {method}"
+        raise ModelError(f"{where} pools by {word}; only MAX and AVE are supported")
     if found.integer(12) or _square(found, (4, 9, 10), 0, "pad", where):
         raise ModelError(f"{where} is a pooling with padding or over the whole image, which is not supported")
     return Pooling(
         kernel=_square(found, (2, 5, 6), None, "kernel_size", where),
         stride=_square(found, (3, 7, 8), 1, "stride", where),
         rounds_up=found.integer(13) == 0,
+        is_average=method == 1,
     )
 
 

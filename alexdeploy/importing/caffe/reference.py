@@ -92,7 +92,7 @@ def _pool(found: parse.Pooling, x: Array) -> Array:
         for j in range(columns):
             # A slice ends at the image border, as Caffe's last window does.
             window = x[:, :, i * stride : i * stride + kernel, j * stride : j * stride + kernel]
-            result[:, :, i, j] = window.max(axis=(2, 3))
+            result[:, :, i, j] = window.mean(axis=(2, 3)) if found.is_average else window.max(axis=(2, 3))
     return result
 
 

@@ -45,6 +45,7 @@ VARIANTS = (
     ("alexnet", "architecture.activation=gelu"),
     ("alexnet", "architecture.activation=softplus"),
     ("alexnet", "architecture.lrn=none"),
+    ("alexnet", "architecture.pooling.kind=average"),
     ("alexnet", "architecture.remove=['conv3', 'conv4']"),
 )
 VIEWS: tuple[NumViews, ...] = (1, 5, 10)

@@ -12,6 +12,7 @@ from caffe_files import Entry
 
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.recipe import load_recipe
+from alexdeploy.core.spec import Pooling
 from alexdeploy.importing.caffe.convert import Converted, convert
 from alexdeploy.importing.caffe.parse import read_binaryproto, read_caffemodel
 from alexdeploy.network.layers import plan_layers
@@ -159,6 +160,13 @@ def test_other_activations_are_kept(type_: str, activation: str) -> None:
     assert converted(files.net(entries)).architecture.activation == activation
 
 
+def test_average_pooling_is_kept() -> None:
+    entries = files.alexnet(WEIGHTS)
+    for name in ("pool1", "pool2", "pool5"):
+        entries = files.changed(entries, name, parameters={"pool": 1})
+    assert converted(files.net(entries)).architecture.pooling == Pooling(kernel=3, stride=2, kind="average")
+
+
 def test_a_leaking_relu_is_kept_if_it_is_the_one_there_is() -> None:
     entries = files.alexnet(WEIGHTS)
     for index in range(1, 8):
@@ -269,7 +277,8 @@ def _moved(entries: list[Entry], name: str, after: str) -> list[Entry]:
         ),
         (lambda e: files.changed(e, "norm2", parameters={"alpha": 1.0}), "norm2 is LRNAcross(size=5, alpha=1.0"),
         (lambda e: files.changed(e, "norm1", parameters={"local_size": 4}), "norm2 is LRNAcross"),
-        (lambda e: files.changed(e, "pool1", parameters={"pool": 1}), "pool1 pools by AVE; only MAX"),
+        (lambda e: files.changed(e, "pool1", parameters={"pool": 2}), "pool1 pools by STOCHASTIC; only MAX and AVE"),
+        (lambda e: files.changed(e, "pool1", parameters={"pool": 1}), "pool2 is Pooling(kernel=3"),
         (lambda e: files.changed(e, "pool1", parameters={"pad": 1}), "pool1 is a pooling with padding"),
         (lambda e: files.changed(e, "pool5", parameters={"kernel_size": 2}), "pool5 is Pooling(kernel=2"),
         (lambda e: files.changed(e, "relu3", type="Eltwise"), "relu3 is of type Eltwise, which no AlexNet has"),

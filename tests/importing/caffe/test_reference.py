@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import caffe_files as files
 import numpy as np
 import pytest
@@ -49,6 +51,9 @@ def test_pooling_rounds_up_as_pytorch_does_in_ceil_mode(size: int) -> None:
         layer = CaffeLayer(name="p", type="Pooling", parameters=Pooling(kernel=3, stride=2, rounds_up=rounds_up))
         expected = functional.max_pool2d(torch.from_numpy(x), 3, 2, ceil_mode=rounds_up).numpy()
         np.testing.assert_array_equal(reference.forward([layer], x), expected)
+        means = dataclasses.replace(layer, parameters=dataclasses.replace(layer.parameters, is_average=True))
+        expected = functional.avg_pool2d(torch.from_numpy(x), 3, 2, ceil_mode=rounds_up).numpy()
+        np.testing.assert_allclose(reference.forward([means], x), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8])
