@@ -10,7 +10,7 @@ from alexdeploy.core.spec import Architecture
 from alexdeploy.network.layers import Layer, plan_layers
 from alexdeploy.reports.page import BLUE, GREEN, GREY, ORANGE
 
-_COLUMN, _MARGIN = 128, 16
+_COLUMN, _MARGIN = 136, 16
 _TOWER_HEIGHT, _HEADER, _LINE = 190, 52, 17
 _INK = "#1a1a1a"
 _FACES = ((BLUE, "#cfe3f1", "#e4f0f8"), (GREEN, "#cdeae0", "#e3f4ee"))
@@ -44,7 +44,7 @@ class _Box:
 
 
 def network_svg(architecture: Architecture, num_classes: int) -> str:
-    """The network as an SVG element, with a white background, 128 units wide for each layer with weights.
+    """The network as an SVG element, with a white background, 136 units wide for each layer with weights.
 
     Boxes are as high as their maps and as wide as their number, on scales of square roots. Raises RecipeError if the
     shapes do not work out.
