@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from alexdeploy.export.export import ExportOptions, export_model
     from alexdeploy.export.quantize.calibrate import calibrate
     from alexdeploy.export.quantize.quantize import Budget
+    from alexdeploy.importing.ensemble import ensemble
     from alexdeploy.importing.import_model import ImportOptions, import_model
     from alexdeploy.inference.pictures import PictureOptions
     from alexdeploy.inference.predict import predict
@@ -84,6 +85,7 @@ _HOMES = {
     "export.export": ("ExportOptions", "export_model"),
     "export.quantize.calibrate": ("calibrate",),
     "export.quantize.quantize": ("Budget",),
+    "importing.ensemble": ("ensemble",),
     "importing.import_model": ("ImportOptions", "import_model"),
     "inference.pictures": ("PictureOptions",),
     "inference.predict": ("predict",),
@@ -132,6 +134,7 @@ __all__ = [
     "bench",
     "build",
     "calibrate",
+    "ensemble",
     "evaluate",
     "explain",
     "export_model",

@@ -33,6 +33,7 @@ from alexdeploy import (
     bench,
     build,
     calibrate,
+    ensemble,
     evaluate,
     export_model,
     figures,
@@ -157,6 +158,10 @@ def test_a_wrong_argument_is_a_usage_error_with_its_name_its_value_and_the_choic
 @pytest.mark.parametrize(
     ("call", "told"),
     [
+        (lambda: ensemble("a", "b"), "models is 'a'; expected a list, each a string"),
+        (lambda: ensemble([_NOWHERE, 5], "b"), "models is ('nowhere', 5); expected a list, each a string"),
+        (lambda: ensemble([_NOWHERE, _NOWHERE], 5), "name is 5; expected a string"),
+        (lambda: ensemble([_NOWHERE, _NOWHERE], "b", overwrite=2), "overwrite is 2; expected True or False"),
         (lambda: export_model(5), "model is 5; expected a string or None"),
         (lambda: export_model(_NOWHERE, {"fp16": True}), "options is {'fp16': True}; expected an ExportOptions"),
         (lambda: calibrate(5, "photographs"), "model is 5; expected a string or None"),
@@ -200,6 +205,7 @@ def test_every_public_name_is_among_those_that_are_checked() -> None:
         "train",
         "prepare",
         "build",
+        "ensemble",
         "export_model",
         "import_model",
         "inspect",

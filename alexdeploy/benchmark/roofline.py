@@ -93,6 +93,9 @@ def num_flops(spec: ModelSpec, num_views: int) -> int | None:
     zeros around an image, a tenth of those in a 3x3 convolution of 13 x 13 positions, are not counted: libraries skip
     them, and counting them would make such a layer look faster than any matrix product.
     """
+    if spec.members:
+        members = [num_flops(each, num_views) for each in spec.networks]
+        return None if None in members else sum(each or 0 for each in members)
     if spec.architecture is None:
         return None
     macs, side = 0, spec.architecture.input

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,11 +87,20 @@ def _print(found: Inspection, console: Console) -> None:
     section("LRN", found.lrn)
     section("preprocessing", found.preprocessing)
     section("provenance", found.provenance)
+    for key, member in found.members.items():
+        section(f"{key}: {member['name']}", _of_member(member))
     section("backends, as checked", found.backends)
     section(
         "files",
         {str(file["file"]): f"{file['bytes']:>13,} bytes  sha256 {str(file['sha256'])[:12]}" for file in found.files},
     )
+
+
+def _of_member(member: Mapping[str, Any]) -> dict[str, object]:
+    """What is most asked of a member; `--json` has all of it."""
+    graphs = {f"{precision} graph": digest[:12] for precision, digest in member["graphs"].items()}
+    facts = ("recipe", "channels", "scale", "mean", "std", "mean_image", "crop")
+    return {**{name: member[name] for name in facts}, **graphs}
 
 
 def _layer_table(found: Inspection) -> Table:

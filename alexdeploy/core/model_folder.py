@@ -127,7 +127,10 @@ class ModelFolder:
             raise ModelError(f"{self.spec_path} is damaged: {exc}", hint="Train or import the model again.") from exc
 
     def mean_image(self, spec: ModelSpec) -> NDArray[np.float32] | None:
-        """The mean image, float32 [3, 256, 256] in the network's channel order, checked against its hash."""
+        """The mean image, float32 [3, 256, 256] in the network's channel order, checked against its hash.
+
+        Of an ensemble: those of the members that have one, float32 [M, 3, 256, 256], each in its network's order.
+        """
         if spec.preprocessing.mean_image is None:
             return None
         hint = f"Restore {self.mean_path.name} from a copy, or train or import the model again."
@@ -148,11 +151,10 @@ class ModelFolder:
         # np.load raises any exception of its header parsers: ValueError, EOFError, OverflowError, TokenError ...
         except Exception as exc:
             raise ModelError(f"{self.mean_path} is damaged: {exc}", hint=hint) from exc
-        if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype != np.float32:
-            raise ModelError(
-                f"{self.mean_path} is {mean.dtype} {mean.shape}, expected float32 (3, {IMAGE_SIZE}, {IMAGE_SIZE})",
-                hint=hint,
-            )
+        num_means = sum(each.preprocessing.mean_image is not None for each in spec.members)
+        expected = (*((num_means,) if spec.members else ()), 3, IMAGE_SIZE, IMAGE_SIZE)
+        if mean.shape != expected or mean.dtype != np.float32:
+            raise ModelError(f"{self.mean_path} is {mean.dtype} {mean.shape}, expected float32 {expected}", hint=hint)
         return mean
 
     def write_spec(self, spec: ModelSpec) -> None:
@@ -179,6 +181,13 @@ class ModelFolder:
             raise UsageError(
                 f"{self.path} already holds {'a model' if is_model else 'an unfinished run'}",
                 hint=f"{resume}Use another name: --name NAME\nReplace it: --overwrite",
+            )
+
+    def check_resumable(self) -> None:
+        """Raise UsageError if it is in use and has no checkpoint from which training can resume."""
+        if self.is_used and not self.checkpoint_path.is_file():
+            raise UsageError(
+                f"{self.path} has no checkpoint to resume from", hint="Start again: --overwrite, or another --name"
             )
 
     def clear(self, keep: Collection[Path] = ()) -> None:

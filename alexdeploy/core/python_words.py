@@ -55,6 +55,7 @@ _CALLS = {
         "ImportOptions",
         "recipe labels name channels scale mean mean-image std resize output-name overwrite",
     ),
+    "ensemble": _Call("ensemble", (1, 100), 1, "", "name overwrite"),
     "export": _Call(
         "export_model",
         (0, 1),
@@ -213,6 +214,8 @@ def _call(match: re.Match[str]) -> str:
         arguments.insert(0, model)
     if len(arguments) > most or (len(arguments) < least and "..." not in arguments):
         return match[0]
+    if call.function == "ensemble":
+        arguments = [f"[{', '.join(arguments)}]"]
     if call.function == "verify" and len(arguments) == 2:
         arguments[1] = f"({arguments[1]},)"
     beside = [f"model={model}"] if model is not None and call.function == "predict" else []

@@ -127,8 +127,25 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """One network of an ensemble. `graphs`: the SHA-256 of the model's file that was copied, by precision."""
+
+    name: str
+    preprocessing: Preprocessing
+    architecture: Architecture | None = None
+    recipe: str | None = None
+    provenance: dict[str, str | int | float | None] = field(default_factory=dict)
+    graphs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """One trained or imported model. `architecture` is None for an imported graph of unknown architecture."""
+    """One trained or imported model, or an ensemble. `architecture` is None for an imported graph of an unknown one.
+
+    An ensemble has `members`, whose classes and `resize` are its own. Its `architecture` is None. Of its
+    `preprocessing` only `resize` and `mean_image` count: the SHA-256 of a `mean.npy` with the mean images of the
+    members that have one, float32 [M, 3, 256, 256].
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -136,11 +153,27 @@ class ModelSpec:
     architecture: Architecture | None = None
     recipe: str | None = None
     provenance: dict[str, str | int | float | None] = field(default_factory=dict)
+    members: tuple[Member, ...] = ()
     format_version: Literal[1] = 1
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def networks(self) -> tuple[ModelSpec, ...]:
+        """The spec of each member, or the spec itself if it is not an ensemble's."""
+        return tuple(
+            ModelSpec(
+                name=each.name,
+                classes=self.classes,
+                preprocessing=each.preprocessing,
+                architecture=each.architecture,
+                recipe=each.recipe,
+                provenance=each.provenance,
+            )
+            for each in self.members
+        ) or (self,)
 
     @property
     def recorded_weights(self) -> str | None:
@@ -157,6 +190,8 @@ class ModelSpec:
         # Earlier versions had only max pooling: their files remain valid.
         if self.architecture is not None and self.architecture.pooling.kind == "max":
             del parts[0]["pooling"]["kind"]
+        if self.members:
+            parts = (*parts, [each.contract_sha256 for each in self.networks])
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
     def to_json(self) -> bytes:

@@ -22,7 +22,7 @@ from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import MODELS_FOLDER, ModelFolder, find_model, is_model
 from alexdeploy.core.reading import check_exists, check_regular
 from alexdeploy.core.recipe import list_recipes, load_recipe
-from alexdeploy.core.spec import LRN, Architecture, Precision
+from alexdeploy.core.spec import LRN, Architecture, ModelSpec, Precision
 from alexdeploy.core.stores.urls import is_url
 from alexdeploy.diagnosis.layers import LayerRow, engine_layers, graph_layers, planned_layers
 from alexdeploy.engines.base import NumViews
@@ -31,6 +31,7 @@ from alexdeploy.engines.trt.files import NAMES, load_engine, read_record, sm
 from alexdeploy.graphs import files as graph_files
 from alexdeploy.graphs.deployment import describe_value
 from alexdeploy.graphs.edit import opset_of, weight_bits
+from alexdeploy.graphs.ensemble import member_prefix
 from alexdeploy.graphs.freshness import check_fresh
 from alexdeploy.graphs.metadata import PRECISION_KEY, SOURCE_KEY, SOURCE_NAME_KEY
 from alexdeploy.placement.devices import Device, survey_gpus
@@ -43,7 +44,11 @@ _SUFFIXES = (".onnx", ".safetensors", ".engine")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
-    """The facts found. `facts`, `preprocessing` and `provenance` are printed as they are."""
+    """The facts found. `facts`, `preprocessing` and `provenance` are printed as they are.
+
+    `members` of an ensemble have their name, recipe, preprocessing, provenance and the hashes of the graphs that were
+    copied, by "member1" and so on, with which the names of their layers begin.
+    """
 
     target: str
     kind: str
@@ -54,6 +59,7 @@ class Inspection:
     provenance: dict[str, Fact] = dataclasses.field(default_factory=dict)
     files: tuple[dict[str, Fact], ...] = ()
     backends: dict[str, Fact] = dataclasses.field(default_factory=dict)
+    members: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -136,21 +142,39 @@ def _inspect_folder(folder: ModelFolder) -> Inspection:
         lrn = _lrn_facts(spec.architecture.lrn)
     else:
         graph = graph_files.read_graph(folder.onnx_path())
-        layers, lrn = graph_layers(graph.model), _graph_lrn(graph)
+        layers, lrn = graph_layers(graph.model), None if spec.members else _graph_lrn(graph)
+    if spec.members:
+        facts["members"] = ", ".join(each.name for each in spec.members)
     return Inspection(
         target=str(folder.path),
         kind="model",
         facts=facts,
         layers=layers,
         lrn=lrn,
-        preprocessing=msgspec.to_builtins(spec.preprocessing),
+        preprocessing={"resize": spec.preprocessing.resize}
+        if spec.members
+        else msgspec.to_builtins(spec.preprocessing),
         provenance=dict(spec.provenance),
+        members=_members(spec),
         backends={
             f"{check.backend} {check.version}, {check.precision}": check.problem or "gives the graph's answers"
             for check in read_backend_checks(folder)
         },
         files=tuple(_file_facts(path) for path in sorted(folder.path.iterdir()) if path.is_file()),
     )
+
+
+def _members(spec: ModelSpec) -> dict[str, dict[str, Any]]:
+    return {
+        member_prefix(number).rstrip("/"): {
+            "name": each.name,
+            "recipe": each.recipe,
+            **msgspec.to_builtins(each.preprocessing),
+            "graphs": each.graphs,
+            "provenance": each.provenance,
+        }
+        for number, each in enumerate(spec.members, 1)
+    }
 
 
 def _inspect_onnx(path: Path) -> Inspection:
@@ -172,8 +196,9 @@ def _inspect_onnx(path: Path) -> Inspection:
         facts=facts,
         layers=graph_layers(graph.model),
         lrn=_graph_lrn(graph),
-        preprocessing=None if spec is None else msgspec.to_builtins(spec.preprocessing),
+        preprocessing=None if spec is None or spec.members else msgspec.to_builtins(spec.preprocessing),
         provenance={} if spec is None else dict(spec.provenance),
+        members={} if spec is None else _members(spec),
     )
 
 

@@ -138,10 +138,15 @@ def may_be_bfloat16(facts: GraphMetadata, spec: ModelSpec) -> bool:
 
     For other numbers of maps OpenVINO 2026.4 has a slow kernel: `alexnet-quarter` would take three times as long.
     """
-    if spec.architecture is None or not facts.is_int8_throughout:
+    if not facts.is_int8_throughout:
         return False
-    layers = plan_layers(spec.architecture, spec.num_classes)
-    return all(layer.output_shape[0] // layer.groups % _LRN_MAPS == 0 for layer in layers if layer.kind == "lrn")
+    for network in spec.networks:
+        if network.architecture is None:
+            return False
+        layers = plan_layers(network.architecture, network.num_classes)
+        if any(layer.output_shape[0] // layer.groups % _LRN_MAPS for layer in layers if layer.kind == "lrn"):
+            return False
+    return True
 
 
 def precision_hint(capabilities: Collection[str], precision: str, allow_bfloat16: bool = True) -> str:

@@ -68,6 +68,11 @@ def open_layers(folder: ModelFolder) -> Callable[[NDArray[np.float32]], dict[str
 
 def load_network(folder: ModelFolder, spec: ModelSpec) -> tuple[AlexNet, str]:
     """The network, and the hash of its weights."""
+    if spec.members:
+        raise ModelError(
+            f"{folder.path} is an ensemble of graphs, which PyTorch does not run",
+            hint="Use --backend openvino or onnxruntime.",
+        )
     if spec.architecture is None or not folder.weights_path.is_file():
         raise ModelError(f"{folder.path} has no PyTorch weights", hint="Use --backend openvino or onnxruntime.")
     network = AlexNet(spec.architecture, spec.num_classes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.errors import ParityError
 from alexdeploy.core.metrics import top_k
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Precision
+from alexdeploy.graphs.freshness import ensemble_command
 
 FLOORS: dict[Precision, float] = {"fp32": 1e-5, "fp16": 2e-3, "int8": 2e-2}
 """Relative RMS error of a layer that rounding at the graph's precision can explain."""
@@ -257,8 +260,12 @@ def _hints(found: Verification) -> Iterator[str]:
     differing = {report.precision for report in found.networks if report.failure or report.agreement.num_flips}
     options = {"fp32": "", "fp16": " --fp16", "int8": " --int8 --max-drop 0.5"}
     precisions = {report.precision for report in failed}
+    ensemble = ensemble_command(ModelFolder(Path(found.model)))
     for precision in sorted(precisions & differing):
-        yield f"Make {precision} again: alexdeploy export {shlex.quote(found.model)}{options[precision]}"
+        named = shlex.quote(found.model) if ensemble is None else "MEMBER"
+        yield f"Make {precision} again: alexdeploy export {named}{options[precision]}"
+    if precisions & differing and ensemble is not None:
+        yield f"After its members, make the ensemble again: {ensemble}"
     if precisions - differing:
         yield "If only an engine differs, its graph is correct: use another --backend or --precision."
     fewest = min((report.agreement.num_rows for report in failed), default=1)

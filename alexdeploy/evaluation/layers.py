@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import ModelSpec
-from alexdeploy.evaluation.agreement import Reference
+from alexdeploy.graphs.ensemble import member_prefix, parts
 from alexdeploy.graphs.features import layer_tensors
-from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.graphs.runner import GraphRunner
+from alexdeploy.images.preprocess import network_input
 from alexdeploy.network.layers import plan_layers
 
 Layers = Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.floating]]]
@@ -50,15 +50,52 @@ def graph_layers(model: onnx.ModelProto, tensors: Mapping[str, str]) -> Layers:
     return run
 
 
-def reference_layers(folder: ModelFolder, spec: ModelSpec, reference: Reference, wanted: Iterable[str]) -> Layers:
-    """The layers of the reference; for a graph, only the `wanted` ones."""
-    if reference == "torch":
-        from alexdeploy.engines.torch import open_layers
+class Opened(NamedTuple):
+    """A network whose layers can be computed; `wanted` are the names of those that are compared, the logits last."""
 
-        return open_layers(folder)
-    model = load_graph(folder, "fp32", spec).model
-    tensors = graph_tensors(model, spec)
-    return graph_layers(model, {layer: name for layer, name in tensors.items() if layer in wanted})
+    spec: ModelSpec
+    mean_image: NDArray[np.float32] | None
+    layers: Layers
+    wanted: tuple[str, ...]
+
+
+def open_networks(
+    model: onnx.ModelProto,
+    spec: ModelSpec,
+    mean_image: NDArray[np.float32] | None,
+    like: Sequence[Opened] | None = None,
+) -> list[Opened]:
+    """The network of a graph, or those of an ensemble's; with `like`, of another precision, only the layers of that."""
+    found = []
+    for index, part in enumerate(parts(model, spec, mean_image)):
+        tensors = graph_tensors(part.network, part.spec)
+        if like is not None:
+            tensors = {layer: name for layer, name in tensors.items() if layer in like[index].wanted}
+        layers = graph_layers(part.network, tensors)
+        found.append(Opened(part.spec, part.mean_image, layers, tuple(tensors)))
+    return found
+
+
+def deployed_layers(
+    networks: Sequence[Opened], photographs: Sequence[NDArray[np.uint8]], num_views: int
+) -> tuple[dict[str, NDArray[np.floating]], NDArray[np.floating]]:
+    """The layers by name, and the logits [N * V, C]: the views of the first photograph, then those of the others.
+
+    Layers of an ensemble are called "member1/conv1" and so on, and in place of logits it has the logarithm of its
+    members' mean probabilities. `photographs` are uint8 [256, 256, 3].
+    """
+    found: dict[str, NDArray[np.floating]] = {}
+    answers = []
+    for number, network in enumerate(networks, 1):
+        steps, mean_image = network.spec.preprocessing, network.mean_image
+        inputs = np.concatenate([network_input(each, steps, num_views, mean_image) for each in photographs])
+        outputs, last = network.layers(inputs), network.wanted[-1]
+        if len(networks) == 1:
+            return dict(outputs), outputs[last]
+        found |= {member_prefix(number) + name: values for name, values in outputs.items()}
+        logits = outputs[last].astype(np.float64)
+        answers.append(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    return found, np.logaddexp.reduce(answers) - np.log(len(networks))
 
 
 def are_comparable(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> bool:

@@ -37,11 +37,10 @@ from alexdeploy.evaluation.agreement import (
     first_jump,
 )
 from alexdeploy.evaluation.decoders import compare_decoders, read_images, second_decoder
-from alexdeploy.evaluation.layers import are_comparable, graph_layers, graph_tensors, reference_layers
+from alexdeploy.evaluation.layers import are_comparable, deployed_layers, open_networks
 from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.images.named import is_list
 from alexdeploy.images.pick import pick_sources, refuse_absent
-from alexdeploy.images.preprocess import network_input
 from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions, PredictOptions
 from alexdeploy.placement.place import check_devices, devices_for, place
 
@@ -262,25 +261,28 @@ class _Run(NamedTuple):
 def _verify_network(run: _Run, precision: Precision) -> NetworkReport:
     folder, spec = run.folder, run.spec
     graph = load_graph(folder, precision, spec)
-    tensors = graph_tensors(graph.model, spec)
-    network = graph_layers(graph.model, tensors)
+    mean, num_views = folder.mean_image(spec), run.options.num_views
+    networks = open_networks(graph.model, spec, mean)
     sha256 = graph.sha256
     # A full-size graph is 244 MB, and its session has its own copy.
     del graph
-    reference = reference_layers(folder, spec, run.reference, tensors)
-    mean = folder.mean_image(spec)
-    last = list(tensors)[-1]
+    if run.reference == "torch":
+        from alexdeploy.engines.torch import open_layers
+
+        references = [networks[0]._replace(layers=open_layers(folder))]
+    else:
+        references = open_networks(load_graph(folder, "fp32", spec).model, spec, mean, like=networks)
     sums: dict[str, ErrorSums] = {}
     expected, actual, num_done = [], [], 0
-    num_views = run.options.num_views
     for batch in _batches(run.photographs, max(1, _VIEWS_PER_BATCH // num_views)):
-        inputs = np.concatenate([network_input(image, spec.preprocessing, num_views, mean) for image in batch])
-        theirs, ours = reference(inputs), network(inputs)
-        for name in tensors:
+        (theirs, their_logits), (ours, our_logits) = (
+            deployed_layers(each, batch, num_views) for each in (references, networks)
+        )
+        for name in ours:
             if name in theirs and are_comparable(theirs[name], ours[name]):
                 sums.setdefault(name, ErrorSums()).add(theirs[name], ours[name])
-        expected.append(theirs[last])
-        actual.append(ours[last])
+        expected.append(their_logits)
+        actual.append(our_logits)
         num_done += len(batch)
         run.tell(num_done)
     logits = np.concatenate(expected)

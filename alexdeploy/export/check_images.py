@@ -33,21 +33,25 @@ def check_images(
     named: str | None,
     on_event: Callable[[Status], None] = lambda event: None,
 ) -> CheckImages:
-    """The images to check a model on, spaced evenly over `named`, which is anything that `iter_sources` accepts.
+    """The images to check a network on: `check_photographs`, and random inputs.
 
-    `mean_image` is float32 [3, 256, 256] where the spec has one. Raises ImageError if one of the photographs cannot be
-    read. From the training data, which the user did not name, it raises only if every image tried is unreadable.
+    `mean_image` is float32 [3, 256, 256] where the spec has one.
     """
-    origin, photographs = _photographs(spec, named)
+    origin, photographs = check_photographs(spec, named)
     message = f"checking on {_NUM_RANDOM} random inputs and {len(photographs)} images of {origin}"
     on_event(Status(message=message))
     real = np.concatenate([network_input(photograph, spec.preprocessing, 1, mean_image) for photograph in photographs])
     rng = np.random.default_rng(0)
     random = rng.normal(float(real.mean()), float(real.std()), (_NUM_RANDOM, *real.shape[1:])).astype(np.float32)
-    return CheckImages(np.stack(photographs), np.concatenate([random, real]))
+    return CheckImages(photographs, np.concatenate([random, real]))
 
 
-def _photographs(spec: ModelSpec, named: str | None) -> tuple[str, list[NDArray[np.uint8]]]:
+def check_photographs(spec: ModelSpec, named: str | None) -> tuple[str, NDArray[np.uint8]]:
+    """Photographs spaced evenly over `named`, which is anything that `iter_sources` accepts, and where they are from.
+
+    They are uint8 [M, 256, 256, 3]. Raises ImageError if one of them cannot be read. From the training data, which the
+    user did not name, it raises only if every image tried is unreadable.
+    """
     picked = pick_sources([named] if named else None, spec, _NUM_REAL, num_spare=_NUM_SPARE)
     # The first four are spaced evenly over all images, and so are each four after them.
     stride = -(-len(picked.sources) // _NUM_REAL)
@@ -65,4 +69,4 @@ def _photographs(spec: ModelSpec, named: str | None) -> tuple[str, list[NDArray[
             f"none of {len(picked.sources)} images of the training data, {picked.origin}, can be read",
             hint="Name photographs that can be read: --images PATH",
         )
-    return picked.origin, photographs
+    return picked.origin, np.stack(photographs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from alexdeploy.engines.base import (
 )
 from alexdeploy.export.parity import TOLERANCES
 from alexdeploy.graphs.edit import all_nodes, attribute
+from alexdeploy.graphs.ensemble import Part, parts
 from alexdeploy.graphs.files import Graph
 from alexdeploy.graphs.runner import GraphRunner
 from alexdeploy.images.preprocess import network_input
@@ -58,8 +59,9 @@ def check_engines(
     """Run `photographs` uint8 [N, 256, 256, 3] through the deployment graph in every installed backend for the CPU.
 
     The probabilities of one view and of ten are compared with those of the plain network, which ONNX Runtime computes
-    node by node after the reference preprocessing in NumPy. PyTorch does not run the graph and is skipped. Warns about
-    each backend that gives different answers or cannot load the graph; raises ParityError if all of them do.
+    node by node after the reference preprocessing in NumPy; those of an ensemble with the mean over its members.
+    PyTorch does not run the graph and is skipped. Warns about each backend that gives different answers or cannot load
+    the graph; raises ParityError if all of them do.
     """
     backends = [
         backend
@@ -148,13 +150,15 @@ def arithmetic(model: ModelProto) -> Literal["fp32", "fp16", "int8"]:
 class _Expected:
     """The reference answers, as log probabilities: `by_image` [N, C] of the mean over views, `by_view` [N, V, C].
 
-    `largest` is the largest logit, relative to the mean of its row, since softmax ignores a constant offset.
+    `largest` is the largest logit, relative to the mean of its row, since softmax ignores a constant offset. If the
+    logits are off by e, the answer of a view may be a class whose log probability is `slack` times e below the best.
     """
 
     num_views: NumViews
     by_image: NDArray[np.float64]
     by_view: NDArray[np.float64]
     largest: float
+    slack: int
 
 
 def _expected(
@@ -164,22 +168,45 @@ def _expected(
     photographs: NDArray[np.uint8],
     counts: tuple[NumViews, ...],
 ) -> list[_Expected]:
-    runner = GraphRunner(network)
+    # By member, then by number of views: [M][counts].
+    members = [_references(part, photographs, counts) for part in parts(network, spec, mean_image)]
+    found = []
+    for num_views, references in zip(counts, zip(*members, strict=True), strict=True):
+        # Not the logarithm of a mean: a probability may be too small for float64.
+        by_view = np.logaddexp.reduce([each.by_view for each in references]) - np.log(len(references))
+        found.append(
+            _Expected(
+                num_views=num_views,
+                by_image=np.logaddexp.reduce(by_view, axis=1) - np.log(num_views),
+                by_view=by_view,
+                largest=max(*(each.largest for each in references), _SMALLEST_LARGEST),
+                # Of one network, the sum that softmax divides by is the same for both classes.
+                slack=2 if len(references) == 1 else 4,
+            )
+        )
+    return found
+
+
+class _Reference(NamedTuple):
+    """The log probabilities of one network, and its largest logit."""
+
+    by_view: NDArray[np.float64]
+    largest: float
+
+
+def _references(part: Part, photographs: NDArray[np.uint8], counts: tuple[NumViews, ...]) -> list[_Reference]:
+    runner = GraphRunner(part.network)
     (output,) = runner.outputs
     found = []
     for num_views in counts:
         # Image by image: the activations of 60 views at once take a gigabyte.
-        inputs = (network_input(each, spec.preprocessing, num_views, mean_image) for each in photographs)
+        inputs = (network_input(each, part.spec.preprocessing, num_views, part.mean_image) for each in photographs)
         logits = np.stack([runner.run(views)[output] for views in inputs]).astype(np.float64)
         shifted = logits - logits.max(axis=2, keepdims=True)
-        by_view = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
         found.append(
-            _Expected(
-                num_views=num_views,
-                # Not the logarithm of a mean: a probability may be too small for float64.
-                by_image=np.logaddexp.reduce(by_view, axis=1) - np.log(num_views),
-                by_view=by_view,
-                largest=max(float(np.abs(logits - logits.mean(axis=2, keepdims=True)).max()), _SMALLEST_LARGEST),
+            _Reference(
+                by_view=shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True)),
+                largest=float(np.abs(logits - logits.mean(axis=2, keepdims=True)).max()),
             )
         )
     return found
@@ -208,12 +235,11 @@ def _run(
 def _error(found: Predictions, expected: _Expected) -> float:
     """The largest error of a logit that follows from the answers, as a fraction of the largest logit.
 
-    If logits are off by e, log probabilities, also those of a mean over views, are off by at most 2 e, and the answer
-    of a view may be a class whose logit is 2 e below the best.
+    If logits are off by e, log probabilities, also those of a mean over views or members, are off by at most 2 e.
     """
     compared = expected.by_image > np.log(_SMALLEST_PROBABILITY)
     with np.errstate(divide="ignore"):
         off = np.abs(np.log(found.probabilities.astype(np.float64)) - expected.by_image)[compared].max()
     answers = np.take_along_axis(expected.by_view, found.view_classes[..., None].astype(np.int64), axis=2)[..., 0]
     behind = (expected.by_view.max(axis=2) - answers).max()
-    return float(max(off, behind) / (2 * expected.largest))
+    return float(max(off / 2, behind / expected.slack) / expected.largest)

@@ -12,30 +12,24 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.arguments import check_argument, check_fields
 from alexdeploy.core.backend_checks import BackendCheck, record_backend_checks
-from alexdeploy.core.errors import ModelError, StaleArtifactError
+from alexdeploy.core.errors import StaleArtifactError, UsageError
 from alexdeploy.core.events import Notice, Status, warn_of_notices
 from alexdeploy.core.model_folder import ModelFolder, own_model
-from alexdeploy.core.packages import missing_package, package_version
 from alexdeploy.core.spec import ModelSpec, Precision
 from alexdeploy.engines.base import NumViews
-from alexdeploy.export.check_images import check_images
+from alexdeploy.export.check_images import check_images, check_photographs
+from alexdeploy.export.checked import Checked, checked_fp16, checked_fp32, checked_int8, kept_fp32
 from alexdeploy.export.deployed import deployed_graphs
 from alexdeploy.export.engine_check import check_engines
 from alexdeploy.export.events import Event
-from alexdeploy.export.fp16 import HalfLayer, plan_fp16, to_fp16
-from alexdeploy.export.parity import Parity, check_parity, compare_outputs
+from alexdeploy.export.fp16 import HalfLayer
+from alexdeploy.export.parity import Parity
 from alexdeploy.export.publish import Network, check_complete, publish, read_network
-from alexdeploy.export.quantize.calibrate import measured_tensors
 from alexdeploy.export.quantize.int8 import quantizable_layers
-from alexdeploy.export.quantize.quantize import Budget, Quantization, check_kept_layers, quantize
-from alexdeploy.graphs import files as graph_files
-from alexdeploy.graphs.deployment import check_network
+from alexdeploy.export.quantize.quantize import Budget, Quantization, check_kept_layers
 from alexdeploy.graphs.edit import WeightBits
-from alexdeploy.graphs.freshness import export_command, load_graph
-from alexdeploy.graphs.ranges import Ranges, read_ranges, write_ranges
-from alexdeploy.graphs.runner import GraphRunner
-from alexdeploy.network.layers import plan_layers
-from alexdeploy.network.weights import Weights
+from alexdeploy.graphs.freshness import ensemble_command, export_command, load_graph
+from alexdeploy.graphs.ranges import read_ranges, write_ranges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,15 +94,11 @@ def export_model(
     network = read_network(folder)
     spec = network.spec
     _check_options(folder, network, options)
-    images = check_images(spec, network.mean_image, options.images, on_event)
-    fp32 = (None if options.overwrite else _kept_fp32(folder, network)) or _checked_fp32(
-        folder, network, images.inputs, on_event
-    )
-    # INT8 before FP16: the ranges measured for it also show where FP16 would overflow.
-    int8 = _checked_int8(fp32, folder, spec, options, on_event) if options.int8 else None
-    ranges = None if int8 is None else int8.ranges
-    fp16 = _checked_fp16(fp32, folder, spec, images.inputs, ranges, on_event) if options.fp16 else None
-    checked = [each for each in (fp32, fp16, int8) if each is not None]
+    if spec.members:
+        checked = _kept_of_ensemble(folder, spec, options)
+        _, photographs = check_photographs(spec, options.images)
+    else:
+        checked, photographs = _checked(folder, network, options, on_event)
     backends: dict[str, tuple[BackendCheck, ...]] = {}
 
     def warn(message: str) -> None:
@@ -117,7 +107,7 @@ def export_model(
     for each in checked:
         on_event(Status(message=f"checking every backend on the {each.precision} graph, with one view and ten"))
         backends[each.precision] = check_engines(
-            each.graph, spec, each.precision, network.mean_image, images.photographs, warn
+            each.graph, spec, each.precision, network.mean_image, photographs, warn
         )
 
     asked = (options.num_views,) if options.deployment else ()
@@ -125,7 +115,7 @@ def export_model(
         each
         for of in checked
         for each in deployed_graphs(
-            folder, of.graph, of.precision, spec, network.mean_image, images.photographs, asked, on_event
+            folder, of.graph, of.precision, spec, network.mean_image, photographs, asked, on_event
         )
     ]
 
@@ -166,10 +156,50 @@ def export_model(
     )
 
 
+def _checked(
+    folder: ModelFolder, network: Network, options: ExportOptions, on_event: Callable[[Event], None]
+) -> tuple[list[Checked], NDArray[np.uint8]]:
+    """The requested graphs, and the photographs to check the backends on."""
+    spec = network.spec
+    images = check_images(spec, network.mean_image, options.images, on_event)
+    fp32 = (None if options.overwrite else kept_fp32(folder, network)) or checked_fp32(
+        folder, network, images.inputs, on_event
+    )
+    # INT8 before FP16: the ranges measured for it also show where FP16 would overflow.
+    int8 = None
+    if options.int8:
+        int8 = checked_int8(fp32, folder, spec, options.calibrate, options.budget, options.int8_weights, on_event)
+    ranges = None if int8 is None else int8.ranges
+    fp16 = checked_fp16(fp32, folder, spec, images.inputs, ranges, on_event) if options.fp16 else None
+    return [each for each in (fp32, fp16, int8) if each is not None], images.photographs
+
+
+def _precisions(options: ExportOptions) -> tuple[Precision, ...]:
+    return ("fp32", *(("fp16",) if options.fp16 else ()), *(("int8",) if options.int8 else ()))
+
+
+def _kept_of_ensemble(folder: ModelFolder, spec: ModelSpec, options: ExportOptions) -> list[Checked]:
+    """The requested graphs of an ensemble as they are. Raises UsageError for options that would change them."""
+    if options.overwrite or options.calibrate is not None or options.budget != Budget() or options.int8_weights != 8:
+        raise UsageError(
+            f"{folder.path} is an ensemble: its graphs are those of its members, which export does not change",
+            hint=f"Export the members, then make it again: {ensemble_command(folder)}",
+        )
+    found = []
+    for precision in _precisions(options):
+        graph = load_graph(folder, precision, spec)
+        path = folder.onnx_path(precision)
+        found.append(Checked(path=path, precision=precision, graph=graph, content=None, weights=None, parity=None))
+    return found
+
+
 def _check_options(folder: ModelFolder, network: Network, options: ExportOptions) -> None:
     """Raise the errors that can be found before any work is done."""
-    asked: tuple[Precision, ...] = ("fp32", *(("fp16",) if options.fp16 else ()), *(("int8",) if options.int8 else ()))
+    asked = _precisions(options)
     check_complete(folder, network, asked)
+    if network.spec.members:
+        # Its graphs are there, or loading them says what is missing.
+        return
     if options.int8 and options.budget.keep:
         architecture = network.spec.architecture
         if network.weights is not None and architecture is not None:
@@ -185,155 +215,3 @@ def _check_options(folder: ModelFolder, network: Network, options: ExportOptions
                 f"are exported are {network.weights.sha256[:12]}",
                 hint=f"Measure ranges in the same run: {export_command(folder, *asked)}",
             )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Checked:
-    """A graph that passed its checks. `content` is None if the file is up to date, `weights` if there are none."""
-
-    path: Path
-    precision: Precision
-    graph: graph_files.Graph
-    content: bytes | None
-    weights: Weights | None
-    parity: Parity | None
-    half_layers: tuple[HalfLayer, ...] = ()
-    quantization: Quantization | None = None
-    ranges: Ranges | None = None
-
-
-def _kept_fp32(folder: ModelFolder, network: Network) -> _Checked | None:
-    """`model.onnx` if its metadata and the records beside it show that an export would not change it; else None."""
-    if network.weights is None or network.new_files or not folder.sum_path().is_file():
-        return None
-    try:
-        graph = load_graph(folder, "fp32", network.spec)
-    except ModelError:
-        return None
-    written_by = (graph.model.producer_version, [each.version for each in graph.model.opset_import])
-    if written_by != (package_version("torch"), [graph_files.OPSET]):
-        return None
-    return _Checked(
-        path=folder.onnx_path(),
-        precision="fp32",
-        graph=graph,
-        content=None,
-        weights=network.weights.tensors,
-        parity=None,
-    )
-
-
-def _checked_fp32(
-    folder: ModelFolder, network: Network, images: NDArray[np.float32], on_event: Callable[[Event], None]
-) -> _Checked:
-    path, spec = folder.onnx_path(), network.spec
-    if network.weights is None:
-        graph = load_graph(folder, "fp32", spec)
-        return _Checked(path=path, precision="fp32", graph=graph, content=None, weights=None, parity=None)
-    try:
-        from alexdeploy.export.onnx_export import export_network
-    except ImportError as exc:
-        raise missing_package("torch", "exporting weights", "train") from exc
-    weights, digest = network.weights
-    assert spec.architecture is not None
-    on_event(Status(message="exporting with torch.onnx"))
-    model, plan, torch_activations = export_network(spec.architecture, spec.num_classes, weights, images)
-    check_network(model, spec)
-    on_event(Status(message="checking ONNX Runtime and PyTorch against NumPy float64"))
-    parity = check_parity(model, plan, weights, images, "fp32", {"PyTorch": torch_activations})
-    source = graph_files.Source(name=folder.weights_path.name, sha256=digest, weights_sha256=digest)
-    content = graph_files.serialize(model, spec, source, "fp32")
-    graph = graph_files.graph_of(model, content)
-    return _Checked(path=path, precision="fp32", graph=graph, content=content, weights=weights, parity=parity)
-
-
-def _checked_fp16(
-    fp32: _Checked,
-    folder: ModelFolder,
-    spec: ModelSpec,
-    images: NDArray[np.float32],
-    ranges: Ranges | None,
-    on_event: Callable[[Event], None],
-) -> _Checked:
-    layers = plan_fp16(fp32.graph.model, _largest(fp32, folder, spec, images, ranges, on_event))
-    islands = [layer.layer for layer in layers if layer.precision == "fp32"]
-    on_event(Status(message=f"converting to FP16, {', '.join(islands) or 'nothing'} in FP32"))
-    model = to_fp16(fp32.graph.model, islands)
-    on_event(Status(message="checking the FP16 graph"))
-    if spec.architecture is not None and fp32.weights is not None:
-        plan = plan_layers(spec.architecture, spec.num_classes)
-        parity = check_parity(model, plan, fp32.weights, images, "fp16")
-    else:
-        parity = compare_outputs(model, fp32.graph.model, images, "fp16")
-    source = graph_files.Source(name=fp32.path.name, sha256=fp32.graph.sha256, weights_sha256=fp32.graph.weights_sha256)
-    content = graph_files.serialize(model, spec, source, "fp16")
-    return _Checked(
-        path=folder.onnx_path("fp16"),
-        precision="fp16",
-        graph=graph_files.graph_of(model, content),
-        content=content,
-        weights=fp32.weights,
-        parity=parity,
-        half_layers=layers,
-    )
-
-
-def _largest(
-    fp32: _Checked,
-    folder: ModelFolder,
-    spec: ModelSpec,
-    images: NDArray[np.float32],
-    ranges: Ranges | None,
-    on_event: Callable[[Event], None],
-) -> dict[str, float]:
-    """The largest |x| of each tensor: from calibration if it was on this network, else from the check images."""
-    if ranges is not None:
-        return {name: tensor.largest for name, tensor in ranges.tensors.items()}
-    if os.path.isfile(folder.ranges_path):
-        ranges = read_ranges(folder.ranges_path)
-        if (ranges.network_sha256, ranges.contract_sha256) == (fp32.graph.network_sha256, spec.contract_sha256):
-            on_event(
-                Status(message=f"ranges of {folder.ranges_path}: {ranges.num_images} images of {ranges.images_from}")
-            )
-            return {name: tensor.largest for name, tensor in ranges.tensors.items()}
-        on_event(Status(message=f"{folder.ranges_path} was measured on another graph or preprocessing and is not used"))
-    runner = GraphRunner(fp32.graph.model, measured_tensors(fp32.graph.model))
-    on_event(
-        Status(message=f"ranges of the {len(images)} inputs of the check; alexdeploy calibrate measures them on more")
-    )
-    return {name: float(np.abs(values).max()) for name, values in runner.run(images).items()}
-
-
-def _checked_int8(
-    fp32: _Checked,
-    folder: ModelFolder,
-    spec: ModelSpec,
-    options: ExportOptions,
-    on_event: Callable[[Event], None],
-) -> _Checked:
-    quantized = quantize(
-        folder,
-        spec,
-        fp32.graph,
-        options.calibrate,
-        options.budget,
-        weight_bits=options.int8_weights,
-        on_event=on_event,
-    )
-    source = graph_files.Source(
-        name=fp32.path.name,
-        sha256=fp32.graph.sha256,
-        weights_sha256=fp32.graph.weights_sha256,
-        ranges_sha256=quantized.ranges.sha256,
-    )
-    content = graph_files.serialize(quantized.model, spec, source, "int8")
-    return _Checked(
-        path=folder.onnx_path("int8"),
-        precision="int8",
-        graph=graph_files.graph_of(quantized.model, content),
-        content=content,
-        weights=fp32.weights,
-        parity=None,
-        quantization=quantized.report,
-        ranges=None if options.calibrate is None else quantized.ranges,
-    )

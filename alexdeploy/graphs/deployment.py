@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,12 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
+from alexdeploy.graphs.answers import BY_VIEW, answers, mean
+from alexdeploy.graphs.answers import PREFIX as PREFIX
 from alexdeploy.graphs.edit import needed_tensors, opset_of, prune
+from alexdeploy.graphs.ensemble import ensemble_graph
 from alexdeploy.graphs.features import FEATURES, Cut
 from alexdeploy.images.crops import view_boxes
-
-PREFIX = "deploy/"
-"""Prefix of every tensor that this module adds, so that no name collides with the network's own."""
 
 VIEWS = PREFIX + "views"
 """The network's input inside the deployment graph: [V * N, 3, crop, crop], the first view of all images first.
@@ -52,12 +53,16 @@ def deployment_graph(
 ) -> onnx.ModelProto:
     """Add preprocessing and averaging to a plain network (`images` float32 [N, 3, H, W] -> `logits` [N, C]).
 
-    Outputs are `probabilities` float32 [N, C] and `view_classes` int32 [N, V], the top class of each view.
-    `mean_image` is float32 [3, 256, 256] if the spec has one. `channels_last` cuts the views in the input's layout and
+    Of an ensemble: the graph of each member, and the mean over the members (`ensemble_graph`). Outputs are
+    `probabilities` float32 [N, C] and `view_classes` int32 [N, V], the top class of each view.
+    `mean_image` is what `ModelFolder.mean_image` returns. `channels_last` cuts the views in the input's layout and
     transposes at the end, for runtimes whose convolutions read channels last. With a `cut`, the graph ends there, and
     its one output is `features` float32 [N, cut.size], the mean over the views. Raises UsageError for an unknown number
     of views, ModelError if the network's input and output do not match the spec.
     """
+    if spec.members:
+        derive = partial(deployment_graph, channels_last=channels_last)
+        return ensemble_graph(network, spec, num_views, mean_image, derive)
     check_network(network, spec)
     graph = _Graph(channels_last=channels_last)
     inside = list(network.graph.node)
@@ -257,16 +262,13 @@ class _Graph:
         """Softmax of each view, then the mean over an image's views; and the top class of each view."""
         softmax = self.node("Softmax", [logits], PREFIX + "softmax", axis=1)
         shape = self.constant("by_view", np.array([num_views, -1, num_classes]))
-        by_view = self.node("Reshape", [softmax, shape], PREFIX + "by_view_probabilities")
-        self.mean(by_view, "probabilities", opset)
-        answers = self.node("ArgMax", [by_view], PREFIX + "answers", axis=2, keepdims=0)
-        answers = self.node("Transpose", [answers], PREFIX + "answers_by_image", perm=[1, 0])
-        self.node("Cast", [answers], "view_classes", to=TensorProto.INT32)
+        self.node("Reshape", [softmax, shape], BY_VIEW)
+        nodes, constants = answers(opset)
+        self.nodes += nodes
+        self.constants += constants
 
     def mean(self, by_view: str, name: str, opset: int) -> None:
         """The mean over the first axis."""
-        if opset >= 18:
-            axes = self.constant("first_axis", np.array([0]))
-            self.node("ReduceMean", [by_view, axes], name, keepdims=0)
-        else:
-            self.node("ReduceMean", [by_view], name, axes=[0], keepdims=0)
+        node, constants = mean(by_view, name, opset)
+        self.nodes.append(node)
+        self.constants += constants

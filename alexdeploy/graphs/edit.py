@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -59,6 +59,18 @@ def rename_inputs(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
     """Rename the inputs of nodes: `names` maps old names to new. Branches are not changed."""
     for node in nodes:
         node.input[:] = [names.get(name, name) for name in node.input]
+
+
+def rename(graph: GraphProto, new: Callable[[str], str]) -> None:
+    """Rename everything in the graph and its branches: nodes, tensors, inputs and outputs. No name stays no name."""
+    for node in all_nodes(graph.node):
+        node.name = node.name and new(node.name)
+        node.input[:] = [name and new(name) for name in node.input]
+        node.output[:] = [name and new(name) for name in node.output]
+    for each in (graph, *inner_graphs(graph.node)):
+        del each.value_info[:]
+        for value in (*each.input, *each.output, *each.initializer):
+            value.name = new(value.name)
 
 
 def prune(graph: GraphProto) -> None:

@@ -46,6 +46,11 @@ def find_cut(network: onnx.ModelProto, spec: ModelSpec, name: str) -> Cut:
 
     Raises UsageError if there is no such layer, or if it does not give floating-point values for each image.
     """
+    if spec.members:
+        members = ", ".join(each.name for each in spec.members)
+        raise UsageError(
+            f"{spec.name} is an ensemble of networks, each with layers of its own", hint=f"Name a member: {members}"
+        )
     if spec.architecture is not None:
         layer = feature_layer(spec, name)
         plan = plan_layers(spec.architecture, spec.num_classes)

@@ -161,7 +161,11 @@ def renewal(
     `weight_bits` is the graph's value of INT8_WEIGHTS_KEY, and `num_views` that of a deployment graph, so that the
     command makes the same kind of graph.
     """
-    source = folder.weights_path if folder.weights_path.is_file() or precision == "fp32" else folder.onnx_path()
+    has_weights = folder.weights_path.is_file()
+    if num_views is None and not has_weights and (command := ensemble_command(folder)) is not None:
+        first = "" if precision == "fp32" else f"Export the members with --{precision} first.\n"
+        return f"{first}{words}: {command}"
+    source = folder.weights_path if has_weights or precision == "fp32" else folder.onnx_path()
     if source.is_file():
         options = ("" if precision == "fp32" else f" --{precision}") + (
             " --int8-weights 7" if weight_bits == "7" else ""
@@ -169,6 +173,15 @@ def renewal(
         options += "" if num_views is None else f" --deployment --views {num_views}"
         return f"{words}: alexdeploy export {folder.quoted}{options}"
     return f"Copy it and {folder.spec_path.name} again from the original folder, or import the model again."
+
+
+def ensemble_command(folder: ModelFolder) -> str | None:
+    """The command that makes an ensemble again from its members; None for any other folder."""
+    with suppress(ModelError):
+        if members := folder.spec().members:
+            names = " ".join(shlex.quote(each.name) for each in members)
+            return f"alexdeploy ensemble {names} --name {shlex.quote(folder.path.resolve().name)} --overwrite"
+    return None
 
 
 def newer_weights(folder: ModelFolder) -> str | None:

@@ -13,6 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
 from alexdeploy.graphs.deployment import CUT, PREFIX, VIEWS, deployment_graph
 from alexdeploy.graphs.edit import attribute, has_padding, inner_graphs, opset_of, producers, prune, set_nodes
+from alexdeploy.graphs.ensemble import ensemble_graph
 from alexdeploy.graphs.features import Cut
 from alexdeploy.graphs.unroll_towers import unroll_towers
 from alexdeploy.graphs.unsigned import unsigned_activations
@@ -37,6 +38,13 @@ def openvino_graph(
 
     `unsigned` is for processors that add INT8 products in 16 bits: see `unsigned_activations`.
     """
+    if spec.members:
+        return ensemble_graph(
+            *(network, spec, num_views, mean_image),
+            lambda network, spec, num_views, mean_image: openvino_graph(
+                network, spec, precision, num_views, mean_image, unsigned=unsigned
+            ),
+        )
     model = deployment_graph(network, spec, num_views, mean_image, channels_last=True, cut=cut)
     if unsigned:
         unsigned_activations(model)

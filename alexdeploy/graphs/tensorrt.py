@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from alexdeploy.core.errors import ModelError, first_line
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.graphs.deployment import PREFIX, VIEWS, deployment_graph
 from alexdeploy.graphs.edit import attribute, opset_of, producers, rename_inputs, set_nodes
+from alexdeploy.graphs.ensemble import ensemble_graph
 
 DERIVATION = 1
 """Version of this module's output, part of an engine's key. Increment it when the derived graph changes."""
@@ -42,6 +44,8 @@ def engine_graph(
     opset 17, quantized weights are FP32 followed by their own Q and DQ, as TensorRT 8 requires; later they are INT8,
     as in the file. Raises ModelError if the network cannot be brought to `opset`.
     """
+    if spec.members:
+        return ensemble_graph(network, spec, num_views, mean_image, partial(engine_graph, opset=opset))
     model = deployment_graph(_at_opset(network, opset), spec, num_views, mean_image)
     model.ir_version = max(model.ir_version, _TYPED_IR_VERSION) if opset >= _TYPED_OPSET else model.ir_version
     _quantize_after_cutting(model.graph)

@@ -34,6 +34,8 @@ def weight_bytes(folder: ModelFolder, precision: Precision) -> int:
 
 def view_bytes(spec: ModelSpec) -> int:
     """Bytes of all layers' inputs and outputs in float32: an upper bound, because runtimes reuse memory."""
+    if spec.members:
+        return sum(map(view_bytes, spec.networks))
     if spec.architecture is None:
         return _VIEW_BYTES
     total = 0

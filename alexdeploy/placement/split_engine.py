@@ -39,6 +39,11 @@ def open_split_engine(
             "--placement runs in ONNX Runtime, which has no bfloat16 here", hint="Use --precision fp32 or fp16."
         )
     spec = folder.spec()
+    if spec.members:
+        raise UsageError(
+            f"--placement divides one network; {folder.path} is an ensemble of {len(spec.members)}",
+            hint="Leave it out. To use two devices, give each a whole copy: --devices cuda:0,cuda:1",
+        )
     graph = load_graph(folder, options.precision, spec)
     model = deployment_graph(graph.model, spec, options.num_views, folder.mean_image(spec))
     info = EngineInfo(

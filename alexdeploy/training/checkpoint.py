@@ -154,11 +154,7 @@ def find_checkpoint(folder: ModelFolder, identity: Identity, *, resume: bool, ov
             checkpoint = read_checkpoint(folder.checkpoint_path)
             check_same_run(checkpoint.identity, identity)
             return checkpoint
-        if folder.is_used:
-            raise UsageError(
-                f"{folder.path} has no checkpoint to resume from",
-                hint="Start again: --overwrite, or another --name",
-            )
+        folder.check_resumable()
     elif not overwrite:
         folder.check_unused(can_resume=True)
     return None

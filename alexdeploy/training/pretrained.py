@@ -35,6 +35,11 @@ class Parent:
 def read_parent(folder: ModelFolder) -> Parent:
     """Raises ModelError for a folder without weights, or whose weights do not match its spec."""
     spec = folder.spec()
+    if spec.members:
+        raise ModelError(
+            f"{folder.path} is an ensemble, which has no weights of its own",
+            hint=f"Name one of its members: --pretrained {spec.members[0].name}",
+        )
     if spec.architecture is None or not folder.weights_path.is_file():
         raise ModelError(
             f"{folder.path} has no {folder.weights_path.name}: a graph that was imported cannot be trained",

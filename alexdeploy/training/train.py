@@ -109,8 +109,10 @@ def train_in_group(
     """`train` in one process of a `group`; all processes must call it with the same arguments."""
     chosen = _choose(options, is_sample=data is None)
     begins = group is None or (group.is_main and not group.has_begun)
-    if begins and not (options.resume or options.overwrite):
-        # Checked before anything is rendered or decoded; training checks again.
+    # Checked before anything is rendered or decoded; training checks again.
+    if begins and options.resume:
+        chosen.folder.check_resumable()
+    elif begins and not options.overwrite:
         chosen.folder.check_unused(can_resume=True)
     _need_torch()
     from alexdeploy.training.parallel import ALONE

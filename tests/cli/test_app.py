@@ -28,6 +28,7 @@ COMMANDS = (
     "calibrate",
     "export",
     "build",
+    "ensemble",
     "triton",
     "predict",
     "serve",

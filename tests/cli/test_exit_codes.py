@@ -40,6 +40,7 @@ _MISSING_PATHS = (
     ("export", "tiny", "--int8", "--calibrate", "GONE"),
     ("export", "tiny", "--int8", "--calibrate", "data", "--max-drop", "5", "--labelled", "GONE"),
     ("build", "GONE"),
+    ("ensemble", "tiny", "GONE", "--name", "new"),
     ("triton", "GONE", "repository"),
     ("predict", "GONE.jpg"),
     ("predict", "GONE/"),

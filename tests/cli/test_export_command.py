@@ -15,7 +15,7 @@ from alexdeploy.cli.export_progress import watch
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.export import build, export
-from alexdeploy.export.export import _kept_fp32
+from alexdeploy.export.checked import kept_fp32
 from alexdeploy.export.publish import read_network
 from alexdeploy.graphs.freshness import load_metadata
 
@@ -89,7 +89,7 @@ def test_a_graph_that_is_not_up_to_date_is_exported_again(
     tiny_model: ModelFolder, change: Callable[[ModelFolder], None]
 ) -> None:
     change(tiny_model)
-    assert _kept_fp32(tiny_model, read_network(tiny_model)) is None
+    assert kept_fp32(tiny_model, read_network(tiny_model)) is None
 
 
 def test_other_provenance_is_no_reason_to_export_again_which_would_leave_fp16_behind(

@@ -26,7 +26,7 @@ from alexdeploy.export.events import Calibrated, Event
 from alexdeploy.export.quantize.histogram import Histogram
 from alexdeploy.graphs import files as graph_files
 from alexdeploy.graphs.edit import WEIGHTED_OPS
-from alexdeploy.graphs.freshness import load_graph
+from alexdeploy.graphs.freshness import ensemble_command, load_graph
 from alexdeploy.graphs.ranges import (
     CalibrationImage,
     Ranges,
@@ -86,6 +86,11 @@ def calibrate(
     named: str = check_argument("images", images, str)
     recipe = check_argument("recipe", recipe, CalibrationRecipe | None)
     spec = folder.spec()
+    if spec.members:
+        raise UsageError(
+            f"{folder.path} is an ensemble: the scales of its INT8 graph are its members'",
+            hint=f"Calibrate and export the members, then make it again: {ensemble_command(folder)}",
+        )
     graph = load_graph(folder, "fp32", spec)
     check_owner(folder.ranges_path, folder.path)
     ranges = measure(folder, spec, graph, named, recipe or load_calibration(), on_event)

@@ -5,6 +5,7 @@ TensorRT-RTX has the interface of TensorRT 11 and its ONNX parser. Nothing runs 
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from their_graphs import STEPS, classifier, head, save, tail
 
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.core.spec import Precision
+from alexdeploy.core.spec import Member, Precision
 from alexdeploy.engines.base import NumViews
 from alexdeploy.engines.trt.build import _build, _Job
 from alexdeploy.engines.trt.files import BuildOptions, EngineKey
@@ -28,6 +29,7 @@ from alexdeploy.engines.trt.target import find_target
 from alexdeploy.export.fp16 import to_fp16
 from alexdeploy.export.quantize.int8 import to_int8
 from alexdeploy.graphs.deployment import deployment_graph
+from alexdeploy.graphs.ensemble import join_networks
 from alexdeploy.graphs.runner import run_graph
 from alexdeploy.graphs.split import split_graph
 from alexdeploy.graphs.tensorrt import engine_graph, opset_for
@@ -142,6 +144,22 @@ def test_every_variant_of_the_architecture_is_read_and_built(
         _parse(library, content)
         if precision == "fp16":
             assert _plan(library, content, precision, 10)
+
+
+def test_an_ensemble_is_read_in_every_precision_and_built(exported: Exported, library: Library) -> None:
+    folders = [exported("alexnet"), exported("torchvision")]
+    networks = [_networks(folder) for folder in folders]
+    specs = [folder.spec() for folder in folders]
+    members = tuple(
+        Member(name=each.name, preprocessing=each.preprocessing, architecture=each.architecture) for each in specs
+    )
+    spec = dataclasses.replace(specs[0], architecture=None, members=members)
+    means = np.load(folders[0].mean_path)[None]
+    for precision in PRECISIONS:
+        joined = join_networks([each[precision] for each in networks])
+        content = engine_graph(joined, spec, 10, means, opset_for(11)).SerializeToString()
+        _parse(library, content)
+        assert _plan(library, content, precision, 10)
 
 
 @pytest.mark.parametrize("opset", [7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23])
