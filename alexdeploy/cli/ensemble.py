@@ -14,7 +14,7 @@ from alexdeploy.cli.options import JsonOption, OverwriteOption, QuietOption, Ver
 EXAMPLES = (
     "alexdeploy ensemble net1 net2 net3 --name three",
     "alexdeploy ensemble models/net1 models/net2 --name two --overwrite",
-    "alexdeploy evaluate photographs/ --model three --tencrop",
+    "alexdeploy ensemble net1 net2 net3 --name three --json",
 )
 
 

@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.spec import ModelSpec
-from alexdeploy.network.feature_names import feature_layer
+from alexdeploy.network.feature_names import feature_layer, refuse_ensemble
 from alexdeploy.network.layers import Layer, plan_layers
 
 FEATURES = "features"
@@ -46,11 +46,7 @@ def find_cut(network: onnx.ModelProto, spec: ModelSpec, name: str) -> Cut:
 
     Raises UsageError if there is no such layer, or if it does not give floating-point values for each image.
     """
-    if spec.members:
-        members = ", ".join(each.name for each in spec.members)
-        raise UsageError(
-            f"{spec.name} is an ensemble of networks, each with layers of its own", hint=f"Name a member: {members}"
-        )
+    refuse_ensemble(spec)
     if spec.architecture is not None:
         layer = feature_layer(spec, name)
         plan = plan_layers(spec.architecture, spec.num_classes)

@@ -17,6 +17,7 @@ def feature_name(spec: ModelSpec, name: str | None = None) -> str:
     "drop7" are the same. "fc7:pre" are its sums before ReLU. Where the architecture is unknown, a name is that of a
     tensor. Raises UsageError for an unknown name, and for None where the architecture is unknown.
     """
+    refuse_ensemble(spec)
     if spec.architecture is None:
         if name is None:
             raise UsageError(
@@ -30,6 +31,15 @@ def feature_name(spec: ModelSpec, name: str | None = None) -> str:
     if layer.kind == "activation":
         return plan[plan.index(layer) - 1].name
     return layer.name + BEFORE * (layer.weight_shape is not None and layer is not plan[-1])
+
+
+def refuse_ensemble(spec: ModelSpec) -> None:
+    """Raise UsageError for an ensemble, whose networks have their own layers."""
+    if spec.members:
+        members = ", ".join(each.name for each in spec.members)
+        raise UsageError(
+            f"{spec.name} is an ensemble of networks, each with layers of its own", hint=f"Name a member: {members}"
+        )
 
 
 def feature_layer(spec: ModelSpec, name: str) -> Layer:

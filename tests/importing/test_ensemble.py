@@ -272,6 +272,10 @@ def test_export_checks_an_ensemble_again_and_writes_its_deployment_graph(three: 
             lambda three: place(three, PredictOptions(devices="cpu,cpu", placement="pipeline")),
             "placement divides one network",
         ),
+        (
+            lambda three: open_engine(three, "onnxruntime", EngineOptions(layer="member1/fc7")),
+            "is an ensemble of networks, each with layers of its own",
+        ),
         (lambda three: train(".", TrainOptions(pretrained=three.path)), "is an ensemble, which has no weights"),
         (lambda three: train(None, TrainOptions(name="three", resume=True)), "has no checkpoint to resume from"),
     ],
