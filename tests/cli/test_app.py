@@ -214,8 +214,8 @@ def test_the_completion_script_works_in_bash(tmp_path: Path) -> None:
     function = re.search(r"complete .*-F (\w+) alexdeploy", shown.stdout)
     assert function is not None
     script = (
-        f"{shown.stdout}\nCOMP_WORDS=(alexdeploy ex); COMP_CWORD=1\n"
-        f'{function.group(1)} alexdeploy ex alexdeploy\necho "${{COMPREPLY[@]}}"'
+        f"{shown.stdout}\nCOMP_WORDS=(alexdeploy expo); COMP_CWORD=1\n"
+        f'{function.group(1)} alexdeploy expo alexdeploy\necho "${{COMPREPLY[@]}}"'
     )
     environment = plain_environment(PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, env=environment)
