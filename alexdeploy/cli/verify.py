@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -13,9 +12,12 @@ from alexdeploy.cli import output
 from alexdeploy.cli.options import (
     BatchSizeOption,
     DevicesOption,
+    HtmlOption,
     JsonOption,
     ModelArgument,
     ModelOption,
+    OverwriteOption,
+    PlotsOption,
     QuietOption,
     ReplicasOption,
     TencropOption,
@@ -23,6 +25,7 @@ from alexdeploy.cli.options import (
     VerboseOption,
     ViewsOption,
     backends_option,
+    check_report,
     find_model_and_images,
     pick,
     precisions_option,
@@ -40,7 +43,7 @@ _WORDS = (*_SHORT_WORDS, "layer", "jumps at")
 
 EXAMPLES = (
     "alexdeploy verify",
-    "alexdeploy verify alexnet photographs/ --tencrop",
+    "alexdeploy verify alexnet photographs/ --tencrop --html page.html",
     "alexdeploy verify alexnet --precision int8 --layers --max-flips 0.5",
 )
 
@@ -80,6 +83,9 @@ def verify(
         bool, typer.Option("--decoders", help="Also count answers that change if nvImageCodec decodes the JPEGs.")
     ] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Print the error of every layer as well.")] = False,
+    html: HtmlOption = None,
+    plots: PlotsOption = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -109,7 +115,9 @@ def verify(
         num_images=num_images,
         max_flips=max_flips,
         decoders=decoders,
+        thumbnails=html is not None,
     )
+    check_report(html, plots, overwrite=overwrite)
     folder, images = find_model_and_images([model, *(images or ())], model_option)
     output.note(f"model {folder.path}")
     with output.progress("images") as bar:
@@ -127,11 +135,21 @@ def verify(
         found = run_verify(folder, images or None, options, on_event=show)
     for broken in found.broken:
         output.warn(f"{broken.source}: {broken.error}")
-    if json:
-        output.print_json({**dataclasses.asdict(found), "failures": found.failures})
-    else:
-        with output.page() as console:
-            _print(found, console, with_layers=layers)
+    try:
+        if json:
+            output.print_json(found.document())
+        else:
+            with output.page() as console:
+                _print(found, console, with_layers=layers)
+    finally:
+        # Also when nobody reads stdout any more: the page took the time to compute.
+        if html is not None or plots is not None:
+            from alexdeploy.evaluation.verify_html import write_report
+
+            write_report(found, html, plots)
+    for written in (html, plots):
+        if written is not None:
+            output.note(f"wrote {written}")
     found.check()
     if found.broken:
         raise typer.Exit(3)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from alexdeploy.core.errors import ParityError
 from alexdeploy.core.metrics import top_k
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Precision
+from alexdeploy.evaluation.answers import ImageRow
 from alexdeploy.graphs.freshness import ensemble_command
 
 FLOORS: dict[Precision, float] = {"fp32": 1e-5, "fp16": 2e-3, "int8": 2e-2}
@@ -123,7 +124,9 @@ class BrokenImage:
 class Verification:
     """All comparisons. `images` names the images' origin; `num_found` counts them before sampling.
 
-    `max_flips` is the limit in percent.
+    `max_flips` is the limit in percent. `rows` are the images that could be read, with the answers of `engines`, if
+    there are any. `thumbnails` are JPEG files of those that a page shows, by place in `rows`, if the options ask for
+    them.
     """
 
     model: str
@@ -137,6 +140,8 @@ class Verification:
     networks: tuple[NetworkReport, ...]
     engines: tuple[EngineReport, ...]
     decoders: DecoderReport | None = None
+    rows: tuple[ImageRow, ...] = ()
+    thumbnails: dict[int, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def reports(self) -> tuple[NetworkReport | EngineReport, ...]:
@@ -155,6 +160,12 @@ class Verification:
         if self.decoders is not None and self.decoders.failure:
             found.append(f"{self.decoders.decoder}: {self.decoders.failure}")
         return tuple(found)
+
+    def document(self) -> dict[str, Any]:
+        """Values for JSON: all but the thumbnails, and the failures in words."""
+        values = asdict(self)
+        del values["thumbnails"]
+        return {**values, "failures": self.failures}
 
     def check(self) -> None:
         """Raise ParityError naming every failure, if there is one."""

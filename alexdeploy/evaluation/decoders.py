@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,26 +25,31 @@ def second_decoder(devices: str | None) -> NvImageCodec:
     return NvImageCodec("cuda:0" if devices != "cpu" and survey_gpus().devices else "cpu")
 
 
-def read_images(
-    picked: Picked, spec: ModelSpec, decoder: NvImageCodec | None
-) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8] | None], tuple[BrokenImage, ...]]:
-    """The images by the one decoder; those by `decoder`, None for what it leaves; and what cannot be read.
+class ReadImages(NamedTuple):
+    """The images by the one decoder, with their names; those by another, None for what it leaves; what is broken."""
 
-    Raises ImageError if none can be read.
-    """
-    photographs, others, broken = [], [], []
+    names: list[str]
+    photographs: list[NDArray[np.uint8]]
+    others: list[NDArray[np.uint8] | None]
+    broken: tuple[BrokenImage, ...]
+
+
+def read_images(picked: Picked, spec: ModelSpec, decoder: NvImageCodec | None) -> ReadImages:
+    """Read and decode all of them, also by `decoder`, if it is given. Raises ImageError if none can be read."""
+    names, photographs, others, broken = [], [], [], []
     resize = spec.preprocessing.resize
     for source in picked.sources:
         try:
             data = source.read(resize)
             photographs.append(decode(data, resize))
             others.append(decoder.decode(data, resize) if decoder is not None else None)
+            names.append(source.name)
         except ImageError as exc:
             broken.append(BrokenImage(source=source.name, error=exc.message))
     if not photographs:
         first = f": {broken[0].source}: {broken[0].error}" if broken else ""
         raise ImageError(f"none of {len(broken)} images can be read{first}", hint="Name photographs that can be read.")
-    return photographs, others, tuple(broken)
+    return ReadImages(names, photographs, others, tuple(broken))
 
 
 def compare_decoders(

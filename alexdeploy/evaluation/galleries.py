@@ -57,8 +57,15 @@ def _gallery(found: Evaluation, images: Sequence[Example], numbers: Sequence[int
 def _words(found: Evaluation, image: Example, numbers: Sequence[int]) -> list[str]:
     given = [image.answers[number] for number in numbers]
     answers = [
-        f"{page.text(found.scores[number].configuration.precision)}, " * (len(numbers) > 1)
-        + f"<b>{page.text(found.classes[answer.label])}</b> {answer.probability:.3f}"
-        for number, answer in zip(numbers, given, strict=True)
+        f"{name}<b>{page.text(found.classes[answer.label])}</b> {answer.probability:.3f}"
+        for name, answer in zip(_differing(found, numbers), given, strict=True)
     ]
     return [*answers, f"is {page.text(found.classes[image.label])}"]
+
+
+def _differing(found: Evaluation, numbers: Sequence[int]) -> list[str]:
+    """In what the configurations differ, for each: "int8: ", or "" for one alone."""
+    named = [found.scores[number].configuration for number in numbers]
+    words = [(each.backend, each.precision, str(each).rsplit(each.precision, 1)[1].strip()) for each in named]
+    kept = [place for place in range(3) if len({each[place] for each in words}) > 1]
+    return [page.text(" ".join(each[place] for place in kept)) + ": " * bool(kept) for each in words]

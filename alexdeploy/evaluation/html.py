@@ -150,7 +150,7 @@ def _changes(found: Evaluation) -> list[str]:
     header = ["configuration", "class", "right to wrong", "wrong to right", "wrong to wrong"]
     listed = page.paragraph("Where they changed: the classes that lost most, up to five a configuration.")
     listed += page.table(header, changed, numbers=(2, 3, 4))
-    return [*parts, page.columns(plots.flips(others), listed), *changed_galleries(found)]
+    return [*parts, plots.flips(others), listed, *changed_galleries(found)]
 
 
 def _broken(found: Evaluation) -> list[str]:

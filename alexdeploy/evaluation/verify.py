@@ -36,6 +36,7 @@ from alexdeploy.evaluation.agreement import (
     failure,
     first_jump,
 )
+from alexdeploy.evaluation.answers import ImageRow, best_answers, engine_answers, image_rows, shown_rows
 from alexdeploy.evaluation.decoders import compare_decoders, read_images, second_decoder
 from alexdeploy.evaluation.layers import are_comparable, deployed_layers, open_networks
 from alexdeploy.graphs.freshness import load_graph
@@ -43,6 +44,7 @@ from alexdeploy.images.named import is_list
 from alexdeploy.images.pick import pick_sources, refuse_absent
 from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions, PredictOptions
 from alexdeploy.placement.place import check_devices, devices_for, place
+from alexdeploy.reports.thumbnails import thumbnail
 
 DEFAULT_MAX_FLIPS = 1.0
 """Percent of the answers that may differ if no limit is given; at least one image is always allowed."""
@@ -57,7 +59,8 @@ class VerifyOptions(DeviceOptions):
     """`precisions` None: every existing graph. `backends` None: every installed one that the devices can run.
 
     `num_images` are held decoded, 0.2 MB each. `max_flips` is in percent; None means DEFAULT_MAX_FLIPS. `decoders`
-    compares nvImageCodec with the one decoder, on the first GPU if there is one and `devices` is not "cpu". The devices
+    compares nvImageCodec with the one decoder, on the first GPU if there is one and `devices` is not "cpu".
+    `thumbnails` makes those of the images that differ, for a page. The devices
     apply to the engines, each on those of a kind that its backend supports; the reference and the graphs run on the
     CPU.
     """
@@ -69,6 +72,7 @@ class VerifyOptions(DeviceOptions):
     num_images: Count = 64
     max_flips: Percent | None = None
     decoders: bool = False
+    thumbnails: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +121,7 @@ def verify(
     begin(f"reading {len(picked.sources)} of {picked.num_found} images of {picked.origin}{spread}")
     if images and all(is_list(text) for text in images):
         refuse_absent(picked.sources, picked.origin)
-    photographs, others, broken = read_images(picked, spec, decoder)
+    names, photographs, others, broken = read_images(picked, spec, decoder)
     max_flips = max(DEFAULT_MAX_FLIPS, 100 / len(photographs)) if options.max_flips is None else options.max_flips
     run = _Run(folder, spec, plan.reference, photographs, options, max_flips, on_event)
 
@@ -126,8 +130,8 @@ def verify(
         begin(f"{folder.onnx_path(precision).name} layer by layer against {REFERENCE_NAMES[plan.reference]}")
         networks.append(_verify_network(run, precision))
     jumps = {report.precision: report.jump for report in networks}
-    engines = []
-    decoders = None
+    engines, answers = [], []
+    decoders, rows = None, tuple[ImageRow, ...]()
     if plan.engines or decoder is not None:
         begin(f"{plan.reference} fp32, the reference")
         on_cpu = PredictOptions(
@@ -139,6 +143,7 @@ def verify(
             begin(f"{backend} {precision}")
             sha256, actual = _probabilities(run, _options_for(options, backend, precision))
             agreement = compare(expected, actual, expected)
+            answers.append(engine_answers(spec.classes, expected, actual))
             engines.append(
                 EngineReport(
                     artifact=_artifact(folder, backend, precision, sha256),
@@ -150,6 +155,7 @@ def verify(
                     failure=failure(agreement, max_flips),
                 )
             )
+        rows = image_rows(names, best_answers(spec.classes, expected), answers)
         if decoder is not None:
             begin(decoder.name)
 
@@ -157,6 +163,7 @@ def verify(
                 return _probabilities(run._replace(photographs=images), on_cpu)[1]
 
             decoders = compare_decoders(decoder.name, photographs, others, expected, answer)
+    shown = (number for group in shown_rows(rows) for number in group)
     return Verification(
         model=str(folder.path),
         reference=plan.reference,
@@ -169,6 +176,8 @@ def verify(
         networks=tuple(networks),
         engines=tuple(engines),
         decoders=decoders,
+        rows=rows,
+        thumbnails={number: thumbnail(photographs[number]) for number in shown} if options.thumbnails else {},
     )
 
 

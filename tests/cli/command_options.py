@@ -74,7 +74,8 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         "export": "writes into the model folder",
         "build": "writes into the model folder",
         "triton": "DIR is an argument",
-        **dict.fromkeys(("verify", "inspect", "devices", "doctor"), "one document: `--json > FILE`"),
+        **dict.fromkeys(("inspect", "devices", "doctor"), "one document: `--json > FILE`"),
+        "verify": "one document: `--json > FILE`, or `--html FILE`",
         "bench": "one document: `--json > FILE`, or `--html FILE`",
         "serve": "answers requests",
     },
@@ -83,7 +84,7 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         "serve": "a line for each request: `--log-format json`",
     },
     ("--overwrite",): {
-        **dict.fromkeys(("verify", "inspect", "devices", "doctor", "serve"), "writes no file"),
+        **dict.fromkeys(("inspect", "devices", "doctor", "serve"), "writes no file"),
         "sample": "completes a rendering, and never replaces anything else",
         "triton": "adds a version, and never replaces one that Triton may have open",
         **dict.fromkeys(("calibrate", "build"), "renews what is derived from the model, under its own names"),

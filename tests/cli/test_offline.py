@@ -43,7 +43,7 @@ _COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "predict, two devices": (0, ("predict", "pictures", "--placement", "towers", "--devices", "cpu,cpu")),
     "explain": (0, ("explain", "pictures/000.png", "--size", "128", "--stride", "128", "--html", "explained.html")),
     "evaluate": (0, ("evaluate", "data", "--html", "report.html")),
-    "verify": (0, ("verify", "tiny", "pictures", "--num-images", "4", "--max-flips", "100")),
+    "verify": (0, ("verify", "tiny", "pictures", "--num-images", "4", "--max-flips", "100", "--html", "verify.html")),
     "bench": (0, (*_BENCH, "--backend", "openvino,onnxruntime", "--seconds", "0", "--html", "bench.html", "--json")),
     "inspect": (0, ("inspect", "tiny")),
     "import": (0, ("import", "models/tiny/model.onnx", "--name", "again", "--scale", "0.004", "--mean", "0,0,0")),

@@ -91,6 +91,23 @@ def test_a_graph_with_other_answers_fails_after_the_report(run: Run, tiny_model:
     assert run("tiny", "pictures", *QUICK, "--max-flips", "100").exit_code == 0
 
 
+def test_a_page_and_plots_are_written_also_when_answers_differ(run: Run, tiny_model: ModelFolder) -> None:
+    pytest.importorskip("matplotlib")
+    break_fp16(tiny_model)
+    words = ("tiny", "pictures", *QUICK, "--html", "page.html", "--plots", "plots")
+    result = run(*words)
+    assert result.exit_code == 4
+    assert "wrote page.html" in result.stderr
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 8
+    assert "the error jumps at conv3" in page
+    names = {path.name for path in Path("plots").iterdir()}
+    assert {"answers.csv", "error-of-each-layer.png", "same-answers-pair-by-pair.svg"} <= names
+    refused = run(*words)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "page.html exists already" in refused.stderr
+
+
 def test_the_widest_tables_fit_120_columns(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_model(tmp_path / "models" / "twelve", num_classes=12)
     export_model(folder, ExportOptions(fp16=True))

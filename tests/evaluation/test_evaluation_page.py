@@ -225,6 +225,8 @@ def test_photographs_have_answers_and_a_frame_where_one_is_gone(tmp_path: Path) 
     sure = found.examples.confident[0]
     assert f"is {found.classes[sure.label]}" in page.text
     assert f" {sure.answers[0].probability:.3f}" in page.text
+    # The two configurations differ in their views alone.
+    assert "10 views: " in page.text
 
 
 def test_the_table_of_classes_sorts_and_is_a_file_too(tmp_path: Path) -> None:
