@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "alexdeploy predict images/ --tencrop",
-    "alexdeploy predict photographs.zip --model alexnet -o rows.csv --sheet page.html",
+    "alexdeploy predict photographs.zip -o rows.csv --sheet page.html",
     "alexdeploy predict @list.txt --precision int8 --devices cpu,cpu -o rows.jsonl",
 )
 
