@@ -56,9 +56,12 @@ if TYPE_CHECKING:
     from alexdeploy.export.quantize.quantize import Budget
     from alexdeploy.importing.ensemble import ensemble
     from alexdeploy.importing.import_model import ImportOptions, import_model
+    from alexdeploy.inference.embed import embed
+    from alexdeploy.inference.embedder import Embedder, EmbedOptions
     from alexdeploy.inference.pictures import PictureOptions
     from alexdeploy.inference.predict import predict
     from alexdeploy.inference.predictor import Predictor
+    from alexdeploy.inference.similar import SimilarOptions, similar
     from alexdeploy.placement.options import PredictOptions
     from alexdeploy.serving.triton.repository import TritonOptions, write_triton_repository
     from alexdeploy.training.prepare import PrepareOptions, prepare
@@ -87,9 +90,12 @@ _HOMES = {
     "export.quantize.quantize": ("Budget",),
     "importing.ensemble": ("ensemble",),
     "importing.import_model": ("ImportOptions", "import_model"),
+    "inference.embed": ("embed",),
+    "inference.embedder": ("EmbedOptions", "Embedder"),
     "inference.pictures": ("PictureOptions",),
     "inference.predict": ("predict",),
     "inference.predictor": ("Predictor",),
+    "inference.similar": ("SimilarOptions", "similar"),
     "placement.options": ("PredictOptions",),
     "serving.triton.repository": ("TritonOptions", "write_triton_repository"),
     "training.prepare": ("PrepareOptions", "prepare"),
@@ -107,6 +113,8 @@ __all__ = [
     "DeviceError",
     "DeviceMemoryError",
     "DivergedError",
+    "EmbedOptions",
+    "Embedder",
     "EvaluateOptions",
     "ExplainOptions",
     "Explainer",
@@ -126,6 +134,7 @@ __all__ = [
     "PrepareOptions",
     "QueueFullError",
     "RecipeError",
+    "SimilarOptions",
     "StaleArtifactError",
     "TrainOptions",
     "TritonOptions",
@@ -135,6 +144,7 @@ __all__ = [
     "build",
     "calibrate",
     "ensemble",
+    "embed",
     "evaluate",
     "explain",
     "export_model",
@@ -144,6 +154,7 @@ __all__ = [
     "inspect",
     "predict",
     "prepare",
+    "similar",
     "train",
     "verify",
     "write_triton_repository",

@@ -23,7 +23,7 @@ from alexdeploy.core.version import __version__
 _GROUPS = {
     "Make": ("train", "prepare", "import", "ensemble", "calibrate", "export", "build", "triton", "sample"),
     "Check": ("evaluate", "verify"),
-    "Run": ("predict", "serve", "bench"),
+    "Run": ("predict", "embed", "similar", "serve", "bench"),
     "Look": ("explain", "inspect", "figures", "devices", "doctor"),
 }
 """The commands as the help groups them."""

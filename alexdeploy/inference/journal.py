@@ -33,7 +33,7 @@ _HEADER_START = b'{"journal":'
 _PLAIN_START = b'{"index":0,'
 """The first bytes of a journal without header and checksums: from an earlier version, or a finished predict .jsonl."""
 
-Command = Literal["predict", "evaluate"]
+Command = Literal["predict", "evaluate", "embed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
