@@ -76,9 +76,9 @@ def similar(
     and views that the file records. `model` None: the model of that name under models/. Raises UsageError if the file
     was made by another model or another graph, or is no file of features.
     """
-    check_faiss()
     options = check_argument("options", options or SimilarOptions(), SimilarOptions)
     path = Path(check_argument("features", features, str))
+    check_faiss()
     several = (queries,) if isinstance(queries, (str, os.PathLike)) else tuple(queries)
     first = next(read_rows(path), None)
     if first is None:

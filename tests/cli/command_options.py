@@ -28,6 +28,7 @@ COMMON = (
 
 _NO_MODEL = "has no model"
 _RUNS_NOTHING = "runs no model"
+_AS_EMBED = "embeds as the file records"
 HOLES: dict[tuple[str, ...], dict[str, str]] = {
     ("--model",): {
         **dict.fromkeys(("prepare", "sample", "devices", "doctor"), _NO_MODEL),
@@ -44,6 +45,7 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         "figures": "runs one image in ONNX Runtime on the CPU",
         "export": "checks on the CPU, and builds engines for every kind of GPU",
         "triton": "names GPUs of Triton's machine: `--gpus`",
+        "similar": _AS_EMBED,
     },
     ("--precision",): {
         **dict.fromkeys(("prepare", "sample", "devices", "doctor"), _NO_MODEL),
@@ -51,11 +53,13 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         "calibrate": "measures the FP32 network",
         "import": "makes FP32; `export` makes the others",
         "ensemble": "joins every precision that all members have",
+        "similar": _AS_EMBED,
     },
     ("--views", "--tencrop"): {
         **dict.fromkeys(("prepare", "sample", "devices", "doctor", "inspect", "import", "ensemble"), _RUNS_NOTHING),
         "train": "scores one view and ten views",
         "figures": "shows the centre view",
+        "similar": _AS_EMBED,
     },
     ("--batch-size",): {
         **dict.fromkeys(("prepare", "sample", "devices", "doctor", "inspect", "import", "ensemble"), _RUNS_NOTHING),
@@ -63,6 +67,7 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         "figures": "runs one image",
         "export": "writes graphs of any batch size",
         "build": "builds for every size up to `--max-batch`",
+        "similar": _AS_EMBED,
     },
     ("--output",): {
         "prepare": "OUT is an argument",
@@ -78,6 +83,7 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         "verify": "one document: `--json > FILE`, or `--html FILE`",
         "bench": "one document: `--json > FILE`, or `--html FILE`",
         "serve": "answers requests",
+        "similar": "rows on stdout, and a page: `--sheet FILE`",
     },
     ("--json",): {
         "predict": "rows, not one document: `--format jsonl`",
@@ -94,14 +100,14 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
 
 DIFFERENT: dict[str, dict[str, str]] = {
     "--precision": {
-        **dict.fromkeys(("predict", "serve", "explain"), "runs one"),
+        **dict.fromkeys(("predict", "embed", "serve", "explain"), "runs one"),
         "figures": "that of the graph whose maps are shown",
         **dict.fromkeys(("build", "triton"), "one of the files, and there are none of BF16"),
         "export": "writes several, and none of BF16",
         "train": "that of the arithmetic of training",
     },
     "--backend": {
-        **dict.fromkeys(("predict", "serve", "explain"), "runs one"),
+        **dict.fromkeys(("predict", "embed", "serve", "explain"), "runs one"),
         "build": "builds for one of the two with files",
         "triton": "is one of Triton's",
     },
@@ -116,7 +122,9 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "evaluate": "has no table and no Parquet",
         "figures": "is a folder",
         "explain": "is a folder of pictures and numbers",
+        "embed": "has formats for numbers",
     },
+    "--format": {"similar": "has no Parquet"},
     "--overwrite": {"export": "renews what is up to date, which is kept without it"},
     "--method": dict.fromkeys(("calibrate", "explain"), "of choosing ranges, or of explaining"),
     "--num-images": {"calibrate": "chooses by name and seed"},

@@ -31,6 +31,8 @@ COMMANDS = (
     "ensemble",
     "triton",
     "predict",
+    "embed",
+    "similar",
     "serve",
     "evaluate",
     "verify",

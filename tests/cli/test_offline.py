@@ -39,6 +39,7 @@ _COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "predict, OpenVINO": (0, ("predict", "pictures", "--backend", "openvino")),
     "predict, ONNX Runtime": (0, ("predict", "pictures", "--backend", "onnxruntime")),
     "predict, PyTorch": (0, ("predict", "pictures", "--backend", "torch")),
+    "embed": (0, ("embed", "pictures", "-o", "features.npy")),
     "predict, workers": (0, ("predict", "pictures", "--backend", "onnxruntime", "--devices", "cpu,cpu")),
     "predict, two devices": (0, ("predict", "pictures", "--placement", "towers", "--devices", "cpu,cpu")),
     "explain": (0, ("explain", "pictures/000.png", "--size", "128", "--stride", "128", "--html", "explained.html")),
