@@ -126,8 +126,8 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     with pytest.raises(UsageError, match=f"holds the first {stop_after} rows of an interrupted run"):
         has_finished(output, resume=False)
     summary = embed_to_file(embedder, read_inputs([str(pictures)]), output)
-    # Batches of four images; the broken one takes no place.
-    assert summary.num_kept == {1: 0, 5: 4, 8: 4}[stop_after]
+    # Whole batches of four images; the broken one, after the first, takes no place in one.
+    assert summary.num_kept == {1: 0, 5: 5, 8: 5}[stop_after]
     for path in (whole, *([rows_path(whole)] if name.endswith(".npy") else [])):
         assert (output.parent / path.name).read_bytes() == path.read_bytes()
 

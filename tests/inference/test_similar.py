@@ -151,7 +151,7 @@ def test_another_model_is_refused(planted: tuple[ModelFolder, Path, Path], tmp_p
 
 def test_the_sheet_shows_photographs_and_escapes_names(tmp_path: Path) -> None:
     hostile = tmp_path / 'a"b<script>alert(1)</script>'
-    hostile.mkdir()
+    hostile.mkdir(parents=True)
     name = str(hostile / "x'\n.png")
     Image.fromarray(smooth_images(1)[0]).save(name)
     archived = io.BytesIO()
