@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "alexdeploy similar photo.jpg",
-    "alexdeploy similar images/rose.jpg --in features.npy -k 20 --metric cosine --format csv",
-    "alexdeploy similar queries/ --in features.parquet --sheet similar.html",
+    "alexdeploy similar rose.jpg --in features.npy -k 20 --metric cosine",
+    "alexdeploy similar queries/ --sheet similar.html",
 )
 
 _FIELDS = ("query", "rank", "source", "distance", "index", "error")
@@ -38,7 +38,7 @@ def similar(
         Path, typer.Option("--in", metavar="FILE", help="The features, from embed: .parquet or .npy.")
     ] = Path("features.parquet"),
     model: ModelOption = None,
-    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Neighbours of each query.")] = 6,
+    k: Annotated[int, typer.Option("--neighbours", "-k", min=1, metavar="N", help="Neighbours of each query.")] = 6,
     metric: Annotated[
         Literal["euclidean", "cosine"], typer.Option(metavar="euclidean|cosine", help="Distance of features.")
     ] = "euclidean",

@@ -88,6 +88,13 @@ _CALLS = {
         "PredictOptions",
         f"model {_DEVICES} precision views tencrop backend batch-size placement top-k",
     ),
+    "embed": _Call(
+        "embed",
+        (1, 1),
+        2,
+        "EmbedOptions",
+        f"model {_DEVICES} layer precision views tencrop backend batch-size",
+    ),
     "evaluate": _Call(
         "evaluate",
         (1, 1),
@@ -117,8 +124,8 @@ _CALLS = {
 
 _SAME = """
     annotate backend batch-size budget-ms calibrate channels classes device devices exclude freeze image images
-    int8-weights keep labelled labels max-batch max-delay-ms max-delay-us max-drop max-flips max-queue mean
-    mean-image method min-agreement model name num-classes num-images output-name parallel percentile placement
+    int8-weights keep labelled labels layer max-batch max-delay-ms max-delay-us max-drop max-flips max-queue mean
+    mean-image method metric min-agreement model name num-classes num-images output-name parallel percentile placement
     precision pretrained recipe replicas resize scale seconds seed sheet sheet-images size std stride tactic-sources
     timeout-ms top-k train-list val val-fraction val-list version
 """
@@ -129,6 +136,8 @@ _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
     "instances": "num_instances",
     "jpeg": "jpeg_quality",
     "for": "targets",
+    "in": "features",
+    "neighbours": "k",
     "set": "overrides",
     "threads": "num_threads",
     "views": "num_views",
@@ -148,6 +157,7 @@ _SWITCHES = {
     "decoders": "decoders=True",
     "deployment": "deployment=True",
     "fp16": "fp16=True",
+    "index": "index=True",
     "int8": "int8=True",
     "no-jpeg": "jpeg=False",
     "overwrite": "overwrite=True",

@@ -125,6 +125,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "embed": "has formats for numbers",
     },
     "--format": {"similar": "has no Parquet"},
+    "--sheet": {"similar": "shows neighbours, not answers"},
     "--overwrite": {"export": "renews what is up to date, which is kept without it"},
     "--method": dict.fromkeys(("calibrate", "explain"), "of choosing ranges, or of explaining"),
     "--num-images": {"calibrate": "chooses by name and seed"},

@@ -35,7 +35,7 @@ def test_the_short_options_mean_the_same_everywhere() -> None:
             for word in param.opts:
                 if not word.startswith("--") and param.param_type_name == "option":
                     short.setdefault(word, set()).add(max(param.opts, key=len))
-    assert short == {"-o": {"--output"}, "-q": {"--quiet"}, "-v": {"--verbose"}}
+    assert short == {"-k": {"--neighbours"}, "-o": {"--output"}, "-q": {"--quiet"}, "-v": {"--verbose"}}
 
 
 def test_the_page_of_options_is_that_of_the_commands() -> None:
