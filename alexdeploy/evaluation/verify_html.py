@@ -183,6 +183,7 @@ def _differences(found: Verification) -> str:
         axes.plot(sizes, shares, color=color, drawstyle="steps-post", label=f"{engine.backend} {engine.precision}")
     axes.set(xscale="log", ylim=(0, 100), xlabel="largest difference of a probability", ylabel="% of the images")
     axes.xaxis.set_major_formatter(_power)
+    axes.xaxis.set_minor_formatter("")
     drawn.legend(loc="outside upper center", ncols=3)
     return page.figure(
         drawn,
@@ -203,6 +204,7 @@ def _layers(found: Verification) -> str:
         axes.axhline(FLOORS[each.precision], color=color, linestyle=":", linewidth=1)
     axes.set(yscale="log", ylabel="RMS of the error over RMS of the output")
     axes.yaxis.set_major_formatter(_power)
+    axes.yaxis.set_minor_formatter("")
     step = max(1, len(names) // 40)
     axes.set_xticks(range(0, len(names), step), [page.short_name(name) for name in names[::step]], rotation=90)
     drawn.legend(loc="outside upper center", ncols=3)
