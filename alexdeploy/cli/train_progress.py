@@ -205,15 +205,25 @@ def _rate(images_per_second: float) -> str:
 
 
 def summary(path: Path, spec: ModelSpec) -> str:
-    """The written files and their errors."""
+    """The written files, their errors with 95 % intervals, and what these errors are of."""
+    from alexdeploy.core.metrics import has_top5, wilson_interval
+
     facts: dict[str, Any] = dict(spec.provenance)
-    one_view = _top5(", ", facts["val_top5_error"], spec.num_classes)
-    ten_views = _top5(", ", facts["val_top5_error_10_views"], spec.num_classes)
-    return (
-        f"wrote {path} (epoch {facts['best_epoch']} of {facts['num_epochs']}, "
-        f"{facts['num_val']:,} validation images)\n"
-        f"  one view:  top-1 error {facts['val_top1_error']:6.2%}{one_view}\n"
-        f"  ten views: top-1 error {facts['val_top1_error_10_views']:6.2%}{ten_views}"
+    num_val = facts["num_val"]
+
+    def line(views: str, key: str) -> str:
+        top1 = facts[f"val_top1_error{key}"]
+        low, high = wilson_interval(round(top1 * num_val), num_val)
+        top5 = f", top-5 {facts[f'val_top5_error{key}']:6.2%}" if has_top5(spec.num_classes) else ""
+        return f"  {views} top-1 error {top1:6.2%} (95 % interval: {low:.2%} to {high:.2%}){top5}"
+
+    return "\n".join(
+        (
+            f"wrote {path} (epoch {facts['best_epoch']} of {facts['num_epochs']}, {num_val:,} validation images)",
+            line("one view: ", ""),
+            line("ten views:", "_10_views"),
+            "  the epoch was chosen by its error on these images; that of others is likely to be higher",
+        )
     )
 
 

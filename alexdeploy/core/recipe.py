@@ -59,6 +59,8 @@ class Augmentation:
     """Random changes to training images.
 
     `color_noise` is the std of the paper's PCA colour noise, used in the first `color_noise_epochs`; None: in all.
+    `rescale` and `jitter` are the largest relative changes of the window's side, and of exposure, contrast and
+    saturation; `rotate` is the largest angle in degrees; `erase` the share of views with a rectangle of the mean.
     """
 
     crop: bool = True
@@ -68,6 +70,8 @@ class Augmentation:
     vertical_mirror: bool = False
     rescale: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     jitter: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    rotate: Annotated[float, msgspec.Meta(ge=0, le=180)] = 0.0
+    erase: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
 
 TrainingPrecision = Literal["fp32", "tf32", "bf16", "fp16"]

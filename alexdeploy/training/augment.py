@@ -35,7 +35,9 @@ class Draws:
 
     The view is the window of `side` pixels whose first row and column are `top` and `left`; `mirror` and `flip` turn it
     left-right and upside down. `shift`, [N, 3], is added to the RGB of every pixel, in levels. `jitter`, [N, 3], has
-    the factors of exposure, contrast and saturation; None if all are 1.
+    the factors of exposure, contrast and saturation; None if all are 1. `angle` turns the window about its centre, in
+    radians; None if none is turned. `erased`, [N, 4], has first row, first column, rows and columns of a rectangle of
+    the view that is set to the mean; None if there is none.
     """
 
     top: NDArray[np.int64]
@@ -45,6 +47,8 @@ class Draws:
     flip: NDArray[np.bool_]
     shift: NDArray[np.float32]
     jitter: NDArray[np.float32] | None = None
+    angle: NDArray[np.float64] | None = None
+    erased: NDArray[np.int64] | None = None
 
     def part(self, rows: slice) -> Draws:
         """The draws of some of the images."""
@@ -56,6 +60,8 @@ class Draws:
             flip=self.flip[rows],
             shift=self.shift[rows],
             jitter=None if self.jitter is None else self.jitter[rows],
+            angle=None if self.angle is None else self.angle[rows],
+            erased=None if self.erased is None else self.erased[rows],
         )
 
 
@@ -121,6 +127,8 @@ def draw(rng: np.random.Generator, num: int, crop: int, settings: Augmentation, 
     coins = rng.random((2, num)) < 0.5
     alphas = rng.normal(0.0, 1.0, (num, 3)) * settings.color_noise
     factors = 1.0 + rng.uniform(-settings.jitter, settings.jitter, (num, 3))
+    angle = np.deg2rad(rng.uniform(-settings.rotate, settings.rotate, num))
+    erased = _draw_rectangles(rng, num, crop, settings.erase)
     return Draws(
         top=top,
         left=left,
@@ -129,7 +137,23 @@ def draw(rng: np.random.Generator, num: int, crop: int, settings: Augmentation, 
         flip=coins[1] & settings.vertical_mirror,
         shift=((alphas * axes.std) @ axes.vectors.T).astype(np.float32),
         jitter=factors.astype(np.float32) if settings.jitter else None,
+        angle=angle if settings.rotate else None,
+        erased=erased if settings.erase else None,
     )
+
+
+def _draw_rectangles(rng: np.random.Generator, num: int, crop: int, share: float) -> NDArray[np.int64]:
+    """Rectangles in `share` of the views, others are empty: 2 to 33 % of the area, sides 0.3 to 1/0.3 to each other.
+
+    The ranges of Zhong et al. 2020, "Random Erasing Data Augmentation"; a side is at most the view's.
+    """
+    is_erased = rng.random(num) < share
+    area = rng.uniform(0.02, 0.33, num) * crop**2
+    ratio = np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3), num))
+    sides = np.sqrt(np.stack((area * ratio, area / ratio)))
+    height, width = np.minimum(np.rint(sides), crop).astype(np.int64)
+    top, left = np.floor(rng.random((2, num)) * (crop + 1 - np.stack((height, width)))).astype(np.int64)
+    return np.stack((top, left, height, width), axis=1) * is_erased[:, None]
 
 
 def random_views(images: Tensor, draws: Draws, normalization: Normalization, crop: int) -> Tensor:
@@ -147,7 +171,11 @@ def random_views(images: Tensor, draws: Draws, normalization: Normalization, cro
     mean = normalization.mean
     if mean.ndim == 3:
         mean = cut(mean.expand(len(images), -1, -1, -1))
-    return _normalize(views, mean, normalization)
+    views = _normalize(views, mean, normalization)
+    if draws.erased is not None:
+        for view, (top, left, height, width) in zip(views, draws.erased.tolist(), strict=True):
+            view[:, top : top + height, left : left + width] = 0.0
+    return views
 
 
 def centre_views(images: Tensor, normalization: Normalization, crop: int) -> Tensor:
@@ -178,7 +206,7 @@ def _normalize(views: Tensor, mean: Tensor, normalization: Normalization) -> Ten
 
 def _cutter(draws: Draws, crop: int, device: torch.device) -> _Cut:
     """A function that cuts the drawn windows. It computes positions once and may be called on several batches."""
-    if (draws.side != crop).any():
+    if draws.angle is not None or (draws.side != crop).any():
         return _cut_rescaled(draws, crop, device)
     if device.type == "cpu":
         return _cut_one_by_one(draws, crop)
@@ -211,7 +239,7 @@ def _cut_by_index(draws: Draws, crop: int, device: torch.device) -> _Cut:
 
 
 def _cut_rescaled(draws: Draws, crop: int, device: torch.device) -> _Cut:
-    """Windows of other sizes than the view, resized by bilinear interpolation."""
+    """Windows of other sizes than the view or turned, by bilinear interpolation; outside, the image's edge goes on."""
     steps = (np.arange(crop) + 0.5) / crop
 
     def positions(offset: NDArray[np.int64], turn: NDArray[np.bool_]) -> Tensor:
@@ -222,6 +250,12 @@ def _cut_rescaled(draws: Draws, crop: int, device: torch.device) -> _Cut:
 
     y, x = positions(draws.top, draws.flip), positions(draws.left, draws.mirror)
     grid = torch.stack((x[:, None, :].expand(-1, crop, -1), y[:, :, None].expand(-1, -1, crop)), dim=-1)
+    if draws.angle is not None:
+        centre = grid.mean(dim=(1, 2), keepdim=True)
+        cos, sin = np.cos(draws.angle), np.sin(draws.angle)
+        # On the right of a row (x, y).
+        turn = np.stack((cos, sin, -sin, cos), axis=1).reshape(-1, 2, 2).astype(np.float32)
+        grid = ((grid - centre).flatten(1, 2) @ to_device(turn, device)).view(grid.shape) + centre
 
     def cut(images: Tensor) -> Tensor:
         planes = images.permute(0, 3, 1, 2).float()

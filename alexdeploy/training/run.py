@@ -21,8 +21,6 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.training.augment import (
-    draw,
-    in_epoch,
     make_normalization,
     random_views,
     to_device,
@@ -40,16 +38,17 @@ from alexdeploy.training.publish import (
     publish_best,
     read_weights,
 )
+from alexdeploy.training.report import RunSummary, write_report
 from alexdeploy.training.schedule import advance, learning_rate
 from alexdeploy.training.statistics import Statistics, color_axes
+from alexdeploy.training.steps import Steps
 from alexdeploy.training.throughput import Speed, SpeedMeter, loader_speed
 from alexdeploy.training.towers import TowerLearner
 from alexdeploy.training.validation import Validation, ValidationErrors
 
-# The purpose of a random draw. Its seed is made of this, the recipe's seed, the epoch and the step.
-_SHUFFLE, _AUGMENT, _DROPOUT = 0, 1, 2
 # Reading the loss waits for the GPU, so on a GPU it is read only occasionally.
 _GPU_STEPS_PER_LOOK = 20
+_NUM_SAMPLES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +90,13 @@ class Run:
         self._split = learner.split
         self._training = setting.recipe.training
         self._crop = setting.recipe.architecture.input
-        self._axes = color_axes(setting.statistics.covariance)
+        self._steps = Steps(
+            setting.train,
+            setting.train_indices,
+            self._training,
+            crop=self._crop,
+            axes=color_axes(setting.statistics.covariance),
+        )
         self._normalization = make_normalization(
             setting.contract.spec.preprocessing, setting.contract.mean_image, learner.device
         )
@@ -109,11 +114,6 @@ class Run:
         self._pending: list[StepSums] = []
         self._saved_at = time.monotonic()
         self._loader_speed: float | None = None
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of an epoch."""
-        return math.ceil(len(self._setting.train_indices) / self._training.batch_size)
 
     def finish(self) -> None:
         """Run all remaining epochs. On KeyboardInterrupt, write a checkpoint and re-raise."""
@@ -136,9 +136,7 @@ class Run:
         epoch = self._progress.schedule.num_epochs + 1
         first = self._progress.step
         self._learner.begin_epoch(epoch)
-        order = self._rng(_SHUFFLE, epoch).permutation(self._setting.train_indices)
-        # Batch sizes differ by at most one, so that no image is left out and no batch is tiny.
-        batches = np.array_split(order, self.num_steps)[first:]
+        batches = self._steps.batches(epoch)[first:]
         mine = [batch[self._split.rows(len(batch))] for batch in batches]
         every = 1 if self._learner.device.type == "cpu" else _GPU_STEPS_PER_LOOK
         if self._loader_speed is None:
@@ -150,13 +148,13 @@ class Run:
         ):
             with meter.step(len(indices)):
                 self._take_step(epoch, step, indices, pixels, rate)
-            if step % every == 0 or step == self.num_steps:
+            if step % every == 0 or step == self._steps.num_steps:
                 loss, speed = self._mean_loss(epoch, step, rate), meter.images_per_second
                 self._on_event(
                     Step(
                         epoch=epoch,
                         step=step,
-                        num_steps=self.num_steps,
+                        num_steps=self._steps.num_steps,
                         loss=loss,
                         learning_rate=rate,
                         images_per_second=speed,
@@ -168,7 +166,7 @@ class Run:
 
     def _images_left(self, epoch: int, step: int) -> float:
         """Approximate number of training images left after `step` of `epoch`, over all epochs."""
-        num_epochs = self._training.epochs - epoch + 1 - step / self.num_steps
+        num_epochs = self._training.epochs - epoch + 1 - step / self._steps.num_steps
         return num_epochs * len(self._setting.train_indices)
 
     def _stop_or_save(self) -> None:
@@ -183,12 +181,11 @@ class Run:
     def _take_step(
         self, epoch: int, step: int, indices: NDArray[np.int64], pixels: NDArray[np.uint8], rate: float
     ) -> None:
-        augmentation = in_epoch(self._training.augmentation, epoch)
-        draws = draw(self._rng(_AUGMENT, epoch, step), len(indices), self._crop, augmentation, self._axes)
+        draws = self._steps.draws(epoch, step, len(indices))
         rows = self._split.rows(len(indices))
         views = random_views(self._to_device(pixels), draws.part(rows), self._normalization, self._crop)
         labels = self._to_device(self._setting.train.labels[indices[rows]])
-        dropout_seed = int(self._rng(_DROPOUT, epoch, step).integers(2**63))
+        dropout_seed = self._steps.dropout_seed(epoch, step)
         sums = self._learner.compute_gradients(views, labels, dropout_seed, len(indices))
         with deferred_interrupts():
             self._learner.update(rate)
@@ -203,7 +200,7 @@ class Run:
             raise self._diverged("validation loss", found.loss, epoch, rate)
         record = EpochRecord(
             epoch=epoch,
-            loss=self._mean_loss(epoch, self.num_steps, rate),
+            loss=self._mean_loss(epoch, self._steps.num_steps, rate),
             train_top1_error=self._train_error(),
             val_loss=found.loss,
             val_top1_error=found.top1,
@@ -245,6 +242,21 @@ class Run:
                 publish_best(self._setting.folder, self._setting.contract, self.spec(), weights_file)
         self._on_event(EpochFinished(record=record, is_best=is_best))
 
+    def write_report(self, errors: ValidationErrors) -> None:
+        """Write the report of the run, with the `errors` of ten views, after which the learner has the best weights.
+
+        For rank 0; the weights of two towers are those of both. Raises OutputError.
+        """
+        weights = read_weights(self._setting.folder, self._best())
+        summary = RunSummary(
+            spec=self.spec(errors),
+            samples=self._steps.first_views(_NUM_SAMPLES),
+            kernels=weights["conv1.weight"].numpy(),
+            num_images=errors.num_images,
+            num_errors=errors.num_errors,
+        )
+        write_report(self._setting.folder, summary)
+
     def spec(self, ten_views: ValidationErrors | None = None) -> ModelSpec:
         """The spec of the best epoch so far."""
         setting = self._setting
@@ -284,7 +296,7 @@ class Run:
         """The mean over the epoch's images so far. Raises DivergedError if it, or a weight, is not finite."""
         with deferred_interrupts():
             self._look(epoch, rate)
-        loss = self._progress.loss_sum / self._num_images(step)
+        loss = self._progress.loss_sum / self._steps.num_images(step)
         if not (math.isfinite(loss) and self._learner.is_finite()):
             raise self._diverged("loss", loss, epoch, rate)
         return loss
@@ -302,7 +314,7 @@ class Run:
         # One by one, so that a resumed run, which looks after other steps, has the same bits.
         for step, loss in enumerate(losses.tolist(), start=first):
             loss_sum += loss
-            mean = loss / (self._num_images(step) - self._num_images(step - 1))
+            mean = loss / (self._steps.num_images(step) - self._steps.num_images(step - 1))
             records.append(StepRecord(epoch=epoch, step=step, loss=mean, learning_rate=rate))
         before = 0 if first == 1 else progress.num_right
         num_right = None if before is None else before + int(rights.sum())
@@ -310,11 +322,6 @@ class Run:
         self._pending.clear()
         if self._log is not None:
             self._log.append_steps(records)
-
-    def _num_images(self, num_steps: int) -> int:
-        """Images of the first steps of an epoch. As in np.array_split, the first batches take the remainder."""
-        size, rest = divmod(len(self._setting.train_indices), self.num_steps)
-        return num_steps * size + min(num_steps, rest)
 
     def _train_error(self) -> float | None:
         """The top-1 error of the epoch's training views, if it was counted from the first step."""
@@ -330,9 +337,6 @@ class Run:
         if path.is_file():
             hint += f"\n{path} is from before it happened."
         return DivergedError(f"the {what} is {number} in epoch {epoch} at learning rate {rate:g}", hint=hint)
-
-    def _rng(self, purpose: int, epoch: int, step: int = 0) -> np.random.Generator:
-        return np.random.default_rng((self._training.seed, purpose, epoch, step))
 
     def _to_device(self, array: NDArray[np.uint8] | NDArray[np.int64]) -> Tensor:
         return to_device(array, self._learner.device)

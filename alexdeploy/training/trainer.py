@@ -38,7 +38,9 @@ from alexdeploy.training.publish import (
     published_folder,
     update_spec,
 )
+from alexdeploy.training.report import can_write_report
 from alexdeploy.training.run import Run, Setting
+from alexdeploy.training.same_everywhere import check_same_everywhere
 from alexdeploy.training.scan import names_left_out, scan, without
 from alexdeploy.training.towers import TowerLearner, check_towers
 
@@ -119,7 +121,7 @@ def train(
     if group.is_main and (note := _slow_note(recipe, len(data.classes), len(data.train), device, options)) is not None:
         on_event(Notice(message=note))
     identity = describe_run(recipe, opened)
-    _check_same_everywhere(group, _shared_facts(identity, recipe, options, device))
+    check_same_everywhere(group, _shared_facts(identity, recipe, options, device))
     if group.has_begun:
         options = dataclasses.replace(options, resume=True, overwrite=False)
     with _lock_model_folder(folder) if group.is_main else nullcontext():
@@ -191,22 +193,6 @@ def _shared_facts(identity: Identity, recipe: Recipe, options: RunOptions, devic
         "classes": identity.num_classes,
         "sha256 of names, classes and sizes of the images": identity.data_sha256,
     }
-
-
-def _check_same_everywhere(group: ProcessGroup, facts: dict[str, Any]) -> None:
-    """Raise UsageError, with the same message in every process, if `facts` differ from those of rank 0."""
-    first, *others = group.gather(facts)
-    for rank, found in enumerate(others, start=1):
-        changes = [
-            f"{key} is {first.get(key)!r} in process 0, {found.get(key)!r} in process {rank}"
-            for key in sorted(first.keys() | found.keys())
-            if found.get(key) != first.get(key)
-        ]
-        if changes:
-            raise UsageError(
-                "not all processes are asked for the same: " + "; ".join(changes),
-                hint="Give every machine the same options and the same images.",
-            )
 
 
 def _lock_model_folder(folder: ModelFolder) -> AbstractContextManager[None]:
@@ -303,7 +289,15 @@ def _train(
         )
         run = Run(setting, learner, log, progress, on_event, group)
         run.finish()
-        spec = run.spec(run.ten_view_errors())
+        errors = run.ten_view_errors()
+        if group.is_main:
+            if can_write_report():
+                # Before the spec says that the run is finished, so that a resumed run writes what a kill prevented.
+                run.write_report(errors)
+            else:
+                needed = "matplotlib is not installed: curves.png and report.html are not written"
+                on_event(Notice(message=f"{needed} (pip install 'alexdeploy[report]')"))
+        spec = run.spec(errors)
         return group.on_main(lambda: update_spec(folder, spec))
 
 

@@ -113,6 +113,50 @@ def test_rescaled_windows_lie_inside_the_image():
     assert (draws.left + draws.side).max() <= 256
 
 
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_quarter_turn_moves_pixels_and_blends_none(images, quarters):
+    draws = draw(np.random.default_rng(13), 6, CROP, Augmentation(rotate=90, color_noise=0), AXES)
+    plain = dataclasses.replace(draws, angle=None)
+    turned = dataclasses.replace(draws, angle=np.full(6, quarters * np.pi / 2))
+    normalization = make_normalization(Preprocessing(), None, CPU)
+    found = random_views(torch.from_numpy(images), turned, normalization, CROP).numpy()
+    expected = random_views(torch.from_numpy(images), plain, normalization, CROP).numpy()
+    # Places of float32 grids are off by some 1e-5 pixels, neighbours by up to 255 levels.
+    np.testing.assert_allclose(found, np.rot90(expected, -quarters, axes=(2, 3)), rtol=0, atol=0.05)
+
+
+def test_angles_reach_the_limit_and_nothing_beyond():
+    draws = draw(np.random.default_rng(14), 2000, CROP, Augmentation(rotate=20), AXES)
+    assert np.rad2deg(np.abs(draws.angle)).max() == pytest.approx(20, abs=0.1)
+    assert np.abs(draws.angle.mean()) < np.deg2rad(20) * 4 / np.sqrt(3 * 2000)
+
+
+def test_erased_rectangles_have_the_mean_and_the_rest_is_as_before(images):
+    draws = draw(np.random.default_rng(15), 6, CROP, Augmentation(erase=1.0), AXES)
+    normalization = make_normalization(Preprocessing(mean=(1.0, 2.0, 3.0)), None, CPU)
+    plain = dataclasses.replace(draws, erased=None)
+    found = random_views(torch.from_numpy(images), draws, normalization, CROP).numpy()
+    expected = random_views(torch.from_numpy(images), plain, normalization, CROP).numpy()
+    for index, (top, left, height, width) in enumerate(draws.erased):
+        expected[index, :, top : top + height, left : left + width] = 0
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_erased_rectangles_lie_inside_and_have_the_stated_areas():
+    draws = draw(np.random.default_rng(16), 4000, CROP, Augmentation(erase=0.25), AXES)
+    top, left, height, width = draws.erased.T
+    erased = height > 0
+    # Four standard deviations of a share of a quarter.
+    assert abs(erased.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 4000)
+    assert (top + height)[erased].max() <= CROP
+    assert (left + width)[erased].max() <= CROP
+    share = (height * width)[erased] / CROP**2
+    # A side is rounded to a pixel.
+    assert 0.015 < share.min() < 0.03
+    assert 0.3 < share.max() < 0.34
+    assert draw(np.random.default_rng(16), 9, CROP, Augmentation(), AXES).erased is None
+
+
 def test_jitter_equals_its_three_formulas(images):
     draws = draw(np.random.default_rng(9), 6, CROP, Augmentation(jitter=0.4, color_noise=0), AXES)
     views = random_views(torch.from_numpy(images), draws, make_normalization(Preprocessing(), None, CPU), CROP)
@@ -148,7 +192,9 @@ def test_the_color_noise_has_the_stated_spread_along_each_axis():
 
 
 def test_switching_one_change_off_moves_no_other():
-    on = draw(np.random.default_rng(12), 50, CROP, Augmentation(jitter=0.3, vertical_mirror=True), AXES)
+    on = draw(
+        np.random.default_rng(12), 50, CROP, Augmentation(jitter=0.3, vertical_mirror=True, erase=1, rotate=9), AXES
+    )
     off = draw(np.random.default_rng(12), 50, CROP, Augmentation(color_noise=0.0), AXES)
     np.testing.assert_array_equal(on.top, off.top)
     np.testing.assert_array_equal(on.mirror, off.mirror)
