@@ -101,6 +101,10 @@ def train(
             help="What torchrun's processes divide: each batch, or the two towers.",
         ),
     ] = "batches",
+    logger: Annotated[
+        Literal["mlflow"] | None,
+        typer.Option(metavar="mlflow", help="Also log to MLflow, at MLFLOW_TRACKING_URI; needs alexdeploy[mlflow]."),
+    ] = None,
     checkpoint_minutes: Annotated[
         float,
         typer.Option(min=0, metavar="MINUTES", help="Time between checkpoints; there is one after each epoch too."),
@@ -154,6 +158,7 @@ def train(
         checkpoint_seconds=checkpoint_minutes * 60,
         parallel=parallel,
         compile=compile_,
+        logger=logger,
     )
     with one_voice(device) as group:
         with watch() as watcher:

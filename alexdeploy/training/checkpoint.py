@@ -15,7 +15,7 @@ from alexdeploy.core.errors import ModelError, UsageError
 from alexdeploy.core.files import atomic_write
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.reading import decode_json, open_regular
-from alexdeploy.core.recipe import Recipe, Training
+from alexdeploy.core.recipe import Recipe, Training, flatten
 from alexdeploy.core.spec import Pooling
 from alexdeploy.training.data import TrainingData
 from alexdeploy.training.events import EpochRecord
@@ -63,6 +63,13 @@ class Progress:
     broken_train: tuple[int, ...] = ()
     broken_val: tuple[int, ...] = ()
 
+    def is_improved_by(self, record: EpochRecord) -> bool:
+        """Whether `record` has a lower top-1 error than the best, or the same and a lower loss."""
+        if self.best is None:
+            return True
+        before = self.best.record
+        return (record.val_top1_error, record.val_loss) < (before.val_top1_error, before.val_loss)
+
     def is_over(self, training: Training) -> bool:
         """Whether all epochs are done, or `stop_after` of them in a row were not better than the best."""
         num_epochs = self.schedule.num_epochs
@@ -89,7 +96,7 @@ class Checkpoint:
 
 
 def describe_run(recipe: Recipe, data: TrainingData) -> Identity:
-    values = _flatten(msgspec.to_builtins(recipe))
+    values = _comparable(msgspec.to_builtins(recipe))
     if recipe.training.schedule == "cosine":
         # Each epoch's learning rate depends on the number of epochs.
         values["training.epochs"] = recipe.training.epochs
@@ -163,7 +170,7 @@ def find_checkpoint(folder: ModelFolder, identity: Identity, *, resume: bool, ov
 def check_same_run(found: Identity, asked: Identity) -> None:
     """Raise UsageError naming what differs between a checkpoint and the requested run."""
     # A checkpoint of an earlier version lacks newer options; they were off.
-    newer = _flatten(msgspec.to_builtins(Training()), "training.") | {"architecture.pooling.kind": Pooling().kind}
+    newer = _comparable(msgspec.to_builtins(Training()), "training.") | {"architecture.pooling.kind": Pooling().kind}
     before = newer | found.recipe
     changes = [
         f"{key} was {before.get(key)!r}, now {asked.recipe.get(key)!r}"
@@ -186,12 +193,7 @@ def check_same_run(found: Identity, asked: Identity) -> None:
         )
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        elif f"{prefix}{key}" not in _FREE_KEYS:
-            # As JSON returns it: lists for tuples.
-            flat[f"{prefix}{key}"] = msgspec.json.decode(msgspec.json.encode(value))
-    return flat
+def _comparable(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What must not change, by dotted key, as JSON returns it: lists for tuples."""
+    flat = flatten(values, prefix).items()
+    return {key: msgspec.json.decode(msgspec.json.encode(value)) for key, value in flat if key not in _FREE_KEYS}

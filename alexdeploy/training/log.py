@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from alexdeploy.core.csv_text import csv_line
 from alexdeploy.core.files import atomic_write, output_error
@@ -58,6 +59,21 @@ def read_steps(path: Path) -> Iterator[StepRecord]:
                     yield StepRecord(
                         epoch=int(epoch), step=int(cells[0]), loss=float(cells[1]), learning_rate=float(cells[2])
                     )
+
+
+def curves_of(record: EpochRecord) -> dict[str, float | None]:
+    """The values of an epoch by the names of their curves; None where they are unknown."""
+    return {
+        "loss/train": record.loss,
+        "loss/val": record.val_loss,
+        "error/train_top1": record.train_top1_error,
+        "error/val_top1": record.val_top1_error,
+        "error/val_top5": record.val_top5_error,
+        "learning_rate": record.learning_rate,
+        "images_per_second": record.images_per_second,
+        "images_per_second/steps_alone": record.step_images_per_second,
+        "images_per_second/loader_alone": record.loader_images_per_second,
+    }
 
 
 class TrainingLog:
@@ -114,6 +130,12 @@ class TrainingLog:
         with _translated(self._curves_path):
             self._writer.add_text("data", text, 0)
 
+    def show_picture(self, name: str, pixels: NDArray[np.uint8], epoch: int) -> None:
+        """Show uint8 [H, W, 3] in TensorBoard. Raises OutputError."""
+        if self._writer is not None:
+            with _translated(self._curves_path):
+                self._writer.add_image(name, pixels, epoch, dataformats="HWC")
+
     def append(self, record: EpochRecord) -> None:
         """Append one epoch and flush it to the disk. Raises OutputError."""
         with _translated(self._path), self._path.open("ab") as file:
@@ -123,19 +145,8 @@ class TrainingLog:
         self._table.append([record])
         if self._writer is None:
             return
-        curves = {
-            "loss/train": record.loss,
-            "loss/val": record.val_loss,
-            "error/train_top1": record.train_top1_error,
-            "error/val_top1": record.val_top1_error,
-            "error/val_top5": record.val_top5_error,
-            "learning_rate": record.learning_rate,
-            "images_per_second": record.images_per_second,
-            "images_per_second/steps_alone": record.step_images_per_second,
-            "images_per_second/loader_alone": record.loader_images_per_second,
-        }
         with _translated(self._curves_path):
-            for name, value in curves.items():
+            for name, value in curves_of(record).items():
                 if value is not None:
                     self._writer.add_scalar(name, value, record.epoch)
             self._writer.flush()

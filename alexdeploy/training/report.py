@@ -68,7 +68,7 @@ def write_report(folder: ModelFolder, found: RunSummary) -> None:
             curves.draw(drawn.subplots(), name)
             panels.append(page.figure(drawn, title=name, caption=caption))
     towers = 1 if found.spec.architecture is None else found.spec.architecture.towers
-    kernels = tile(kernel_pixels(found.kernels), towers=towers, scale=scale_of(found.kernels.shape[-1]))
+    kernels = draw_kernels(found.kernels, towers)
     parts = [
         page.paragraph(_summary(facts)),
         page.paragraph(_CHOSEN),
@@ -91,6 +91,11 @@ def write_report(folder: ModelFolder, found: RunSummary) -> None:
         page.table([], [[key.replace("_", " "), value] for key, value in facts.items() if value is not None]),
     ]
     page.write_page(folder.checkpoints / "report.html", f"{found.spec.name}: training", parts)
+
+
+def draw_kernels(kernels: NDArray[np.float32], towers: int) -> NDArray[np.uint8]:
+    """Kernels [C, 3, K, K] as tiles, uint8 [H, W, 3], each tower in a block of its own."""
+    return tile(kernel_pixels(kernels), towers=towers, scale=scale_of(kernels.shape[-1]))
 
 
 def _summary(facts: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -20,6 +20,7 @@ from alexdeploy.core.interrupts import be_patient, deferred_interrupts
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
+from alexdeploy.reports.tiles import tile
 from alexdeploy.training.augment import (
     make_normalization,
     random_views,
@@ -38,7 +39,7 @@ from alexdeploy.training.publish import (
     publish_best,
     read_weights,
 )
-from alexdeploy.training.report import RunSummary, write_report
+from alexdeploy.training.report import RunSummary, draw_kernels, write_report
 from alexdeploy.training.schedule import advance, learning_rate
 from alexdeploy.training.statistics import Statistics, color_axes
 from alexdeploy.training.steps import Steps
@@ -118,6 +119,8 @@ class Run:
     def finish(self) -> None:
         """Run all remaining epochs. On KeyboardInterrupt, write a checkpoint and re-raise."""
         be_patient()
+        if self._log is not None and self._progress == Progress():
+            self._log.show_picture("views/first_step", tile(self._steps.first_views(_NUM_SAMPLES)), 0)
         try:
             while not self._progress.is_over(self._training):
                 rate = learning_rate(self._progress.schedule, self._training)
@@ -183,8 +186,8 @@ class Run:
     ) -> None:
         draws = self._steps.draws(epoch, step, len(indices))
         rows = self._split.rows(len(indices))
-        views = random_views(self._to_device(pixels), draws.part(rows), self._normalization, self._crop)
-        labels = self._to_device(self._setting.train.labels[indices[rows]])
+        views = random_views(to_device(pixels, self._learner.device), draws.part(rows), self._normalization, self._crop)
+        labels = to_device(self._setting.train.labels[indices[rows]], self._learner.device)
         dropout_seed = self._steps.dropout_seed(epoch, step)
         sums = self._learner.compute_gradients(views, labels, dropout_seed, len(indices))
         with deferred_interrupts():
@@ -225,7 +228,7 @@ class Run:
         The log drops lines that are ahead of the checkpoint, and a checkpoint of the best epoch contains the weights to
         publish. So the published model is never ahead of the checkpoint.
         """
-        is_best = _is_better(record, self._progress.best)
+        is_best = self._progress.is_improved_by(record)
         with deferred_interrupts():
             best, weights_file = self._progress.best, b""
             if is_best:
@@ -289,8 +292,15 @@ class Run:
             )
             if self._group.is_main:
                 keep_kernels(self._setting.folder, self._progress, checkpoint.published)
+                self._show_kernels(checkpoint.published)
                 write_checkpoint(self._setting.folder.checkpoint_path, checkpoint)
         self._saved_at = time.monotonic()
+
+    def _show_kernels(self, weights: Mapping[str, Tensor]) -> None:
+        """At the end of an epoch, in TensorBoard."""
+        if self._log is not None and self._progress.step == 0:
+            drawn = draw_kernels(weights["conv1.weight"].numpy(), self._setting.recipe.architecture.towers)
+            self._log.show_picture("kernels/conv1", drawn, self._progress.schedule.num_epochs)
 
     def _mean_loss(self, epoch: int, step: int, rate: float) -> float:
         """The mean over the epoch's images so far. Raises DivergedError if it, or a weight, is not finite."""
@@ -337,13 +347,3 @@ class Run:
         if path.is_file():
             hint += f"\n{path} is from before it happened."
         return DivergedError(f"the {what} is {number} in epoch {epoch} at learning rate {rate:g}", hint=hint)
-
-    def _to_device(self, array: NDArray[np.uint8] | NDArray[np.int64]) -> Tensor:
-        return to_device(array, self._learner.device)
-
-
-def _is_better(record: EpochRecord, best: Best | None) -> bool:
-    """Whether `record` has a lower top-1 error than `best`, or the same and a lower loss."""
-    if best is None:
-        return True
-    return (record.val_top1_error, record.val_loss) < (best.record.val_top1_error, best.record.val_loss)

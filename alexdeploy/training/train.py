@@ -51,7 +51,8 @@ class TrainOptions:
 
     `device` is "cpu", "cuda" or "cuda:1"; None selects the best available. `resume` continues from the last checkpoint,
     `overwrite` replaces an existing model. `skip_broken` skips images that cannot be decoded. `parallel` is what is
-    divided among several processes: each batch, or the two towers.
+    divided among several processes: each batch, or the two towers. `logger` also sends recipe, curves and report to the
+    server that MLFLOW_TRACKING_URI names.
     """
 
     recipe: str | os.PathLike[str] | None = None
@@ -69,6 +70,7 @@ class TrainOptions:
     skip_broken: bool = False
     checkpoint_seconds: NotNegative = 60.0
     parallel: Literal["batches", "towers"] = "batches"
+    logger: Literal["mlflow"] | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -107,6 +109,17 @@ def train_in_group(
     data: str | None, options: TrainOptions, on_event: Callable[[Event], None], group: ProcessGroup | None
 ) -> Trained:
     """`train` in one process of a `group`; all processes must call it with the same arguments."""
+    if options.logger is None or (group is not None and not group.is_main):
+        return _train_in_group(data, options, on_event, group)
+    from alexdeploy.training.mlflow_log import logging_to_mlflow
+
+    with logging_to_mlflow(on_event) as watch:
+        return _train_in_group(data, options, watch, group)
+
+
+def _train_in_group(
+    data: str | None, options: TrainOptions, on_event: Callable[[Event], None], group: ProcessGroup | None
+) -> Trained:
     chosen = _choose(options, is_sample=data is None)
     begins = group is None or (group.is_main and not group.has_begun)
     # Checked before anything is rendered or decoded; training checks again.
