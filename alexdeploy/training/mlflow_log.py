@@ -95,7 +95,7 @@ class _MlflowLog:
                     file.write(msgspec.json.encode(_Run(tracking_uri=uri, run_id=self._run_id)))
             self._client = client
             # What a killed run had finished but not sent.
-            sent = {metric.step for metric in client.get_metric_history(self._run_id, "loss/val")}
+            sent = {metric.step for metric in client.get_metric_history(self._run_id, "loss.val")}
             for record in read_log(log_path(plan.folder)):
                 if record.epoch not in sent:
                     self._log(record)
@@ -109,7 +109,8 @@ class _MlflowLog:
     def _log(self, record: EpochRecord) -> None:
         for key, value in curves_of(record).items():
             if value is not None:
-                self._client.log_metric(self._run_id, key, value, step=record.epoch)
+                # In a store of files, a name with a slash is a folder, and no metric can have the folder's name.
+                self._client.log_metric(self._run_id, key.replace("/", "."), value, step=record.epoch)
 
     def _send_files(self, status: str) -> None:
         assert self._plan is not None, "Planned is the first event of training"

@@ -64,7 +64,7 @@ def test_a_resumed_run_is_one_run_with_each_epoch_once(tiny_folder: Path) -> Non
     run, records = the_run(), read_log(log_path(trained.folder))
     assert run.info.status == "FINISHED"
     assert run.data.params["training.batch_size"] == "8"
-    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss/val")
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss.val")
     assert [(metric.step, metric.value) for metric in history] == [
         (record.epoch, pytest.approx(record.val_loss)) for record in records
     ]

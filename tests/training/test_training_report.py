@@ -15,7 +15,7 @@ from training_helpers import tiny_recipe
 from alexdeploy.core.events import Notice
 from alexdeploy.core.metrics import wilson_interval
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.images.folder import LabelledImages
+from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.training import report
 from alexdeploy.training.augment import Normalization, random_views
 from alexdeploy.training.checkpoint import describe_run, read_checkpoint
@@ -32,9 +32,9 @@ RECIPE = tiny_recipe("training.epochs=2")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: LabelledImages) -> ModelFolder:
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> ModelFolder:
     folder = ModelFolder(tmp_path_factory.mktemp("reported") / "model")
-    data = dataclasses.replace(tiny_data, classes=('<script>"a"', "b\nc"))
+    data = dataclasses.replace(read_image_folder(tiny_folder), classes=('<script>"a"', "b\nc"))
     train(data, RECIPE, folder, ONE_THREAD, lambda event: None)
     return folder
 
