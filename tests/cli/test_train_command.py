@@ -72,7 +72,8 @@ def test_of_six_classes_the_top_5_error_is_told_in_every_line(run, halves):
     result = train_halves(run)
     lines = [line for line in result.stderr.splitlines() if line.startswith(("epoch ", "  one view:", "  ten views:"))]
     assert len(lines) == 4
-    assert all(re.search(r"top-1 error +[\d.]+%,? +top-5 +[\d.]+%", line) for line in lines), lines
+    interval = r"( \(95 % interval: [\d.]+% to [\d.]+%\))?"
+    assert all(re.search(rf"top-1 error +[\d.]+%{interval},? +top-5 +[\d.]+%", line) for line in lines), lines
 
 
 def test_json_is_one_document_and_nothing_else(run, halves):
