@@ -38,7 +38,7 @@ _CALLS = {
         1,
         "TrainOptions",
         "recipe set pretrained freeze name val val-fraction exclude devices:device threads resume overwrite "
-        "skip-broken parallel compile epochs:training.epochs learning-rate:training.learning_rate "
+        "skip-broken parallel compile logger epochs:training.epochs learning-rate:training.learning_rate "
         "batch-size:training.batch_size precision:training.precision seed:training.seed",
     ),
     "prepare": _Call(
@@ -125,6 +125,7 @@ _CALLS = {
 _SAME = """
     annotate backend batch-size budget-ms calibrate channels classes device devices exclude freeze image images
     int8-weights keep labelled labels layer max-batch max-delay-ms max-delay-us max-drop max-flips max-queue mean
+    logger
     mean-image method metric min-agreement model name num-classes num-images output-name parallel percentile placement
     precision pretrained recipe replicas resize scale seconds seed sheet sheet-images size std stride tactic-sources
     timeout-ms top-k train-list val val-fraction val-list version
