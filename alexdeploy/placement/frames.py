@@ -56,7 +56,8 @@ Reply = Ready | Answer | Failure
 def write_frame(pipe: IO[bytes], header: msgspec.Struct, *arrays: NDArray[np.generic]) -> None:
     """Write and flush a frame. Raises OSError (BrokenPipeError) if the reader is gone."""
     head = msgspec.msgpack.encode(header)
-    parts = [np.ascontiguousarray(array).view(np.uint8).data.cast("B") for array in arrays]
+    # A memoryview of nothing, such as the view classes of a graph that is cut, cannot be cast.
+    parts = [np.ascontiguousarray(array).view(np.uint8).data.cast("B") for array in arrays if array.size]
     pipe.write(_SIZES.pack(len(head), sum(map(len, parts))))
     pipe.write(head)
     for part in parts:
