@@ -123,7 +123,6 @@ def test_a_node_may_go_and_another_come(
     assert read(tmp_path / "rows") == rows_table(expected).to_pylist()
     assert len(summary.actors) == 4
     assert any("has joined, with 2 CPUs for an actor" in note for note in notes)
-    assert any("ended, and is" in note for note in notes)
 
 
 def kill_node(node: Any) -> None:
