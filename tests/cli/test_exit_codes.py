@@ -32,6 +32,8 @@ _MISSING_PATHS = (
     ("train", "data", "--name", "new", "--recipe", "GONE"),
     ("train", "data", "--name", "new", "--recipe", "GONE.toml"),
     ("train", "data", "--name", "new", "--pretrained", "GONE"),
+    ("explain", "GONE", "--model", "tiny"),
+    ("explain", "data", "--model", "GONE"),
     ("calibrate", "GONE", "data"),
     ("calibrate", "tiny", "GONE"),
     ("calibrate", "tiny", "@GONE"),
