@@ -80,7 +80,7 @@ def read_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
     """
     try:
         if feature_format(path) == "npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = _mapped(path)
             if array.dtype != np.float32 or array.ndim != 2:
                 raise ValueError(f"it is {array.dtype} {list(array.shape)}, expected float32 [N, D]")
             step = group_rows(array.shape[1])
@@ -110,7 +110,8 @@ def _write_parquet(rows: Iterable[FeatureRow], file: IO[bytes], size: int, facts
     # Features hardly repeat: a dictionary of them would only take time.
     repeated = [name for name in names if name not in ("index", "source")]
     iterator = iter(rows)
-    with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeated) as writer:
+    options = {"compression": "zstd", "use_dictionary": repeated, "write_page_checksum": True}
+    with pq.ParquetWriter(file, schema, **options) as writer:
         while group := list(itertools.islice(iterator, group_rows(size))):
             origins = pa.Table.from_pylist([row.origin() for row in group], pa.schema(list(schema)[1:]))
             columns = [_feature_column(group, size), *origins.columns]
@@ -132,7 +133,7 @@ def _feature_column(group: Sequence[FeatureRow], size: int) -> Any:
 def _parquet_rows(path: Path) -> Iterator[FeatureRow]:
     import pyarrow.parquet as pq
 
-    with open_regular(path) as file, pq.ParquetFile(file) as parquet:
+    with open_regular(path) as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
         columns = [name for name in parquet.schema_arrow.names if name != "features"]
         for batch in parquet.iter_batches(batch_size=_MOST_ROWS, columns=columns):
             for fields in batch.to_pylist():
@@ -140,16 +141,32 @@ def _parquet_rows(path: Path) -> Iterator[FeatureRow]:
 
 
 def _parquet_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open_regular(path) as file, pq.ParquetFile(file) as parquet:
-        size = parquet.schema_arrow.field("features").type.list_size
+    with open_regular(path) as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        kind = parquet.schema_arrow.field("features").type
+        if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+            raise ValueError(f"its features are {kind}, expected lists of a fixed size of float")
+        size = kind.list_size
         for batch in parquet.iter_batches(batch_size=group_rows(size), columns=["features"]):
             column = batch.column(0)
             block = np.full((len(column), size), np.nan, np.float32)
             is_there = column.is_valid().to_numpy(zero_copy_only=False)
             block[is_there] = column.flatten().to_numpy().reshape(-1, size)
             yield block
+
+
+def _mapped(path: Path) -> NDArray[np.generic]:
+    """The array of an .npy file, not read yet. Raises OSError or ValueError."""
+    try:
+        array: NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    # NumPy raises any exception of its header parsers: ValueError, OverflowError, TokenError ...
+    except Exception as exc:
+        raise ValueError(str(exc)) from exc
+    return array
 
 
 def _npy_rows(path: Path) -> Iterator[FeatureRow]:
@@ -160,9 +177,9 @@ def _npy_rows(path: Path) -> Iterator[FeatureRow]:
             f"{path} has no {rows_path(path).name} beside it, which says what its rows are",
             hint="Copy both, or make them again: alexdeploy embed --overwrite",
         ) from None
-    num_rows, size = np.load(path, mmap_mode="r", allow_pickle=False).shape
     count = 0
     with file:
+        num_rows, size = _mapped(path).shape
         for count, line in enumerate(file, start=1):
             row = FeatureRow.from_json(line)
             if count == 1 and math.prod(row.shape) != size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -108,13 +109,12 @@ def search_index(
     made_from = {"features": remembered_sha256(features), "metric": metric}
     path = index_path(features)
     record = path.with_name(path.name + ".json")
-    try:
-        is_fresh = path.exists() and msgspec.json.decode(read_regular(record, MAX_TEXT_BYTES)) == made_from
-    except (OSError, ValueError):
-        is_fresh = False
-    if is_fresh:
-        index = faiss.read_index(str(path))
-    else:
+    index: Any = None
+    # A damaged index is made again, as a stale one; FAISS has no exceptions of its own.
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        if msgspec.json.decode(read_regular(record, MAX_TEXT_BYTES)) == made_from:
+            index = faiss.read_index(str(path))
+    if index is None:
         index = _make_index(read_blocks(features), queries.shape[1], metric)
         remove_file(record)
         with atomic_write(path) as file:

@@ -126,7 +126,11 @@ def _known_features(path: Path, known: dict[str, FeatureRow]) -> tuple[dict[str,
     start = 0
     for block in read_blocks(path) if rows else ():
         for row in rows.keys() & range(start, start + len(block)):
-            values[rows[row]] = np.array(block[row - start])
+            found = np.array(block[row - start])
+            if np.isfinite(found).all():
+                values[rows[row]] = found
+            else:
+                errors[rows[row]] = f"its features in {path} are not finite: the file is damaged"
         start += len(block)
     return values, errors
 

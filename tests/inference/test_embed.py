@@ -190,6 +190,43 @@ def test_what_is_no_file_of_features_is_refused(tmp_path: Path, name: str) -> No
         next(read_rows(tmp_path / "features.csv"))
 
 
+@pytest.mark.parametrize("damage", ["empty", "npz", "pickle"])
+def test_an_npy_file_that_is_no_array_is_refused(
+    embedder: Embedder, pictures: Path, tmp_path: Path, damage: str
+) -> None:
+    output = tmp_path / "features.npy"
+    embed_to_file(embedder, read_inputs([str(pictures)]), output)
+    with output.open("wb") as file:
+        if damage == "npz":
+            np.savez(file, np.zeros((COUNT, 4), np.float32))
+        elif damage == "pickle":
+            np.save(file, np.array([{}] * COUNT), allow_pickle=True)
+    for read in (read_rows, read_blocks):
+        with pytest.raises(UsageError, match=r"features.npy is no finished file of features: \S"):
+            list(read(output))
+
+
+def test_a_changed_byte_in_a_parquet_file_is_noticed(embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "features.parquet"
+    embed_to_file(embedder, read_inputs([str(pictures)]), output)
+    column = pq.ParquetFile(output).metadata.row_group(0).column(0)
+    content = bytearray(output.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 9] ^= 1
+    output.write_bytes(content)
+    with pytest.raises(UsageError, match=r"features.parquet is no finished file of features: .*CRC"):
+        list(read_blocks(output))
+
+
+def test_features_that_another_program_wrote_as_lists_are_refused(
+    embedder: Embedder, pictures: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "features.parquet"
+    embed_to_file(embedder, read_inputs([str(pictures)]), output)
+    pd.read_parquet(output).to_parquet(output)
+    with pytest.raises(UsageError, match=r"its features are list<.*>, expected lists of a fixed size"):
+        list(read_blocks(output))
+
+
 def test_features_that_are_not_finite_are_no_answer(tiny_model: ModelFolder, tmp_path: Path) -> None:
     folder = ModelFolder(tmp_path / "broken")
     shutil.copytree(tiny_model.path, folder.path)

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from helpers import make_model, smooth_images, write_pictures
@@ -18,6 +19,7 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.images.sources import read_inputs
 from alexdeploy.inference.embed_file import embed_to_file
 from alexdeploy.inference.embedder import Embedder
+from alexdeploy.inference.feature_files import read_blocks, read_rows, rows_path
 from alexdeploy.inference.neighbours import Metric, index_path, nearest, search_index
 from alexdeploy.inference.similar import Match, Neighbour
 from alexdeploy.inference.similar_sheet import write_sheet
@@ -91,6 +93,19 @@ def test_an_index_finds_nearly_all_and_is_made_once(
     assert search_index(path, queries[:1], 1, metric)[1][0, 0] == 498
 
 
+@pytest.mark.parametrize("left", [0, 500])
+def test_a_truncated_index_is_made_again(features: tuple[Path, np.ndarray], tmp_path: Path, left: int) -> None:
+    path = tmp_path / "features.npy"
+    shutil.copy(features[0], path)
+    queries = features[1][1:9]
+    expected = search_index(path, queries, 6, "euclidean")
+    made = index_path(path).read_bytes()
+    index_path(path).write_bytes(made[:left])
+    found = search_index(path, queries, 6, "euclidean")
+    assert (found[1] == expected[1]).all()
+    assert len(index_path(path).read_bytes()) == len(made)
+
+
 @pytest.fixture
 def planted(tiny_model: ModelFolder, tmp_path: Path) -> tuple[ModelFolder, Path, Path]:
     """A model, 12 pictures of which three are one picture again, and their features."""
@@ -122,6 +137,22 @@ def test_copies_of_a_photograph_are_its_neighbours(planted: tuple[ModelFolder, P
         assert match.neighbours[0].source == query
         assert match.neighbours[0].distance == pytest.approx(0, abs=1e-3)
         assert len(match.neighbours) == 4
+
+
+def test_a_query_with_damaged_features_has_an_error(planted: tuple[ModelFolder, Path, Path]) -> None:
+    model, _, features = planted
+    damaged = features.with_name("damaged.npy")
+    sources = [row.source for row in read_rows(features)]
+    values = np.concatenate(list(read_blocks(features)))
+    values[0, 1] = np.nan
+    np.save(damaged, values)
+    rows_path(damaged).write_bytes(b"".join(msgspec.json.encode(row.origin()) + b"\n" for row in read_rows(features)))
+    first, second = alexdeploy.similar(sources[:2], damaged, model)
+    assert not first.neighbours
+    assert first.error is not None
+    assert "are not finite" in first.error
+    assert second.error is None
+    assert second.neighbours
 
 
 def test_a_folder_of_queries_with_a_broken_one(planted: tuple[ModelFolder, Path, Path], tmp_path: Path) -> None:
