@@ -89,6 +89,7 @@ def explain(
     from alexdeploy.explaining.explain import Explainer, ExplainOptions
     from alexdeploy.images.named import check_named
     from alexdeploy.images.sources import read_inputs
+    from alexdeploy.inference.annotate import check_beside
     from alexdeploy.placement.options import PredictOptions
     from alexdeploy.reports.page import check_page_path
 
@@ -111,6 +112,7 @@ def explain(
         check_page_path(html, has_figures=False)
         check_not_there(html, "--html", overwrite=overwrite)
     files.check_folder(output_name, overwrite=overwrite)
+    check_beside(output_name, inputs, "--output")
     check_named(inputs)
     explainer = Explainer(model, options)
     for note in explainer.notes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,6 +30,9 @@ _LARGE, _SMALL, _GAP = 22, 14, 8
 _INK, _PALE, _PAPER = (255, 255, 255), (190, 190, 190), (24, 24, 24)
 _COMMENT: Final = "alexdeploy predict: "
 """What the comment in each file begins with; no other file is replaced."""
+
+_UNFINISHED = re.compile(r"\.\d{6,}[A-Za-z0-9_-]*\.jpg\.[^.]+\.tmp")
+"""The name of a file that a killed process was writing."""
 
 
 class Annotator:
@@ -68,11 +73,11 @@ class Annotator:
         self.num_written += 1
         future.add_done_callback(self._done)
 
-    def clear(self) -> None:
-        """Delete the pictures of earlier runs. Raises OutputError."""
+    def clear(self, *, unfinished_only: bool = False) -> None:
+        """Delete the pictures of earlier runs, or only what a killed one left of a picture. Raises OutputError."""
         if self._folder.is_dir():
             for path in self._folder.iterdir():
-                if is_annotated(path):
+                if _UNFINISHED.fullmatch(path.name) or (not unfinished_only and is_annotated(path)):
                     remove_file(path)
 
     def has(self, row: Row) -> bool:
@@ -103,12 +108,23 @@ class Annotator:
 def check_folder(folder: Path, *, may_have_own: bool) -> None:
     """Raise UsageError if there is anything in a folder but, where it `may_have_own`, pictures of an Annotator."""
     for path in folder.iterdir():
-        if not is_annotated(path):
+        if not is_annotated(path) and not _UNFINISHED.fullmatch(path.name):
             raise _foreign(path)
         if not may_have_own:
             raise UsageError(
                 f"--annotate {folder} has pictures of an earlier run",
                 hint="Replace them: --overwrite\nOr name another folder.",
+            )
+
+
+def check_beside(folder: Path, inputs: Iterable[str | os.PathLike[str]], option: str) -> None:
+    """Raise UsageError if pictures in `folder`, named by `option`, would be inputs of the next run."""
+    target = os.path.realpath(folder)
+    for each in inputs:
+        root = os.path.realpath(each)
+        if os.path.isdir(root) and os.path.commonpath([root, target]) == root:
+            raise UsageError(
+                f"{option} {folder} is inside of {each}, whose images are the input", hint="Name a folder beside it."
             )
 
 

@@ -19,7 +19,7 @@ from alexdeploy.core.errors import ImageError, UsageError
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.images.decode import ResizePolicy, decode, decode_whole
 from alexdeploy.images.sources import Source
-from alexdeploy.inference.annotate import MAX_SIDE, Annotator, check_folder
+from alexdeploy.inference.annotate import MAX_SIDE, Annotator, check_beside, check_folder
 from alexdeploy.inference.row import Row
 from alexdeploy.inference.sheet import Sheet
 from alexdeploy.reports.page import check_page_path
@@ -68,14 +68,7 @@ class PictureOptions:
         folder = Path(self.annotate)
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--annotate {folder} is a file; expected a folder")
-        target = os.path.realpath(folder)
-        for each in inputs:
-            root = os.path.realpath(each)
-            if os.path.isdir(root) and os.path.commonpath([root, target]) == root:
-                raise UsageError(
-                    f"--annotate {folder} is inside of {each}, which is to be classified",
-                    hint="Name a folder beside it.",
-                )
+        check_beside(folder, inputs, "--annotate")
         if folder.is_dir():
             check_folder(folder, may_have_own=self.overwrite or self.resume)
 
@@ -100,8 +93,8 @@ class Pictures:
     def __enter__(self) -> Pictures:
         if self._annotator is not None:
             self._annotator.__enter__()
-            if self._options.overwrite and not self._options.resume:
-                self._annotator.clear()
+            if self._options.overwrite or self._options.resume:
+                self._annotator.clear(unfinished_only=self._options.resume)
         return self
 
     def __exit__(

@@ -67,6 +67,13 @@ def test_a_table_has_a_line_for_each_image_and_existing_files_stay(run: Run) -> 
     assert run(*WORDS, "-o", "out", "--overwrite").exit_code == 3
 
 
+def test_a_folder_of_inputs_gets_no_pictures(run: Run) -> None:
+    refused = run(*WORDS, "-o", "in/explained", "--overwrite")
+    assert refused.exit_code == 2
+    assert "--output in/explained is inside of in, whose images are the input" in refused.stderr
+    assert not Path("in/explained").exists()
+
+
 def test_an_unknown_class_is_a_usage_error(run: Run) -> None:
     refused = run(*WORDS, "--class", "klass-3")
     assert refused.exit_code == 2
