@@ -57,6 +57,6 @@ def figures(
     named = model if model_option is None else find_one_model(model, model_option)
     options = FigureOptions(image=image, precision=precision, overwrite=overwrite)
     drawn = draw(named, output_, options, output.warn)
-    output.note(f"wrote {(drawn.path / drawn.files[0]).as_posix()} and {len(drawn.files) - 1} pictures")
+    output.note(f"wrote {(drawn.path / drawn.files[0]).as_posix()} and {output.count(len(drawn.files) - 1, 'picture')}")
     if json:
         output.print_json({"path": str(drawn.path), "files": list(drawn.files)})

@@ -23,6 +23,7 @@ from alexdeploy.diagnosis.kernels import first_kernels, in_rgb
 from alexdeploy.images.from_memory import read_square
 from alexdeploy.images.named import check_named
 from alexdeploy.images.sources import printable_path
+from alexdeploy.network.feature_names import refuse_ensemble
 from alexdeploy.reports import page
 from alexdeploy.reports.thumbnails import picture
 from alexdeploy.reports.tiles import Pixels, animated_png, kernel_pixels, png, scale_of, tile
@@ -78,8 +79,8 @@ def figures(
 
     The network as an SVG, if its architecture is known; conv1's kernels, and an animation of them if its training kept
     them; with `options.image`, the maps of each layer. A recipe has only the first. `directory` is figures/NAME by
-    default. Nothing is written before everything is drawn. Raises UsageError for an image that does not exist, and for
-    a folder with other figures; ImageError, ModelError, StaleArtifactError, OutputError.
+    default. Nothing is written before everything is drawn. Raises UsageError for an image that does not exist, for an
+    ensemble, and for a folder with other figures; ImageError, ModelError, StaleArtifactError, OutputError.
     """
     options = check_argument("options", options or FigureOptions(), FigureOptions)
     given: str | None = None if isinstance(model, ModelFolder) else check_argument("model", model, str | None)
@@ -88,6 +89,8 @@ def figures(
     target = Path("figures", name) if to is None else Path(to)
     _check_target(target, to, options)
     spec = None if folder is None else folder.spec()
+    if spec is not None:
+        refuse_ensemble(spec)
     if folder is None and options.image is not None:
         raise UsageError(f"{name} is a recipe, which has no weights to run an image with", hint="Name a trained model.")
     photograph = None if options.image is None or spec is None else _read(options.image, spec)

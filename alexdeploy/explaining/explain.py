@@ -87,7 +87,7 @@ class Explainer:
             from alexdeploy.explaining.grad_cam import open_grad_cam
 
             self._grad_cam = open_grad_cam(self.folder, options.predict.num_views, options.predict.num_threads)
-        self._fill = mean_colour(spec.preprocessing, self.folder.mean_image(spec))
+        self._fill = mean_colour(spec, self.folder.mean_image(spec))
         self._placed: Placed = place(self.folder, options.predict)
         self._engine: Engine = self._placed.engine
         self.notes = self._placed.notes

@@ -8,18 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import DeviceError
-from alexdeploy.core.spec import IMAGE_SIZE, Preprocessing
+from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Preprocessing
 from alexdeploy.engines.base import Engine
 from alexdeploy.explaining.heatmap import Box, Heatmap, peak_of
 
 
-def mean_colour(steps: Preprocessing, mean_image: NDArray[np.float32] | None) -> NDArray[np.uint8]:
-    """The pixels that preprocessing turns into zeros, as nearly as whole numbers can: uint8 [256, 256, 3], RGB."""
+def mean_colour(spec: ModelSpec, mean_image: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+    """The pixels that preprocessing turns into zeros, as nearly as whole numbers can: uint8 [256, 256, 3], RGB.
+
+    Of an ensemble, whose members may subtract different means, their average. `mean_image` is what
+    `ModelFolder.mean_image` returns.
+    """
+    means = iter(() if mean_image is None else mean_image if spec.members else [mean_image])
+    steps = [each.preprocessing for each in spec.networks]
+    pixels = [_zero(each, None if each.mean_image is None else next(means)) for each in steps]
+    return np.asarray(np.clip(np.rint(np.mean(pixels, axis=0)), 0, 255), dtype=np.uint8)
+
+
+def _zero(steps: Preprocessing, mean_image: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """The pixels [256, 256, 3], RGB, that become zeros in one network."""
     mean = np.array(steps.mean, np.float32).reshape(3, 1, 1) if mean_image is None else mean_image
     pixels = np.broadcast_to(mean, (3, IMAGE_SIZE, IMAGE_SIZE)).transpose(1, 2, 0) / steps.scale
-    if steps.channels == "bgr":
-        pixels = pixels[:, :, ::-1]
-    return np.asarray(np.clip(np.rint(pixels), 0, 255), dtype=np.uint8)
+    return np.asarray(pixels[:, :, ::-1] if steps.channels == "bgr" else pixels, dtype=np.float32)
 
 
 def places(size: int, stride: int) -> tuple[Box, ...]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.core.spec import Preprocessing
+from alexdeploy.core.spec import Member, ModelSpec, Preprocessing
 from alexdeploy.explaining.explain import Explainer, ExplainOptions, Explanation, explain
 from alexdeploy.explaining.occlusion import mean_colour, occlusion, places
 from alexdeploy.export.export import ExportOptions, export_model
@@ -174,9 +174,26 @@ def test_squares_reach_the_borders() -> None:
 def test_the_mean_colour_is_zero_to_the_network(steps: Preprocessing) -> None:
     rng = np.random.default_rng(0)
     mean_image = rng.uniform(90, 130, (3, 256, 256)).astype(np.float32) if steps.mean_image else None
-    seen = network_input(mean_colour(steps, mean_image), steps, 1, mean_image)
+    spec = ModelSpec(name="m", classes=("a", "b"), preprocessing=steps)
+    seen = network_input(mean_colour(spec, mean_image), steps, 1, mean_image)
     # A pixel is a whole number: half a level at most, after scaling.
     assert np.abs(seen).max() <= 0.5001 * steps.scale / min(steps.std)
+
+
+def test_the_mean_colour_of_an_ensemble_is_the_average_of_its_members() -> None:
+    steps = (
+        Preprocessing(mean=(10, 20, 30), channels="bgr"),
+        Preprocessing(mean_image="first"),
+        Preprocessing(mean=(0.5, 0.25, 0.75), scale=1 / 200),
+        Preprocessing(mean_image="second"),
+    )
+    members = tuple(Member(name="m", preprocessing=each, architecture=None) for each in steps)
+    spec = ModelSpec(name="e", classes=("a", "b"), preprocessing=Preprocessing(mean_image="all"), members=members)
+    images = np.stack([np.full((3, 256, 256), 40, np.float32), np.full((3, 256, 256), 80, np.float32)])
+    found = mean_colour(spec, images)
+    assert (found.shape, found.dtype) == ((256, 256, 3), np.uint8)
+    # Red: 30, 40, 100, 80. Green: 20, 40, 50, 80. Blue: 10, 40, 150, 80.
+    np.testing.assert_array_equal(found.reshape(-1, 3), np.tile(np.rint([62.5, 47.5, 70]), (65536, 1)))
 
 
 def test_a_class_has_a_name_or_an_index(red: ModelFolder) -> None:

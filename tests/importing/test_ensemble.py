@@ -14,10 +14,21 @@ import pytest
 from helpers import replace_graph, smooth_images, write_pictures
 from onnx import numpy_helper
 
-from alexdeploy import AlexDeployWarning, ModelFolder, calibrate, ensemble, export_model, find_model, inspect, verify
+from alexdeploy import (
+    AlexDeployWarning,
+    ModelFolder,
+    calibrate,
+    ensemble,
+    export_model,
+    figures,
+    find_model,
+    inspect,
+    verify,
+)
 from alexdeploy.core.errors import AlexDeployError, ModelError, StaleArtifactError, UsageError
 from alexdeploy.engines.base import Backend, EngineOptions, Predictions, open_engine
 from alexdeploy.evaluation.verify import VerifyOptions
+from alexdeploy.explaining.explain import ExplainOptions, explain
 from alexdeploy.export.export import ExportOptions
 from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.importing import ensemble as ensemble_module
@@ -245,6 +256,13 @@ def test_verify_names_the_member_and_layer_where_an_error_begins(twins: Path) ->
     assert network.jump == "member1/fc6"
 
 
+def test_explain_covers_parts_of_the_image_for_all_members(three: ModelFolder, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 1)
+    [found] = explain(pictures, three, ExplainOptions(size=128, stride=128))
+    assert found.heatmaps[0].covered_probability != found.probability
+    assert np.abs(found.heatmaps[0].values).max() > 0
+
+
 def test_export_checks_an_ensemble_again_and_writes_its_deployment_graph(three: ModelFolder) -> None:
     before = three.onnx_path().read_bytes()
     network, deployed = export_model(three, ExportOptions(deployment=True, num_views=10))
@@ -276,6 +294,7 @@ def test_export_checks_an_ensemble_again_and_writes_its_deployment_graph(three: 
             lambda three: open_engine(three, "onnxruntime", EngineOptions(layer="member1/fc7")),
             "is an ensemble of networks, each with layers of its own",
         ),
+        (figures, "is an ensemble of networks, each with layers of its own"),
         (lambda three: train(".", TrainOptions(pretrained=three.path)), "is an ensemble, which has no weights"),
         (lambda three: train(None, TrainOptions(name="three", resume=True)), "has no checkpoint to resume from"),
     ],
