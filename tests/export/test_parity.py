@@ -18,7 +18,7 @@ from alexdeploy.core.errors import ParityError
 from alexdeploy.core.events import Status
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.export import export as export_module
+from alexdeploy.export import checked as checked_module
 from alexdeploy.export.events import Event
 from alexdeploy.export.export import ExportOptions, check_images, export_model
 from alexdeploy.export.fp16 import to_fp16
@@ -90,7 +90,7 @@ def test_a_failed_check_replaces_nothing(
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float16(2), "conv2.weight"))
         return converted
 
-    monkeypatch.setattr(export_module, "to_fp16", ruined)
+    monkeypatch.setattr(checked_module, "to_fp16", ruined)
     with pytest.raises(ParityError, match="fp16: conv2 is the first layer"):
         export_model(tiny_model, ExportOptions(fp16=True))
     assert {path.name: path.read_bytes() for path in tiny_model.path.iterdir()} == before

@@ -23,9 +23,9 @@ from alexdeploy.graphs.freshness import export_command, newer_weights
 from alexdeploy.images.folder import read_image_folder
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.inference.row import Row
-from alexdeploy.training import run
+from alexdeploy.training.checkpoint import Progress
 from alexdeploy.training.events import AlreadyFinished, EpochFinished, Event
-from alexdeploy.training.publish import publish_best
+from alexdeploy.training.publish import Contract, publish_best
 from alexdeploy.training.trainer import RunOptions, train
 
 ONE_THREAD = RunOptions(device="cpu", threads=1, checkpoint_seconds=1e9)
@@ -73,7 +73,7 @@ def resumed(
             while_training.append(rows(folder, pictures))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_is_better", lambda *_: True)
+        patch.setattr(Progress, "is_improved_by", lambda *_: True)
         train(read_image_folder(tiny_folder), tiny_recipe("training.epochs=3"), folder, RESUME, predict)
     return folder, while_training
 
@@ -204,7 +204,7 @@ def test_a_kill_during_the_replacement_leaves_what_answers_rightly_or_says_what_
 
 
 def test_a_kill_between_the_candidates_files_leaves_no_candidate(improved, tiny_data, pictures, monkeypatch):
-    contract = run.Contract(spec=improved.spec(), mean_image=None, mean_file=None)
+    contract = Contract(spec=improved.spec(), mean_image=None, mean_file=None)
     before = rows(improved, pictures)
     with monkeypatch.context() as patch:
         patch.setattr(ModelFolder, "write_spec", _die)
