@@ -75,6 +75,8 @@ def similar(
 
     if json and kind is not None:
         raise UsageError(f"--json is one document, --format {kind} is lines", hint="Give one of them.")
+    if features.is_dir():
+        raise UsageError(f"--in {features} is a folder; expected a file of features")
     if not features.is_file():
         raise UsageError(
             f"{features} does not exist", hint=f"Make it: alexdeploy embed IMAGES -o {features}, or name another: --in"

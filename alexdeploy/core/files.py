@@ -113,6 +113,9 @@ def check_output(path: Path) -> None:
     """Raise OutputError if no file can have this path. Call it before expensive work."""
     if is_name_too_long(path):
         raise OutputError(f"{path} could not be written: the file name is too long")
+    there = next((folder for folder in path.parents if os.path.lexists(folder)), None)
+    if there is not None and not os.path.isdir(there):
+        raise OutputError(f"{path} could not be written: {there} is not a folder")
 
 
 def remove_file(path: Path) -> None:

@@ -46,7 +46,7 @@ _STYLE = """
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FigureOptions:
-    """`image` is the photograph of the activation maps, a path or URL; None leaves them out.
+    """`image` is the photograph of the activation maps, a path; None leaves them out.
 
     `precision` is that of the graph which computes them. `overwrite` replaces the figures of an earlier call.
     """
@@ -138,6 +138,8 @@ def _check_target(target: Path, given: str | None, options: FigureOptions) -> No
 
 
 def _read(image: str | os.PathLike[str], spec: ModelSpec) -> Pixels:
+    if os.path.isdir(image):
+        raise UsageError(f"--image {printable_path(os.fspath(image))} is a folder; expected a photograph")
     try:
         return read_square(os.fspath(image), spec.preprocessing.resize)
     except ImageError as exc:

@@ -44,7 +44,7 @@ def test_json_names_the_files(run: Run) -> None:
         (("tiny", "-o", "file/figures"), 6, "could not be written: Not a directory"),
         (("one-tower", "--image", "file"), 2, "one-tower is a recipe, which has no weights"),
         (("tiny", "--image", "file"), 3, "file: the file is empty"),
-        (("tiny", "--image", "models"), 3, "models: "),
+        (("tiny", "--image", "models"), 2, "--image models is a folder; expected a photograph"),
     ],
 )
 def test_what_cannot_be_drawn_is_an_error_with_its_exit_code(

@@ -266,6 +266,8 @@ def test_a_folder_and_a_file_in_a_file_are_no_places_for_a_page(tmp_path: Path) 
     with pytest.raises(UsageError, match="is a folder"):
         page.check_page_path(tmp_path)
     (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"could not be written: .*file is not a folder"):
+        page.check_page_path(tmp_path / "file" / "below" / "r.html")
     with pytest.raises(OutputError):
         page.write_page(tmp_path / "file" / "r.html", "title", [])
 
