@@ -91,6 +91,7 @@ def embed(
 
     Ends with exit code 3 if some of the rows are errors.
     """
+    from alexdeploy.cli.predict_report import describe
     from alexdeploy.images.named import check_named
     from alexdeploy.images.sources import read_inputs
     from alexdeploy.inference import embed_file
@@ -140,14 +141,15 @@ def embed(
     if not has_finished:
         seconds = max(time.monotonic() - began, 1e-9)
         kept = f", {summary.num_kept} of them from before" if summary.num_kept else ""
-        shape = " x ".join(map(str, info.feature_shape))
         out.note(
             f"{out.count(summary.num_rows, 'image')}{kept}, {out.count(summary.num_errors, 'error')}, "
-            f"{(summary.num_rows - summary.num_kept) / seconds:,.1f} images/s, {info.configuration}"
+            f"{(summary.num_rows - summary.num_kept) / seconds:,.1f} images/s, {describe(info)}"
         )
         if skipped := str(given.skipped):
             out.note(f"skipped {skipped}")
-        out.note(f"wrote {written}: {out.count(summary.num_rows, 'row')} of {embedder.layer}, {shape}")
+        out.note(
+            f"wrote {written}: {out.count(summary.num_rows, 'row')} of {embedder.layer} {list(info.feature_shape)}"
+        )
     if json:
         facts = {"output": str(written), "layer": embedder.layer, "shape": info.feature_shape}
         counts = {"rows": summary.num_rows, "errors": summary.num_errors, "kept": summary.num_kept}

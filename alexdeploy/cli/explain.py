@@ -12,7 +12,6 @@ from alexdeploy.cli.options import (
     BackendOption,
     BatchSizeOption,
     DevicesOption,
-    HtmlOption,
     JsonOption,
     ModelOption,
     OverwriteOption,
@@ -70,7 +69,12 @@ def explain(
     replicas: ReplicasOption = 1,
     batch_size: BatchSizeOption = 8,
     threads: ThreadsOption = None,
-    html: HtmlOption = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a page of the first 100 images with their pictures; it loads nothing."
+        ),
+    ] = None,
     output_name: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="DIR", help="Folder of pictures, values (.npy) and explanations.json."),

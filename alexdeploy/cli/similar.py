@@ -119,7 +119,7 @@ def _lines(matches: Sequence[Match], kind: str) -> Iterator[str]:
     for match in matches:
         if kind == "table":
             yield f"{escape(match.query)}{'' if match.error is None else f'  {escape(match.error)}'}\n"
-            yield from (f"{each.rank:4}  {each.distance:10.4g}  {escape(each.source)}\n" for each in match.neighbours)
+            yield from (f"{each.rank:4}  {each.distance:#10.4g}  {escape(each.source)}\n" for each in match.neighbours)
             continue
         if match.error is not None:
             yield line(match.query, None, None, None, None, match.error)

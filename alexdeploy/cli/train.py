@@ -126,6 +126,7 @@ def train(
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from alexdeploy.graphs.freshness import export_command, newer_weights
+    from alexdeploy.training.report import can_write_report
     from alexdeploy.training.train import TrainOptions, frozen_overrides, train_in_group
 
     device = one_device(
@@ -181,6 +182,8 @@ def train(
             )
         note = newer_weights(folder)
         output.note(summary(folder.path if note is None else folder.candidate.path, spec))
+        if can_write_report() and (page := folder.checkpoints / "report.html").is_file():
+            output.note(f"wrote {page.as_posix()} and curves.png")
         if note is not None:
             output.note(note)
         elif folder.has_graphs:

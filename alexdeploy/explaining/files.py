@@ -29,8 +29,8 @@ _MAX_TEXT = 300
 _STYLE = """
 .explained { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 1.6rem; }
 .explained figure { margin: 0; }
-.explained .row { display: flex; flex-wrap: wrap; gap: .4rem; }
-.explained .row img { flex: 1 1 30%; min-width: 10rem; max-width: 256px; }
+.explained .row { display: flex; gap: .4rem; align-items: start; }
+.explained .row img { flex: 1 1 0; min-width: 0; max-width: 256px; }
 .explained figcaption { overflow-wrap: anywhere; }
 """
 
@@ -135,6 +135,8 @@ class Page:
             )
         if options.method != "occlusion":
             parts.append(page.paragraph("Grad-CAM: the last convolution, FP32; the box is its largest cell."))
+        if options.method == "both":
+            parts.append(page.paragraph("From the left: the image, occlusion, Grad-CAM."))
         if self._num_images > len(self._cards):
             left = self._num_images - len(self._cards)
             parts.append(page.paragraph(f"The first {len(self._cards)} images; {left:,} others are left out."))

@@ -144,6 +144,12 @@ class Sheet:
             )
         if self._heap:
             lines.append("A photograph is the square that the network got. The bars are probabilities.")
+        if info.num_views > 1 and any(entry.view_classes is not None for _, _, entry in self._heap):
+            mirrored = " and on the right the mirrored ones" if info.num_views > len(_PLACES) else ""
+            lines.append(
+                f"The small squares are the views, where they were cut{mirrored}: blue if the view alone gives the "
+                "answer, orange if it gives another class, which is named beside them."
+            )
         return lines
 
 

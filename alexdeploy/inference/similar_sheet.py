@@ -41,7 +41,7 @@ def write_sheet(path: Path, matches: Sequence[Match], title: str, words: str, re
         parts.append(paragraph(f"The first {len(shown)} of {len(matches):,} queries."))
     for match in shown:
         cells = [_cell(thumbnails, match.query, "query" if match.error is None else match.error)]
-        cells += [_cell(thumbnails, each.source, f"{each.distance:.4g}") for each in match.neighbours]
+        cells += [_cell(thumbnails, each.source, f"{each.distance:#.4g}") for each in match.neighbours]
         parts.append('<div class="match">\n' + "\n".join(cells) + "\n</div>")
     write_page(path, title, parts, style=_STYLE)
 

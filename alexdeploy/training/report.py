@@ -88,7 +88,7 @@ def write_report(folder: ModelFolder, found: RunSummary) -> None:
         picture(png(kernels), name="kernels of conv1 in the best epoch", kind="png"),
         page.paragraph("In the best epoch; each kernel on its own scale, each tower in a block of its own."),
         page.heading("What was trained, and on what"),
-        page.table([], [[key.replace("_", " "), value] for key, value in facts.items() if value is not None]),
+        page.table([], [[key.replace("_", " "), _shown(value)] for key, value in facts.items() if value is not None]),
     ]
     page.write_page(folder.checkpoints / "report.html", f"{found.spec.name}: training", parts)
 
@@ -96,6 +96,11 @@ def write_report(folder: ModelFolder, found: RunSummary) -> None:
 def draw_kernels(kernels: NDArray[np.float32], towers: int) -> NDArray[np.uint8]:
     """Kernels [C, 3, K, K] as tiles, uint8 [H, W, 3], each tower in a block of its own."""
     return tile(kernel_pixels(kernels), towers=towers, scale=scale_of(kernels.shape[-1]))
+
+
+def _shown(value: object) -> object:
+    """A fact as the page has it; an error computed as 1 - accuracy has digits that mean nothing."""
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _summary(facts: dict[str, Any]) -> str:

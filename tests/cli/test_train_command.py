@@ -18,6 +18,7 @@ from program import Result, Run
 from safetensors.numpy import load_file
 
 from alexdeploy.training import train
+from alexdeploy.training.report import can_write_report
 
 TINY = (
     "--set",
@@ -63,6 +64,8 @@ def test_train_prints_one_line_an_epoch_and_the_next_command(run, halves):
         assert word in lines[0]
     assert "top-5" not in result.stderr, "of two classes the right one is always among the best five"
     assert "next: alexdeploy export --fp16" in result.stderr
+    if can_write_report():
+        assert re.search(r"^wrote models/\S+/checkpoints/report\.html and curves\.png$", result.stderr, re.MULTILINE)
     assert Path("models/alexnet-quarter/spec.json").is_file()
 
 

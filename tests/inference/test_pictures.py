@@ -75,6 +75,7 @@ def test_the_page_says_how_the_views_voted(make_predictor: MakePredictor, make_s
     run(make_predictor(num_views=10), make_sources(1), sheet=page)
     html = page.read_text()
     assert "9 of 10 views agree; green: mirrored centre" in html
+    assert "on the right the mirrored ones: blue if the view alone gives the answer" in html
     assert html.count("class=agrees") == 9
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ def test_the_page_has_errors_with_intervals_and_says_what_the_epoch_was_chosen_o
     assert f"{error:.2%} [{low:.2%}, {high:.2%}]" in found.text
     assert "chosen by its error on these same validation images" in found.text
     assert '<script>"a"' in found.text
+    assert not re.search(r"\d\.\d{7}", found.text), "digits of rounding"
     assert "script" not in [tag for tag, attributes in found.elements if "src" in attributes]
     with Image.open(trained.checkpoints / "curves.png") as curves:
         assert curves.format == "PNG"
