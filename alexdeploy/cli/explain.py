@@ -124,6 +124,7 @@ def explain(
     given = read_inputs(inputs)
     page, rows, written = files.Page(), _rows_table(), []
     with out.progress("images") as bar, explainer:
+        files.remove_document(output_name)
         task = bar.add_task("explain", total=given.count(), kept=0)
         for explanation in explainer.explain(iter(given)):
             written.append(files.write_files(explanation, output_name))

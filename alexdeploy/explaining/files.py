@@ -10,7 +10,7 @@ from typing import Any, Final
 from PIL import Image
 
 from alexdeploy.core.errors import UsageError
-from alexdeploy.core.files import atomic_write, check_output, npy_bytes
+from alexdeploy.core.files import atomic_write, check_output, npy_bytes, remove_file
 from alexdeploy.engines.base import EngineInfo
 from alexdeploy.explaining.explain import ExplainOptions, Explanation
 from alexdeploy.explaining.heatmap import Heatmap
@@ -44,6 +44,11 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         raise UsageError(
             f"--output {folder} is not empty", hint="Write into it all the same: --overwrite\nOr name another folder."
         )
+
+
+def remove_document(folder: Path) -> None:
+    """Remove an earlier run's document, before its pictures are replaced. Raises OutputError."""
+    remove_file(folder / DOCUMENT)
 
 
 def write_files(explanation: Explanation, folder: Path) -> dict[str, Any]:

@@ -65,6 +65,12 @@ def test_a_table_has_a_line_for_each_image_and_existing_files_stay(run: Run) -> 
     again = run(*WORDS, "-o", "out")
     assert (again.exit_code, "out is not empty" in again.stderr) == (2, True)
     assert run(*WORDS, "-o", "out", "--overwrite").exit_code == 3
+    # A run that fails does not leave the numbers of the earlier one beside its own pictures.
+    picture = next(Path("out").glob("*.png"))
+    picture.unlink()
+    picture.mkdir()
+    assert run(*WORDS, "-o", "out", "--overwrite").exit_code == 6
+    assert not Path("out/explanations.json").exists()
 
 
 def test_a_folder_of_inputs_gets_no_pictures(run: Run) -> None:
