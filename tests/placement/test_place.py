@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from imagined import JETSON, RTX, TENSORRT, jetson, machine, put_engine
+from patience import wait_for
 
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
@@ -251,7 +252,10 @@ def test_the_process_of_a_replica_sees_its_gpu_alone_and_a_jetsons_as_it_is(
     job = Job(folder=os.fsencode(here.folder.path), backend=replica.backend, options=replica.options)
     process = ReplicaProcess(job, replica)
     try:
-        environment = Path(f"/proc/{process._process.pid}/environ").read_bytes().split(b"\0")
+        environ = Path(f"/proc/{process._process.pid}/environ")
+        # Empty for a moment after the program was started.
+        wait_for(environ.read_bytes)
+        environment = environ.read_bytes().split(b"\0")
     finally:
         process.end("seen")
         process._clear_away()
