@@ -84,8 +84,20 @@ def test_intervals_stay_whole_on_a_narrow_terminal(
     assert [len(found) for found in intervals if found] == [2, 3]
 
 
-def test_results_are_printed_also_where_the_report_cannot_be_written(run: Run, workplace: Path) -> None:
+def test_a_report_that_could_not_be_written_is_refused_before_the_work(run: Run, workplace: Path) -> None:
     (workplace / "file").touch()
+    result = run("data", "--html", "file/r.html")
+    assert (result.exit_code, result.stdout) == (6, "")
+
+
+def test_results_are_printed_also_where_the_report_cannot_be_written_at_the_end(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alexdeploy.reports import page
+
+    (workplace / "file").touch()
+    # As where the folder was there when the work began.
+    monkeypatch.setattr(page, "check_page_path", lambda *_, **_options: None)
     result = run("data", "--html", "file/r.html")
     assert result.exit_code == 6
     assert "data: 10 images" in result.stdout
