@@ -126,6 +126,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
     },
     "--format": {"similar": "has no Parquet"},
     "--sheet": {"similar": "shows neighbours, not answers"},
+    "--html": {"explain": "shows photographs, and no plots"},
     "--overwrite": {"export": "renews what is up to date, which is kept without it"},
     "--method": dict.fromkeys(("calibrate", "explain"), "of choosing ranges, or of explaining"),
     "--num-images": {"calibrate": "chooses by name and seed"},
