@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Final
 
 from alexdeploy.core.errors import UsageError
-from alexdeploy.core.files import check_output
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.embedder import Embedder
 from alexdeploy.inference.feature_files import read_rows, write_features
 from alexdeploy.inference.feature_row import FeatureRow
-from alexdeploy.inference.journal import Header, Journal, check_setting, journal_path, read_header, read_journal
+from alexdeploy.inference.journal import (
+    Header,
+    Journal,
+    check_journal,
+    check_no_more,
+    check_setting,
+    journal_path,
+    read_header,
+    read_journal,
+)
 from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
 from alexdeploy.inference.predict_file import Summary
 from alexdeploy.inference.writers import short_artifact
@@ -28,15 +36,7 @@ def has_finished(output: Path, *, resume: bool) -> bool:
     rows.
     """
     journal = journal_path(output)
-    check_output(journal)
-    if output.is_dir():
-        raise UsageError(f"--output {output} is a folder; expected a file")
-    num_rows = sum(1 for _ in read_journal(journal, _COMMAND)) if journal.exists() else 0
-    if num_rows and not resume:
-        raise UsageError(
-            f"{journal} holds the first {num_rows} rows of an interrupted run",
-            hint=f"To continue it, add --resume. To start over, delete {journal}.",
-        )
+    check_journal(output, lambda path: read_journal(path, _COMMAND), resume=resume)
     return resume and output.exists() and not journal.exists()
 
 
@@ -52,12 +52,7 @@ def check_finished(embedder: Embedder, sources: Iterable[Source], output: Path) 
         _check_row(output, row, num_rows, embedder, next(waiting, None), remedy)
         num_rows += 1
         num_errors += row.error is not None
-    more = next(waiting, None)
-    if more is not None:
-        raise UsageError(
-            f"{output} is finished with {num_rows} rows, but the inputs have more: the next is {more.name!r}",
-            hint=f"Give the same inputs, or {remedy}.",
-        )
+    check_no_more(output, num_rows, next(waiting, None), remedy)
     return Summary(num_rows=num_rows, num_errors=num_errors, num_kept=num_rows)
 
 

@@ -11,18 +11,21 @@ import contextlib
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import msgspec
 
 from alexdeploy.core.errors import InputError, OutputError, UsageError
-from alexdeploy.core.files import output_error
+from alexdeploy.core.files import check_output, output_error
 from alexdeploy.core.locks import take_lock
 from alexdeploy.core.reading import open_regular
+
+if TYPE_CHECKING:
+    from alexdeploy.images.sources import Source
 
 SYNC_SECONDS = 2.0
 """Longest time that records stay in the system's page cache, where a power cut loses them."""
@@ -192,6 +195,29 @@ def read_journal(path: Path, command: Command) -> Iterator[tuple[bytes, int]]:
                 return
             end += len(line)
             yield record, end
+
+
+def check_journal(output: Path, rows: Callable[[Path], Iterable[object]], *, resume: bool) -> None:
+    """Raise UsageError if no rows can be written to `output`, or if starting over would lose `rows` of its journal."""
+    journal = journal_path(output)
+    check_output(journal)
+    if output.is_dir():
+        raise UsageError(f"--output {output} is a folder; expected a file")
+    num_rows = sum(1 for _ in rows(journal)) if journal.exists() else 0
+    if num_rows and not resume:
+        raise UsageError(
+            f"{journal} holds the first {num_rows} rows of an interrupted run",
+            hint=f"To continue it, add --resume. To start over, delete {journal}.",
+        )
+
+
+def check_no_more(output: Path, num_rows: int, source: Source | None, remedy: str) -> None:
+    """Raise UsageError if there is a `source` after those of the finished `output`; `remedy` is what to do."""
+    if source is not None:
+        raise UsageError(
+            f"{output} is finished with {num_rows} rows, but the inputs have more: the next is {source.name!r}",
+            hint=f"Give the same inputs, or {remedy}.",
+        )
 
 
 def check_setting(path: Path, name: str, found: object, expected: object, remedy: str) -> None:

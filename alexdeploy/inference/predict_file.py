@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from alexdeploy.core.errors import UsageError
-from alexdeploy.core.files import atomic_write, check_output
+from alexdeploy.core.files import atomic_write
 from alexdeploy.images.sources import Source
-from alexdeploy.inference.journal import Header, Journal, check_setting, journal_path, read_header, read_journal
+from alexdeploy.inference.journal import (
+    Header,
+    Journal,
+    check_journal,
+    check_no_more,
+    check_setting,
+    journal_path,
+    read_header,
+    read_journal,
+)
 from alexdeploy.inference.pipeline import NO_ANSWER, BatchRule
 from alexdeploy.inference.row import Record, Row
 from alexdeploy.inference.writers import Format, Shape, read_records, short_artifact, write_rows
@@ -49,15 +58,7 @@ def has_finished(output: Path, kind: Format, *, resume: bool) -> bool:
     rows, or if the finished file cannot be read back.
     """
     journal = journal_path(output)
-    check_output(journal)
-    if output.is_dir():
-        raise UsageError(f"--output {output} is a folder; expected a file")
-    num_rows = sum(1 for _ in read_rows(journal)) if journal.exists() else 0
-    if num_rows and not resume:
-        raise UsageError(
-            f"{journal} holds the first {num_rows} rows of an interrupted run",
-            hint=f"To continue it, add --resume. To start over, delete {journal}.",
-        )
+    check_journal(output, read_rows, resume=resume)
     if not resume or not output.exists() or journal.exists():
         return False
     if next(read_records(output, kind), None) is None:
@@ -82,12 +83,7 @@ def check_finished(predictor: Predictor, sources: Iterable[Source], output: Path
         _check_source(output, record, num_rows, next(waiting, None), remedy)
         num_rows += 1
         num_errors += record.error is not None
-    more = next(waiting, None)
-    if more is not None:
-        raise UsageError(
-            f"{output} is finished with {num_rows} rows, but the inputs have more: the next is {more.name!r}",
-            hint=f"Give the same inputs, or {remedy}.",
-        )
+    check_no_more(output, num_rows, next(waiting, None), remedy)
     return Summary(num_rows=num_rows, num_errors=num_errors, num_kept=num_rows)
 
 
