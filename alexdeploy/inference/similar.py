@@ -88,6 +88,9 @@ def similar(
         raise UsageError("there is no query", hint="Name an image, a folder, or a source of the file.")
     values, errors = _known_features(path, known)
     strangers = [source for source in sources if source.name not in known]
+    if model is not None:
+        # It is opened for images that are not in the file alone, and is another model's error in any case.
+        _model_of(first, path, model)
     if strangers:
         for number, row in enumerate(_embed(strangers, first, path, model, on_warning)):
             name = strangers[number].name

@@ -226,8 +226,8 @@ class _StopSignal:
         self._previous = {each: signal.getsignal(each) for each in _signals()}
         loop = asyncio.get_running_loop()
         for each, handler in self._previous.items():
-            # A shell has jobs in the background ignore Ctrl-C, and nohup has them ignore the end of the terminal.
-            if handler is signal.SIG_IGN:
+            # A shell has jobs in the background ignore Ctrl-C. SIGHUP, which nohup has them ignore, ends nothing here.
+            if handler is signal.SIG_IGN and each in (signal.SIGINT, signal.SIGTERM):
                 continue
             if sys.platform == "win32":
                 signal.signal(each, lambda number, _: loop.call_soon_threadsafe(self._hear, signal.Signals(number)))

@@ -124,7 +124,7 @@ def test_copies_of_a_photograph_are_its_neighbours(planted: tuple[ModelFolder, P
     model, folder, output = planted
     query = str(folder / "000.png")
     # A row of the file needs no model, and is not its own neighbour.
-    (match,) = alexdeploy.similar(query, output, "nowhere", alexdeploy.SimilarOptions(k=3))
+    (match,) = alexdeploy.similar(query, output, options=alexdeploy.SimilarOptions(k=3))
     assert {Path(each.source).name for each in match.neighbours} == {
         "copy-large.png", "copy-jpeg.jpg", "copy-cropped.png",
     }  # fmt: skip
@@ -173,6 +173,8 @@ def test_another_model_is_refused(planted: tuple[ModelFolder, Path, Path], tmp_p
     other = make_model(tmp_path / "other")
     with pytest.raises(UsageError, match=r"was made by the model tiny, .*; this is other"):
         alexdeploy.similar(stranger, output, other)
+    with pytest.raises(UsageError, match=r"was made by the model tiny, .*; this is other"):
+        alexdeploy.similar(folder / "000.png", output, other)
     model.sum_path().unlink()
     graph = model.onnx_path()
     graph.write_bytes(graph.read_bytes() + b"\x1a\x00")

@@ -215,8 +215,17 @@ def test_what_is_wrong_with_requests_is_not_for_whoever_runs_the_server(model: M
         assert [line.partition(":")[0] for line in program.lines[len(before) :]] == ["stopping", "stopped\n"]
 
 
+UNDER_NOHUP = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from alexdeploy.__main__ import main
+main()
+"""
+
+
 def test_sighup_loads_the_newest_export(model: ModelFolder) -> None:
-    with serving(model) as program:
+    # As under nohup: SIGHUP, which ends nothing here, is no longer ignored.
+    with serving(model, program=("-c", UNDER_NOHUP)) as program:
         program.process.send_signal(signal.SIGHUP)
         program.wait_until(r"in place of \w+; ready in")
         assert httpx.get(f"{program.url}/v2/health/ready", timeout=PATIENCE).status_code == 200
