@@ -55,6 +55,16 @@ def check_keys(data: Mapping[str, Any], cls: type, hidden: frozenset[str], where
                     check_keys(item, child, hidden, f"{path}.")
 
 
+def allowed_values(cls: type, path: str) -> tuple[object, ...]:
+    """The values of the Literal at a dotted path such as `$.training.data[...].kind`, none if there is no Literal."""
+    hint: Any = cls
+    for part in path.removeprefix("$.").split("."):
+        inner = _inner_class(hint)
+        hints = typing.get_type_hints(inner) if dataclasses.is_dataclass(inner) else {}
+        hint = hints.get(part.split("[")[0])
+    return _literals(hint)
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """A suggestion to append to a message: the nearest known word, if any."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
@@ -112,3 +122,9 @@ def _inner_class(hint: Any) -> type | None:
             if found is not None:
                 return found
     return None
+
+
+def _literals(hint: Any) -> tuple[object, ...]:
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)
+    return tuple(value for argument in typing.get_args(hint) for value in _literals(argument))

@@ -15,7 +15,7 @@ import msgspec
 from alexdeploy.core.arguments import Count, Natural, NotNegative, Positive, check_fields
 from alexdeploy.core.errors import RecipeError
 from alexdeploy.core.model_folder import CALIBRATION_FOLDER
-from alexdeploy.core.overrides import apply_override, check_keys, suggest
+from alexdeploy.core.overrides import allowed_values, apply_override, check_keys, suggest
 from alexdeploy.core.reading import read_text
 from alexdeploy.core.shipped import shipped_folder, shipped_recipes
 from alexdeploy.core.spec import Architecture, ModelSpec
@@ -255,7 +255,14 @@ def _convert(data: dict[str, Any], name: str, overrides: tuple[str, ...], parent
     try:
         return msgspec.convert(data | {"name": name, "overrides": overrides, "parent_sha256": parent_sha256}, Recipe)
     except msgspec.ValidationError as exc:
-        raise RecipeError(f"recipe {name}: {exc}", hint="Show a valid recipe: alexdeploy inspect alexnet") from exc
+        message, _, path = str(exc).rpartition(" - at ")
+        allowed = allowed_values(Recipe, path.strip("`")) if message.startswith("Invalid enum value") else ()
+        hint = (
+            f"Allowed: {', '.join(map(str, allowed))}."
+            if allowed
+            else "Show a valid recipe: alexdeploy inspect alexnet"
+        )
+        raise RecipeError(f"recipe {name}: {exc}", hint=hint) from exc
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

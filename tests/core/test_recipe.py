@@ -92,6 +92,12 @@ def test_a_wrong_value_is_refused_by_name(override: str, message: str) -> None:
         load_recipe("alexnet", [override])
 
 
+def test_a_value_that_is_not_allowed_is_refused_with_those_that_are() -> None:
+    with pytest.raises(RecipeError, match="Invalid enum value 'mean'") as refused:
+        load_recipe("alexnet", ["architecture.pooling.kind=mean"])
+    assert refused.value.hint == "Allowed: max, average."
+
+
 def test_an_unknown_recipe_suggests_the_nearest() -> None:
     with pytest.raises(RecipeError, match="did you mean 'caffenet'"):
         load_recipe("cafenet")
