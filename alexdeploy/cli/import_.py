@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "alexdeploy import bvlcalexnet-12.onnx --labels synset_words.txt",
-    "alexdeploy import classifier.onnx --recipe torchvision --labels cat,dog",
     "alexdeploy import bvlc_alexnet.caffemodel --mean-image mean.binaryproto",
+    "alexdeploy import downloads/flowers/",
 )
 
 
@@ -27,9 +27,9 @@ def import_(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE",
+            metavar="FILE|DIR",
             help="An image classifier as .onnx; weights as .caffemodel, .pth or .ckpt (PyTorch), .safetensors, .npy "
-            "(caffe-tensorflow) or .mat (MatConvNet).",
+            "(caffe-tensorflow) or .mat (MatConvNet); or a model folder, such as `card` writes.",
         ),
     ],
     recipe: Annotated[
@@ -49,7 +49,7 @@ def import_(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name under models/. Default: the file's name.")
+        str | None, typer.Option(metavar="NAME", help="Name under models/. Default: the file's name; a folder's own.")
     ] = None,
     channels: Annotated[
         Literal["rgb", "bgr"] | None, typer.Option(metavar="rgb|bgr", help="Order of the colours.")
@@ -85,7 +85,8 @@ def import_(
     A graph's input and output may have any names; its batch may be fixed or dynamic, and a softmax is optional.
     It does not describe its preprocessing: give --recipe, or --channels, --scale, --mean and --std. A caffemodel and a
     .mat define their layers; an error names the options for missing facts. torchvision's alexnet is recognized by its
-    tensor names. The format of weights is detected from the file's first bytes, not from its name.
+    tensor names. The format of weights is detected from the file's first bytes, not from its name. A model folder is
+    compared with its hashes and copied as it is, without engines and checkpoints.
     """
     from alexdeploy.importing.import_model import ImportOptions, import_model
 
@@ -115,7 +116,7 @@ def _report(spec: ModelSpec, file: Path, folder: ModelFolder) -> None:
     if (error := spec.provenance.get("caffe_error")) is not None:
         output.note(f"checked: off by {error:.0e} of the largest score from what Caffe computes of the same input")
     output.note(f"wrote {folder.path}: {spec.num_classes} classes, views of {spec.preprocessing.crop} pixels")
-    if folder.onnx_path().is_file():
+    if folder.has_graphs:
         output.next_with_images(folder.path)
     else:
         output.next_step("export", folder.path)

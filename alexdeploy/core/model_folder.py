@@ -206,6 +206,11 @@ class ModelFolder:
         remove_file(self.candidate.spec_path)
         shutil.rmtree(self.candidate.path, ignore_errors=True)
 
+    @property
+    def portable_files(self) -> tuple[Path, ...]:
+        """The files of a model that run on any machine and are there, the spec first: no engines, no checkpoints."""
+        return tuple(path for path in self._files()[:-1] if path.is_file())
+
     def _files(self) -> tuple[Path, ...]:
         of_graphs = (self.onnx_path, self.sum_path)
         graphs = (path(*each) for each in product(get_args(Precision), (None, *VIEW_WORDS)) for path in of_graphs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from alexdeploy.images.folder import check_class_name
 from alexdeploy.images.text_lists import text_lines
 from alexdeploy.importing.model_folder import graph_preprocessing, read_mean_image
 from alexdeploy.importing.onnx import OnnxOptions, import_onnx
-from alexdeploy.importing.published_files import refuse_other_format
+from alexdeploy.importing.published_files import CONVERSIONS, refuse_other_format
 from alexdeploy.importing.weight_format import SUFFIXES, file_format
 from alexdeploy.importing.weights import WeightsOptions, import_weights
+from alexdeploy.importing.whole_folder import import_folder
 
 _Three = tuple[float, float, float]
 
@@ -29,8 +31,9 @@ class ImportOptions:
     """Settings that the file does not contain. None uses the file's, or those of `recipe`, a name or a .toml file.
 
     `labels` are the classes in output order, or a file with one per line. `name` is the folder under models/; None uses
-    the file's name. `scale` is a factor on pixels of 0 to 255; `mean` and `std` are per channel, after scaling, in the
-    network's order of `channels`. `mean_image` is a .binaryproto or .npy file: [3, 256, 256] in pixels of 0 to 255.
+    the file's name, or that of the model in a folder. `scale` is a factor on pixels of 0 to 255; `mean` and `std` are
+    per channel, after scaling, in the network's order of `channels`. `mean_image` is a .binaryproto or .npy file:
+    [3, 256, 256] in pixels of 0 to 255.
     `output_name` is the output with the class scores, if a graph has several.
     """
 
@@ -68,16 +71,20 @@ def import_model(
     *,
     on_warning: Callable[[str], None] = warn,
 ) -> ModelFolder:
-    """Make a model folder from an ONNX classifier or an AlexNet's weights; returns the folder, under models/.
+    """Make a model folder from an ONNX classifier, an AlexNet's weights or another model folder.
 
-    `file` is an .onnx, or weights as .caffemodel, .pth or .ckpt (PyTorch), .safetensors, .npy (caffe-tensorflow) or
-    .mat (MatConvNet), recognized by their first bytes. See `import_onnx` and `import_weights` for the supported
-    contents. Raises UsageError for another format, a folder in use, or unknown preprocessing; ModelError for a file
-    that is damaged or not a classifier; ParityError if the imported network does not give the file's answers. Nothing
-    is written, and no earlier model changed, until all checks have passed.
+    Returns the folder, under models/. `file` is an .onnx, or weights as .caffemodel, .pth or .ckpt (PyTorch),
+    .safetensors, .npy (caffe-tensorflow) or .mat (MatConvNet), recognized by their first bytes; or a model folder,
+    which is compared with its hashes and copied as it is. See `import_onnx`, `import_weights` and `import_folder` for
+    the supported contents. Raises UsageError for another format, a folder in use, unknown preprocessing, or options
+    that a folder does not need; ModelError for a file that is damaged or not a classifier; ParityError if the imported
+    network does not give the file's answers. Nothing is written, and no earlier model changed, until all checks have
+    passed.
     """
     path = Path(check_argument("file", file, str))
     options = check_argument("options", options or ImportOptions(), ImportOptions)
+    if path.is_dir() and path.suffix.lower() not in CONVERSIONS:
+        return import_folder(path, _name_alone(options), overwrite=options.overwrite, on_warning=on_warning)
     kind = file_format(path)
     if kind is None:
         refuse_other_format(path, (".onnx", *SUFFIXES))
@@ -115,6 +122,18 @@ def import_model(
     if classes is None and spec.classes[0] == "class-0":
         on_warning(f"no --labels: the classes are called {spec.classes[0]} to {spec.classes[-1]}")
     return folder
+
+
+def _name_alone(options: ImportOptions) -> str | None:
+    """The name. Raises UsageError for options of files, which a model folder does not need."""
+    allowed = ("name", "overwrite")
+    for each in dataclasses.fields(options):
+        if each.name not in allowed and getattr(options, each.name) is not None:
+            raise UsageError(
+                f"--{each.name.replace('_', '-')} is for files: a model folder says itself what it needs",
+                hint="Leave it out.",
+            )
+    return options.name
 
 
 def _read_labels(given: tuple[str, ...] | str | os.PathLike[str]) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ _KERAS = """python -c "import keras; keras.models.load_model('{file}').export('{
 _COREML = """python -c "import coremltools, onnxmltools as o; o.utils.save_model(\\
 o.convert_coreml(coremltools.utils.load_spec('{file}')), '{stem}.onnx')\""""
 
-_CONVERSIONS = {
+CONVERSIONS = {
     ".h5": ("a Keras model", _KERAS),
     ".hdf5": ("a Keras model", _KERAS),
     ".keras": ("a Keras model", _KERAS),
@@ -96,9 +96,9 @@ _CONVERSIONS = {
 def refuse_other_format(path: Path, supported: Sequence[str]) -> NoReturn:
     """Raise UsageError for a file in an unsupported format, with the command that converts it, if known."""
     suffix = path.suffix.lower()
-    if suffix not in _CONVERSIONS:
+    if suffix not in CONVERSIONS:
         raise UsageError(f"unsupported file type: {path}", hint=f"Supported: {', '.join(supported)}.")
-    kind, command = _CONVERSIONS[suffix]
+    kind, command = CONVERSIONS[suffix]
     raise UsageError(
         f"{path} is {kind}, which is not supported; convert it to ONNX",
         hint=command.format(file=path, stem=path.stem, folder=path.parent),
@@ -126,10 +126,15 @@ def read_foreign(path: Path) -> bytes:
         content = read_regular(path, MAX_DATA_BYTES)
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
+    refuse_placeholder(path, content)
+    return content
+
+
+def refuse_placeholder(path: Path, content: bytes) -> None:
+    """Raise ModelError if `content`, a file or the beginning of one, is a web page or a Git LFS pointer."""
     if content.startswith(b"version https://git-lfs.github.com/"):
         raise ModelError(f"{path} is a Git LFS pointer, not the file itself", hint="Get the file: git lfs pull")
     if content[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise ModelError(
             f"{path} is a web page, not a model", hint="Download it again: follow the link to the raw file."
         )
-    return content

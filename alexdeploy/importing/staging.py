@@ -1,0 +1,95 @@
+"""Making a folder of files completely or not at all: everything is written beside it and renamed into place."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alexdeploy.core.errors import ModelError, StaleArtifactError
+from alexdeploy.core.files import output_error, remove_file, sync_folder
+from alexdeploy.core.interrupts import deferred_interrupts
+from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.reading import open_regular
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`, on the same disk, to fill and to `publish`. Raises OutputError."""
+    # Beside the folder itself where `target` is a link to it, or the working folder.
+    target = target.resolve()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target if target.is_dir() and target.stat().st_dev != target.parent.stat().st_dev else target.parent
+        with tempfile.TemporaryDirectory(dir=beside, prefix=f".{target.name[:64]}.", suffix=".tmp") as temporary:
+            # Not the temporary folder itself, which only this user may read.
+            staged = Path(temporary) / "staged"
+            staged.mkdir()
+            yield staged
+    except OSError as exc:
+        raise output_error(target, exc) from exc
+
+
+def copy_file(source: Path, target: Path, sha256: str) -> None:
+    """Copy a file to disk. Raises StaleArtifactError if its content has not this hash, ModelError, OutputError."""
+    digest = hashlib.sha256()
+    try:
+        file = open_regular(source)
+    except OSError as exc:
+        raise ModelError(f"{source} cannot be read: {exc.strerror}") from exc
+    with file:
+        try:
+            with open(target, "wb") as copy:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+                    copy.write(chunk)
+                copy.flush()
+                os.fsync(copy.fileno())
+        except OSError as exc:
+            raise output_error(target, exc) from exc
+    if digest.hexdigest() != sha256:
+        raise StaleArtifactError(f"{source} changed while it was copied", hint="Run the command again.")
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file to disk. Raises OutputError."""
+    try:
+        with open(target, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as exc:
+        raise output_error(target, exc) from exc
+
+
+def publish(staged: Path, folder: ModelFolder) -> None:
+    """Rename the staged folder to `folder`, or its files into it where it has files. Raises OutputError.
+
+    Files of a model that is there are removed or replaced, unrelated files stay. Killed in between, it leaves a folder
+    without a spec, which is no model.
+    """
+    target = folder.path.resolve()
+    with deferred_interrupts():
+        try:
+            try:
+                # Also over an empty folder.
+                os.rename(staged, target)
+            except OSError as exc:
+                if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EBUSY):
+                    raise
+                remove_file(folder.spec_path)
+                names = sorted(path.name for path in staged.iterdir())
+                # The spec last.
+                for name in sorted(names, key=lambda name: name == folder.spec_path.name):
+                    os.replace(staged / name, target / name)
+                folder.clear(keep={folder.path / name for name in names})
+                sync_folder(target)
+            sync_folder(target.parent)
+        except OSError as exc:
+            raise output_error(folder.path, exc) from exc
