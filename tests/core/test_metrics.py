@@ -21,6 +21,12 @@ def test_softmax_survives_large_logits() -> None:
     np.testing.assert_allclose(found, [[0.25, 0.75], [0.5, 0.5]], rtol=1e-12)
 
 
+def test_softmax_of_float32_logits_is_computed_in_float64() -> None:
+    logits = np.array([[0.1, -3.7, 12.3], [5.0, 5.5, -40.0]], np.float32)
+    powers = [[math.exp(float(each) - float(row.max())) for each in row] for row in logits]
+    np.testing.assert_allclose(softmax(logits), [[each / sum(row) for each in row] for row in powers], rtol=1e-14)
+
+
 def test_equal_scores_go_to_the_lower_index() -> None:
     assert top_k(np.array([[0.2, 0.5, 0.5, 0.1]]), 3).tolist() == [[1, 2, 0]]
 
@@ -75,6 +81,29 @@ def test_paired_differences_of_the_literature(
     assert (found, *interval) == pytest.approx((difference, low, high), abs=5e-5)
 
 
+def test_a_difference_over_no_examples_is_refused() -> None:
+    with pytest.raises(ValueError, match="no examples"):
+        paired_difference(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("table", [(3, 1, 0, 2), (0, 4, 4, 0), (5, 0, 0, 0), (0, 0, 3, 0), (40, 9, 2, 49)])
+def test_a_paired_difference_is_newcombes_method_10_step_by_step(table: tuple[int, int, int, int]) -> None:
+    e, f, g, h = table
+    n = e + f + g + h
+    (l1, u1), (l2, u2) = wilson_interval(e + f, n), wilson_interval(e + g, n)
+    # Newcombe 1998, page 2639: phi of the table, with a continuity correction where it is positive.
+    product = (e + f) * (g + h) * (e + g) * (f + h)
+    above = e * h - f * g
+    above = 0 if 0 < above <= n / 2 else above - n / 2 if above > n / 2 else above
+    phi = above / math.sqrt(product) if product else 0
+    p1, p2 = (e + f) / n, (e + g) / n
+    d1, d2, e1, e2 = p2 - l2, u2 - p2, p1 - l1, u1 - p1
+    low = p2 - p1 - math.sqrt(d1**2 - 2 * phi * d1 * e2 + e2**2)
+    high = p2 - p1 + math.sqrt(d2**2 - 2 * phi * d2 * e1 + e1**2)
+    found, interval = paired_difference(*table)
+    assert (found, *interval) == pytest.approx((p2 - p1, low, high), abs=1e-12)
+
+
 def test_a_paired_difference_turns_round_with_its_sides() -> None:
     (one, (low, high)), (other, interval) = paired_difference(30, 5, 12, 53), paired_difference(30, 12, 5, 53)
     assert (one, low, high) == pytest.approx((-other, -interval.high, -interval.low))
@@ -97,6 +126,11 @@ def test_the_calibration_error_by_hand() -> None:
     assert [entry.num_images for entry in bins] == [0, 2, 0, 0, 2]
     assert (bins[1].confidence, bins[1].accuracy) == (pytest.approx(0.35), 0.5)
     assert (bins[0].confidence, bins[0].accuracy) == (None, None)
+
+
+def test_there_are_15_bins_of_equal_width_from_0_to_1() -> None:
+    bins = Calibration().bins()
+    assert [(entry.low, entry.high) for entry in bins] == [(number / 15, (number + 1) / 15) for number in range(15)]
 
 
 def test_an_edge_belongs_to_the_bin_below_it() -> None:

@@ -120,3 +120,39 @@ def test_rounding_to_levels_moves_an_average_precision_by_less_than_a_hundredth(
 def test_levels_are_in_bounds_at_both_ends(value: float) -> None:
     (entry,) = np.frombuffer(levels_of(np.array([0.0, value], np.float32)), "<u4")
     assert divmod(int(entry), NUM_LEVELS) == (1, 0 if value == MIN_PROBABILITY else NUM_LEVELS - 1)
+
+
+def test_a_class_without_images_has_no_average_precision_and_takes_no_part_in_the_averages() -> None:
+    counts = PrecisionRecall(3)
+    for label, row in ((0, [0.6, 0.3, 0.1]), (2, [0.7, 0.1, 0.2]), (2, [0.1, 0.1, 0.8])):
+        counts.add(label, levels_of(np.array(row, np.float32)))
+    num_images = np.array([1, 0, 2])
+    first, none, third = counts.average_precisions(num_images)
+    # The image of class 0 comes second by its probability of class 0; both images of class 2 come first.
+    assert (first, third) == (0.5, 1.0)
+    assert np.isnan(none)
+    micro, macro = counts.averages(num_images)
+    assert (micro.name, micro.index, macro.name, macro.index) == ("micro", None, "macro", None)
+    assert macro.average_precision == 0.75
+    assert set(macro.precision) == {0.75}
+    assert macro.recall == tuple(number / 100 for number in range(1, 101))
+
+
+def test_without_images_the_averages_are_0() -> None:
+    micro, macro = PrecisionRecall(2).averages(np.array([0, 0]))
+    assert (micro.average_precision, micro.recall, micro.precision) == (0.0, (), ())
+    assert (macro.average_precision, set(macro.precision)) == (0.0, {0.0})
+
+
+def test_a_curve_has_points_at_least_a_hundredth_of_recall_apart_and_its_end() -> None:
+    counts = PrecisionRecall(1)
+    for probability in np.linspace(0.01, 0.99, 1000):
+        counts.add(0, levels_of(np.array([probability], np.float32)))
+    curve = counts.curve(0, "only", 1000)
+    assert (curve.name, curve.index) == ("only", 0)
+    gaps = np.diff(curve.recall)
+    assert min(gaps[:-1]) >= 0.01 - 1e-9
+    # No two levels are a hundredth of the images apart here.
+    assert max(gaps) < 0.02
+    assert curve.recall[-1] == 1.0
+    assert set(curve.precision) == {1.0}
