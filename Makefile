@@ -7,13 +7,17 @@ DEMO ?= demo
 GPU_MODELS ?= build/gpu-models
 GPU_OPTIONS ?=
 BENCH_OPTIONS ?=
+MUTATE ?=
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo test test-gpu gpu-models check lint docs bench clean
+.PHONY: help setup demo test coverage mutate test-gpu gpu-models check lint docs bench clean
 
 help:
 	@echo "make demo    set up, then train, export and predict in $(DEMO)/ and show the result"
 	@echo "make test    set up, then run the tests"
+	@echo "make coverage    the same, and what of the package they run: build/coverage/html/index.html"
+	@echo "make mutate  change the code of modules where errors would hide, one operator at a time, and see whether"
+	@echo "             tests fail; 20 minutes for MUTATE='crops plan ...'; see docs/testing.md"
 	@echo "make test-gpu    every check that needs an NVIDIA GPU, with plain PYTHON, without torch"
 	@echo "make gpu-models  train and export a model for test-gpu in $(GPU_MODELS)/, where torch is"
 	@echo "make check   lint, types, import contracts, then the tests: what CI runs"
@@ -40,6 +44,23 @@ demo: setup
 # Two processes; the tests of a file run in one process, so that their fixtures are built once.
 test: setup
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
+
+# Lines and branches, of child processes too. Tests run a third longer.
+coverage: setup
+	mkdir -p build/coverage && rm -f build/coverage/data*
+	$(BIN)/python -m coverage run -m pytest -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage html --quiet
+	$(BIN)/python -m coverage report
+
+# In an environment of its own on top of .venv: mutmut 3.8.0 does not work with pytest 9.2.
+MUTMUT := build/mutmut
+mutate: setup
+	test -x $(MUTMUT)/bin/python || $(BIN)/python -m venv $(MUTMUT)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($(MUTMUT)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth
+	$(MUTMUT)/bin/python -m pip install --quiet --disable-pip-version-check 'mutmut==3.8.0' 'pytest<9.2'
+	$(MUTMUT)/bin/python tests/mutation.py $(MUTATE)
 
 # On a GPU machine with tensorrt, pycuda and onnxruntime: PYTHON=/opt/kit/python3 make test-gpu
 # Parts of it: GPU_OPTIONS='--root kept --seconds 180 --checks build,answers'

@@ -35,7 +35,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="session")
 def _exported(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    folder = make_model(tmp_path_factory.mktemp("models") / "tiny")
+    # tests/mutation.py runs a few tests thousands of times, each time in a process of its own.
+    kept = os.environ.get("KEPT_TEST_MODELS")
+    path = (Path(kept) if kept else tmp_path_factory.mktemp("models")) / "tiny"
+    if path.is_dir():
+        return ModelFolder(path)
+    folder = make_model(path)
     export_model(folder, ExportOptions(fp16=True))
     return folder
 
