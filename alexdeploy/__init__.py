@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from alexdeploy.benchmark.bench import bench
     from alexdeploy.benchmark.plan import BenchOptions
     from alexdeploy.benchmark.statistics import Limits
+    from alexdeploy.cards.card import write_card
+    from alexdeploy.cards.options import CardOptions
     from alexdeploy.core.errors import (
         AlexDeployError,
         AlexDeployWarning,
@@ -71,6 +73,8 @@ _HOMES = {
     "benchmark.bench": ("bench",),
     "benchmark.plan": ("BenchOptions",),
     "benchmark.statistics": ("Limits",),
+    "cards.card": ("write_card",),
+    "cards.options": ("CardOptions",),
     "core.errors": (
         *("AlexDeployError", "AlexDeployWarning", "DataError", "DeadlineError", "DeviceError", "DeviceMemoryError"),
         *("DivergedError", "ImageError", "InputError", "ModelError", "OutputError", "ParityError", "QueueFullError"),
@@ -108,6 +112,7 @@ __all__ = [
     "Budget",
     "BuildOptions",
     "CalibrationRecipe",
+    "CardOptions",
     "DataError",
     "DeadlineError",
     "DeviceError",
@@ -157,6 +162,7 @@ __all__ = [
     "similar",
     "train",
     "verify",
+    "write_card",
     "write_triton_repository",
 ]
 

@@ -50,6 +50,7 @@ from alexdeploy import (
     similar,
     train,
     verify,
+    write_card,
     write_triton_repository,
 )
 from alexdeploy.core.errors import UsageError
@@ -181,6 +182,10 @@ def test_a_wrong_argument_is_a_usage_error_with_its_name_its_value_and_the_choic
         (lambda: calibrate(_NOWHERE, "a", 512), "recipe is 512; expected a CalibrationRecipe or None"),
         (lambda: build(5), "model is 5; expected a string or None"),
         (lambda: build(_NOWHERE, "fp16"), "options is 'fp16'; expected a BuildOptions"),
+        (lambda: write_card(5), "model is 5; expected a string or None"),
+        (lambda: write_card(_NOWHERE, 5), "directory is 5; expected a string or None"),
+        (lambda: write_card(_NOWHERE, "r", "mit"), "options is 'mit'; expected a CardOptions"),
+        (lambda: write_card(_NOWHERE, evaluation=5), "evaluation is 5; expected a string or None"),
         (lambda: write_triton_repository(5, "r"), "model is 5; expected a string or None"),
         (lambda: write_triton_repository(_NOWHERE, 5), "directory is 5; expected a string"),
         (lambda: write_triton_repository(_NOWHERE, "r", "python"), "options is 'python'; expected a TritonOptions"),
@@ -233,6 +238,7 @@ def test_every_public_name_is_among_those_that_are_checked() -> None:
         "figures",
         "verify",
         "bench",
+        "write_card",
         "write_triton_repository",
     }
     kinds = {name: getattr(alexdeploy, name) for name in alexdeploy.__all__}

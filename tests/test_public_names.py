@@ -29,7 +29,8 @@ from alexdeploy.serving.triton.config import TritonBackend
 STEPS = ("bench", "build", "calibrate", "evaluate", "export_model", "verify", "write_triton_repository")
 OPEN = (
     *("Explainer", "Predictor", "bench", "build", "calibrate", "evaluate", "explain", "export_model", "figures"),
-    *("Embedder", "embed", "similar", "find_model", "predict", "verify", "write_triton_repository"),
+    *("Embedder", "embed", "similar", "find_model", "predict", "verify", "write_card"),
+    "write_triton_repository",
 )
 """These take a path as well as a ModelFolder."""
 

@@ -21,7 +21,7 @@ from alexdeploy.core.interrupts import InterruptGuard
 from alexdeploy.core.version import __version__
 
 _GROUPS = {
-    "Make": ("train", "prepare", "import", "ensemble", "calibrate", "export", "build", "triton", "sample"),
+    "Make": ("train", "prepare", "import", "ensemble", "calibrate", "export", "build", "triton", "card", "sample"),
     "Check": ("evaluate", "verify"),
     "Run": ("predict", "embed", "similar", "serve", "bench"),
     "Look": ("explain", "inspect", "figures", "devices", "doctor"),

@@ -81,6 +81,9 @@ _CALLS = {
         "TritonOptions",
         "model backend precision views tencrop version batch-size instances gpus* max-delay-us max-queue no-jpeg",
     ),
+    "card": _Call(
+        "write_card", (0, 1), 2, "CardOptions", "model evaluation license title author language dataset about overwrite"
+    ),
     "predict": _Call(
         "predict",
         (1, 1),
@@ -123,12 +126,12 @@ _CALLS = {
 """Command -> its function."""
 
 _SAME = """
-    annotate backend batch-size budget-ms calibrate channels classes device devices exclude freeze image images
-    int8-weights keep labelled labels layer max-batch max-delay-ms max-delay-us max-drop max-flips max-queue mean
-    logger
-    mean-image method metric min-agreement model name num-classes num-images output-name parallel percentile placement
-    precision pretrained recipe replicas resize scale seconds seed sheet sheet-images size std stride tactic-sources
-    timeout-ms top-k train-list val val-fraction val-list version
+    about annotate author backend batch-size budget-ms calibrate channels classes dataset device devices
+    evaluation exclude freeze image images int8-weights keep labelled labels language layer license logger
+    max-batch max-delay-ms max-delay-us max-drop max-flips max-queue mean mean-image method metric min-agreement
+    model name num-classes num-images output-name parallel percentile placement precision pretrained recipe
+    replicas resize scale seconds seed sheet sheet-images size std stride tactic-sources timeout-ms title top-k
+    train-list val val-fraction val-list version
 """
 _KEYWORDS = {name: name.replace("-", "_") for name in _SAME.split()} | {
     "checkpoint-minutes": "checkpoint_seconds",

@@ -112,7 +112,12 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "triton": "is one of Triton's",
     },
     "--devices": {"train": "runs on one in each process", "build": "builds for one"},
-    "--views": {"evaluate": "compares several", "bench": "compares several", "calibrate": "measures, with one or ten"},
+    "--views": {
+        "card": "compares several",
+        "evaluate": "compares several",
+        "bench": "compares several",
+        "calibrate": "measures, with one or ten",
+    },
     "--batch-size": {
         "predict": "may be chosen by the device's memory",
         "bench": "compares several",
@@ -120,7 +125,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
     },
     "--output": {
         "evaluate": "has no table and no Parquet",
-        "figures": "is a folder",
+        **dict.fromkeys(("figures", "card"), "is a folder"),
         "explain": "is a folder of pictures and numbers",
         "embed": "has formats for numbers",
     },
@@ -136,7 +141,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
     "--name": {**dict.fromkeys(("train", "import"), "another default"), "ensemble": "has no default"},
     "--recipe": dict.fromkeys(("train", "import"), "of a network to be trained, or of one that is there"),
     "--resume": {"train": "continues from a checkpoint, not from rows"},
-    "--images": dict.fromkeys(("export", "bench"), "to check on, or to decode and measure on"),
+    "--images": dict.fromkeys(("export", "bench", "card"), "to check on, to decode and measure on, or with labels"),
     "--resize": dict.fromkeys(("prepare", "import"), "chosen, or told of a network that is there"),
     "--labels": dict.fromkeys(("evaluate", "import"), "of images, or of classes"),
     "--fp16": dict.fromkeys(("export", "build"), "a graph or an engine"),

@@ -30,6 +30,7 @@ COMMANDS = (
     "build",
     "ensemble",
     "triton",
+    "card",
     "predict",
     "embed",
     "similar",

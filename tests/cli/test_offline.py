@@ -47,6 +47,7 @@ _COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "verify": (0, ("verify", "tiny", "pictures", "--num-images", "4", "--max-flips", "100", "--html", "verify.html")),
     "bench": (0, (*_BENCH, "--backend", "openvino,onnxruntime", "--seconds", "0", "--html", "bench.html", "--json")),
     "inspect": (0, ("inspect", "tiny")),
+    "card": (0, ("card", "tiny", "--images", "data", "--output", "handed")),
     "import": (0, ("import", "models/tiny/model.onnx", "--name", "again", "--scale", "0.004", "--mean", "0,0,0")),
     "devices": (0, ("devices",)),
     "doctor": (0, ("doctor",)),

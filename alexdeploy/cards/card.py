@@ -1,0 +1,124 @@
+"""Laying a model out as a repository of the Hugging Face Hub: its files, its card and its bill of materials."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from alexdeploy.cards.bill import bill_of_materials
+from alexdeploy.cards.facts import collect_facts
+from alexdeploy.cards.measured import of_evaluation, of_training
+from alexdeploy.cards.options import CardOptions as CardOptions
+from alexdeploy.cards.readme import readme
+from alexdeploy.core.arguments import check_argument
+from alexdeploy.core.errors import UsageError
+from alexdeploy.core.files import check_output, sha256_file
+from alexdeploy.core.model_folder import ModelFolder, find_model
+from alexdeploy.core.reading import read_text
+from alexdeploy.evaluation.results import Evaluation
+from alexdeploy.importing.staging import copy_file, publish, staged_folder, write_file
+from alexdeploy.importing.whole_folder import BILL_NAME, check_whole
+
+HUB_FOLDER = Path("hub")
+_LFS = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in ("*.npy", "*.onnx", "*.safetensors"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """What was written: the names of the files in `path`. `measured_on` is what the errors on the card are of.
+
+    `measured_on`: "evaluation", "training", or None where none is recorded. `notes` are for people.
+    """
+
+    path: Path
+    files: tuple[str, ...]
+    measured_on: str | None
+    notes: tuple[str, ...]
+
+
+def write_card(
+    model: ModelFolder | str | os.PathLike[str] | None,
+    directory: str | os.PathLike[str] | None = None,
+    options: CardOptions | None = None,
+    *,
+    evaluation: Evaluation | str | os.PathLike[str] | None = None,
+) -> Card:
+    """Write a model with its card and bill of materials into `directory`, by default hub/ and its name.
+
+    `model` is a folder or what `find_model` takes; its weights, graphs, mean and spec are copied, no engines and no
+    checkpoints. `evaluation` is what `evaluate` returned, or a file with the JSON of `evaluate --json`; without one,
+    the card has the errors that training recorded. Raises UsageError for a directory that is not empty, unless
+    `overwrite` replaces files of the same names; ModelError and StaleArtifactError for a model that is damaged or not
+    that of the evaluation; OutputError. The directory appears when it is complete.
+    """
+    given = check_argument("directory", directory, str | None)
+    options = check_argument("options", options or CardOptions(), CardOptions)
+    found: Evaluation | str | None = (
+        evaluation if isinstance(evaluation, Evaluation) else check_argument("evaluation", evaluation, str | None)
+    )
+    folder = find_model(model)
+    target = check_directory(folder, given, overwrite=options.overwrite)
+    about = None if options.about is None else _read_about(os.fspath(options.about))
+    whole = check_whole(folder)
+    if found is None:
+        measured = of_training(whole.spec)
+    else:
+        engines = {path.name: sha256_file(path) for path in sorted(folder.engines.glob("*.engine"))}
+        measured = of_evaluation(found, whole.spec, whole.hashes, engines)
+    facts = collect_facts(folder, whole, measured)
+    written = {
+        "README.md": readme(facts, options, about).encode(),
+        BILL_NAME: bill_of_materials(facts, options),
+        ".gitattributes": _LFS.encode(),
+    }
+    with staged_folder(target.path) as staged:
+        for name, sha256 in whole.hashes.items():
+            copy_file(folder.path / name, staged / name, sha256)
+        for name, content in written.items():
+            write_file(staged / name, content)
+        publish(staged, target)
+    return Card(
+        path=target.path,
+        files=tuple(sorted((*whole.hashes, *written))),
+        measured_on=None if measured is None else "training" if measured.by_training else "evaluation",
+        notes=tuple(_notes(folder, whole.spec.provenance.get("data"))),
+    )
+
+
+def check_directory(folder: ModelFolder, directory: str | None, *, overwrite: bool) -> ModelFolder:
+    """The folder to write, which need not exist. Raises UsageError and OutputError; call it before any work."""
+    home = folder.path.resolve()
+    path = HUB_FOLDER / home.name if directory is None else Path(directory)
+    if not str(directory or path):
+        raise UsageError("--output is empty", hint="For the working folder: .")
+    check_output(path / BILL_NAME)
+    found = path.resolve()
+    if found == home or home in found.parents:
+        raise UsageError(f"{path} is in the model folder {folder.path}", hint="Name another folder: --output DIR")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise UsageError(
+            f"{path} is a folder that is not empty",
+            hint="Replace its files of the same names: --overwrite\nOr name another folder: --output DIR",
+        )
+    return ModelFolder(path)
+
+
+def _read_about(path: str) -> str:
+    try:
+        return read_text(path)
+    except OSError as exc:
+        raise UsageError(f"--about {path} cannot be read: {exc.strerror}") from exc
+
+
+def _notes(folder: ModelFolder, data: object) -> list[str]:
+    notes = []
+    if isinstance(data, str) and Path(data).is_absolute():
+        notes.append(f"spec.json and the graphs name the folder of the training images as it was given: {data}")
+    if not folder.has_graphs:
+        notes.append(f"there is no graph to run: alexdeploy export {folder.quoted}")
+    elif not list(folder.path.glob("deployment*.onnx")):
+        notes.append(
+            f"there is no deployment graph, which other programs run: alexdeploy export {folder.quoted} --deployment"
+        )
+    return notes
