@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
+from alexdeploy.engines.base import EngineOptions
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.options import PredictOptions
 from alexdeploy.placement.plan import Demand, NoEngine, Plan, plan_replicas
@@ -266,6 +267,97 @@ def test_a_batch_size_that_was_asked_for_is_kept() -> None:
 
 def test_a_gpu_that_does_not_tell_its_memory_gets_a_small_batch() -> None:
     assert rows(plan_replicas([gpu(0, free_gb=None)], demand())) == [("cuda:0", "tensorrt", 8, None)]
+
+
+def test_memory_that_is_exactly_enough_is_enough() -> None:
+    # 80 % of 4.45 GB is 3.56 GB: 1 GB and 256 images, or two streams of 128; of 1.2625 GB it is 1.01 GB.
+    assert rows(plan_replicas([gpu(0, free_gb=4.45)], demand(backend="onnxruntime"))) == [
+        ("cuda:0", "onnxruntime", 256, None)
+    ]
+    assert rows(plan_replicas([gpu(0, free_gb=4.45)], demand(engines={(9, 0): 128}))) == [
+        ("cuda:0", "tensorrt", 128, None)
+    ]
+    assert rows(plan_replicas([gpu(0, free_gb=1.2625)], demand())) == [("cuda:0", "onnxruntime", 1, None)]
+    (without,) = plan_replicas([gpu(0, free_gb=4.45)], demand(engines={(9, 0): 1024})).without_engine
+    assert (
+        without.hint == "Stop other processes on this GPU, or build one with --max-batch 128 and give --batch-size 128"
+    )
+    assert (without.backend, without.error) == ("tensorrt", DeviceMemoryError)
+    # One image fits twice: 80 % of 1.275 GB is 1.02 GB.
+    (without,) = plan_replicas([gpu(0, free_gb=1.275)], demand(engines={(9, 0): 1024})).without_engine
+    assert without.hint.endswith("--max-batch 1 and give --batch-size 1")
+
+
+def test_each_replica_gets_the_options_of_the_run_and_the_device_that_its_process_sees() -> None:
+    options = {"precision": "fp16", "num_views": 5, "num_streams": 3, "batch_size": 7, "backend": "onnxruntime"}
+    plan = plan_replicas([], demand(named=(gpu(3), CPU), num_processors=6, **options))
+    assert [each.options for each in plan.replicas] == [
+        EngineOptions(precision="fp16", num_views=5, batch_size=7, num_streams=3, device="cuda:0"),
+        EngineOptions(precision="fp16", num_views=5, batch_size=7, num_streams=3, device="cpu", num_threads=6),
+    ]
+
+
+RTX_TOO = {"cpu": ("torch",), "cuda": ("onnxruntime", "tensorrt", "tensorrt-rtx")}
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)])
+def test_tensorrt_rtx_comes_first_on_the_gpus_that_it_runs_on(capability: tuple[int, int]) -> None:
+    engines = {"tensorrt": {capability: 64}, "tensorrt-rtx": {capability: 32}}
+    asked = replace(demand(available=RTX_TOO), engines=engines)
+    # Hopper and the data centres' Blackwell are not in its support matrix.
+    expected = ("tensorrt", 64) if capability in ((9, 0), (10, 0)) else ("tensorrt-rtx", 32)
+    assert [row[1:3] for row in rows(plan_replicas([gpu(0, capability=capability)], asked))] == [expected]
+
+
+def test_a_backend_that_does_not_run_on_a_gpu_is_refused_with_one_that_does() -> None:
+    asked = demand(available=RTX_TOO, backend="tensorrt-rtx", named=(gpu(0),))
+    with pytest.raises(DeviceError, match=r"cuda:0: tensorrt-rtx does not run on compute capability 9\.0") as caught:
+        plan_replicas([], asked)
+    assert caught.value.hint == "Use --backend tensorrt there."
+    unknown = replace(gpu(0), compute_capability=None)
+    with pytest.raises(DeviceError, match="tensorrt-rtx does not run on compute capability unknown"):
+        plan_replicas([], replace(asked, named=(unknown,)))
+
+
+def test_where_neither_tensorrt_has_an_engine_the_plan_tells_of_the_first_and_where_one_has_of_none() -> None:
+    card = gpu(0, capability=(8, 9))
+    asked = replace(demand(available=RTX_TOO), engines={})
+    (without,) = plan_replicas([card], asked).without_engine
+    assert (without.backend, without.reason) == ("tensorrt-rtx", "there is no TensorRT-RTX engine for it")
+    assert without.hint == "Build one: alexdeploy build"
+    one = plan_replicas([card], replace(asked, engines={"tensorrt": {(8, 9): 8}}))
+    assert ([each.backend for each in one.replicas], one.without_engine) == (["tensorrt"], ())
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "extra"),
+    [(gpu(0, capability=(8, 9)), "tensorrt-rtx", "rtx"), (gpu(0), "tensorrt", "gpu"), (CPU, "openvino", "cpu")],
+)
+def test_what_is_not_installed_is_named_with_the_extra_that_has_it(device: Device, backend: str, extra: str) -> None:
+    with pytest.raises(UsageError, match=f"{backend} is not installed for") as caught:
+        plan_replicas([], demand(named=(device,), backend=backend, available={}))
+    assert caught.value.hint == f"pip install 'alexdeploy[{extra}]', then run: alexdeploy doctor"
+
+
+@pytest.mark.parametrize(
+    ("num_views", "replicas", "fewer"),
+    [
+        (1, 1, ""),
+        (10, 1, "fewer --views, "),
+        (1, 2, "fewer replicas on it, "),
+        (5, 3, "fewer replicas on it, fewer --views, "),
+    ],
+)
+def test_too_little_memory_is_told_with_everything_that_needs_less(num_views: int, replicas: int, fewer: str) -> None:
+    card = replace(gpu(0, free_gb=1.2), name="H100")
+    with pytest.raises(DeviceMemoryError) as caught:
+        plan_replicas([], demand(named=(card,), num_views=num_views, replicas=replicas))
+    whose = "a replica" if replicas == 1 else f"each of {replicas} replicas"
+    views = "a view" if num_views == 1 else f"{num_views} views"
+    assert caught.value.message == (
+        f"cuda:0 (H100): 1.2 GB are free, 80% of that may be used; {whose} with one image of {views} needs 1.0 GB"
+    )
+    assert caught.value.hint == f"Stop other processes on this GPU, or use {fewer}another device: --devices"
 
 
 @given(
