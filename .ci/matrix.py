@@ -4,7 +4,7 @@
     .ci/matrix.py                                                     # base, on those of 3.10 to 3.13 that exist
     .ci/matrix.py --pythons python3.10,python3.12 --extras all --logs build/matrix
 
-Each environment is made with venv, gets WHEEL[EXTRA] by pip without constraints, as a user who has read nothing does it,
+Each environment is made with venv, gets WHEEL[EXTRA] by pip without constraints, as a user does who has read nothing,
 and is deleted after its commands. These run in a folder of their own with a home of its own, and the checkout is not on
 their path. What they need besides (a small model, its features, MATLAB's weights) is made once by this interpreter,
 which must have [cpu,train,dev]. Prints a table; ends with 1 if anything failed.
@@ -35,7 +35,7 @@ USER = ("alexdeploy train", "alexdeploy export --fp16", PREDICT)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is run: `empty` in an empty folder, `alone` in one with the material, `more` after `beside` is installed too.
+    """What is run: `empty` in an empty folder, `alone` in one with the material, `more` once `beside` is there too.
 
     A command has to succeed, or is "CODE PATTERN: command": the exit code, and what its output has to contain.
     """
@@ -148,9 +148,9 @@ class Packages:
         return cls(wheel, sdist, tuple(extras))
 
 
-def made_material(folder: Path) -> Path:
+def make_material(folder: Path) -> None:
     """Models, photographs and files for the commands, made by the alexdeploy beside this interpreter."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     alexdeploy = f"{sys.executable} -m alexdeploy"
     mat = "import sys, pathlib, caffe_files, matlab_files as m; n = m.network(caffe_files.weights()); "
@@ -160,7 +160,7 @@ def made_material(folder: Path) -> Path:
     {alexdeploy} train {SMALL} --name tiny
     {alexdeploy} export tiny --fp16
     {alexdeploy} embed images/ --model tiny -o features.npy
-    for label in data/sample/validation/*/; do
+    for label in data/sample/val/*/; do
         mkdir -p labelled/$(basename $label) && cp $(ls $label* | head -4) labelled/$(basename $label)
     done
     rm -r data models/tiny/checkpoints
@@ -169,7 +169,6 @@ def made_material(folder: Path) -> Path:
     done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"no material: {done.stderr}\n(run it with the Python of `make setup`, which has [cpu,train,dev])")
-    return folder
 
 
 def version_of(python: str) -> str | None:
@@ -282,6 +281,7 @@ def main() -> int:
         "--extras", default="base", help="base, names of extras, everything; all: each of these, but gpu"
     )
     about.add_argument("--dist", type=Path, help="folder with wheel and sdist; default: built from HEAD by .ci/build")
+    about.add_argument("--material", type=Path, help="folder for it, used as it is if it exists; default: temporary")
     about.add_argument(
         "--logs", type=Path, default=ROOT / "build/matrix", help="what the commands printed, a file a row"
     )
@@ -296,7 +296,9 @@ def main() -> int:
         names = options.extras.split(",")
         if names == ["all"]:
             names = ["base", *(name for name in packages.extras if name != "gpu"), "everything"]
-        material = made_material(Path(folder, "material"))
+        material = options.material or Path(folder, "material")
+        if not material.exists():
+            make_material(material)
         print("| Python | extra | versions | MB | pip check | commands | s |\n|---|---|---|---|---|---|---|")
         for python in options.pythons.split(","):
             version = version_of(python)
