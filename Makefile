@@ -10,7 +10,7 @@ BENCH_OPTIONS ?=
 MUTATE ?=
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo test coverage mutate test-gpu gpu-models check lint docs bench clean
+.PHONY: help setup demo test coverage mutate test-gpu gpu-models check lint docs constraints bench clean
 
 help:
 	@echo "make demo    set up, then train, export and predict in $(DEMO)/ and show the result"
@@ -22,6 +22,7 @@ help:
 	@echo "make gpu-models  train and export a model for test-gpu in $(GPU_MODELS)/, where torch is"
 	@echo "make check   lint, types, import contracts, then the tests: what CI runs"
 	@echo "make docs    write docs/cli.md, docs/options.md and docs/api.md again"
+	@echo "make constraints  write constraints.txt again, with the newest versions"
 	@echo "make bench   compare with other software and measure scaling, for half an hour; the loader of"
 	@echo "             training too: BENCH_OPTIONS='--train-images DIR'; all options: python -m benchmarks --help"
 	@echo "make clean   remove .venv and $(DEMO)/"
@@ -79,6 +80,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 check: lint test
 
@@ -87,6 +91,10 @@ docs: setup
 	$(BIN)/python -m typer --app app alexdeploy.cli.app utils docs --name alexdeploy --title "Command line" --output docs/cli.md
 	$(BIN)/python tests/cli/command_options.py > docs/options.md
 	$(BIN)/griffe2md alexdeploy --output docs/api.md
+
+# The newest versions that all extras allow together, for Python 3.10 and later.
+constraints: setup
+	.ci/constraints
 
 bench: setup
 	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)
