@@ -99,6 +99,7 @@ CASES = {
         shows=("adlfs",),
     ),
     "ray": Case(beside="cpu", more=("alexdeploy predict images/ --ray local -o parts/",), shows=("ray",)),
+    "sbom": Case(beside="cpu", more=("alexdeploy doctor --sbom bill.cdx.json",), shows=("cyclonedx-bom",)),
     "serve": Case(beside="cpu", more=("serve",), shows=("starlette", "uvicorn", "grpcio", "tritonclient")),
     "dev": Case(empty=("pytest",), shows=("pytest", "ruff", "mypy")),
     "everything": Case(

@@ -156,7 +156,20 @@ def test_a_warning_is_of_the_callers_line_and_in_the_words_of_python() -> None:
     assert {(each.category, each.filename) for each in caught} == {(AlexDeployWarning, __file__)}
 
 
-SHELL_ONLY = {"format", "help", "html", "json", "layers", "output", "plots", "quiet", "ray", "trust-engine", "verbose"}
+SHELL_ONLY = {
+    "format",
+    "help",
+    "html",
+    "json",
+    "layers",
+    "output",
+    "plots",
+    "quiet",
+    "ray",
+    "sbom",
+    "trust-engine",
+    "verbose",
+}
 """Options that only the command line has: what it prints, which files it writes, and a cluster to connect to."""
 IN_RECIPE = {"epochs", "learning-rate"}
 """Options that are overrides of the recipe in Python."""

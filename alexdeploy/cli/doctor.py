@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alexdeploy.cli import output
-from alexdeploy.cli.options import JsonOption, QuietOption, VerboseOption
+from alexdeploy.cli.options import JsonOption, OverwriteOption, QuietOption, VerboseOption, check_not_there
 from alexdeploy.core.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -21,17 +22,32 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "absent": 
 EXAMPLES = (
     "alexdeploy doctor",
     "alexdeploy doctor --json",
-    "alexdeploy doctor --verbose",
+    "alexdeploy doctor --sbom installation.cdx.json",
 )
 
 
-def doctor(json: JsonOption = False, quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
+def doctor(
+    sbom: Annotated[
+        Path | None,
+        typer.Option(
+            "--sbom",
+            metavar="FILE",
+            help="Write the bill of materials of this installation, every package with its version, as CycloneDX.",
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
     """Examine driver, GPUs, backends, memory and disk; say what is wrong and how to fix it.
 
     Missing optional items are reported as absent, not a problem. Ends with exit code 5 if there is a problem.
     """
     from alexdeploy.diagnosis.doctor import examine
 
+    if sbom is not None:
+        _write_bill(sbom, overwrite=overwrite)
     with output.status() as show:
         findings = examine(lambda event: show(event.message))
     num_problems = sum(finding.status == "problem" for finding in findings)
@@ -43,6 +59,19 @@ def doctor(json: JsonOption = False, quiet: QuietOption = False, verbose: Verbos
         _print(findings, num_problems)
     if num_problems:
         raise typer.Exit(DeviceError.exit_code)
+
+
+def _write_bill(path: Path, *, overwrite: bool) -> None:
+    from alexdeploy.core.files import atomic_write, check_output
+    from alexdeploy.diagnosis.installation import check_installed, installation_bill
+
+    check_installed()
+    check_output(path)
+    check_not_there(path, "--sbom", overwrite=overwrite)
+    content = installation_bill()
+    with atomic_write(path) as file:
+        file.write(content)
+    output.note(f"wrote {path}")
 
 
 def _print(findings: Sequence[Finding], num_problems: int) -> None:

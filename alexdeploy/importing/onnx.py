@@ -16,6 +16,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from alexdeploy.core.backend_checks import backend_checks_json
 from alexdeploy.core.errors import AlexDeployError, ModelError, warn
 from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.packages import package_version
 from alexdeploy.core.spec import ModelSpec, Preprocessing
 from alexdeploy.export.check_images import check_images
 from alexdeploy.export.engine_check import check_engines
@@ -82,6 +83,7 @@ def import_onnx(
         recipe=options.recipe,
         provenance={
             **origin(path, original.sha256),
+            "onnx_version": package_version("onnx"),
             "imported_output": scores.name,
             "known_file": None if known is None else known.title,
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from alexdeploy.core.errors import ModelError
 from alexdeploy.core.files import atomic_write, npy_bytes, remove_file, sha256_file
 from alexdeploy.core.locks import wait_for_lock
 from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.core.packages import package_version
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import CONTRACT_KEY, ModelSpec, Preprocessing
 from alexdeploy.core.version import __version__
@@ -102,6 +104,8 @@ def best_spec(
         created=now.isoformat(timespec="seconds"),
         alexdeploy_version=__version__,
         torch_version=str(torch.__version__),
+        python_version=platform.python_version(),
+        pillow_version=package_version("pillow"),
         recipe_overrides=" ".join(recipe.overrides) or None,
         data=data_path,
         data_sha256=identity.data_sha256,

@@ -90,7 +90,7 @@ HOLES: dict[tuple[str, ...], dict[str, str]] = {
         "serve": "a line for each request: `--log-format json`",
     },
     ("--overwrite",): {
-        **dict.fromkeys(("inspect", "devices", "doctor", "serve"), "writes no file"),
+        **dict.fromkeys(("inspect", "devices", "serve"), "writes no file"),
         "sample": "completes a rendering, and never replaces anything else",
         "triton": "adds a version, and never replaces one that Triton may have open",
         **dict.fromkeys(("calibrate", "build"), "renews what is derived from the model, under its own names"),

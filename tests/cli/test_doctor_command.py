@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 from program import Run
@@ -72,3 +75,39 @@ def test_json_is_one_document_with_every_finding(run: Run, finding) -> None:
         "found": "too old",
         "hint": "Install driver 580 or newer",
     }
+
+
+def test_the_bill_of_materials_of_the_installation(
+    program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = pytest.importorskip("cyclonedx.validation.json")
+    pytest.importorskip("cyclonedx_py")
+    from cyclonedx.schema import SchemaVersion
+
+    monkeypatch.setattr(doctor, "examine", lambda on_event: WELL)
+    monkeypatch.chdir(tmp_path)
+    # A package of the working folder is none of the installation.
+    (tmp_path / "cyclonedx_py.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert program("doctor", "--sbom", "bill.json").exit_code == 0
+    content = Path("bill.json").read_text(encoding="utf-8")
+    bill = json.loads(content)
+    # All of them would take ten seconds.
+    some = json.dumps({**bill, "components": bill["components"][:5], "dependencies": bill["dependencies"][:5]})
+    assert validation.JsonStrictValidator(SchemaVersion.V1_6).validate_str(some) is None
+    assert (bill["metadata"]["component"]["name"], bill["metadata"]["timestamp"][:10]) == ("alexdeploy", "2023-11-14")
+    listed = {each["name"].lower(): each["version"] for each in bill["components"]}
+    expected = {name: importlib.metadata.version(name) for name in ("numpy", "onnx", "msgspec", "safetensors")}
+    assert expected.items() <= listed.items()
+    refused = program("doctor", "--sbom", "bill.json")
+    assert (refused.exit_code, "--overwrite" in refused.stderr) == (2, True)
+    assert Path("bill.json").read_text(encoding="utf-8") == content
+
+
+def test_without_the_tool_the_extra_is_named_before_anything_is_examined(
+    program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda on_event: pytest.fail("examined"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = program("doctor", "--sbom", tmp_path / "bill.json")
+    assert (result.exit_code, "pip install 'alexdeploy[sbom]'" in result.stderr) == (2, True)
