@@ -16,6 +16,8 @@ from patience import PATIENCE, wait_for
 
 from alexdeploy.core.errors import DeadlineError, DeviceError, QueueFullError, UsageError
 from alexdeploy.engines.base import EngineOptions
+from alexdeploy.images.decode import ResizePolicy
+from alexdeploy.inference import batcher as batcher_module
 from alexdeploy.inference.batcher import Batcher, BatcherOptions, Job
 
 MakeBatcher = Callable[..., Batcher]
@@ -117,6 +119,44 @@ def test_an_error_of_the_engine_is_for_the_jobs_of_its_batch(make_batcher: MakeB
     with pytest.raises(DeviceError, match="no blue"):
         bad.future.result(PATIENCE)
     assert labels(later) == ["green"]
+
+
+def test_an_error_that_nobody_foresaw_ends_its_job_and_no_memory_only_its_image(
+    make_batcher: MakeBatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_square(image: object, resize: ResizePolicy) -> NDArray[np.uint8]:
+        if isinstance(image, bytes) and image in faults:
+            raise faults[image]
+        return original(image, resize)  # type: ignore[arg-type]
+
+    original, faults = batcher_module.read_square, {b"unforeseen": KeyError("who?"), b"large": MemoryError()}
+    monkeypatch.setattr(batcher_module, "read_square", read_square)
+    batcher = make_batcher()
+    bad = batcher.submit([square("red"), b"unforeseen"])
+    little = batcher.submit([b"large", PICTURES["green"]])
+    with pytest.raises(KeyError, match="who"):
+        bad.future.result(PATIENCE)
+    assert labels(little) == [None, "green"]
+    assert little.future.result()[0].error == "not enough memory"
+    assert labels(batcher.submit([PICTURES["blue"]])) == ["blue"]
+
+
+def test_what_is_no_image_is_refused_by_its_number_and_nothing_waits(make_batcher: MakeBatcher, gate: Gate) -> None:
+    batcher = make_batcher(gate)
+    with pytest.raises(UsageError, match=r"images\[1\]"):
+        batcher.submit([square("red"), 5])  # type: ignore[list-item]
+    assert (batcher.num_waiting, batcher.num_running) == (0, 0)
+
+
+def test_each_stream_runs_its_share_of_what_waits(make_batcher: MakeBatcher, gate: Gate) -> None:
+    batcher = make_batcher(gate, num_streams=2)
+    jobs = [batcher.submit([square("red")]) for _ in range(2)]
+    wait_for(lambda: batcher.num_running == 2)
+    jobs.append(batcher.submit([square(colour) for colour in ("red", "green", "blue")]))
+    gate.open()
+    assert [labels(job) for job in jobs] == [["red"], ["red"], ["red", "green", "blue"]]
+    assert sorted(len(batch) for batch in gate.entered[:2]) == [1, 1]
+    assert sum(len(batch) for batch in gate.entered) == 5
 
 
 def test_what_is_cancelled_leaves(make_batcher: MakeBatcher, gate: Gate) -> None:
