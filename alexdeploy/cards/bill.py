@@ -10,6 +10,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 from urllib.parse import quote
 
@@ -22,7 +23,7 @@ from alexdeploy.core.metrics import has_top5
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec
 from alexdeploy.core.version import __version__
 
-_MODEL, _DATA = "model", "training-data"
+_MODEL = "model"
 _NAMESPACE = uuid.UUID("d3a0c5a4-6f0e-5d5c-9a57-6b5c8f6a2f11")
 """Of serial numbers; any fixed one will do."""
 
@@ -34,7 +35,12 @@ def bill_of_materials(facts: Facts, options: CardOptions) -> bytes:
     """The document. With SOURCE_DATE_EPOCH, the same input gives the same bytes. Raises UsageError if that is wrong."""
     spec = facts.spec
     members = [_member(number, each) for number, each in enumerate(spec.networks, 1)] if spec.members else []
-    sources = [] if spec.members else [*_training_data(spec, options, _DATA)]
+    refs = [each["bom-ref"] for each in members] or [_MODEL]
+    # Of each network: what it was trained on.
+    sources = [[*_training_data(each, options, _data_ref(ref))] for ref, each in zip(refs, spec.networks, strict=True)]
+    depends_on = {_MODEL: refs if members else []}
+    for ref, of_network in zip(refs, sources, strict=True):
+        depends_on[ref] = [each["bom-ref"] for each in of_network]
     tools = {
         f"{name}=={version}": _package(name, version)
         for each in (spec, *(spec.networks if spec.members else ()))
@@ -49,8 +55,8 @@ def bill_of_materials(facts: Facts, options: CardOptions) -> bytes:
             "tools": {"components": [{"type": "application", "name": "alexdeploy", "version": __version__}]},
             "component": _model(facts, options),
         },
-        "components": [*members, *sources, *tools.values()],
-        "dependencies": [{"ref": _MODEL, "dependsOn": [each["bom-ref"] for each in (*members, *sources)]}],
+        "components": [*members, *chain.from_iterable(sources), *tools.values()],
+        "dependencies": [{"ref": ref, "dependsOn": needed} for ref, needed in depends_on.items()],
     }
     serial = uuid.uuid5(_NAMESPACE, json.dumps(document, sort_keys=True))
     ordered = {"bomFormat": "CycloneDX", "specVersion": "1.6", "serialNumber": f"urn:uuid:{serial}", **document}
@@ -89,7 +95,7 @@ def _card(facts: Facts) -> dict[str, Any]:
         parameters["modelArchitecture"] = f"AlexNet, recipe {spec.recipe}" if spec.recipe else "AlexNet"
     if "best_epoch" in spec.provenance:
         parameters["approach"] = {"type": "supervised"}
-        parameters["datasets"] = [{"ref": _DATA}]
+        parameters["datasets"] = [{"ref": _data_ref(_MODEL)}]
     card = {"bom-ref": "model-card", "modelParameters": parameters}
     if facts.measured is not None:
         metrics = list(_metrics(facts.measured, with_top5=has_top5(spec.num_classes)))
@@ -134,6 +140,11 @@ def _member(number: int, spec: ModelSpec) -> dict[str, Any]:
         "properties": _properties(spec),
     }
     return {key: value for key, value in component.items() if value}
+
+
+def _data_ref(ref: str) -> str:
+    """The reference of the data that a network was trained on."""
+    return f"{ref}-data"
 
 
 def _training_data(spec: ModelSpec, options: CardOptions, ref: str) -> Iterator[dict[str, Any]]:

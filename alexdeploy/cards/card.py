@@ -17,6 +17,7 @@ from alexdeploy.core.files import check_output, sha256_file
 from alexdeploy.core.model_folder import ModelFolder, find_model
 from alexdeploy.core.reading import read_text
 from alexdeploy.evaluation.results import Evaluation
+from alexdeploy.graphs.freshness import newer_weights
 from alexdeploy.importing.staging import copy_file, publish, staged_folder, write_file
 from alexdeploy.importing.whole_folder import BILL_NAME, check_whole
 
@@ -112,7 +113,7 @@ def _read_about(path: str) -> str:
 
 
 def _notes(folder: ModelFolder, data: object) -> list[str]:
-    notes = []
+    notes = [note] if (note := newer_weights(folder)) is not None else []
     if isinstance(data, str) and Path(data).is_absolute():
         notes.append(f"spec.json and the graphs name the folder of the training images as it was given: {data}")
     if not folder.has_graphs:

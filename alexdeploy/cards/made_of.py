@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from alexdeploy.cards.facts import Facts
 from alexdeploy.cards.markdown import code, table
 from alexdeploy.cards.measured import base_name
-from alexdeploy.core.spec import Architecture, Preprocessing
+from alexdeploy.core.spec import Architecture, Member, ModelSpec, Preprocessing
 
 Provenance = Mapping[str, str | int | float | None]
 
@@ -55,11 +55,11 @@ def made_of(facts: Facts) -> str:
     if spec.members:
         for number, each in enumerate(spec.members, 1):
             copied = ((f"its {name} graph", code(sha256)) for name, sha256 in each.graphs.items())
-            rows = [("recipe", _or_not(each.recipe)), *_provenance(each.provenance), *copied]
+            rows = [_recipe(each), *_provenance(each.provenance), *copied]
             parts.append(f"### Member {number}: {code(each.name)}\n\n{_rows(rows)}")
         parts.append(f"### The ensemble\n\n{_rows(_provenance(spec.provenance))}")
     else:
-        parts.append(_rows([("recipe", _or_not(spec.recipe)), *_provenance(spec.provenance)]))
+        parts.append(_rows([_recipe(spec), *_provenance(spec.provenance)]))
     if facts.log:
         parts.append(_log(facts))
     if facts.graphs:
@@ -99,6 +99,12 @@ def _network(architecture: Architecture | None, steps: Preprocessing) -> Iterato
         ),
     )
     yield "views", f"{steps.crop} x {steps.crop} pixels"
+
+
+def _recipe(network: Member | ModelSpec) -> tuple[str, str]:
+    # What is imported was trained elsewhere.
+    is_imported = "imported_from" in network.provenance and network.architecture is None
+    return "recipe of the preprocessing" if is_imported else "recipe", _or_not(network.recipe)
 
 
 def _provenance(facts: Provenance) -> Iterator[tuple[str, str]]:
@@ -145,7 +151,7 @@ def _graphs(facts: Facts) -> str:
             notes.append(f"calibrated on {each.calibration or 'images that are not recorded here'}")
         first = "not recorded" if each.producer is None else code(each.producer)
         rows.append([code(each.name), _or_not(each.source), first, "; ".join(notes)])
-    return f"The graphs:\n\n{table(('file', 'made from', 'written first by', ''), rows)}"
+    return f"The graphs:\n\n{table(('file', 'made from', 'written first by', 'notes'), rows)}"
 
 
 def _checks(facts: Facts) -> str:

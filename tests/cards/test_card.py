@@ -261,6 +261,7 @@ def test_an_ensemble_names_its_members_and_an_import_its_file(tiny: ModelFolder)
 
     other = ModelFolder(Path("models/other"))
     shutil.copytree(tiny.path, other.path)
+    change_spec(tiny, **TRAINED)
     change_spec(other, imported_from="theirs.onnx", imported_sha256="ef" * 32)
     ensemble(["tiny", "other"], "both")
     for name, ancestor in (("other", "theirs.onnx"), ("both", None)):
@@ -270,7 +271,11 @@ def test_an_ensemble_names_its_members_and_an_import_its_file(tiny: ModelFolder)
         bill, text = json.loads(content), card_of(folder)[1]
         if ancestor is None:
             assert [each["name"] for each in bill["components"][:2]] == ["tiny", "other"]
-            assert bill["dependencies"] == [{"ref": "model", "dependsOn": ["member-1", "member-2"]}]
+            assert bill["dependencies"] == [
+                {"ref": "model", "dependsOn": ["member-1", "member-2"]},
+                {"ref": "member-1", "dependsOn": ["member-1-data"]},
+                {"ref": "member-2", "dependsOn": []},
+            ]
             assert "### Member 2: `other`" in text
         else:
             assert bill["metadata"]["component"]["pedigree"]["ancestors"][0]["name"] == ancestor
