@@ -1,21 +1,25 @@
 """Measure alexdeploy against other software, and how its costs grow; write the figures down.
 
     python -m benchmarks [PHOTOGRAPHS...] [--model DIR] [--judge DIR --judge-images DIR] [--train-images DIR]
-                         [--parts peers,inputs,...] [--docs docs/performance.md]
+                         [--calibrate DIR] [--parts peers,inputs,...] [--docs docs/performance.md]
 
-Parts: peers (throughput against PyTorch, ONNX Runtime, a DataLoader and benchmark_app), inputs (100 to 10,000), batches
+Parts: peers (throughput of ten views against OpenVINO tuned by hand, with NNCF's INT8, against ONNX Runtime, PyTorch, a
+DataLoader as timm has it, and benchmark_app), one-view (the same with one view), answers (how many differ from FP32's,
+of ours and of those, by each --judge on --judge-images; left out without --calibrate), inputs (100 to 10,000), batches
 (1 to 64 images), sizes (thumbnails, photographs, the same enlarged to 24 megapixels), decisions (do those get the class
 that decoding in full gives), startup (one photograph from a cold process, against a bare OpenVINO script), loader
 (training's pixels from --train-images and from packed sets of them; left out without that), training (a step against a
 plain loop), serving (a server's costs beside decoding and the engine, its throughput, its latencies), endurance (a
 server with twice the requests it can answer, 100,000 of them, a replica killed, the server killed), triton (a server's
-cost against Triton's; left out without --triton). What needs a package that is not installed is left out. All that is
-compared runs in turns, in processes of its own; peers has all of them open at once and takes 13 GB of memory.
+cost against Triton's; left out without --triton). What needs a package that is not installed is left out; NNCF's is
+nncf. All that is compared runs in turns, in processes of its own; peers and one-view have all of them open at once and
+take 13 GB of memory. A cluster has measurements of its own: python -m benchmarks.cluster.
 
 Figures go to benchmarks/results/<machine>.json, where those of parts that were not asked for stay, each with its date,
-its commit, the versions and the load that it was measured with; the tables are printed, and put into the page --docs.
-With no photographs 500x375 JPEGs are rendered, with no model the full network gets random weights; --judge is a trained
-model for the decisions, and the one that is served. Run it on a machine that does nothing else.
+its commit, the versions and the load that it was measured with; the tables are printed, and those of all machines that
+have a file there are put into the page --docs.
+With no photographs 500x375 JPEGs are rendered, with no model the full network gets random weights; --judge are trained
+models, of which the first makes the decisions and is served. Run it on a machine that does nothing else.
 
 On a GPU, give a --model and build the engines first: those for batches of 8, which most parts take, and those for the
 other parts' larger ones.
@@ -42,6 +46,7 @@ from alexdeploy.benchmark.plan import load_average
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.engines.base import is_installed
 from alexdeploy.reports.page import check_page_path
+from benchmarks.answers import AnswerOptions, measure_answers
 from benchmarks.endurance import EnduranceOptions, measure_endurance
 from benchmarks.growth import (
     BATCH_SIZES,
@@ -51,8 +56,7 @@ from benchmarks.growth import (
     measure_inputs,
     measure_sizes,
 )
-from benchmarks.latency_plot import NAME as LATENCY_PLOT
-from benchmarks.latency_plot import draw_latencies
+from benchmarks.latency_plot import draw_latencies, plot_name
 from benchmarks.machine import (
     PEERS_BYTES,
     DeviceKind,
@@ -63,14 +67,14 @@ from benchmarks.machine import (
     machine_name,
     precisions,
 )
-from benchmarks.network import check_model, copy_model, make_model
+from benchmarks.network import check_model, copy_model, list_of, make_model
 from benchmarks.peer_triton import measure_triton
 from benchmarks.peers import BATCH_SIZE, PeerOptions, measure_peers
 from benchmarks.photographs import find_photographs, render_photographs
 from benchmarks.process import ROOT, Process
 from benchmarks.raw_tensorrt import ten_view_engine
-from benchmarks.report import check_page, markdown, write_block
-from benchmarks.results import Work, command_line, measure, read_parts
+from benchmarks.report import check_page, markdown, page, write_block
+from benchmarks.results import Work, command_line, measure, read_machines, read_parts
 from benchmarks.serving import ServingOptions, measure_serving
 from benchmarks.startup import StartupOptions, cpu_precisions, measure_startup
 from benchmarks.subjects import Setup
@@ -79,11 +83,16 @@ from benchmarks.training import TrainingOptions, measure_loader, measure_trainin
 
 Say = Callable[[str], None]
 
-_OF_FOLDER = ("peers", "inputs", "batches", "sizes", "decisions", "startup", "serving", "endurance", "triton")
+_OF_FOLDER = (
+    *("peers", "one-view", "answers", "inputs", "batches", "sizes", "decisions"),
+    *("startup", "serving", "endurance", "triton"),
+)
 """The parts that need a model folder and photographs."""
 
 _OF_ENGINES = ("peers", "inputs", "batches", "sizes")
 """Of those, what runs on a GPU where there is one."""
+
+_OF_FULL_NETWORK = set(_OF_FOLDER) - {"answers", "serving", "endurance", "triton"}
 
 PARTS = (*_OF_FOLDER, "loader", "training")
 
@@ -103,7 +112,7 @@ def main() -> None:
         if given.docs is not None:
             check_page(given.docs)
             if "serving" in given.parts:
-                check_page_path(given.docs.parent / LATENCY_PLOT, "--docs")
+                check_page_path(given.docs.parent / plot_name(path.stem), "--docs")
     with tempfile.TemporaryDirectory(prefix="alexdeploy-benchmarks-") as temporary:
         workspace = Path(temporary)
         # Compiled models of this run: nothing of another version, and nothing left behind.
@@ -115,9 +124,9 @@ def main() -> None:
         return
     print(markdown(found))
     if given.docs is not None:
-        write_block(given.docs, markdown(found))
+        write_block(given.docs, page(read_machines(given.results)))
         if "serving" in work:
-            draw_latencies(found["serving"], given.docs.parent / LATENCY_PLOT)
+            draw_latencies(found["serving"], given.docs.parent / plot_name(path.stem))
     missed = [bar.name for bar in bars(found) if not bar.is_met]
     written = " and ".join(str(page) for page in (path, given.docs) if page is not None)
     say(f"wrote {written}; bars missed: {len(missed)}{''.join(f'; {name}' for name in missed)}")
@@ -133,7 +142,15 @@ def _arguments() -> argparse.Namespace:
         "--model", type=Path, help="the full alexnet with FP32 and INT8 graphs; default: random weights"
     )
     parser.add_argument(
-        "--judge", type=Path, help="a trained model for the decisions and the server; default: the --model"
+        "--judge",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="trained models for the answers, the first also for the decisions and the server; default: the --model",
+    )
+    parser.add_argument(
+        "--calibrate", metavar="IMAGES", help="what INT8 of the judges, ours and NNCF's, is calibrated on; for answers"
     )
     parser.add_argument("--judge-images", nargs="+", default=[], help="photographs that it knows; default: PHOTOGRAPHS")
     parser.add_argument("--triton", type=Path, metavar="DIR", help="a virtual environment with nvidia-pytriton")
@@ -198,7 +215,7 @@ def _training_work(given: argparse.Namespace, device: DeviceKind, workspace: Pat
 
 def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path, say: Say) -> dict[str, Work]:
     """The work on a model and photographs, with both made ready."""
-    if "peers" in given.parts:
+    if set(given.parts) & {"peers", "one-view"}:
         check_memory(PEERS_BYTES, free_memory())
     if device == "cuda":
         _check_engines(given)
@@ -212,11 +229,12 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
         folder = make_model(workspace / "models" / "alexnet", files)
     else:
         folder = copy_model(given.model, workspace / "models" / "alexnet")
-    if set(given.parts) - {"serving", "endurance", "triton"}:
+    if set(given.parts) & _OF_FULL_NETWORK:
         check_model(folder)
     peers = PeerOptions(
         files=tuple(files),
         precisions=precisions(device),
+        calibrate=list_of(files, workspace / "photographs.txt"),
         num_rounds=given.rounds,
         seconds=given.seconds,
         seed=given.seed,
@@ -233,8 +251,9 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
         growth = dataclasses.replace(
             growth, num_rounds=1, counts=(10, 100), batch_sizes=(1, 4), num_batch_images=8, num_large=2
         )
-    judge = folder if given.judge is None else copy_model(given.judge, workspace / "models" / "judge")
-    judged = find_photographs(given.judge_images, sys.maxsize) if given.judge_images else files
+    judges = [copy_model(path, workspace / "models" / f"judge-{each}") for each, path in enumerate(given.judge)]
+    judge = judges[0] if judges else folder
+    held_back = judged = find_photographs(given.judge_images, sys.maxsize) if given.judge_images else files
     num_judged = min(len(judged), 4 if given.quick else given.judged)
     # Evenly over all of them, which lie class by class.
     judged = [judged[index * len(judged) // num_judged] for index in range(num_judged)]
@@ -251,6 +270,20 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
         "sizes": lambda: measure_sizes(folder, workspace, growth, say),
         "decisions": lambda: measure_decisions(judge, judged, "fp32", say),
     }
+    if device == "cpu":
+        one_view = dataclasses.replace(peers, num_views=1)
+        work["one-view"] = lambda: measure_peers(folder, workspace, one_view, say)
+    elif "one-view" in given.parts:
+        say("one-view is left out: it is measured on a CPU")
+    if judges and given.calibrate is not None:
+        answers = AnswerOptions(
+            files=tuple(judged if given.quick else held_back),
+            calibrate=str(Path(given.calibrate).absolute()),
+            precisions=precisions("cpu"),
+        )
+        work["answers"] = lambda: measure_answers(judges, workspace, answers, say)
+    elif "answers" in given.parts:
+        say("answers is left out: there is no --judge or no --calibrate")
     if is_installed("openvino"):
         startup = StartupOptions(
             photograph=files[0],

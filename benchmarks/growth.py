@@ -20,7 +20,7 @@ from alexdeploy.images.decode import decode
 from benchmarks.full_decode import full_decode
 from benchmarks.photographs import enlarged, write_large, write_thumbnails
 from benchmarks.process import Process, take_turns
-from benchmarks.subjects import NUM_VIEWS, Ask, Setup
+from benchmarks.subjects import Ask, Setup
 
 Say = Callable[[str], None]
 
@@ -166,7 +166,7 @@ def measure_decisions(judge: ModelFolder, files: Sequence[str], precision: str, 
         content = enlarged(path)
         return decode(content, resize), full_decode(content, resize)
 
-    options = EngineOptions(precision=precision, num_views=NUM_VIEWS, batch_size=1)  # type: ignore[arg-type]
+    options = EngineOptions(precision=precision, num_views=10, batch_size=1)  # type: ignore[arg-type]
     with (
         open_engine(judge, choose_backend(judge, options.precision), options) as engine,
         ThreadPoolExecutor(available_processors()) as threads,

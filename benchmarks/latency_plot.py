@@ -9,14 +9,19 @@ from typing import Any
 from alexdeploy.reports.page import BLUE, ORANGE, drawing, new_figure
 from benchmarks.targets import views_name
 
-NAME = "serving-latency.svg"
+_SALT = "serving-latency.svg"
+
+
+def plot_name(machine: str) -> str:
+    """The file beside the page, for the machine with this file of figures."""
+    return f"serving-latency-{machine}.svg"
 
 
 def draw_latencies(serving: Mapping[str, Any], path: Path) -> None:
     """A panel for each number of views: p50 and p99 in milliseconds against the share of the throughput."""
     import matplotlib
 
-    with drawing(), matplotlib.rc_context({"svg.hashsalt": NAME}):
+    with drawing(), matplotlib.rc_context({"svg.hashsalt": _SALT}):
         drawn = new_figure(8.0, 3.0)
         panels = drawn.subplots(1, len(serving["latencies"]), squeeze=False)[0]
         for panel, (views, latencies) in zip(panels, serving["latencies"].items(), strict=True):

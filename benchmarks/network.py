@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import warnings
@@ -13,7 +14,7 @@ from alexdeploy import ExportOptions, ModelFolder, export_model
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.core.spec import ModelSpec, Precision, Preprocessing, graph_precision
-from alexdeploy.engines.openvino import local_graph
+from alexdeploy.engines.base import NumViews
 from alexdeploy.export.quantize.quantize import Budget
 from alexdeploy.graphs.freshness import load_graph
 
@@ -43,11 +44,21 @@ def make_model(path: Path, photographs: list[str]) -> ModelFolder:
     folder.write_spec(
         ModelSpec(name=path.name, classes=classes, preprocessing=preprocessing, architecture=recipe.architecture)
     )
-    images = path.parent / "calibration.txt"
-    images.write_text("\n".join(photographs) + "\n", encoding="utf-8")
+    images = list_of(photographs, path.parent / "calibration.txt")
     # Random weights nearly tie every answer: the speed is what counts here.
-    export_model(folder, ExportOptions(int8=True, calibrate=f"@{images}", budget=Budget(max_drop=100.0)))
+    export_model(folder, ExportOptions(int8=True, calibrate=images, budget=Budget(max_drop=100.0)))
     return folder
+
+
+def list_of(photographs: list[str], path: Path) -> str:
+    """A list of them as a file, and what commands that take photographs call it."""
+    path.write_text("\n".join(photographs) + "\n", encoding="utf-8")
+    return f"@{path}"
+
+
+def calibrate_anew(folder: ModelFolder, images: str) -> None:
+    """Replace the INT8 graph by one that is calibrated on `images`, as `alexdeploy export --int8` does."""
+    export_model(folder, ExportOptions(int8=True, calibrate=images))
 
 
 def copy_model(source: Path, path: Path) -> ModelFolder:
@@ -56,14 +67,24 @@ def copy_model(source: Path, path: Path) -> ModelFolder:
     return ModelFolder(path)
 
 
+def check_preprocessing(folder: ModelFolder) -> None:
+    """Raise SystemExit unless it is what peer_images.py does."""
+    steps = folder.spec().preprocessing
+    if steps.resize != "crop":
+        raise SystemExit(f"{folder.path} was trained on resized images ({steps.resize}); the peers crop")
+    if (steps.channels, steps.scale, steps.crop, steps.mean_image is None) != ("rgb", 1.0, 227, False):
+        raise SystemExit(
+            f"{folder.path} does not subtract a mean image from RGB pixels and crop 227x227, as the peers do"
+        )
+
+
 def check_model(folder: ModelFolder) -> None:
-    """Raise SystemExit unless it is the 2012 network: the peers are written for that one."""
-    spec = folder.spec()
-    expected = load_recipe("alexnet")
-    if spec.architecture != expected.architecture:
+    """Raise SystemExit unless it is the 2012 network: the peers are written for that one, and figures are of it."""
+    architecture, expected = folder.spec().architecture, load_recipe("alexnet").architecture
+    # Dropout is of training alone.
+    if architecture is None or dataclasses.replace(architecture, dropout=expected.dropout) != expected:
         raise SystemExit(f"{folder.path} is not the network of the recipe alexnet; the peers know no other")
-    if spec.preprocessing.resize != "crop":
-        raise SystemExit(f"{folder.path} was trained on resized images ({spec.preprocessing.resize}); the peers crop")
+    check_preprocessing(folder)
     for path in (folder.weights_path, folder.mean_path, folder.onnx_path(), folder.onnx_path("int8")):
         if not path.is_file():
             raise SystemExit(f"{path} is missing; make it: alexdeploy export {folder.path} --int8 --calibrate DIR")
@@ -95,10 +116,12 @@ def export_decomposed(folder: ModelFolder, path: Path) -> Path:
     return path
 
 
-def write_deployed(folder: ModelFolder, precision: Precision, path: Path) -> Path:
-    """The graph that our OpenVINO engine runs, ten views and all, as a file for others to run."""
+def write_deployed(folder: ModelFolder, precision: Precision, num_views: NumViews, path: Path) -> Path:
+    """The graph that our OpenVINO engine runs, its views and all, as a file for others to run."""
+    from alexdeploy.engines.openvino import local_graph
+
     spec = folder.spec()
     graph = load_graph(folder, graph_precision(precision), spec)
-    model = local_graph(graph.model, spec, precision, 10, folder.mean_image(spec))
+    model = local_graph(graph.model, spec, precision, num_views, folder.mean_image(spec))
     path.write_bytes(model.SerializeToString())
     return path

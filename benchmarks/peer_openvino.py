@@ -1,6 +1,6 @@
-"""Ten-crop classification as a user would write it: Pillow, ten crops stacked in NumPy, OpenVINO with a cache.
+"""Ten-crop classification as a user would write it: Pillow, views cut in NumPy, OpenVINO with a cache.
 
-    python -m benchmarks.peer_openvino models/alexnet/model.onnx models/alexnet/mean.npy cache/ photographs/*.jpg
+    python -m benchmarks.peer_openvino models/alexnet/model.onnx models/alexnet/mean.npy 1 cache/ photographs/*.jpg
 
 Runs the plain network in FP32. CACHE_DIR is what OpenVINO's guide advises for a quick start: from the second process on
 neither is the graph parsed nor the network compiled. Nothing is checked: not the files, nor that they belong together.
@@ -11,10 +11,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import openvino
 
-from benchmarks.peer_images import load, softmax, ten_crops
+from benchmarks.peer_images import Preprocessing, answers, preprocessing
 
 
 def compile_network(model: str, cache: str) -> openvino.CompiledModel:
@@ -25,17 +24,15 @@ def compile_network(model: str, cache: str) -> openvino.CompiledModel:
 
 
 def classify(
-    network: openvino.CompiledModel, mean: np.ndarray, paths: Sequence[str]
-) -> Iterator[tuple[str, int, float]]:
+    network: openvino.CompiledModel, steps: Preprocessing, paths: Sequence[str]
+) -> Iterator[tuple[int, float]]:
+    """For each file, in order, the best class and its probability."""
     for path in paths:
-        logits = network(np.ascontiguousarray(ten_crops(load(path) - mean)))[0]
-        probabilities = softmax(logits).mean(axis=0)
-        yield path, int(probabilities.argmax()), float(probabilities.max())
+        yield from answers(network(steps(path))[0], steps.num_views)
 
 
 if __name__ == "__main__":
-    model, mean_file, cache, *files = sys.argv[1:]
-    for path, label, probability in classify(
-        compile_network(model, cache), np.load(mean_file).transpose(1, 2, 0), files
-    ):
+    model, mean_file, std, cache, *files = sys.argv[1:]
+    found = classify(compile_network(model, cache), preprocessing(mean_file, std), files)
+    for path, (label, probability) in zip(files, found, strict=True):
         print(path, label, f"{probability:.4f}")

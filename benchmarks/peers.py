@@ -1,4 +1,4 @@
-"""Throughput of ten views from JPEG files to rows, and of the engine alone, against other software.
+"""Throughput of one view or ten from JPEG files to rows, and of the engine alone, against other software.
 
 Every peer is first tuned: each form of it that its documentation offers runs on some of the files, and the fastest
 takes part in the rounds. All of them classify the same files in the same rounds.
@@ -20,17 +20,21 @@ import msgspec
 from alexdeploy import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import Precision
-from alexdeploy.engines.base import is_installed
+from alexdeploy.engines.base import NumViews, is_installed
 from benchmarks import benchmark_app, raw_tensorrt
 from benchmarks.network import export_decomposed, write_deployed
+from benchmarks.nncf_graph import PRESETS, is_nncf_here, quantize, write_calibration
 from benchmarks.photographs import write_batch, write_squares
 from benchmarks.process import Process, take_turns
-from benchmarks.subjects import NUM_VIEWS, Answer, Ask, Reply, Setup
+from benchmarks.subjects import Answer, Ask, Reply, Setup
 
 Say = Callable[[str], None]
 
 BATCH_SIZE = 8
 """Images a batch: ours has it by default. Peers are tried with it and with one image at a time."""
+
+_OPENVINO_FORMS = ("latency hint", *benchmark_app.FORMS)
+_OPENVINO_BATCHES = (1, 2, 4, BATCH_SIZE)
 
 _NUM_CHECKED = 8
 _TOLERANCE = 0.01
@@ -38,13 +42,15 @@ _TOLERANCE = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeerOptions:
-    """`files` are the photographs, `precisions` those of ours.
+    """`files` are the photographs, `precisions` those of ours; `calibrate` names images for NNCF, as for `calibrate`.
 
     A turn takes about `seconds`, and all of the files once at least. `device` is "cpu", or "cuda" where a GPU is.
     """
 
     files: tuple[str, ...]
     precisions: tuple[Precision, ...]
+    calibrate: str
+    num_views: NumViews = 10
     num_rounds: int = 7
     seconds: float = 4.0
     num_tuning_files: int = 16
@@ -71,12 +77,14 @@ class Entry:
 
 def measure_peers(folder: ModelFolder, workspace: Path, options: PeerOptions, say: Say) -> dict[str, Any]:
     """Figures by the names of the sides, as plain data: rates in images/s, one for each round."""
+    workspace = workspace / f"peers-{options.num_views}"
+    workspace.mkdir()
     squares = tuple(write_squares(options.files[:_NUM_CHECKED], workspace / "squares"))
     tuning: dict[str, dict[str, float]] = {}
     chosen: dict[str, str] = {}
     with ExitStack() as stack:
         entries = {name: _open(setup, options, stack, say) for name, setup in _our_setups(folder, options).items()}
-        for name, peer in _peers(folder, workspace, options).items():
+        for name, peer in _peers(folder, workspace, options, say).items():
             entries[name], chosen[name], tuning[name] = tune(name, peer, options, stack, say)
         # What all of them give for the same pixels, then for the photographs.
         checked = {name: _answer(entry, squares).answers for name, entry in entries.items() if _classifies(name)}
@@ -97,6 +105,7 @@ def measure_peers(folder: ModelFolder, workspace: Path, options: PeerOptions, sa
         return {
             "num_files": len(options.files),
             "num_rounds": options.num_rounds,
+            "num_views": options.num_views,
             "batch_size": BATCH_SIZE,
             "device": options.device,
             "tuning": tuning,
@@ -128,17 +137,26 @@ def _our_setups(folder: ModelFolder, options: PeerOptions) -> dict[str, Setup]:
     for precision in options.precisions:
         for name, side in (("alexdeploy", "ours"), ("engine", "engine")):
             setups[f"{name} {precision}"] = Setup(
-                side=side, model=model, precision=precision, batch_size=BATCH_SIZE, device=device
+                side=side,
+                model=model,
+                precision=precision,
+                num_views=options.num_views,
+                batch_size=BATCH_SIZE,
+                device=device,
             )
     return setups
 
 
-def _peers(folder: ModelFolder, workspace: Path, options: PeerOptions) -> dict[str, Peer]:
+def _peers(folder: ModelFolder, workspace: Path, options: PeerOptions, say: Say) -> dict[str, Peer]:
     """Those whose packages are here."""
-    model, device = str(folder.path), options.device
-    batches = (1, BATCH_SIZE)
+
+    def setup(side: str, **form: Any) -> Setup:
+        return Setup(side=side, model=str(folder.path), num_views=options.num_views, device=options.device, **form)
+
     peers: dict[str, Peer] = {}
     has_torch = is_installed("torch")
+    if options.device == "cpu" and is_installed("openvino"):
+        peers |= _openvino_peers(folder, workspace, options, setup, say)
     if is_installed("onnxruntime"):
         graphs = {"native LRN": folder.onnx_path()}
         # The exporter writes its graph with onnxscript.
@@ -148,28 +166,38 @@ def _peers(folder: ModelFolder, workspace: Path, options: PeerOptions) -> dict[s
             ("onnxruntime", graphs),
             ("onnxruntime int8", {"native LRN only": folder.onnx_path("int8")}),
         ):
-            forms = {
-                form: Setup(side="onnxruntime", model=model, graph=str(path), device=device)
-                for form, path in ours.items()
-            }
-            peers[name] = Peer(forms=forms, batches=batches)
+            forms = {form: setup("onnxruntime", graph=str(path)) for form, path in ours.items()}
+            peers[name] = Peer(forms=forms, batches=(1, BATCH_SIZE))
     if has_torch:
         layouts = ("contiguous", "channels_last")
         bfloat16 = [f"{layout}, {way}" for way in ("autocast", "network.bfloat16()") for layout in layouts]
         for name, precision, names in (("pytorch", "fp32", layouts), ("pytorch bf16", "bf16", bfloat16)):
-            forms = {
-                form: Setup(side="pytorch", model=model, precision=precision, form=form, device=device)
-                for form in names
-            }
-            peers[name] = Peer(forms=forms, batches=batches)
+            forms = {form: setup("pytorch", precision=precision, form=form) for form in names}
+            peers[name] = Peer(forms=forms, batches=(1, BATCH_SIZE))
         workers = dict.fromkeys((1, available_processors()))
         forms = {
-            f"{number} workers": Setup(
-                side="dataloader", model=model, form=str(number), batch_size=BATCH_SIZE, device=device
-            )
-            for number in workers
+            f"{number} workers": setup("dataloader", form=str(number), batch_size=BATCH_SIZE) for number in workers
         }
         peers["dataloader"] = Peer(forms=forms, batches=(BATCH_SIZE,))
+    return peers
+
+
+def _openvino_peers(
+    folder: ModelFolder, workspace: Path, options: PeerOptions, setup: Callable[..., Setup], say: Say
+) -> dict[str, Peer]:
+    """OpenVINO in each precision of ours, INT8 by NNCF; each in every form and batch."""
+    graphs: dict[str, Path] = {each: folder.onnx_path() for each in options.precisions if each != "int8"}
+    if not is_nncf_here():
+        say("OpenVINO in INT8 is left out: nncf is not installed")
+    elif "int8" in options.precisions:
+        say("quantizing with NNCF")
+        calibration = write_calibration(folder, options.calibrate, workspace / "calibration.npy")
+        graphs["int8"] = quantize(folder, calibration, PRESETS[0], workspace / "nncf.xml")
+        calibration.unlink()
+    peers = {}
+    for precision, graph in graphs.items():
+        forms = {form: setup("openvino", precision=precision, form=form, graph=str(graph)) for form in _OPENVINO_FORMS}
+        peers[f"openvino {precision}"] = Peer(forms=forms, batches=_OPENVINO_BATCHES)
     return peers
 
 
@@ -216,7 +244,7 @@ def _answer(entry: Entry, files: tuple[str, ...]) -> Reply:
 def check_same_network(checked: Mapping[str, list[Answer]]) -> None:
     """Raise SystemExit unless everything in FP32 computes the same function, on pixels that are the same for all."""
     expected = checked["alexdeploy fp32"]
-    for name in ("onnxruntime", "pytorch", "dataloader"):
+    for name in ("openvino fp32", "onnxruntime", "pytorch", "dataloader"):
         for (label, probability), (other, its) in zip(expected, checked.get(name, expected), strict=True):
             if label != other or abs(its - probability) > _TOLERANCE * probability:
                 raise SystemExit(f"{name} gives class {other} with {its:.5f} where ours is {label}, {probability:.5f}")
@@ -247,11 +275,11 @@ def _raw_engines(
         return {}
     from alexdeploy.engines.openvino import images_at_once
 
-    batch = write_batch(options.files, images_at_once(BATCH_SIZE, NUM_VIEWS), workspace / "batch.npy")
+    batch = write_batch(options.files, images_at_once(BATCH_SIZE, options.num_views), workspace / "batch.npy")
     turns: dict[str, Callable[[], float]] = {}
     for precision in options.precisions:
         name = f"raw {precision}"
-        graph = write_deployed(folder, precision, workspace / f"deployed-{precision}.onnx")
+        graph = write_deployed(folder, precision, options.num_views, workspace / f"deployed-{precision}.onnx")
         run = partial(benchmark_app.images_per_second, graph, precision, batch, available_processors(), options.seconds)
         forms = {form: partial(run, form) for form in benchmark_app.FORMS}
         num_rounds = min(2, options.num_tuning_rounds)

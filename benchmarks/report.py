@@ -6,42 +6,61 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.latency_plot import plot_name
+from benchmarks.peer_tables import answer_tables, best_peer_table, peer_tables
 from benchmarks.results import outdated
 from benchmarks.tables import (
     batch_table,
     endurance_table,
     input_table,
     loader_table,
-    peer_tables,
     serving_tables,
     size_table,
     startup_table,
     step_table,
     triton_table,
 )
-from benchmarks.targets import bars_of_parts
+from benchmarks.targets import Bar, bars_of_parts
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 """What is between them in docs/performance.md is written by `python -m benchmarks --docs`."""
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """All tables, without the markers."""
-    lines = [
-        *origins(results),
-        *_bar_table(results),
-        *peer_tables(results.get("peers")),
-        *input_table(results.get("inputs")),
-        *batch_table(results.get("batches")),
-        *size_table(results.get("sizes"), results.get("decisions")),
-        *startup_table(results.get("startup")),
-        *loader_table(results.get("loader")),
-        *step_table(results.get("training")),
-        *serving_tables(results.get("serving")),
-        *endurance_table(results.get("endurance")),
-        *triton_table(results.get("triton")),
-    ]
+def page(machines: Mapping[str, Mapping[str, Any]]) -> str:
+    """What was found on all machines, by the names of their files: the bars side by side, then each one's tables."""
+    lines = list(_bar_table(machines))
+    for name, results in machines.items():
+        lines += [f"### {machine_title(results)}", "", *tables(results, plot_name(name))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """What was found on one machine."""
+    return "\n".join([*_bar_table({"": results}), *tables(results, plot_name("machine"))]).rstrip() + "\n"
+
+
+def tables(results: Mapping[str, Any], plot: str) -> Iterator[str]:
+    """All of one machine but the bars; `plot` is where the figure of the latencies is."""
+    yield from origins(results)
+    yield from best_peer_table(results)
+    yield from peer_tables(results.get("peers"))
+    yield from peer_tables(results.get("one-view"))
+    yield from answer_tables(results.get("answers"))
+    yield from input_table(results.get("inputs"))
+    yield from batch_table(results.get("batches"))
+    yield from size_table(results.get("sizes"), results.get("decisions"))
+    yield from startup_table(results.get("startup"))
+    yield from loader_table(results.get("loader"))
+    yield from step_table(results.get("training"))
+    yield from serving_tables(results.get("serving"), plot)
+    yield from endurance_table(results.get("endurance"))
+    yield from triton_table(results.get("triton"))
+
+
+def machine_title(results: Mapping[str, Any]) -> str:
+    """Its devices and the number of its processors, as its newest part has them."""
+    machine = max(results.values(), key=lambda part: str(part["date"]))["machine"]
+    return f"{', '.join([*machine['gpus'], machine['processor']])}, {machine['num_processors']} processors"
 
 
 def origins(results: Mapping[str, Any]) -> Iterator[str]:
@@ -63,18 +82,32 @@ def origins(results: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"Not of the newest commit, and so perhaps no longer what the code does: {parts}.", "")
 
 
-def _bar_table(results: Mapping[str, Any]) -> Iterator[str]:
-    found, old = bars_of_parts(results), outdated(results)
-    if not any(found.values()):
+def _bar_table(machines: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A row for each bar, a column for each machine."""
+    wanted: dict[str, str] = {}
+    found: list[dict[str, str]] = []
+    for results in machines.values():
+        cells = {}
+        old = outdated(results)
+        for part, bars in bars_of_parts(results).items():
+            for bar in bars:
+                sign = "≤" if bar.at_most else "≥"
+                wanted.setdefault(bar.name, f"{sign} {bar.wanted:g}")
+                cells[bar.name] = _cell(bar, old.get(part))
+        found.append(cells)
+    if not wanted:
         return
-    yield from ("| bar | wanted | found | |", "|---|---|---|---|")
-    for part, bar in ((part, bar) for part, of_part in found.items() for bar in of_part):
-        sign = "≤" if bar.at_most else "≥"
-        digits = 3 if bar.wanted == 0.99 else 2
-        met = "met" if bar.is_met else "missed"
-        age = f", at {old[part]}" if part in old else ""
-        yield f"| {bar.name} | {sign} {bar.wanted:g} | {bar.found:.{digits}f} | {met}{age} |"
+    titles = ["found"] if len(machines) == 1 else [machine_title(results) for results in machines.values()]
+    yield from (f"| bar | wanted | {' | '.join(titles)} |", "|---|---|" + "---|" * len(titles))
+    for name, least in wanted.items():
+        yield f"| {name} | {least} | {' | '.join(cells.get(name, '') for cells in found)} |"
     yield ""
+
+
+def _cell(bar: Bar, commit: str | None) -> str:
+    digits = 0 if isinstance(bar.found, int) else 3 if bar.wanted == 0.99 else 2
+    age = "" if commit is None else f", at {commit}"
+    return f"{bar.found:.{digits}f}, {'met' if bar.is_met else 'missed'}{age}"
 
 
 def write_block(page: Path, text: str) -> None:

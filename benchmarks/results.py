@@ -76,6 +76,11 @@ def read_parts(path: Path) -> dict[str, Any]:
     return parts
 
 
+def read_machines(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was measured on each machine that has a file there, by the names of the files."""
+    return {path.stem: read_parts(path) for path in sorted(folder.glob("*.json"))}
+
+
 def code_version(root: Path = ROOT) -> str:
     """The last commit that changed what is measured, "+" after it where files have changed since; else the version."""
 

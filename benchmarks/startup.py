@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from alexdeploy import ModelFolder
 from alexdeploy.core.spec import Precision, graph_precision
+from benchmarks.peer_images import std_word
 from benchmarks.process import ROOT, WITHOUT_TELEMETRY, take_turns
 
 Say = Callable[[str], None]
@@ -50,7 +51,8 @@ def measure_startup(folder: ModelFolder, workspace: Path, options: StartupOption
     Ours is `alexdeploy predict --tencrop`. The other is peer_openvino.py, for FP32, as it is and without OpenVINO's
     converter. All of them are without its telemetry.
     """
-    network = [str(folder.onnx_path()), str(folder.mean_path), str(workspace / "openvino-cache")]
+    std = std_word(folder.spec().preprocessing.std)
+    network = [str(folder.onnx_path()), str(folder.mean_path), std, str(workspace / "openvino-cache")]
     commands = {name: [*script, *network, options.photograph] for name, script in _SCRIPTS.items()}
     for precision in options.precisions:
         ours = ["-m", "alexdeploy", "predict", options.photograph, "--model", str(folder.path), "--tencrop"]

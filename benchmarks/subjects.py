@@ -27,14 +27,13 @@ from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import PipelineOptions
 from alexdeploy.placement.child import take_over_stdout
 from benchmarks.full_decode import full_decode
-
-NUM_VIEWS: NumViews = 10
+from benchmarks.peer_images import Preprocessing, preprocessing, std_word
 
 Answer = tuple[int, float]
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process opens. `form` is what a side can be tuned by; `graph` is an ONNX file of its own.
+    """What a process opens. `form` is what a side can be tuned by; `graph` is a file of its own, ONNX or OpenVINO's.
 
     `data` is a folder of class folders or a packed set, of whose images `num_images` take part. `batch_size` counts
     images.
@@ -43,6 +42,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     side: str
     model: str = ""
     precision: str = "fp32"
+    num_views: NumViews = 10
     batch_size: int = 8
     form: str = ""
     graph: str = ""
@@ -111,7 +111,7 @@ def _ours(setup: Setup, stack: ExitStack) -> tuple[Work, EngineInfo]:
         Predictor(
             setup.model,
             precision=setup.precision,
-            num_views=NUM_VIEWS,
+            num_views=setup.num_views,
             batch_size=setup.batch_size,
             devices=setup.device,
         )
@@ -131,7 +131,7 @@ def _engine(setup: Setup, stack: ExitStack) -> tuple[Work, EngineInfo]:
     """Our engine alone, on images that were decoded before; every stream is kept busy."""
     options = EngineOptions(
         precision=setup.precision,  # type: ignore[arg-type]
-        num_views=NUM_VIEWS,
+        num_views=setup.num_views,
         batch_size=setup.batch_size,
         device=setup.device,
     )
@@ -198,26 +198,35 @@ def _onnxruntime(setup: Setup, stack: ExitStack) -> Work:
     # It does without a GPU that it cannot use, with no more than a line on stderr.
     if session.get_providers()[0] != providers[0]:
         raise SystemExit(f"ONNX Runtime gives {session.get_providers()}; {providers[0]} is measured")
-    mean = _mean(setup)
-    return _timed(
-        lambda ask: (
-            (label, probability) for _, label, probability in classify(session, mean, _listed(ask), ask.batch_size)
-        )
-    )
+    steps = _preprocessing(setup)
+    return _timed(lambda ask: classify(session, steps, _listed(ask), ask.batch_size))
+
+
+def _openvino(setup: Setup, stack: ExitStack) -> Work:
+    """A network compiled for each batch size that is asked for; `form` is one of its module's."""
+    # Without its converter, and so without telemetry: nothing else of it differs.
+    import alexdeploy.engines.openvino_library  # noqa: F401
+    from benchmarks.peer_openvino_tuned import classify, compile_network
+
+    steps = _preprocessing(setup)
+    networks: dict[int, Any] = {}
+
+    def rows(ask: Ask) -> Iterator[Answer]:
+        if ask.batch_size not in networks:
+            num_rows = ask.batch_size * setup.num_views
+            networks[ask.batch_size] = compile_network(setup.graph, setup.precision, setup.form, num_rows)
+        return classify(networks[ask.batch_size], steps, _listed(ask), ask.batch_size)
+
+    return _timed(rows)
 
 
 def _pytorch(setup: Setup, stack: ExitStack) -> Work:
     from benchmarks.peer_pytorch import classify
 
-    network, mean = _torch_network(setup), _mean(setup)
+    network, steps = _torch_network(setup), _preprocessing(setup)
     is_last, is_autocast = "channels_last" in setup.form, "autocast" in setup.form
     return _timed(
-        lambda ask: (
-            (label, probability)
-            for _, label, probability in classify(
-                network, mean, _listed(ask), ask.batch_size, channels_last=is_last, autocast=is_autocast
-            )
-        )
+        lambda ask: classify(network, steps, _listed(ask), ask.batch_size, channels_last=is_last, autocast=is_autocast)
     )
 
 
@@ -225,13 +234,13 @@ def _dataloader(setup: Setup, stack: ExitStack) -> Work:
     """`form` is the number of workers, which start once for each list of files."""
     from benchmarks.peer_dataloader import classify, make_loader
 
-    network, mean = _torch_network(setup), _mean(setup)
+    network, steps = _torch_network(setup), _preprocessing(setup)
     loaders: dict[tuple[str, ...], Any] = {}
 
     def rows(ask: Ask) -> Iterator[Answer]:
         if ask.files not in loaders:
             loaders.clear()
-            loaders[ask.files] = make_loader(ask.files, mean, setup.batch_size, int(setup.form))
+            loaders[ask.files] = make_loader(ask.files, steps, setup.batch_size, int(setup.form))
         for _ in range(ask.repeats):
             yield from classify(network, loaders[ask.files])
 
@@ -277,9 +286,9 @@ def _torch_network(setup: Setup) -> Any:
     return network.to(memory_format=torch.channels_last) if is_last else network
 
 
-def _mean(setup: Setup) -> np.ndarray:
-    mean = ModelFolder(Path(setup.model)).mean_path
-    return np.asarray(np.load(mean).transpose(1, 2, 0))
+def _preprocessing(setup: Setup) -> Preprocessing:
+    folder = ModelFolder(Path(setup.model))
+    return preprocessing(str(folder.mean_path), std_word(folder.spec().preprocessing.std), setup.num_views)
 
 
 def _listed(ask: Ask) -> list[str]:
@@ -292,6 +301,7 @@ SIDES: dict[str, Callable[[Setup, ExitStack], Work | tuple[Work, EngineInfo]]] =
     "decode": _decode,
     "full decode": _full_decode,
     "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
     "pytorch": _pytorch,
     "dataloader": _dataloader,
     "loader": _loader,

@@ -6,76 +6,9 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.latency_plot import NAME as LATENCY_PLOT
 from benchmarks.process import median_ratio
 from benchmarks.startup import LEAN_SCRIPT, SCRIPT
-from benchmarks.targets import PEER_NAMES, PRECISION_NAMES, RATE_NAMES, round_bounds, serving_name, views_name
-
-_DRIFT = 0.15
-"""A peer that is this much faster or slower in the rounds than it was as it was tuned is named."""
-
-
-def peer_tables(peers: Mapping[str, Any] | None) -> Iterator[str]:
-    if peers is None:
-        return
-    rates = peers["rates"]
-    yield (
-        f"Ten views, JPEG files to rows: {peers['num_files']} photographs, medians of {peers['num_rounds']} rounds in "
-        f"which all ran in turn{_loads(peers)}. Ratios are medians of those within a round. "
-        "MB: the most that a process and its workers held, where what workers share counts for each."
-    )
-    yield ""
-    precisions = [key for key in PRECISION_NAMES if f"alexdeploy {key}" in rates]
-    names = [PRECISION_NAMES[key] for key in precisions]
-    ratios = " | ".join(f"our {name}, times it" for name in names)
-    yield f"| | images/s | least to most | MB | answers of our FP32 | {ratios} |"
-    yield "|---|---|---|---|---|" + "---|" * len(names)
-    for key, name in zip(precisions, names, strict=True):
-        yield _rate_row(f"alexdeploy, {name}", f"alexdeploy {key}", peers, precisions)
-    for key, name in PEER_NAMES.items():
-        if key in rates:
-            yield _rate_row(f"{name} ({peers['chosen'][key]})", key, peers, precisions)
-    yield ""
-    for key, ratio in peers["rounds_over_tuning"].items():
-        if abs(ratio - 1) > _DRIFT:
-            name = PEER_NAMES.get(key) or f"benchmark_app, {PRECISION_NAMES[key.split()[1]]}"
-            yield f"{name}: in the rounds {ratio:.2f} times as fast as when it was tuned."
-            yield ""
-    raw = "benchmark_app" if peers["device"] == "cpu" else "raw enqueue"
-    if raw == "benchmark_app":
-        yield "benchmark_app runs four times as long as ours, since it also counts the end in which streams are idle."
-        yield ""
-    yield f"| engine alone, images/s | ours | {raw} | share | bound with decoding | files to rows, share of it |"
-    yield "|---|---|---|---|---|---|"
-    for key, name in zip(precisions, names, strict=True):
-        engine, other = rates[f"engine {key}"], rates.get(f"raw {key}")
-        bounds = round_bounds(rates, key, shares_cores=peers["device"] == "cpu")
-        cells = [
-            name,
-            _rate(engine),
-            "" if other is None else f"{_rate(other)} ({peers['chosen'].get(f'raw {key}', 'copies included')})",
-            "" if other is None else f"{median_ratio(engine, other):.2f}",
-            _rate(bounds),
-            f"{median_ratio(rates[f'alexdeploy {key}'], bounds):.2f}",
-        ]
-        yield f"| {' | '.join(cells)} |"
-    yield ""
-    decoding = f"{statistics.median(rates['decode']):,.0f} images/s"
-    yield (
-        f"Decoding alone, the pipeline of `predict` with an engine that answers at once: {decoding}. It, the engine "
-        "alone and the bound of both are measured as by `alexdeploy bench`, so that the share of the bound says what "
-        "decoding and engine lose together, and nothing of other decoders."
-    )
-    yield ""
-
-
-def _rate_row(title: str, key: str, peers: Mapping[str, Any], precisions: list[str]) -> str:
-    rates, peak = peers["rates"], peers["peak_bytes"][key]
-    ratios = [f"{median_ratio(rates[f'alexdeploy {each}'], rates[key]):.2f}" for each in precisions]
-    spread = f"{min(rates[key]):.1f} to {max(rates[key]):.1f}"
-    same = f"{peers['same_answers'][key]} of {peers['num_files']}"
-    cells = [title, _rate(rates[key]), spread, "" if peak is None else f"{peak / 1e6:,.0f}", same, *ratios]
-    return f"| {' | '.join(cells)} |"
+from benchmarks.targets import PRECISION_NAMES, RATE_NAMES, serving_name, views_name
 
 
 def input_table(inputs: Mapping[str, Any] | None) -> Iterator[str]:
@@ -84,7 +17,7 @@ def input_table(inputs: Mapping[str, Any] | None) -> Iterator[str]:
     precision = PRECISION_NAMES[inputs["precision"]]
     yield (
         f"Inputs, ten views, {precision}, a process of its own for each run, medians of {inputs['num_rounds']} rounds"
-        f"{_loads(inputs)}; numbers are rounded up to full batches on all streams, {inputs['wave']} images:"
+        f"{loads(inputs)}; numbers are rounded up to full batches on all streams, {inputs['wave']} images:"
     )
     yield from ("", "| inputs | ms an image | least to most | MB |", "|---|---|---|---|")
     for count, costs in inputs["seconds_per_image"].items():
@@ -101,11 +34,11 @@ def batch_table(batches: Mapping[str, Any] | None) -> Iterator[str]:
     sizes = list(dict.fromkeys(name.split()[1] for name in batches["rates"]))
     yield (
         f"Images a batch, ten views, files to rows, images/s and MB, medians of {batches['num_rounds']} rounds"
-        f"{_loads(batches)}:"
+        f"{loads(batches)}:"
     )
     yield from ("", f"| | {' | '.join(sizes)} |", "|---|" + "---|" * len(sizes))
     for precision in dict.fromkeys(name.split()[0] for name in batches["rates"]):
-        rates = [_rate(batches["rates"][f"{precision} {size}"]) for size in sizes]
+        rates = [rate(batches["rates"][f"{precision} {size}"]) for size in sizes]
         peaks = [_megabytes(batches["peak_bytes"][f"{precision} {size}"]) for size in sizes]
         yield f"| {PRECISION_NAMES[precision]}, images/s | {' | '.join(rates)} |"
         yield f"| {PRECISION_NAMES[precision]}, MB | {' | '.join(peaks)} |"
@@ -116,7 +49,7 @@ def size_table(sizes: Mapping[str, Any] | None, decisions: Mapping[str, Any] | N
     if sizes is not None:
         precision = PRECISION_NAMES[sizes["precision"]]
         yield (
-            f"Sizes of pictures, images/s, medians of {sizes['num_rounds']} rounds{_loads(sizes)}. 24 megapixels: "
+            f"Sizes of pictures, images/s, medians of {sizes['num_rounds']} rounds{loads(sizes)}. 24 megapixels: "
             "photographs that were enlarged, with noise, quality 90. In full: all pixels, in a pool of as many threads."
         )
         yield ""
@@ -125,9 +58,9 @@ def size_table(sizes: Mapping[str, Any] | None, decisions: Mapping[str, Any] | N
         rates = sizes["rates"]
         for kind, num_bytes in sizes["mean_file_bytes"].items():
             ours, full = rates[f"decode, {kind}"], rates[f"full decode, {kind}"]
-            rows = _rate(rates[f"files to rows, {kind}"])
+            rows = rate(rates[f"files to rows, {kind}"])
             ratio = f"{median_ratio(ours, full):.1f}"
-            yield f"| {kind} | {num_bytes / 1e3:,.0f} kB | {_rate(ours)} | {_rate(full)} | {ratio} | {rows} |"
+            yield f"| {kind} | {num_bytes / 1e3:,.0f} kB | {rate(ours)} | {rate(full)} | {ratio} | {rows} |"
         yield ""
     if decisions is not None:
         yield (
@@ -145,7 +78,7 @@ def startup_table(startup: Mapping[str, Any] | None) -> Iterator[str]:
     seconds = startup["seconds"]
     yield (
         "One photograph, ten views, whole processes from a cold start to the end, everything cached: medians of "
-        f"{startup['num_rounds']} rounds in which all ran in turn{_loads(startup)}. The script checks no file; "
+        f"{startup['num_rounds']} rounds in which all ran in turn{loads(startup)}. The script checks no file; "
         "it imports OpenVINO as everybody does, with its converter, and once more without that, as ours does. "
         "OpenVINO's telemetry, which the end of a program waits for, is switched off for all."
     )
@@ -165,7 +98,7 @@ def loader_table(loader: Mapping[str, Any] | None) -> Iterator[str]:
     yield (
         f"Training's loader alone, {loader['num_images']:,} of {loader['num_found']:,} photographs, batches of "
         f"{loader['batch_size']}, {loader['num_threads']} threads, medians of {loader['num_rounds']} rounds"
-        f"{_loads(loader)}:"
+        f"{loads(loader)}:"
     )
     yield from ("", "| | images/s | least to most | MB | times the files | made in |", "|---|---|---|---|---|---|")
     for name, rates in loader["rates"].items():
@@ -181,7 +114,7 @@ def step_table(training: Mapping[str, Any] | None) -> Iterator[str]:
     yield (
         f"A training step of the full network, forward, backward and update, batches of {training['batch_size']}, "
         f"{training['num_threads']} threads, {training['device']}, medians of {training['num_rounds']} rounds"
-        f"{_loads(training)}; in float64 the first gradients "
+        f"{loads(training)}; in float64 the first gradients "
         f"differ by {training['float64_gradient_difference']:.0e} of their norm at most:"
     )
     yield from ("", "| | images/s | least to most | MB | times the plain loop |", "|---|---|---|---|---|")
@@ -190,12 +123,12 @@ def step_table(training: Mapping[str, Any] | None) -> Iterator[str]:
     yield ""
 
 
-def serving_tables(serving: Mapping[str, Any] | None) -> Iterator[str]:
+def serving_tables(serving: Mapping[str, Any] | None, plot: str) -> Iterator[str]:
     if serving is None:
         return
     yield (
         f"`alexdeploy serve {serving['model']}` on {serving['num_files']} photographs, medians of "
-        f"{serving['num_rounds']} rounds{_loads(serving)}. CPU milliseconds an image, by the system's accounting, with "
+        f"{serving['num_rounds']} rounds{loads(serving)}. CPU milliseconds an image, by the system's accounting, with "
         f"{serving['num_clients'][0]} clients, and of the engine and, for files, the decoder alone, on batches of the "
         "sizes that the server had:"
     )
@@ -215,7 +148,7 @@ def serving_tables(serving: Mapping[str, Any] | None) -> Iterator[str]:
         kind, _, views = name.partition(" ")
         share = median_ratio(rates, serving["rates"][f"predict {views}"])
         spread = f"{_number(min(rates))} to {_number(max(rates))}"
-        yield f"| {RATE_NAMES[kind]}, {views_name(views)} | {_rate(rates)} | {spread} | {share:.2f} |"
+        yield f"| {RATE_NAMES[kind]}, {views_name(views)} | {rate(rates)} | {spread} | {share:.2f} |"
     yield ""
     yield (
         "Latency of requests with a file that come at random times, counted from the time at which they were due, at "
@@ -227,7 +160,7 @@ def serving_tables(serving: Mapping[str, Any] | None) -> Iterator[str]:
             refused = 1 - found["statuses"].get("200", 0) / sum(found["statuses"].values())
             cells = f"{_number(found['requests_per_second'])} | {found['p50_ms']:.1f} | {found['p99_ms']:.1f}"
             yield f"| {views_name(views)} | {float(share):.0%} | {cells} | {refused:.1%} |"
-    yield from ("", f"![Latency against the requests that come]({LATENCY_PLOT})", "")
+    yield from ("", f"![Latency against the requests that come]({plot})", "")
 
 
 def endurance_table(endurance: Mapping[str, Any] | None) -> Iterator[str]:
@@ -235,7 +168,7 @@ def endurance_table(endurance: Mapping[str, Any] | None) -> Iterator[str]:
         return
     overload, long, killed = endurance["overload"], endurance["long"], endurance["killed"]
     restarts = endurance["restart_seconds"]
-    yield f"`alexdeploy serve {endurance['model']}` with one view, requests with a file each{_loads(endurance)}:"
+    yield f"`alexdeploy serve {endurance['model']}` with one view, requests with a file each{loads(endurance)}:"
     yield from ("", "| | answers | latency | MB |", "|---|---|---|---|")
     asked = (
         f"{_number(overload['requests_per_second'])} requests/s for {overload['seconds']:.0f} s, twice the throughput"
@@ -262,7 +195,7 @@ def triton_table(triton: Mapping[str, Any] | None) -> Iterator[str]:
     yield (
         f"`alexdeploy serve {triton['model']} --backend onnxruntime`, and nvidia-pytriton {triton['version']} with "
         "the same graph in ONNX Runtime in its Python backend: CPU milliseconds for a request with the pixels of one "
-        f"image, medians of {triton['num_rounds']} rounds{_loads(triton)}:"
+        f"image, medians of {triton['num_rounds']} rounds{loads(triton)}:"
     )
     yield from ("", "| clients | serve | least to most | Triton | least to most | ratio |", "|---|---|---|---|---|---|")
     costs = triton["server_ms"]
@@ -287,10 +220,10 @@ def _compared(part: Mapping[str, Any], name: str, rates: list[float], base: str)
     """Cells: the rate, its spread, the memory, and the ratio to `base`."""
     ratio = f"{median_ratio(rates, part['rates'][base]):.2f}"
     spread = f"{_number(min(rates))} to {_number(max(rates))}"
-    return f"{_rate(rates)} | {spread} | {_megabytes([part['peak_bytes'][name]])} | {ratio}"
+    return f"{rate(rates)} | {spread} | {_megabytes([part['peak_bytes'][name]])} | {ratio}"
 
 
-def _rate(rates: list[float]) -> str:
+def rate(rates: list[float]) -> str:
     return _number(statistics.median(rates))
 
 
@@ -303,7 +236,7 @@ def _megabytes(peaks: list[int | None]) -> str:
     return f"{statistics.median(known) / 1e6:,.0f}" if known else ""
 
 
-def _loads(part: Mapping[str, Any]) -> str:
+def loads(part: Mapping[str, Any]) -> str:
     """The load averages before the whole run, and after the part."""
     before, after = part["machine"]["load_start"], part["machine"]["load_end"]
     return "" if before is None else f" (load {before:.1f} before anything ran, {after:.1f} with its own work)"

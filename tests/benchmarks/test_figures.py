@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.process import median_ratio, take_turns
-from benchmarks.report import BEGIN, END, markdown, write_block
-from benchmarks.results import read_parts
+from benchmarks.report import BEGIN, END, markdown, page, write_block
+from benchmarks.results import read_machines
 from benchmarks.startup import SCRIPT
 from benchmarks.targets import bars, round_bounds
 
@@ -57,11 +57,11 @@ def _results(inputs: dict[str, list[float]]) -> dict[str, Any]:
 
 def test_a_bar_is_met_or_missed_by_what_was_found() -> None:
     found = {bar.name: bar for bar in bars(_results({"100": [0.10], "1000": [0.105], "10000": [0.112]}))}
-    times = found["FP32, files to rows, times ONNX Runtime in FP32, crops stacked in NumPy"]
+    times = found["FP32, 10 views, files to rows, times ONNX Runtime in FP32, crops stacked in NumPy"]
     assert (times.found, times.is_met) == (pytest.approx(27 / 14), True)
-    bound = found["FP32, files to rows, share of the bound"]
+    bound = found["FP32, 10 views, files to rows, share of the bound"]
     assert (bound.found, bound.is_met) == (pytest.approx(0.99), True)
-    engine = found["FP32, engine alone, share of benchmark_app"]
+    engine = found["FP32, 10 views, engine alone, share of benchmark_app"]
     assert (engine.found, engine.is_met) == (pytest.approx(30 / 31), False)
     cost = found["cost of an image, dearest over cheapest number of inputs"]
     assert (cost.found, cost.is_met) == (pytest.approx(1.12), False)
@@ -101,22 +101,39 @@ def test_parts_of_other_versions_are_told_apart_with_their_own_load() -> None:
 
 
 def test_only_what_is_between_the_markers_of_a_page_is_written(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
-    write_block(page, "new\n")
-    assert page.read_text(encoding="utf-8") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+    target = tmp_path / "page.md"
+    target.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    write_block(target, "new\n")
+    assert target.read_text(encoding="utf-8") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
 
 
 @pytest.mark.parametrize("content", ["no markers", f"{END}\n{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
 def test_a_page_without_the_markers_is_not_touched(tmp_path: Path, content: str) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(content, encoding="utf-8")
+    target = tmp_path / "page.md"
+    target.write_text(content, encoding="utf-8")
     with pytest.raises(SystemExit, match="markers"):
-        write_block(page, "new\n")
-    assert page.read_text(encoding="utf-8") == content
+        write_block(target, "new\n")
+    assert target.read_text(encoding="utf-8") == content
 
 
-def test_the_page_says_what_the_file_of_figures_says() -> None:
-    (figures,) = (ROOT / "benchmarks" / "results").glob("*.json")
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert page.split(BEGIN)[1].split(END)[0].strip() == markdown(read_parts(figures)).strip()
+def test_a_page_has_a_column_of_bars_and_a_section_for_each_machine() -> None:
+    def of(processor: str, *ours: float) -> dict[str, Any]:
+        facts = {"gpus": [], "processor": processor, "num_processors": 2, "versions": {}, "load_start": None}
+        part = {"date": "2026-01-01T", "commit": "abc1234", "command": "", "machine": facts | {"load_end": None}}
+        return {"startup": _startup(*ours) | part}
+
+    text = page({"a": of("A CPU", 0.6, 1.2, 0.6), "b": of("Another", 0.8, 1.4, 0.7)})
+    name = "FP32, one photograph from a cold process, times a bare OpenVINO script"
+    assert text.startswith("| bar | wanted | A CPU, 2 processors | Another, 2 processors |\n|---|---|---|---|\n")
+    assert f"| {name} | ≤ 1.3 | 1.20, met | 1.40, missed |\n" in text
+    first, second = text.split("### Another, 2 processors\n")
+    assert "### A CPU, 2 processors\n" in first
+    assert "| alexdeploy, FP32 | 0.60 |" in first
+    assert "| alexdeploy, FP32 | 0.80 |" in second
+
+
+def test_the_page_says_what_the_files_of_figures_say() -> None:
+    machines = read_machines(ROOT / "benchmarks" / "results")
+    assert machines
+    content = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert content.split(BEGIN)[1].split(END)[0].strip() == page(machines).strip()
