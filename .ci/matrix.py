@@ -239,7 +239,7 @@ def outcome_of(command: str, environment: Environment) -> tuple[str, bool]:
     return f"{name} (exit {code}, as it should)" if code else name, True
 
 
-def run_cell(python: str, extra: str, packages: Packages, material: Path, log: Path) -> Result:
+def run_cell(python: str, extra: str, packages: Packages, installer: str, material: Path, log: Path) -> Result:
     """Make one environment, run its commands, delete it."""
     case, start = CASES.get(extra, Case()), time.monotonic()
     wanted = {"base": [], "everything": [name for name in packages.extras if name != "gpu"]}.get(extra, [extra])
@@ -249,7 +249,7 @@ def run_cell(python: str, extra: str, packages: Packages, material: Path, log: P
 
         def install(extras: list[str]) -> bool:
             target = f"{packages.wheel}[{','.join(extras)}]" if extras else str(packages.wheel)
-            code, text = environment.run(f"pip install --quiet --disable-pip-version-check '{target}'")
+            code, text = environment.run(f"{installer} '{target}'")
             if code:
                 outcomes.append((f"pip install FAILED: {text.strip().splitlines()[-1][:200]}", False))
             return code == 0
@@ -282,6 +282,11 @@ def main() -> int:
         "--extras", default="base", help="base, names of extras, everything; all: each of these, but gpu"
     )
     about.add_argument("--dist", type=Path, help="folder with wheel and sdist; default: built from HEAD by .ci/build")
+    about.add_argument(
+        "--installer",
+        default="pip install --quiet --disable-pip-version-check",
+        help='what installs; quicker: "uv pip install --quiet --python ../environment"',
+    )
     about.add_argument("--material", type=Path, help="folder for it, used as it is if it exists; default: temporary")
     about.add_argument(
         "--logs", type=Path, default=ROOT / "build/matrix", help="what the commands printed, a file a row"
@@ -307,7 +312,9 @@ def main() -> int:
                 print(f"| {python} | | | | | skipped: there is no such interpreter | |")
                 continue
             for extra in names:
-                result = run_cell(python, extra, packages, material, options.logs / f"{version}-{extra}.log")
+                result = run_cell(
+                    python, extra, packages, options.installer, material, options.logs / f"{version}-{extra}.log"
+                )
                 results.append(result)
                 print("| " + " | ".join((version, *result.row)) + " |", flush=True)
     return 0 if results and all(result.right for result in results) else 1
