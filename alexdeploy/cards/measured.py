@@ -74,6 +74,7 @@ class _Evaluation:
     """What is read of the document of `evaluate --json`."""
 
     format_version: int
+    model: str
     contract_sha256: str
     data: str
     num_images: int
@@ -117,7 +118,11 @@ def of_evaluation(
         data=base_name(found.data),
         num_images=found.num_images,
         num_broken=found.num_broken,
-        notes=tuple(note.replace(found.data, base_name(found.data)) for note in found.notes),
+        # Paths are of one machine.
+        notes=tuple(
+            note.replace(found.data, base_name(found.data)).replace(found.model, base_name(found.model))
+            for note in found.notes
+        ),
         versions=found.versions,
         machine=found.machine,
     )

@@ -37,35 +37,36 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def copy_file(source: Path, target: Path, sha256: str) -> None:
-    """Copy a file to disk. Raises StaleArtifactError if its content has not this hash, ModelError, OutputError."""
+    """Copy a file to disk, into a staged folder, whose errors say why it could not be written.
+
+    Raises ModelError if it cannot be read, StaleArtifactError if its content has not this hash.
+    """
     digest = hashlib.sha256()
-    try:
-        file = open_regular(source)
-    except OSError as exc:
-        raise ModelError(f"{source} cannot be read: {exc.strerror}") from exc
-    with file:
-        try:
-            with open(target, "wb") as copy:
-                while chunk := file.read(_CHUNK_BYTES):
-                    digest.update(chunk)
-                    copy.write(chunk)
-                copy.flush()
-                os.fsync(copy.fileno())
-        except OSError as exc:
-            raise output_error(target, exc) from exc
+    with open(target, "wb") as copy:
+        for chunk in _chunks(source):
+            digest.update(chunk)
+            copy.write(chunk)
+        copy.flush()
+        os.fsync(copy.fileno())
     if digest.hexdigest() != sha256:
         raise StaleArtifactError(f"{source} changed while it was copied", hint="Run the command again.")
 
 
-def write_file(target: Path, content: bytes) -> None:
-    """Write a file to disk. Raises OutputError."""
+def _chunks(path: Path) -> Iterator[bytes]:
     try:
-        with open(target, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with open_regular(path) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
     except OSError as exc:
-        raise output_error(target, exc) from exc
+        raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file to disk, into a staged folder."""
+    with open(target, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def publish(staged: Path, folder: ModelFolder) -> None:

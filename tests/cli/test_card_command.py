@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def test_wrong_use_is_a_usage_error_before_anything_is_written(run: Run, words: 
     assert (result.exit_code, result.stdout) == (2, "")
     assert told in result.stderr
     assert not Path("hub").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_a_disk_that_is_full_leaves_nothing_or_what_was_there(run: Run) -> None:
+    import resource
+
+    assert run("tiny", "--output", "there").exit_code == 0
+    before = {path: path.read_bytes() for path in Path("there").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores SIGXFSZ; the graph has more bytes than that.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        results = [run("tiny", "--output", "new"), run("tiny", "--output", "there", "--overwrite")]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for result, name in zip(results, ("new", "there"), strict=True):
+        assert (result.exit_code, f"{name} could not be written: File too large" in result.stderr) == (6, True)
+    assert {path: path.read_bytes() for path in Path("there").iterdir()} == before
+    assert not [path for path in Path().iterdir() if path.name.startswith((".", "new"))]
 
 
 def test_ctrl_c_in_the_evaluation_writes_no_card(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
