@@ -19,10 +19,6 @@ PAGES = [
     *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in GENERATED),
 ]
 
-WALKED = [
-    page for page in PAGES if page.name in ("README.md", "mathematics.md", "cookbook.md", "coming-from.md", "index.md")
-]
-
 RUN = ("sh", "console", "python")
 SHOWN = ("text", "toml", "json", "yaml", "dockerfile", "html", "xml", "ini", "sql", "c", "cpp", "java", "javascript")
 """Languages of blocks that are run, and of those that are only shown."""
@@ -42,7 +38,7 @@ SKIP_REASONS = {
 FOLDERS = ("empty", "without models")
 """What a page may begin with, other than all that the reader has: `<!-- folder: empty -->`."""
 
-_MARKS = ("skip", "output", "file", "exit code", "with", "folder")
+_MARKS = ("skip", "output", "file", "exit code", "with", "folder", "setup")
 
 
 class BlockError(Exception):

@@ -69,6 +69,9 @@ class Reader:
 
     def read(self, block: Block) -> None:
         """Run a block, write its file, or compare what was printed. Raises AssertionError that names the line."""
+        if "setup" in block.marks:
+            exit_code, printed = _shell(block.marks["setup"])
+            assert exit_code == 0, f"{block.place}: setup ended with {exit_code}:\n{printed}"
         if "file" in block.marks:
             path = Path(block.marks["file"])
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,7 @@ class Reader:
         elif block.language == "console":
             self._console(block)
         else:
-            commands = [block.source] if _COMPOUND.search(block.source) else _commands(block.source)
+            commands = [block.source] if _COMPOUND.search(block.source) else shell_commands(block.source)
             expected = [0] * (len(commands) - 1) + [int(block.marks.get("exit code", 0))]
             shown = [self._command(block, *each, is_terminal=False) for each in zip(commands, expected, strict=True)]
             self._printed = "".join(shown)
@@ -136,16 +139,7 @@ class Reader:
         quoted = re.sub(r"'[^']*'|\"[^\"$`]*\"", "", command.partition(" #")[0])
         if words[0] == "alexdeploy" and not _FOR_THE_SHELL.search(quoted):
             return _alexdeploy([*words[1:], *_quick(words), *added], is_terminal)
-        done = subprocess.run(
-            ["bash", "-e", "-o", "pipefail", "-c", command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        return done.returncode, done.stdout
+        return _shell(command)
 
     def _serve(self, words: list[str]) -> str:
         self._end_server()
@@ -169,6 +163,20 @@ class Reader:
             for documented, running in zip(_ADDRESSES, found, strict=True):
                 text = text.replace(documented, running)
         return text
+
+
+def _shell(command: str) -> tuple[int, str]:
+    """A command in a shell of its own: its exit code, and what it prints."""
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return done.returncode, done.stdout
 
 
 class _Streams:
@@ -219,12 +227,12 @@ def _alexdeploy(words: Sequence[str], is_terminal: bool) -> tuple[int, str]:
 
 def _quick(words: Sequence[str]) -> tuple[str, ...]:
     added = QUICK.get(words[1], ()) if len(words) > 1 else ()
-    if words[1:2] == ["train"] and not {"--pretrained", "--resume", "-h", "--help"} & set(words):
+    if words[1:2] == ["train"] and not {"--pretrained", "-h", "--help"} & set(words):
         return (*added, *_NARROW)
     return added
 
 
-def _commands(source: str) -> list[str]:
+def shell_commands(source: str) -> list[str]:
     """The commands of a shell block: a line each, with the lines that a backslash continues."""
     return [command for command in re.findall(r"(?:.*\\\n)*.+", source) if shlex.split(command, comments=True)]
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import shlex
 import shutil
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from blocks import PAGES, ROOT, SHOWN, WALKED, blocks_of, indented_blocks
-from reader import Reader
+import typer.main
+from blocks import PAGES, ROOT, SHOWN, Block, blocks_of, indented_blocks
+from reader import Reader, shell_commands
 from readers_folder import write_folder
+
+from alexdeploy.cli import app
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the pages are for a POSIX shell")
-@pytest.mark.parametrize("page", WALKED, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_a_page_does_what_the_page_says(
     page: Path, home: Path, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +66,7 @@ def test_no_block_is_indented_instead_of_fenced(page: Path) -> None:
 
 def test_the_blocks_that_are_not_run_have_a_reason(record_property: pytest.RecordProperty) -> None:
     """blocks_of refuses any other reason; this counts them, for `pytest -rP -k reason` and reports."""
-    blocks = [block for page in WALKED for block in blocks_of(page)]
+    blocks = [block for page in PAGES for block in blocks_of(page)]
     skipped = Counter(block.skip_reason for block in blocks if block.skip_reason is not None)
     files = sum("file" in block.marks for block in blocks)
     run = Counter(block.language for block in blocks if block.is_run)
@@ -68,3 +75,22 @@ def test_the_blocks_that_are_not_run_have_a_reason(record_property: pytest.Recor
     print(f"{skipped.total()} skipped: {', '.join(f'{number} {reason}' for reason, number in skipped.most_common())}")
     record_property("blocks_run", run.total())
     assert run.total() > skipped.total()
+
+
+def test_commands_that_are_not_run_are_parsed_without_an_error() -> None:
+    known: Any = typer.main.get_command(app.app)
+    for block in (block for page in PAGES for block in blocks_of(page)):
+        if block.skip_reason is None or block.skip_reason == "is an outline":
+            continue
+        if block.language == "python":
+            compile(block.source, str(block.page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for name, *words in alexdeploy_commands(block):
+            assert name in known.commands, f"{block.place}: there is no command {name}"
+            known.commands[name].make_context(name, words)
+
+
+def alexdeploy_commands(block: Block) -> list[list[str]]:
+    """The words after each `alexdeploy` of a block: a command and what it gets."""
+    lines = shell_commands(block.source) if block.language in ("sh", "console") else []
+    parts = (re.split(r"\balexdeploy +(?=[a-z])", line, maxsplit=1)[1:] for line in lines)
+    return [shlex.split(re.split(r" (?:&&|[|<>;]) ", rest)[0], comments=True) for part in parts for rest in part]
