@@ -233,8 +233,8 @@ def _quick(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def shell_commands(source: str) -> list[str]:
-    """The commands of a shell block: a line each, with the lines that a backslash continues."""
-    return [command for command in re.findall(r"(?:.*\\\n)*.+", source) if shlex.split(command, comments=True)]
+    """The commands of a shell block: a line each, joined with the lines that a backslash continues."""
+    return [line for line in source.replace("\\\n", " ").split("\n") if shlex.split(line, comments=True)]
 
 
 def _is_pip(words: Sequence[str]) -> bool:
