@@ -27,7 +27,7 @@ from alexdeploy.cli.options import (
     precisions_option,
     view_counts,
 )
-from alexdeploy.core.errors import UsageError
+from alexdeploy.core.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.core.model_folder import ModelFolder
@@ -101,7 +101,8 @@ def card(
     """Write a model with its model card and its bill of materials, as a repository of the Hugging Face Hub.
 
     The card has what is recorded of the model, and errors with their 95 % intervals: of --images or --evaluation, or
-    what training recorded. `alexdeploy import DIR` reads such a folder. Nothing is uploaded.
+    what training recorded. `alexdeploy import DIR` reads such a folder. Nothing is uploaded. An image that cannot be
+    read counts as wrong, and the command then ends with exit code 3.
     """
     from alexdeploy.cards.card import CardOptions, check_directory, write_card
     from alexdeploy.evaluation.evaluate import EvaluateOptions
@@ -144,6 +145,8 @@ def card(
     origin = {"evaluation": "of the evaluation", "training": "that training recorded"}
     errors = origin.get(written.measured_on or "", "are not recorded; measure them: --images DATA")
     out.note(f"wrote {written.path}: {out.count(len(written.files), 'file')}; errors {errors}")
+    if found is not None and not isinstance(found, Path) and found.num_broken:
+        raise typer.Exit(InputError.exit_code)
 
 
 def _precisions(folder: ModelFolder, text: str | None) -> tuple[Precision, ...]:

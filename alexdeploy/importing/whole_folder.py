@@ -30,10 +30,14 @@ _HEAD_BYTES = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WholeModel:
-    """A model folder that is complete and undamaged: its spec, and the SHA-256 of each of its files, by name."""
+    """A model folder that is undamaged: its spec, and the SHA-256 of each of its files, by name.
+
+    `absent` are the files of the bill of materials that are not there, as after a download of some of them.
+    """
 
     spec: ModelSpec
     hashes: dict[str, str]
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +77,8 @@ def check_whole(folder: ModelFolder) -> WholeModel:
         _refuse_placeholder(path)
     # Hashed before reading: a change in between is found when the file is copied.
     hashes = {path.name: sha256_file(path) for path in files}
-    for name, expected in _billed(folder).items():
+    billed = _billed(folder)
+    for name, expected in billed.items():
         if hashes.get(name, expected) != expected:
             raise StaleArtifactError(
                 f"SHA-256 mismatch: {folder.path / name} {hashes[name][:12]}, recorded {expected[:12]} in {BILL_NAME}"
@@ -85,7 +90,7 @@ def check_whole(folder: ModelFolder) -> WholeModel:
     if not num_graphs and not folder.weights_path.is_file():
         raise ModelError(f"{folder.path} has neither {folder.weights_path.name} nor a graph")
     read_backend_checks(folder)
-    return WholeModel(spec=spec, hashes=hashes)
+    return WholeModel(spec=spec, hashes=hashes, absent=tuple(name for name in billed if name not in hashes))
 
 
 def import_folder(
@@ -114,6 +119,8 @@ def import_folder(
         for file, sha256 in whole.hashes.items():
             copy_file(source / file, staged / file, sha256)
         publish(staged, folder)
+    if whole.absent:
+        on_warning(f"{source} has not all files that {BILL_NAME} lists; not there: {', '.join(whole.absent)}")
     if (note := _left_out(given)) is not None:
         on_warning(note)
     return folder

@@ -303,6 +303,13 @@ def test_a_card_is_imported_again_and_a_damaged_one_refused(tiny: ModelFolder) -
     assert {path.name for path in back.path.iterdir()} == {
         path.name for path in folder.iterdir() if path.name not in ("README.md", ".gitattributes", BILL_NAME)
     }
+    (folder / "model.fp16.onnx").unlink()
+    (folder / "model.fp16.onnx.sha256").unlink()
+    shutil.rmtree(back.path)
+    told: list[str] = []
+    import_model(folder, on_warning=told.append)
+    assert len(told) == 1
+    assert told[0].endswith("not there: model.fp16.onnx, model.fp16.onnx.sha256")
     # No other record has the hash of this file.
     (folder / "backends.json").write_text("[]")
     shutil.rmtree(back.path)

@@ -37,6 +37,10 @@ def test_a_card_with_the_errors_of_every_graph_and_backend(run: Run, program: Ru
         assert f"| `{way['backend']}` | {cells}" in text
         assert f"| `onnxruntime` | {cells}" in text
     Path("result.json").write_text(measured.stdout)
+    Path("labelled/class-0/broken.jpg").write_bytes(b"no image")
+    broken = run("tiny", "--images", "labelled", "--views", "1", "--precision", "fp32", "--output", "broken")
+    assert broken.exit_code == 3
+    assert "of which 1 could not be read" in Path("broken/README.md").read_text()
     assert run("--evaluation", "result.json", "--output", "other", "--license", "mit").exit_code == 0
     assert 'license: "mit"\n' in Path("other/README.md").read_text()
 
