@@ -97,6 +97,35 @@ def test_a_file_that_was_written_just_now_is_not_remembered(
     assert not (cache / "hashes" / "sha256.json").exists()
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_and_change(path: Path) -> str:
+        found = sha256_file(path)
+        path.write_bytes(CONTENT[1:] + b"x")
+        return found
+
+    before = sha256_file(file)
+    monkeypatch.setattr(hashes, "sha256_file", read_and_change)
+    assert remembered_sha256(file) == before
+    assert not (cache / "hashes" / "sha256.json").exists()
+    monkeypatch.setattr(hashes, "sha256_file", sha256_file)
+    assert remembered_sha256(file) == sha256_file(file) != before
+
+
+def test_a_file_that_goes_away_while_it_is_read_has_the_hash_that_it_had(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_and_remove(path: Path) -> str:
+        found = sha256_file(path)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(hashes, "sha256_file", read_and_remove)
+    assert len(remembered_sha256(file)) == 64
+    assert not (cache / "hashes" / "sha256.json").exists()
+
+
 def test_where_ctime_is_not_that_of_the_last_change_every_file_is_read(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
