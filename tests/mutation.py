@@ -82,6 +82,8 @@ def run_mutants(name: str, module: Module) -> Counter[str]:
         "pytest_add_cli_args": ["-p", "no:cacheprovider"],
         # Tests start threads of OpenVINO and ONNX Runtime, which do not survive a fork.
         "process_isolation": "forkserver",
+        # Times 15: on a busy machine a test may wait for minutes.
+        "timeout_constant": 20.0,
         "use_git_change_detection": False,
         "track_dependencies": False,
     }
@@ -128,6 +130,8 @@ def run_mutants(name: str, module: Module) -> Counter[str]:
 
 def main(names: list[str]) -> None:
     """Print a row of docs/testing.md's table for each module."""
+    if unknown := set(names) - set(MODULES):
+        raise SystemExit(f"no module is called {', '.join(sorted(unknown))}; expected some of {', '.join(MODULES)}")
     print("| module | mutants | run | killed | survived | not reached by these tests | score |")
     print("|---|---|---|---|---|---|---|")
     for name in names or MODULES:
