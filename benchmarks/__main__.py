@@ -6,9 +6,10 @@
 Parts: peers (throughput of ten views against OpenVINO tuned by hand, with NNCF's INT8, against ONNX Runtime, PyTorch, a
 DataLoader as timm has it, and benchmark_app), one-view (the same with one view), answers (how many differ from FP32's,
 of ours and of those, by each --judge on --judge-images; left out without --calibrate), inputs (100 to 10,000), batches
-(1 to 64 images), sizes (thumbnails, photographs, the same enlarged to 24 megapixels), decisions (do those get the class
-that decoding in full gives), startup (one photograph from a cold process, against a bare OpenVINO script), loader
-(training's pixels from --train-images and from packed sets of them; left out without that), training (a step against a
+(1 to 64 images), sizes (thumbnails, photographs, the same enlarged to 24 megapixels), storage (one view from files,
+smaller files and packed sets), decisions (do the enlarged get the class that decoding in full gives), startup (one
+photograph from a cold process, against a bare OpenVINO script), loader (training's pixels from --train-images and from
+packed sets of them; left out without that), training (a step against a
 plain loop), serving (a server's costs beside decoding and the engine, its throughput, its latencies), endurance (a
 server with twice the requests it can answer, 100,000 of them, a replica killed, the server killed), triton (a server's
 cost against Triton's; left out without --triton). What needs a package that is not installed is left out; NNCF's is
@@ -77,6 +78,7 @@ from benchmarks.report import check_page, markdown, page, write_block
 from benchmarks.results import Work, command_line, measure, read_machines, read_parts
 from benchmarks.serving import ServingOptions, measure_serving
 from benchmarks.startup import StartupOptions, cpu_precisions, measure_startup
+from benchmarks.storage import measure_storage
 from benchmarks.subjects import Setup
 from benchmarks.targets import bars
 from benchmarks.training import TrainingOptions, measure_loader, measure_training
@@ -84,12 +86,12 @@ from benchmarks.training import TrainingOptions, measure_loader, measure_trainin
 Say = Callable[[str], None]
 
 _OF_FOLDER = (
-    *("peers", "one-view", "answers", "inputs", "batches", "sizes", "decisions"),
+    *("peers", "one-view", "answers", "inputs", "batches", "sizes", "storage", "decisions"),
     *("startup", "serving", "endurance", "triton"),
 )
 """The parts that need a model folder and photographs."""
 
-_OF_ENGINES = ("peers", "inputs", "batches", "sizes")
+_OF_ENGINES = ("peers", "inputs", "batches", "sizes", "storage")
 """Of those, what runs on a GPU where there is one."""
 
 _OF_FULL_NETWORK = set(_OF_FOLDER) - {"answers", "serving", "endurance", "triton"}
@@ -268,6 +270,7 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
         "inputs": lambda: measure_inputs(folder, growth, say),
         "batches": lambda: measure_batches(folder, growth, say),
         "sizes": lambda: measure_sizes(folder, workspace, growth, say),
+        "storage": lambda: measure_storage(folder, workspace, growth, say),
         "decisions": lambda: measure_decisions(judge, judged, "fp32", say),
     }
     if device == "cpu":

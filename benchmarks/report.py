@@ -18,6 +18,7 @@ from benchmarks.tables import (
     size_table,
     startup_table,
     step_table,
+    storage_table,
     triton_table,
 )
 from benchmarks.targets import Bar, bars_of_parts
@@ -49,6 +50,7 @@ def tables(results: Mapping[str, Any], plot: str) -> Iterator[str]:
     yield from input_table(results.get("inputs"))
     yield from batch_table(results.get("batches"))
     yield from size_table(results.get("sizes"), results.get("decisions"))
+    yield from storage_table(results.get("storage"))
     yield from startup_table(results.get("startup"))
     yield from loader_table(results.get("loader"))
     yield from step_table(results.get("training"))

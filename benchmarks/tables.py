@@ -72,6 +72,21 @@ def size_table(sizes: Mapping[str, Any] | None, decisions: Mapping[str, Any] | N
         yield ""
 
 
+def storage_table(storage: Mapping[str, Any] | None) -> Iterator[str]:
+    if storage is None:
+        return
+    yield (
+        f"One view from {storage['num_files']} photographs in {PRECISION_NAMES[storage['precision']]}, by how they are "
+        f"stored, files to rows, medians of {storage['num_rounds']} rounds{loads(storage)}:"
+    )
+    yield from ("", "| | kB an image | images/s | least to most | times the files |", "|---|---|---|---|---|")
+    for name, found in storage["rates"].items():
+        size = storage["bytes"][name] / storage["num_files"] / 1e3
+        cells = f"{rate(found)} | {_number(min(found))} to {_number(max(found))}"
+        yield f"| {name} | {size:,.0f} | {cells} | {median_ratio(found, storage['rates']['files as they are']):.2f} |"
+    yield ""
+
+
 def startup_table(startup: Mapping[str, Any] | None) -> Iterator[str]:
     if startup is None:
         return

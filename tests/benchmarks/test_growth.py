@@ -25,6 +25,7 @@ from benchmarks.process import Process
 from benchmarks.raw_tensorrt import ten_view_engine
 from benchmarks.report import markdown
 from benchmarks.results import FORMAT, code_version, measure, outdated, read_parts
+from benchmarks.storage import measure_storage
 from benchmarks.subjects import Ask, Reply, Setup
 from benchmarks.training import TrainingOptions, draw, measure_loader
 
@@ -223,3 +224,19 @@ def test_a_missing_engine_is_told_with_the_command_that_builds_it(tiny_model: Mo
 def test_another_network_than_that_of_the_peers_is_refused(tiny_model: ModelFolder) -> None:
     with pytest.raises(SystemExit, match="not the network of the recipe alexnet"):
         check_model(tiny_model)
+
+
+def test_one_view_is_measured_from_each_way_to_store_the_same_photographs(
+    tiny_model: ModelFolder, tmp_path: Path
+) -> None:
+    files = tuple(sorted(map(str, write_pictures(tmp_path / "pictures", 4).iterdir())))
+    options = GrowthOptions(files=files, precision="fp32", num_rounds=1)
+    part = measure_storage(tiny_model, tmp_path, options, silent)
+    assert min(min(rates) for rates in part["rates"].values()) > 0
+    # 256 x 256 x 3 bytes an image.
+    assert part["bytes"]["packed"] == 4 * 196_608
+    assert part["bytes"]["files as they are"] == sum(Path(file).stat().st_size for file in files)
+    origin = {"date": "2026-01-01", "commit": "abc1234", "command": "", "machine": MACHINE}
+    part["rates"]["packed"] = [2 * part["rates"]["files as they are"][0]]
+    lines = markdown({"storage": part | origin}).splitlines()
+    assert next(line for line in lines if line.startswith("| packed | 197 |")).endswith("| 2.00 |")
