@@ -8,9 +8,12 @@ GPU_MODELS ?= build/gpu-models
 GPU_OPTIONS ?=
 BENCH_OPTIONS ?=
 MUTATE ?=
+DOCKER ?= docker
+TARGET ?= cpu
+IMAGE_OPTIONS ?=
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo test coverage mutate test-gpu gpu-models check lint docs constraints bench clean
+.PHONY: help setup demo test coverage mutate test-gpu gpu-models check lint docs constraints bench image clean
 
 help:
 	@echo "make demo    set up, then train, export and predict in $(DEMO)/ and show the result"
@@ -25,6 +28,7 @@ help:
 	@echo "make constraints  write constraints.txt again, with the newest versions"
 	@echo "make bench   compare with other software and measure scaling, for half an hour; the loader of"
 	@echo "             training too: BENCH_OPTIONS='--train-images DIR'; all options: python -m benchmarks --help"
+	@echo "make image   build the container image alexdeploy:$(TARGET); TARGET=gpu, TARGET=train: docs/containers.md"
 	@echo "make clean   remove .venv and $(DEMO)/"
 
 setup: $(READY)
@@ -98,6 +102,11 @@ constraints: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)
+
+image:
+	$(DOCKER) build --target $(TARGET) --tag alexdeploy:$(TARGET) $(IMAGE_OPTIONS) \
+		--build-arg VERSION="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' alexdeploy/core/version.py)" \
+		--build-arg REVISION="$$(git rev-parse HEAD)" .
 
 clean:
 	rm -rf $(VENV) $(DEMO)

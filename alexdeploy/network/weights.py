@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -55,10 +56,15 @@ def check_origin(folder: ModelFolder, spec: ModelSpec, hash_file: Callable[[Path
     """
     path = folder.weights_path
     try:
-        # Reads only the header, and checks that header and tensors fill the file.
         check_regular(path)
+        # To safetensors, a file that it may not open does not exist.
+        path.open("rb").close()
+        # Reads only the header, and checks that header and tensors fill the file.
         with safetensors.safe_open(path, framework="numpy") as file:
             contract = (file.metadata() or {}).get(CONTRACT_KEY)
+    except PermissionError as exc:
+        readable = f"Let the user of this process read it: chmod a+r {shlex.quote(str(path))}"
+        raise ModelError(f"{path} cannot be read: {exc.strerror}", hint=readable) from exc
     except (OSError, safetensors.SafetensorError) as exc:
         raise ModelError(f"{path} is damaged: {first_line(exc)}", hint=_restore(folder)) from exc
     found, recorded = hash_file(path), spec.recorded_weights

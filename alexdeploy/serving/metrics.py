@@ -39,6 +39,9 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 _STAGES = ("queue", "decode", "compute", "total")
 
+_ALARMING = ("busy", "internal")
+"""Errors that are counted from 0 for every model: a counter that begins at 1 has no increase for Prometheus."""
+
 
 class Metrics:
     """The metrics of one server. Recording is safe for any thread."""
@@ -90,6 +93,9 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus's text format, of CONTENT_TYPE."""
+        for model in self._repository.models:
+            for kind in _ALARMING:
+                self._errors.labels(model.name, kind)
         return generate_latest(self._registry)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -82,6 +83,19 @@ def test_weights_that_were_cut_off_are_refused_by_name(tiny_model: ModelFolder, 
     with pytest.raises(ModelError, match=r"weights\.safetensors is damaged") as caught:
         read(tiny_model)
     assert "Restore weights.safetensors" in str(caught.value.hint)
+
+
+@readers
+def test_weights_that_another_user_keeps_to_himself_are_not_said_to_be_damaged(
+    tiny_model: ModelFolder, read: Reader
+) -> None:
+    # As in a container whose user is not the one who trained.
+    tiny_model.weights_path.chmod(0)
+    if os.access(tiny_model.weights_path, os.R_OK):
+        pytest.skip("root may read everything")
+    with pytest.raises(ModelError, match=r"weights\.safetensors cannot be read: Permission denied") as caught:
+        read(tiny_model)
+    assert "chmod a+r" in str(caught.value.hint)
 
 
 @readers

@@ -72,6 +72,8 @@ def test_requests_are_counted_by_status_and_their_times_by_stage(tiny_model: Mod
     assert value(found, "alexdeploy_requests_total", model="", protocol="http", status="404") == 5
     assert value(found, "alexdeploy_errors_total", model="tiny", kind="busy") == 1
     assert value(found, "alexdeploy_errors_total", model="", kind="not_found") == 5
+    # The first failure is an increase only if there was a 0 before.
+    assert value(found, "alexdeploy_errors_total", model="tiny", kind="internal") == 0
     sums = {"queue": 0.008, "decode": 0.012, "compute": 0.16, "total": 2.138}
     for stage, seconds in sums.items():
         assert value(found, "alexdeploy_request_seconds_count", model="tiny", stage=stage) == 4
