@@ -17,7 +17,7 @@ from alexdeploy import ModelFolder
 from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews, is_installed
 from benchmarks.network import calibrate_anew, check_preprocessing
-from benchmarks.nncf_graph import PRESETS, is_nncf_here, quantize, write_calibration
+from benchmarks.nncf_graph import PRESETS, is_nncf_here, nncf_version, quantize, write_calibration
 from benchmarks.process import Process
 from benchmarks.subjects import Answer, Ask, Setup
 
@@ -59,7 +59,7 @@ def measure_answers(
             labels = [label for label, _ in answers["alexdeploy fp32"]]
             views[str(num_views)] = compare(answers, true_classes(folder, options.files), labels)
         models[name] = {"num_classes": len(folder.spec().classes), "views": views}
-    return {"num_files": len(options.files), "models": models}
+    return {"num_files": len(options.files), "nncf": nncf_version(), "models": models}
 
 
 def _sides(folder: ModelFolder, workspace: Path, options: AnswerOptions, say: Say) -> dict[str, Setup]:

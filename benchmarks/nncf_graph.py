@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -22,6 +23,10 @@ PRESETS = ("performance", "mixed")
 
 def is_nncf_here() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("nncf", "openvino"))
+
+
+def nncf_version() -> str | None:
+    return importlib.metadata.version("nncf") if is_nncf_here() else None
 
 
 def write_calibration(folder: ModelFolder, images: str, path: Path) -> Path:

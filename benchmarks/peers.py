@@ -23,7 +23,7 @@ from alexdeploy.core.spec import Precision
 from alexdeploy.engines.base import NumViews, is_installed
 from benchmarks import benchmark_app, raw_tensorrt
 from benchmarks.network import export_decomposed, write_deployed
-from benchmarks.nncf_graph import PRESETS, is_nncf_here, quantize, write_calibration
+from benchmarks.nncf_graph import PRESETS, is_nncf_here, nncf_version, quantize, write_calibration
 from benchmarks.photographs import write_batch, write_squares
 from benchmarks.process import Process, take_turns
 from benchmarks.subjects import Answer, Ask, Reply, Setup
@@ -108,6 +108,7 @@ def measure_peers(folder: ModelFolder, workspace: Path, options: PeerOptions, sa
             "num_views": options.num_views,
             "batch_size": BATCH_SIZE,
             "device": options.device,
+            "nncf": nncf_version(),
             "tuning": tuning,
             "chosen": chosen,
             # Where a peer is slower in the rounds than it was as it was tuned, its ratio tells less.
