@@ -13,12 +13,17 @@ from pathlib import Path
 import pytest
 from colour import ColourEngine
 from helpers import TINY, make_model, write_pictures
+from hypothesis import settings
 from store_fixtures import bucket, impatient, web  # noqa: F401
 
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.quantize.quantize import Budget
+
+# On a busy machine an example may take longer than Hypothesis' 200 ms.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 # Some tests import ONNX Runtime themselves.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

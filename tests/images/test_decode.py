@@ -539,7 +539,7 @@ SMALL = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_damaged_bytes_give_an_image_or_an_image_error(data):
     file = bytearray(data.draw(st.sampled_from(SMALL)))
@@ -554,7 +554,7 @@ def test_damaged_bytes_give_an_image_or_an_image_error(data):
     assert (pixels.shape, pixels.dtype) == ((256, 256, 3), np.uint8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_an_image_or_an_image_error(data):
     with contextlib.suppress(ImageError):

@@ -20,7 +20,7 @@ def _squared_error(values: np.ndarray, threshold: float) -> float:
     return float(np.mean((np.clip(np.rint(values / scale), -127, 127) * scale - values) ** 2))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 50))
 def test_counts_do_not_depend_on_the_order_or_size_of_batches(seed: int, cut: int) -> None:
     rng = np.random.default_rng(seed)

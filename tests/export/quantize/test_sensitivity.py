@@ -64,7 +64,7 @@ errors_of_layers = st.lists(st.floats(0.01, 3.0), min_size=8, max_size=8).map(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(errors_of_layers, st.floats(0.05, 0.95))
 def test_where_errors_add_up_the_fastest_mixture_of_all_is_found(errors: dict[str, float], share: float) -> None:
     measure = _additive(errors)
@@ -74,7 +74,7 @@ def test_where_errors_add_up_the_fastest_mixture_of_all_is_found(errors: dict[st
     assert sum(MACS[name] for name in choice.keep) == _best_cost(measure, budget)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(errors_of_layers, st.floats(0.05, 0.95))
 def test_each_measurement_is_reported_and_the_number_expected_ends_as_what_there_were(
     errors: dict[str, float], share: float
@@ -98,7 +98,7 @@ def test_each_measurement_is_reported_and_the_number_expected_ends_as_what_there
     assert events[-1].drop == trials(events[-1].fp32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(errors_of_layers, st.floats(0.1, 0.9), st.integers(0, 1000))
 def test_where_they_do_not_what_is_found_holds_the_budget_with_few_measurements(
     errors: dict[str, float], share: float, seed: int
