@@ -198,7 +198,7 @@ def _parse_line(line: str, known: KnownClasses, place: str) -> tuple[str, int]:
     by_class = [(name, index) for name, text in splits if (index := known.find(text)) is not None]
     by_class = [choice for choice in by_class if is_image_name(choice[0])] or by_class
     name, text = splits[-1]
-    if by_class and (not _is_number(text) or by_class[0][0] != name):
+    if by_class and (not is_number(text) or by_class[0][0] != name):
         return by_class[0]
     return name, _index(text, known, place)
 
@@ -206,7 +206,7 @@ def _parse_line(line: str, known: KnownClasses, place: str) -> tuple[str, int]:
 def _index(text: str, known: KnownClasses, place: str) -> int:
     """The index of the class named `text` in a list; `text` may be the index itself."""
     found = known.find(text)
-    if not _is_number(text):
+    if not is_number(text):
         if found is not None:
             return found
         raise DataError(
@@ -239,9 +239,9 @@ def _index(text: str, known: KnownClasses, place: str) -> int:
 def _check_others(text: str, label: int, others: Sequence[str], known: KnownClasses, place: str) -> None:
     """Raise DataError if one column has the index of a class and another the name of another class."""
     for other in others:
-        if _is_number(text) == _is_number(other):
+        if is_number(text) == is_number(other):
             continue
-        index = int(other) if _is_number(other) else known.find(other)
+        index = int(other) if is_number(other) else known.find(other)
         if index is not None and index != label:
             raise DataError(
                 f"{place}: two columns give different labels: {printable_path(text)!r} is "
@@ -250,5 +250,6 @@ def _check_others(text: str, label: int, others: Sequence[str], known: KnownClas
             )
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a label is a number: one with more digits is an identifier."""
     return re.fullmatch(r"[0-9]{1,9}", text) is not None

@@ -20,7 +20,7 @@ from alexdeploy.images.folder import (
     check_fraction,
     split_examples,
 )
-from alexdeploy.images.label_list import LIST_FORM, label_texts, read_label_list
+from alexdeploy.images.label_list import LIST_FORM, is_number, label_texts, read_label_list
 from alexdeploy.images.listed import find_listed
 from alexdeploy.images.listing import MAX_FILE_BYTES, describe
 from alexdeploy.images.sources import printable_path, read_file
@@ -162,17 +162,18 @@ def _listed_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
     words = set(label_texts(path))
     for word in words:
         check_class_name(word, os.fspath(path))
-    if all(word.isascii() and word.isdigit() for word in words):
+    if all(map(is_number, words)):
         return _numbers(path, words)
     return tuple(sorted(words, key=os.fsencode))
 
 
 def _numbers(path: str | os.PathLike[str], words: Iterable[str]) -> tuple[str, ...]:
     found = {int(word) for word in words}
-    missing = sorted(set(range(max(found) + 1)) - found)
-    if missing:
+    # Labels may be identifiers up to 999,999,999, of which there are few.
+    missing = next((number for number in range(len(found)) if number not in found), None)
+    if missing is not None:
         raise DataError(
-            f"{os.fspath(path)}: labels go up to {max(found)} and no image has the label {missing[0]}; the first is 0.",
+            f"{os.fspath(path)}: labels go up to {max(found)} and no image has the label {missing}; the first is 0.",
             hint="List the classes, one per line, in the order of their numbers: --classes FILE",
         )
     return tuple(str(number) for number in range(max(found) + 1))

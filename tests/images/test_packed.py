@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,22 @@ def test_a_list_of_numbers_has_classes_of_that_many_unless_they_are_named(tmp_pa
     assert sorted(example.label for example in found.train) == [9] * 3 + [10] * 3
     assert sorted(example.label for example in found.val) == [9, 10]
     assert {example.path for example in (*found.train, *found.val)} == {example.path for example in data.train}
+
+
+def test_labels_that_are_identifiers_take_no_memory_for_those_between_them(tmp_path, data):
+    def classes_of(*labels: str) -> tuple[str, ...]:
+        lines = [f"{Path(path).relative_to(tmp_path / 'data')} {labels[label]}" for path, label, _ in data.train]
+        (tmp_path / "train.txt").write_text("\n".join(lines))
+        return from_lists(tmp_path / "data", tmp_path / "train.txt").classes
+
+    tracemalloc.start()
+    with pytest.raises(DataError, match="labels go up to 20000000 and no image has the label 1;"):
+        classes_of("0", "20000000")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    # With ten digits they are names.
+    assert classes_of("1678900001", "1678900000") == ("1678900000", "1678900001")
 
 
 def write_lists(folder: Path, **lists: list[str]) -> dict[str, Path]:
