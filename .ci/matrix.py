@@ -100,8 +100,6 @@ CASES = {
     ),
     "ray": Case(beside="cpu", more=("alexdeploy predict images/ --ray local -o parts/",), shows=("ray",)),
     "sbom": Case(beside="cpu", more=("alexdeploy doctor --sbom bill.cdx.json",), shows=("cyclonedx-bom",)),
-    # Without an engine, doctor has a problem to report.
-    "sbom": Case(empty=("5 wrote: alexdeploy doctor --sbom bill.json",), shows=("cyclonedx-bom",)),
     "serve": Case(beside="cpu", more=("serve",), shows=("starlette", "uvicorn", "grpcio", "tritonclient")),
     "dev": Case(empty=("pytest",), shows=("pytest", "ruff", "mypy")),
     "everything": Case(
