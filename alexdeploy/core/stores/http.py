@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import re
 import ssl
 import threading
 from collections import defaultdict
@@ -33,6 +34,9 @@ _MOST_REDIRECT_BYTES = 1 << 20
 _MOST_WAIT_SECONDS = 60.0
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})\b")
+"""What http.client says where a proxy refuses a connection to an HTTPS server."""
+
 _BROKEN = (OSError, http.client.HTTPException)
 _NAMED = (UnsuitableFileError, PassingError, FileNotFoundError, PermissionError)
 
@@ -153,7 +157,18 @@ class HttpStore:
 
 
 def _proxy_of(scheme: str, host: str) -> str | None:
-    return None if proxy_bypass(host) else getproxies().get(scheme)
+    """The URL of the proxy that the environment names for a host. Raises UnsuitableFileError if it is no HTTP proxy."""
+    proxy = None if proxy_bypass(host) else getproxies().get(scheme)
+    if not proxy:
+        return None
+    # Like curl: host:port is enough.
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    parts = urlsplit(proxy)
+    if parts.scheme.lower() != "http" or not parts.hostname:
+        raise UnsuitableFileError(
+            None, f"{scheme}_proxy names a proxy of the kind {parts.scheme}://; expected http://HOST:PORT"
+        )
+    return proxy
 
 
 @cache
@@ -258,6 +273,10 @@ def _passing(exc: Exception) -> OSError:
         return UnsuitableFileError(None, f"the server's certificate is not valid: {exc.verify_message}")
     if isinstance(exc, TimeoutError):
         return PassingError("no answer in time")
+    if tunnel := _TUNNEL.match(str(exc)):
+        status = int(tunnel[1])
+        text = f"the proxy answered {status} {http.client.responses.get(status, '')}".rstrip()
+        return PassingError(text) if status in _PASSING else UnsuitableFileError(None, text)
     if isinstance(exc, OSError) and exc.strerror:
         return PassingError(f"no connection: {exc.strerror.lower()}")
     # The text of others may have parts of what was sent.
