@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 from alexdeploy.cards.bill import bill_of_materials
 from alexdeploy.cards.facts import collect_facts
-from alexdeploy.cards.measured import of_evaluation, of_training
+from alexdeploy.cards.measured import Artifacts, of_evaluation, of_training
 from alexdeploy.cards.options import CardOptions as CardOptions
 from alexdeploy.cards.readme import readme
 from alexdeploy.core.arguments import check_argument
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.files import check_output, sha256_file
-from alexdeploy.core.model_folder import ModelFolder, find_model
+from alexdeploy.core.model_folder import VIEW_WORDS, ModelFolder, find_model
 from alexdeploy.core.reading import read_text
+from alexdeploy.core.spec import Precision, graph_precision
+from alexdeploy.engines.base import ENGINE_BACKENDS, Backend, can_run
+from alexdeploy.engines.trt.files import find_engines
 from alexdeploy.evaluation.results import Evaluation
 from alexdeploy.graphs.freshness import newer_weights
 from alexdeploy.importing.staging import copy_file, publish, staged_folder, write_file
-from alexdeploy.importing.whole_folder import BILL_NAME, check_whole
+from alexdeploy.importing.whole_folder import BILL_NAME, WholeModel, check_whole
 
 HUB_FOLDER = Path("hub")
 _LFS = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in ("*.npy", "*.onnx", "*.safetensors"))
@@ -62,11 +67,8 @@ def write_card(
     target = check_directory(folder, given, overwrite=options.overwrite)
     about = None if options.about is None else _read_about(os.fspath(options.about))
     whole = check_whole(folder)
-    if found is None:
-        measured = of_training(whole.spec)
-    else:
-        engines = {path.name: sha256_file(path) for path in sorted(folder.engines.glob("*.engine"))}
-        measured = of_evaluation(found, whole.spec, whole.hashes, engines)
+    spec, artifacts = whole.spec, _artifacts(folder, whole)
+    measured = of_training(spec) if found is None else of_evaluation(found, spec, artifacts)
     facts = collect_facts(folder, whole, measured)
     written = {
         "README.md": readme(facts, options, about).encode(),
@@ -83,7 +85,7 @@ def write_card(
         path=target.path,
         files=tuple(sorted((*whole.hashes, *written))),
         measured_on=None if measured is None else "training" if measured.by_training else "evaluation",
-        notes=tuple(_notes(folder, whole.spec.provenance.get("data"))),
+        notes=tuple(_notes(folder, spec.provenance.get("data"))),
     )
 
 
@@ -103,6 +105,22 @@ def check_directory(folder: ModelFolder, directory: str | None, *, overwrite: bo
             hint="Replace its files of the same names: --overwrite\nOr name another folder: --output DIR",
         )
     return ModelFolder(path)
+
+
+def _artifacts(folder: ModelFolder, whole: WholeModel) -> Artifacts:
+    """The SHA-256 of what each backend runs; of engines, only of those built from the files that are there."""
+    found: dict[tuple[str, str, int], set[str]] = {}
+    for backend, precision, num_views in product(get_args(Backend), get_args(Precision), VIEW_WORDS):
+        path = folder.weights_path if backend == "torch" else folder.onnx_path(graph_precision(precision))
+        if backend not in ENGINE_BACKENDS and can_run(backend, precision) and path.name in whole.hashes:
+            found[backend, precision, num_views] = {whole.hashes[path.name]}
+    networks = {*whole.hashes.values(), whole.spec.recorded_weights}
+    for path, record in find_engines(folder):
+        graph = whole.hashes.get(folder.onnx_path(record.precision).name, record.graph_sha256)
+        is_fresh = record.contract_sha256 == whole.spec.contract_sha256 and record.graph_sha256 == graph
+        if is_fresh and record.weights_sha256 in networks:
+            found.setdefault((record.backend, record.precision, record.num_views), set()).add(sha256_file(path))
+    return found
 
 
 def _read_about(path: str) -> str:

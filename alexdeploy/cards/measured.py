@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from alexdeploy.core.errors import ModelError, StaleArtifactError, UsageError
+from alexdeploy.core.metrics import paired_difference
 from alexdeploy.core.reading import MAX_DATA_BYTES, decode_json, read_regular
 from alexdeploy.core.spec import ModelSpec
-from alexdeploy.engines.base import ENGINE_BACKENDS
+from alexdeploy.core.stores.urls import is_url, printable_url
 from alexdeploy.evaluation.results import Evaluation, document
 from alexdeploy.evaluation.scoring import ErrorRate, error_rate
+
+NOT_RECORDED = "not recorded"
+
+Artifacts = Mapping[tuple[str, str, int], Set[str]]
+"""The SHA-256 of the files that a backend runs in a precision and with a number of views."""
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
 
@@ -39,6 +47,8 @@ class Difference:
     low_points: float
     high_points: float
     num_flips: int
+    right_to_wrong: int
+    wrong_to_right: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +83,7 @@ class Measured:
 class _Evaluation:
     """What is read of the document of `evaluate --json`."""
 
-    format_version: int
+    format_version: Literal[1]
     model: str
     contract_sha256: str
     data: str
@@ -86,13 +96,12 @@ class _Evaluation:
     interrupted: bool
 
 
-def of_evaluation(
-    evaluation: Evaluation | str, spec: ModelSpec, hashes: Mapping[str, str], engines: Mapping[str, str]
-) -> Measured:
+def of_evaluation(evaluation: Evaluation | str, spec: ModelSpec, artifacts: Artifacts) -> Measured:
     """The errors of an evaluation, or of a file with the document of one.
 
-    `hashes` and `engines` are the SHA-256 of the model's files and of its engine files. Raises UsageError for another
-    file or an interrupted evaluation, StaleArtifactError for that of another model or of other files.
+    `artifacts` are the files that the model has for each way to run it. Raises UsageError for another file, figures
+    that contradict each other, or an interrupted evaluation; StaleArtifactError for that of another model or of other
+    files.
     """
     found = _read(evaluation) if isinstance(evaluation, str) else _convert(document(evaluation))
     told = evaluation if isinstance(evaluation, str) else "the evaluation"
@@ -104,28 +113,77 @@ def of_evaluation(
             f"{spec.contract_sha256[:12]}",
             hint="Evaluate this model: alexdeploy evaluate DATA --json",
         )
-    for each in found.scores:
+    for index, each in enumerate(found.scores):
         way, artifact = each.configuration, each.artifact or ""
-        is_engine = any(backend in ENGINE_BACKENDS for backend in way.backend.split("+"))
-        known = {*hashes.values(), *(engines.values() if is_engine else ())}
-        if not set(artifact.split("+")) <= known:
+        if not _is_run_by(way, set(artifact.split("+")), artifacts):
             raise StaleArtifactError(
-                f"{told} has {way} of a file that the model does not have: {artifact[:12]}",
+                f"{told} has {way} of a file that the model does not have for it: {artifact[:12]}",
                 hint="Evaluate the model as it is now: alexdeploy evaluate DATA --json",
             )
+        if not _agrees(each, found.scores[:index], found):
+            raise UsageError(
+                f"{told} was changed: the figures of {way} contradict each other",
+                hint="Evaluate again: alexdeploy evaluate DATA --json",
+            )
+    data = _name_of(found.data)
     return Measured(
         scores=found.scores,
-        data=base_name(found.data),
+        data=data,
         num_images=found.num_images,
         num_broken=found.num_broken,
         # Paths are of one machine.
         notes=tuple(
-            note.replace(found.data, base_name(found.data)).replace(found.model, base_name(found.model))
-            for note in found.notes
+            _replace(_replace(note, found.data, data), found.model, base_name(found.model)) for note in found.notes
         ),
         versions=found.versions,
         machine=found.machine,
     )
+
+
+def _is_run_by(way: Way, artifacts: set[str], known: Artifacts) -> bool:
+    """Whether these are files of the model that the way runs: of each of its backends at least one."""
+    wanted = [known.get((backend, way.precision, way.num_views), set()) for backend in way.backend.split("+")]
+    return all(artifacts & each for each in wanted) and artifacts <= set().union(*wanted)
+
+
+def _agrees(score: Error, before: Sequence[Error], found: _Evaluation) -> bool:
+    """Whether each figure follows from the counts, and the counts from each other and from the scores before."""
+    top1, top5, versus = score.top1, score.top5, score.versus
+    if any(score.configuration == each.configuration for each in before):
+        return False
+    if not 0 <= found.num_broken <= top5.num_errors <= top1.num_errors <= found.num_images:
+        return False
+    for rate in (top1, top5):
+        if rate.num_images != found.num_images or not _is_close(rate, error_rate(rate.num_errors, found.num_images)):
+            return False
+    if versus is None:
+        return not before
+    base = next((each for each in before if each.configuration == versus.base), None)
+    lost, won = versus.right_to_wrong, versus.wrong_to_right
+    both_wrong = top1.num_errors - lost
+    both_right = found.num_images - both_wrong - lost - won
+    if base is None or min(lost, won, both_wrong, both_right) < 0 or base.top1.num_errors != both_wrong + won:
+        return False
+    if not lost + won <= versus.num_flips <= lost + won + both_wrong:
+        return False
+    difference, interval = paired_difference(both_wrong, won, lost, both_right)
+    points = (versus.difference_points, versus.low_points, versus.high_points)
+    expected = (difference, interval.low, interval.high)
+    return all(_is_near(one, 100 * other) for one, other in zip(points, expected, strict=True))
+
+
+def _is_close(rate: ErrorRate, other: ErrorRate) -> bool:
+    pairs = zip(dataclasses.astuple(rate), dataclasses.astuple(other), strict=True)
+    return all(_is_near(one, two) for one, two in pairs)
+
+
+def _is_near(one: float, two: float) -> bool:
+    # Percent; another processor's arithmetic may differ in the last digits.
+    return math.isclose(one, two, rel_tol=0, abs_tol=1e-6)
+
+
+def _replace(note: str, path: str, name: str) -> str:
+    return note.replace(path, name) if len(path) > 1 else note
 
 
 def of_training(spec: ModelSpec) -> Measured | None:
@@ -147,7 +205,7 @@ def of_training(spec: ModelSpec) -> Measured | None:
     }
     return Measured(
         scores=tuple(scores),
-        data=data_name(spec) or "not recorded",
+        data=data_name(spec) or NOT_RECORDED,
         num_images=scores[0].top1.num_images,
         versions=versions,
         by_training=True,
@@ -157,7 +215,15 @@ def of_training(spec: ModelSpec) -> Measured | None:
 def data_name(spec: ModelSpec) -> str | None:
     """The last part of the recorded path of the training data: the rest is of one machine."""
     recorded = spec.provenance.get("data")
-    return base_name(recorded) if isinstance(recorded, str) and recorded else None
+    found = _name_of(recorded) if isinstance(recorded, str) else NOT_RECORDED
+    return None if found == NOT_RECORDED else found
+
+
+def _name_of(path: str) -> str:
+    """What data are called: "not recorded" for a path without a name, such as the working folder."""
+    # The query of a URL can be a key.
+    found = base_name(printable_url(path) if is_url(path) else path)
+    return found if found.strip(". /") else NOT_RECORDED
 
 
 def base_name(path: str) -> str:

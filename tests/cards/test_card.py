@@ -9,12 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from helpers import write_pictures
+from made_engines import make_engine
 from markdown_it import MarkdownIt
 from scipy.stats import binomtest
 
@@ -31,6 +33,7 @@ from alexdeploy import (
 )
 from alexdeploy.cards.markdown import code, plain
 from alexdeploy.core.errors import ModelError, OutputError, StaleArtifactError, UsageError
+from alexdeploy.engines.base import Configuration
 from alexdeploy.evaluation.results import Evaluation, document
 from alexdeploy.export.deployed import portable_graph
 from alexdeploy.graphs.files import write_graphs
@@ -145,6 +148,62 @@ def test_an_evaluation_of_something_else_is_refused(tiny: ModelFolder, measured:
     with pytest.raises(UsageError, match=r"rows\.json is not the result of an evaluation"):
         write_card(tiny, "handed", evaluation="rows.json")
     assert not Path("handed").exists()
+
+
+@pytest.mark.parametrize(
+    ("index", "path", "value"),
+    [
+        (0, ("top1", "percent"), 1.0),
+        (0, ("top1", "num_errors"), 0),
+        (0, ("top1", "num_images"), 1600),
+        (0, ("top1", "low_percent"), 0.0),
+        (1, ("versus", "num_flips"), -1),
+        (1, ("versus", "difference_points"), -20.0),
+        (1, ("versus", "low_points"), -20.0),
+        (1, ("versus", "base", "precision"), "int8"),
+        (1, ("configuration", "precision"), "fp32"),
+        (1, ("configuration", "backend"), "tensorrt"),
+        (1, ("configuration", "num_views"), 7),
+        (1, ("versus",), None),
+    ],
+)
+def test_a_figure_changed_in_the_file_is_refused(
+    tiny: ModelFolder, measured: Evaluation, index: int, path: tuple[str, ...], value: object
+) -> None:
+    values = json.loads(json.dumps(document(measured), default=lambda content: ""))
+    place = values["scores"][index]
+    for name in path[:-1]:
+        place = place[name]
+    assert place[path[-1]] != value
+    place[path[-1]] = value
+    Path("result.json").write_text(json.dumps(values))
+    with pytest.raises((UsageError, StaleArtifactError), match=r"contradict each other|does not have for it"):
+        write_card(tiny, "handed", evaluation="result.json")
+    assert not Path("handed").exists()
+
+
+def test_an_engine_counts_only_if_it_was_built_from_the_graph_that_is_there(
+    tiny: ModelFolder, measured: Evaluation
+) -> None:
+    spec = tiny.spec()
+    graph = hashlib.sha256(tiny.onnx_path("fp16").read_bytes()).hexdigest()
+    weights = hashlib.sha256(tiny.weights_path.read_bytes()).hexdigest()
+    facts = {"contract_sha256": spec.contract_sha256, "weights_sha256": weights, "num_views": 1}
+    way = Configuration(backend="tensorrt", precision="fp16", num_views=1)
+    for plan, of_graph, is_right in ((b"old", "0" * 64, False), (b"new", graph, True)):
+        path = make_engine(tiny, plan, graph_sha256=of_graph, **facts)
+        artifact = hashlib.sha256(path.read_bytes()).hexdigest()
+        score = dataclasses.replace(measured.scores[0], configuration=way, artifact=artifact)
+        with nullcontext() if is_right else pytest.raises(StaleArtifactError, match="tensorrt fp16"):
+            write_card(tiny, "handed", evaluation=dataclasses.replace(measured, scores=(score,)))
+
+
+def test_data_have_a_name_or_none_and_never_the_query_of_a_url(tiny: ModelFolder, measured: Evaluation) -> None:
+    for data, name in ((".", "not recorded"), ("../", "not recorded"), ("https://x.example/a.tar?sig=S3CRET", "a.tar")):
+        changed = dataclasses.replace(measured, data=data, notes=(f"{data} is good.",))
+        text = card_of(write_card(tiny, "handed", CardOptions(overwrite=True), evaluation=changed).path)[1]
+        assert f"16 labelled images of `{name}" in text
+        assert "S3CRET" not in text
 
 
 def test_without_an_evaluation_the_card_has_what_training_recorded(tiny: ModelFolder) -> None:
