@@ -37,6 +37,11 @@ def connected(address: str) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     # Ray raises several kinds, also for an address of a wrong form.
     except Exception as exc:
+        if address == LOCAL:
+            raise DeviceError(
+                f"Ray did not start on this machine: {first_line(exc)}",
+                hint="Try again when it is less busy, or leave out --ray.",
+            ) from exc
         raise DeviceError(
             f"no connection to a Ray cluster at {address}: {first_line(exc)}",
             hint="Give the address of its head, as in --ray 10.0.0.5:6379, or start one on this machine: --ray local",
