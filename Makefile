@@ -13,7 +13,7 @@ TARGET ?= cpu
 IMAGE_OPTIONS ?=
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo test coverage mutate test-gpu gpu-models check lint docs constraints bench image clean
+.PHONY: help setup demo site test coverage mutate test-gpu gpu-models check lint docs constraints bench image clean
 
 help:
 	@echo "make demo    set up, then train, export and predict in $(DEMO)/ and show the result"
@@ -26,6 +26,7 @@ help:
 	@echo "make check   lint, types, import contracts, then the tests: what CI runs"
 	@echo "make docs    write docs/cli.md, docs/options.md and docs/api.md again"
 	@echo "make constraints  write constraints.txt again, with the newest versions"
+	@echo "make site    the pages as a site that needs no server: build/site/index.html"
 	@echo "make bench   compare with other software and measure scaling, for half an hour; the loader of"
 	@echo "             training too: BENCH_OPTIONS='--train-images DIR'; all options: python -m benchmarks --help"
 	@echo "make image   build the container image alexdeploy:$(TARGET); TARGET=gpu, TARGET=train: docs/containers.md"
@@ -99,6 +100,15 @@ docs: setup
 # The newest versions that all extras allow together, for Python 3.10 and later.
 constraints: setup
 	.ci/constraints
+
+# From a folder in which the pages of the root stand beside those of docs/. A warning ends it.
+site: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	rm -rf build/site build/site-pages && mkdir -p build && cp -r docs build/site-pages
+	for page in CHANGELOG CONTRIBUTING RELEASE SECURITY; do cp $$page.md build/site-pages/; done
+	cp README.md build/site-pages/overview.md
+	sed -i -e 's:](docs/:](:g' -e 's:](\.\./\([A-Z]*\.md\):](\1:g' -e 's:](README.md:](overview.md:g' -e 's:](LICENSE):](https\://www.apache.org/licenses/LICENSE-2.0):' build/site-pages/*.md
+	$(BIN)/zensical build --strict --clean
 
 bench: setup
 	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)

@@ -234,7 +234,8 @@ def _quick(words: Sequence[str]) -> tuple[str, ...]:
 
 def shell_commands(source: str) -> list[str]:
     """The commands of a shell block: a line each, joined with the lines that a backslash continues."""
-    return [line for line in source.replace("\\\n", " ").split("\n") if shlex.split(line, comments=True)]
+    lines = source.replace("\\\n", " ").split("\n")
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def _is_pip(words: Sequence[str]) -> bool:

@@ -92,5 +92,5 @@ def test_commands_that_are_not_run_are_parsed_without_an_error() -> None:
 def alexdeploy_commands(block: Block) -> list[list[str]]:
     """The words after each `alexdeploy` of a block: a command and what it gets."""
     lines = shell_commands(block.source) if block.language in ("sh", "console") else []
-    parts = (re.split(r"\balexdeploy +(?=[a-z])", line, maxsplit=1)[1:] for line in lines)
+    parts = (re.split(r"(?:^|&& |-m )alexdeploy +(?=[a-z])", line, maxsplit=1)[1:] for line in lines)
     return [shlex.split(re.split(r" (?:&&|[|<>;]) ", rest)[0], comments=True) for part in parts for rest in part]
