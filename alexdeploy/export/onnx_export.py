@@ -77,7 +77,7 @@ def _tidied(model: onnx_ir.Model) -> ModelProto:
     onnxscript.optimizer.fold_constants(model)
     for tidy in (
         passes.IdentityEliminationPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     ):
         tidy(model)
     passes.RemoveUnusedNodesPass()(model)
