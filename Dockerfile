@@ -16,12 +16,12 @@ RUN .venv/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM ${COMPILER_IMAGE} AS pycuda
 WORKDIR /build
-COPY constraints.txt ./
+COPY constraints.txt containers/constraints-gpu.txt ./
 # The driver's interface is all that is used of it: no CURAND.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=cuda,source=/usr/local,target=/cuda \
     printf 'CUDA_ROOT = "%s"\nCUDA_ENABLE_CURAND = False\n' /cuda/cuda-*.* > /root/.aksetup-defaults.py \
     && python3 -m venv .venv \
-    && .venv/bin/pip wheel --no-deps --constraint constraints.txt --wheel-dir /wheels pycuda
+    && .venv/bin/pip wheel --no-deps --constraint constraints.txt --constraint constraints-gpu.txt --wheel-dir /wheels pycuda
 
 FROM wheel AS install-cpu
 ARG CPU_EXTRAS=cpu,serve
@@ -36,6 +36,7 @@ COPY --from=pycuda /wheels /wheels
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/alexdeploy \
     && .venv/bin/pip --python /opt/alexdeploy install --constraint constraints.txt \
+        --constraint containers/constraints-gpu.txt \
         "$(echo /wheels/alexdeploy-*.whl)[${GPU_EXTRAS}]" /wheels/pycuda-*.whl
 
 FROM wheel AS install-train
@@ -50,12 +51,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         "$(echo /wheels/alexdeploy-*.whl)[${TRAIN_EXTRAS}]"
 
 FROM ${PYTHON_IMAGE} AS runtime
-# Any user may write there; with a read-only root, these and /tmp are the paths to mount.
-RUN install -d -m 1777 /var/cache/alexdeploy /var/lib/alexdeploy
+# Any user may write there, and into /data if nothing is mounted; the folder of keys must be his own, and is made by the program.
+RUN install -d -m 1777 /data /var/cache/alexdeploy /var/lib/alexdeploy
 ENV PATH=/opt/alexdeploy/bin:${PATH} \
     HOME=/tmp \
     ALEXDEPLOY_CACHE=/var/cache/alexdeploy \
-    ALEXDEPLOY_STATE=/var/lib/alexdeploy \
+    ALEXDEPLOY_STATE=/var/lib/alexdeploy/state \
     PYTHONDONTWRITEBYTECODE=1
 ARG VERSION
 ARG REVISION

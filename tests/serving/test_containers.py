@@ -65,7 +65,12 @@ def test_what_the_wheel_is_built_from_is_in_the_context_of_the_build() -> None:
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     project = PROJECT["project"]
     wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = ["pyproject.toml", "constraints.txt", project["readme"], *project["license-files"]]
+    needed = [
+        *re.findall(r"[\w/-]*constraints[\w-]*\.txt", " ".join(instruction("COPY"))),
+        "pyproject.toml",
+        project["readme"],
+        *project["license-files"],
+    ]
     needed += [*wheel["packages"], *wheel["force-include"]]
     assert [path for path in needed if not any(fnmatch(path, pattern) for pattern in kept)] == []
 
