@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -53,6 +54,12 @@ def _cell(thumbnails: dict[str, bytes], name: str, words: str) -> str:
     return f'<figure>{image}<b>{text(words)}</b><br><span title="{text(name)}">{text(file_name)}</span></figure>'
 
 
+def _container(name: str) -> str:
+    """The archive or packed set of an image in it, ARCHIVE!MEMBER; folders may have a "!" in their names as well."""
+    containers = [name[: mark.start()] for mark in re.finditer("!", name)]
+    return next(filter(os.path.exists, reversed(containers)), containers[0])
+
+
 def _thumbnails(names: Iterable[str], resize: ResizePolicy) -> dict[str, bytes]:
     """The thumbnails of those sources that can be read, by name; each archive and packed set is read once."""
     found: dict[str, bytes] = {}
@@ -60,7 +67,7 @@ def _thumbnails(names: Iterable[str], resize: ResizePolicy) -> dict[str, bytes]:
     for name in names:
         _add(found, Source(name=name, path=name), resize)
         if name not in found and "!" in name:
-            inside.setdefault(name.partition("!")[0], set()).add(name)
+            inside.setdefault(_container(name), set()).add(name)
     for container, wanted in inside.items():
         for source in iter_sources([container]):
             if source.name in wanted:
