@@ -80,12 +80,13 @@ def write_card(
             copy_file(folder.path / name, staged / name, sha256)
         for name, content in written.items():
             write_file(staged / name, content)
-        publish(staged, target)
+        # A folder of that name in a clone of the repository is not ours.
+        publish(staged, target, with_folders=False)
     return Card(
         path=target.path,
         files=tuple(sorted((*whole.hashes, *written))),
         measured_on=None if measured is None else "training" if measured.by_training else "evaluation",
-        notes=tuple(_notes(folder, spec.provenance.get("data"))),
+        notes=tuple(_notes(folder, whole)),
     )
 
 
@@ -130,8 +131,11 @@ def _read_about(path: str) -> str:
         raise UsageError(f"--about {path} cannot be read: {exc.strerror}") from exc
 
 
-def _notes(folder: ModelFolder, data: object) -> list[str]:
+def _notes(folder: ModelFolder, whole: WholeModel) -> list[str]:
     notes = [note] if (note := newer_weights(folder)) is not None else []
+    if whole.absent:
+        notes.append(f"left out, because they are not there: {', '.join(whole.absent)}")
+    data = whole.spec.provenance.get("data")
     if isinstance(data, str) and Path(data).is_absolute():
         notes.append(f"spec.json and the graphs name the folder of the training images as it was given: {data}")
     if not folder.has_graphs:

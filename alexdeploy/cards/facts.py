@@ -14,6 +14,7 @@ from alexdeploy.cards.measured import Measured
 from alexdeploy.core.backend_checks import BackendCheck, read_backend_checks
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.model_folder import VIEW_WORDS, ModelFolder
+from alexdeploy.core.printable import escape
 from alexdeploy.core.protobuf_wire import Message, WireError
 from alexdeploy.core.reading import open_regular
 from alexdeploy.core.spec import ModelSpec, Precision
@@ -88,7 +89,8 @@ def collect_facts(folder: ModelFolder, whole: WholeModel, measured: Measured | N
     known = [each for each in parameters if each is not None]
     hashes = set(whole.hashes.values())
     return Facts(
-        name=folder.path.resolve().name,
+        # A name on disk may be no text.
+        name=escape(folder.path.resolve().name),
         spec=spec,
         files=tuple(
             HandedFile(name=name, num_bytes=(folder.path / name).stat().st_size, sha256=sha256)

@@ -12,6 +12,7 @@ import msgspec
 
 from alexdeploy.core.errors import ModelError, StaleArtifactError, UsageError
 from alexdeploy.core.metrics import paired_difference
+from alexdeploy.core.printable import escape
 from alexdeploy.core.reading import MAX_DATA_BYTES, decode_json, read_regular
 from alexdeploy.core.spec import ModelSpec
 from alexdeploy.core.stores.urls import is_url, printable_url
@@ -223,7 +224,7 @@ def _name_of(path: str) -> str:
     """What data are called: "not recorded" for a path without a name, such as the working folder."""
     # The query of a URL can be a key.
     found = base_name(printable_url(path) if is_url(path) else path)
-    return found if found.strip(". /") else NOT_RECORDED
+    return escape(found) if found.strip(". /") else NOT_RECORDED
 
 
 def base_name(path: str) -> str:

@@ -107,8 +107,9 @@ def _summary(facts: Facts, options: CardOptions) -> str:
 
 def _running(facts: Facts) -> Iterator[str]:
     yield "In this folder, with alexdeploy:\n\n"
-    if any(each.num_views is None for each in facts.graphs):
-        lines = ["pip install 'alexdeploy[cpu]'", "alexdeploy predict photo.jpg --model ."]
+    if networks := [each.precision for each in facts.graphs if each.num_views is None]:
+        option = "" if "fp32" in networks else f" --precision {networks[0]}"
+        lines = ["pip install 'alexdeploy[cpu]'", f"alexdeploy predict photo.jpg --model .{option}"]
     else:
         lines = ["pip install 'alexdeploy[cpu,train]'", "alexdeploy import .", "alexdeploy export"]
     yield fenced("\n".join(lines), "sh")
@@ -239,14 +240,16 @@ def _limits(facts: Facts, options: CardOptions, about: str | None) -> Iterator[s
     if isinstance(trained, int):
         name = options.dataset or data_name(spec) or "not recorded"
         yield f"It was trained on {trained:,} images ({code(name)})."
-    if options.dataset is None and data_name(spec) is None:
+    if options.dataset is None and any(data_name(each) is None for each in spec.networks):
         yield "Which images it was trained on is not recorded here."
 
 
 def _files(facts: Facts) -> str:
     rows = [[code(each.name), f"{each.num_bytes:,}", code(each.sha256)] for each in facts.files]
+    has_sums = any(each.name.endswith(".sha256") for each in facts.files)
+    sums = "`sha256sum -c *.sha256` compares the graphs. " if has_sums else ""
     return (
         f"{table(('file', 'bytes:', 'SHA-256'), rows)}\n"
-        "`sha256sum -c *.sha256` compares the graphs. `alexdeploy import DIR` compares all files with each other and "
-        f"with `{BILL_NAME}`, a bill of materials in CycloneDX 1.6.\n"
+        f"{sums}`alexdeploy import DIR` compares all files with each other and with `{BILL_NAME}`, a bill of materials in "
+        "CycloneDX 1.6.\n"
     )

@@ -208,8 +208,11 @@ class ModelFolder:
 
     @property
     def portable_files(self) -> tuple[Path, ...]:
-        """The files of a model that run on any machine and are there, the spec first: no engines, no checkpoints."""
-        return tuple(path for path in self._files()[:-1] if path.is_file())
+        """The files of a model that run on any machine and are there, the spec first: no engines, no checkpoints.
+
+        Also those that cannot be read, such as links to nothing.
+        """
+        return tuple(path for path in self._files()[:-1] if os.path.lexists(path))
 
     def _files(self) -> tuple[Path, ...]:
         of_graphs = (self.onnx_path, self.sum_path)

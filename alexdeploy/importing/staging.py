@@ -69,11 +69,11 @@ def write_file(target: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def publish(staged: Path, folder: ModelFolder) -> None:
+def publish(staged: Path, folder: ModelFolder, *, with_folders: bool = True) -> None:
     """Rename the staged folder to `folder`, or its files into it where it has files. Raises OutputError.
 
-    Files of a model that is there are removed or replaced, unrelated files stay. Killed in between, it leaves a folder
-    without a spec, which is no model.
+    Files of a model that is there are removed or replaced, with its engines and checkpoints if `with_folders`;
+    unrelated files stay. Killed in between, it leaves a folder without a spec, which is no model.
     """
     target = folder.path.resolve()
     with deferred_interrupts():
@@ -89,7 +89,11 @@ def publish(staged: Path, folder: ModelFolder) -> None:
                 # The spec last.
                 for name in sorted(names, key=lambda name: name == folder.spec_path.name):
                     os.replace(staged / name, target / name)
-                folder.clear(keep={folder.path / name for name in names})
+                if with_folders:
+                    folder.clear(keep={folder.path / name for name in names})
+                for path in folder.portable_files:
+                    if path.name not in names:
+                        remove_file(path)
                 sync_folder(target)
             sync_folder(target.parent)
         except OSError as exc:

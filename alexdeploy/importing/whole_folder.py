@@ -26,18 +26,21 @@ BILL_NAME = "model.cdx.json"
 """The bill of materials that `card` writes beside a model: it has the hash of every file."""
 
 _HEAD_BYTES = 200
+_SUM = ".sha256"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WholeModel:
     """A model folder that is undamaged: its spec, and the SHA-256 of each of its files, by name.
 
-    `absent` are the files of the bill of materials that are not there, as after a download of some of them.
+    `absent` are files of the bill of materials and graphs with a hash file that are not there, as after a download of
+    some of them. `unlisted` are files that the bill of materials does not list, if there is one.
     """
 
     spec: ModelSpec
     hashes: dict[str, str]
     absent: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +80,13 @@ def check_whole(folder: ModelFolder) -> WholeModel:
         _refuse_placeholder(path)
     # Hashed before reading: a change in between is found when the file is copied.
     hashes = {path.name: sha256_file(path) for path in files}
+    # The hash file of a graph that is not there is of no use.
+    graphs = [name.removesuffix(_SUM) for name in hashes if name.endswith(_SUM)]
+    without = [name for name in graphs if name not in hashes]
+    for name in without:
+        del hashes[f"{name}{_SUM}"]
     billed = _billed(folder)
-    for name, expected in billed.items():
+    for name, expected in (billed or {}).items():
         if hashes.get(name, expected) != expected:
             raise StaleArtifactError(
                 f"SHA-256 mismatch: {folder.path / name} {hashes[name][:12]}, recorded {expected[:12]} in {BILL_NAME}"
@@ -90,7 +98,9 @@ def check_whole(folder: ModelFolder) -> WholeModel:
     if not num_graphs and not folder.weights_path.is_file():
         raise ModelError(f"{folder.path} has neither {folder.weights_path.name} nor a graph")
     read_backend_checks(folder)
-    return WholeModel(spec=spec, hashes=hashes, absent=tuple(name for name in billed if name not in hashes))
+    absent = dict.fromkeys([*without, *(name for name in billed or () if name not in hashes)])
+    unlisted = () if billed is None else tuple(name for name in hashes if name not in billed)
+    return WholeModel(spec=spec, hashes=hashes, absent=tuple(absent), unlisted=unlisted)
 
 
 def import_folder(
@@ -120,7 +130,9 @@ def import_folder(
             copy_file(source / file, staged / file, sha256)
         publish(staged, folder)
     if whole.absent:
-        on_warning(f"{source} has not all files that {BILL_NAME} lists; not there: {', '.join(whole.absent)}")
+        on_warning(f"{source} has not all files of the model; not there: {', '.join(whole.absent)}")
+    if whole.unlisted:
+        on_warning(f"{BILL_NAME} has no hash of {', '.join(whole.unlisted)}: compared with the other files alone")
     if (note := _left_out(given)) is not None:
         on_warning(note)
     return folder
@@ -128,7 +140,9 @@ def import_folder(
 
 def _left_out(folder: ModelFolder) -> str | None:
     left = [path.name for path in (folder.engines, folder.checkpoints) if path.is_dir()]
-    return f"not copied: {' and '.join(left)} of {folder.path}" if left else None
+    # The licence is in it alone.
+    left += [name for name in ("README.md",) if (folder.path / name).is_file()]
+    return f"not copied: {', '.join(left)} of {folder.path}" if left else None
 
 
 def _refuse_placeholder(path: Path) -> None:
@@ -153,13 +167,13 @@ def _checked_graphs(folder: ModelFolder, spec: ModelSpec) -> Iterator[Path]:
         yield path
 
 
-def _billed(folder: ModelFolder) -> dict[str, str]:
-    """The SHA-256 of each file in the bill of materials; empty if there is none."""
+def _billed(folder: ModelFolder) -> dict[str, str] | None:
+    """The SHA-256 of each file in the bill of materials; None if there is none."""
     path = folder.path / BILL_NAME
     try:
         bill = decode_json(read_regular(path, MAX_TEXT_BYTES), _Bill)
     except FileNotFoundError:
-        return {}
+        return None
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
     except msgspec.DecodeError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -230,6 +231,27 @@ def test_what_is_not_recorded_is_said_to_be_so(tiny: ModelFolder) -> None:
     assert "| how it was made | not recorded |" in text
 
 
+def test_the_card_tells_how_to_run_the_files_that_are_there(tiny: ModelFolder) -> None:
+    for name in ("model.onnx", "model.int8.onnx", "weights.safetensors"):
+        (tiny.path / name).unlink(missing_ok=True)
+    written = write_card(tiny)
+    text = card_of(written.path)[1]
+    assert "alexdeploy predict photo.jpg --model . --precision fp16\n" in text
+    # `sha256sum -c *.sha256` on the card would fail.
+    assert not [name for name in written.files if name.endswith(".sha256") and name[:-7] not in written.files]
+    assert any("they are not there: model.onnx" in note for note in written.notes)
+    for path in tiny.path.glob("*.sha256"):
+        path.unlink()
+    assert "sha256sum" not in card_of(write_card(tiny, "again").path)[1]
+
+
+def test_a_folder_whose_name_is_no_text_has_a_card_and_a_bill(tiny: ModelFolder) -> None:
+    folder = tiny.path.rename(os.fsdecode(b"models/fl\xff"))
+    written = write_card(folder, "handed").path
+    assert "\n# fl\\\\udcff\n" in card_of(written)[1]
+    assert json.loads((written / BILL_NAME).read_text())["metadata"]["component"]["name"] == "fl\\udcff"
+
+
 def test_hashes_are_those_of_the_files(tiny: ModelFolder) -> None:
     folder = write_card(tiny).path
     rows = tables(card_of(folder)[1])[-1][1:]
@@ -375,8 +397,8 @@ def test_a_card_is_imported_again_and_a_damaged_one_refused(tiny: ModelFolder) -
     shutil.rmtree(back.path)
     told: list[str] = []
     import_model(folder, on_warning=told.append)
-    assert len(told) == 1
     assert told[0].endswith("not there: model.fp16.onnx, model.fp16.onnx.sha256")
+    assert told[1:] == [f"not copied: README.md of {folder}"]
     # No other record has the hash of this file.
     (folder / "backends.json").write_text("[]")
     shutil.rmtree(back.path)
@@ -392,11 +414,15 @@ def test_a_folder_that_is_there_is_replaced_only_if_asked(tiny: ModelFolder) -> 
     (folder / ".git").mkdir()
     (folder / ".git" / "config").write_text("x")
     (folder / "notes.txt").write_text("mine")
+    for name in ("checkpoints", "engines"):
+        (folder / name).mkdir()
+        (folder / name / "notes.txt").write_text("mine")
     for path in tiny.path.glob("*fp16*"):
         path.unlink()
     write_card(tiny, folder, CardOptions(overwrite=True, title="New"))
     assert "# New" in (folder / "README.md").read_text()
     assert not list(folder.glob("*fp16*"))
+    assert [path.parent.name for path in sorted(folder.glob("*/notes.txt"))] == ["checkpoints", "engines"]
     assert ((folder / "notes.txt").read_text(), (folder / ".git" / "config").read_text()) == ("mine", "x")
     Path("empty").mkdir()
     assert write_card(tiny, "empty").path == Path("empty")

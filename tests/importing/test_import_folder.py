@@ -52,7 +52,7 @@ def test_every_file_of_a_model_is_the_same_and_others_are_left_out(given: Path) 
     assert folder.path == Path("models/tiny")
     assert contents(folder.path) == expected
     assert np.array_equal(probabilities(folder.path), answers)
-    assert told == [f"not copied: engines and checkpoints of {given}"]
+    assert told == [f"not copied: engines, checkpoints, README.md of {given}"]
     assert sorted(os.listdir("models")) == ["tiny"]
 
 
@@ -187,3 +187,29 @@ def test_a_killed_import_leaves_no_model(given: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     assert not Path("models/tiny").exists()
     assert import_model(given).path == Path("models/tiny")
+
+
+def test_a_graph_of_which_only_the_hash_is_there_is_named(given: Path) -> None:
+    (given / "model.fp16.onnx").unlink()
+    told: list[str] = []
+    folder = import_model(given, on_warning=told.append)
+    assert told == [f"{given} has not all files of the model; not there: model.fp16.onnx"]
+    assert not list(folder.path.glob("*fp16*"))
+
+
+@pytest.mark.parametrize("name", ["model.fp16.onnx", "weights.safetensors", "backends.json"])
+def test_a_link_to_nothing_and_a_folder_in_place_of_a_file_are_refused(given: Path, name: str) -> None:
+    for make in (lambda path: path.symlink_to("gone"), lambda path: path.symlink_to(name), Path.mkdir):
+        (given / name).unlink(missing_ok=True)
+        make(given / name)
+        with pytest.raises(ModelError, match=rf"{name} cannot be read"):
+            import_model(given)
+    assert not Path("models").exists()
+
+
+def test_files_that_the_bill_does_not_list_are_named(given: Path) -> None:
+    (given / BILL_NAME).write_text("{}")
+    told: list[str] = []
+    import_model(given, on_warning=told.append)
+    assert len(told) == 1
+    assert told[0].startswith(f"{BILL_NAME} has no hash of spec.json, ")
