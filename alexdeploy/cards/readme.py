@@ -250,6 +250,6 @@ def _files(facts: Facts) -> str:
     sums = "`sha256sum -c *.sha256` compares the graphs. " if has_sums else ""
     return (
         f"{table(('file', 'bytes:', 'SHA-256'), rows)}\n"
-        f"{sums}`alexdeploy import DIR` compares all files with each other and with `{BILL_NAME}`, a bill of materials in "
-        "CycloneDX 1.6.\n"
+        f"{sums}`alexdeploy import DIR` compares all files with each other and with `{BILL_NAME}`, a bill of materials "
+        "in CycloneDX 1.6.\n"
     )
