@@ -17,7 +17,7 @@ from program import Run
 from alexdeploy.core.model_folder import ModelFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "placement"))
-from faults import Gate, inject, one_worker_waits
+from faults import Gate, inject, one_worker_is_slow
 
 COMMAND = ("predict", "pictures", "--tencrop", "--backend", "onnxruntime", "--batch-size", "4", "--format", "jsonl")
 
@@ -114,9 +114,10 @@ def test_a_replica_that_is_much_slower_changes_nothing(
     program: Run, work: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Were they to take turns, each would wait for the other.
-    inject(monkeypatch, work / "faults", one_worker_waits(work / "slow", 11))
+    inject(monkeypatch, work / "faults", one_worker_is_slow(work / "slow", 15))
     result = program(*COMMAND, "--devices", "cpu,cpu", "--threads", "2")
     assert result.stdout == expected
+    assert "lost" not in result.stderr
     shares = sorted(int(line.split(": ")[1].split()[0]) for line in result.stderr.splitlines() if " images (" in line)
     assert shares[0] * 2 < shares[1]
 

@@ -38,6 +38,19 @@ class Gate:
 
 def one_worker_waits(folder: Path, num_batches: int) -> str:
     """A fault: the first worker with a batch keeps it until others have begun `num_batches` of theirs."""
+    return _one_worker_keeps(folder, f"{num_batches} if count == 1 else 0")
+
+
+def one_worker_is_slow(folder: Path, num_batches: int) -> str:
+    """A fault: the first worker with a batch keeps each of its own until others have begun three times as many.
+
+    Of `num_batches`, the last of which they may have begun all. A pipeline lets one other replica begin four batches
+    after one that is not done: three are there whenever it comes to look.
+    """
+    return _one_worker_keeps(folder, f"min(3 * count, {num_batches} - count)")
+
+
+def _one_worker_keeps(folder: Path, num_others: str) -> str:
     folder.mkdir()
     return f"""
         first, others = (os.path.join({str(folder)!r}, name) for name in ("first", "others"))
@@ -49,7 +62,7 @@ def one_worker_waits(folder: Path, num_batches: int) -> str:
             with open(others, "a") as file:
                 file.write(".")
         else:
-            while count == 1 and not (os.path.exists(others) and os.path.getsize(others) >= {num_batches}):
+            while (os.path.getsize(others) if os.path.exists(others) else 0) < {num_others}:
                 time.sleep(0.01)
     """
 

@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from alexdeploy.export.export import export_model
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
 from alexdeploy.placement import pool as pool_module
+from alexdeploy.placement.child import Child
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
 from alexdeploy.placement.pool import Pool, file_identities, join_infos
@@ -148,12 +150,37 @@ def test_batches_of_a_killed_replica_go_to_the_others_and_it_comes_back(
         _assert_same(_run_all(pool), expected)
 
 
+def _shorten(
+    monkeypatch: pytest.MonkeyPatch,
+    is_short: Callable[[Child, float], bool],
+    afterwards: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Have limits that are `is_short` come to an end at once, and no other; returns what each was to be, as they come.
+
+    `afterwards` is called when what a limit ends has been ended.
+    """
+    limits: list[float] = []
+
+    def time_limit(child: Child, seconds: float, end: Callable[[], None]) -> AbstractContextManager[None]:
+        def end_all() -> None:
+            end()
+            afterwards()
+
+        limits.append(seconds)
+        return real_limit(child, 0.1 if is_short(child, seconds) else PATIENCE, end_all)
+
+    real_limit = Child.time_limit
+    monkeypatch.setattr(Child, "time_limit", time_limit)
+    return limits
+
+
 def test_a_replica_that_hangs_is_ended_and_its_batch_runs_elsewhere(
-    tiny_model: ModelFolder, expected: list[Predictions]
+    tiny_model: ModelFolder, expected: list[Predictions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The other has a batch in a hundredth of this time, on a machine with nothing else to do.
     with _pool(tiny_model, batch_seconds=6.0) as pool:
-        _workers()[0].suspend()
+        worker = _workers()[0]
+        _shorten(monkeypatch, lambda child, seconds: child.pid == worker.pid)
+        worker.suspend()
         _assert_same(_run_all(pool), expected)
         wait_for(lambda: sum(report.num_losses for report in pool.reports()) == 1)
         assert {report.last_loss for report in pool.reports()} == {None, "it gave no answer in 6 s"}
@@ -162,12 +189,14 @@ def test_a_replica_that_hangs_is_ended_and_its_batch_runs_elsewhere(
 def test_a_replica_that_is_slower_than_its_time_gets_more_of_it(
     tiny_model: ModelFolder, expected: list[Predictions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # More than the time of the first attempt, and 4 s less than that of the second.
-    inject(monkeypatch, tmp_path / "faults", "time.sleep(6)")
-    with _pool(tiny_model, 1, batch_seconds=5.0) as pool:
+    gate = Gate(tmp_path / "gate")
+    inject(monkeypatch, tmp_path / "faults", gate.fault)
+    limits = _shorten(monkeypatch, lambda child, seconds: seconds == 600, gate.open)
+    with _pool(tiny_model, 1, batch_seconds=600.0, open_seconds=900.0) as pool:
         _assert_same([pool.run(batch) for batch in BATCHES[:2]], expected[:2])
         (report,) = pool.reports()
-    assert (report.num_losses, report.last_loss) == (1, "it gave no answer in 5 s")
+    assert limits == [900, 600, 900, 1200, 1200]
+    assert (report.num_losses, report.last_loss) == (1, "it gave no answer in 600 s")
 
 
 def test_a_replica_that_never_answers_is_given_up(
