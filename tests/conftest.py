@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
+
+# Before PyTorch is imported: its threads wait for each other by spinning, on processors that other tests run on.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Some tests import ONNX Runtime themselves.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import pytest
 from colour import ColourEngine
 from helpers import TINY, make_model, write_pictures
 from hypothesis import settings
+from shared import made_once, shared_folder, traced_once
 from store_fixtures import bucket, impatient, web  # noqa: F401
 
+from alexdeploy.benchmark import roofline, rounds
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.export import onnx_export
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.quantize.quantize import Budget
 
@@ -25,11 +36,14 @@ from alexdeploy.export.quantize.quantize import Budget
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
-# Some tests import ONNX Runtime themselves.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
 # A shell that puts a job into the background has it ignore Ctrl-C, and what it starts as well; tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector need not look at it after every few tests, a tenth of their time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -38,16 +52,24 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path_factory.getbasetemp() / "state"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """PyTorch's exporter runs once for each architecture, two seconds each, unless a test calls it itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = shared_folder(tmp_path_factory, "traced")
+        patch.setattr(onnx_export, "network_to_onnx", traced_once(folder, onnx_export.network_to_onnx))
+        yield
+
+
 @pytest.fixture(scope="session")
 def _exported(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    def make(path: Path) -> None:
+        export_model(make_model(path / "tiny"), ExportOptions(fp16=True))
+
     # tests/mutation.py runs a few tests thousands of times, each time in a process of its own.
     kept = os.environ.get("KEPT_TEST_MODELS")
-    path = (Path(kept) if kept else tmp_path_factory.mktemp("models")) / "tiny"
-    if path.is_dir():
-        return ModelFolder(path)
-    folder = make_model(path)
-    export_model(folder, ExportOptions(fp16=True))
-    return folder
+    folder = Path(kept) if kept else shared_folder(tmp_path_factory, "models")
+    return ModelFolder(made_once(folder / "exported", make) / "tiny")
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +79,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
 
     @functools.cache
     def export(recipe: str, *overrides: str, fp16: bool = False) -> ModelFolder:
-        folder = make_model(tmp_path_factory.mktemp("exported") / recipe, recipe, (*TINY, *overrides))
-        export_model(folder, ExportOptions(fp16=fp16))
+        def make(path: Path) -> None:
+            folder = make_model(path / recipe, recipe, (*TINY, *overrides))
+            export_model(folder, ExportOptions(fp16=fp16))
+
+        key = sha256(repr((recipe, overrides, fp16)).encode()).hexdigest()
+        folder = ModelFolder(made_once(shared_folder(tmp_path_factory, "exported") / key, make) / recipe)
         contents[folder.path] = _hashes(folder.path)
         return folder
 
@@ -81,17 +107,16 @@ def tiny_model(_exported: ModelFolder, tmp_path: Path) -> ModelFolder:
 
 @pytest.fixture(scope="session")
 def _quantized(_exported: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("quantized")
-    shutil.copytree(_exported.path, root / "models" / "tiny")
-    write_pictures(root / "pictures", 40)
-    before = Path.cwd()
-    os.chdir(root)
-    try:
-        options = ExportOptions(int8=True, calibrate="pictures", budget=Budget(max_drop=100.0))
-        export_model(ModelFolder(Path("models/tiny")), options)
-    finally:
-        os.chdir(before)
-    return root
+    def make(root: Path) -> None:
+        shutil.copytree(_exported.path, root / "models" / "tiny")
+        write_pictures(root / "pictures", 40)
+        with pytest.MonkeyPatch.context() as patch:
+            # Ranges lie in the working folder.
+            patch.chdir(root)
+            options = ExportOptions(int8=True, calibrate="pictures", budget=Budget(max_drop=100.0))
+            export_model(ModelFolder(Path("models/tiny")), options)
+
+    return made_once(shared_folder(tmp_path_factory, "models") / "quantized", make)
 
 
 @pytest.fixture
@@ -130,3 +155,10 @@ def signals_are_handled_as_before() -> Iterator[None]:
 
 def _signal_handling() -> tuple[object, ...]:
     return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
+
+
+@pytest.fixture
+def quick_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bench whose matrix products, for the ceiling, are of 64 channels and not 1,024, and that does not pause."""
+    monkeypatch.setattr(roofline, "_CHANNELS", 64)
+    monkeypatch.setattr(rounds, "PAUSE_SECONDS", 0.0)

@@ -322,6 +322,7 @@ def test_a_machine_with_a_load_of_its_own_is_told_to_be_busy() -> None:
     assert busy_note(1000.0)[0].startswith("the machine is busy: a load of 1000.0 on ")
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_everything_is_measured_and_fits_together(tiny_model: ModelFolder, pictures: Path) -> None:
     steps: list[str] = []
     options = dataclasses.replace(QUICK, images=(str(pictures),), num_views=(1, 10), precisions=("fp32", "fp16"))
@@ -354,6 +355,7 @@ def test_everything_is_measured_and_fits_together(tiny_model: ModelFolder, pictu
     assert sum(step.startswith("round 1: ") for step in steps) == 8 * 2 + 1 + 2
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_a_graph_that_does_not_load_has_its_error_and_the_others_are_measured(
     tiny_model: ModelFolder, pictures: Path
 ) -> None:
@@ -368,6 +370,7 @@ def test_a_graph_that_does_not_load_has_its_error_and_the_others_are_measured(
     assert [each.configuration for each in found.picked] == [good.configuration]
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_answers_are_compared_with_fp32_also_where_it_is_not_measured(tiny_model: ModelFolder, pictures: Path) -> None:
     options = dataclasses.replace(QUICK, images=(str(pictures),), precisions=("fp16",), batch_sizes=(1,))
     (row,) = benchmark(tiny_model, options).rows
@@ -375,6 +378,7 @@ def test_answers_are_compared_with_fp32_also_where_it_is_not_measured(tiny_model
     assert row.agreed.num_images == 4
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_an_interrupt_keeps_what_was_measured_and_leaves_no_process(tiny_model: ModelFolder, pictures: Path) -> None:
     def stop(event: Event) -> None:
         if isinstance(event, Step) and event.number == 2:
@@ -388,6 +392,7 @@ def test_an_interrupt_keeps_what_was_measured_and_leaves_no_process(tiny_model: 
     assert any(note.startswith("stopped after 1 whole round: ") for note in found.notes)
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_without_photographs_they_are_rendered_and_that_is_told(tiny_model: ModelFolder) -> None:
     notes: list[str] = []
 
@@ -402,6 +407,7 @@ def test_without_photographs_they_are_rendered_and_that_is_told(tiny_model: Mode
     assert [(row.error, row.num_rounds) for row in found.rows] == [(None, 0)] * 4
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_photographs_that_cannot_be_read_are_left_out_and_none_is_an_error(
     tiny_model: ModelFolder, pictures: Path, tmp_path: Path
 ) -> None:

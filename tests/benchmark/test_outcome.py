@@ -104,6 +104,7 @@ def test_what_else_could_give_fp32s_answers_is_none_of_what_is_measured(tiny_mod
     assert hidden_references(tiny_model, groups) == {}
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_where_the_first_fp32_fails_another_is_compared_with(tiny_model: ModelFolder, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pictures = write_pictures(tmp_path / "pictures", 2)
@@ -123,6 +124,7 @@ def test_where_the_first_fp32_fails_another_is_compared_with(tiny_model: ModelFo
     assert (good.agreed.reference, good.agreed.num_same) == ("torch", 2)
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_an_interrupt_while_layers_are_timed_keeps_what_is_done(tiny_model: ModelFolder, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     pictures = write_pictures(tmp_path / "pictures", 1)
@@ -146,6 +148,7 @@ def test_an_interrupt_while_layers_are_timed_keeps_what_is_done(tiny_model: Mode
     assert all(row.error is None for row in found.rows)
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_an_empty_folder_is_no_image_among_others_and_an_error_alone(tiny_model: ModelFolder, tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if isinstance(event, Step):
@@ -160,6 +163,7 @@ def test_an_empty_folder_is_no_image_among_others_and_an_error_alone(tiny_model:
         benchmark(tiny_model, dataclasses.replace(options, images=(str(tmp_path / "empty"),)))
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_images_that_cannot_be_read_are_not_counted(tiny_model: ModelFolder, tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if isinstance(event, Step):

@@ -24,7 +24,7 @@ ONE = (*QUICK, "--views", "1", "--batch-size", "1")
 
 
 @pytest.fixture
-def workplace(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tiny_model: ModelFolder, quick_bench: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: models/tiny, and four pictures."""
     folder = tiny_model.path.parents[1]
     monkeypatch.chdir(folder)

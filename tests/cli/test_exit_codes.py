@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from program import Run
+from program import Result, Run
 
 from alexdeploy.cli import app
 from alexdeploy.core import errors
@@ -158,24 +159,50 @@ def test_each_command_that_reads_a_path_is_in_the_table_of_missing_paths() -> No
     assert set(app._PANELS.keys()) - {words[0] for words in _MISSING_PATHS} == {"sample", "devices", "doctor"}
 
 
+_WITHOUT = """
+import contextlib, io, json, sys
+# As importlib has it: a module that is None is one that is not there.
+sys.modules.update(dict.fromkeys(sys.argv[1].split()))
+from alexdeploy.cli.app import main
+found = []
+for words in json.loads(sys.argv[2]):
+    sys.argv = ["alexdeploy", *words]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+        except SystemExit as stop:
+            found.append((stop.code, out.getvalue(), err.getvalue()))
+print(json.dumps(found))
+"""
+"""Commands one after the other where packages are missing: what each ends with and prints."""
+
+
+@pytest.fixture(scope="module")
+def ran_without() -> dict[str, dict[tuple[str, ...], Result]]:
+    return {}
+
+
 @pytest.mark.parametrize(
     ("packages", "words"),
     _MISSING_PACKAGES,
     ids=[f"{packages}, {' '.join(words)}" for packages, words in _MISSING_PACKAGES],
 )
 def test_a_package_that_is_not_installed_is_a_usage_error_that_names_the_extra(
-    packages: str, words: tuple[str, ...]
+    packages: str, words: tuple[str, ...], ran_without: dict[str, dict[tuple[str, ...], Result]]
 ) -> None:
-    # As importlib has it: a module that is None is one that is not there.
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({packages.split()})); sys.argv = ['alexdeploy', *{words!r}]\n"
-        "from alexdeploy.cli.app import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "pip install 'alexdeploy[" in done.stderr or "is not installed" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    if packages not in ran_without:
+        # A process for all commands without the same packages.
+        commands = [each for missing, each in _MISSING_PACKAGES if missing == packages]
+        script = [sys.executable, "-c", _WITHOUT, packages, json.dumps(commands)]
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        results = (Result(exit_code=code, stdout=out, stderr=err) for code, out, err in json.loads(done.stdout))
+        ran_without[packages] = dict(zip(commands, results, strict=True))
+    result = ran_without[packages][words]
+    assert result.exit_code == 2, result.stderr
+    assert "pip install 'alexdeploy[" in result.stderr or "is not installed" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
 
 
 def test_all_missing_inputs_are_named_before_anything_runs(program: Run) -> None:

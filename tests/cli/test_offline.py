@@ -14,11 +14,10 @@ from pathlib import Path
 
 import offline
 import pytest
+from patience import slow_but_for
 from PIL import Image
 
 from alexdeploy.core.model_folder import ModelFolder
-
-pytestmark = pytest.mark.slow
 
 _SCRIPT = str(Path(offline.__file__))
 _TRAIN = (
@@ -52,6 +51,8 @@ _COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "devices": (0, ("devices",)),
     "doctor": (0, ("doctor",)),
 }
+_QUICK = ("help", "sample", "prepare", "predict, OpenVINO", "predict, ONNX Runtime", "inspect", "devices", "doctor")
+"""Those that other tests need not wait for: what is opened, compiled and trained takes seconds each."""
 
 
 @functools.cache
@@ -92,7 +93,7 @@ def test_the_filter_ends_a_process_that_uses_the_network(kind: str) -> None:
     assert tried.returncode == -signal.SIGSYS
 
 
-@pytest.mark.parametrize("name", _COMMANDS)
+@pytest.mark.parametrize("name", slow_but_for(_QUICK, _COMMANDS))
 def test_no_command_uses_the_network_or_writes_elsewhere_in_the_home_folder(
     name: str, workplace: Path, tmp_path: Path
 ) -> None:

@@ -313,9 +313,10 @@ def test_sample_writes_what_it_is_asked_for(run):
     assert len(list(Path("shapes/val/disc").iterdir())) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_stopping_saves_and_resuming_goes_on(run, halves, tmp_path, number, code):
     arguments = ["train", "halves", "--recipe", "alexnet-quarter", *TINY, "--epochs", "200", "--threads", "1"]
     command = [sys.executable, "-m", "alexdeploy", *arguments]

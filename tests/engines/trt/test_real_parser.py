@@ -15,6 +15,7 @@ import onnx
 import pytest
 from gpu_here import why_no_tensorrt_rtx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from patience import slow_but_for
 from their_graphs import STEPS, classifier, head, save, tail
 
 from alexdeploy.core.errors import DeviceError, ModelError, UsageError
@@ -116,7 +117,7 @@ def _plan(
     return _build(job, lambda phase, done, total: stop.set() if stop and done else None, asked)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", slow_but_for(("alexnet", "alexnet-quarter", "one-tower", "torchvision"), RECIPES))
 def test_every_recipe_is_read_in_every_precision_and_number_of_views_and_built(
     exported: Exported, library: Library, recipe: str
 ) -> None:
@@ -133,7 +134,9 @@ def test_every_recipe_is_read_in_every_precision_and_number_of_views_and_built(
                 assert len(_plan(library, content, precision, num_views)) > 100_000
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant[1].partition("=")[2])
+@pytest.mark.parametrize(
+    "variant", slow_but_for((*VARIANTS[:2], *VARIANTS[4:6]), VARIANTS), ids=lambda variant: variant[1].partition("=")[2]
+)
 def test_every_variant_of_the_architecture_is_read_and_built(
     exported: Exported, library: Library, variant: tuple[str, ...]
 ) -> None:
