@@ -13,17 +13,17 @@ TARGET ?= cpu
 IMAGE_OPTIONS ?=
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo site test coverage mutate test-gpu gpu-models check lint docs constraints bench image clean
+.PHONY: help setup demo site test test-all coverage mutate test-gpu gpu-models check lint docs constraints bench image clean
 
 help:
 	@echo "make demo    set up, then train, export and predict in $(DEMO)/ and show the result"
-	@echo "make test    set up, then run the tests"
-	@echo "make coverage    the same, and what of the package they run: build/coverage/html/index.html"
+	@echo "make test    set up, then run the tests, but for those marked slow"
+	@echo "make coverage    all tests, and what of the package they run: build/coverage/html/index.html"
 	@echo "make mutate  change the code of modules where errors would hide, one operator at a time, and see whether"
 	@echo "             tests fail; 20 minutes for MUTATE='crops plan ...'; see docs/testing.md"
 	@echo "make test-gpu    every check that needs an NVIDIA GPU, with plain PYTHON, without torch"
 	@echo "make gpu-models  train and export a model for test-gpu in $(GPU_MODELS)/, where torch is"
-	@echo "make check   lint, types, import contracts, then the tests: what CI runs"
+	@echo "make check   lint, types, import contracts, then all tests: what CI runs"
 	@echo "make docs    write docs/cli.md, docs/options.md and docs/api.md again"
 	@echo "make constraints  write constraints.txt again, with the newest versions"
 	@echo "make site    the pages as a site that needs no server: build/site/index.html"
@@ -48,8 +48,12 @@ demo: setup
 		echo "$$ alexdeploy predict images/ --tencrop"; alexdeploy predict images/ --tencrop'
 
 # Two processes; the tests of a file run in one process, so that their fixtures are built once.
+PYTEST = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
 test: setup
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
+	$(PYTEST) -m 'not slow'
+
+test-all: setup
+	$(PYTEST)
 
 # Lines and branches, of child processes too. Tests run a third longer.
 coverage: setup
@@ -89,7 +93,7 @@ lint: setup
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
-check: lint test
+check: lint test-all
 
 # The command-line reference, from the commands themselves; a test compares.
 docs: setup
