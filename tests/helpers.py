@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,9 +96,18 @@ def smooth_images(count: int, seed: int = 0) -> np.ndarray:
 def write_pictures(folder: Path, count: int, seed: int = 0) -> Path:
     """The first `count` of `smooth_images` as PNG files, which decode to the same pixels."""
     folder.mkdir(parents=True)
-    for index, image in enumerate(smooth_images(count, seed)):
-        Image.fromarray(image).save(folder / f"{index:03}.png", compress_level=1)
+    for index, content in enumerate(_encoded(count, seed)):
+        (folder / f"{index:03}.png").write_bytes(content)
     return folder
+
+
+@functools.cache
+def _encoded(count: int, seed: int) -> list[bytes]:
+    files = []
+    for image in smooth_images(count, seed):
+        Image.fromarray(image).save(file := io.BytesIO(), "PNG", compress_level=1)
+        files.append(file.getvalue())
+    return files
 
 
 def assert_int8_agrees(found: np.ndarray, other: np.ndarray, fp32: np.ndarray) -> None:

@@ -31,7 +31,8 @@ def _run(folder: ModelFolder, backend: Backend, images: np.ndarray, **options: o
 def test_all_engines_agree_on_every_recipe(exported: Callable[..., ModelFolder], recipe: str) -> None:
     folder, images = exported(recipe), smooth_images(12)
     for num_views in (1, 5, 10):
-        found = [_run(folder, backend, images, num_views=num_views, batch_size=12) for backend in BACKENDS]
+        some = images[: 12 if num_views == 1 else 4]
+        found = [_run(folder, backend, some, num_views=num_views, batch_size=12) for backend in BACKENDS]
         if num_views == 1:
             assert len(set(found[0].probabilities.argmax(axis=1))) > 1, "the images should not all have one answer"
         for other in found[1:]:
