@@ -31,6 +31,7 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.export import onnx_export
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.quantize.quantize import Budget
+from alexdeploy.training import report, run
 
 # On a busy machine an example may take longer than Hypothesis' 200 ms.
 settings.register_profile("tests", deadline=None)
@@ -67,6 +68,22 @@ def _power_stays_on() -> Iterator[None]:
     """No test cuts the power, so none in this process need wait until the disk has what it wrote."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_curves() -> Iterator[None]:
+    """Runs of training draw no report, two thirds of their time, but where a test looks at it: see `drawn_curves`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "write_report", lambda folder, summary: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn_curves() -> Iterator[None]:
+    """For the rest of the module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "write_report", report.write_report)
         yield
 
 

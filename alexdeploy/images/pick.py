@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,7 @@ def _spread(sources: Iterable[Source], count: int) -> tuple[int, list[Source]]:
     return total, [kept[(2 * index + 1) * len(kept) // (2 * number)] for index in range(number)]
 
 
+@lru_cache(maxsize=16)
 def _rendered(index: int) -> Source:
     buffer = io.BytesIO()
     render_image(index % len(CLASSES), np.random.default_rng(index)).save(buffer, "PNG")

@@ -64,8 +64,6 @@ def test_train_prints_one_line_an_epoch_and_the_next_command(run, halves):
         assert word in lines[0]
     assert "top-5" not in result.stderr, "of two classes the right one is always among the best five"
     assert "next: alexdeploy export --fp16" in result.stderr
-    if can_write_report():
-        assert re.search(r"^wrote models/\S+/checkpoints/report\.html and curves\.png$", result.stderr, re.MULTILINE)
     assert Path("models/alexnet-quarter/spec.json").is_file()
 
 
@@ -335,3 +333,9 @@ def test_stopping_saves_and_resuming_goes_on(run, halves, tmp_path, number, code
     resumed = run(*arguments, "--resume")
     assert resumed.exit_code == 0
     assert "\nresuming after" in resumed.stderr
+
+
+@pytest.mark.skipif(not can_write_report(), reason="needs matplotlib")
+def test_the_report_is_named(run, halves, drawn_curves):
+    result = train_halves(run)
+    assert re.search(r"^wrote models/\S+/checkpoints/report\.html and curves\.png$", result.stderr, re.MULTILINE)

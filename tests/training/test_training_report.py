@@ -27,13 +27,14 @@ from alexdeploy.training.steps import Steps
 from alexdeploy.training.trainer import RunOptions, train
 
 pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.usefixtures("drawn_curves")
 
 ONE_THREAD = RunOptions(device="cpu", threads=1)
 RECIPE = tiny_recipe("training.epochs=2")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> ModelFolder:
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, drawn_curves: None) -> ModelFolder:
     folder = ModelFolder(tmp_path_factory.mktemp("reported") / "model")
     data = dataclasses.replace(read_image_folder(tiny_folder), classes=('<script>"a"', "b\nc"))
     train(data, RECIPE, folder, ONE_THREAD, lambda event: None)
