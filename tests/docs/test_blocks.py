@@ -38,12 +38,12 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the pages are for a POSIX shell")
 # Of commands that train, serve or export, or of many: each takes ten seconds and more.
 _LONG = ("README", "cookbook", "deployment", "embed", "ensembles", "explain", "handing-on", "serving", "training")
 _QUICK = [page for page in PAGES if page.stem not in (*_LONG, "troubleshooting")]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the pages are for a POSIX shell")
 @pytest.mark.parametrize("page", slow_but_for(_QUICK, PAGES), ids=lambda page: page.name)
 def test_every_block_of_a_page_does_what_the_page_says(
     page: Path, home: Path, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
