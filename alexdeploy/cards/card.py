@@ -81,7 +81,12 @@ def write_card(
         for name, content in written.items():
             write_file(staged / name, content)
         # A folder of that name in a clone of the repository is not ours.
-        publish(staged, target, with_folders=False)
+        publish(
+            staged,
+            target,
+            with_folders=False,
+            check=lambda: check_directory(folder, os.fspath(target.path), overwrite=options.overwrite),
+        )
     return Card(
         path=target.path,
         files=tuple(sorted((*whole.hashes, *written))),

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,8 +69,12 @@ def write_file(target: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def publish(staged: Path, folder: ModelFolder, *, with_folders: bool = True) -> None:
+def publish(
+    staged: Path, folder: ModelFolder, *, with_folders: bool = True, check: Callable[[], object] | None = None
+) -> None:
     """Rename the staged folder to `folder`, or its files into it where it has files. Raises OutputError.
+
+    Before anything is replaced there, `check` raises for files that another command has written meanwhile.
 
     Files of a model that is there are removed or replaced, with its engines and checkpoints if `with_folders`;
     unrelated files stay. Killed in between, it leaves a folder without a spec, which is no model.
@@ -84,6 +88,8 @@ def publish(staged: Path, folder: ModelFolder, *, with_folders: bool = True) -> 
             except OSError as exc:
                 if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EBUSY):
                     raise
+                if check is not None:
+                    check()
                 remove_file(folder.spec_path)
                 names = sorted(path.name for path in staged.iterdir())
                 # The spec last.

@@ -128,7 +128,7 @@ def import_folder(
     with staged_folder(folder.path) as staged:
         for file, sha256 in whole.hashes.items():
             copy_file(source / file, staged / file, sha256)
-        publish(staged, folder)
+        publish(staged, folder, check=None if overwrite else folder.check_unused)
     if whole.absent:
         on_warning(f"{source} has not all files of the model; not there: {', '.join(whole.absent)}")
     if whole.unlisted:

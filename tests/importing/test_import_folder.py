@@ -19,7 +19,8 @@ import alexdeploy
 from alexdeploy import ImportOptions, ModelFolder, import_model
 from alexdeploy.core.errors import AlexDeployError, ModelError, StaleArtifactError, UsageError
 from alexdeploy.engines.base import EngineOptions, open_engine
-from alexdeploy.importing.whole_folder import BILL_NAME
+from alexdeploy.importing import whole_folder
+from alexdeploy.importing.whole_folder import BILL_NAME, WholeModel, check_whole
 
 
 @pytest.fixture
@@ -205,6 +206,20 @@ def test_a_link_to_nothing_and_a_folder_in_place_of_a_file_are_refused(given: Pa
         with pytest.raises(ModelError, match=rf"{name} cannot be read"):
             import_model(given)
     assert not Path("models").exists()
+
+
+def test_of_two_imports_at_once_the_second_is_refused(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_and_wait(folder: ModelFolder) -> WholeModel:
+        found = check_whole(folder)
+        monkeypatch.setattr(whole_folder, "check_whole", check_whole)
+        import_model(given, ImportOptions(name="both"))
+        return found
+
+    monkeypatch.setattr(whole_folder, "check_whole", check_and_wait)
+    with pytest.raises(UsageError, match="models/both already holds a model"):
+        import_model(given, ImportOptions(name="both"))
+    assert contents(Path("models/both")) == contents(given)
+    assert sorted(os.listdir("models")) == ["both"]
 
 
 def test_files_that_the_bill_does_not_list_are_named(given: Path) -> None:
