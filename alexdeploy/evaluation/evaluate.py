@@ -6,7 +6,7 @@ import itertools
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from alexdeploy.evaluation.examples import Candidates, read_thumbnails
 from alexdeploy.evaluation.multi_engine import SideBySide
 from alexdeploy.evaluation.results import BrokenImage, Evaluation, Event, ImageResult, Plan
 from alexdeploy.evaluation.scoring import Score, Tally, answer_of
+from alexdeploy.images.folder import VAL_NAMES
 from alexdeploy.images.labelled import LabelledSources, read_labelled
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import Outcome, PipelineOptions, run_pipeline
@@ -268,11 +269,17 @@ def _results(
 
 
 def _notes_on_training(spec: ModelSpec, labelled: LabelledSources) -> tuple[str, ...]:
-    """A note if the images are those that the model was trained on, as far as its provenance shows."""
+    """A note if training used the images, for the weights or to choose the epoch, as far as the provenance shows."""
     trained_on = spec.provenance.get("data")
-    if not isinstance(trained_on, str):
+    if not isinstance(trained_on, str) or "\0" in trained_on:
         return ()
     root = os.path.realpath(labelled.root)
     if root in (os.path.realpath(trained_on), os.path.realpath(os.path.join(trained_on, "train"))):
         return (f"{labelled.root} is what {spec.name} was trained on: on other photographs it will make more errors",)
+    beside: list[str] = []
+    with suppress(OSError):
+        beside = sorted(os.listdir(trained_on))
+    found = [os.path.join(trained_on, entry) for name in VAL_NAMES for entry in beside if entry.casefold() == name]
+    if root in map(os.path.realpath, found[:1]):
+        return (f"{labelled.root} chose the epoch of {spec.name}: on other photographs it may make more errors",)
     return ()

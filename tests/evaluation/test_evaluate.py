@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -231,6 +232,18 @@ def test_training_images_are_pointed_out(tiny_model: ModelFolder, data: Path) ->
     tiny_model.write_spec(tiny_model.spec().replace_provenance(data=str(data)))
     found = evaluate(tiny_model, data, EvaluateOptions(num_views=(1,), backends=("onnxruntime",)))
     assert "was trained on" in found.notes[0]
+
+
+def test_validation_images_that_chose_the_epoch_are_pointed_out(
+    tiny_model: ModelFolder, data: Path, tmp_path: Path
+) -> None:
+    for name in ("train", "Val", "test"):
+        shutil.copytree(data, tmp_path / "split" / name)
+    tiny_model.write_spec(tiny_model.spec().replace_provenance(data=str(tmp_path / "split")))
+    options = EvaluateOptions(num_views=(1,), backends=("onnxruntime",))
+    for name, notes in (("", 1), ("Val", 1), ("test", 0)):
+        found = evaluate(tiny_model, tmp_path / "split" / name, options).notes
+        assert sum("Val chose the epoch of tiny" in note for note in found) == notes
 
 
 @pytest.mark.parametrize(
