@@ -39,8 +39,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Of commands that train, serve or export, or of many: each takes ten seconds and more.
-_LONG = ("README", "cookbook", "deployment", "embed", "ensembles", "explain", "handing-on", "serving", "training")
-_QUICK = [page for page in PAGES if page.stem not in (*_LONG, "troubleshooting")]
+_LONG = ("README", "cookbook", "deployment", "embed", "ensembles", "explain", "handing-on", "precision", "quickstart")
+_QUICK = [page for page in PAGES if page.stem not in (*_LONG, "serving", "training", "troubleshooting")]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the pages are for a POSIX shell")
