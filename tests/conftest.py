@@ -45,7 +45,6 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: the collector need not look at it again and again, a tenth of the tests' time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)
