@@ -9,9 +9,9 @@ of ours and of those, by each --judge on --judge-images; left out without --cali
 (1 to 64 images), sizes (thumbnails, photographs, the same enlarged to 24 megapixels), storage (one view from files,
 smaller files and packed sets), decisions (do the enlarged get the class that decoding in full gives), startup (one
 photograph from a cold process, against a bare OpenVINO script), loader (training's pixels from --train-images and from
-packed sets of them; left out without that), training (a step against a
-plain loop), serving (a server's costs beside decoding and the engine, its throughput, its latencies), endurance (a
-server with twice the requests it can answer, 100,000 of them, a replica killed, the server killed), triton (a server's
+packed sets of them; left out without that), training (a step against a plain loop), serving (a server's costs beside
+decoding and the engine, its throughput, its latencies), endurance (a server with twice the requests it can answer,
+100,000 of them, a replica killed, the server killed), triton (a server's
 cost against Triton's; left out without --triton). What needs a package that is not installed is left out; NNCF's is
 nncf. All that is compared runs in turns, in processes of its own; peers and one-view have all of them open at once and
 take 13 GB of memory. A cluster has measurements of its own: python -m benchmarks.cluster.
@@ -167,6 +167,8 @@ def _arguments() -> argparse.Namespace:
         default=7,
         help="rounds of peers, loader and training; of startup three times as many",
     )
+    parser.add_argument("--tuning-rounds", type=_at_least_one, default=3, help="rounds in which each peer is tuned")
+    parser.add_argument("--peers", default="", help="limit the peers to these, such as openvino,pytorch; default: all")
     parser.add_argument("--growth-rounds", type=_at_least_one, default=3, help="rounds of inputs, batches and sizes")
     parser.add_argument("--seconds", type=float, default=4.0, help="how long a turn against peers is, about")
     parser.add_argument("--seed", type=int, default=0, help="of the order in each round")
@@ -183,10 +185,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def _at_least_one(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+    if int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is less than 1")
+    return int(word)
 
 
 def _plan(given: argparse.Namespace, device: DeviceKind, workspace: Path, say: Say) -> dict[str, Work]:
@@ -237,7 +238,9 @@ def _folder_work(given: argparse.Namespace, device: DeviceKind, workspace: Path,
         files=tuple(files),
         precisions=precisions(device),
         calibrate=list_of(files, workspace / "photographs.txt"),
+        software=tuple(filter(None, given.peers.split(","))),
         num_rounds=given.rounds,
+        num_tuning_rounds=given.tuning_rounds,
         seconds=given.seconds,
         seed=given.seed,
         device=device,

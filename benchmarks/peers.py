@@ -44,13 +44,15 @@ _TOLERANCE = 0.01
 class PeerOptions:
     """`files` are the photographs, `precisions` those of ours; `calibrate` names images for NNCF, as for `calibrate`.
 
-    A turn takes about `seconds`, and all of the files once at least. `device` is "cpu", or "cuda" where a GPU is.
+    `software` limits the peers to names that begin with one of these; empty: all. A turn takes about `seconds`, and all
+    of the files once at least. `device` is "cpu", or "cuda" where a GPU is.
     """
 
     files: tuple[str, ...]
     precisions: tuple[Precision, ...]
     calibrate: str
     num_views: NumViews = 10
+    software: tuple[str, ...] = ()
     num_rounds: int = 7
     seconds: float = 4.0
     num_tuning_files: int = 16
@@ -180,7 +182,7 @@ def _peers(folder: ModelFolder, workspace: Path, options: PeerOptions, say: Say)
             f"{number} workers": setup("dataloader", form=str(number), batch_size=BATCH_SIZE) for number in workers
         }
         peers["dataloader"] = Peer(forms=forms, batches=(BATCH_SIZE,))
-    return peers
+    return {name: peer for name, peer in peers.items() if not options.software or name.startswith(options.software)}
 
 
 def _openvino_peers(
