@@ -120,6 +120,8 @@ def main() -> None:
         # Compiled models of this run: nothing of another version, and nothing left behind.
         os.environ["ALEXDEPLOY_CACHE"] = str(workspace / "cache")
         work = _plan(given, device, workspace, say)
+        if given.peers:
+            work = {f"{part}-{given.peers}" if part in ("peers", "one-view") else part: do for part, do in work.items()}
         found = measure(work, None if given.quick else path, command=command_line("benchmarks"), load=load)
     if given.quick:
         print(f"A quick try, of which nothing is written: its figures mean nothing.\n\n{markdown(found)}")
@@ -168,7 +170,7 @@ def _arguments() -> argparse.Namespace:
         help="rounds of peers, loader and training; of startup three times as many",
     )
     parser.add_argument("--tuning-rounds", type=_at_least_one, default=3, help="rounds in which each peer is tuned")
-    parser.add_argument("--peers", default="", help="limit the peers to these, such as openvino,pytorch; default: all")
+    parser.add_argument("--peers", default="", help="only these, such as openvino; default: all")
     parser.add_argument("--growth-rounds", type=_at_least_one, default=3, help="rounds of inputs, batches and sizes")
     parser.add_argument("--seconds", type=float, default=4.0, help="how long a turn against peers is, about")
     parser.add_argument("--seed", type=int, default=0, help="of the order in each round")

@@ -15,6 +15,7 @@ from benchmarks.targets import (
     PRECISION_NAMES,
     best_peer,
     fewest_changed,
+    peer_parts,
     round_bounds,
     views_name,
     views_of,
@@ -28,8 +29,9 @@ _SOFTWARE_NAMES = {"alexdeploy": "alexdeploy", "openvino": "OpenVINO", "pytorch"
 
 def best_peer_table(results: Mapping[str, Any]) -> Iterator[str]:
     """Each precision beside the fastest peer of that precision, in speed and in changed answers."""
-    measured = [results[part] for part in ("one-view", "peers") if part in results]
-    rows = [(peers, *found) for peers in measured for found in _pairs(peers)]
+    # Of each number of views the newest.
+    measured = {views_of(results[part]): results[part] for part in peer_parts(results)}
+    rows = [(peers, *found) for _, peers in sorted(measured.items()) for found in _pairs(peers)]
     if not rows:
         return
     model = _last_model(results.get("answers"))

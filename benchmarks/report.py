@@ -21,7 +21,7 @@ from benchmarks.tables import (
     storage_table,
     triton_table,
 )
-from benchmarks.targets import Bar, bars_of_parts
+from benchmarks.targets import Bar, bars_of_parts, peer_parts
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 """What is between them in docs/performance.md is written by `python -m benchmarks --docs`."""
@@ -44,8 +44,8 @@ def tables(results: Mapping[str, Any], plot: str) -> Iterator[str]:
     """All of one machine but the bars; `plot` is where the figure of the latencies is."""
     yield from origins(results)
     yield from best_peer_table(results)
-    yield from peer_tables(results.get("peers"))
-    yield from peer_tables(results.get("one-view"))
+    for part in peer_parts(results):
+        yield from peer_tables(results[part])
     yield from answer_tables(results.get("answers"))
     yield from input_table(results.get("inputs"))
     yield from batch_table(results.get("batches"))

@@ -59,8 +59,7 @@ def bars(results: Mapping[str, Any]) -> list[Bar]:
 
 def bars_of_parts(results: Mapping[str, Any]) -> dict[str, list[Bar]]:
     makers = {
-        "peers": _peer_bars,
-        "one-view": _peer_bars,
+        **dict.fromkeys(peer_parts(results), _peer_bars),
         "answers": _answer_bars,
         "inputs": _input_bars,
         "sizes": _size_bars,
@@ -71,6 +70,12 @@ def bars_of_parts(results: Mapping[str, Any]) -> dict[str, list[Bar]]:
         "triton": _triton_bars,
     }
     return {part: list(bars_of(results.get(part))) for part, bars_of in makers.items()}
+
+
+def peer_parts(results: Mapping[str, Any]) -> list[str]:
+    """The parts about peers: with all of them, and with those that `--peers` named; the newest last."""
+    parts = [part for part in results if part.startswith(("peers", "one-view"))]
+    return sorted(parts, key=lambda part: str(results[part].get("date")))
 
 
 def _peer_bars(peers: Mapping[str, Any] | None) -> Iterator[Bar]:
@@ -102,10 +107,10 @@ def _peer_bars(peers: Mapping[str, Any] | None) -> Iterator[Bar]:
 
 
 def best_peer(rates: Mapping[str, list[float]], precision: str) -> str | None:
-    """The peer of that precision that is fastest in the rounds; None if ours or all of them were not measured."""
-    measured = [peer for peer in _OF_PRECISION.get(precision, ()) if peer in rates]
-    if not measured or f"alexdeploy {precision}" not in rates:
+    """The peer of that precision that is fastest in the rounds; None if ours or OpenVINO was not among them."""
+    if f"openvino {precision}" not in rates or f"alexdeploy {precision}" not in rates:
         return None
+    measured = [peer for peer in _OF_PRECISION[precision] if peer in rates]
     return max(measured, key=lambda peer: statistics.median(rates[peer]))
 
 
