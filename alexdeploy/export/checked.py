@@ -54,8 +54,10 @@ def kept_fp32(folder: ModelFolder, network: Network) -> Checked | None:
         graph = load_graph(folder, "fp32", network.spec)
     except ModelError:
         return None
-    written_by = (graph.model.producer_version, [each.version for each in graph.model.opset_import])
-    if written_by != (package_version("torch"), [graph_files.OPSET]):
+    if [each.version for each in graph.model.opset_import] != [graph_files.OPSET]:
+        return None
+    # Another PyTorch may write another graph. Without any, the graph that is there is what can be converted.
+    if package_version("torch") not in (None, graph.model.producer_version):
         return None
     return Checked(
         path=folder.onnx_path(),

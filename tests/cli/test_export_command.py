@@ -92,6 +92,18 @@ def test_a_graph_that_is_not_up_to_date_is_exported_again(
     assert kept_fp32(tiny_model, read_network(tiny_model)) is None
 
 
+def test_where_pytorch_is_not_installed_the_graph_of_another_version_is_what_is_converted(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _other_exporter(tiny_model)
+    monkeypatch.setattr("alexdeploy.export.checked.package_version", lambda name: None)
+    kept = kept_fp32(tiny_model, read_network(tiny_model))
+    assert kept is not None
+    assert kept.content is None
+    _damaged(tiny_model)
+    assert kept_fp32(tiny_model, read_network(tiny_model)) is None
+
+
 def test_other_provenance_is_no_reason_to_export_again_which_would_leave_fp16_behind(
     run: Run, tiny_model: ModelFolder
 ) -> None:
