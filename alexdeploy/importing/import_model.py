@@ -83,7 +83,7 @@ def import_model(
     """
     path = Path(check_argument("file", file, str))
     options = check_argument("options", options or ImportOptions(), ImportOptions)
-    if path.is_dir() and path.suffix.lower() not in CONVERSIONS:
+    if os.path.isdir(path) and path.suffix.lower() not in CONVERSIONS:
         return import_folder(path, _name_alone(options), overwrite=options.overwrite, on_warning=on_warning)
     kind = file_format(path)
     if kind is None:

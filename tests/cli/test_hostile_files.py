@@ -170,7 +170,9 @@ def test_a_spec_with_a_byte_that_is_no_utf8_is_damaged(program: Run, work: Path)
     for words in (_PREDICT, ("inspect", "models/tiny"), ("export", "tiny"), ("verify", "tiny", "data")):
         result = program(*words)
         assert result.exit_code == 4
-        assert "spec.json is damaged: 'utf-8' codec can't decode byte 0xec" in result.stderr
+        # In msgspec's words, which were Python's before 0.23.
+        assert "spec.json is damaged: " in result.stderr
+        assert "utf-8" in result.stderr.lower()
 
 
 LONG = "n" * 300
