@@ -51,6 +51,8 @@ def folder(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "photographs").mkdir()
     for name, data in FILES.items():
         (root / "photographs" / name).write_bytes(data)
+    shutil.copytree(root / "photographs", root / "new")
+    shutil.copy(root / "photographs" / "a.jpg", root / "photo.jpg")
     monkeypatch.chdir(root)
     return root
 
@@ -80,7 +82,7 @@ def test_notebook(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(cells, names)
     first = predicted(num_views=10)[0]
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == f"{first.label} {first.probability} {first.views_agreeing} of 10 views"
+    assert shown[0] == f"{first.label} {round(first.probability, 2)} {first.views_agreeing} of 10 views"
     assert len(shown) == 5
     # The unturned picture is the one of the file.
     assert shown[1] == str([(choice.label, round(choice.probability, 3)) for choice in first.top])
@@ -110,13 +112,12 @@ def test_inside_another_application(folder: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as on POSIX")
 def test_the_clients_of_the_quickstart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tritonclient.http")
-    shutil.copy(folder / "photographs" / "a.jpg", "photo.jpg")
     row = predicted(num_views=1)[0]
     with serving(ModelFolder(Path("models/flowers")), "--backend", "openvino") as program:
         addresses = {"127.0.0.1:8000": program.url.removeprefix("http://"), "127.0.0.1:8001": program.grpc}
         for block in blocks_under("Quickstart"):
             run([re.sub(r"127\.0\.0\.1:800\d", lambda found: addresses[found[0]], block)], {})
     http, grpc, as_json = capsys.readouterr().out.splitlines()
-    assert http == f"{row.label} {row.probability}"
+    assert http == f"{row.label} {round(row.probability, 2)}"
     assert re.fullmatch(r"\[\[b'[\d.]+:\d:class-\d'( b'[\d.]+:\d:class-\d'){2}\]\]", grpc)
     assert as_json == f"['{row.label}']"
