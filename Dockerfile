@@ -7,25 +7,27 @@ ARG CUDA_IMAGE=docker.io/nvidia/cuda:13.0.1-devel-ubuntu24.04
 FROM ${CUDA_IMAGE} AS cuda
 
 FROM ${PYTHON_IMAGE} AS wheel
+ENV PIP_CACHE_DIR=/var/cache/pip
 WORKDIR /build
 COPY constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python3 -m venv .venv && .venv/bin/pip install --constraint constraints.txt hatchling
 COPY . ./
 RUN .venv/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM ${COMPILER_IMAGE} AS pycuda
+ENV PIP_CACHE_DIR=/var/cache/pip
 WORKDIR /build
 COPY constraints.txt containers/constraints-gpu.txt ./
 # The driver's interface is all that is used of it: no CURAND.
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=cuda,source=/usr/local,target=/cuda \
-    printf 'CUDA_ROOT = "%s"\nCUDA_ENABLE_CURAND = False\n' /cuda/cuda-*.* > /root/.aksetup-defaults.py \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=bind,from=cuda,source=/usr/local,target=/cuda \
+    printf 'CUDA_ROOT = "%s"\nCUDA_ENABLE_CURAND = False\n' /cuda/cuda-*.* > ~/.aksetup-defaults.py \
     && python3 -m venv .venv \
     && .venv/bin/pip wheel --no-deps --constraint constraints.txt --constraint constraints-gpu.txt --wheel-dir /wheels pycuda
 
 FROM wheel AS install-cpu
 ARG CPU_EXTRAS=cpu,serve
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python3 -m venv --without-pip /opt/alexdeploy \
     && .venv/bin/pip --python /opt/alexdeploy install --constraint constraints.txt \
         "$(echo /wheels/alexdeploy-*.whl)[${CPU_EXTRAS}]"
@@ -33,7 +35,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM wheel AS install-gpu
 ARG GPU_EXTRAS=gpu,serve
 COPY --from=pycuda /wheels /wheels
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python3 -m venv --without-pip /opt/alexdeploy \
     && .venv/bin/pip --python /opt/alexdeploy install --constraint constraints.txt \
         --constraint containers/constraints-gpu.txt \
@@ -43,7 +45,7 @@ FROM wheel AS install-train
 ARG TRAIN_EXTRAS=cpu,report,train
 # PyPI's torch is the build for CUDA; an index of builds for CPUs gives an image of a fifth of its size.
 ARG TORCH_INDEX
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python3 -m venv --without-pip /opt/alexdeploy \
     && .venv/bin/pip --python /opt/alexdeploy install --constraint constraints.txt \
         ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch \
