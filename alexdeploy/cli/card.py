@@ -13,6 +13,7 @@ from alexdeploy.cli.options import (
     BatchSizeOption,
     DevicesOption,
     JsonOption,
+    LabelsOption,
     ModelArgument,
     ModelOption,
     OverwriteOption,
@@ -54,12 +55,7 @@ def card(
         str | None,
         typer.Option(metavar="DATA", help="Evaluate on these labelled images, as `evaluate` does, for the card."),
     ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Labels, one line per image: its name in DATA, then its class or index; or CSV."
-        ),
-    ] = None,
+    labels: LabelsOption = None,
     evaluation: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The result of `evaluate --json`, in place of --images."),

@@ -17,6 +17,7 @@ from alexdeploy.cli.options import (
     ExcludeOption,
     HtmlOption,
     JsonOption,
+    LabelsOption,
     ModelOption,
     OverwriteOption,
     PlotsOption,
@@ -64,12 +65,7 @@ def evaluate(
         ),
     ],
     model: ModelOption = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Labels, one line per image: its name in DATA, then its class or index; or CSV."
-        ),
-    ] = None,
+    labels: LabelsOption = None,
     exclude: ExcludeOption = None,
     precision: Annotated[str, precisions_option()] = "fp32",
     views: ViewsListOption = None,

@@ -58,6 +58,14 @@ ViewsOption = Annotated[
         help="Views to average: the centre, centre and corners, and mirrored. Default: 1.",
     ),
 ]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE",
+        help="Labels, one line per image: its name in DATA, then its class or index; or CSV.",
+    ),
+]
 ViewsListOption = Annotated[
     str | None,
     typer.Option("--views", metavar="LIST", help="One or more of 1,5,10, each as in predict. Default: 1,10."),
