@@ -95,7 +95,7 @@ PLACES: dict[str, tuple[Callable[[Path], None] | None, str, tuple[str, ...]]] = 
     "the command is imported": (None, "event == 'import' and args[0] == 'numpy' and stop()", (*PREDICT, "a.jpg")),
     "a tree is listed": (
         lambda folder: (folder / "place").mkdir(),
-        "event == 'os.scandir' and 'place' in str(args[0]) and stop()",
+        "event == 'os.scandir' and pathlib.Path(str(args[0])).name == 'place' and stop()",
         (*PREDICT, "place/**/*.jpg"),
     ),
     "a member of a tar is skipped": (

@@ -64,6 +64,11 @@ def _join(rank: int, port: int) -> None:
     _group = _stack.enter_context(process_group("cpu"))
 
 
+def _leave() -> None:
+    # `_stack.close` itself would be pickled, with the stack of the process that calls.
+    _stack.close()
+
+
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     """Calls a function of this module in two processes that train together; gives back both results."""
@@ -82,7 +87,7 @@ def pair() -> Iterator[Pair]:
             return [result.result(timeout=PATIENCE) for result in results]
 
         yield call
-        call(_stack.close)
+        call(_leave)
 
 
 def _images(folder: Path) -> LabelledImages:
