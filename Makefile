@@ -13,7 +13,7 @@ TARGET ?= cpu
 IMAGE_OPTIONS ?=
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo site test test-all coverage mutate test-gpu gpu-models check lint docs constraints bench image clean
+.PHONY: help setup demo site pages test test-all coverage mutate test-gpu gpu-models check lint docs constraints bench image clean
 
 help:
 	@echo "make demo    set up, then train, export and predict in $(DEMO)/ and show the result"
@@ -108,6 +108,10 @@ constraints: setup
 # From a folder in which the pages of the root stand beside those of docs/. A warning ends it.
 site: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(MAKE) --no-print-directory pages
+
+# Where zensical is there already.
+pages:
 	rm -rf build/site build/site-pages && mkdir -p build && cp -r docs build/site-pages
 	for page in CHANGELOG CONTRIBUTING RELEASE SECURITY; do cp $$page.md build/site-pages/; done
 	cp README.md build/site-pages/overview.md

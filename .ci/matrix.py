@@ -13,6 +13,7 @@ which must have [cpu,train,dev]. Prints a table; ends with 1 if anything failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import email
 import os
@@ -46,6 +47,8 @@ class Case:
     more: tuple[str, ...] = ()
     shows: tuple[str, ...] = ()
     """Packages whose versions are in the table."""
+    since: tuple[int, ...] = ()
+    """The first Python for which the extra brings something."""
 
 
 CASES = {
@@ -99,21 +102,49 @@ CASES = {
         shows=("adlfs",),
     ),
     "ray": Case(beside="cpu", more=("alexdeploy predict images/ --ray local -o parts/",), shows=("ray",)),
-    "sbom": Case(beside="cpu", more=("alexdeploy doctor --sbom bill.cdx.json",), shows=("cyclonedx-bom",)),
+    "sbom": Case(beside="cpu", more=("sbom",), shows=("cyclonedx-bom",)),
+    "docs": Case(empty=("site",), shows=("zensical",), since=(3, 11)),
     "serve": Case(beside="cpu", more=("serve",), shows=("starlette", "uvicorn", "grpcio", "tritonclient")),
-    "dev": Case(empty=("pytest",), shows=("pytest", "ruff", "mypy")),
+    "dev": Case(empty=("pytest", "lint"), shows=("pytest", "ruff", "mypy", "import-linter")),
     "everything": Case(
         empty=USER,
-        alone=(f"{PREDICT} -o rows.parquet", f"alexdeploy train {SMALL} --name logged --logger mlflow", "serve", "s3"),
+        alone=(f"{PREDICT} -o rows.parquet", "mlflow", "serve", "s3", "sbom"),
         shows=("torch", "openvino", "onnxruntime", "numpy"),
     ),
 }
 SCRIPTS = {
-    "serve": """alexdeploy serve tiny --port $PORT --grpc-port 0 & server=$!
+    # A photograph over HTTP, and one over gRPC by Triton's client.
+    "serve": """alexdeploy serve tiny --port $PORT --grpc-port $GRPC_PORT & server=$!
         trap 'kill -KILL $server 2>/dev/null || true' EXIT
         curl --silent --show-error --fail --retry 60 --retry-connrefused --retry-delay 1 \\
             --data-binary @images/arrow-01.jpg http://127.0.0.1:$PORT/predict
+        python -c "
+import os, pathlib, numpy, tritonclient.grpc as triton
+photographs = triton.InferInput('images', [1], 'BYTES')
+photographs.set_data_from_numpy(numpy.array([pathlib.Path('images/arrow-01.jpg').read_bytes()], dtype=object))
+client = triton.InferenceServerClient('127.0.0.1:' + os.environ['GRPC_PORT'])
+print(client.infer('tiny', [photographs]).as_numpy('label'))"
         kill -TERM $server && wait $server""",
+    # Its packages are those that pip lists.
+    "sbom": """alexdeploy doctor --sbom bill.cdx.json
+        pip list --format json > listed.json
+        python -c "
+import json
+bill, listed = (json.load(open(name)) for name in ('bill.cdx.json', 'listed.json'))
+named = {(part['name'].lower(), part['version']) for part in [bill['metadata']['component'], *bill['components']]}
+missing = {(part['name'].lower(), part['version']) for part in listed} - named
+print('missing:', missing)
+raise SystemExit(bool(missing))" """,
+    "mlflow": f"""alexdeploy train {SMALL} --name logged --logger mlflow
+        python -c "
+import mlflow
+runs = mlflow.MlflowClient().search_runs([mlflow.MlflowClient().get_experiment_by_name('alexdeploy').experiment_id])
+print([(run.info.status, run.data.metrics) for run in runs])
+raise SystemExit([run.info.status for run in runs] != ['FINISHED'] or not runs[0].data.metrics)" """,
+    # What make site does, from the sdist.
+    "site": """tar -xf $SDIST --strip-components 1
+        make pages BIN=$(dirname $(command -v zensical))
+        test -s build/site/index.html""",
     # A store on loopback, in a process of our own interpreter.
     "s3": """PYTHONPATH=$ROOT $OURS -m benchmarks.store_server images 0 > port & store=$!
         trap 'kill $store' EXIT
@@ -123,6 +154,7 @@ SCRIPTS = {
     # The tests of the sdist, which need no engine.
     "pytest": """tar -xf $SDIST --strip-components 1
         python -m pytest -q -p no:cacheprovider tests/core tests/images""",
+    "lint": "ruff check . && lint-imports",
 }
 
 
@@ -180,10 +212,12 @@ def version_of(python: str) -> str | None:
     return done.stdout.decode().strip() if done.returncode == 0 else None
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in socks:
+            sock.bind(("127.0.0.1", 0))
+        return [int(sock.getsockname()[1]) for sock in socks]
 
 
 class Environment:
@@ -199,7 +233,8 @@ class Environment:
             "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(Path.home() / ".cache/pip")),
             "HOME": str(scratch / "home"),
             "PATH": f"{self._environment / 'bin'}:{os.environ['PATH']}",
-            **{"ROOT": str(ROOT), "OURS": sys.executable, "SDIST": str(sdist), "PORT": str(free_port())},
+            **{"ROOT": str(ROOT), "OURS": sys.executable, "SDIST": str(sdist)},
+            **dict(zip(("PORT", "GRPC_PORT"), map(str, free_ports(2)), strict=True)),
         }
         log.write_text("")
         self.run(f"{python} -m venv {self._environment}")
@@ -232,7 +267,7 @@ def outcome_of(command: str, environment: Environment) -> tuple[str, bool]:
     """The command's name with what was not success, and whether that was right."""
     expected = re.fullmatch(r"(\d+) (\S+): (.*)", command)
     code, pattern, line = (int(expected[1]), expected[2], expected[3]) if expected else (0, "", command)
-    found, text = environment.run(SCRIPTS.get(line, line))
+    found, text = environment.run(f"set -e\n{SCRIPTS[line]}" if line in SCRIPTS else line)
     name = re.sub(r"^(\S+=\S+ )*alexdeploy (--)?(\S+).*", r"\3", line)
     if found != code or re.search(pattern, text) is None:
         return f"{name} FAILED (exit {found})", False
@@ -312,6 +347,10 @@ def main() -> int:
                 print(f"| {python} | | | | | skipped: there is no such interpreter | |")
                 continue
             for extra in names:
+                since = CASES[extra].since if extra in CASES else ()
+                if tuple(map(int, version.split(".")[:2])) < since:
+                    print(f"| {version} | {extra} | | | | skipped: from Python {'.'.join(map(str, since))} on | |")
+                    continue
                 result = run_cell(
                     python, extra, packages, options.installer, material, options.logs / f"{version}-{extra}.log"
                 )
