@@ -443,6 +443,10 @@ class _Bomb:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer"),
         (b"\n<!DOCTYPE html><html>", "is a web page, not a model"),
     ],
+    ids=[
+        *("call", "old call", "pickled call", "module", "tensor", "other names", "empty dict", "other layers"),
+        *("cut off", "empty", "Git LFS", "web page"),
+    ],
 )
 def test_what_is_no_state_dict_is_refused_and_nothing_of_it_is_run(
     tmp_path: Path, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str

@@ -449,7 +449,11 @@ def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path) -> None:
         refused(content[:length], tmp_path, ModelError)
 
 
-@pytest.mark.parametrize("content", [pickle.dumps({"weights": [1, 2, 3]}), b"", b"\x00" * 100, os.urandom(1000)])
+@pytest.mark.parametrize(
+    "content",
+    [pickle.dumps({"weights": [1, 2, 3]}), b"", b"\x00" * 100, os.urandom(1000)],
+    ids=["pickle", "empty", "zeros", "random"],
+)
 def test_what_is_no_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
     assert str(tmp_path / "theirs.onnx") in refused(content, tmp_path, ModelError)
 
