@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+import sys
 from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
+from alexdeploy.benchmark.events import Event, Step
 from alexdeploy.benchmark.processes import Start
 from alexdeploy.benchmark.results import Agreed, Row, make_row
 from alexdeploy.benchmark.rounds import Measured
 from alexdeploy.benchmark.statistics import BatchConfiguration, Slice
+from alexdeploy.cli import bench
 from alexdeploy.cli.bench import _print_rows
+from alexdeploy.core.events import Notice
 
 
 def row_of(*rounds: tuple[float, float], **changes: Any) -> Row:
@@ -72,3 +77,28 @@ def test_the_widest_figures_fit(width: int) -> None:
 def test_what_was_not_measured_before_the_end_is_no_error() -> None:
     _, line = table(row_of())
     assert line.split() == ["onnxruntime", "fp32", "8", "not", "measured"]
+
+
+def test_a_terminal_shows_a_bar_of_all_steps_and_other_streams_a_line_for_each_phase(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events: list[Event] = [
+        Step(phase="opening", name="a", num_done=0, num_total=2),
+        Step(phase="opening", name="b", num_done=1, num_total=2),
+        Notice(message="told"),
+        Step(phase="measuring", name="a", num_done=2, num_total=8, number=1),
+    ]
+    with bench._watching(quiet=False) as show:
+        for event in events:
+            show(event)
+    assert capsys.readouterr().err.splitlines() == [
+        "opening 2 processes, one after the other", "told", "measuring, round after round",
+    ]  # fmt: skip
+    updates: list[dict[str, object]] = []
+    monkeypatch.setattr(Progress, "update", lambda bar, task, **changes: updates.append(changes))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with bench._watching(quiet=False) as show:
+        for event in events:
+            show(event)
+    assert [(each["completed"], each["total"]) for each in updates] == [(0, 2), (1, 2), (2, 8)]
+    assert "told" in capsys.readouterr().err

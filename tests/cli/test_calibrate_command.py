@@ -256,3 +256,13 @@ def test_ctrl_c_prints_what_was_measured_and_writes_nothing(run: Run) -> None:
     assert "conv1" in done.stdout
     assert done.stderr.endswith("Stopped after 20 of 40 images; nothing was written.\n")
     assert not Path("calibration/tiny.ranges.json").exists()
+
+
+def test_newer_weights_that_are_not_exported_are_warned_of(run: Run) -> None:
+    folder = ModelFolder(Path("models/tiny"))
+    folder.candidate.path.mkdir(parents=True)
+    newer = folder.spec().replace_provenance(weights_sha256="0" * 64, best_epoch=7)
+    folder.candidate.write_spec(newer)
+    result = run("calibrate", "tiny", "pictures", "--num-images", "16")
+    assert result.exit_code == 0
+    assert "warning: models/tiny has newer weights (000000000000, epoch 7) that are not exported" in result.stderr

@@ -94,3 +94,10 @@ def test_ctrl_c_in_the_evaluation_writes_no_card(run: Run, monkeypatch: pytest.M
     monkeypatch.setattr(evaluate._Counts, "add", stop)
     assert run("tiny", "--images", "labelled", "--views", "1").exit_code == 130
     assert not Path("hub").exists()
+
+
+def test_the_backends_of_the_errors_can_be_named(run: Run) -> None:
+    assert run("tiny", "--images", "labelled", "--precision", "fp32", "--backend", "onnxruntime").exit_code == 0
+    text = Path("hub/tiny/README.md").read_text()
+    assert "| `onnxruntime` | `fp32` | 1 |" in text
+    assert "| `openvino` | `fp32`" not in text

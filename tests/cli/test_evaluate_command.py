@@ -377,3 +377,13 @@ def test_resume_needs_a_file(run: Run) -> None:
     result = run("data", "--resume")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--output FILE" in result.stderr
+
+
+def test_of_many_broken_images_the_first_are_named(run: Run, workplace: Path) -> None:
+    for index in range(23):
+        (workplace / "data" / "class-0" / f"b{index:02}.jpg").write_bytes(b"broken")
+    result = run("data", "--views", "1")
+    assert result.exit_code == 3
+    assert "data/class-0/b19.jpg: " in result.stdout
+    assert "b20.jpg" not in result.stdout
+    assert "and 3 more; --output and --json name them all" in result.stdout

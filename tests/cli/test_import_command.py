@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -15,8 +16,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from program import Result, Run
 
+from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import find_model
 from alexdeploy.core.spec import Preprocessing
+from alexdeploy.importing import published_files
+from alexdeploy.importing.published_files import KnownFile
 
 CLASSES = 4
 MEASURED = ("--recipe", "torchvision")
@@ -364,3 +368,14 @@ def test_checkpoints_and_matconvnets_files_are_imported_under_their_names(run: R
     assert "checked: off by" in result.stderr
     assert "no --labels" not in result.stderr
     assert find_model("alex").spec().classes[1] == "n01440764 goldfish"
+
+
+def test_json_is_the_model_and_where_it_came_from(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = KnownFile(name="theirs.onnx", title="published by somebody", digest=sha256_file(Path("theirs.onnx")))
+    monkeypatch.setattr(published_files, "KNOWN", (known,))
+    result = run("theirs.onnx", *MEASURED, "--json")
+    assert result.exit_code == 0
+    assert "theirs.onnx is published by somebody, by its hash" in result.stderr
+    document = json.loads(result.stdout)
+    assert (document["model"], len(document["classes"])) == ("models/theirs", CLASSES)
+    assert document["imported_sha256"] == sha256_file(Path("theirs.onnx"))

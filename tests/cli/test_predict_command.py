@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -595,3 +596,12 @@ def test_a_cluster_makes_no_page(run: Run) -> None:
     refused = run("images", "--ray", "local", "-o", "rows", "--annotate", "marked")
     assert refused.exit_code == 2
     assert "--ray has no --sheet and no --annotate" in refused.stderr
+
+
+@posix_only
+def test_a_special_file_that_cannot_be_opened_is_an_output_error(run: Run, workplace: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind("place")
+        result = run("images", "-o", "place")
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert result.stderr.startswith("error: place could not be written")

@@ -204,3 +204,21 @@ def test_a_class_that_is_not_utf8_is_an_error_at_once(run: Run) -> None:
     assert result.exit_code == 3
     assert "the class 'caf\\\\xe9' has a name that is not UTF-8\nRename it." in result.stderr
     assert not Path("set").exists()
+
+
+def test_a_set_is_not_written_to_a_url(run: Run) -> None:
+    result = run("prepare", "photos", "s3://bucket/set")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "OUT s3://bucket/set is a URL; expected a local folder" in result.stderr
+
+
+def test_with_verbose_every_image_that_is_left_out_is_named(run: Run) -> None:
+    for index in range(6):
+        Path(f"photos/train/cat/{index:03}.png").rename(f"photos/train/cat/broken-{index}.png")
+        Path(f"photos/train/cat/{index:03}.png").write_bytes(Path(f"photos/train/cat/broken-{index}.png").read_bytes())
+        Path(f"photos/train/cat/broken-{index}.png").write_bytes(b"broken")
+    few = run("prepare", "photos", "set")
+    assert (few.exit_code, few.stderr.count("was left out: ")) == (3, 5)
+    assert "and 1 more" in few.stderr
+    all_ = run("prepare", "photos", "set", "--verbose")
+    assert (all_.exit_code, all_.stderr.count("was left out: ")) == (3, 6)

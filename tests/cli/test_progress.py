@@ -9,6 +9,7 @@ import pytest
 from program import terminal_output
 from rich.progress import Progress
 
+from alexdeploy.cli import output
 from alexdeploy.cli.output import _speed
 
 
@@ -46,3 +47,17 @@ def test_a_line_that_is_longer_than_the_terminal_is_not_folded_above_a_bar() -> 
     assert exit_code == 0
     for word in (b"note " + b"n" * 200, b"w" * 200, b"e" * 200):
         assert word in shown
+
+
+def test_a_terminal_shows_what_is_being_done_and_other_streams_do_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with output.status() as tell:
+        tell("reading")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with output.status() as tell:
+        tell("reading a\x1b[31m")
+    shown = capsys.readouterr().err
+    assert "reading a\\x1b[31m ..." in shown

@@ -9,7 +9,10 @@ import pytest
 from program import Run
 
 from alexdeploy.cli import serve
+from alexdeploy.core.errors import ModelError
+from alexdeploy.core.events import Notice
 from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.serving.events import ModelFailed, ModelRefused, ModelUnloaded, ServerStopped, ServerStopping
 
 OPTIONS = ("--backend", "onnxruntime", "--threads", "1", "--port", "0", "--grpc-port", "0")
 
@@ -72,3 +75,25 @@ def test_without_the_extra_the_hint_installs_it(program: Run, monkeypatch: pytes
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"serve needs the package {serve._PACKAGES[module]}, which is not installed" in result.stderr
     assert "pip install 'alexdeploy[serve]'" in result.stderr
+
+
+def test_what_happens_to_a_model_is_a_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    for event in (
+        ModelRefused(name="a", error=ModelError("no graph"), is_served=True),
+        ModelRefused(name="b", error=OSError("no disk"), is_served=False),
+        ModelFailed(name="a", reason="its process ended"),
+        ModelUnloaded(name="a"),
+        ServerStopping(num_requests=2, seconds=30.0),
+        ServerStopped(all_answered=False),
+        Notice(message="told"),
+    ):
+        serve._report(event)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: a was not loaded, what was loaded before goes on: no graph",
+        "warning: b was not loaded: no disk",
+        "warning: a does not answer any more, and is opened again: its process ended",
+        "a: unloaded",
+        "stopping: 2 requests in flight, at most 30 s for their answers",
+        "stopped before every request was answered",
+        "told",
+    ]

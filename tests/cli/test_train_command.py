@@ -17,6 +17,7 @@ from PIL import Image
 from program import Result, Run
 from safetensors.numpy import load_file
 
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.training import train
 from alexdeploy.training.report import can_write_report
 
@@ -339,3 +340,25 @@ def test_stopping_saves_and_resuming_goes_on(run, halves, tmp_path, number, code
 def test_the_report_is_named(run, halves, drawn_curves):
     result = train_halves(run)
     assert re.search(r"^wrote models/\S+/checkpoints/report\.html and curves\.png$", result.stderr, re.MULTILINE)
+
+
+def test_one_busy_processor_does_not_stop_the_threads_of_training(run, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert run("train", "GONE").exit_code == 2
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+
+
+def test_where_graphs_are_already_the_next_command_renews_them(run, halves):
+    assert train_halves(run).exit_code == 0
+    folder = ModelFolder(Path("models/alexnet-quarter"))
+    folder.onnx_path().touch()
+    folder.onnx_path("fp16").touch()
+    again = train_halves(run, "--resume")
+    assert again.exit_code == 0, again.stderr
+    assert again.stderr.splitlines()[-1] == "next: alexdeploy export models/alexnet-quarter --fp16"
+    folder.candidate.path.mkdir(parents=True)
+    folder.candidate.write_spec(folder.spec().replace_provenance(weights_sha256="0" * 64, best_epoch=7))
+    again = train_halves(run, "--resume")
+    assert again.exit_code == 0, again.stderr
+    assert "has newer weights (000000000000, epoch 7) that are not exported" in again.stderr.splitlines()[-1]

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from alexdeploy.cli.train_progress import Watcher
+from alexdeploy.cli.train_progress import Watcher, watch
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import load_recipe
 from alexdeploy.training.events import EpochFinished, EpochRecord, Planned, Started, Step
+
+STARTED = Started(device="cpu", num_train=800, num_val=80, skipped=(), in_memory=True, num_epochs=0, num_steps=0)
+
+
+def planned() -> Planned:
+    return Planned(
+        folder=ModelFolder(Path("models/alexnet")),
+        recipe=load_recipe("alexnet", ["training.epochs=2"]),
+        classes=("a", "b"),
+        num_train=800,
+        num_val=80,
+        data=Path("data"),
+        is_packed=False,
+    )
 
 
 def test_lines_of_the_first_epoch_come_after_five_seconds_and_then_ever_more_rarely(
@@ -21,20 +36,8 @@ def test_lines_of_the_first_epoch_come_after_five_seconds_and_then_ever_more_rar
     now = [100.0]
     bar = Progress(console=Console(file=io.StringIO()), disable=True)
     watcher = Watcher(bar, clock=lambda: now[0])
-    watcher.show(
-        Planned(
-            folder=ModelFolder(Path("models/alexnet")),
-            recipe=load_recipe("alexnet", ["training.epochs=2"]),
-            classes=("a", "b"),
-            num_train=800,
-            num_val=80,
-            data=Path("data"),
-            is_packed=False,
-        )
-    )
-    watcher.show(
-        Started(device="cpu", num_train=800, num_val=80, skipped=(), in_memory=True, num_epochs=0, num_steps=0)
-    )
+    watcher.show(planned())
+    watcher.show(STARTED)
 
     def step(number: int) -> None:
         now[0] += 2.0
@@ -82,3 +85,25 @@ def output_of(bar: Progress, capsys: pytest.CaptureFixture[str]) -> list[str]:
     file.truncate(0)
     file.seek(0)
     return [line for line in text.splitlines() if line.startswith("step ")]
+
+
+def test_a_terminal_shows_the_time_left_that_training_expects(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with watch() as watcher:
+        watcher.show(planned())
+        watcher.show(STARTED)
+        watcher.show(
+            Step(
+                epoch=1,
+                step=1,
+                num_steps=100,
+                loss=1.5,
+                learning_rate=0.01,
+                images_per_second=4.0,
+                seconds_left=394.4,
+            )
+        )
+    assert "0:06:34" in capsys.readouterr().err

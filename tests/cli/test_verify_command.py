@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from functools import partial
@@ -13,8 +14,11 @@ import pytest
 from helpers import change_weights, make_model, replace_graph, write_pictures
 from onnx import numpy_helper
 from program import Run
+from rich.console import Console
 
+from alexdeploy.cli.verify import _print_decoders
 from alexdeploy.core.model_folder import ModelFolder
+from alexdeploy.evaluation.agreement import DecoderReport, compare
 from alexdeploy.export.export import ExportOptions, export_model
 
 QUICK = ("--precision", "fp16", "--backend", "onnxruntime")
@@ -205,3 +209,39 @@ def test_what_cannot_run_is_told_before_any_image_is_read(run: Run, words: tuple
     result = run("tiny", "pictures", *words)
     assert (result.exit_code, result.stdout) == (code, "")
     assert "reading" not in result.stderr
+
+
+def test_the_answers_of_another_decoder_are_a_table_of_their_own() -> None:
+    expected = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], np.float32)
+    report = DecoderReport(
+        decoder="nvImageCodec",
+        num_images=3,
+        num_left=1,
+        num_identical=2,
+        mean_difference=0.125,
+        max_difference=3,
+        agreement=compare(expected, expected[:, ::-1].copy(), expected),
+        failure="3 of 3 answers differ",
+    )
+    text = io.StringIO()
+    _print_decoders(report, Console(file=text, width=120, highlight=False))
+    title, figures, _, row = filter(None, text.getvalue().splitlines())
+    assert title == "Decoders: nvImageCodec against the one that predicts, answers of the FP32 reference"
+    assert figures == (
+        "2 of 3 JPEGs identical; values of a pixel differ by 0.12 on average, by 3 at most; "
+        "1 other file left to the latter"
+    )
+    assert re.split(r"\s{2,}", row.strip())[0] == "3 of 3 (100.00 %)"
+    assert row.split()[-1] == "FAILS"
+
+
+def test_answers_that_are_not_finite_are_counted(run: Run, tiny_model: ModelFolder) -> None:
+    model = onnx.load(tiny_model.onnx_path("fp16"))
+    for tensor in model.graph.initializer:
+        if tensor.name == "conv3.weight":
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float16(np.inf), tensor.name))
+    replace_graph(tiny_model, "fp16", model)
+    result = run("tiny", "pictures", *QUICK, "--html", "page.html")
+    assert result.exit_code == 4
+    assert "8 of 8 not finite" in result.stdout
+    assert "8 of 8 not finite" in Path("page.html").read_text(encoding="utf-8")
