@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -308,3 +309,29 @@ def test_predicting_imports_no_torch(tiny_model: ModelFolder) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout == "(2, 5)\n(2, 5)\n", done.stderr
+
+
+def test_weights_that_are_not_there_cannot_be_run_by_pytorch(tiny_model: ModelFolder) -> None:
+    tiny_model.weights_path.unlink()
+    with pytest.raises(ModelError, match="has no PyTorch weights") as caught:
+        _run(tiny_model, "torch", smooth_images(1))
+    assert "--backend openvino or onnxruntime" in str(caught.value.hint)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks of POSIX")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_fork_does_not_close_the_engine_of_its_parent(tiny_model: ModelFolder, backend: Backend) -> None:
+    images = smooth_images(1)
+    with open_engine(tiny_model, backend, EngineOptions()) as engine:
+        before = engine.run(images)
+        child = os.fork()
+        if child == 0:
+            engine.__exit__(None, None, None)
+            try:
+                engine.run(images)
+            except UsageError:
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        np.testing.assert_array_equal(engine.run(images).probabilities, before.probabilities)

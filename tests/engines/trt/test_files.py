@@ -241,3 +241,9 @@ def test_a_timing_cache_of_another_user_is_not_used(tmp_path: Path, monkeypatch:
     path.write_bytes(b"measured")
     os.chown(path, 12345, -1)
     assert timing_cache_path(GPU, (9, 0), "10.16.1.11", "13.0") is None
+
+
+def test_without_a_cache_there_is_no_timing_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "file"))
+    Path(tmp_path / "file").touch()
+    assert timing_cache_path("NVIDIA L4", (8, 9), "10.16", "13.0") is None

@@ -18,11 +18,11 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from patience import slow_but_for
 from their_graphs import STEPS, classifier, head, save, tail
 
-from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, ModelError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Member, Precision
 from alexdeploy.engines.base import NumViews
-from alexdeploy.engines.trt.build import _build, _Job
+from alexdeploy.engines.trt.build import _build, _build_error, _Job, build_engine
 from alexdeploy.engines.trt.files import BuildOptions, EngineKey
 from alexdeploy.engines.trt.library import Library, load_library
 from alexdeploy.engines.trt.network import read_network
@@ -282,3 +282,37 @@ def test_the_builder_ends_at_the_next_step_when_it_is_told_to(exported: Exported
     with pytest.raises(DeviceError, match="the build was interrupted"):
         _plan(library, content, stop=threading.Event())
     assert _plan(library, content), "the next build is not told"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "hint"),
+    [
+        ("Cuda Runtime (out of memory)", DeviceMemoryError, "--max-batch"),
+        ("tactic skipped: Insufficient workspace of 4 bytes", DeviceMemoryError, "--workspace"),
+        ("Could not find any implementation for node conv1", ModelError, "--tactic-sources"),
+        ("Network must be in FP16 for Turing (SM75)", ModelError, "--fp16"),
+        ("something else", ModelError, None),
+    ],
+)
+def test_what_the_builder_says_decides_what_helps(
+    library: Library, said: str, kind: type[AlexDeployError], hint: str | None
+) -> None:
+    library.log.log(library.api.ILogger.ERROR, said)
+    error = _build_error(library, (1, 8, 8))
+    assert type(error) is kind
+    assert said in error.message
+    assert error.hint is None if hint is None else hint in str(error.hint)
+
+
+def test_all_that_the_library_says_is_shown_with_debug(
+    library: Library, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALEXDEPLOY_DEBUG", "1")
+    library.log.log(library.api.ILogger.WARNING, "a warning")
+    library.log.log(library.api.ILogger.VERBOSE, "a detail")
+    assert capsys.readouterr().err == "tensorrt-rtx: a warning\n"
+
+
+def test_engines_of_bfloat16_are_not_built(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not built in bf16"):
+        build_engine(ModelFolder(tmp_path), BuildOptions(precision="bf16", backend="tensorrt-rtx"))

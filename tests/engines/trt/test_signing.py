@@ -302,3 +302,9 @@ def test_a_user_without_a_home_is_told_what_to_set(folder: ModelFolder, monkeypa
             refuses(path)
         assert "ALEXDEPLOY_STATE=" in str(caught.value.hint)
     assert cache_folder("tensorrt") is None
+
+
+def test_a_state_folder_that_is_a_file_is_told(state: Path) -> None:
+    state.write_bytes(b"")
+    with pytest.raises(ModelError, match=r"engine\.key cannot be read: Not a directory"):
+        own_secret()

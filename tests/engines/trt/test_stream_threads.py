@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -210,3 +211,35 @@ def test_a_batch_that_fails_is_its_callers_affair() -> None:
 def _run_on(threads: StreamThreads[Engine]) -> None:
     while True:
         threads.run(images(1))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_context_that_cannot_be_entered_is_told(number: int) -> None:
+    world, entered = World(), []
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        entered.append(threading.get_ident())
+        if len(entered) == number:
+            raise ValueError(f"context {number}")
+        yield
+
+    threads = make_threads(world)
+    threads._context = context
+    with pytest.raises(DeviceError, match=f"ValueError: context {number}"):
+        threads.start([b"plan"])
+    assert (world.alive, world.num_threads()) == (set(), 0)
+
+
+def test_an_interrupt_while_the_engine_is_loaded_leaves_nothing() -> None:
+    world = World()
+
+    def load(plan: bytes) -> Engine:
+        wait_for(lambda: threads._owner)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return Engine(world)
+
+    threads = make_threads(world, load=load)
+    with pytest.raises(KeyboardInterrupt):
+        threads.start([b"plan"])
+    assert (world.alive, world.faults, world.num_threads()) == (set(), [], 0)
