@@ -67,11 +67,6 @@ def place(folder: ModelFolder, options: PredictOptions, layer: str | None = None
     survey = survey_gpus()
     named = _named_devices(options, survey)
     if options.placement is not None:
-        if layer is not None:
-            raise UsageError(
-                f"--placement {options.placement} runs the whole network, and gives no layer's features",
-                hint="Leave out --placement.",
-            )
         return _split(folder, options, named, survey)
     is_open = options.devices is None or options.devices.strip().lower() == "all"
     if options.backend in ENGINE_BACKENDS and not survey.devices and is_open:

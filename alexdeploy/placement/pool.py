@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from alexdeploy.core.errors import DeviceError, ModelError, UsageError
+from alexdeploy.core.errors import DeviceError, ModelError
 from alexdeploy.core.forks import OpenedHere
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import IMAGE_SIZE, Precision, graph_precision
@@ -35,8 +35,6 @@ class Pool:
     """
 
     def __init__(self, folder: ModelFolder, replicas: Sequence[Replica], limits: TimeLimits | None = None) -> None:
-        if not replicas:
-            raise UsageError("a pool needs at least one replica")
         self._changed = threading.Condition()
         self._folder, self._precision = folder, replicas[0].options.precision
         limits = limits or TimeLimits()

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from alexdeploy.core.errors import DeviceError
 from alexdeploy.placement.child import Child, failure_of
+from alexdeploy.placement.frames import Batch, read_frame, write_frame
 
 Start = Callable[..., Child]
 
@@ -59,3 +62,14 @@ def test_with_debug_all_of_stderr_is_shown(
 def test_whatever_a_runtime_raises_comes_as_an_error_of_the_device() -> None:
     error = failure_of(RuntimeError("bad kernel\n  at line 1\n")).error()
     assert (type(error), error.message, error.hint) == (DeviceError, "RuntimeError: bad kernel", None)
+
+
+@pytest.mark.parametrize("left", [0, 3, 8, 20, -1])
+def test_a_frame_that_ends_early_is_the_end(left: int) -> None:
+    whole = io.BytesIO()
+    write_frame(whole, Batch(number=1, num_images=2, low_latency=False), np.arange(64, dtype=np.uint8))
+    assert read_frame(io.BytesIO(whole.getvalue()), Batch) == (
+        Batch(number=1, num_images=2, low_latency=False),
+        bytes(range(64)),
+    )
+    assert read_frame(io.BytesIO(whole.getvalue()[:left]), Batch) is None

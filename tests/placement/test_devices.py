@@ -331,6 +331,61 @@ def test_a_package_that_lacks_a_function_does_not_stop_the_survey(monkeypatch: p
     assert [device.uuid for device in survey_gpus().devices] == ["GPU-1"]
 
 
+class MigNvml(FakeNvml):
+    """Two GPUs of other kinds with MIG: the first has two instances in seven places, the second none."""
+
+    def __init__(self) -> None:
+        super().__init__(("GPU-1", "GPU-2"))
+        self.nvmlDeviceGetMigMode = lambda gpu: (1, 1)
+        self.nvmlDeviceGetMaxMigDeviceCount = lambda gpu: 7
+        self.nvmlDeviceGetName = lambda handle: "NVIDIA A30" if "2" in handle else "NVIDIA H200 MIG"
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu: str, place: int) -> str:  # noqa: N802
+        if gpu == "GPU-1" and place in (0, 3):
+            return f"MIG-{place}"
+        raise self.NVMLError(6)
+
+
+def test_a_gpu_with_mig_stands_for_its_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", MigNvml())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    survey = survey_gpus()
+    assert [(device.uuid, device.index) for device in survey.devices] == [("MIG-0", 0), ("MIG-3", 1)]
+    assert survey.notes == ("GPU 1 has MIG enabled and no instance: create one with nvidia-smi mig or disable MIG",)
+
+
+@pytest.mark.parametrize(
+    ("mask", "order", "is_told"), [("0", None, True), ("0", "PCI_BUS_ID", False), ("GPU-1", None, False)]
+)
+def test_where_gpus_differ_an_index_is_told_to_be_in_the_order_of_nvidia_smi(
+    mask: str, order: str | None, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = FakeNvml(("GPU-1", "GPU-2"))
+    nvml.nvmlDeviceGetName = {"GPU-1": "NVIDIA A2", "GPU-2": "NVIDIA H200"}.get
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    if order is not None:
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", order)
+    survey = survey_gpus()
+    assert [device.uuid for device in survey.devices] == ["GPU-1"]
+    assert [note.partition(" in the order")[0] for note in survey.notes] == [
+        "CUDA_VISIBLE_DEVICES=0 is read here"
+    ] * is_told
+
+
+def test_a_driver_that_fails_while_it_is_asked_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(("GPU-1",))
+
+    def fail() -> int:
+        raise nvml.NVMLError(15)
+
+    nvml.nvmlDeviceGetCount = fail
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    survey = survey_gpus()
+    assert (survey.devices, survey.problem, survey.is_fault) == ((), "NVML: NVML error 15", True)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not survey_gpus().devices, reason="needs an NVIDIA GPU and nvidia-ml-py")
 def test_libcuda_tells_the_same_as_nvml() -> None:

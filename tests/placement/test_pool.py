@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -31,6 +32,7 @@ from alexdeploy.export.export import export_model
 from alexdeploy.images.sources import Source
 from alexdeploy.inference.pipeline import PipelineOptions, run_pipeline
 from alexdeploy.placement import pool as pool_module
+from alexdeploy.placement import replica as replica_module
 from alexdeploy.placement.child import Child
 from alexdeploy.placement.devices import Device
 from alexdeploy.placement.plan import Replica
@@ -532,3 +534,14 @@ def _program(folder: ModelFolder, use: str, count: int = 2, **options: float) ->
     """
     script = textwrap.dedent(script) + textwrap.indent(textwrap.dedent(use), "    ")
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_process_that_cannot_be_started_is_an_error_and_nobody_waits(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(replica_module, "ReplicaProcess", fail)
+    with pytest.raises(DeviceError, match=r"cpu: BlockingIOError: .*Resource temporarily unavailable"):
+        _pool(tiny_model).__enter__()
