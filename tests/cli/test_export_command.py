@@ -304,3 +304,10 @@ def test_only_precisions_that_are_exported_are_offered(run: Run) -> None:
     result = run("tiny", "--precision", "bf16")
     assert result.exit_code == 2
     assert "expected any of fp32, fp16, int8" in result.stderr
+
+
+def test_a_gpu_without_tensorrt_is_no_fault_of_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "is_installed", lambda backend: False)
+    assert build.why_no_engines(machine((9, 0))) == (
+        "TensorRT is not installed; the ONNX files run on every other backend"
+    )

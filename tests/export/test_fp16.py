@@ -8,12 +8,13 @@ import pytest
 from half_machine import run_in_fp16
 from helpers import TINY, change_weights, make_model, smooth_images, write_pictures
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from alexdeploy.core.events import Status
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.export.events import Event
 from alexdeploy.export.export import ExportOptions, export_model
-from alexdeploy.export.fp16 import LARGEST, plan_fp16, to_fp16
+from alexdeploy.export.fp16 import LARGEST, _join_islands, plan_fp16, to_fp16, to_fp32
 from alexdeploy.export.quantize.calibrate import calibrate
 from alexdeploy.graphs.runner import run_graph
 from alexdeploy.images.preprocess import network_input
@@ -124,3 +125,60 @@ def test_a_layer_that_overflows_is_kept_by_what_was_measured(
         )
         == calibrated
     )
+
+
+def _graph(
+    nodes: list[onnx.NodeProto], kind: int, outputs: tuple[str, ...], *constants: onnx.TensorProto
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, ["N", 4])],
+        [helper.make_tensor_value_info(name, kind, [None, None]) for name in outputs],
+        list(constants),
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_network_in_fp16_computes_in_fp32_afterwards_also_where_it_casts() -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["wide", "thousand"], ["large"]),
+        helper.make_node("Cast", ["large"], ["narrow"], to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["narrow", "third"], ["part"]),
+        helper.make_node("Reshape", ["part", "shape"], ["y"]),
+    ]
+    third = np.array(1 / 3, np.float16)
+    constants = {"thousand": np.array(1000, np.float32), "third": third, "shape": np.array([-1, 2], np.int64)}
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    model = _graph(nodes, TensorProto.FLOAT16, ("y",), *tensors)
+    x = np.array([[1.0, 2.0, 3.0, 1000.0]], np.float32)
+    wide = to_fp32(model)
+    onnx.checker.check_model(wide, full_check=True)
+    # 1,000,000 is beyond FP16.
+    expected = (x.astype(np.float64) * 1000 * np.float64(third)).reshape(-1, 2)
+    np.testing.assert_allclose(run_graph(wide, x)[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("is_output", [False, True])
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+def test_a_tensor_that_others_read_in_fp16_stays_and_the_fp32_nodes_do_not_go_through_it(is_output: bool) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "thousand"], ["wide"]),
+        helper.make_node("Cast", ["wide"], ["narrow"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["narrow"], ["again"], to=TensorProto.FLOAT),
+        helper.make_node("Relu", ["narrow"], ["half"]),
+        helper.make_node("Cast", ["half"], ["z"], to=TensorProto.FLOAT),
+    ]
+    if not is_output:
+        nodes.append(helper.make_node("Relu", ["again"], ["y"]))
+    outputs = ("again" if is_output else "y", "z")
+    model = _graph(nodes, TensorProto.FLOAT, outputs, numpy_helper.from_array(np.array(1000, np.float32), "thousand"))
+    _join_islands(model.graph)
+    onnx.checker.check_model(model, full_check=True)
+    assert [each.name for each in model.graph.output] == list(outputs)
+    # ONNX's own evaluator: ONNX Runtime's CPU provider computes in FP32 between two casts.
+    wide, narrow = ReferenceEvaluator(model).run(None, {"x": np.array([[1.0, 2.0, 3.0, 100.0]], np.float32)})
+    # 100,000 is beyond FP16, which the other reader gets.
+    assert wide.tolist() == [[1000.0, 2000.0, 3000.0, 100_000.0]]
+    assert narrow.tolist() == [[1000.0, 2000.0, 3000.0, np.inf]]

@@ -22,8 +22,9 @@ from alexdeploy.export import checked as checked_module
 from alexdeploy.export.events import Event
 from alexdeploy.export.export import ExportOptions, check_images, export_model
 from alexdeploy.export.fp16 import to_fp16
-from alexdeploy.export.parity import check_parity
+from alexdeploy.export.parity import check_parity, compare_outputs
 from alexdeploy.graphs.files import read_graph
+from alexdeploy.graphs.runner import run_graph
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.network.weights import load_weights
 
@@ -213,3 +214,15 @@ def test_the_images_that_the_user_names_may_be_a_list(tiny_model: ModelFolder, t
         tiny_model.spec(), tiny_model.mean_image(tiny_model.spec()), f"@{tmp_path / 'list.txt'}", events.append
     )
     assert events == [Status(message=f"checking on 2 random inputs and 1 images of @{tmp_path / 'list.txt'}")]
+
+
+def test_outputs_of_an_imported_network_that_differ_are_refused_with_the_error(tiny_model: ModelFolder) -> None:
+    original = onnx.load(tiny_model.onnx_path())
+    images = np.random.default_rng(0).normal(0, 50, (2, 3, 227, 227)).astype(np.float32)
+    assert compare_outputs(original, original, images, "fp16").logit_error == 0
+    other = onnx.ModelProto.FromString(original.SerializeToString())
+    (bias,) = [each for each in other.graph.initializer if each.name == "fc8.bias"]
+    largest = np.abs(run_graph(original, images)[0]).max()
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.25 * largest), bias.name))
+    with pytest.raises(ParityError, match=r"fp16: the outputs are off by 2\.50e-01 of the largest, allowed are "):
+        compare_outputs(other, original, images, "fp16")

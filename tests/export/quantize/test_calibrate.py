@@ -15,6 +15,7 @@ from helpers import change_weights, make_model, replace_graph, write_pictures
 from PIL import Image
 
 from alexdeploy.core.errors import (
+    DataError,
     InputError,
     ModelError,
     ParityError,
@@ -28,6 +29,7 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import CalibrationRecipe, load_calibration
 from alexdeploy.export.events import Event
 from alexdeploy.export.export import ExportOptions, export_model
+from alexdeploy.export.quantize import calibrate as calibrate_module
 from alexdeploy.export.quantize.calibrate import calibrate, choose_images
 from alexdeploy.export.quantize.quantize import Budget
 from alexdeploy.graphs.freshness import load_graph
@@ -340,3 +342,32 @@ def test_where_nothing_was_calibrated_the_command_is_named(work: ModelFolder) ->
     with pytest.raises(ModelError, match=r"no measured ranges at calibration/tiny\.ranges\.json") as error:
         _export_int8(work)
     assert f"alexdeploy calibrate {work.path.as_posix()} IMAGES" in error.value.text
+
+
+def test_a_layer_that_answers_nothing_is_named(work: ModelFolder) -> None:
+    change_weights(work, conv3__bias=lambda bias: bias - 1e6)
+    export_model(work)
+    (warning,) = [text for text in _measured(work).warnings if text.startswith("always 0")]
+    # After its ReLU; from there on come the biases of the layers that follow.
+    assert warning == "always 0 on these images: relu3"
+
+
+def test_an_interrupt_before_anything_was_measured_is_the_callers(
+    work: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate_module, "read_photographs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _measured(work)
+
+
+def test_a_budget_on_images_that_cannot_be_read_is_refused(int8_model: ModelFolder) -> None:
+    write_pictures(Path("labelled/class-0"), 2)
+    Path("labelled/class-0/001.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"labelled/class-0/001\.png: unsupported file type"):
+        export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0, labelled="labelled")))
+    shutil.rmtree("pictures")
+    with pytest.raises(InputError, match=r"the images that the ranges were measured on are not at pictures"):
+        export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0)))
