@@ -134,7 +134,13 @@ class _Writer:
             kind = "cell"
         else:
             numbers = value.astype(np.uint8) if value.dtype == bool else value
+            is_empty = not value.size
+            if is_empty:
+                # MATLAB stores the sides instead.
+                numbers = np.array(value.shape, np.uint64)
             node = group.create_dataset(name, data=numbers.T, **(self._options if value.size > 100 else {}))
             kind = {"b": "logical", "f": "single" if value.dtype == np.float32 else "double"}[value.dtype.kind]
+            if is_empty:
+                node.attrs["MATLAB_empty"] = np.uint8(1)
         node.attrs["MATLAB_class"] = np.bytes_(kind)
         return node

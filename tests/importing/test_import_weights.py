@@ -644,3 +644,28 @@ def test_a_model_in_the_way_is_replaced_only_when_asked_and_wholly(tmp_path: Pat
 def test_the_recipe_that_torchvisions_names_stand_for_is_the_shipped_one() -> None:
     plan = plan_layers(load_recipe("torchvision").architecture, 1000)
     assert sum(layer.num_parameters for layer in plan) == 61_100_840
+
+
+def test_a_stripped_file_of_other_layers_than_the_recipe_names_both(tmp_path: Path, folder: ModelFolder) -> None:
+    entries = [
+        Entry(name=e.name, type=e.type, parameters=None, blobs=e.blobs) for e in files.alexnet(WEIGHTS) if e.blobs
+    ]
+    source = written(tmp_path, files.net([entry for entry in entries if entry.name != "conv4"]))
+    message = refused(source, folder, ModelError, recipe=narrow(tmp_path), steps={"mean": MEAN})
+    assert (
+        "has 7 layers with weights (conv1, conv2, conv3, conv5, fc6, fc7, fc8); the architecture expects 8" in message
+    )
+    empty = written(tmp_path, files.net([Entry(name="conv1", type="Convolution", parameters=None)]))
+    message = refused(empty, folder, ModelError, recipe=narrow(tmp_path), steps={"mean": MEAN})
+    assert "contains no weights" in message
+
+
+def test_an_hdf5_snapshot_of_caffe_is_told_how_to_be_saved(tmp_path: Path, folder: ModelFolder) -> None:
+    source = written(tmp_path, b"\x89HDF\r\n\x1a\n" + bytes(100))
+    assert "snapshot_format: BINARYPROTO" in refused(source, folder, ModelError)
+
+
+def test_what_cannot_be_preprocessed_here_is_refused(tmp_path: Path, folder: ModelFolder) -> None:
+    data = Entry(name="data", type="Data", top=("data", "label"), parameters={"scale": -1.0, "crop_size": 227})
+    source = written(tmp_path, files.net(files.alexnet(WEIGHTS, data=data)))
+    assert "its preprocessing cannot be described here" in refused(source, folder, ModelError, steps={"mean": MEAN})

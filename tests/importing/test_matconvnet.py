@@ -178,12 +178,22 @@ def changed(name: str, **fields: Any) -> dict[str, Any]:
     return variables
 
 
+def sized(*sides: float) -> dict[str, Any]:
+    variables = files.network(WEIGHTS)
+    variables["meta"]["normalization"]["imageSize"] = files.row(*sides)
+    return variables
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
         ({"data": np.zeros((3, 3))}, "contains no MatConvNet network: expected a cell array `layers`"),
         ({"layers": files.cell({"type": "dagnn.Conv"}), "params": files.cell({"name": "f"})}, "is a DagNN network"),
         (changed("conv3", type="bnorm"), "conv3 is of type bnorm, which no AlexNet has"),
+        (changed("conv3", type=files.row(1)), "layer 9 has no type"),
+        (changed("conv2", weights=files.cell(np.zeros((5, 5, 4, 16)))), "conv2 has no filters and biases"),
+        (sized(227, 200, 3), "normalization.imageSize is 227 x 200; expected a square of at most 256 pixels"),
+        (sized(300, 300, 3), "normalization.imageSize is 300 x 300; expected a square of at most 256 pixels"),
         (changed("pool1", method="sum"), "pool1 pools by sum; expected max or avg"),
         (changed("pool1", pad=files.row(1, 1, 1, 1)), "pool1 pools 3 pixels with padding [1.0, 1.0, 1.0, 1.0]"),
         (changed("conv2", stride=files.row(1, 2)), "conv2 has stride [1.0, 2.0]; expected the same whole number"),
@@ -208,6 +218,41 @@ def test_pooling_with_padding_at_the_end_is_caffes_rounding_up(tmp_path: Path, f
     """As import-caffe.py writes it: one row and column more, which at these sizes changes nothing."""
     imported(tmp_path, folder, files.version_5(changed("pool5", pad=files.row(0, 1, 0, 1))))
     assert folder.spec().num_classes == 7
+
+
+@pytest.mark.parametrize("form", ["v7", "v7.3"])
+def test_biases_that_are_empty_are_zeros_and_dropout_is_kept(tmp_path: Path, folder: ModelFolder, form: str) -> None:
+    empty = np.zeros((0, 0), np.float32)
+    variables = changed("conv3", weights=files.cell(files.filters(WEIGHTS)["conv3"], empty))
+    layers = list(variables["layers"].ravel())
+    for index, name in ((6, "relu6"), (7, "relu7")):
+        place = [layer["name"] for layer in layers].index(name) + 1
+        layers.insert(place, {"name": f"drop{index}", "type": "dropout", "rate": files.row(0.4)})
+    imported(tmp_path, folder, FORMATS[form]({**variables, "layers": files.cell(*layers)}))
+    weights, architecture = load_file(folder.weights_path), folder.spec().architecture
+    assert not weights["conv3.bias"].any()
+    np.testing.assert_array_equal(weights["conv3.weight"], WEIGHTS["conv3.weight"])
+    assert architecture is not None
+    assert architecture.dropout == 0.4
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        files.row(1),
+        {"name": files.cell("a", "b"), "description": files.cell("only one")},
+        {"name": files.cell(files.row(1))},
+    ],
+    ids=["no struct", "lists that differ", "no texts"],
+)
+@pytest.mark.parametrize("form", ["v7", "v7.3"])
+def test_classes_in_no_known_form_are_left_to_the_labels(
+    tmp_path: Path, folder: ModelFolder, classes: Any, form: str
+) -> None:
+    variables = files.network(WEIGHTS)
+    variables["meta"]["classes"] = classes
+    imported(tmp_path, folder, FORMATS[form](variables))
+    assert folder.spec().classes == tuple(f"class-{index}" for index in range(7))
 
 
 @pytest.mark.parametrize("form", ["v5", "v7", "v7.3"])

@@ -173,6 +173,11 @@ def array_of(pickled: bytes) -> bytes:
     return npy(b"\x80\x02" + whole.replace(b"U\x01?", pickled) + b".")
 
 
+DTYPE = b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+"""A type and an array, before their states."""
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -198,6 +203,17 @@ def array_of(pickled: bytes) -> bytes:
         (saved({**LAYERS, "fc6": [np.zeros((30, 12), np.float32)] * 2}), "fc6 has 30 inputs; expected 8 maps of as"),
         (saved_by_python_2(LAYERS)[:-1000], "cannot be read as weights by layer"),
         (saved_by_python_2(LAYERS)[:200], "cannot be read as weights by layer"),
+        (array_of(DTYPE + b"U\x01xb"), "a type without a byte order"),
+        (array_of(ARRAY + b"(K\x01tb"), "an array of unknown form"),
+        (array_of(ARRAY + b"(K\x01)N\x89U\x01xtb"), "an array of unknown type or shape"),
+        (
+            array_of(ARRAY + b"(K\x01(K\x02t" + DTYPE + b"\x89U\x04fourtb"),
+            "an array of [2] with another number of bytes",
+        ),
+        (array_of(b"c_codecs\nencode\nX\x01\x00\x00\x00xX\x05\x00\x00\x00utf-8\x86R"), "a text encoded as 'utf-8'"),
+        (npy(b"\x80\x02N."), "it contains no array of one object"),
+        (saved({**LAYERS, "conv1": [np.array("weights", dtype=object)] * 2}), "contains no weights by layer"),
+        (saved({**LAYERS, 1: LAYERS["conv1"]}), "contains no weights by layer"),
         (b"\x93NUMPY\x01\x00", "cannot be read as weights by layer"),
         (b"", "cannot be read as weights by layer"),
     ],

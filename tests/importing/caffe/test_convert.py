@@ -268,6 +268,13 @@ def _moved(entries: list[Entry], name: str, after: str) -> list[Entry]:
     return [*rest[:place], moved, *rest[place:]]
 
 
+def _with(entries: list[Entry], name: str, type_: str, **parameters: object) -> list[Entry]:
+    return [
+        dataclasses.replace(entry, type=type_, parameters=parameters or None) if entry.name == name else entry
+        for entry in entries
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -319,6 +326,19 @@ def _moved(entries: list[Entry], name: str, after: str) -> list[Entry]:
         (
             lambda e: files.changed(_moved(e, "relu1", "pool1"), "relu1", bottom=("pool1",), top=("pool1",)),
             "conv1 is followed by norm1 LRN, pool1 Pooling, relu1 ReLU; expected an activation, then",
+        ),
+        (
+            lambda e: _with(e, "conv4", "InnerProduct", num_output=16),
+            "conv5 is a Convolution after conv4, InnerProduct",
+        ),
+        (lambda e: _with(e, "pool1", "Pooling"), "pool1 has no parameters"),
+        (lambda e: [e[0], *files.changed(e[2:], "relu1", bottom=("data",))], "begins with relu1 (ReLU)"),
+        (lambda e: [e[0]], "has no layers; expected convolutions and fully connected"),
+        (
+            lambda e: files.changed(
+                files.changed(e, "norm1", parameters={"local_size": 4}), "norm2", parameters={"local_size": 4}
+            ),
+            "norm1: ",
         ),
         (lambda e: files.changed(e, "relu3", type="TanH"), "relu1 is relu and relu3 is tanh; expected one"),
     ],
