@@ -316,3 +316,30 @@ def test_inspect_lists_the_members(three: ModelFolder, members: tuple[ModelFolde
     assert [each["channels"] for each in found.members.values()] == ["rgb", "bgr", "rgb"]
     singles = [inspect(each) for each in members]
     assert (found.parameters, found.macs) == (sum(x.parameters for x in singles), sum(x.macs for x in singles))
+
+
+def test_classes_of_one_name_cannot_be_put_in_another_order(twins: Path) -> None:
+    for name, classes in (("tiny", "aabcd"), ("other", "abacd")):
+        folder = ModelFolder(Path("models") / name)
+        folder.write_spec(dataclasses.replace(folder.spec(), classes=tuple(classes)))
+    with pytest.raises(UsageError, match="two classes have the same name, and the members have them in different"):
+        ensemble(["tiny", "other"], "both")
+
+
+def test_a_member_of_an_older_opset_and_with_newer_weights_is_told_and_taken(twins: Path) -> None:
+    other = ModelFolder(Path("models/other"))
+    expected = answers(other, "onnxruntime", 1).probabilities
+    for name in ("tiny", "other"):
+        ModelFolder(Path("models") / name).onnx_path("fp16").unlink()
+    older = onnx.load(other.onnx_path())
+    assert older.opset_import[0].version == 17
+    older.opset_import[0].version = 16
+    replace_graph(other, "fp32", older)
+    other.candidate.path.mkdir(parents=True)
+    other.candidate.write_spec(other.spec().replace_provenance(weights_sha256="0" * 64, best_epoch=7))
+    told: list[str] = []
+    ensemble(["tiny", "other"], "both", on_event=lambda event: told.append(event.message))
+    assert any("models/other has newer weights (000000000000, epoch 7)" in message for message in told)
+    assert [each.version for each in onnx.load("models/both/model.onnx").opset_import] == [17]
+    found = answers(find_model("both"), "onnxruntime", 1).probabilities
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)

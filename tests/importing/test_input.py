@@ -203,3 +203,22 @@ def test_what_onnx_runtime_refuses_is_said_without_the_place_in_its_source(tmp_p
     assert "cannot be run by ONNX Runtime: Exception during initialization: pads" in message
     assert "Pad should be smaller than kernel." in message
     assert "/" not in message.partition("cannot be run")[2]
+
+
+def test_sparse_weights_are_refused(tmp_path: Path) -> None:
+    model = classifier()
+    sparse = helper.make_sparse_tensor(constant("values", 1.0, 2.0), constant("places", 0, 3, kind=np.int64), [5])
+    model.graph.sparse_initializer.append(sparse)
+    assert "Export it with dense weights." in refused(model, tmp_path, ModelError)
+
+
+def test_a_graph_without_an_image_is_refused_with_its_inputs(tmp_path: Path) -> None:
+    model = classifier([helper.make_node("Flatten", ["row"], ["flat"]), *tail()[1:]], image="row", shape=(12,))
+    assert "the inputs of " in (message := refused(model, tmp_path, ModelError))
+    assert "are row float32 [N, 12]; expected one image input" in message
+
+
+def test_a_graph_whose_answers_do_not_depend_on_the_image_is_refused(tmp_path: Path) -> None:
+    fixed = helper.make_node("Identity", ["always"], ["scores"])
+    model = classifier([*head(), fixed], constants=[constant("always", *range(CLASSES))], outputs={"scores": [CLASSES]})
+    assert "no output depends on the image x" in refused(model, tmp_path, ModelError)
