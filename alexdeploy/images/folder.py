@@ -249,6 +249,15 @@ def _check_same_classes(train_root: str, train: tuple[str, ...], val_root: str, 
     )
 
 
+def check_both_splits(num_train: int, num_val: int) -> None:
+    """Raise DataError for no training or no validation images, such as of classes that have one image each."""
+    if not num_train or not num_val:
+        raise DataError(
+            f"{num_train:,} training and {num_val:,} validation images; both are required",
+            hint="Give at least one class a second image, or name validation images: --val, or --val-list for a list.",
+        )
+
+
 def check_fraction(val_fraction: float) -> None:
     if not 0 < val_fraction < 1:
         raise UsageError(f"val_fraction is {val_fraction}; expected a number between 0 and 1")

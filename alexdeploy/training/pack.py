@@ -20,6 +20,7 @@ from alexdeploy.core.reading import MAX_TEXT_BYTES, read_regular
 from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.core.version import __version__
 from alexdeploy.images import packed_files
+from alexdeploy.images.folder import check_both_splits
 from alexdeploy.images.originals import Original, Originals
 from alexdeploy.images.packed_files import ColorIndex, Index, Plan, Split, SplitIndex, to_json
 from alexdeploy.images.sources import printable_path
@@ -84,11 +85,8 @@ def pack_images(
     Raises UsageError for a folder that contains something else, DataError for a split without an image that can be
     decoded, OutputError for failed writes and where the disk lacks space for the missing shards.
     """
-    if not originals.train or not originals.val:
-        raise DataError(f"{len(originals.train)} training and {len(originals.val)} validation images; expected both")
+    check_both_splits(len(originals.train), len(originals.val))
     quality = options.jpeg_quality
-    if quality is not None and not 1 <= quality <= 100:
-        raise UsageError(f"a JPEG quality of {quality}; expected 1 to 100", hint="95 is nearly as good as raw pixels.")
     plan = Plan(
         format=packed_files.FORMAT,
         resize=options.resize,

@@ -51,9 +51,7 @@ class PixelSums:
     products: NDArray[np.int64]
 
     def statistics(self) -> Statistics:
-        """Raises ValueError if nothing was added."""
-        if self.num_images == 0:
-            raise ValueError("no statistics of no images")
+        """At least one image must have been added."""
         mean_image = self.pixels / self.num_images
         mean = mean_image.mean(axis=(0, 1))
         covariance = self.products / (self.num_images * IMAGE_SIZE**2) - np.outer(mean, mean)

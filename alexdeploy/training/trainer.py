@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 import torch
 
-from alexdeploy.core.errors import DataError, DeviceMemoryError, UsageError
+from alexdeploy.core.errors import DeviceMemoryError, UsageError
 from alexdeploy.core.events import Notice
 from alexdeploy.core.locks import hold_folder
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.recipe import Recipe
 from alexdeploy.core.spec import ModelSpec
-from alexdeploy.images.folder import LabelledImages
+from alexdeploy.images.folder import LabelledImages, check_both_splits
 from alexdeploy.images.packed import PackedSet
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.training.checkpoint import Checkpoint, Identity, describe_run, find_checkpoint, keep_kernels
@@ -104,8 +104,7 @@ def train(
     events. Processes that replace others resume from their checkpoint. Raises UsageError if the processes differ in
     anything that affects what is learned.
     """
-    if not data.train or not data.val:
-        raise DataError(f"{len(data.train)} training and {len(data.val)} validation images; both are required")
+    check_both_splits(len(data.train), len(data.val))
     if options.parent is not None:
         recipe = recipe_for_child(recipe, options.parent, data.classes)
     if options.parallel == "towers":

@@ -12,8 +12,11 @@ import pytest
 from helpers import write_pictures
 from patience import PATIENCE, wait_for
 from program import Run
+from rich.progress import Progress, TaskID
 
+from alexdeploy.cli import prepare
 from alexdeploy.images.packed import open_packed
+from alexdeploy.training.events import Listed, Packed
 
 QUICK = ("--recipe", "alexnet-quarter", "--set", "architecture.width=0.0625", "--set", "architecture.hidden=[64,64]")
 
@@ -222,3 +225,19 @@ def test_with_verbose_every_image_that_is_left_out_is_named(run: Run) -> None:
     assert "and 1 more" in few.stderr
     all_ = run("prepare", "photos", "set", "--verbose")
     assert (all_.exit_code, all_.stderr.count("was left out: ")) == (3, 6)
+
+
+def test_a_terminal_shows_the_archives_that_are_listed_and_the_images_that_are_packed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[tuple[str, int, int | None]] = []
+
+    def record(bar: Progress, task: TaskID, *, description: str, completed: int, visible: bool, **more: int) -> None:
+        assert visible
+        shown.append((description, completed, more.get("total")))
+
+    monkeypatch.setattr(Progress, "update", record)
+    with prepare._watching() as show:
+        show(Listed(num_found=1000))
+        show(Packed(folder=Path("set"), num_done=3, num_total=12))
+    assert shown == [("reading the archives' headers", 1000, None), ("packing set", 3, 12)]

@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alexdeploy import PrepareOptions, prepare
 from alexdeploy.core.errors import DataError, ImageError, UsageError
 from alexdeploy.core.matfile import MatError, read_struct
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.ilsvrc import DEVKIT_NAME, TRAIN_NAME, VAL_NAME, is_ilsvrc, read_ilsvrc
+from alexdeploy.images.packed import open_packed
+from alexdeploy.training.events import Listed
 
 SYNSETS = {"n01440764": (2, "tench, Tinca tinca"), "n02124075": (1, "Egyptian cat"), "n07753592": (3, "bañana")}
 TRUTH = (3, 1, 2, 3, 3)
@@ -317,3 +320,18 @@ def test_an_archive_with_a_member_of_a_negative_size_is_refused_and_not_read_for
     path.write_bytes(bytes(header) + bytes(10240))
     with pytest.raises(DataError, match="a member of -512 bytes"):
         read_ilsvrc(downloads)
+
+
+def test_it_is_packed_as_the_folders_that_people_make_of_it(downloads, extracted, tmp_path):
+    told: list[object] = []
+    prepare(downloads, tmp_path / "set", on_event=told.append)
+    listed = [event.num_found for event in told if isinstance(event, Listed)]
+    assert listed == sorted(listed)
+    assert listed[-1] == len(extracted.train) + len(TRUTH)
+    prepare(tmp_path / "extracted", tmp_path / "other")
+    found, expected = (open_packed(tmp_path / name) for name in ("set", "other"))
+    assert list(found.train.labels) == list(expected.train.labels)
+    assert sorted(found.val.labels) == sorted(expected.val.labels)
+    np.testing.assert_array_equal(found.pixel_sums(), expected.pixel_sums())
+    with pytest.raises(UsageError, match="val and classes have no meaning for the files of ILSVRC"):
+        prepare(downloads, tmp_path / "third", PrepareOptions(val=str(tmp_path / "extracted" / "val")))

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from training_helpers import tiny_recipe
 
-from alexdeploy.training.learner import Learner, float32_arithmetic
+from alexdeploy.core.errors import DeviceError, UsageError
+from alexdeploy.training.learner import Learner, choose_device, float32_arithmetic
 
 NUM_CLASSES = 3
 
@@ -152,3 +153,21 @@ def test_fp32_on_a_gpu_has_the_error_of_fp32_and_tf32_that_of_tf32():
         errors[precision] = float((found.double() - exact).norm() / exact.norm())
     # Rounding to a mantissa of 10 bits errs by 2^-12 on average, to one of 23 bits by 2^-25; sums add a little.
     assert errors["fp32"] < 1e-5 < 1e-4 < errors["tf32"] < 1e-2
+
+
+def test_where_all_parameters_of_a_rate_are_frozen_the_others_learn(batch):
+    learner = make_learner(
+        "training.last_layer_factor=5", "training.freeze=['conv1','conv2','conv3','conv4','conv5','fc6','fc7']"
+    )
+    learner.begin_epoch(1)
+    changed = {name for name, change in take_step(learner, batch).items() if change.any()}
+    assert changed == {"fc8.weight", "fc8.bias"}
+
+
+def test_a_device_that_training_does_not_run_on_is_refused():
+    with pytest.raises(UsageError, match="training runs on cpu and cuda, not on meta"):
+        choose_device("meta", "fp32")
+    with pytest.raises(UsageError, match="unknown device 'gpu'"):
+        choose_device("gpu", "fp32")
+    with pytest.raises(DeviceError, match=r"cuda:63 was asked for; PyTorch finds [0-9]+ CUDA devices"):
+        choose_device("cuda:63", "fp32")

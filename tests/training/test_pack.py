@@ -286,8 +286,38 @@ def test_another_set_is_not_overwritten_unless_asked(tmp_path, tiny_data):
     with pytest.raises(UsageError, match="holds another packed set: of raw pixels, not jpeg_quality=95") as caught:
         pack(tiny_data, folder, dataclasses.replace(SMALL, jpeg_quality=95))
     assert "Resume it" not in str(caught.value.hint)
+    with pytest.raises(UsageError, match='holds another packed set: resize="crop", not warp'):
+        pack(tiny_data, folder, dataclasses.replace(SMALL, resize="warp"))
+    with pytest.raises(UsageError, match="holds another packed set: 7 images in a shard, not 8"):
+        pack(tiny_data, folder, dataclasses.replace(SMALL, images_per_shard=8))
+    others = dataclasses.replace(
+        tiny_data, train=tuple(each._replace(label=1 - each.label) for each in tiny_data.train)
+    )
+    with pytest.raises(UsageError, match="the names, classes or sizes of some images have changed"):
+        pack(others, folder)
     pack(fewer, folder, dataclasses.replace(SMALL, overwrite=True))
     assert len(open_packed(folder).train) == 39
+
+
+def test_a_plan_that_is_damaged_is_replaced_only_with_overwrite(tmp_path, tiny_data):
+    folder = tmp_path / "set"
+    pack(tiny_data, folder)
+    before = files(folder)
+    plan = folder / "plan.json"
+    plan.write_bytes(plan.read_bytes()[:-10])
+    with pytest.raises(DataError, match=r"plan\.json"):
+        pack(tiny_data, folder)
+    pack(tiny_data, folder, dataclasses.replace(SMALL, overwrite=True))
+    assert files(folder) == before
+
+
+def test_classes_of_one_image_each_have_none_to_validate_on(tmp_path, tiny_data):
+    few = dataclasses.replace(tiny_data, val=())
+    with pytest.raises(DataError, match="40 training and 0 validation images; both are required") as caught:
+        pack(few, tmp_path / "set")
+    assert "--val" in caught.value.hint
+    with pytest.raises(DataError, match="40 training and 0 validation images; both are required"):
+        train(few, tiny_recipe(), ModelFolder(tmp_path / "model"), ONE_THREAD, lambda event: None)
 
 
 def test_a_folder_with_other_files_is_never_touched(tmp_path, tiny_data):

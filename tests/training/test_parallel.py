@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,23 @@ from torch import nn
 from torch.distributed import DistBackendError, HashStore, TCPStore
 from training_helpers import TINY, tiny_recipe
 
-from alexdeploy.core.errors import AlexDeployError
+from alexdeploy.core.errors import AlexDeployError, DeviceError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.training.checkpoint import Checkpoint, read_checkpoint
 from alexdeploy.training.events import AlreadyFinished, EpochFinished, Event, Notice, Started, Step
 from alexdeploy.training.learner import Learner
 from alexdeploy.training.log import log_path, read_log
-from alexdeploy.training.parallel import ALONE, ProcessGroup, SlicedDropout, _reason, process_group
+from alexdeploy.training.parallel import (
+    ALONE,
+    HeldInterrupts,
+    ProcessGroup,
+    SlicedDropout,
+    _reason,
+    _wait,
+    held_interrupts,
+    process_group,
+)
 from alexdeploy.training.torchrun import Launch, launched
 from alexdeploy.training.trainer import RunOptions, train
 
@@ -451,3 +462,51 @@ def test_after_sigkill_torchrun_begins_again_and_the_run_goes_on(tmp_path, tiny_
     assert result.stderr.count("wrote models/model (epoch") == 1
     assert [record.epoch for record in read_log(log_path(ModelFolder(model)))] == [1, 2, 3, 4]
     assert _largest_difference(model, one) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("cuda:0", "2 processes cannot all train on cuda:0"),
+        ("cuda", "2 processes were started on this machine; PyTorch finds 0"),
+    ],
+)
+def test_processes_without_a_gpu_each_are_refused(monkeypatch, name, error):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for key, value in _environment(0, 1).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(AlexDeployError, match=error), process_group(name):
+        pass
+
+
+def test_one_process_of_torchrun_trains_alone_on_what_there_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sizes = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    for key, value in (_environment(0, port) | sizes).items():
+        monkeypatch.setenv(key, value)
+    with process_group() as group:
+        assert (group.size, group.is_main, group.device) == (1, True, "cpu")
+        assert group.gather("mine") == ["mine"]
+        done = []
+        group.once_here(lambda: done.append(1))
+        assert done == [1]
+        assert group.is_first_to_fail()
+        assert not group.is_first_to_fail()
+    assert ALONE.is_first_to_fail()
+
+
+def test_who_does_not_come_is_not_waited_for_for_ever():
+    with pytest.raises(DeviceError, match=r"process 1 has not come within [0-9]+ minutes"):
+        _wait(time.monotonic() - 1, "process 1 has")
+
+
+def test_signals_are_left_to_the_main_thread():
+    def held() -> object:
+        with held_interrupts(HeldInterrupts()):
+            return signal.getsignal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(held).result() is signal.default_int_handler

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ from alexdeploy.training.events import AlreadyFinished, Decoded, EpochFinished, 
 from alexdeploy.training.kernels import kernel_epochs, read_kernels, write_kernels
 from alexdeploy.training.log import TrainingLog, log_path, read_log, read_steps, steps_path
 from alexdeploy.training.pixels import FilePixels
+from alexdeploy.training.publish import published_folder
 from alexdeploy.training.trainer import RunOptions, train
 
 ONE_THREAD = RunOptions(device="cpu", threads=1)
@@ -605,3 +607,51 @@ def test_weights_name_the_contract_that_they_belong_to(uninterrupted):
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert header["__metadata__"] == {CONTRACT_KEY: uninterrupted.spec().contract_sha256}
     assert hashlib.sha256(data).hexdigest() == uninterrupted.spec().provenance["weights_sha256"]
+
+
+def test_without_tensorboard_there_is_a_log_and_a_note(folder, tiny_data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    notes: list[str] = []
+    recipe = tiny_recipe("training.epochs=1")
+    train(tiny_data, recipe, folder, ONE_THREAD, lambda e: notes.append(e.message) if isinstance(e, Notice) else None)
+    assert "TensorBoard is not installed: its log is not written, log.jsonl is" in notes
+    assert [record.epoch for record in read_log(log_path(folder))] == [1]
+    assert not (folder.checkpoints / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04" + bytes(100)])
+def test_a_damaged_checkpoint_is_a_model_error(folder, tiny_data, content):
+    folder.checkpoint_path.parent.mkdir(parents=True)
+    folder.checkpoint_path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"last\.pt is not a checkpoint") as caught:
+        train(tiny_data, tiny_recipe(), folder, dataclasses.replace(ONE_THREAD, resume=True), ignore)
+    assert caught.value.hint == "Start again: --overwrite"
+
+
+def test_other_images_of_the_same_number_are_not_gone_on_with():
+    identity = describe_run(tiny_recipe(), EMPTY)
+    other = dataclasses.replace(identity, data_sha256="0" * 64)
+    with pytest.raises(UsageError, match="the names, classes or sizes of some images"):
+        check_same_run(identity, other)
+
+
+def test_where_no_validation_image_can_be_decoded_none_is_left_out(folder, data_with_broken):
+    for each in data_with_broken.val:
+        Path(each.path).write_bytes(b"broken")
+    with pytest.raises(DataError, match="no training image, or no validation image, can be decoded"):
+        train(data_with_broken, tiny_recipe(), folder, dataclasses.replace(ONE_THREAD, skip_broken=True), ignore)
+
+
+def test_a_run_whose_best_weights_are_gone_is_not_gone_on_with(tmp_path, tiny_data, uninterrupted):
+    folder = ModelFolder(tmp_path / "model")
+    shutil.copytree(uninterrupted.path, folder.path)
+    folder.write_spec(folder.spec().replace_provenance(weights_sha256="0" * 64))
+    with pytest.raises(ModelError, match="no longer has the weights of the run's best epoch"):
+        published_folder(folder, uninterrupted.spec().recorded_weights)
+
+
+def test_of_sixteen_bits_that_diverge_more_precision_is_recommended(folder, tiny_data):
+    recipe = tiny_recipe("training.learning_rate=1e5", "training.precision=bf16")
+    with pytest.raises(DivergedError) as caught:
+        train(tiny_data, recipe, folder, ONE_THREAD, ignore)
+    assert "or more precision: --set training.precision=fp32 --overwrite" in caught.value.hint
