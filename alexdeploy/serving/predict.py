@@ -92,20 +92,19 @@ async def predict(
     began = time.perf_counter_ns()
     try:
         answer = await classify(model, [data for _, data in files], client=client)
-    except BaseException:
-        model.statistics.record_failure(time.perf_counter_ns() - began)
-        raise
-    computed = time.perf_counter_ns()
-    rows = []
-    for index, ((name, _), outcome) in enumerate(zip(files, answer.outcomes, strict=True)):
-        named = replace(outcome, index=index, source=name)
-        try:
+        computed = time.perf_counter_ns()
+        rows = []
+        for index, ((name, _), outcome) in enumerate(zip(files, answer.outcomes, strict=True)):
+            named = replace(outcome, index=index, source=name)
             row = make_row(named, model.info, min(query.top_k, len(model.classes)), model.name).to_dict()
-        except ModelError as error:
+            if query.with_views and outcome.view_classes is not None:
+                row["views"] = views_of(outcome.view_classes, model.info, model.predictor.preprocessing)
+            rows.append(row)
+    except BaseException as error:
+        model.statistics.record_failure(time.perf_counter_ns() - began)
+        if isinstance(error, ModelError):
             raise log_fault(model, error) from None
-        if query.with_views and outcome.view_classes is not None:
-            row["views"] = views_of(outcome.view_classes, model.info, model.predictor.preprocessing)
-        rows.append(row)
+        raise
     ended = time.perf_counter_ns()
     model.statistics.record_success(len(files), answer.times, output_ns=ended - computed, total_ns=ended - began)
     return rows, answer.times

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import gzip
 import io
@@ -28,7 +29,7 @@ from tritonclient.utils import InferenceServerException
 
 from alexdeploy.core.errors import AlexDeployError
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.engines.base import EngineOptions, open_engine
+from alexdeploy.engines.base import EngineOptions, Predictions, open_engine
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.serving.access_log import AccessLog
 from alexdeploy.serving.app import AppOptions
@@ -299,6 +300,7 @@ def test_predict_draws_the_views_for_the_page(client: httpx.Client) -> None:
         ("/predict", b"x", f"{FORM}; boundary=" + "b" * 1000, "the form cannot be read"),
         ("/predict", b"x", f"{FORM}; boundary=b", "the form cannot be read"),
         ("/predict", b"--b\r\n\r\nx", f"{FORM}; boundary=b", "the form is not complete"),
+        ("/predict", b"--b--\r\n", f"{FORM}; boundary=b", "the form has no file: curl -F file=@photo.jpg URL"),
         (
             "/predict",
             b'--b\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n3\r\n--b--',
@@ -377,9 +379,14 @@ def test_without_that_header_the_origin_of_a_page_must_be_the_server(client: htt
 def test_rows_name_the_model_as_it_is_served(model: ModelFolder, tmp_path: Path) -> None:
     copied = tmp_path / "second"
     shutil.copytree(model.path, copied)
-    with running(Repository([ModelFolder(copied)], SERVING), AppOptions()) as server:
-        (row,) = httpx.post(f"{server.url}/predict", content=FILES[0], timeout=PATIENCE).json()["rows"]
+    with running(Repository([model, ModelFolder(copied)], SERVING), AppOptions()) as server:
+        (row,) = httpx.post(f"{server.url}/predict?model=second", content=FILES[0], timeout=PATIENCE).json()["rows"]
+        unnamed = httpx.post(f"{server.url}/predict", content=FILES[0], timeout=PATIENCE)
     assert row["model"] == "second"
+    assert unnamed.status_code == 400
+    assert unnamed.json() == {
+        "error": f"several models are served: /predict?model=NAME with one of {model.path.name}, second"
+    }
 
 
 def test_the_page_and_the_metrics_are_there(client: httpx.Client, model: ModelFolder) -> None:
@@ -396,7 +403,7 @@ def small(model: ModelFolder) -> Iterator[Running]:
     """A server that takes bodies of one MiB, from two clients."""
     log = AccessLog("json", with_probes=False)
     options = AppOptions(max_body_bytes=1 << 20, tokens=Tokens(TOKENS), access_log=log)
-    with running(Repository([model], SERVING), options) as server:
+    with running(Repository([model], dataclasses.replace(SERVING, timeout_ms=90_000.0)), options) as server:
         yield server
 
 
@@ -411,10 +418,13 @@ def test_limits_tokens_and_the_log(small: Running, model: ModelFolder, caplog: p
             assert (refused.status_code, list(refused.json())) == (401, ["error"])
             assert refused.headers["www-authenticate"] == "Bearer"
             assert client.get(path, headers=own).status_code == 200
+        config = client.get(f"/v2/models/{model.path.name}/config", headers=own).json()
+        policy = config["dynamic_batching"]["default_queue_policy"]
+        assert (policy["timeout_action"], policy["default_timeout_microseconds"]) == ("REJECT", 90_000_000)
         assert client.post(infer_path(model), json=pixels()).status_code == 401
         assert client.post("/predict", content=FILES[0]).status_code == 401
         # A line is written after its answer.
-        wait_for(lambda: len(caplog.records) == 8)
+        wait_for(lambda: len(caplog.records) == 9)
         assert not any("health" in each.getMessage() for each in caplog.records)
         caplog.clear()
         assert client.post(infer_path(model), json=pixels(), headers={**own, "x-request-id": "mine"}).status_code == 200
@@ -482,3 +492,30 @@ def test_a_full_queue_and_a_deadline_are_503(server: Running, model: ModelFolder
         gate.set()
         for job in jobs:
             job.future.result(PATIENCE)
+
+
+def test_answers_that_are_not_finite_are_a_fault_of_the_model_and_count_as_failures(
+    server: Running, model: ModelFolder, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = server.repository.models[0].batcher
+    run = batcher._engine.run
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        found = run(*args, **kwargs)
+        return Predictions(np.full_like(found.probabilities, np.nan), found.view_classes)
+
+    def failures() -> int:
+        return int(
+            client.get(f"/v2/models/{model.path.name}/stats").json()["model_stats"][0]["inference_stats"]["fail"][
+                "count"
+            ]
+        )
+
+    before = failures()
+    monkeypatch.setattr(batcher._engine, "run", broken)
+    for path, body in ((infer_path(model), {"json": pixels()}), ("/predict", {"content": FILES[0]})):
+        found = client.post(path, **body)
+        assert found.status_code == 500, path
+        assert model.path.name in found.json()["error"]
+        assert "models" not in found.json()["error"].replace(f"model '{model.path.name}'", "")
+    assert failures() == before + 2

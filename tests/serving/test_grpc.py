@@ -735,3 +735,11 @@ def test_kubernetes_probes_are_answered(model: ModelFolder) -> None:
             assert raised.value.code() == code
         service.run(service.repository.unload(model.path.name))
         assert check_health(service, b"") == check_health(service, of_model) == not_serving
+
+
+def test_a_call_without_a_message_is_an_invalid_request(service: Service) -> None:
+    with grpc.insecure_channel(service.address) as channel:
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError, match="the call has no message") as raised:
+            call(iter(()), timeout=PATIENCE)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -21,6 +21,7 @@ from onnx import numpy_helper
 from patience import PATIENCE
 
 from alexdeploy.core.errors import DeviceMemoryError, ModelError, UsageError
+from alexdeploy.core.events import Notice
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.inference.batcher import BatcherOptions
@@ -28,7 +29,7 @@ from alexdeploy.placement.memory import host_bytes
 from alexdeploy.placement.options import PredictOptions
 from alexdeploy.serving.errors import BusyError, InvalidRequestError, NotFoundError
 from alexdeploy.serving.events import ModelFailed, ModelLoaded, ModelRefused
-from alexdeploy.serving.models import Repository, ServingOptions
+from alexdeploy.serving.models import Repository, ServingOptions, _reason
 from alexdeploy.serving.retries import Retry
 
 PREDICT = PredictOptions(backend="onnxruntime", batch_size=4, num_threads=1)
@@ -478,3 +479,23 @@ def test_what_is_being_opened_while_the_server_ends_is_closed_again(tiny_model: 
 
     # No thread is left, says a fixture of all tests.
     asyncio.run(run())
+
+
+def test_newer_weights_are_told_and_engine_files_do_not_matter_to_other_backends(tiny_model: ModelFolder) -> None:
+    tiny_model.candidate.path.mkdir(parents=True)
+    tiny_model.candidate.write_spec(tiny_model.spec().replace_provenance(weights_sha256="0" * 64, best_epoch=7))
+    tiny_model.engines.mkdir()
+    (tiny_model.engines / "old.engine").write_bytes(b"no engine")
+    events: list[object] = []
+    repository = Repository([tiny_model], OPTIONS, on_event=events.append)
+
+    async def use() -> None:
+        await answer(repository, "tiny", PICTURES[0])
+
+    asyncio.run(serving(repository, use))
+    notices = [event.message for event in events if isinstance(event, Notice)]
+    assert any("has newer weights (000000000000, epoch 7)" in message for message in notices)
+
+
+def test_clients_hear_nothing_of_a_defect(tiny_model: ModelFolder) -> None:
+    assert _reason(ValueError("at line 7 of /home/somebody/x.py"), tiny_model) == "internal error"

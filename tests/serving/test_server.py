@@ -201,7 +201,7 @@ def test_it_serves_both_protocols_and_says_how_to_ask(model: ModelFolder, tmp_pa
 
 
 def test_what_is_wrong_with_requests_is_not_for_whoever_runs_the_server(model: ModelFolder) -> None:
-    with serving(model) as program:
+    with serving(model, "--watch") as program:
         before = list(program.lines)
         form = {"Content-Type": "multipart/form-data; boundary=B"}
         found = httpx.post(f"{program.url}/predict", content=b"no form", headers=form, timeout=PATIENCE)

@@ -479,3 +479,8 @@ def test_what_it_returns_names_what_was_written(model: ModelFolder, tmp_path: Pa
             f"tiny_decode needs in Triton's Python: numpy, pillow=={PIL.__version__} (tiny_decode/1/requirements.txt)",
         ),
     )
+
+
+def test_there_are_no_bf16_graphs() -> None:
+    with pytest.raises(UsageError, match="there are no BF16 graphs"):
+        TritonOptions(precision="bf16")

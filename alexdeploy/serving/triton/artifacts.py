@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import onnx
 
-from alexdeploy.core.errors import ModelError, UsageError
+from alexdeploy.core.errors import ModelError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import ModelSpec, Precision
-from alexdeploy.engines.base import NumViews, can_run
+from alexdeploy.engines.base import NumViews
 from alexdeploy.engines.trt.files import DEFAULT_MAX_BATCH, find_engines, load_engine
 from alexdeploy.export.deployed import portable_graph
 from alexdeploy.graphs.freshness import load_graph, load_metadata
@@ -39,8 +39,6 @@ def make_artifacts(
     spec = folder.spec()
     if backend == "tensorrt":
         return _engines(folder, spec, precision, num_views, batch_size)
-    if not can_run("onnxruntime" if backend == "python" else backend, precision):
-        raise UsageError(f"{backend} runs no {precision} graphs")
     network = load_graph(folder, precision, spec)
     source = folder.onnx_path(precision).name
     graph, content = portable_graph(network, source, spec, precision, num_views, folder.mean_image(spec))

@@ -35,9 +35,6 @@ def _imports(path: Path) -> Iterator[Path]:
     statements: list[ast.AST] = [ast.parse(path.read_bytes())]
     while statements:
         node = statements.pop()
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            statements += node.orelse
-            continue
         statements += ast.iter_child_nodes(node)
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "alexdeploy":
             words = node.module.split(".")[1:]
