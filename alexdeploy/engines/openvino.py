@@ -95,6 +95,8 @@ def _engine(
         network = read()
         cut = None if options.layer is None else _cut(network, spec, options.layer)
         model = local_graph(network, spec, options.precision, options.num_views, mean_image, cut)
+        # Each is as large as the weights.
+        del network
         content: bytes = model.SerializeToString()
         return content
 

@@ -107,15 +107,17 @@ def deployment_graph(
         f"{spec.name}-{num_views}-views",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", IMAGE_SIZE, IMAGE_SIZE, 3])],
         outputs,
-        [*network.graph.initializer, *graph.constants],
     )
-    prune(deployed)
-    return helper.make_model(
+    model = helper.make_model(
         deployed,
         opset_imports=network.opset_import,
         ir_version=network.ir_version,
         producer_name="alexdeploy",
     )
+    # Last, because each step before would copy the weights.
+    model.graph.initializer.extend([*network.graph.initializer, *graph.constants])
+    prune(model.graph)
+    return model
 
 
 def _first(inside: list[NodeProto], names: dict[str, str], op: str, network: onnx.GraphProto) -> NodeProto | None:

@@ -79,10 +79,12 @@ def prune(graph: GraphProto) -> None:
     for value in graph.output:
         needed |= needed_tensors(graph, value.name)
     nodes = [node for node in graph.node if needed.intersection(node.output)]
-    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
     set_nodes(graph, nodes)
-    del graph.initializer[:], graph.value_info[:]
-    graph.initializer.extend(weights)
+    del graph.value_info[:]
+    # In place: weights that are taken out and put back would be copied.
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in needed:
+            del graph.initializer[index]
 
 
 def needed_tensors(graph: GraphProto, output: str) -> set[str]:

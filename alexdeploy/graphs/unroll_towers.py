@@ -110,9 +110,9 @@ class _Unrolling:
             else:
                 node.input[:] = [self._join(name) for name in node.input]
                 self._nodes.append(node)
-        weights = list(self._weights.values())
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(weights)
+        # The halves come after the weights that the graph has.
+        halves = list(self._weights.values())[len(self._graph.initializer) :]
+        self._graph.initializer.extend(halves)
         set_nodes(self._graph, self._nodes)
         prune(self._graph)
 
