@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,18 @@ def host_memory(proc: Path = PROC) -> tuple[int | None, int | None]:
     for left, limit in group_limits("memory", _left_and_limit, proc):
         free, total = min(free, left), min(total, limit)
     return free, total
+
+
+def is_in_memory(folder: Path, proc: Path = PROC) -> bool:
+    """Whether files there take memory, as in a tmpfs, until they are deleted. False except on Linux."""
+    with suppress(OSError, ValueError):
+        device = folder.stat().st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        for line in (proc / "self/mountinfo").read_text().splitlines():
+            mount, _, source = line.partition(" - ")
+            if mount.split(" ")[2] == number:
+                return source.split(" ")[0] in ("tmpfs", "ramfs")
+    return False
 
 
 def give_back_memory() -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from alexdeploy.core.cache import cache_folder
+from alexdeploy.core.errors import DeviceMemoryError
+from alexdeploy.core.memory import host_memory, is_in_memory
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
@@ -15,9 +20,11 @@ _VIEW_BYTES = 8_000_000
 _HOST_BYTES = 160_000_000
 """What an engine takes whatever the model is, most of it its library. Measured: up to 140 MB in OpenVINO 2026.4."""
 
-_WEIGHT_COPIES = 4
-"""Memory while a model is opened, as a multiple of its graph's size. Measured with 228 MB of weights: 3.7 in OpenVINO
-while it compiles and 2.1 with the compiled model in the cache, 2.7 in ONNX Runtime."""
+_OPENING_COPIES = {"openvino": 4, "onnxruntime": 3}
+_OPEN_COPIES = 2
+"""Memory while a model is opened and afterwards, as a multiple of its weights. Measured with 244 MB of weights: 4.1
+while OpenVINO reads the graph, 3.0 in ONNX Runtime; 2.1 and 2.2 afterwards. FP16 weights count as FP32, in which both
+compute."""
 
 _OPENVINO_SHARE = 0.25
 """OpenVINO's memory for activations as a share of `view_bytes`. Measured: 0.1 to 0.2; ONNX Runtime takes about 1."""
@@ -47,10 +54,11 @@ def view_bytes(spec: ModelSpec) -> int:
     return total + 4 * 3 * spec.preprocessing.crop**2
 
 
-def host_bytes(folder: ModelFolder, options: PredictOptions) -> int:
+def host_bytes(folder: ModelFolder, options: PredictOptions, *, low_latency: bool = False) -> int:
     """An estimate of the most memory of this machine that the model takes while it is opened and used on its CPU.
 
-    Raises ModelError if it has no readable spec.
+    `low_latency`: as in a server, where OpenVINO opens a second model, for one image, beside the first. A cache of
+    compiled models that is in memory counts. Raises ModelError if the model has no readable spec.
     """
     num_replicas = options.replicas * (1 if options.devices is None else options.devices.count(",") + 1)
     backend = options.backend or ("openvino" if is_installed("openvino") else "onnxruntime")
@@ -62,5 +70,39 @@ def host_bytes(folder: ModelFolder, options: PredictOptions) -> int:
     pixel_bytes = 3 * IMAGE_SIZE * IMAGE_SIZE
     # Each view is also cut, in float32.
     image_bytes = pixel_bytes + share * options.num_views * (view_bytes(folder.spec()) + 4 * pixel_bytes)
-    engine_bytes = _HOST_BYTES + _WEIGHT_COPIES * weight_bytes(folder, options.precision)
-    return num_replicas * engine_bytes + round(max(num_streams, num_replicas) * batch_size * image_bytes)
+    batch_bytes = round(max(num_streams, num_replicas) * batch_size * image_bytes)
+    weights = num_replicas * weight_bytes(folder, options.precision) * (2 if options.precision == "fp16" else 1)
+    opening = _OPENING_COPIES.get(backend, 4) * weights
+    is_cached = backend == "openvino" and (cache := cache_folder("openvino")) is not None and is_in_memory(cache)
+    using = (_OPEN_COPIES + is_cached) * weights + batch_bytes
+    opens_another = low_latency and backend == "openvino" and batch_size > 1
+    return num_replicas * _HOST_BYTES + (using + opening if opens_another else max(using, opening))
+
+
+def check_free_memory(folder: ModelFolder, options: PredictOptions) -> None:
+    """Raise DeviceMemoryError if the model does not fit into the memory that is free, here or in this container."""
+    needed = host_bytes(folder, options)
+    free, _ = host_memory()
+    if free is not None and needed > free:
+        smaller = smaller_options(folder, options, free)
+        raise DeviceMemoryError(
+            f"{folder.path.name} needs about {needed / 1e6:,.0f} MB of memory, {free / 1e6:,.0f} MB are free",
+            hint=f"Use {smaller}." if smaller else "Stop other programs, or give the container more memory.",
+        )
+
+
+def smaller_options(folder: ModelFolder, options: PredictOptions, free: int, *, low_latency: bool = False) -> str:
+    """Options of the command line, each of which alone makes the model fit into `free` bytes: "--views 1 or ..."."""
+    others = {
+        "--precision int8": replace(options, precision="int8"),
+        "--batch-size 1": replace(options, batch_size=1),
+        "--views 1": replace(options, num_views=1),
+        "--replicas 1": replace(options, replicas=1),
+    }
+    if not folder.onnx_path("int8").is_file():
+        del others["--precision int8"]
+    return " or ".join(
+        name
+        for name, other in others.items()
+        if other != options and host_bytes(folder, other, low_latency=low_latency) <= free
+    )

@@ -28,7 +28,7 @@ from alexdeploy.engines.base import (
 from alexdeploy.engines.trt.files import NAMES
 from alexdeploy.graphs.freshness import newer_weights
 from alexdeploy.placement.devices import Device, GpuSurvey, cpu_device, find_devices, survey_gpus
-from alexdeploy.placement.memory import view_bytes, weight_bytes
+from alexdeploy.placement.memory import check_free_memory, view_bytes, weight_bytes
 from alexdeploy.placement.options import BATCH_SIZE, DeviceOptions, PredictOptions
 from alexdeploy.placement.plan import GPU_BACKENDS, Demand, NoEngine, Plan, plan_replicas, supports
 
@@ -54,7 +54,7 @@ class Placed:
 
 
 def place(folder: ModelFolder, options: PredictOptions, layer: str | None = None) -> Placed:
-    """Choose devices, backends and batches. Raises UsageError, ModelError and DeviceError.
+    """Choose devices, backends and batches. Raises UsageError, ModelError, DeviceError and DeviceMemoryError.
 
     With a `layer`, the engine gives its features instead of probabilities.
     """
@@ -77,6 +77,8 @@ def place(folder: ModelFolder, options: PredictOptions, layer: str | None = None
     notes = (*_notes(options, survey, plan), *_unfit(folder, options), *_newer(folder))
     replicas = [replace(each, options=replace(each.options, layer=layer)) for each in plan.replicas]
     first = replicas[0]
+    if all(each.device.kind == "cpu" for each in replicas):
+        check_free_memory(folder, replace(options, backend=first.backend))
     if len(replicas) == 1 and first.device.kind == "cpu":
         return Placed(engine=open_engine(folder, first.backend, first.options), notes=notes)
     # Imported here because most runs have one engine, in this process.

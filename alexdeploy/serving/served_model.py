@@ -16,7 +16,7 @@ from alexdeploy.core.spec import IMAGE_SIZE
 from alexdeploy.engines.base import EngineInfo
 from alexdeploy.inference.batcher import Batcher, BatcherOptions
 from alexdeploy.inference.predictor import Predictor
-from alexdeploy.placement.memory import host_bytes
+from alexdeploy.placement.memory import host_bytes, smaller_options
 from alexdeploy.placement.options import PredictOptions
 from alexdeploy.serving.statistics import ModelStatistics
 
@@ -110,8 +110,8 @@ def open_model(
 
     `held_bytes` is what the open models need. Raises UsageError, ModelError, DeviceError and DeviceMemoryError.
     """
-    num_bytes = host_bytes(folder, options.predict)
-    check_memory(name, num_bytes, held_bytes, options.max_memory_bytes)
+    num_bytes = host_bytes(folder, options.predict, low_latency=True)
+    check_memory(name, folder, num_bytes, held_bytes, options)
     predictor = Predictor(folder, options.predict)
     is_served = threading.Event()
 
@@ -131,19 +131,23 @@ def open_model(
     return ServedModel(name, predictor, batcher, options, statistics, num_bytes)
 
 
-def check_memory(name: str, num_bytes: int, held_bytes: int, max_bytes: int | None) -> None:
-    """Raise DeviceMemoryError if the model does not fit beside the others, which need `held_bytes`."""
-    if max_bytes is not None:
-        free, what = max_bytes - held_bytes, f"left of the limit of {max_bytes / 1e6:,.0f} MB"
+def check_memory(name: str, folder: ModelFolder, num_bytes: int, held_bytes: int, options: ServingOptions) -> None:
+    """Raise DeviceMemoryError if the model, which needs `num_bytes`, does not fit beside those with `held_bytes`."""
+    if options.max_memory_bytes is not None:
+        free, what = (
+            options.max_memory_bytes - held_bytes,
+            f"left of the limit of {options.max_memory_bytes / 1e6:,.0f} MB",
+        )
     else:
         found, _ = host_memory()
         if found is None:
             return
         free, what = found, "free"
     if num_bytes > free:
+        smaller = smaller_options(folder, options.predict, free, low_latency=True)
         raise DeviceMemoryError(
             f"{name} needs about {num_bytes / 1e6:,.0f} MB of memory, {max(free, 0) / 1e6:,.0f} MB are {what}",
-            hint="Serve fewer models, or use a smaller --batch-size, fewer --threads or fewer --replicas.",
+            hint=f"Serve fewer models, or use {smaller or 'fewer --threads'}.",
         )
 
 

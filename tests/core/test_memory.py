@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from cgroup_files import write_cgroups
 
-from alexdeploy.core.memory import host_memory
+from alexdeploy.core.memory import host_memory, is_in_memory
 
 MEMINFO = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    800 kB\nHugePages_Total:       0\n"
 
@@ -57,3 +58,15 @@ def test_the_least_limit_of_the_groups_around_it_binds_a_process(tmp_path: Path)
 
 def test_memory_is_unknown_where_the_files_of_linux_are_not(tmp_path: Path) -> None:
     assert host_memory(tmp_path) == (None, None)
+
+
+def test_which_folders_take_memory(tmp_path: Path) -> None:
+    device = tmp_path.stat().st_dev
+    (tmp_path / "self").mkdir()
+    mounts = tmp_path / "self/mountinfo"
+    for kind, expected in (("tmpfs", True), ("ext4", False)):
+        mine = f"31 1 {os.major(device)}:{os.minor(device)} / /x rw - {kind} none rw\n"
+        mounts.write_text(f"30 1 {os.major(device) + 1}:0 / /y rw shared:1 - tmpfs none rw\n{mine}")
+        assert is_in_memory(tmp_path, tmp_path) is expected
+    assert not is_in_memory(tmp_path / "none", tmp_path)
+    assert not is_in_memory(tmp_path, tmp_path / "none")
