@@ -30,6 +30,8 @@ def write_report(found: Verification, path: Path | None, plots_folder: Path | No
     if found.broken:
         rows = [(image.source, image.error) for image in found.broken[:200]]
         parts += [page.heading("Could not be read"), page.table(["image", "error"], rows)]
+        if len(found.broken) > len(rows):
+            parts.append(page.paragraph(f"and {len(found.broken) - len(rows):,} more"))
     facts = [
         ("model", found.model),
         ("reference", f"{REFERENCE_NAMES[found.reference]}, FP32"),

@@ -473,3 +473,29 @@ def test_an_interrupt_before_the_first_image_is_raised(tiny_model: ModelFolder, 
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny_model, data, ON_ORT, on_event=stop)
+
+
+def test_an_interrupt_before_any_answer_is_raised_and_one_at_the_photographs_keeps_the_figures(
+    tiny_model: ModelFolder, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    options = dataclasses.replace(ON_ORT, precisions=("fp32",), num_views=(1,))
+    whole = evaluate(tiny_model, data, options)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_module, "_results", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tiny_model, data, options)
+    monkeypatch.setattr(evaluate_module, "read_thumbnails", interrupted)
+    found = evaluate(tiny_model, data, dataclasses.replace(options, thumbnails=True))
+    assert found.interrupted
+    assert found.notes[-1].startswith("stopped when photographs were read again to be shown: the figures are of all")
+    assert found.scores[0].top1 == whole.scores[0].top1
+    assert found.thumbnails == {}
+
+
+def test_rows_are_not_written_to_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").mkdir()
+    with pytest.raises(UsageError, match="is a folder; expected a file"):
+        check_rows_path(tmp_path / "rows.jsonl", resume=False)

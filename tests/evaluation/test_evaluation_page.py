@@ -275,3 +275,11 @@ def test_a_folder_and_a_file_in_a_file_are_no_places_for_a_page(tmp_path: Path) 
 def test_long_names_are_cut_at_the_axes() -> None:
     assert page.short_name("x" * 100) == "x" * 29 + "..."
     assert page.short_name("tench\n") == "tench\\n"
+
+
+def test_of_many_broken_images_the_page_has_the_first_and_the_number_of_the_others(tmp_path: Path) -> None:
+    found = make_evaluation(("a", "b"))
+    broken = tuple(BrokenImage(source=f"{number}.jpg", label=0, error="damaged") for number in range(203))
+    text = write(dataclasses.replace(found, broken=broken), tmp_path / "r.html")
+    assert text.count("damaged") == 200
+    assert "and 3 more" in text

@@ -148,3 +148,26 @@ def test_a_verification_has_the_rows_and_thumbnails_of_its_engines(tiny_model: M
         assert max(abs(each.difference) for each in given if each is not None) == report.agreement.max_error
     assert set(found.thumbnails) == {number for number, row in enumerate(found.rows) if row.max_difference > 0}
     assert "thumbnails" not in found.document()
+
+
+def test_what_was_not_compared_has_no_table(tmp_path: Path) -> None:
+    found, _, _ = made(20, 0.1)
+    networks = dataclasses.replace(found, engines=(), rows=(), thumbnails={}, decoders=None)
+    write_report(networks, tmp_path / "networks.html")
+    text = (tmp_path / "networks.html").read_text(encoding="utf-8")
+    assert "Photographs whose answer changed" not in text
+    assert "Engines, from pixels to probabilities" not in text
+    assert "model.fp16.onnx" in text
+    broken = tuple(BrokenImage(source=f"{number}.jpg", error="damaged") for number in range(203))
+    write_report(dataclasses.replace(found, networks=(), broken=broken), tmp_path / "engines.html")
+    text = (tmp_path / "engines.html").read_text(encoding="utf-8")
+    assert "Photographs whose answer changed" in text
+    assert text.count("damaged") == 200
+    assert "and 3 more" in text
+
+
+def test_plots_are_drawn_without_a_page(tmp_path: Path) -> None:
+    found, _, _ = made(20, 0.1)
+    write_report(found, None, tmp_path / "plots")
+    assert [path.name for path in tmp_path.iterdir()] == ["plots"]
+    assert len(list((tmp_path / "plots").glob("*.svg"))) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 from helpers import change_weights, make_model
 from PIL import Image
 
-from alexdeploy.core.errors import UsageError
+from alexdeploy.core.errors import DeviceError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Member, ModelSpec, Preprocessing
+from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, open_engine
+from alexdeploy.explaining import files
 from alexdeploy.explaining.explain import Explainer, ExplainOptions, Explanation, explain
+from alexdeploy.explaining.files import check_folder
 from alexdeploy.explaining.occlusion import mean_colour, occlusion, places
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.images.preprocess import network_input
@@ -224,3 +228,60 @@ def test_python_explains_with_a_path(red: ModelFolder, tmp_path: Path) -> None:
     [found] = explain(path, red.path, options)
     assert (found.source, found.error) == (str(path), None)
     assert np.array_equal(found.image, planted(90, 90))
+
+
+class _Refusing:
+    """An engine whose first answer is one, and whose others are errors, raised or of a row."""
+
+    def __init__(self, info: EngineInfo, later: Predictions | Exception) -> None:
+        self.info, self._later, self._num_calls = info, later, 0
+
+    def run(self, images: np.ndarray, *, low_latency: bool = False) -> Predictions:
+        self._num_calls += 1
+        if self._num_calls == 1:
+            return Predictions(np.array([[0.75, 0.25]], np.float32), np.zeros((1, 1), np.int32))
+        if isinstance(self._later, Exception):
+            raise self._later
+        return self._later
+
+
+@pytest.mark.parametrize("is_raised", [False, True])
+def test_a_square_without_an_answer_is_an_error(red: ModelFolder, is_raised: bool) -> None:
+    with open_engine(red, "onnxruntime", EngineOptions(batch_size=2)) as engine:
+        info = engine.info
+    none = Predictions(np.zeros((2, 2), np.float32), np.zeros((2, 1), np.int32), {0: "all replicas failed"})
+    later = DeviceError("no answer: all replicas failed") if is_raised else none
+    image = planted(10, 10)
+    with pytest.raises(DeviceError, match="no answer: all replicas failed"):
+        occlusion(_Refusing(info, later), image, 0, np.zeros_like(image), 128, 128)
+
+
+def test_a_file_is_no_folder_for_explanations(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(UsageError, match="out is a file; expected a folder"):
+        check_folder(tmp_path / "out", overwrite=True)
+
+
+def test_a_page_has_the_first_images_and_errors_and_says_how_many_others_there_are(
+    red: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_IMAGES", 2)
+    monkeypatch.setattr(files, "_MAX_ERRORS", 1)
+    options = ExplainOptions(predict=PredictOptions(backend="onnxruntime"), label="class-0", size=128, stride=128)
+    with Explainer(red, options) as explainer:
+        [found] = explainer.explain([Source(name="red.png", data=png(planted(100, 100)))])
+        info = explainer.info
+    page = files.Page()
+    for index in range(4):
+        page.add(dataclasses.replace(found, index=index))
+    for index in range(4, 9):
+        page.add(Explanation(index=index, source=f"{index}.png", error="damaged"))
+    page.write(tmp_path / "page.html", "red", info, options)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.count("<figcaption>") == 2
+    assert "The first 2 images; 2 others are left out." in text
+    assert text.count("damaged") == 1
+    assert "And 4 others." in text
+    assert f"class-0: {found.probability:.3f}; answered class-1: {found.answer_probability:.3f}" in text
+    assert "Occlusion: a square of 128 pixels" in text
+    assert "Grad-CAM" not in text

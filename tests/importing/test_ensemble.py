@@ -25,7 +25,7 @@ from alexdeploy import (
     inspect,
     verify,
 )
-from alexdeploy.core.errors import AlexDeployError, ModelError, StaleArtifactError, UsageError
+from alexdeploy.core.errors import AlexDeployError, ModelError, ParityError, StaleArtifactError, UsageError
 from alexdeploy.engines.base import Backend, EngineOptions, Predictions, open_engine
 from alexdeploy.evaluation.verify import VerifyOptions
 from alexdeploy.explaining.explain import ExplainOptions, explain
@@ -252,8 +252,15 @@ def test_verify_names_the_member_and_layer_where_an_error_begins(twins: Path) ->
         if tensor.name == "member1/fc6.weight":
             tensor.CopyFrom(numpy_helper.from_array(-2 * numpy_helper.to_array(tensor), tensor.name))
     replace_graph(both, "fp16", model)
-    (network,) = verify("both", [str(pictures)], options).networks
+    differing = verify("both", [str(pictures)], dataclasses.replace(options, max_flips=0.0))
+    (network,) = differing.networks
     assert network.jump == "member1/fc6"
+    with pytest.raises(ParityError) as raised:
+        differing.check()
+    assert str(raised.value.hint).splitlines()[:2] == [
+        "Make fp16 again: alexdeploy export MEMBER --fp16",
+        "After its members, make the ensemble again: alexdeploy ensemble tiny other --name both --overwrite",
+    ]
 
 
 def test_explain_covers_parts_of_the_image_for_all_members(three: ModelFolder, tmp_path: Path) -> None:
