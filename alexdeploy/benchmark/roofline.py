@@ -158,10 +158,9 @@ def _graph(plan: tuple[Layer, ...], weights: dict[str, NDArray[np.float32]], sid
             node = helper.make_node("MaxPool", [name], [output], kernel_shape=sides, strides=[layer.stride] * 2)
         elif layer.kind == "fc":
             node = helper.make_node("Gemm", [name, *parameters], [output], transB=1)
-        elif layer.kind == "flatten":
-            node = helper.make_node("Flatten", [name], [output])
         else:
-            continue
+            assert layer.kind == "flatten", layer.kind
+            node = helper.make_node("Flatten", [name], [output])
         node.name = layer.name
         nodes.append(node)
         name = output

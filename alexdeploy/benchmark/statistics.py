@@ -64,9 +64,7 @@ class Latency:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest rank: the least of `values` that at least `percent` of them do not exceed."""
-    if not values:
-        raise ValueError("a percentile of no values is not defined")
+    """The nearest rank: the least of `values`, of which there must be one, that `percent` of them do not exceed."""
     rank = math.ceil(percent * len(values) / 100)
     return sorted(values)[max(rank, 1) - 1]
 

@@ -97,10 +97,10 @@ def write_card(
 
 def check_directory(folder: ModelFolder, directory: str | None, *, overwrite: bool) -> ModelFolder:
     """The folder to write, which need not exist. Raises UsageError and OutputError; call it before any work."""
+    if directory == "":
+        raise UsageError("--output is empty", hint="For the working folder: .")
     home = folder.path.resolve()
     path = HUB_FOLDER / home.name if directory is None else Path(directory)
-    if not str(directory or path):
-        raise UsageError("--output is empty", hint="For the working folder: .")
     check_output(path / BILL_NAME)
     found = path.resolve()
     if found == home or home in found.parents:

@@ -48,7 +48,7 @@ def card(
     model: ModelArgument = None,
     model_option: ModelOption = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--output", "-o", metavar="DIR", help="Folder to write. Default: hub/ and the model's name."),
     ] = None,
     images: Annotated[
@@ -120,7 +120,7 @@ def card(
     elif evaluation is not None:
         raise UsageError("--images and --evaluation are both given", hint="Leave one of them out.")
     folder = find_one_model(model, model_option)
-    directory = check_directory(folder, None if output is None else str(output), overwrite=overwrite).path
+    directory = check_directory(folder, output, overwrite=overwrite).path
     found: Evaluation | Path | None = evaluation
     if images is not None:
         ways = EvaluateOptions(

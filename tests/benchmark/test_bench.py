@@ -38,7 +38,7 @@ from alexdeploy.benchmark.statistics import (
 from alexdeploy.benchmark.worker import AnswersAtOnce, run_engine, run_files
 from alexdeploy.core.errors import DeviceError, ImageError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.core.spec import Architecture, Conv, ModelSpec, Pooling, Precision, Preprocessing
+from alexdeploy.core.spec import Architecture, Conv, Member, ModelSpec, Pooling, Precision, Preprocessing
 from alexdeploy.engines.base import Backend, EngineOptions, open_engine
 from alexdeploy.engines.profile import profile
 from alexdeploy.images.sources import Source
@@ -424,3 +424,29 @@ def test_photographs_that_cannot_be_read_are_left_out_and_none_is_an_error(
     assert any(note.startswith("left out: ") and "broken.jpg" in note for note in notes)
     with pytest.raises(ImageError, match=r"^no image can be read: .*broken\.jpg: "):
         benchmark(tiny_model, dataclasses.replace(QUICK, images=(str(tmp_path / "broken.jpg"),)))
+
+
+def test_the_command_has_the_devices_that_were_measured() -> None:
+    where = DeviceOptions(devices="cuda:0,cuda:1", replicas=2)
+    assert predict_command("tiny", configuration(), None, where).endswith(" --devices cuda:0,cuda:1 --replicas 2")
+
+
+def test_an_ensemble_computes_what_its_members_compute_and_an_unknown_graph_an_unknown_number(
+    tiny_model: ModelFolder,
+) -> None:
+    spec = tiny_model.spec()
+    member = {
+        "name": "m",
+        "preprocessing": spec.preprocessing,
+        "recipe": None,
+        "provenance": {},
+        "graphs": {"fp32": "0"},
+    }
+    members = tuple(Member(**member, architecture=each) for each in (spec.architecture, spec.architecture))
+    both = ModelSpec(name="both", classes=spec.classes, preprocessing=spec.preprocessing, members=members)
+    alone = num_flops(spec, 10)
+    assert alone is not None
+    assert num_flops(both, 10) == 2 * alone
+    assert num_flops(dataclasses.replace(spec, architecture=None), 10) is None
+    unknown = dataclasses.replace(both, members=(members[0], Member(**member, architecture=None)))
+    assert num_flops(unknown, 10) is None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import html
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from helpers import write_pictures
+from helpers import smooth_images, write_pictures
 
+from alexdeploy.benchmark import bench as bench_module
 from alexdeploy.benchmark import plan as plan_module
 from alexdeploy.benchmark.bench import bench as benchmark
 from alexdeploy.benchmark.events import Event, Step
@@ -331,3 +334,67 @@ def test_latencies_within_one_decade_have_an_axis_that_can_be_read(tmp_path: Pat
     assert "Latency of a batch" in text
     assert "mathdefault" not in text
     assert ">200</text>" in text
+
+
+def test_limits_that_nothing_keeps_are_told_on_the_page(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    limits = Limits(budget_ms=5.0, min_agreement=0.99)
+    row = row_of(Measured(slices=[BATCH], file_rates=[60.0]))
+    failure = why_not(candidates([row]), limits)
+    assert "no agreement is known, as no FP32 answers are there to compare with" in failure
+    write_report(dataclasses.replace(found_of(row), limits=limits, failure=failure), tmp_path / "page.html")
+    page = html.unescape((tmp_path / "page.html").read_text(encoding="utf-8"))
+    told = "p95 of a batch at most 5 ms and at least 0.99 of the answers those of FP32"
+    assert f"{told}: {failure}" in page
+    # Decoding limits nothing here: its line is where the rates are.
+    assert "decoding alone</text>" not in page
+    slow = dataclasses.replace(found_of(row), decode_per_second=100.0)
+    write_report(slow, tmp_path / "slow.html", tmp_path / "plots")
+    assert "decoding alone</text>" in (tmp_path / "slow.html").read_text(encoding="utf-8")
+
+
+def test_where_nothing_was_measured_the_page_has_no_plots_and_without_a_page_the_plots_are_files(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("matplotlib")
+    write_report(found_of(row_of(Measured(failure=DeviceError("lost")))), tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Throughput against batch" not in text
+    assert "lost" in text
+    gpu = dataclasses.replace(row_of(Measured(slices=[BATCH], file_rates=[60.0])), device="cuda:0")
+    write_report(found_of(gpu), None, tmp_path / "plots")
+    # Of a GPU, which computes while the CPU decodes, the time of an image has no parts.
+    names = sorted(path.stem for path in (tmp_path / "plots").glob("*.svg"))
+    assert names == ["latency-of-a-batch", "throughput-against-batch"]
+
+
+def test_a_layer_profile_that_fails_is_told_and_the_others_go_on(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DeviceError("no layer times")
+
+    rows = [row_of(Measured(slices=[BATCH], file_rates=[60.0]), backend=each) for each in ("openvino", "onnxruntime")]
+    monkeypatch.setattr(bench_module, "profile", fail)
+    told: list[str] = []
+    found = list(bench_module._profiles(tiny_model, rows, np.zeros((1, 256, 256, 3)), lambda event: None, told.append))
+    assert found == []
+    assert told == [f"{name} fp32 1 view has no times of its layers: no layer times" for name in bench_module.PROFILED]
+
+
+def test_members_of_an_archive_become_files_for_the_processes(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    pictures = sorted(write_pictures(tmp_path / "pictures", 3).iterdir())
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        for path in pictures:
+            archive.write(path, path.name)
+    options = BenchOptions(images=(str(tmp_path / "some.zip"),))
+    (tmp_path / "work").mkdir()
+    found = bench_module._prepare(options, tiny_model.spec(), tmp_path / "work", lambda event: None)
+    assert [Path(path).read_bytes() for path in found.files] == [path.read_bytes() for path in pictures]
+    assert found.num_bytes == sum(path.stat().st_size for path in pictures)
+    np.testing.assert_array_equal(found.images, smooth_images(3))
+
+
+def test_no_batch_size_is_refused() -> None:
+    with pytest.raises(UsageError, match="no batch size or no number of views is named"):
+        BenchOptions(batch_sizes=())

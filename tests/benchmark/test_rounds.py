@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from patience import wait_for
 
 from alexdeploy.benchmark import processes as processes_module
 from alexdeploy.benchmark.processes import Process, Processes, Start
-from alexdeploy.benchmark.rounds import DECODE, Rounds
+from alexdeploy.benchmark.rounds import DECODE, Rounds, ceiling_name
 from alexdeploy.benchmark.statistics import BatchConfiguration
 from alexdeploy.benchmark.worker import AnswersAtOnce, Done, Job, Task
 from alexdeploy.core.errors import DeviceError, DeviceMemoryError, ModelError, UsageError
@@ -433,3 +434,72 @@ def test_a_process_that_hangs_ends_with_the_one_that_started_it(job: Job) -> Non
             return True
 
     wait_for(has_ended)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "seconds", "failure"), [(100, None, None), (20, None, DeviceMemoryError), (100, 2.0, UsageError)]
+)
+def test_matrix_products_are_larger_on_a_gpu_and_left_out_where_they_do_not_fit_or_are_late(
+    job: Job,
+    tmp_path: Path,
+    on_gpu: type[OnGpu],
+    monkeypatch: pytest.MonkeyPatch,
+    capacity: float,
+    seconds: float | None,
+    failure: type[Exception] | None,
+) -> None:
+    on_gpu.capacity = capacity
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    own = BatchConfiguration(backend="onnxruntime", precision="fp32", num_views=1, batch_size=2)
+    name, larger = (ceiling_name("onnxruntime", "fp32", on_gpu=is_gpu) for is_gpu in (False, True))
+    jobs = {
+        str(own.group): with_options(job, batch_size=2),
+        DECODE: msgspec.structs.replace(with_options(job, batch_size=8), decodes_only=True),
+        name: with_options(job, batch_size=31),
+        larger: with_options(job, batch_size=32),
+    }
+    now = itertools.count()
+    rounds = Rounds(jobs, [own], tmp_path, None, lambda step: None, clock=lambda: next(now))
+    with rounds.processes:
+        rounds.open([own.group], [("onnxruntime", "fp32")], seconds)
+    assert rounds.measured[own].failure is None
+    if failure is None:
+        assert rounds.measured[name].failure is None
+        assert on_gpu.events[-1] == "32: engine"
+    else:
+        assert isinstance(rounds.measured[name].failure, failure)
+
+
+def test_batches_of_a_group_that_come_late_are_left_out(
+    job: Job, tmp_path: Path, on_gpu: type[OnGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    now = itertools.count()
+    own = [
+        BatchConfiguration(backend="onnxruntime", precision="fp32", num_views=1, batch_size=batch)
+        for batch in (1, 2, 4)
+    ]
+    jobs = {str(own[0].group): job, DECODE: msgspec.structs.replace(job, decodes_only=True)}
+    rounds = Rounds(jobs, own, tmp_path, None, lambda step: None, clock=lambda: next(now))
+    with rounds.processes:
+        rounds.open([own[0].group], [], 4.0)
+    assert rounds.measured[own[0]].failure is None
+    for each in own[1:]:
+        assert "the time for opening (half of seconds) was over" in str(rounds.measured[each].failure)
+
+
+def test_a_first_run_that_fails_is_kept_as_the_failure_of_its_batch(
+    job: Job, tmp_path: Path, on_gpu: type[OnGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(process: OnGpu, task: Task) -> Done:
+        if task.kind == "engine":
+            raise DeviceError("the GPU has fallen off the bus")
+        return Done(images_per_second=100.0, batch_seconds=(0.01,), peak_bytes=1)
+
+    monkeypatch.setattr(on_gpu, "ask", fail)
+    rounds, group = rounds_of(job, tmp_path, 2)
+    with rounds.processes:
+        rounds.open([group], [])
+        assert not rounds.has_configurations
+    (failure,) = [seen.failure for key, seen in rounds.measured.items() if isinstance(key, BatchConfiguration)]
+    assert str(failure).startswith("the GPU has fallen off the bus")

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from helpers import write_pictures
@@ -40,6 +41,8 @@ from alexdeploy.export.deployed import portable_graph
 from alexdeploy.graphs.files import write_graphs
 from alexdeploy.graphs.freshness import load_graph
 from alexdeploy.importing.whole_folder import BILL_NAME
+from alexdeploy.training.events import EpochRecord
+from alexdeploy.training.log import log_path
 
 TRAINED = {
     "created": "2026-01-02T03:04:05+00:00",
@@ -463,3 +466,59 @@ def test_the_authors_text_is_part_of_the_card_as_it_is(tiny: ModelFolder) -> Non
     assert "not stated by its author" not in text
     with pytest.raises(UsageError, match=r"gone\.md.* cannot be read"):
         write_card(tiny, "again", CardOptions(about="gone.md"))
+
+
+def test_epochs_of_the_log_are_shown_if_it_is_that_of_the_weights(tiny: ModelFolder) -> None:
+    change_spec(tiny, **TRAINED)
+    errors = (0.9, 329 / 736, 0.5)
+    records = [
+        EpochRecord(
+            epoch=epoch,
+            loss=2.0 / epoch,
+            val_loss=1.5,
+            val_top1_error=error,
+            val_top5_error=0.0,
+            learning_rate=0.01,
+            images_per_second=10.0,
+        )
+        for epoch, error in enumerate(errors, 1)
+    ]
+    log_path(tiny).parent.mkdir(parents=True)
+    log_path(tiny).write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in records))
+    shown = [table for table in tables(card_of(write_card(tiny).path)[1]) if table[0][0] == "epoch"]
+    assert shown == [
+        [
+            ["epoch", "loss", "validation loss", "validation top-1 error %", "learning rate"],
+            ["1", "2", "1.5", "90.00", "0.01"],
+            ["2", "1", "1.5", f"{32900 / 736:.2f}", "0.01"],
+            ["3", "0.6667", "1.5", "50.00", "0.01"],
+        ]
+    ]
+    change_spec(tiny, val_top1_error=330 / 736)
+    assert "From the log of its training" not in card_of(write_card(tiny, "other").path)[1]
+
+
+def test_an_int8_graph_says_what_it_was_calibrated_on_and_a_backend_why_it_was_refused(int8_model: ModelFolder) -> None:
+    checks = json.loads(int8_model.backends_path.read_text())
+    refused = next(check for check in checks if check["precision"] == "int8" and check["backend"] == "onnxruntime")
+    refused["problem"] = "gives other answers"
+    int8_model.backends_path.write_text(json.dumps(checks))
+    text = card_of(write_card(int8_model).path)[1]
+    assert "calibrated on 40 images, method mse" in text
+    (row,) = [row for table in tables(text) for row in table if "refused: gives other answers" in row]
+    assert (row[0].partition(" ")[0], row[1]) == ("onnxruntime", "int8")
+
+
+def test_what_is_not_told_of_training_is_not_recorded(tiny: ModelFolder) -> None:
+    # An error that no whole number of these images has.
+    change_spec(tiny, best_epoch=2, num_val=736, val_top1_error=0.44444)
+    written = write_card(tiny)
+    assert written.measured_on is None
+    assert "| training data | not recorded |" in card_of(written.path)[1]
+    assert (code(""), code(" ")) == ("(empty)", "(blank)")
+
+
+def test_a_configuration_that_comes_twice_is_refused(tiny: ModelFolder, measured: Evaluation) -> None:
+    twice = dataclasses.replace(measured, scores=(measured.scores[0], measured.scores[0]))
+    with pytest.raises(UsageError, match="contradict each other"):
+        write_card(tiny, "handed", evaluation=twice)

@@ -52,6 +52,7 @@ def test_a_card_with_the_errors_of_every_graph_and_backend(run: Run, program: Ru
         (("tiny", "--tencrop"), "--tencrop is for an evaluation"),
         (("tiny", "--images", "labelled", "--evaluation", "x.json"), "--images and --evaluation are both given"),
         (("tiny", "--output", "models/tiny/card"), "is in the model folder models/tiny"),
+        (("tiny", "--output", "", "--overwrite"), "--output is empty"),
         (("tiny", "--output", "labelled", "--images", "labelled"), "labelled is a folder that is not empty"),
         (("tiny", "--license", "no licence"), "--license 'no licence' is no identifier"),
     ],
