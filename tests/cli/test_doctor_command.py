@@ -3,15 +3,19 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 from program import Run
 
+from alexdeploy.core.errors import UsageError
 from alexdeploy.diagnosis import doctor
 from alexdeploy.diagnosis.gpu_checks import Finding
+from alexdeploy.diagnosis.installation import installation_bill
 
 WELL = (
     Finding(name="python", status="ok", found="3.11"),
@@ -111,3 +115,13 @@ def test_without_the_tool_the_extra_is_named_before_anything_is_examined(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = program("doctor", "--sbom", tmp_path / "bill.json")
     assert (result.exit_code, "pip install 'alexdeploy[sbom]'" in result.stderr) == (2, True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a script for a POSIX shell")
+def test_a_tool_that_fails_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho first >&2\necho it broke >&2\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(UsageError, match=r"could not describe the installation: it broke\nSee what it says: "):
+        installation_bill()

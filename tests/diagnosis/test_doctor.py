@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from patience import HANG
@@ -174,6 +178,12 @@ def test_errors_of_tensorrt_are_translated(error: str, log: str, meaning: str, h
             "libraries are missing: libcudnn.so.9",
             "nvidia-cudnn-cu12==9.*",
         ),
+        (
+            None,
+            "error: libnppc.so.12: cannot open shared object file: No such file or directory",
+            "libraries are missing: libnppc.so.12",
+            "Install the CUDA libraries that it was built for, or put its folder on LD_LIBRARY_PATH: libnppc.so.12",
+        ),
         (None, "Require cuDNN 9.* and CUDA 12.*, and the latest", "wants cuDNN 9.* and CUDA 12", "Install those"),
         ("RuntimeError: CUDA failure 100: no CUDA-capable device is detected", "", "error 100: no GPU", "VISIBLE"),
         (None, "", "it fell back to the CPU", "--force-reinstall"),
@@ -278,6 +288,8 @@ def test_onnxruntimes_cuda_counts_only_when_it_ran(
     finding = gpu_checks._onnxruntime_cuda(PackageCheck(facts={**GPU_ORT, **facts}), driver_cuda, has_gpu=True)
     assert finding.status == status
     assert words in finding.found
+    unused = gpu_checks._onnxruntime_cuda(PackageCheck(facts=GPU_ORT), None, has_gpu=False)
+    assert (unused.status, unused.found) == ("ok", "1.31.1 for CUDA 12.8, no GPU to use it on")
 
 
 def test_a_gpu_needs_one_way_to_use_it_and_not_both() -> None:
@@ -339,3 +351,88 @@ def test_each_step_is_told_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -
     examine(show)
     assert seen[0] == "looking for GPUs"
     assert seen.index(next(each for each in seen if each.startswith("importing onnxruntime"))) < seen.index("asked")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "kind", "expected"),
+    [("0x10de", "0x030200", True), ("0x10de", "0x020000", False), ("0x8086", "0x030000", False)],
+)
+def test_a_display_card_of_nvidia_is_a_board_also_without_a_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str, kind: str, expected: bool
+) -> None:
+    (tmp_path / "vendor").write_text(f"{vendor}\n")
+    (tmp_path / "class").write_text(f"{kind}\n")
+    monkeypatch.setattr(doctor.glob, "glob", lambda pattern: [str(tmp_path / "vendor")] if "pci" in pattern else [])
+    assert doctor.has_nvidia_board() is expected
+    monkeypatch.setattr(
+        doctor.glob, "glob", lambda pattern: ["/dev/nvidia0"] if pattern.startswith("/dev/nvidia") else []
+    )
+    assert doctor.has_nvidia_board()
+
+
+@pytest.mark.parametrize(
+    ("memory", "status", "words"),
+    [
+        ((None, None), "ok", "unknown on this system"),
+        ((200_000_000, 2_000_000_000), "warning", "0.2 GB available of 2.0 GB"),
+        ((20_000_000_000, 32_000_000_000), "ok", "20.0 GB available of 32.0 GB"),
+    ],
+)
+def test_little_memory_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, memory: tuple[int | None, int | None], status: str, words: str
+) -> None:
+    monkeypatch.setattr(doctor, "host_memory", lambda: memory)
+    found = doctor._memory()
+    assert (found.status, found.found) == (status, words)
+    assert (found.hint is None) == (status == "ok")
+
+
+def test_a_disk_that_is_full_or_cannot_be_written_or_asked_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000_000))
+    full = doctor._disk_of("disk models", tmp_path / "models")
+    assert (full.status, full.found) == ("warning", f"0.1 GB free for {tmp_path / 'models'}")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert doctor._disk_of("disk models", tmp_path / "models").found == f"{tmp_path} cannot be written"
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(shutil, "disk_usage", fail)
+    assert doctor._disk_of("disk models", tmp_path).found == f"{tmp_path}: Input/output error"
+
+
+@pytest.mark.parametrize(
+    ("facts", "has_gpu", "status", "hint"),
+    [
+        (None, False, "absent", "pip install 'alexdeploy[train]'"),
+        ({"version": "2.13.0", "cuda": None, "is_available": False}, False, "ok", None),
+        ({"version": "2.13.0", "cuda": None, "is_available": False}, True, "warning", "install a build for CUDA"),
+        (
+            {"version": "2.13.0", "cuda": "13.0", "is_available": False},
+            True,
+            "warning",
+            "Training will not use the GPU. ",
+        ),
+        ({"version": "2.13.0", "cuda": "13.0", "is_available": True}, True, "ok", None),
+    ],
+)
+def test_a_pytorch_that_cannot_use_the_gpu_is_a_warning(
+    facts: dict[str, Any] | None, has_gpu: bool, status: str, hint: str | None
+) -> None:
+    found = doctor._torch(None if facts is None else PackageCheck(facts=facts), has_gpu=has_gpu)
+    assert found.status == status
+    assert found.hint is None if hint is None else hint in str(found.hint)
+
+
+def test_a_package_of_an_extra_that_is_not_there_is_absent_with_the_extra() -> None:
+    found = doctor._extra("no-such-package-here", "report", "pages")
+    assert (found.status, found.found) == ("absent", "not installed: for pages")
+    assert found.hint == "pip install 'alexdeploy[report]'"
+
+
+def test_a_python_that_cannot_be_started_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert run_probe(PROBES["openvino"]).error == "Python cannot be started: No such file or directory"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from alexdeploy.diagnosis.gpu_checks import judge_driver, judge_gpu_backends
+from alexdeploy.diagnosis.gpu_checks import judge_driver, judge_gpu, judge_gpu_backends
 from alexdeploy.diagnosis.gpu_errors import supported_capabilities
 from alexdeploy.diagnosis.package_check import PackageCheck
 from alexdeploy.placement.devices import Device, GpuSurvey
@@ -119,3 +120,30 @@ def test_a_gpu_whose_driver_tells_no_version_is_no_problem() -> None:
     gpu = Device(kind="cuda", index=0, uuid="54d0709b-558d-5a59-9f4c-0123456789ab", name="Orin (nvgpu)")
     finding = judge_driver(GpuSurvey(devices=(gpu,), cuda_version=(12, 6)), has_board=True)
     assert (finding.status, finding.found) == ("ok", "its version is not told, runs CUDA up to 12.6")
+
+
+@pytest.mark.parametrize(
+    ("free", "status", "memory"),
+    [
+        (None, "ok", "memory unknown"),
+        (100_000_000, "warning", "0.1 GB free of 80.0 GB"),
+        (7e10, "ok", "70.0 GB free of 80.0 GB"),
+    ],
+)
+def test_a_gpu_is_described_and_one_without_free_memory_is_a_warning(
+    free: float | None, status: str, memory: str
+) -> None:
+    gpu = Device(
+        kind="cuda",
+        index=1,
+        uuid="GPU-1",
+        name="a GPU",
+        compute_capability=(9, 0),
+        free_bytes=None if free is None else int(free),
+        total_bytes=80_000_000_000,
+    )
+    found = judge_gpu(gpu)
+    assert (found.name, found.status) == ("cuda:1", status)
+    assert found.found == f"a GPU, compute capability 9.0, {memory}, GPU-1"
+    unknown = judge_gpu(replace(gpu, compute_capability=None, free_bytes=None))
+    assert unknown.found == "a GPU, compute capability unknown, memory unknown, GPU-1"

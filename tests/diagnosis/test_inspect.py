@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from alexdeploy.core.errors import AlexDeployError, ModelError, RecipeError, Usa
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.diagnosis.inspect import Inspection, inspect
-from alexdeploy.diagnosis.layers import LayerRow
+from alexdeploy.diagnosis.layers import LayerRow, engine_layers
 
 TINY = ("architecture.width=0.0625", "architecture.hidden=[512, 512]")
 """The overrides that the fixture `tiny_model` is made with."""
@@ -259,3 +260,15 @@ def test_a_recipe_can_be_changed_though_a_model_is_named_after_it(
 def test_a_wrong_override_is_an_error_of_the_recipe() -> None:
     with pytest.raises(AlexDeployError, match=r"unknown recipe key 'architecture\.tower'; did you mean 'towers'"):
         inspect("alexnet", overrides=("architecture.tower=1",))
+
+
+def test_layers_of_an_engine_are_those_that_its_inspector_lists() -> None:
+    """As NVIDIA's documentation of IEngineInspector shows them: with profiling details, and names only."""
+    output = {"Name": "conv1", "Dimensions": [8, 96, 55, 55], "Format/Datatype": "Half"}
+    layers = [{"Name": "conv1 + relu1", "LayerType": "CaskConvolution", "Outputs": [output]}, {"Name": "end"}, "fc8"]
+    assert engine_layers(json.dumps({"Layers": layers, "Bindings": ["images"]})) == (
+        LayerRow(name="conv1 + relu1", kind="CaskConvolution", output_shape=(96, 55, 55), detail="Half"),
+        LayerRow(name="end", kind="", output_shape=()),
+        LayerRow(name="fc8", kind="", output_shape=()),
+    )
+    assert engine_layers("{}") == ()

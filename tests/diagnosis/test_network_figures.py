@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from helpers import TINY, change_weights, make_model, smooth_images
+from helpers import TINY, change_weights, make_model, replace_graph, smooth_images
 from markup import Page
+from onnx import numpy_helper
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -17,6 +19,7 @@ from alexdeploy import FigureOptions, figures
 from alexdeploy.core.errors import ImageError, ModelError, UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.recipe import load_recipe
+from alexdeploy.diagnosis import activation_maps
 from alexdeploy.diagnosis import figures as module
 from alexdeploy.diagnosis.diagram import network_svg
 from alexdeploy.images.preprocess import network_input
@@ -253,3 +256,30 @@ def _png(folder: Path) -> Path:
     Image.new("RGB", (300, 200), "teal").save(file, "PNG")
     (folder / "teal.png").write_bytes(file.getvalue())
     return folder / "teal.png"
+
+
+def test_large_maps_are_shown_as_means_of_squares_and_the_page_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = np.random.default_rng(0).normal(size=(2, 131, 200))
+    # 200 / 4 = 50 columns; of the rows the last three are cut off.
+    found, side = activation_maps._small(maps)
+    assert (found.shape, side) == ((2, 32, 50), 4)
+    assert found[1, 3, 7] == pytest.approx(maps[1, 12:16, 28:32].mean())
+    monkeypatch.setattr(activation_maps, "MAX_MAPS", 4)
+    outputs = {"conv1": np.zeros((1, 6, 131, 200)), "rows": np.zeros((1, 3, 5))}
+    (picture,) = activation_maps._pictures(outputs, 1)
+    assert picture.num_averaged == 4
+    assert module._describe(picture) == (
+        "conv1: 6×131×200, largest value 0; the first 4 maps; each pixel is the mean of 4×4 values."
+    )
+
+
+def test_a_graph_that_does_not_look_at_colours_first_has_no_kernels(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    tiny_model.weights_path.unlink()
+    model = onnx.load(tiny_model.onnx_path())
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    for tensor in model.graph.initializer:
+        if tensor.name == first.input[1]:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[:, :1], tensor.name))
+    replace_graph(tiny_model, "fp32", model)
+    with pytest.raises(ModelError, match="does not begin with a convolution of the three colours"):
+        figures(tiny_model, tmp_path / "figures")
