@@ -137,8 +137,6 @@ def _make_index(blocks: Iterator[NDArray[np.float32]], size: int, metric: Metric
     for block in blocks:
         there = np.flatnonzero(~np.isnan(block[:, 0]))
         values = prepared(np.ascontiguousarray(block[there]), metric)
-        if not index.is_trained:
-            index.train(values)
         index.add_with_ids(values, start + there)
         start += len(block)
     return index

@@ -236,3 +236,37 @@ def test_features_that_are_not_finite_are_no_answer(tiny_model: ModelFolder, tmp
         pytest.raises(ModelError, match="features that are not finite for images"),
     ):
         embedder.embed_images(smooth_images(1))
+
+
+def test_a_run_on_other_inputs_is_not_gone_on_with(embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "features.npy"
+    embed_to_file(embedder, read_inputs([str(pictures)]), output)
+    with pytest.raises(UsageError, match=r"the inputs are not those that .*features\.npy was begun with"):
+        check_finished(embedder, read_inputs([str(pictures / "001.png")]), output)
+    with pytest.raises(UsageError, match=r"the inputs are not those"):
+        check_finished(embedder, iter(()), output)
+
+
+def test_numbers_that_are_not_those_of_the_rows_are_refused(embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "features.npy"
+    embed_to_file(embedder, read_inputs([str(pictures)]), output)
+    values = np.load(output)
+    np.save(output, values.astype(np.float64))
+    with pytest.raises(UsageError, match=r"it is float64 \[9, 32\], expected float32 \[N, D\]"):
+        list(read_blocks(output))
+    np.save(output, values[:, :-1])
+    with pytest.raises(UsageError, match=r"its rows are 31 numbers, according to features\.npy\.jsonl \(32,\)"):
+        list(read_rows(output))
+
+
+def test_newer_weights_are_told_and_an_embedder_that_is_not_open_says_how_to_open_it(
+    tiny_model: ModelFolder, pictures: Path
+) -> None:
+    tiny_model.candidate.path.mkdir(parents=True)
+    tiny_model.candidate.write_spec(tiny_model.spec().replace_provenance(weights_sha256="0" * 64, best_epoch=7))
+    told: list[str] = []
+    rows = alexdeploy.embed(pictures, tiny_model, on_warning=told.append)
+    rows.close()
+    assert "has newer weights (000000000000, epoch 7)" in told[0]
+    with pytest.raises(UsageError, match="the embedder is not open"):
+        Embedder(tiny_model).embed_images(pictures / "000.png")

@@ -12,16 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from colour import COLOURS, PICTURES, make_picture
+from helpers import write_pictures
 from markup import Page
 from PIL import Image
 
+import alexdeploy
 from alexdeploy.core.errors import UsageError
+from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.images.decode import decode
 from alexdeploy.images.sources import Source
+from alexdeploy.inference import sheet
 from alexdeploy.inference.pictures import PictureOptions, open_pictures
 from alexdeploy.inference.predict_file import predict_to_file
 from alexdeploy.inference.predictor import Predictor
 from alexdeploy.inference.row import Row
+from alexdeploy.placement.options import PredictOptions
 from alexdeploy.reports.thumbnails import thumbnail
 
 MakePredictor = Callable[..., Predictor]
@@ -227,3 +232,22 @@ def test_an_image_that_is_gone_is_grey_in_the_page_of_a_resumed_run(make_predict
         pictures.finish("colour", predictor.info)
     assert thumbnails(tmp_path / "page.html") == [thumbnail(np.full((256, 256, 3), 128, np.uint8), 192)]
     assert not (tmp_path / "marked").exists()
+
+
+def test_python_predicts_with_pictures(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 3)
+    for index in range(sheet._NUM_ERRORS + 2):
+        (tmp_path / "in" / f"broken-{index}.png").write_bytes(b"nothing")
+    tiny_model.candidate.path.mkdir(parents=True)
+    tiny_model.candidate.write_spec(tiny_model.spec().replace_provenance(weights_sha256="0" * 64, best_epoch=7))
+    told: list[str] = []
+    options = PictureOptions(sheet=tmp_path / "page.html", annotate=tmp_path / "out")
+    wanted = PredictOptions(backend="onnxruntime")
+    rows = list(alexdeploy.predict(tmp_path / "in", tiny_model, wanted, options, on_warning=told.append))
+    assert "has newer weights (000000000000, epoch 7)" in told[0]
+    assert len(list((tmp_path / "out").iterdir())) == len(cards(tmp_path / "page.html")) == 3
+    assert f"The first {sheet._NUM_ERRORS} of {sheet._NUM_ERRORS + 2}." in (tmp_path / "page.html").read_text()
+    assert sum(row.error is None for row in rows) == 3
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"annotate .*file is a file; expected a folder"):
+        alexdeploy.predict(tmp_path / "in", tiny_model, wanted, PictureOptions(annotate=tmp_path / "file"))

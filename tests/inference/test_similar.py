@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import shutil
 import zipfile
@@ -22,7 +23,7 @@ from alexdeploy.inference.embedder import Embedder
 from alexdeploy.inference.feature_files import read_blocks, read_rows, rows_path
 from alexdeploy.inference.neighbours import Metric, index_path, nearest, search_index
 from alexdeploy.inference.similar import Match, Neighbour
-from alexdeploy.inference.similar_sheet import write_sheet
+from alexdeploy.inference.similar_sheet import MOST_QUERIES, write_sheet
 
 pytest.importorskip("faiss", reason="faiss-cpu, of the extra similar")
 
@@ -204,3 +205,51 @@ def test_the_sheet_shows_photographs_and_escapes_names(tmp_path: Path) -> None:
     assert "<script>" not in text
     assert "side.png" in text
     assert "1.5" in text
+
+
+def test_what_has_no_answer_is_said(planted: tuple[ModelFolder, Path, Path], tmp_path: Path) -> None:
+    model, folder, features = planted
+    with pytest.raises(UsageError, match="there is no query"):
+        alexdeploy.similar([], features, model)
+    with pytest.raises(UsageError, match="no model at"):
+        alexdeploy.similar(folder / "000.png", features, tmp_path / "gone")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"nothing")
+    (match,) = alexdeploy.similar(broken, features, model)
+    assert (match.neighbours, match.error is None) == ((), False)
+    empty = features.with_name("empty.npy")
+    np.save(empty, np.zeros((0, 32), np.float32))
+    rows_path(empty).write_bytes(b"")
+    with pytest.raises(UsageError, match=r"empty\.npy has no rows"):
+        alexdeploy.similar(folder / "000.png", empty, model)
+
+
+def test_an_index_finds_what_the_exact_search_finds_and_newer_weights_are_told(
+    planted: tuple[ModelFolder, Path, Path], tmp_path: Path
+) -> None:
+    model, folder, features = planted
+    model.candidate.path.mkdir(parents=True)
+    model.candidate.write_spec(model.spec().replace_provenance(weights_sha256="0" * 64, best_epoch=7))
+    query = tmp_path / "query.png"
+    shutil.copy(folder / "000.png", query)
+    told: list[str] = []
+    (exact,) = alexdeploy.similar(query, features, model, alexdeploy.SimilarOptions(k=3), on_warning=told.append)
+    assert "has newer weights (000000000000, epoch 7)" in told[0]
+    options = alexdeploy.SimilarOptions(k=3, index=True)
+    (found,) = alexdeploy.similar(query, features, model, options, on_warning=told.append)
+    assert index_path(features).is_file()
+    assert [each.source for each in found.neighbours] == [each.source for each in exact.neighbours]
+
+
+def test_of_many_queries_the_page_shows_the_first_and_says_so(tmp_path: Path) -> None:
+    matches = [Match(query=f"{number}.png", error="gone") for number in range(MOST_QUERIES + 2)]
+    write_sheet(tmp_path / "sheet.html", matches, "Similar", "words")
+    text = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert f"The first {MOST_QUERIES} of {MOST_QUERIES + 2} queries." in text
+    assert text.count("gone") == MOST_QUERIES
+
+
+def test_without_faiss_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'alexdeploy\[similar\]'"):
+        alexdeploy.similar("a.png", tmp_path / "features.parquet")
