@@ -211,6 +211,10 @@ def test_a_file_that_shrinks_later_is_an_image_that_cannot_be_read(downloads):
             "contains 'cat.jpg'; expected one arch",
         ),
         (lambda folder: (folder / TRAIN_NAME).write_bytes(tar({"n01440764.tar": tar({})})), "contains no images"),
+        (
+            lambda folder: (folder / TRAIN_NAME).write_bytes(tar({"n01440764.tar": tar({"a.JPEG": b"x"})})),
+            "has 1 classes; a classifier needs at least two",
+        ),
     ],
 )
 def test_files_that_do_not_belong_together_are_told(downloads, change: Callable[[Path], None], message: str):

@@ -459,3 +459,22 @@ def test_labels_of_several_words_become_the_classes(root: Path) -> None:
         ("z.jpg", 2),
     ]
     assert list(label_texts(write_list(root, "x big cat", "y cat"))) == ["cat", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"train": "a.jpg daisy"}, "train has 1 classes; expected at least two"),
+        ({"train": "a.jpg daisy", "classes": "daisy\nroses\ndaisy"}, "classes names the class 'daisy' twice"),
+        ({"train": "a.jpg daisy\nb.jpg roses", "val": "# nothing yet"}, "val names no images"),
+    ],
+)
+def test_lists_that_make_no_set_are_refused(root: Path, files: dict[str, str], said: str) -> None:
+    fill(root, "a.jpg", "b.jpg")
+    paths = {name: root.parent / name for name in files}
+    for name, text in files.items():
+        paths[name].write_text(f"{text}\n")
+    with pytest.raises(DataError, match=said):
+        from_lists(root, paths["train"], paths.get("val"), paths.get("classes"))
+    with pytest.raises(DataError, match=r"a\.jpg is not a folder; the names in the lists are relative to it"):
+        from_lists(root / "a.jpg", paths["train"])

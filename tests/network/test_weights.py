@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from alexdeploy.core.errors import ModelError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.network.layers import Layer, plan_layers
-from alexdeploy.network.weights import load_weights
+from alexdeploy.network.weights import load_model_weights, load_weights
 
 
 @pytest.fixture
@@ -65,3 +66,12 @@ def test_truncated_weights_are_refused(tiny_model: ModelFolder, plan: tuple[Laye
     tiny_model.weights_path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match="cannot be read as safetensors"):
         load_weights(tiny_model.weights_path, plan)
+
+
+def test_weights_without_an_architecture_say_what_is_to_be_restored(tiny_model: ModelFolder) -> None:
+    spec = dataclasses.replace(tiny_model.spec(), architecture=None)
+    with pytest.raises(
+        ModelError, match=r"spec\.json has no architecture to build weights\.safetensors into"
+    ) as caught:
+        load_model_weights(tiny_model, spec)
+    assert "Restore spec.json" in str(caught.value.hint)

@@ -202,6 +202,15 @@ def test_a_damaged_file_of_ranges_is_refused_by_name(work: ModelFolder, content:
         read_ranges(work.ranges_path)
 
 
+def test_a_scale_that_is_not_above_0_is_refused(work: ModelFolder) -> None:
+    _measured(work)
+    content = json.loads(work.ranges_path.read_text())
+    content["tensors"]["relu3"]["scale"] = 0.0
+    work.ranges_path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"the scale of relu3 is 0\.0; it must be above 0"):
+        read_ranges(work.ranges_path)
+
+
 def test_defaults_come_from_the_file_of_the_working_folder(work: ModelFolder) -> None:
     assert load_calibration() == CalibrationRecipe()
     Path("calibration").mkdir()
@@ -238,6 +247,13 @@ def test_one_changed_calibration_image_makes_the_ranges_stale(int8_model: ModelF
     with pytest.raises(StaleArtifactError, match=r"was measured on pictures/007\.png") as error:
         _export_int8(int8_model)
     assert "alexdeploy calibrate models/tiny pictures" in error.value.text
+
+
+def test_a_calibration_image_that_cannot_be_read_makes_the_ranges_stale(int8_model: ModelFolder) -> None:
+    Path("pictures/007.png").unlink()
+    Path("pictures/007.png").mkdir()
+    with pytest.raises(StaleArtifactError, match=r"pictures/007\.png"):
+        _export_int8(int8_model)
 
 
 def test_a_calibration_image_that_is_gone_makes_them_stale_but_not_all_of_them(int8_model: ModelFolder) -> None:
