@@ -105,10 +105,10 @@ CASES = {
     "sbom": Case(beside="cpu", more=("sbom",), shows=("cyclonedx-bom",)),
     "docs": Case(empty=("site",), shows=("zensical",), since=(3, 11)),
     "serve": Case(beside="cpu", more=("serve",), shows=("starlette", "uvicorn", "grpcio", "tritonclient")),
-    "dev": Case(empty=("pytest", "lint"), shows=("pytest", "ruff", "mypy", "import-linter")),
+    "dev": Case(empty=("lint", "build"), shows=("pytest", "ruff", "mypy", "import-linter")),
     "everything": Case(
         empty=USER,
-        alone=(f"{PREDICT} -o rows.parquet", "mlflow", "serve", "s3", "sbom"),
+        alone=(f"{PREDICT} -o rows.parquet", "mlflow", "serve", "s3", "sbom", "pytest"),
         shows=("torch", "openvino", "onnxruntime", "numpy"),
     ),
 }
@@ -151,10 +151,14 @@ raise SystemExit([run.info.status for run in runs] != ['FINISHED'] or not runs[0
         until [ -s port ]; do sleep 0.1; done
         export AWS_ENDPOINT_URL=http://127.0.0.1:$(cat port) AWS_ACCESS_KEY_ID=none AWS_SECRET_ACCESS_KEY=none
         alexdeploy predict s3://photographs/""",
-    # The tests of the sdist, which need no engine.
+    # The package and its tests are those of the sdist. They need torch.
     "pytest": """tar -xf $SDIST --strip-components 1
         python -m pytest -q -p no:cacheprovider tests/core tests/images""",
-    "lint": "ruff check . && lint-imports",
+    "lint": """tar -xf $SDIST --strip-components 1
+        ruff check .
+        lint-imports""",
+    "build": """python -m build --no-isolation
+        python -m twine check --strict dist/*""",
 }
 
 

@@ -56,7 +56,7 @@ EXAMPLES = (
 
 
 def evaluate(
-    data: Annotated[
+    data_name: Annotated[
         str,
         typer.Argument(
             metavar="DATA",
@@ -129,7 +129,7 @@ def evaluate(
         raise UsageError("--resume continues a file of rows", hint="Name it: --output FILE")
     check_report(html, plots, overwrite=overwrite)
     with _Watcher(output, resume=resume, quiet=quiet) as watcher:
-        found = run_evaluate(find_model(model), data, options, on_event=watcher.show, kept=watcher.kept)
+        found = run_evaluate(find_model(model), data_name, options, on_event=watcher.show, kept=watcher.kept)
         watcher.finish(found)
     try:
         if json:

@@ -95,10 +95,13 @@ def stderr() -> Console:
 @contextmanager
 def showing(bar: Progress) -> Iterator[Progress]:
     """Show `bar` while the block runs."""
+    if bar.disable:
+        # Not entered: earlier versions of rich end it with an empty line. Without a terminal, lines need no room.
+        yield bar
+        return
     before = _STATE.bar
     with bar:
-        # Without a terminal, lines need no room.
-        _STATE.bar = before if bar.disable else bar
+        _STATE.bar = bar
         try:
             yield bar
         finally:

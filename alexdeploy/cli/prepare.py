@@ -33,7 +33,7 @@ EXAMPLES = (
 
 
 def prepare(
-    data: Annotated[
+    data_name: Annotated[
         str,
         typer.Argument(
             metavar="DATA",
@@ -118,7 +118,7 @@ def prepare(
     )
     try:
         with _watching() as show:
-            prepared = run(data, out, options, show)
+            prepared = run(data_name, out, options, show)
     except KeyboardInterrupt:
         output.note("stopped; finished shards are kept, resume with the same command")
         raise
