@@ -62,6 +62,8 @@ coverage: setup
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage html --quiet
 	$(BIN)/python -m coverage report
+	$(BIN)/python -m coverage json --quiet -o build/coverage/report.json
+	$(BIN)/python tests/coverage_list.py build/coverage/report.json
 
 # In an environment of its own on top of .venv: mutmut 3.8.0 does not work with pytest 9.2.
 MUTMUT := build/mutmut

@@ -85,3 +85,12 @@ def test_an_unknown_class_is_a_usage_error(run: Run) -> None:
     assert refused.exit_code == 2
     assert "--class klass-3: the model has no such class\nDid you mean class-" in refused.stderr
     assert not Path("explained").exists()
+
+
+def test_newer_weights_are_told(run: Run, tiny_model: ModelFolder) -> None:
+    tiny_model.candidate.path.mkdir(parents=True)
+    tiny_model.candidate.write_spec(tiny_model.spec().replace_provenance(weights_sha256="0" * 64, best_epoch=7))
+    Path("in/z.jpg").unlink()
+    result = run(*WORDS, "--stride", "128")
+    assert result.exit_code == 0
+    assert "models/tiny has newer weights (000000000000, epoch 7) that are not exported" in result.stderr

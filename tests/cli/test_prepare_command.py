@@ -241,3 +241,10 @@ def test_a_terminal_shows_the_archives_that_are_listed_and_the_images_that_are_p
         show(Listed(num_found=1000))
         show(Packed(folder=Path("set"), num_done=3, num_total=12))
     assert shown == [("reading the archives' headers", 1000, None), ("packing set", 3, 12)]
+
+
+def test_files_that_are_no_images_are_told(run: Run) -> None:
+    Path("photos/train/cat/notes.txt").write_text("cats")
+    result = run("prepare", "photos", "set")
+    assert result.exit_code == 0
+    assert "skipped 1 file that is not an image (.txt 1) in the class folders" in result.stderr

@@ -362,3 +362,17 @@ def test_where_graphs_are_already_the_next_command_renews_them(run, halves):
     again = train_halves(run, "--resume")
     assert again.exit_code == 0, again.stderr
     assert "has newer weights (000000000000, epoch 7) that are not exported" in again.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("devices", ["cpu,cpu", "all"])
+def test_one_process_trains_on_one_device(run, halves, devices):
+    result = train_halves(run, "--devices", devices)
+    assert result.exit_code == 2
+    assert f"--devices {devices}: expected one device" in result.stderr
+
+
+def test_json_of_a_sample_says_what_was_rendered(run):
+    result = run("sample", "made", "--num-train", "1", "--num-val", "1", "--seed", "3", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"folder": "made", "num_train": 1, "num_val": 1, "seed": 3}
+    assert len(list(Path("made").rglob("*.jpg"))) == 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -285,3 +286,13 @@ def test_a_page_has_the_first_images_and_errors_and_says_how_many_others_there_a
     assert f"class-0: {found.probability:.3f}; answered class-1: {found.answer_probability:.3f}" in text
     assert "Occlusion: a square of 128 pixels" in text
     assert "Grad-CAM" not in text
+
+
+def test_newer_weights_are_told(red: ModelFolder, tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "red")
+    shutil.copytree(red.path, folder.path)
+    folder.candidate.path.mkdir(parents=True)
+    folder.candidate.write_spec(folder.spec().replace_provenance(weights_sha256="0" * 64, best_epoch=7))
+    told: list[str] = []
+    explain(tmp_path / "none.png", folder, ExplainOptions(), on_warning=told.append).close()
+    assert "has newer weights (000000000000, epoch 7)" in told[0]
