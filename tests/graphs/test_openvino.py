@@ -13,7 +13,7 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Precision, graph_precision
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.graphs.deployment import deployment_graph
-from alexdeploy.graphs.openvino import openvino_graph
+from alexdeploy.graphs.openvino import openvino_graph, unit_lrn_bias
 from alexdeploy.images.preprocess import network_input
 
 STRIDE_1 = "architecture.convs=[{channels=64, kernel=5, stride=1, pool=true}, {channels=64, kernel=3, pool=true}]"
@@ -231,3 +231,25 @@ def test_pixels_are_quantized_before_the_cut_only_where_one_scale_holds_for_all(
     assert _moved(model) == is_moved
     # A pixel halfway between two values may be rounded to either.
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize("k", [0.5, 1.5])
+def test_an_lrn_whose_k_is_no_whole_number_gives_the_same_with_k_1(opset: int, k: float) -> None:
+    node = helper.make_node("LRN", ["images"], ["out"], size=3, alpha=0.3, beta=0.75, bias=k)
+    graph = helper.make_graph(
+        [node],
+        "lrn",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [2, 5, 4, 4])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [2, 5, 4, 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    images = np.random.default_rng(0).normal(0, 3, (2, 5, 4, 4)).astype(np.float32)
+    # By hand, in float64: over the channel, the one before and the one after.
+    squares = np.pad(np.square(images.astype(np.float64)), ((0, 0), (1, 1), (0, 0), (0, 0)))
+    sums = squares[:, :-2] + squares[:, 1:-1] + squares[:, 2:]
+    expected = images / (k + 0.3 / 3 * sums) ** 0.75
+    changed = unit_lrn_bias(model)
+    lrn = next(node for node in changed.graph.node if node.op_type == "LRN")
+    assert {each.name: each.f for each in lrn.attribute}["bias"] == 1.0
+    np.testing.assert_allclose(_run(changed, images)[0], expected, rtol=1e-5)

@@ -245,3 +245,28 @@ def test_a_hidden_layer_without_transposed_weights_is_halved_by_its_outputs() ->
 def test_a_network_without_fully_connected_layers_has_no_pipeline() -> None:
     with pytest.raises(UsageError, match="no fully connected layers after its convolutions"):
         split_graph(_grouped(helper.make_node("Relu", ["c"], ["y"])), "pipeline")
+
+
+@pytest.mark.parametrize("placement", ["towers", "pipeline"])
+def test_weights_that_nodes_hold_belong_to_no_device(tiny_model: ModelFolder, placement: Placement) -> None:
+    """Exporters write constants as weights or as Constant nodes, in one of five forms."""
+    images = smooth_images(2)
+    model = _deployed(tiny_model)
+    expected = _run(model, ("probabilities",), {"images": images})
+    nodes = []
+    for tensor in list(model.graph.initializer):
+        value = numpy_helper.to_array(tensor)
+        forms = {(np.float32, 0): "value_float", (np.float32, 1): "value_floats"}
+        forms |= {(np.int64, 0): "value_int", (np.int64, 1): "value_ints"}
+        name = forms.get((value.dtype.type, value.ndim), "value")
+        held = tensor if name == "value" else value.tolist()
+        nodes.append(helper.make_node("Constant", [], [tensor.name], **{name: held}))
+        model.graph.initializer.remove(tensor)
+    assert {node.attribute[0].name for node in nodes} >= {"value", "value_floats", "value_ints"}
+    model.graph.node.extend(nodes)
+    # Constants come first.
+    ordered = [*nodes, *[node for node in model.graph.node if node.op_type != "Constant" or node not in nodes]]
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+    found = _run_in_turn(split_graph(model, placement), images)
+    np.testing.assert_allclose(found["probabilities"], expected["probabilities"], atol=1e-6)

@@ -231,6 +231,7 @@ def test_a_context_that_cannot_be_entered_is_told(number: int) -> None:
     assert (world.alive, world.num_threads()) == (set(), 0)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_an_interrupt_while_the_engine_is_loaded_leaves_nothing() -> None:
     world = World()
 
