@@ -184,6 +184,14 @@ def test_the_number_of_labels_tells_outputs_apart(imported: Import, labels: str,
     imported(two_heads(), expected, classes=tuple(labels))
 
 
+def test_of_several_outputs_with_as_many_classes_as_labels_the_name_decides(imported: Import) -> None:
+    heads = [("embedding", "third.w"), ("Logits", "fc.w fc.b"), ("probs", "other.w")]
+    layers = [node("Gemm", f"flat {w}", name, **({"transB": 1} if w == "fc.w fc.b" else {})) for name, w in heads]
+    constants = [matrix("third.w", FEATURES, 5), matrix("other.w", FEATURES, 7)]
+    model = several([*flat_features(), *layers], *(name for name, _ in heads), constants=constants)
+    imported(model, "Logits", classes=tuple("abcde"))
+
+
 def test_labels_may_even_choose_what_other_outputs_are_computed_from(imported: Import) -> None:
     nodes = [*flat_features(), GEMM]
     imported(several(nodes, "flat", "scores"), "flat", classes=tuple("abcdef"))
