@@ -20,6 +20,7 @@ from PIL import Image
 from alexdeploy import PrepareOptions, prepare
 from alexdeploy.core.errors import DataError, ImageError, UsageError
 from alexdeploy.core.matfile import MatError, read_struct
+from alexdeploy.images import originals
 from alexdeploy.images.folder import LabelledImages, read_image_folder
 from alexdeploy.images.ilsvrc import DEVKIT_NAME, TRAIN_NAME, VAL_NAME, is_ilsvrc, read_ilsvrc
 from alexdeploy.images.packed import open_packed
@@ -189,11 +190,18 @@ def test_an_archive_that_is_cut_off_anywhere_is_refused(downloads, name):
             read_ilsvrc(downloads)
 
 
-def test_a_file_that_shrinks_later_is_an_image_that_cannot_be_read(downloads):
+def test_a_file_that_shrinks_later_is_an_image_that_cannot_be_read(downloads, monkeypatch):
     image = read_ilsvrc(downloads).train[-1]
     path = downloads / TRAIN_NAME
+    with monkeypatch.context() as patch:
+        patch.setattr(originals, "MAX_FILE_BYTES", 10)
+        with pytest.raises(ImageError, match=r"has [0-9,]+ bytes; the limit is 10"):
+            image.read()
     path.write_bytes(path.read_bytes()[: (image.offset or 0) + 10])
     with pytest.raises(ImageError, match="truncated by"):
+        image.read()
+    path.unlink()
+    with pytest.raises(ImageError, match=r"ILSVRC2012_img_train\.tar cannot be read"):
         image.read()
 
 

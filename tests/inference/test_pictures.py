@@ -21,11 +21,11 @@ from alexdeploy.core.errors import UsageError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.images.decode import decode
 from alexdeploy.images.sources import Source
-from alexdeploy.inference import sheet
+from alexdeploy.inference import annotate, sheet
 from alexdeploy.inference.pictures import PictureOptions, open_pictures
 from alexdeploy.inference.predict_file import predict_to_file
 from alexdeploy.inference.predictor import Predictor
-from alexdeploy.inference.row import Row
+from alexdeploy.inference.row import Choice, Row
 from alexdeploy.placement.options import PredictOptions
 from alexdeploy.reports.thumbnails import thumbnail
 
@@ -251,3 +251,21 @@ def test_python_predicts_with_pictures(tiny_model: ModelFolder, tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"annotate .*file is a file; expected a folder"):
         alexdeploy.predict(tmp_path / "in", tiny_model, wanted, PictureOptions(annotate=tmp_path / "file"))
+
+
+def test_the_line_below_a_picture_has_as_many_answers_as_fit_and_at_least_one() -> None:
+    def row(*labels: str) -> Row:
+        top = tuple(
+            Choice(label=label, index=index, probability=0.5 / (index + 1))
+            for index, label in enumerate(("best", *labels))
+        )
+        facts = {"backend": "onnxruntime", "precision": "fp32", "artifact": "0" * 12}
+        return Row(index=0, source="a.jpg", top=top, views_agreeing=3, num_views=5, **facts)
+
+    wide = 10_000.0
+    assert annotate._second_line(row("second", "third"), wide) == "3 of 5 views, second 25.0 %, third 16.7 %"
+    short = annotate._second_line(row("second", "third" * 40), 256.0)
+    assert short == "3 of 5 views, second 25.0 %"
+    cut = annotate._second_line(row("second" * 40), 256.0)
+    assert cut.startswith("3 of 5 views, second")
+    assert annotate.font(annotate._SMALL).getlength(cut) <= 256.0

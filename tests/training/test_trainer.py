@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -44,6 +45,7 @@ from alexdeploy.training.log import TrainingLog, log_path, read_log, read_steps,
 from alexdeploy.training.pixels import FilePixels
 from alexdeploy.training.publish import published_folder
 from alexdeploy.training.trainer import RunOptions, train
+from alexdeploy.training.validation import Validation, ValidationErrors
 
 ONE_THREAD = RunOptions(device="cpu", threads=1)
 EMPTY = open_data(LabelledImages(classes=("a", "b"), train=(), val=()), "crop", num_threads=1)
@@ -655,3 +657,15 @@ def test_of_sixteen_bits_that_diverge_more_precision_is_recommended(folder, tiny
     with pytest.raises(DivergedError) as caught:
         train(tiny_data, recipe, folder, ONE_THREAD, ignore)
     assert "or more precision: --set training.precision=fp32 --overwrite" in caught.value.hint
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(folder, tiny_data, monkeypatch):
+    centre_view = Validation.centre_view
+
+    def diverged(validation: Validation) -> ValidationErrors:
+        return dataclasses.replace(centre_view(validation), loss=math.inf)
+
+    monkeypatch.setattr(Validation, "centre_view", diverged)
+    with pytest.raises(DivergedError, match="the validation loss is inf in epoch 1"):
+        train(tiny_data, tiny_recipe(), folder, ONE_THREAD, ignore)
+    assert not folder.spec_path.exists()
