@@ -468,3 +468,14 @@ def test_a_full_disk_at_the_conversion_keeps_the_journal(
             write(kind="csv")
     assert os.listdir(output.parent) == [journal_path(output).name]
     assert write(kind="csv").num_rows == COUNT
+
+
+def test_plain_rows_count_up_to_the_first_damaged_one(make_predictor: MakePredictor, tmp_path: Path) -> None:
+    """Those of a finished file, or of a version before checksums."""
+    with make_predictor() as predictor:
+        first, second, third = predictor.predict_sources([Source(name=f"{n}.jpg", data=b"broken") for n in range(3)])
+    path = tmp_path / "rows.jsonl.partial"
+    path.write_bytes(first.to_json() + b"\n" + b'{"index":"one"}\n' + third.to_json() + b"\n")
+    assert [(row.index, row.source) for row, _ in read_rows(path)] == [(0, "0.jpg")]
+    path.write_bytes(first.to_json() + b"\n" + second.to_json() + b"\n")
+    assert indices(path) == [0, 1]
