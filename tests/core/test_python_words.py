@@ -34,6 +34,10 @@ from alexdeploy.core.python_words import in_python
         ("Train one: alexdeploy train", "Train one: alexdeploy.train()"),
         ("or bring one: alexdeploy import FILE.onnx", 'or bring one: alexdeploy.import_model("FILE.onnx")'),
         (
+            "make a graph: alexdeploy export --model models/x --fp16",
+            'make a graph: alexdeploy.export_model("models/x", ExportOptions(fp16=True))',
+        ),
+        (
             "make a graph: alexdeploy export models/x --fp16",
             'make a graph: alexdeploy.export_model("models/x", ExportOptions(fp16=True))',
         ),
@@ -103,6 +107,8 @@ def test_options_are_keywords_and_commands_are_calls(said: str, expected: str) -
         "the same alexdeploy train command with --resume",
         "alexdeploy export models/x --int8 first",
         "alexdeploy prepare DATA",
+        "alexdeploy export models/x --fp16 --fp16",
+        "alexdeploy import FILE.onnx --recipe --overwrite",
         "alexdeploy train --checkpoint-minutes 5",
         "alexdeploy build --workspace 2",
         "leave out --epochs or --checkpoint-minutes 5",

@@ -6,7 +6,7 @@ import pytest
 
 from alexdeploy.core.errors import RecipeError
 from alexdeploy.core.recipe import fine_tuning_recipe, list_recipes, load_recipe
-from alexdeploy.core.spec import ModelSpec, Preprocessing
+from alexdeploy.core.spec import LRN, ModelSpec, Preprocessing
 
 
 def test_seven_recipes_are_shipped() -> None:
@@ -163,3 +163,10 @@ def test_fine_tuning_with_a_recipe_takes_its_training_alone() -> None:
 def test_fine_tuning_does_not_feed_a_network_otherwise_than_it_was_trained() -> None:
     with pytest.raises(RecipeError, match="weights of parent were trained with its own preprocessing"):
         fine_tuning_recipe(_parent(), "f00d", overrides=["preprocessing.resize=crop"])
+
+
+def test_a_part_of_what_was_left_out_brings_it_back_with_its_other_defaults() -> None:
+    without = load_recipe("caffenet", ["architecture.lrn=none"])
+    assert without.architecture.lrn is None
+    again = load_recipe("caffenet", ["architecture.lrn=none", "architecture.lrn.size=3"])
+    assert again.architecture.lrn == LRN(size=3)
