@@ -56,8 +56,10 @@ def kept_fp32(folder: ModelFolder, network: Network) -> Checked | None:
         return None
     if [each.version for each in graph.model.opset_import] != [graph_files.OPSET]:
         return None
-    # Another PyTorch may write another graph. Without any, the graph that is there is what can be converted.
-    if package_version("torch") not in (None, graph.model.producer_version):
+    # Another PyTorch may write another graph. Without any, the graph that is there is what can be converted. The wheels
+    # of PyPI are "2.10.0" in their metadata, and write "2.10.0+cu128".
+    version = package_version("torch")
+    if version is not None and _release(version) != _release(graph.model.producer_version):
         return None
     return Checked(
         path=folder.onnx_path(),
@@ -67,6 +69,11 @@ def kept_fp32(folder: ModelFolder, network: Network) -> Checked | None:
         weights=network.weights.tensors,
         parity=None,
     )
+
+
+def _release(version: str) -> str:
+    """A version without its build, which follows a "+"."""
+    return version.partition("+")[0]
 
 
 def checked_fp32(

@@ -86,8 +86,8 @@ def _at_opset(network: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         )
     try:
         return version_converter.convert_version(network, opset)
-    # The converter has no exception classes of its own.
-    except (RuntimeError, ValueError) as exc:
+    # The converter has no exception classes of its own; in onnx 1.16 an unknown operator is an IndexError.
+    except (RuntimeError, ValueError, IndexError) as exc:
         raise ModelError(f"the graph cannot be converted from opset {found} to {opset}: {first_line(exc)}") from exc
 
 

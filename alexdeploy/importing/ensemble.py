@@ -253,7 +253,7 @@ def _converted(network: ModelProto, opset: int, path: Path) -> ModelProto:
     try:
         return version_converter.convert_version(network, opset)
     # The converter has no exception classes of its own.
-    except (RuntimeError, ValueError) as exc:
+    except (RuntimeError, ValueError, IndexError) as exc:
         raise ModelError(
             f"{path} has opset {opset_of(network)} and cannot be converted to that of the others, {opset}: "
             f"{first_line(exc)}",

@@ -88,7 +88,7 @@ def _has_pixels(name: str, made_by: dict[str, NodeProto]) -> bool:
 def _converted(model: ModelProto, path: Path) -> ModelProto:
     try:
         return version_converter.convert_version(model, _OPSET)
-    except (RuntimeError, version_converter.ConvertError) as exc:
+    except (RuntimeError, IndexError, version_converter.ConvertError) as exc:
         raise ModelError(
             f"{path} is opset {opset_of(model)} and cannot be converted to {_OPSET}: {first_line(exc)}",
             hint="Export it again at opset 13 or later.",

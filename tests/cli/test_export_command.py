@@ -64,6 +64,14 @@ def test_a_graph_that_is_up_to_date_is_kept_and_overwrite_gives_the_same_bytes(
     assert tiny_model.onnx_path().read_bytes() == before
 
 
+@pytest.mark.parametrize("build", ["", "+cpu", "+cu128"])
+def test_the_build_of_pytorch_that_wrote_a_graph_does_not_matter(run: Run, tiny_model: ModelFolder, build: str) -> None:
+    model = onnx.load(tiny_model.onnx_path())
+    model.producer_version = model.producer_version.partition("+")[0] + build
+    replace_graph(tiny_model, "fp32", model)
+    assert [item["written"] for item in json.loads(run("tiny", "--json").stdout)] == [False]
+
+
 def _other_weights(folder: ModelFolder) -> None:
     change_weights(folder, fc8__bias=lambda bias: bias + 1)
 

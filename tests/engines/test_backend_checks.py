@@ -171,7 +171,7 @@ def test_a_record_of_another_version_says_nothing(tiny_model: ModelFolder) -> No
     unfit = text.replace('"problem": null', '"problem": "gives other answers"', 1)
     tiny_model.backends_path.write_text(unfit)
     assert choose_backend(tiny_model, "fp32") == "onnxruntime"
-    tiny_model.backends_path.write_text(re.sub(r'"version": "[^"]*"', '"version": "2025.1.0"', unfit))
+    tiny_model.backends_path.write_text(re.sub(r'"version": "[^"]*"', '"version": "2024.6.0"', unfit))
     assert choose_backend(tiny_model, "fp32") == "openvino"
 
 

@@ -77,7 +77,8 @@ def test_eleven_columns_of_three_channels_become_three_of_twelve(tiny_model: Mod
     shape, attributes = _first_convolution(folded)
     assert shape[1:] == [12, 11, 3]
     assert attributes["strides"] == [4, 1]
-    assert attributes["kernel_shape"] == [11, 3]
+    # Optional, and not written by the exporter of PyTorch 2.10.
+    assert attributes.get("kernel_shape", [11, 3]) == [11, 3]
 
 
 def test_seven_columns_at_a_stride_of_two_become_four_of_six_channels(exported: Callable[..., ModelFolder]) -> None:
@@ -168,6 +169,11 @@ def test_int8_weights_that_a_second_layer_reads_stay_as_they_are_for_that_one(pl
 SCALES = np.array([0.001, 0.002, 0.004], np.float32)
 
 
+BLOCKS = pytest.mark.skipif(
+    onnxruntime.__version__.startswith("1.18."), reason="ONNX Runtime 1.18 has no scales of blocks"
+)
+
+
 @pytest.mark.parametrize(
     ("inputs", "attributes", "opset", "is_folded"),
     [
@@ -180,8 +186,8 @@ SCALES = np.array([0.001, 0.002, 0.004], np.float32)
         (("w8", "scales", "shifts"), {"axis": 0}, 17, False),
         (("w8", "scales", "computed"), {"axis": 0}, 17, False),
         (("w8", "computed_scales"), {"axis": 0}, 17, False),
-        (("w8", "blocks"), {"axis": 3, "block_size": 3}, 21, False),
-        (("w8", "blocks"), {"axis": 0, "block_size": 3}, 21, False),
+        pytest.param(("w8", "blocks"), {"axis": 3, "block_size": 3}, 21, False, marks=BLOCKS),
+        pytest.param(("w8", "blocks"), {"axis": 0, "block_size": 3}, 21, False, marks=BLOCKS),
     ],
 )
 def test_int8_weights_are_folded_only_where_each_map_has_one_scale_and_no_shift(
