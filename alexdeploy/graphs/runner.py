@@ -71,11 +71,13 @@ def device_error(exc: Exception, memory_hint: str) -> DeviceError:
 def _run(session: Any, outputs: Iterable[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[np.floating]]:
     """Run in a separate thread, which is stopped if the caller is interrupted: some graphs would run for years."""
     options = load_onnxruntime().RunOptions()
+    # ONNX Runtime returns an input that is asked for as an array on the caller's memory, without keeping that alive.
+    asked = [name for name in outputs if name not in inputs]
     answers: SimpleQueue[list[NDArray[np.floating]] | Exception] = SimpleQueue()
 
     def work() -> None:
         try:
-            answers.put(session.run(list(outputs), inputs, options))
+            answers.put(session.run(asked, inputs, options) if asked else [])
         except Exception as exc:
             answers.put(exc)
 
@@ -91,7 +93,8 @@ def _run(session: Any, outputs: Iterable[str], inputs: dict[str, NDArray[Any]]) 
         raise
     if isinstance(answer, Exception):
         raise answer
-    return answer
+    found = inputs | dict(zip(asked, answer, strict=True))
+    return [found[name] for name in outputs]
 
 
 @contextmanager

@@ -52,6 +52,15 @@ def test_the_outputs_are_given_and_any_tensor_that_is_asked_for(doubled: onnx.Mo
     assert doubled.SerializeToString() == before, "the model itself is left as it was"
 
 
+def test_an_input_that_is_asked_for_is_the_array_that_was_given(doubled: onnx.ModelProto) -> None:
+    # That of ONNX Runtime 1.23 is on memory that is freed with the caller's array.
+    runner = GraphRunner(doubled, ["x", "sum"])
+    found = runner.run(INPUTS)
+    assert found["x"] is INPUTS
+    np.testing.assert_array_equal(found["sum"], 2 * INPUTS)
+    assert GraphRunner(doubled, ["x"]).run(INPUTS)["x"] is INPUTS
+
+
 def test_a_graph_that_cannot_be_loaded_is_a_device_error_and_nothing_is_printed(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
