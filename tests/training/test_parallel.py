@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import shutil
 import signal
@@ -23,7 +22,7 @@ import torch
 from patience import PATIENCE
 from torch import nn
 from torch.distributed import DistBackendError, HashStore, TCPStore
-from training_helpers import TINY, tiny_recipe
+from training_helpers import TINY, forks_of_torch, tiny_recipe
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError
 from alexdeploy.core.model_folder import ModelFolder
@@ -83,7 +82,7 @@ def _leave() -> None:
 def pair() -> Iterator[Pair]:
     """Calls a function of this module in two processes that train together; gives back both results."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context("spawn")
+    context = forks_of_torch()
     with ExitStack() as stack:
         workers = [
             stack.enter_context(

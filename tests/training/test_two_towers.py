@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,7 +16,7 @@ import torch.distributed as dist
 from patience import PATIENCE
 from safetensors.torch import load_file
 from torch import Tensor
-from training_helpers import tiny_recipe
+from training_helpers import forks_of_torch, tiny_recipe
 
 from alexdeploy.core.errors import UsageError
 from alexdeploy.core.model_folder import ModelFolder
@@ -50,7 +49,7 @@ def _join_group(rank: int, store: str) -> None:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Calls a function of this module in two processes that are a gloo group; gives back both results."""
     store = str(tmp_path_factory.mktemp("group") / "store")
-    context = multiprocessing.get_context("spawn")
+    context = forks_of_torch()
     with ExitStack() as stack:
         towers = [
             stack.enter_context(

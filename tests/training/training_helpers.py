@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import sys
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from patience import PATIENCE
@@ -34,6 +36,13 @@ TINY = (
 
 def tiny_recipe(*overrides: str) -> Recipe:
     return load_recipe("alexnet-quarter", (*TINY, *overrides))
+
+
+def forks_of_torch() -> ForkServerContext:
+    """Processes of a server that has imported PyTorch and the trainer once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "alexdeploy.training.trainer", "alexdeploy.training.towers"])
+    return context
 
 
 def train_and_tell(data: Path, folder: Path, steps: Connection) -> None:
