@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers import make_model, replace_graph, smooth_images
+from patience import slow_but_for
 from safetensors.numpy import load_file, save_file
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError, ModelError, StaleArtifactError, UsageError
@@ -28,7 +29,7 @@ def _run(folder: ModelFolder, backend: Backend, images: np.ndarray, **options: o
         return engine.run(images)
 
 
-@pytest.mark.parametrize("recipe", list_recipes())
+@pytest.mark.parametrize("recipe", slow_but_for(("alexnet", "caffenet", "torchvision"), list_recipes()))
 def test_all_engines_agree_on_every_recipe(exported: Callable[..., ModelFolder], recipe: str) -> None:
     folder, images = exported(recipe), smooth_images(12)
     for num_views in (1, 5, 10):

@@ -111,17 +111,23 @@ def test_evaluate_leaves_out_a_backend_without_a_device_if_another_one_has_one(
     assert "nothing is left to evaluate: tensorrt fp32 is left out: TensorRT needs" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param((), id="all", marks=pytest.mark.slow),
+        pytest.param(("--precision", "fp16", "--backend", "tensorrt,openvino"), id="those named"),
+    ],
+)
 def test_verify_judges_each_engine_on_the_devices_that_its_backend_supports(
-    run: Run, engine: Path, tiny_model: ModelFolder
+    run: Run, engine: Path, tiny_model: ModelFolder, others: tuple[str, ...]
 ) -> None:
     words = ("verify", str(tiny_model.path), "data", "--views", "10", "--devices", "cpu,0", "--json")
-    for others in ((), ("--precision", "fp16", "--backend", "tensorrt,openvino")):
-        result = run(*words, *others)
-        assert result.returncode == 0, result.stderr
-        engines = {(report["backend"], report["precision"]) for report in json.loads(result.stdout)["engines"]}
-        assert {("tensorrt", "fp16"), ("openvino", "fp16")} <= engines
-        assert "tensorrt fp16 is left out" not in result.stderr
-        assert "openvino fp16 is left out" not in result.stderr
+    result = run(*words, *others)
+    assert result.returncode == 0, result.stderr
+    engines = {(report["backend"], report["precision"]) for report in json.loads(result.stdout)["engines"]}
+    assert {("tensorrt", "fp16"), ("openvino", "fp16")} <= engines
+    assert "tensorrt fp16 is left out" not in result.stderr
+    assert "openvino fp16 is left out" not in result.stderr
 
 
 def test_verify_refuses_devices_on_which_it_judges_no_engine(run: Run, tiny_model: ModelFolder) -> None:
