@@ -28,7 +28,7 @@ from store_fixtures import bucket, impatient, web  # noqa: F401
 from alexdeploy.benchmark import roofline, rounds
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.export import onnx_export
+from alexdeploy.export import engine_check, onnx_export
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.quantize.quantize import Budget
 from alexdeploy.training import report, run
@@ -83,6 +83,22 @@ def drawn_curves() -> Iterator[None]:
     """For the rest of the module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "write_report", report.write_report)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _checked_with_one_view() -> Iterator[None]:
+    """Exports and imports try each backend with one view, not with ten as well, unless a test asks for both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_check, "_NUM_VIEWS", (1,))
+        yield
+
+
+@pytest.fixture(scope="module")
+def checked_with_ten_views(_checked_with_one_view: None) -> Iterator[None]:
+    """For the rest of the module, as for users."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_check, "_NUM_VIEWS", (1, 10))
         yield
 
 
@@ -149,6 +165,27 @@ def int8_model(_quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The same with INT8, in a working folder of the test's own: models/tiny, calibration/, and 40 pictures/."""
     root = tmp_path / "work"
     shutil.copytree(_quantized, root)
+    monkeypatch.chdir(root)
+    return ModelFolder(Path("models/tiny"))
+
+
+@pytest.fixture(scope="session")
+def _narrow(_quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make(root: Path) -> None:
+        shutil.copytree(_quantized, root)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(root)
+            options = ExportOptions(int8=True, int8_weights=7, budget=Budget(max_drop=100.0))
+            export_model(ModelFolder(Path("models/tiny")), options)
+
+    return made_once(shared_folder(tmp_path_factory, "models") / "narrow", make)
+
+
+@pytest.fixture
+def narrow_model(_narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
+    """`int8_model` with weights of 7 bits: with 8, OpenVINO's sums saturate on processors without VNNI."""
+    root = tmp_path / "work"
+    shutil.copytree(_narrow, root)
     monkeypatch.chdir(root)
     return ModelFolder(Path("models/tiny"))
 

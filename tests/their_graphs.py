@@ -130,7 +130,8 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def probabilities(folder: ModelFolder, images: np.ndarray, backend: str, **options: object) -> np.ndarray:
-    with open_engine(folder, backend, EngineOptions(batch_size=len(images), num_threads=1, **options)) as engine:
+    options = {"batch_size": len(images), "num_threads": 1, **options}
+    with open_engine(folder, backend, EngineOptions(**options)) as engine:
         return engine.run(images).probabilities
 
 

@@ -45,7 +45,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFo
     Its weights have 7 bits: with 8, OpenVINO's sums saturate on processors without VNNI, see test_int8_sums.py.
     """
     root = tmp_path_factory.mktemp("int8")
-    write_pictures(root / "pictures", 40)
+    write_pictures(root / "pictures", 8)
 
     @functools.cache
     def quantize(recipe: str, *overrides: str) -> ModelFolder:

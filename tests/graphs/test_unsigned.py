@@ -17,8 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.engines.openvino_library import ov
-from alexdeploy.export.export import ExportOptions, export_model
-from alexdeploy.export.quantize.quantize import Budget
 from alexdeploy.graphs.openvino import openvino_graph
 from alexdeploy.graphs.unsigned import unsigned_activations
 
@@ -40,13 +38,6 @@ def _zero_points(model: onnx.ModelProto) -> list[tuple[np.dtype, int]]:
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     found = [constants[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     return [(value.dtype, int(value)) for value in found]
-
-
-@pytest.fixture
-def narrow_model(int8_model: ModelFolder) -> ModelFolder:
-    """models/tiny with INT8 weights of 7 bits."""
-    export_model(int8_model, ExportOptions(int8=True, int8_weights=7, budget=Budget(max_drop=100.0)))
-    return int8_model
 
 
 @pytest.mark.parametrize("num_views", [1, 10])

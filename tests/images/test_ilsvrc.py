@@ -249,7 +249,7 @@ def test_a_struct_of_a_mat_file_is_read(compressed):
 
 def test_a_mat_file_that_lies_or_ends_early_is_refused():
     whole = mat_file(compressed=False)
-    for length in range(0, len(whole), len(whole) // 4):
+    for length in range(0, len(whole), len(whole) // 2):
         with pytest.raises(MatError):
             read_struct(whole[:length], "synsets")
     for count in (100_000, 2**31 - 1):
@@ -288,7 +288,7 @@ def test_a_mat_file_that_asks_for_much_is_refused_and_takes_no_memory(name):
 def test_damaged_bytes_of_a_mat_file_raise_nothing_else():
     whole = mat_file(compressed=False)
     rng = random.Random(3)
-    for _ in range(8):
+    for _ in range(4):
         changed = bytearray(whole)
         for _ in range(rng.randint(1, 4)):
             changed[rng.randrange(128, len(whole))] = rng.randrange(256)
@@ -310,7 +310,7 @@ def test_a_devkit_whose_compressed_bytes_are_damaged_is_told(downloads):
     path = downloads / DEVKIT_NAME
     rng = random.Random(4)
     whole = devkit(tuple(rng.randint(1, 1000) for _ in range(100_000)))
-    for place in range(1000, len(whole) - 1000, 15_000):
+    for place in range(1000, len(whole) - 1000, 60_000):
         path.write_bytes(whole[:place] + b"\xff" * 500 + whole[place + 500 :])
         with pytest.raises(DataError, match=r"cannot be read|or damaged"):
             read_ilsvrc(downloads)

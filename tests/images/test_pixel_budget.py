@@ -79,8 +79,8 @@ def test_small_files_of_many_pixels_do_not_take_the_memory_of_all_at_once(tmp_pa
         "data = Path(sys.argv[1]).read_bytes()\n"
         # That of a machine with up to seven processors.
         "decode._BUDGET = pixel_budget.PixelBudget(decode.MAX_PIXELS, 4 << 20)\n"
-        "with ThreadPoolExecutor(4) as threads:\n"
-        "    images = list(threads.map(decode.decode, [data] * 4))\n"
+        "with ThreadPoolExecutor(2) as threads:\n"
+        "    images = list(threads.map(decode.decode, [data] * 2))\n"
         "assert all((image == [10, 20, 30]).all() for image in images)\n"
         "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
         "print(int(status['VmHWM'].split()[0]) // 1024)\n"

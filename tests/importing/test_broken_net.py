@@ -61,12 +61,12 @@ def break_int8(folder: ModelFolder) -> None:
 
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
-    """models/broken, exported in FP32 and calibrated on pictures/."""
+    """models/broken, and 32 images in pictures/."""
     monkeypatch.chdir(tmp_path)
     folder = make_model(Path("models/broken"), seed=5)
     break_fp16(folder)
     break_int8(folder)
-    write_pictures(Path("pictures"), 64, seed=1)
+    write_pictures(Path("pictures"), 32, seed=1)
     return folder
 
 
@@ -122,7 +122,7 @@ def test_naive_int8_ruins_it_and_the_exported_one_keeps_the_layer_that_the_ranki
 
 
 def test_a_budget_that_nobody_can_hold_writes_no_int8_file_and_says_so(broken: ModelFolder) -> None:
-    write_pictures(Path("many"), 256, seed=2)
+    write_pictures(Path("many"), 128, seed=2)
     options = ExportOptions(int8=True, calibrate="many", budget=Budget(max_drop=0.0))
     with pytest.raises(ParityError, match="INT8 cannot hold a drop of 0 points: even with") as error:
         export_model(broken, options)

@@ -38,13 +38,17 @@ NUM_PICTURES = 40
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """`num_layers` is how many nodes have weights; `fp32_layer` is the one that FP16 must leave alone, if any."""
+    """`num_layers` is how many nodes have weights; `fp32_layer` is the one that FP16 must leave alone, if any.
+
+    `may_be_unfit`: precision and backend whose runtime may compute it wrongly, which the export has to notice.
+    """
 
     nodes: list[NodeProto]
     weights: list[TensorProto]
     num_layers: int
     classes: int = CLASSES
     fp32_layer: str | None = None
+    may_be_unfit: tuple[str, str] | None = None
 
 
 def node(op: str, inputs: str, output: str, **attributes: object) -> NodeProto:
@@ -116,7 +120,8 @@ def transposed_weights() -> Case:
         node("Relu", "product", "hidden"),
         *tail("hidden"),
     ]
-    return Case(nodes=nodes, weights=[CONV, *HIDDEN_FC], num_layers=3)
+    # OpenVINO 2026.4 multiplies fewer than ten rows wrongly by INT8 weights that it transposes.
+    return Case(nodes=nodes, weights=[CONV, *HIDDEN_FC], num_layers=3, may_be_unfit=("int8", "openvino"))
 
 
 def weights_that_layers_share() -> Case:
@@ -220,7 +225,10 @@ def test_in_every_precision_both_engines_give_the_answers_of_the_file(
     calibrate(folder, str(pictures))
     # With weights of 8 bits OpenVINO's sums saturate on processors without VNNI.
     kind = ExportOptions(int8_weights=7, images=str(pictures), budget=Budget(max_drop=100.0))
-    _, fp16, int8 = export_model(folder, dataclasses.replace(kind, fp16=True, int8=True))
+    exports = export_model(folder, dataclasses.replace(kind, fp16=True, int8=True))
+    _, fp16, int8 = exports
+    unfit = {(each.precision, each.backend) for done in exports for each in done.backends if each.problem}
+    assert unfit <= {case.may_be_unfit}
 
     # Not those of the calibration.
     images = smooth_images(NUM_PICTURES, seed=1)
@@ -229,9 +237,12 @@ def test_in_every_precision_both_engines_give_the_answers_of_the_file(
     errors = {}
     for precision in TOLERANCES:
         for backend in ("onnxruntime", "openvino"):
-            options = EngineOptions(batch_size=NUM_PICTURES, num_threads=1, precision=precision)
-            with open_engine(folder, backend, options) as engine:
-                probabilities = engine.run(images).probabilities
+            if (precision, backend) in unfit:
+                continue
+            # What the export has compiled is in the cache.
+            with open_engine(folder, backend, EngineOptions(batch_size=8, precision=precision)) as engine:
+                halves = [engine.run(half).probabilities for half in np.split(images, NUM_PICTURES // 8)]
+            probabilities = np.concatenate(halves)
             errors[precision, backend] = np.abs(probabilities - expected).sum(axis=1).mean() / 2
     assert all(error <= TOLERANCES[precision] for (precision, _), error in errors.items()), errors
 

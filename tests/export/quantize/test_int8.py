@@ -183,7 +183,9 @@ def test_a_layer_that_is_kept_stays_float_and_the_others_do_not(tiny_model: Mode
 
 @pytest.mark.parametrize("keep", [(), ("conv1", "fc8")])
 def test_an_int8_file_says_which_layers_stay_in_float(int8_model: ModelFolder, keep: tuple[str, ...]) -> None:
-    export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0, keep=keep)))
+    # Without any it was made so.
+    if keep:
+        export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0, keep=keep)))
     facts = read_metadata(int8_model.onnx_path("int8"))
     assert facts.metadata["alexdeploy.float_layers"] == ",".join(keep)
     assert facts.is_int8_throughout == (not keep)
@@ -290,15 +292,13 @@ def test_padding_in_the_first_layer_leaves_its_input_to_the_measured_range(
 
 
 @pytest.mark.parametrize("num_views", [1, 10])
-def test_openvino_and_onnx_runtime_agree_on_the_same_file(int8_model: ModelFolder, num_views: int) -> None:
+def test_openvino_and_onnx_runtime_agree_on_the_same_file(narrow_model: ModelFolder, num_views: int) -> None:
     """OpenVINO 2026.4 answers wrongly where INT8 branches meet after they are dequantized: see unroll_towers.py."""
-    # With 8 bits OpenVINO's sums saturate on processors without VNNI: tests/graphs/test_int8_sums.py.
-    export_model(int8_model, ExportOptions(int8=True, int8_weights=7, budget=Budget(max_drop=100.0)))
     images = smooth_images(16, seed=3)
     answers = []
     for backend, precision in (("onnxruntime", "int8"), ("openvino", "int8"), ("onnxruntime", "fp32")):
         options = EngineOptions(precision=precision, num_views=num_views, batch_size=16)  # type: ignore[arg-type]
-        with open_engine(int8_model, backend, options) as engine:  # type: ignore[arg-type]
+        with open_engine(narrow_model, backend, options) as engine:  # type: ignore[arg-type]
             assert engine.info.precision == precision
             answers.append(engine.run(images).probabilities)
     assert_int8_agrees(*answers)
