@@ -64,6 +64,9 @@ def test_weights_replicas_views_and_batches_add_up(tiny_model: ModelFolder) -> N
     tiny_model.onnx_path().write_bytes(content + bytes(10_001_000))
     assert host_bytes(tiny_model, one) - opening == 3_000
     assert host_bytes(tiny_model, replace(ten, batch_size=50)) - using == 2_000
+    # There is no INT8 file: the same weights, of which ONNX Runtime makes float32.
+    int8 = replace(ten, batch_size=50, precision="int8")
+    assert host_bytes(tiny_model, int8) - using == 2_000 + 3 * (len(content) + 10_001_000)
 
 
 def test_a_server_with_openvino_opens_a_model_for_one_image_beside_the_first(
