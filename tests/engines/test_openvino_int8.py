@@ -32,6 +32,7 @@ from alexdeploy.engines.base import EngineOptions, NumViews, open_engine
 from alexdeploy.engines.openvino import OpenVINOEngine, may_be_bfloat16, precision_hint
 from alexdeploy.engines.openvino_library import cpu_capabilities, ov
 from alexdeploy.export.export import ExportOptions, export_model
+from alexdeploy.export.quantize import quantize
 from alexdeploy.export.quantize.quantize import Budget
 from alexdeploy.graphs.deployment import PREFIX
 from alexdeploy.graphs.metadata import FLOAT_LAYERS_KEY, GraphMetadata
@@ -48,17 +49,17 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFo
     write_pictures(root / "pictures", 8)
 
     @functools.cache
-    def quantize(recipe: str, *overrides: str) -> ModelFolder:
+    def quantized(recipe: str, *overrides: str) -> ModelFolder:
         name = f"{recipe}-{len(list(root.iterdir()))}"
         folder = make_model(root / name, recipe, (*TINY, *overrides))
         with pytest.MonkeyPatch.context() as patch:
             # Ranges lie in the working folder.
             patch.chdir(root)
-            budget = Budget(max_drop=100.0)
-            export_model(folder, ExportOptions(int8=True, int8_weights=7, calibrate="pictures", budget=budget))
+            patch.setattr(quantize, "DEFAULT_MAX_DROP", 100.0)
+            export_model(folder, ExportOptions(int8=True, int8_weights=7, calibrate="pictures"))
         return folder
 
-    return quantize
+    return quantized
 
 
 @pytest.mark.parametrize(
@@ -182,11 +183,10 @@ def without_lrn(quantized: Callable[..., ModelFolder], tmp_path: Path, monkeypat
     return ModelFolder(tmp_path / "model")
 
 
-def test_layers_that_are_kept_out_of_int8_are_computed_in_float32(without_lrn: ModelFolder) -> None:
+def test_layers_that_are_kept_out_of_int8_are_computed_in_float32(without_lrn: ModelFolder, any_drop: None) -> None:
     has_bfloat16 = "BF16" in cpu_capabilities(ov.Core())
     assert ("bfloat16" in _arithmetic(without_lrn)) == has_bfloat16
-    budget = Budget(max_drop=100.0, keep=("fc8",))
-    export_model(without_lrn, ExportOptions(int8=True, calibrate="pictures", budget=budget))
+    export_model(without_lrn, ExportOptions(int8=True, calibrate="pictures", budget=Budget(keep=("fc8",))))
     assert "float32" in _arithmetic(without_lrn)
 
 

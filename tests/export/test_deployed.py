@@ -24,7 +24,6 @@ from alexdeploy.engines.base import EngineOptions, NumViews, open_engine
 from alexdeploy.export import deployed
 from alexdeploy.export.deployed import portable_graph
 from alexdeploy.export.export import Exported, ExportOptions, export_model
-from alexdeploy.export.quantize.quantize import Budget
 from alexdeploy.graphs.files import read_graph
 from alexdeploy.graphs.freshness import check_fresh
 from alexdeploy.graphs.onnxruntime_library import load_onnxruntime
@@ -164,8 +163,8 @@ def test_an_lrn_that_openvino_computes_wrongly_is_written_so_that_it_does_not(
         np.testing.assert_allclose(probabilities, expected, atol=1e-5, err_msg=runtime)
 
 
-def test_int8_keeps_its_scales(int8_model: ModelFolder) -> None:
-    options = ExportOptions(int8=True, budget=Budget(max_drop=100.0), deployment=True, num_views=5)
+def test_int8_keeps_its_scales(int8_model: ModelFolder, any_drop: None) -> None:
+    options = ExportOptions(int8=True, deployment=True, num_views=5)
     *_, item = export_model(int8_model, options)
     assert item.path.name == "deployment.int8.fivecrop.onnx"
     images = smooth_images(4)

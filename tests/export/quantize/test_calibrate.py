@@ -311,18 +311,18 @@ def test_ranges_of_another_model_of_the_same_name_do_not_concern_it_and_are_not_
     load_graph(int8_model, "int8", int8_model.spec())
 
 
-def test_a_file_of_ranges_that_was_only_formatted_again_is_the_same(int8_model: ModelFolder) -> None:
+def test_a_file_of_ranges_that_was_only_formatted_again_is_the_same(int8_model: ModelFolder, any_drop: None) -> None:
     path = int8_model.ranges_path
     path.write_bytes(json.dumps(json.loads(path.read_text()), indent=4).replace("\n", "\r\n").encode())
     load_graph(int8_model, "int8", int8_model.spec())
-    export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0)))
+    _export_int8(int8_model)
     load_graph(int8_model, "int8", int8_model.spec())
 
 
-def test_a_model_graph_that_is_only_written_again_keeps_its_ranges(int8_model: ModelFolder) -> None:
+def test_a_model_graph_that_is_only_written_again_keeps_its_ranges(int8_model: ModelFolder, any_drop: None) -> None:
     """The provenance is in the file's metadata, and changes its bytes."""
     int8_model.write_spec(int8_model.spec().replace_provenance(note="changed"))
-    export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0)))
+    _export_int8(int8_model)
     load_graph(int8_model, "int8", int8_model.spec())
 
 

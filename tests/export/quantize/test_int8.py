@@ -182,10 +182,12 @@ def test_a_layer_that_is_kept_stays_float_and_the_others_do_not(tiny_model: Mode
 
 
 @pytest.mark.parametrize("keep", [(), ("conv1", "fc8")])
-def test_an_int8_file_says_which_layers_stay_in_float(int8_model: ModelFolder, keep: tuple[str, ...]) -> None:
+def test_an_int8_file_says_which_layers_stay_in_float(
+    int8_model: ModelFolder, any_drop: None, keep: tuple[str, ...]
+) -> None:
     # Without any it was made so.
     if keep:
-        export_model(int8_model, ExportOptions(int8=True, budget=Budget(max_drop=100.0, keep=keep)))
+        export_model(int8_model, ExportOptions(int8=True, budget=Budget(keep=keep)))
     facts = read_metadata(int8_model.onnx_path("int8"))
     assert facts.metadata["alexdeploy.float_layers"] == ",".join(keep)
     assert facts.is_int8_throughout == (not keep)
