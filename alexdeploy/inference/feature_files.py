@@ -48,7 +48,7 @@ def rows_path(path: Path) -> Path:
 def write_features(rows: Iterable[FeatureRow], path: Path, num_rows: int, size: int, facts: dict[str, Any]) -> None:
     """Write `num_rows` rows of `size` features, one row group in memory at a time. Raises OutputError.
 
-    `facts` is what all rows have in common. In .npy, an image without features is a row of NaN.
+    `facts` is what all rows have in common. An image without features is a row of NaN.
     """
     if feature_format(path) == "parquet":
         with atomic_write(path) as file:
@@ -121,13 +121,12 @@ def _write_parquet(rows: Iterable[FeatureRow], file: IO[bytes], size: int, facts
 def _feature_column(group: Sequence[FeatureRow], size: int) -> Any:
     import pyarrow as pa
 
-    values = np.zeros((len(group), size), np.float32)
-    missing = np.array([row.features is None for row in group])
+    # Not null: pyarrow before 26 cannot read lists of a fixed size of which some are.
+    values = np.full((len(group), size), np.nan, np.float32)
     for number, row in enumerate(group):
         if row.features is not None:
             values[number] = row.features
-    mask = pa.array(missing) if missing.any() else None
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=pa.list_(pa.float32(), size), mask=mask)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=pa.list_(pa.float32(), size))
 
 
 def _parquet_rows(path: Path) -> Iterator[FeatureRow]:

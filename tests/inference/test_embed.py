@@ -97,7 +97,7 @@ def test_other_programs_read_the_files(embedder: Embedder, pictures: Path, tmp_p
     array = np.load(npy)
     assert array.dtype == np.float32
     table = pd.read_parquet(parquet)
-    assert table["features"][BROKEN] is None
+    assert np.isnan(table["features"][BROKEN]).all()
     assert (table["features"][0] == array[0]).all()
     lines = pd.read_json(rows_path(npy), lines=True)
     assert list(lines["source"]) == list(table["source"])
