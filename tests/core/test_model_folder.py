@@ -161,6 +161,14 @@ def test_a_changed_mean_image_is_stale(tmp_path: Path) -> None:
         folder.mean_image(spec)
 
 
+@pytest.mark.parametrize("mean", [np.zeros((256, 256, 3), np.float32), np.zeros((3, 256, 256))], ids=["axes", "type"])
+def test_a_mean_image_of_another_form_is_refused(tmp_path: Path, mean: np.ndarray) -> None:
+    folder = ModelFolder(tmp_path)
+    np.save(folder.mean_path, mean)
+    with pytest.raises(ModelError, match=r"mean\.npy is .*, expected float32 \(3, 256, 256\)"):
+        folder.mean_image(_spec(mean_image=sha256_file(folder.mean_path)))
+
+
 def test_a_pickled_mean_image_is_refused(tmp_path: Path) -> None:
     folder = ModelFolder(tmp_path)
     np.save(folder.mean_path, np.array([{"code": 1}], dtype=object), allow_pickle=True)
