@@ -86,10 +86,15 @@ def test_every_image_has_a_row_and_the_document_says_what_was_written(embed: Run
     np.testing.assert_allclose(values[[0, 7]], _features("000.png", "007.png"), rtol=1e-4, atol=1e-3)
 
 
-def test_a_file_is_replaced_only_when_that_is_asked_for(embed: Run) -> None:
+def test_a_file_is_replaced_only_when_that_is_asked_for(embed: Run, tiny_model: ModelFolder) -> None:
     Path(f"pictures/{BROKEN:03}.png").unlink()
+    Path("pictures/notes.txt").touch()
+    tiny_model.candidate.path.mkdir(parents=True)
+    tiny_model.candidate.write_spec(tiny_model.spec().replace_provenance(weights_sha256="0" * 64, best_epoch=7))
     first = embed()
     assert first.exit_code == 0
+    assert "has newer weights (000000000000, epoch 7)" in first.stderr
+    assert "skipped 1 file that is not an image (.txt 1)" in first.stderr
     assert f"{COUNT - 1} images, 0 errors, " in first.stderr
     assert f"wrote features.parquet: {COUNT - 1} rows of fc7 [32]" in first.stderr
     content = Path("features.parquet").read_bytes()
