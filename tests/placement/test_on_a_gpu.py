@@ -28,13 +28,13 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`python -m alexdeploy` beside data/ with ten pictures of five classes, where the GPU is."""
+    """`python -m alexdeploy` beside data/ with a picture of each of five classes, where the GPU is."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALEXDEPLOY_STATE", str(tmp_path / "state"))
     others = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", f"{FAKE_GPU}{os.pathsep}{others}" if others else str(FAKE_GPU))
-    for index, image in enumerate(smooth_images(10)):
-        path = tmp_path / "data" / f"class-{index % 5}" / f"{index}.png"
+    for index, image in enumerate(smooth_images(5)):
+        path = tmp_path / "data" / f"class-{index}" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
 
@@ -73,7 +73,7 @@ def test_verify_judges_the_engine_against_fp32(run: Run, engine: Path, tiny_mode
     assert result.returncode == 0, result.stderr
     (report,) = json.loads(result.stdout)["engines"]
     assert (report["backend"], report["artifact"], report["sha256"]) == ("tensorrt", engine.name, sha256_file(engine))
-    assert (report["agreement"]["num_rows"], report["agreement"]["num_flips"]) == (10, 0)
+    assert (report["agreement"]["num_rows"], report["agreement"]["num_flips"]) == (5, 0)
     # FP16 is not FP32: the engine's own answers were compared.
     assert 0 < report["agreement"]["max_error"] < 2e-2
 
