@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from collections.abc import Iterable
+
+_SPECIAL = re.compile(r'[,"\r\n]')
 
 
 def csv_line(values: Iterable[object]) -> str:
@@ -12,7 +13,11 @@ def csv_line(values: Iterable[object]) -> str:
 
     The columns are those of JSON lines; a list of objects becomes field_1 or field_NAME for each object.
     """
-    # The writer quotes a lone \r or \n only if it is in the line terminator, so both must be.
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(values)
-    return text.getvalue()[:-2] + "\n"
+    # Not csv.writer: that of Python 3.10 refuses NUL, which names of classes in a file may have. A lone empty value is
+    # quoted, since an empty line has no values.
+    return (",".join(map(_field, values)) or '""') + "\n"
+
+
+def _field(value: object) -> str:
+    text = "" if value is None else str(value)
+    return '"' + text.replace('"', '""') + '"' if _SPECIAL.search(text) else text

@@ -95,8 +95,9 @@ class BucketStore:
         self._scheme, self._package = name, scheme.package or ""
         logger = logging.getLogger(self._package)
         if logger.level == logging.NOTSET:
-            # gcsfs warns, without credentials for it, that it cannot ask what kind of bucket it is.
-            logger.setLevel(logging.ERROR)
+            # gcsfs warns, without credentials for it, that it cannot ask what kind of bucket it is, and prints the
+            # tracebacks of errors that it raises.
+            logger.setLevel(logging.CRITICAL)
         options = _OPTIONS.get(self._package, {})
         with _translated():
             kind = fsspec.get_filesystem_class(scheme.protocol)
