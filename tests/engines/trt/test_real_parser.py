@@ -117,7 +117,7 @@ def _plan(
     return _build(job, lambda phase, done, total: stop.set() if stop and done else None, asked)
 
 
-@pytest.mark.parametrize("recipe", slow_but_for(("alexnet", "alexnet-quarter", "one-tower", "torchvision"), RECIPES))
+@pytest.mark.parametrize("recipe", slow_but_for(("alexnet-quarter", "one-tower", "torchvision"), RECIPES))
 def test_every_recipe_is_read_in_every_precision_and_number_of_views_and_built(
     exported: Exported, library: Library, recipe: str
 ) -> None:
