@@ -22,16 +22,18 @@ import pytest
 from colour import ColourEngine
 from helpers import TINY, make_model, write_pictures
 from hypothesis import settings
-from shared import made_once, shared_folder, traced_once
+from shared import answered_once, checked_once, made_once, shared_folder, traced_once
 from store_fixtures import bucket, impatient, web  # noqa: F401
 
-from alexdeploy.benchmark import roofline, rounds
+from alexdeploy.benchmark import roofline, rounds, statistics
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
-from alexdeploy.export import engine_check, onnx_export
+from alexdeploy.export import engine_check, export, onnx_export
 from alexdeploy.export.export import ExportOptions, export_model
 from alexdeploy.export.quantize import quantize
 from alexdeploy.export.quantize.quantize import Budget
+from alexdeploy.export.quantize.sensitivity import Evaluator
+from alexdeploy.importing import ensemble, onnx
 from alexdeploy.training import report, run
 
 # On a busy machine an example may take longer than Hypothesis' 200 ms.
@@ -60,6 +62,17 @@ def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         folder = shared_folder(tmp_path_factory, "traced")
         patch.setattr(onnx_export, "network_to_onnx", traced_once(folder, onnx_export.network_to_onnx))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _checked_once() -> Iterator[None]:
+    """A graph that many tests export is run once in every backend, and once for each layer that INT8 may cost."""
+    with pytest.MonkeyPatch.context() as patch:
+        check = checked_once(export.check_engines)
+        for module in (export, onnx, ensemble):
+            patch.setattr(module, "check_engines", check)
+        patch.setattr(Evaluator, "_run", answered_once(Evaluator._run))
         yield
 
 
@@ -228,6 +241,7 @@ def _signal_handling() -> tuple[object, ...]:
 
 @pytest.fixture
 def quick_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bench whose matrix products, for the ceiling, are of 64 channels and not 1,024, and that does not pause."""
+    """A bench whose matrix products are of 64 channels, not 1,024, that does not pause, and takes 0.05 s at a time."""
     monkeypatch.setattr(roofline, "_CHANNELS", 64)
     monkeypatch.setattr(rounds, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(statistics, "_MOST_SLICE_SECONDS", 0.05)

@@ -8,12 +8,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
+from alexdeploy.core.backend_checks import BackendCheck
+from alexdeploy.core.errors import warn
+from alexdeploy.core.spec import ModelSpec, Precision
+from alexdeploy.export import engine_check
+from alexdeploy.export.quantize.sensitivity import Evaluator
+from alexdeploy.graphs.files import Graph
 from alexdeploy.network.alexnet import AlexNet
 
 Trace = Callable[[AlexNet], onnx.ModelProto]
+CheckEngines = Callable[..., tuple[BackendCheck, ...]]
 
 
 def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
@@ -60,3 +69,56 @@ def traced_once(folder: Path, trace: Trace) -> Trace:
         return model
 
     return traced
+
+
+def checked_once(check: CheckEngines) -> CheckEngines:
+    """`check_engines`, which runs a graph in every backend once; the same graph on the same photographs is known then.
+
+    What raises is not kept, nor is anything shared with a test that changed a part of the check.
+    """
+    known: dict[object, tuple[tuple[BackendCheck, ...], list[str]]] = {}
+
+    def checked(
+        graph: Graph,
+        spec: ModelSpec,
+        precision: Precision,
+        mean_image: NDArray[np.float32] | None,
+        photographs: NDArray[np.uint8],
+        on_warning: Callable[[str], None] = warn,
+    ) -> tuple[BackendCheck, ...]:
+        parts = (
+            engine_check._NUM_VIEWS,
+            *(engine_check._run, engine_check.open_graph, engine_check.is_installed, engine_check.backend_version),
+        )
+        mean = b"" if mean_image is None else mean_image.tobytes()
+        pictures = hashlib.sha256(photographs.tobytes() + mean).hexdigest()
+        key = (graph.sha256, spec.contract_sha256, precision, pictures, parts)
+        if key not in known:
+            warnings: list[str] = []
+            known[key] = check(graph, spec, precision, mean_image, photographs, warnings.append), warnings
+        found, warnings = known[key]
+        for each in warnings:
+            on_warning(each)
+        return found
+
+    return checked
+
+
+Answers = tuple[NDArray[np.floating], NDArray[np.int64]]
+Answer = Callable[[Evaluator, onnx.ModelProto], Answers]
+
+
+def answered_once(answer: Answer) -> Answer:
+    """`Evaluator._run`, which answers for the same graph and images once: exports to INT8 rank the same layers."""
+    known: dict[object, Answers] = {}
+
+    def answered(self: Evaluator, network: onnx.ModelProto) -> Answers:
+        mean = b"" if self._mean_image is None else self._mean_image.tobytes()
+        content = network.SerializeToString(deterministic=True)
+        facts = [hashlib.sha256(each).hexdigest() for each in (content, mean, self._images.tobytes())]
+        key = (*facts, self._spec.contract_sha256, self._num_views)
+        if key not in known:
+            known[key] = answer(self, network)
+        return known[key]
+
+    return answered

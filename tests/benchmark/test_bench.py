@@ -261,6 +261,7 @@ def test_a_ceiling_is_operations_over_seconds() -> None:
     assert (failed.gflops, failed.error) == (None, "no more")
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_a_graph_of_matrix_products_runs_in_every_precision(tmp_path: Path) -> None:
     folder = make_ceiling(tmp_path / "ceiling", ("fp32", "fp16", "int8"))
     images, answers = smooth_images(1), []
@@ -301,6 +302,9 @@ def test_a_profile_that_fails_is_an_error_of_ours(tiny_model: ModelFolder) -> No
 def test_what_can_run_is_every_backend_with_the_graphs_that_are_there(tiny_model: ModelFolder) -> None:
     options = BenchOptions(backends=("onnxruntime", "torch"), num_views=(1, 10), batch_sizes=(8, 1))
     found, notes = plan(tiny_model, options)
+    assert [str(each) for each in found[:4]] == [
+        f"onnxruntime {precision} 1 view, batch {batch}" for precision in ("fp32", "fp16") for batch in (1, 8)
+    ]
     assert [(each.backend, each.precision) for each in found if (each.num_views, each.batch_size) == (1, 1)] == [
         ("onnxruntime", "fp32"),
         ("onnxruntime", "fp16"),
@@ -325,13 +329,10 @@ def test_a_machine_with_a_load_of_its_own_is_told_to_be_busy() -> None:
 @pytest.mark.usefixtures("quick_bench")
 def test_everything_is_measured_and_fits_together(tiny_model: ModelFolder, pictures: Path) -> None:
     steps: list[str] = []
-    options = dataclasses.replace(QUICK, images=(str(pictures),), num_views=(1, 10), precisions=("fp32", "fp16"))
+    options = dataclasses.replace(QUICK, images=(str(pictures),), num_views=(1, 10), precisions=("fp32",))
     found = benchmark(tiny_model, options, on_event=lambda event: steps.extend([str(event)] * isinstance(event, Step)))
     assert [str(row.configuration) for row in found.rows] == [
-        f"onnxruntime {precision} {views}, batch {batch}"
-        for views in ("1 view", "10 views")
-        for precision in ("fp32", "fp16")
-        for batch in (1, 3)
+        f"onnxruntime fp32 {views}, batch {batch}" for views in ("1 view", "10 views") for batch in (1, 3)
     ]
     assert (found.num_images, found.num_rounds, found.interrupted) == (4, 1, False)
     assert found.decode_per_second is not None
@@ -346,13 +347,11 @@ def test_everything_is_measured_and_fits_together(tiny_model: ModelFolder, pictu
         assert row.bound_per_second == pytest.approx(expected)
         assert row.agreed is not None
         assert row.agreed.num_images == 4
-    assert [row.agreed.num_same for row in found.rows if row.agreed and row.configuration.precision == "fp32"] == [
-        4
-    ] * 4
+    assert [row.agreed.num_same for row in found.rows if row.agreed] == [4] * 4
     assert [each.configuration.num_views for each in found.picked] == [1, 10]
-    assert [ceiling.error for ceiling in found.ceilings] == [None, None]
+    assert [ceiling.error for ceiling in found.ceilings] == [None]
     assert steps[0] == "opening: decoding"
-    assert sum(step.startswith("round 1: ") for step in steps) == 8 * 2 + 1 + 2
+    assert sum(step.startswith("round 1: ") for step in steps) == 4 * 2 + 1 + 1
 
 
 @pytest.mark.usefixtures("quick_bench")

@@ -26,6 +26,7 @@ from alexdeploy.inference.pipeline import PipelineOptions
 GROUP = Configuration(backend="onnxruntime", precision="fp32", num_views=1)
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_answers_that_are_not_fp32s_are_counted_and_a_limit_on_them_is_kept(
     tiny_model: ModelFolder, tmp_path: Path
 ) -> None:

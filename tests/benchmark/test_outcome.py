@@ -107,6 +107,7 @@ def test_what_else_could_give_fp32s_answers_is_none_of_what_is_measured(tiny_mod
     assert hidden_references(tiny_model, groups) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_bench")
 def test_where_the_first_fp32_fails_another_is_compared_with(tiny_model: ModelFolder, tmp_path: Path) -> None:
     pytest.importorskip("torch")

@@ -87,10 +87,10 @@ def test_a_side_says_how_many_streams_it_has(tiny_model: ModelFolder) -> None:
 
 
 def test_decisions_are_counted_on_enlarged_photographs(tiny_model: ModelFolder, tmp_path: Path) -> None:
-    files = sorted(map(str, write_pictures(tmp_path / "pictures", 2).iterdir()))
+    files = sorted(map(str, write_pictures(tmp_path / "pictures", 1).iterdir()))
     found = measure_decisions(tiny_model, files, "fp32", silent)
-    assert found["num_images"] == 2
-    assert 0 <= found["num_same"] <= 2
+    assert found["num_images"] == 1
+    assert found["num_same"] in (0, 1)
     assert 0 <= found["mean_difference"] <= found["largest_difference"] < 0.1
 
 
@@ -120,6 +120,7 @@ def test_only_drawn_images_are_in_the_folder_of_the_loader(tmp_path: Path) -> No
     assert len(drawn.val) == 2
 
 
+@pytest.mark.slow
 def test_the_loader_is_measured_on_the_same_images_from_files_and_from_both_kinds_of_sets(tmp_path: Path) -> None:
     options = TrainingOptions(num_rounds=2, num_images=8, loader_batch_size=4, seconds=0.0)
     found = measure_loader(class_folders(tmp_path / "data", 6), tmp_path, options, silent)

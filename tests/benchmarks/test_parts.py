@@ -137,6 +137,7 @@ def test_nncf_is_calibrated_on_the_images_of_ours(int8_model: ModelFolder) -> No
     assert sorted(image.sum() for image in found) == pytest.approx(sorted(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_start_is_measured_in_each_precision_that_the_folder_has(
     tiny_model: ModelFolder, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ def pictures(tmp_path: Path) -> tuple[str, ...]:
     return tuple(sorted(map(str, write_pictures(tmp_path / "pictures", 4).iterdir())))
 
 
+@pytest.mark.slow
 def test_a_peer_takes_part_in_the_form_and_batch_that_were_fastest(
     tiny_model: ModelFolder, pictures: tuple[str, ...]
 ) -> None:
@@ -114,6 +115,7 @@ def test_benchmark_app_has_a_stream_for_each_thread_as_ours(batch: Path, tmp_pat
     assert told["-infer_precision"] == ("bf16" if "BF16" in cpu_capabilities(ov.Core()) else "f32")
 
 
+@pytest.mark.slow
 def test_benchmark_app_runs_the_graph_of_our_engine(tiny_model: ModelFolder, batch: Path, tmp_path: Path) -> None:
     graph = write_deployed(tiny_model, "fp32", 10, tmp_path / "deployed.onnx")
     assert benchmark_app.images_per_second(graph, "fp32", batch, 1, 0.25, benchmark_app.FORMS[1]) > 0

@@ -46,6 +46,7 @@ def test_requests_with_pixels_and_with_files_are_answered_and_counted(
     assert sum(size * count for size, count in batches.items()) == sum(len(each.latencies_ms) for each in answers)
 
 
+@pytest.mark.slow
 def test_engine_and_decoder_alone_take_more_for_more_images(tiny_model: ModelFolder, pictures: tuple[str, ...]) -> None:
     with Alone(tiny_model, 1, pictures) as alone:
         alone.engine_seconds(Counter({8: 4}))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from patience import PATIENCE
+from patience import PATIENCE, slow_but_for
 from program import Result, Run, terminal_output
 
 from alexdeploy import __version__
@@ -124,7 +124,7 @@ def test_help_answers_at_once() -> None:
     # long, and with PyTorch it would be 17 times. What is imported exactly is tested below.
     def seconds(run: Callable[[], object]) -> float:
         times = []
-        for _ in range(3):
+        for _ in range(2):
             before = os.times()
             run()
             after = os.times()
@@ -164,11 +164,20 @@ def test_the_version_is_printed(run: Run) -> None:
         ("alexdeploy predict --te", {"--tencrop"}),
     ],
 )
-def test_bash_completes_commands_and_options(words: str, expected: set[str]) -> None:
-    last = len(words.split(" ")) - 1
-    done = program(_ALEXDEPLOY_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(last))
-    assert done.returncode == 0
+def test_bash_completes_commands_and_options(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: str, expected: set[str]
+) -> None:
+    done = completed(run, monkeypatch, words)
+    assert done.exit_code == 0
     assert set(done.stdout.split()) == expected
+
+
+def completed(run: Run, monkeypatch: pytest.MonkeyPatch, words: str) -> Result:
+    """What bash is told when the last of `words` is to be completed."""
+    monkeypatch.setenv("_ALEXDEPLOY_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    return run()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +193,7 @@ def test_bash_completes_commands_and_options(words: str, expected: set[str]) -> 
     ],
 )
 def test_bash_completes_models_and_recipes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, expected: set[str]
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, expected: set[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("tiny", "other"):
@@ -192,9 +201,8 @@ def test_bash_completes_models_and_recipes(
         (tmp_path / "models" / name / "spec.json").touch()
     (tmp_path / "models" / "no-model").mkdir()
     (tmp_path / "models" / "mine.toml").touch()
-    last = len(words.split(" ")) - 1
-    done = program(_ALEXDEPLOY_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(last))
-    assert (done.returncode, set(done.stdout.split())) == (0, expected)
+    done = completed(run, monkeypatch, words)
+    assert (done.exit_code, set(done.stdout.split())) == (0, expected)
 
 
 def test_completion_of_names_imports_nothing_heavy() -> None:
@@ -389,7 +397,9 @@ def test_a_full_disk_under_stdout_is_exit_code_6(options: tuple[str, ...]) -> No
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("options", [("--help",), ("--version",), ("predict", "--help")])
+@pytest.mark.parametrize(
+    "options", slow_but_for([("predict", "--help")], [("--help",), ("--version",), ("predict", "--help")])
+)
 def test_help_that_a_full_disk_does_not_take_is_exit_code_6_with_one_line(options: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -407,23 +417,23 @@ def test_messages_that_a_full_disk_does_not_take_leave_the_exit_code_as_it_is() 
 
 
 @posix_only
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", slow_but_for([">&-", "<&- >&- 2>&-"], ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]))
 def test_a_closed_stdout_is_exit_code_6_and_other_closed_streams_are_as_good_as_dev_null(closed: str) -> None:
     def run_in_shell(redirections: str) -> subprocess.CompletedProcess[str]:
         words = ["sh", "-c", f'exec "$@" {redirections}', "sh", *MODULE, "inspect", "alexnet"]
         return subprocess.run(words, capture_output=True, text=True, check=False, env=plain_environment())
 
-    whole, done = run_in_shell(""), run_in_shell(closed)
+    done = run_in_shell(closed)
     if " >" in f" {closed}":
         # The results went nowhere.
         said = "" if "2>" in closed else "error: stdout could not be written: Bad file descriptor\n"
         assert (done.returncode, done.stderr, done.stdout) == (6, said, "")
     else:
-        assert (done.returncode, done.stderr, done.stdout) == (0, "", whole.stdout)
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", run_in_shell("").stdout)
 
 
 @posix_only
-@pytest.mark.parametrize("words", [("inspect",), ("inspect", "--json"), ("--help",)])
+@pytest.mark.parametrize("words", slow_but_for([("inspect",)], [("inspect",), ("inspect", "--json"), ("--help",)]))
 def test_a_reader_that_went_away_ends_the_command_quietly(words: tuple[str, ...]) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -470,7 +480,7 @@ def test_help_respects_no_color() -> None:
 
 
 @pytest.mark.parametrize("args", [("inspect",), ("inspect", "nothing"), ("--help",), ("bogus",), ("export", "x")])
-def test_there_are_no_escape_codes_where_no_terminal_is(args: tuple[str, ...]) -> None:
-    done = program(*args)
+def test_there_are_no_escape_codes_where_no_terminal_is(run: Run, args: tuple[str, ...]) -> None:
+    done = run(*args)
     assert done.stdout + done.stderr
     assert ESCAPE not in done.stdout + done.stderr

@@ -37,6 +37,7 @@ def finding(monkeypatch: pytest.MonkeyPatch) -> object:
     return lambda found: monkeypatch.setattr(doctor, "examine", lambda *_: found)
 
 
+@pytest.mark.slow
 def test_this_machine_is_examined_without_a_traceback(run: Run) -> None:
     result = run()
     problems = re.findall(r"^problem ", result.stdout, re.MULTILINE)

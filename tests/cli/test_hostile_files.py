@@ -26,6 +26,7 @@ _SECONDS = 120
 """That nothing waits for ever is what is tested; a loaded machine may take its time."""
 
 _PREDICT = ("predict", "pictures/000.png", "--model", "tiny", "--format", "jsonl")
+_EVALUATE = ("evaluate", "--model", "tiny", "--views", "1", "--backend", "onnxruntime")
 _IMPORT = ("import", "--recipe", "torchvision", "--name", "other", "--overwrite")
 
 READERS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
@@ -47,13 +48,13 @@ READERS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
     ("mean.npy", ((*_IMPORT, "graph.onnx", "--mean-image", "mean.npy", "--channels", "rgb"),)),
     ("labels.txt", ((*_IMPORT, "graph.onnx", "--labels", "labels.txt"),)),
     ("list.txt", (("predict", "@list.txt", "--model", "tiny", "--format", "jsonl"),)),
-    ("labelled.txt", (("evaluate", "data", "--labels", "labelled.txt", "--model", "tiny"),)),
+    ("labelled.txt", ((*_EVALUATE, "data", "--labels", "labelled.txt"),)),
     ("recipe.toml", (("inspect", "recipe.toml"),)),
     ("rows.jsonl", (("predict", "pictures", "--model", "tiny", "-o", "rows.jsonl", "--resume"),)),
-    ("packed/index.json", (("evaluate", "packed", "--model", "tiny"),)),
-    ("packed/plan.json", (("evaluate", "packed", "--model", "tiny"),)),
+    ("packed/index.json", ((*_EVALUATE, "packed"),)),
+    ("packed/plan.json", ((*_EVALUATE, "packed"),)),
     ("packed/val-names.json", (("predict", "packed", "--model", "tiny", "--format", "jsonl"),)),
-    ("packed/val-labels.npy", (("evaluate", "packed", "--model", "tiny"),)),
+    ("packed/val-labels.npy", ((*_EVALUATE, "packed"),)),
 )
 """File -> commands that read it."""
 
@@ -151,8 +152,10 @@ def test_damaged_bytes_end_in_a_named_error(
     path, right = work / file, (work / file).read_bytes()
     random_ = random.Random(file)
     places = (random_.randrange(min(len(right), 1000)), random_.randrange(len(right)), len(right) - 1)
+    bits = (random_.choice((1, 0x80)), 1, 0x80)
     damaged = [
-        right[:place] + bytes([right[place] ^ bit]) + right[place + 1 :] for place in places for bit in (1, 0x80)
+        right[:place] + bytes([right[place] ^ bit]) + right[place + 1 :]
+        for place, bit in zip(places, bits, strict=True)
     ]
     for content in (*damaged, right[: len(right) // 2], b"[" * 100_000, b"\0" * 1000):
         path.unlink(missing_ok=True)

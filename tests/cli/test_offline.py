@@ -51,7 +51,7 @@ _COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "devices": (0, ("devices",)),
     "doctor": (0, ("doctor",)),
 }
-_QUICK = ("help", "sample", "prepare", "predict, OpenVINO", "predict, ONNX Runtime", "inspect", "devices", "doctor")
+_QUICK = ("help", "sample", "prepare", "predict, OpenVINO", "predict, ONNX Runtime", "inspect", "devices")
 """Those that other tests need not wait for: what is opened, compiled and trained takes seconds each."""
 
 

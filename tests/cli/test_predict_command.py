@@ -24,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from patience import wait_for
+from patience import slow_but_for, wait_for
 from PIL import Image
 from program import Run
 
@@ -229,17 +229,16 @@ def make_zip_of_windows(path: Path) -> None:
     ],
 )
 def test_lists_and_trees_of_every_kind_have_a_row_for_each_input(
-    workplace: Path, make: Callable[[Path], object], text: str, expected: dict[str, str | None]
+    run: Run, workplace: Path, make: Callable[[Path], object], text: str, expected: dict[str, str | None]
 ) -> None:
     make(workplace / (text if "." in text and "/" not in text else "x"))
-    inputs = ("images/0.jpg", text, "images/2.jpg")
-    done = subprocess.run(command(*inputs), capture_output=True, text=True, timeout=120, check=False)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    done = run("images/0.jpg", text, "images/2.jpg")
+    rows = done.rows
     assert "Traceback" not in done.stderr
     assert [row["source"] for row in rows] == ["images/0.jpg", *expected, "images/2.jpg"]
     for row, error in zip(rows[1:-1], expected.values(), strict=True):
         assert row["error"] is None if error is None else error in row["error"]
-    assert done.returncode == (3 if any(expected.values()) else 0)
+    assert done.exit_code == (3 if any(expected.values()) else 0)
 
 
 def test_files_that_are_no_images_are_counted_in_the_summary(run: Run, workplace: Path) -> None:
@@ -320,7 +319,7 @@ def test_a_reader_that_leaves_early_ends_it_quietly(workplace: Path) -> None:
 
 
 @posix_only
-@pytest.mark.parametrize("kind", ["table", "jsonl", "csv"])
+@pytest.mark.parametrize("kind", slow_but_for(["csv"], ["table", "jsonl", "csv"]))
 def test_rows_for_a_closed_stdout_are_exit_code_6(workplace: Path, kind: str) -> None:
     words = ["sh", "-c", 'exec "$@" >&-', "sh", *command("images", "--format", kind, "--quiet")]
     done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
@@ -344,7 +343,7 @@ def test_a_full_disk_ends_with_code_6(workplace: Path, where: str) -> None:
 
 
 @posix_only
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", slow_but_for(["<&- >&- 2>&-"], [">&-", "2>&-", "<&- >&- 2>&-"]))
 def test_closed_streams_are_no_reason_to_lose_rows(workplace: Path, closed: str) -> None:
     words = ["sh", "-c", f'exec "$@" {closed}', "sh", *command("images", "--output", "out.csv")]
     assert subprocess.run(words, check=False).returncode == 0
@@ -484,7 +483,9 @@ def test_resume_without_an_output_is_a_usage_error(run: Run) -> None:
 
 
 @posix_only
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_keeps_its_rows_and_says_how_to_go_on(
     workplace: Path, number: signal.Signals, exit_code: int
 ) -> None:

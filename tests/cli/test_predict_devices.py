@@ -24,10 +24,10 @@ COMMAND = ("predict", "pictures", "--tencrop", "--backend", "onnxruntime", "--ba
 
 @pytest.fixture
 def work(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with models/tiny and 60 pictures, one of them broken."""
+    """A working folder with models/tiny and 40 pictures, one of them broken."""
     root = tiny_model.path.parents[1]
     monkeypatch.chdir(root)
-    write_pictures(root / "pictures", 60)
+    write_pictures(root / "pictures", 40)
     (root / "pictures" / "031.png").write_bytes(b"broken")
     return root
 
@@ -44,7 +44,7 @@ def expected(program: Run, work: Path, _known: dict[str, str]) -> str:
     if "rows" not in _known:
         result = program(*COMMAND, "--devices", "cpu", "--threads", "1")
         assert result.exit_code == 3
-        assert len(result.stdout.splitlines()) == 60
+        assert len(result.stdout.splitlines()) == 40
         _known["rows"] = result.stdout
     return _known["rows"]
 
@@ -62,13 +62,13 @@ def test_a_replica_that_is_killed_half_way_changes_nothing(
     work: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(work / "gate")
-    # Each of them answers five batches freely: those of the first 20 rows are among them.
-    inject(monkeypatch, work / "faults", gate.after(5))
+    # Each of them answers three batches freely: those of the first 12 rows are among them.
+    inject(monkeypatch, work / "faults", gate.after(3))
     command = [sys.executable, "-m", "alexdeploy", *COMMAND, "--devices", "cpu,cpu", "--threads", "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         assert run.stderr is not None
-        first = [run.stdout.readline() for _ in range(20)]
+        first = [run.stdout.readline() for _ in range(12)]
         workers = [child for child in psutil.Process(run.pid).children() if "placement.worker" in str(child.cmdline())]
         assert len(workers) == 2
         workers[0].kill()
@@ -114,7 +114,7 @@ def test_a_replica_that_is_much_slower_changes_nothing(
     program: Run, work: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Were they to take turns, each would wait for the other.
-    inject(monkeypatch, work / "faults", one_worker_is_slow(work / "slow", 15))
+    inject(monkeypatch, work / "faults", one_worker_is_slow(work / "slow", 10))
     result = program(*COMMAND, "--devices", "cpu,cpu", "--threads", "2")
     assert result.stdout == expected
     assert "lost" not in result.stderr
@@ -128,7 +128,7 @@ def test_a_network_on_two_devices_gives_the_same_answers(
 ) -> None:
     result = program(*COMMAND, "--placement", placement)
     found = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(found) == 60
+    assert len(found) == 40
     for one, other in zip(found, map(json.loads, expected.splitlines()), strict=True):
         assert one["source"] == other["source"]
         if other["error"] is None:

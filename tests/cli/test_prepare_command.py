@@ -4,14 +4,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers import write_pictures
-from patience import PATIENCE, wait_for
-from program import Run
+from program import Run, run_and_signal
 from rich.progress import Progress, TaskID
 
 from alexdeploy.cli import prepare
@@ -162,19 +159,15 @@ def test_a_recipe_that_warps_is_refused_on_a_set_that_was_cropped(run: Run) -> N
 
 
 def test_ctrl_c_exits_130_and_the_same_command_goes_on(run: Run) -> None:
-    for index in range(2000):
-        shutil.copy("photos/train/cat/000.png", f"photos/train/cat/more{index}.png")
-    command = [sys.executable, "-m", "alexdeploy", "prepare", "photos", "set", "--threads", "1"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        wait_for(lambda: process.poll() is not None or list(Path().glob("set/.train-*.tmp")))
-        process.send_signal(signal.SIGINT)
-        _, messages = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
-    assert "stopped; " in messages
+    for index in range(100):
+        shutil.copy("photos/train/cat/000.png", f"photos/train/cat/more{index:02}.png")
+    # Some are packed by then, and more are to come.
+    done = run_and_signal(Path.cwd(), signal.SIGINT, "more", 50, "prepare", "photos", "set", "--threads", "1")
+    assert done.exit_code == 130
+    assert "stopped; " in done.stderr
     assert not list(Path().glob("set/**/.*"))
     assert run("prepare", "photos", "set").exit_code == 0
-    assert len(open_packed("set").train) == 2012
+    assert len(open_packed("set").train) == 112
 
 
 def test_a_model_is_calibrated_on_a_set(run: Run, tiny_model) -> None:

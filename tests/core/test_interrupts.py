@@ -70,7 +70,7 @@ def guarded(work: str) -> Iterator[subprocess.Popen[str]]:
             print("ready", flush=True)
         def soon_ready():
             # From another thread, when the main thread is well inside of what comes next.
-            threading.Timer(0.5, ready).start()
+            threading.Timer(0.1, ready).start()
         with InterruptGuard() as guard:
             try:
         %s
@@ -94,18 +94,26 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, messages
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+WORK = {
+    "hears": "soon_ready(); time.sleep(60)",
+    "deaf": f"soon_ready(); {DEAF}",
+    "deaf while it cleans up": f"try:\n    soon_ready(); time.sleep(60)\nfinally:\n    {DEAF}",
+}
+
+
 @pytest.mark.parametrize(
-    "work",
+    ("number", "exit_code", "name"),
     [
-        "soon_ready(); time.sleep(60)",
-        f"soon_ready(); {DEAF}",
-        f"try:\n    soon_ready(); time.sleep(60)\nfinally:\n    {DEAF}",
+        (signal.SIGINT, 130, "hears"),
+        (signal.SIGTERM, 143, "hears"),
+        pytest.param(signal.SIGINT, 130, "deaf", marks=pytest.mark.slow),
+        (signal.SIGTERM, 143, "deaf"),
+        (signal.SIGINT, 130, "deaf while it cleans up"),
+        pytest.param(signal.SIGTERM, 143, "deaf while it cleans up", marks=pytest.mark.slow),
     ],
-    ids=["hears", "deaf", "deaf while it cleans up"],
 )
-def test_a_signal_ends_the_process_in_time(number: int, exit_code: int, work: str) -> None:
-    with guarded(work) as process:
+def test_a_signal_ends_the_process_in_time(number: int, exit_code: int, name: str) -> None:
+    with guarded(WORK[name]) as process:
         process.send_signal(number)
         assert ended(process) == (exit_code, "")
 

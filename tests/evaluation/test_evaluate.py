@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import smooth_images
+from helpers import smooth_images, write_pictures
 from numpy.typing import NDArray
 from patience import PATIENCE
 from PIL import Image
@@ -35,18 +35,20 @@ from alexdeploy.inference.row import Row
 from alexdeploy.placement import place as placing
 from alexdeploy.placement.options import PredictOptions
 
-NUM_IMAGES = 30
+NUM_IMAGES = 10
 ON_ORT = EvaluateOptions(precisions=("fp32", "fp16"), num_views=(1, 10), backends=("onnxruntime",))
+ONE_VIEW = dataclasses.replace(ON_ORT, num_views=(1,), batch_size=2)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Thirty pictures in five class folders; their labels have nothing to do with what is on them."""
+    """Ten pictures in five class folders; their labels have nothing to do with what is on them."""
     root = tmp_path / "data"
-    for index, image in enumerate(smooth_images(NUM_IMAGES, seed=3)):
+    pictures = write_pictures(tmp_path / "pictures", NUM_IMAGES, seed=3)
+    for index, path in enumerate(sorted(pictures.iterdir())):
         folder = root / f"class-{index % 5}"
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{index:02d}.png")
+        path.rename(folder / f"{index:02d}.png")
     return root
 
 
@@ -149,7 +151,7 @@ def test_each_image_is_decoded_once_for_all_configurations(
         return decode(content, resize)
 
     monkeypatch.setattr(pipeline, "decode", counted)
-    assert len(evaluate(tiny_model, data, ON_ORT).scores) == 4
+    assert len(evaluate(tiny_model, data, ONE_VIEW).scores) == 2
     assert sorted(calls) == sorted(path.stat().st_size for path in data.rglob("*.png"))
 
 
@@ -187,10 +189,10 @@ def test_the_default_backend_in_bfloat16_is_one_that_can(tiny_model: ModelFolder
 
 
 def test_broken_images_count_as_wrong_everywhere_and_in_the_denominator(tiny_model: ModelFolder, data: Path) -> None:
-    before = evaluate(tiny_model, data, ON_ORT)
+    before = evaluate(tiny_model, data, ONE_VIEW)
     (data / "class-2" / "bad.jpg").write_bytes(b"no picture")
     (data / "class-4" / "empty.png").touch()
-    found, _, images = recorded(tiny_model, data, ON_ORT)
+    found, _, images = recorded(tiny_model, data, ONE_VIEW)
     assert (found.num_images, found.num_broken) == (NUM_IMAGES + 2, 2)
     assert [(Path(image.source).name, image.label) for image in found.broken] == [("bad.jpg", 2), ("empty.png", 4)]
     assert [image.index for image in images] == list(range(NUM_IMAGES + 2))
@@ -346,7 +348,7 @@ def test_a_tally_does_not_grow_with_the_images() -> None:
 
 
 def test_the_fields_of_the_json_document_stay(tiny_model: ModelFolder, data: Path) -> None:
-    found = document(evaluate(tiny_model, data, ON_ORT))
+    found = document(evaluate(tiny_model, data, ONE_VIEW))
     assert list(found) == [
         *("format_version", "model", "name", "contract_sha256", "data", "labels", "num_images", "num_broken"),
         *("num_unlabelled", "classes", "scores", "examples", "broken", "notes", "versions", "machine", "interrupted"),
@@ -368,7 +370,7 @@ def test_the_fields_of_the_json_document_stay(tiny_model: ModelFolder, data: Pat
 
 
 def evaluate_to(
-    path: Path, model: ModelFolder, data: Path, *, options: EvaluateOptions = ON_ORT, stop_after: int = -1
+    path: Path, model: ModelFolder, data: Path, *, options: EvaluateOptions = ONE_VIEW, stop_after: int = -1
 ) -> Evaluation:
     """Evaluate with rows in `path`, going on with those that are there; `stop_after` new rows it is interrupted."""
     num_rows = 0
@@ -400,16 +402,16 @@ def test_an_interrupted_evaluation_goes_on_and_gives_what_a_whole_one_gives(
     tiny_model: ModelFolder, data: Path, tmp_path: Path, name: str
 ) -> None:
     (data / "class-2" / "02.png").write_bytes(b"broken")
-    options = dataclasses.replace(ON_ORT, batch_size=4, num_threads=1)
+    options = dataclasses.replace(ONE_VIEW, num_threads=1)
     whole = evaluate_to(tmp_path / "whole" / name, tiny_model, data, options=options)
     path = tmp_path / name
     path.write_text("the old one")
-    stopped = evaluate_to(path, tiny_model, data, options=options, stop_after=14)
-    assert (stopped.interrupted, stopped.num_images) == (True, 14)
-    assert "stopped after 14 of 30 images" in stopped.notes[-1]
-    assert {score.top1.num_images for score in stopped.scores} == {14}
+    stopped = evaluate_to(path, tiny_model, data, options=options, stop_after=6)
+    assert (stopped.interrupted, stopped.num_images) == (True, 6)
+    assert "stopped after 6 of 10 images" in stopped.notes[-1]
+    assert {score.top1.num_images for score in stopped.scores} == {6}
     assert path.read_text() == "the old one"
-    with pytest.raises(UsageError, match="first 14 rows of an interrupted run"):
+    with pytest.raises(UsageError, match="first 6 rows of an interrupted run"):
         check_rows_path(path, resume=False)
     check_rows_path(path, resume=True)
     again = evaluate_to(path, tiny_model, data, options=options)
@@ -425,9 +427,9 @@ def test_the_partial_figures_are_those_of_the_first_images(tiny_model: ModelFold
     names = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
     lines = [f"{name} {name[6]}" for name in names]
     labels.write_text("\n".join(lines))
-    options = dataclasses.replace(ON_ORT, labels=labels)
-    stopped = evaluate_to(tmp_path / "rows.csv", tiny_model, data, options=options, stop_after=12)
-    labels.write_text("\n".join(lines[:12]))
+    options = dataclasses.replace(ONE_VIEW, labels=labels)
+    stopped = evaluate_to(tmp_path / "rows.csv", tiny_model, data, options=options, stop_after=4)
+    labels.write_text("\n".join(lines[:4]))
     first = evaluate(tiny_model, data, options)
     assert [score.top1 for score in stopped.scores] == [score.top1 for score in first.scores]
     assert [score.confusion for score in stopped.scores] == [score.confusion for score in first.scores]
@@ -436,7 +438,7 @@ def test_the_partial_figures_are_those_of_the_first_images(tiny_model: ModelFold
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num_views": (1,)}, "was written with configurations onnxruntime fp32 1 view, onnxruntime fp32 10 views"),
+        ({"precisions": ("fp32",)}, "was written with configurations onnxruntime fp32 1 view, onnxruntime fp16 1 view"),
         ({"batch_size": 3}, "was written with batch size"),
         ({"labels": "labels.txt"}, "labels: the label of '.*/class-0/00.png' was '{0}', now it is '{1}'"),
     ],
@@ -450,10 +452,10 @@ def test_an_evaluation_of_something_else_is_not_gone_on_with(
         changes = {"labels": tmp_path / "labels.txt"}
         said = said.format(*tiny_model.spec().classes)
     path = tmp_path / "rows.csv"
-    evaluate_to(path, tiny_model, data, stop_after=20)
+    evaluate_to(path, tiny_model, data, stop_after=6)
     before = journal_path(path).read_bytes()
     with pytest.raises(UsageError, match=said):
-        evaluate_to(path, tiny_model, data, options=dataclasses.replace(ON_ORT, **changes))
+        evaluate_to(path, tiny_model, data, options=dataclasses.replace(ONE_VIEW, **changes))
     assert journal_path(path).read_bytes() == before
 
 
@@ -461,7 +463,7 @@ def test_an_evaluation_of_another_image_is_not_gone_on_with(
     tiny_model: ModelFolder, data: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "rows.csv"
-    evaluate_to(path, tiny_model, data, stop_after=20)
+    evaluate_to(path, tiny_model, data, stop_after=6)
     (data / "class-0" / "00.png").rename(data / "class-0" / "01.png")
     with pytest.raises(UsageError, match=r"labels: image 0 was '.*/class-0/00\.png', now it is '.*/class-0/01\.png'"):
         evaluate_to(path, tiny_model, data)
@@ -472,7 +474,7 @@ def test_an_interrupt_before_the_first_image_is_raised(tiny_model: ModelFolder, 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tiny_model, data, ON_ORT, on_event=stop)
+        evaluate(tiny_model, data, ONE_VIEW, on_event=stop)
 
 
 def test_an_interrupt_before_any_answer_is_raised_and_one_at_the_photographs_keeps_the_figures(
@@ -481,7 +483,7 @@ def test_an_interrupt_before_any_answer_is_raised_and_one_at_the_photographs_kee
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    options = dataclasses.replace(ON_ORT, precisions=("fp32",), num_views=(1,))
+    options = dataclasses.replace(ONE_VIEW, precisions=("fp32",))
     whole = evaluate(tiny_model, data, options)
     with monkeypatch.context() as patch:
         patch.setattr(evaluate_module, "_results", interrupted)

@@ -16,7 +16,7 @@ import pytest
 from colour import COLOURS, PICTURES
 from helpers import write_pictures
 from numpy.typing import NDArray
-from patience import PATIENCE, wait_for
+from patience import PATIENCE, slow_but_for, wait_for
 from PIL import Image
 
 from alexdeploy.core.errors import DeadlineError, DeviceError, ModelError, UsageError
@@ -268,7 +268,7 @@ print(len(predictor.classify(next(rows).source)), flush=True)
 """
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize("backend", slow_but_for(["openvino", "onnxruntime"], ["openvino", "onnxruntime", "torch"]))
 def test_a_program_that_ends_without_closing_ends(tiny_model: ModelFolder, paths: list[Path], backend: str) -> None:
     words = [sys.executable, "-c", _UNCLOSED, tiny_model.path, backend]
     done = subprocess.run(words, cwd=paths[0].parents[1], capture_output=True, text=True, timeout=200, check=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import write_pictures
+from patience import slow_but_for
 
 from alexdeploy.core.model_folder import ModelFolder
 
@@ -73,7 +74,9 @@ _OPTIONS = (
 )
 
 
-@pytest.mark.parametrize("options", _OPTIONS, ids=lambda options: " ".join(options.values()))
+@pytest.mark.parametrize(
+    "options", slow_but_for([*_OPTIONS[:2], *_OPTIONS[3:]], _OPTIONS), ids=lambda options: " ".join(options.values())
+)
 def test_a_fork_neither_uses_nor_closes_what_its_parent_opened(
     tiny_model: ModelFolder, tmp_path: Path, options: dict[str, str]
 ) -> None:
