@@ -74,7 +74,8 @@ def traced_once(folder: Path, trace: Trace) -> Trace:
 def checked_once(check: CheckEngines) -> CheckEngines:
     """`check_engines`, which runs a graph in every backend once; the same graph on the same photographs is known then.
 
-    What raises is not kept, nor is anything shared with a test that changed a part of the check.
+    What raises is not kept, nor is anything shared with a test that changed a part of the check, or that has a cache of
+    its own because it changed an engine.
     """
     known: dict[object, tuple[tuple[BackendCheck, ...], list[str]]] = {}
 
@@ -87,6 +88,7 @@ def checked_once(check: CheckEngines) -> CheckEngines:
         on_warning: Callable[[str], None] = warn,
     ) -> tuple[BackendCheck, ...]:
         parts = (
+            os.environ.get("ALEXDEPLOY_CACHE"),
             engine_check._NUM_VIEWS,
             *(engine_check._run, engine_check.open_graph, engine_check.is_installed, engine_check.backend_version),
         )
