@@ -48,7 +48,9 @@ demo: setup
 		echo "$$ alexdeploy predict images/ --tencrop"; alexdeploy predict images/ --tencrop'
 
 # Two processes; the tests of a file run in one process, so that their fixtures are built once.
-PYTEST = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
+# What Python compiles is kept, also where the environment says otherwise: each of hundreds of processes would compile
+# the package again.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
 test: setup
 	$(PYTEST) -m 'not slow'
 
