@@ -16,7 +16,7 @@ import typer
 from alexdeploy.cli import output, synonyms
 from alexdeploy.cli.command import Command, Group, help_text, summary
 from alexdeploy.cli.rank_output import silence_nonzero_ranks
-from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, first_line
+from alexdeploy.core.errors import AlexDeployError, DeviceMemoryError, UsageError, first_line
 from alexdeploy.core.interrupts import InterruptGuard
 from alexdeploy.core.version import __version__
 
@@ -118,6 +118,8 @@ def _run(guard: InterruptGuard) -> str | int | None:
         words = _debug_first(sys.argv[1:])
         _refuse_foreign(words)
         asked = set(words[: 2 if words[:1] == ["--debug"] else 1]) & _PANELS.keys()
+        if asked:
+            _check_working_folder()
         with _own_errors():
             # Without a known command: for help, completion, and suggestions for misspelt commands.
             command_line(asked or _PANELS)(words, prog_name="alexdeploy")
@@ -145,6 +147,14 @@ def _refuse_foreign(words: list[str]) -> None:
     word = synonyms.foreign_option(words, options_of([name])[name])
     if word is not None:
         raise synonyms.option_error(word, name, options_of(_PANELS))
+
+
+def _check_working_folder() -> None:
+    """Raise UsageError if the folder in which the command was started has been deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as exc:
+        raise UsageError("the working folder has been deleted", hint="Change into a folder that is there.") from exc
 
 
 def options_of(commands: Iterable[str]) -> dict[str, set[str]]:

@@ -445,6 +445,20 @@ def test_a_reader_that_went_away_ends_the_command_quietly(words: tuple[str, ...]
         assert (done.returncode, done.stderr) == (141, "")
 
 
+@posix_only
+def test_a_working_folder_that_was_deleted_is_a_usage_error(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = run("inspect")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: the working folder has been deleted\n")
+    assert run("--version").exit_code == 0
+
+
 def test_an_output_error_leaves_nothing_to_fail_again_at_the_end() -> None:
     code = (
         "import sys; from alexdeploy.cli import app; from alexdeploy.diagnosis import inspect\n"

@@ -27,6 +27,7 @@ from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.inference.batcher import BatcherOptions
 from alexdeploy.placement.memory import host_bytes
 from alexdeploy.placement.options import PredictOptions
+from alexdeploy.serving import retries
 from alexdeploy.serving.errors import BusyError, InvalidRequestError, NotFoundError
 from alexdeploy.serving.events import ModelFailed, ModelLoaded, ModelRefused
 from alexdeploy.serving.models import Repository, ServingOptions, _reason
@@ -332,7 +333,10 @@ def test_a_model_whose_workers_are_lost_for_good_is_opened_again(tiny_model: Mod
     asyncio.run(serving(repository, use))
 
 
-def test_a_lost_model_that_does_not_open_is_tried_again_until_it_does(tiny_model: ModelFolder) -> None:
+def test_a_lost_model_that_does_not_open_is_tried_again_until_it_does(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "_FIRST_SECONDS", 0.1)
     predict = replace(PREDICT, devices="cpu", replicas=2, batch_size=1)
     repository = Repository([tiny_model], replace(OPTIONS, predict=predict))
     graph = tiny_model.onnx_path()
