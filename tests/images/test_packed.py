@@ -271,8 +271,8 @@ def test_labels_that_do_not_fit_the_set_are_refused(folder, content: bytes, mess
 
 
 @pytest.fixture
-def few_files() -> Iterator[None]:
-    """Three more files may be opened by this process, until it asks for more."""
+def few_files(folder) -> Iterator[None]:
+    """The set is made; three more files may be opened by this process, until it asks for more."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     next_free = os.dup(0)
