@@ -62,7 +62,10 @@ class GraphFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """Everything that a card is made of. `parameters` is None for a network of unknown architecture."""
+    """Everything that a card is made of. `parameters` is None for a network of unknown architecture.
+
+    `files` has all but `backends.json`, which is what a machine found: `export` rewrites it.
+    """
 
     name: str
     spec: ModelSpec
@@ -95,6 +98,7 @@ def collect_facts(folder: ModelFolder, whole: WholeModel, measured: Measured | N
         files=tuple(
             HandedFile(name=name, num_bytes=(folder.path / name).stat().st_size, sha256=sha256)
             for name, sha256 in sorted(whole.hashes.items())
+            if name != folder.backends_path.name
         ),
         graphs=_graphs(folder),
         checks=tuple(each for each in read_backend_checks(folder) if each.artifact in hashes),

@@ -23,7 +23,7 @@ from alexdeploy.importing.staging import copy_file, publish, staged_folder
 from alexdeploy.network.weights import load_model_weights
 
 BILL_NAME = "model.cdx.json"
-"""The bill of materials that `card` writes beside a model: it has the hash of every file."""
+"""The bill of materials that `card` writes beside a model: it has the hash of every file but `backends.json`."""
 
 _HEAD_BYTES = 200
 _SUM = ".sha256"
@@ -99,7 +99,8 @@ def check_whole(folder: ModelFolder) -> WholeModel:
         raise ModelError(f"{folder.path} has neither {folder.weights_path.name} nor a graph")
     read_backend_checks(folder)
     absent = dict.fromkeys([*without, *(name for name in billed or () if name not in hashes)])
-    unlisted = () if billed is None else tuple(name for name in hashes if name not in billed)
+    listed = None if billed is None else {*billed, folder.backends_path.name}
+    unlisted = () if listed is None else tuple(name for name in hashes if name not in listed)
     return WholeModel(spec=spec, hashes=hashes, absent=tuple(absent), unlisted=unlisted)
 
 
@@ -168,7 +169,10 @@ def _checked_graphs(folder: ModelFolder, spec: ModelSpec) -> Iterator[Path]:
 
 
 def _billed(folder: ModelFolder) -> dict[str, str] | None:
-    """The SHA-256 of each file in the bill of materials; None if there is none."""
+    """The SHA-256 of each file in the bill of materials; None if there is none.
+
+    Not of `backends.json`, which bills of earlier versions list: it is what a machine found, and `export` rewrites it.
+    """
     path = folder.path / BILL_NAME
     try:
         bill = decode_json(read_regular(path, MAX_TEXT_BYTES), _Bill)
@@ -179,4 +183,10 @@ def _billed(folder: ModelFolder) -> dict[str, str] | None:
     except msgspec.DecodeError as exc:
         raise ModelError(f"{path} is damaged: {exc}") from exc
     files = bill.metadata.component.components
-    return {each.name: one.content for each in files for one in each.hashes if one.alg == "SHA-256"}
+    return {
+        each.name: one.content
+        for each in files
+        if each.name != folder.backends_path.name
+        for one in each.hashes
+        if one.alg == "SHA-256"
+    }

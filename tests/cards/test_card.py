@@ -25,6 +25,7 @@ from scipy.stats import binomtest
 from alexdeploy import (
     CardOptions,
     EvaluateOptions,
+    ImportOptions,
     ModelFolder,
     PredictOptions,
     ensemble,
@@ -260,10 +261,13 @@ def test_hashes_are_those_of_the_files(tiny: ModelFolder) -> None:
     rows = tables(card_of(folder)[1])[-1][1:]
     bill = json.loads((folder / BILL_NAME).read_text())["metadata"]["component"]["components"]
     expected = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tiny.path.iterdir()}
+    # What a machine found, not what the model is made of.
+    del expected["backends.json"]
     assert {name: sha256 for name, _, sha256 in rows} == expected
     assert {each["name"]: each["hashes"][0]["content"] for each in bill} == expected
-    assert {path.name for path in folder.iterdir()} == {*expected, "README.md", ".gitattributes", BILL_NAME}
-    assert all((folder / name).read_bytes() == (tiny.path / name).read_bytes() for name in expected)
+    copied = {*expected, "backends.json"}
+    assert {path.name for path in folder.iterdir()} == {*copied, "README.md", ".gitattributes", BILL_NAME}
+    assert all((folder / name).read_bytes() == (tiny.path / name).read_bytes() for name in copied)
 
 
 def test_the_program_on_the_card_runs_without_alexdeploy(tiny: ModelFolder) -> None:
@@ -402,12 +406,32 @@ def test_a_card_is_imported_again_and_a_damaged_one_refused(tiny: ModelFolder) -
     import_model(folder, on_warning=told.append)
     assert told[0].endswith("not there: model.fp16.onnx, model.fp16.onnx.sha256")
     assert told[1:] == [f"not copied: README.md of {folder}"]
-    # No other record has the hash of this file.
-    (folder / "backends.json").write_text("[]")
+    # No other record has the hash of this text.
+    spec = (folder / "spec.json").read_text()
+    (folder / "spec.json").write_text(spec + "\n")
     shutil.rmtree(back.path)
-    with pytest.raises(StaleArtifactError, match=rf"backends\.json .*, recorded .* in {BILL_NAME}"):
+    with pytest.raises(StaleArtifactError, match=rf"spec\.json .*, recorded .* in {BILL_NAME}"):
         import_model(folder)
     assert not back.path.exists()
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_a_card_folder_whose_backends_were_checked_again_is_imported(tiny: ModelFolder, is_listed: bool) -> None:
+    folder = write_card(tiny).path
+    bill = json.loads((folder / BILL_NAME).read_text())
+    files = bill["metadata"]["component"]["components"]
+    assert "backends.json" not in {each["name"] for each in files}
+    if is_listed:
+        # As bills of 0.1 do.
+        digest = hashlib.sha256((folder / "backends.json").read_bytes()).hexdigest()
+        files.append({"name": "backends.json", "hashes": [{"alg": "SHA-256", "content": digest}]})
+        (folder / BILL_NAME).write_text(json.dumps(bill))
+    # As any export writes it, on another machine.
+    (folder / "backends.json").write_text("[]")
+    told: list[str] = []
+    back = import_model(folder, ImportOptions(name="got"), on_warning=told.append)
+    assert (back.path / "backends.json").read_text() == "[]"
+    assert told == [f"not copied: README.md of {folder}"]
 
 
 def test_a_folder_that_is_there_is_replaced_only_if_asked(tiny: ModelFolder) -> None:

@@ -84,7 +84,7 @@ def _write(name: str, content: bytes) -> Callable[[Path], None]:
 
 
 def _bill(folder: Path) -> None:
-    files = [{"name": "backends.json", "hashes": [{"alg": "SHA-256", "content": "0" * 64}]}]
+    files = [{"name": "spec.json", "hashes": [{"alg": "SHA-256", "content": "0" * 64}]}]
     (folder / BILL_NAME).write_text(json.dumps({"metadata": {"component": {"components": files}}}))
 
 
