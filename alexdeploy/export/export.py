@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.arguments import check_argument, check_fields
 from alexdeploy.core.backend_checks import BackendCheck, record_backend_checks
-from alexdeploy.core.errors import StaleArtifactError, UsageError
+from alexdeploy.core.errors import ModelError, StaleArtifactError, UsageError
 from alexdeploy.core.events import Notice, Status, warn_of_notices
 from alexdeploy.core.model_folder import ModelFolder, own_model
 from alexdeploy.core.spec import ModelSpec, Precision
@@ -28,7 +29,7 @@ from alexdeploy.export.publish import Network, check_complete, publish, read_net
 from alexdeploy.export.quantize.int8 import quantizable_layers
 from alexdeploy.export.quantize.quantize import Budget, Quantization, check_kept_layers
 from alexdeploy.graphs.edit import WeightBits
-from alexdeploy.graphs.freshness import ensemble_command, export_command, load_graph
+from alexdeploy.graphs.freshness import ensemble_command, export_command, load_graph, load_metadata
 from alexdeploy.graphs.ranges import read_ranges, write_ranges
 
 
@@ -38,7 +39,8 @@ class Exported:
 
     `parity` compares layers or outputs with FP32's. `half_layers` is the FP16 plan, `quantization` the outcome of the
     INT8 search. `backends` are the installed backends, and whether each gives the graph's answers. `num_views` is that
-    of a deployment graph; None for a network.
+    of a deployment graph; None for a network. `warnings`, of `model.onnx`: which other graphs cannot be used now,
+    each with the command that renews it.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Exported:
     quantization: Quantization | None = None
     backends: tuple[BackendCheck, ...] = ()
     num_views: NumViews | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +132,9 @@ def export_model(
     contents = {each.path: each.content for each in checked if each.content is not None}
     contents |= {each.path: each.content for each in deployed if each.content is not None}
     publish(folder, network, contents, write_first)
+    warnings = _unusable(folder, spec)
+    for message in warnings:
+        warn(message)
     networks = tuple(
         Exported(
             path=each.path,
@@ -139,6 +145,7 @@ def export_model(
             half_layers=each.half_layers,
             quantization=each.quantization,
             backends=backends[each.precision],
+            warnings=warnings if each.precision == "fp32" else (),
         )
         for each in checked
     )
@@ -172,6 +179,18 @@ def _checked(
     ranges = None if int8 is None else int8.ranges
     fp16 = checked_fp16(fp32, folder, spec, images.inputs, ranges, on_event) if options.fp16 else None
     return [each for each in (fp32, fp16, int8) if each is not None], images.photographs
+
+
+def _unusable(folder: ModelFolder, spec: ModelSpec) -> tuple[str, ...]:
+    """What is wrong with each graph of the folder, as of those that were made from an earlier `model.onnx`."""
+    found = []
+    for precision in get_args(Precision):
+        if folder.onnx_path(precision).is_file():
+            try:
+                load_metadata(folder, precision, spec)
+            except ModelError as exc:
+                found.append("\n".join(filter(None, (exc.message, exc.hint))))
+    return tuple(found)
 
 
 def _precisions(options: ExportOptions) -> tuple[Precision, ...]:

@@ -155,7 +155,11 @@ def _refuse_placeholder(path: Path) -> None:
 
 
 def _checked_graphs(folder: ModelFolder, spec: ModelSpec) -> Iterator[Path]:
-    """Each graph that is there, after checking that it is what its name says and belongs to the others."""
+    """Each graph that is there, after checking that it is what its name says and belongs to the others.
+
+    Raises StaleArtifactError that names all that do not belong to the others.
+    """
+    stale: list[StaleArtifactError] = []
     for precision, num_views in product(get_args(Precision), (None, *VIEW_WORDS)):
         path = folder.onnx_path(precision, num_views)
         if not path.is_file():
@@ -164,8 +168,14 @@ def _checked_graphs(folder: ModelFolder, spec: ModelSpec) -> Iterator[Path]:
         if graph.num_views != num_views:
             found = "no views" if graph.num_views is None else f"{graph.num_views} views"
             raise StaleArtifactError(f"{path} has the graph of another file: {found} are recorded in it")
-        check_fresh(graph, folder, precision, spec)
+        try:
+            check_fresh(graph, folder, precision, spec)
+        except StaleArtifactError as exc:
+            stale.append(exc)
         yield path
+    if stale:
+        hints = dict.fromkeys(each.hint for each in stale if each.hint)
+        raise StaleArtifactError("\n".join(dict.fromkeys(each.message for each in stale)), hint="\n".join(hints))
 
 
 def _billed(folder: ModelFolder) -> dict[str, str] | None:

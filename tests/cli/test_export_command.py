@@ -12,12 +12,15 @@ from helpers import change_weights, replace_graph
 from program import Run
 
 from alexdeploy.cli.export_progress import watch
+from alexdeploy.core.errors import StaleArtifactError
 from alexdeploy.core.files import sha256_file
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.export import build, export
 from alexdeploy.export.checked import kept_fp32
 from alexdeploy.export.publish import read_network
 from alexdeploy.graphs.freshness import load_metadata
+from alexdeploy.graphs.metadata import INT8_WEIGHTS_KEY, PRECISION_KEY, SOURCE_KEY
+from alexdeploy.importing.whole_folder import check_whole
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "placement"))
 from imagined import machine
@@ -62,6 +65,36 @@ def test_a_graph_that_is_up_to_date_is_kept_and_overwrite_gives_the_same_bytes(
     assert item["written"]
     assert tiny_model.onnx_path().stat().st_ino != inode
     assert tiny_model.onnx_path().read_bytes() == before
+
+
+def test_graphs_made_from_the_model_onnx_that_was_replaced_are_named_with_what_renews_them(
+    run: Run, tiny_model: ModelFolder
+) -> None:
+    assert run("tiny", "--overwrite", "--json").stderr.count("warning:") == 0
+    # FP16 and INT8 of the graph that another PyTorch wrote.
+    _other_exporter(tiny_model)
+    earlier = sha256_file(tiny_model.onnx_path())
+    for precision in ("fp16", "int8"):
+        model = onnx.load(tiny_model.onnx_path("fp16"))
+        for each in model.metadata_props:
+            each.value = {PRECISION_KEY: precision, SOURCE_KEY: earlier}.get(each.key, each.value)
+        if precision == "int8":
+            model.metadata_props.add(key=INT8_WEIGHTS_KEY, value="7")
+        replace_graph(tiny_model, precision, model)
+    result = run("tiny", "--json")
+    assert result.exit_code == 0
+    (item,) = json.loads(result.stdout)
+    now = sha256_file(tiny_model.onnx_path())
+    assert item["warnings"] == [
+        f"models/tiny/model.{precision}.onnx was made from model.onnx {earlier[:12]}, which is now {now[:12]}\n"
+        f"Renew it: alexdeploy export models/tiny {options}"
+        for precision, options in (("fp16", "--fp16"), ("int8", "--int8 --int8-weights 7"))
+    ]
+    assert all(f"warning: {warning}\n" in result.stderr for warning in item["warnings"])
+    with pytest.raises(StaleArtifactError) as raised:
+        check_whole(ModelFolder(Path("models/tiny")))
+    told = [warning.split("\n") for warning in item["warnings"]]
+    assert [raised.value.message, raised.value.hint] == ["\n".join(lines) for lines in zip(*told, strict=True)]
 
 
 @pytest.mark.parametrize("build", ["", "+cpu", "+cu128"])
