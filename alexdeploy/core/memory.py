@@ -10,10 +10,10 @@ from pathlib import Path
 
 from alexdeploy.core.cgroups import PROC, ControlGroup, group_limits
 
-# Files of a control group, by version: limit and usage in bytes, and the entry of memory.stat for cached files.
+# Files of a control group, by version: limit and usage in bytes; and what entries of memory.stat begin with.
 _NAMES = {
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    2: ("memory.max", "memory.current", ""),
 }
 
 
@@ -51,8 +51,9 @@ def give_back_memory() -> None:
 
 def _left_and_limit(group: ControlGroup) -> tuple[int, int]:
     """Raises ValueError for "max", the value of a group without a limit."""
-    limit_name, usage_name, cached_name = _NAMES[group.version]
+    limit_name, usage_name, prefix = _NAMES[group.version]
     limit, usage = int(group.read(limit_name)), int(group.read(usage_name))
     stat = dict(line.split() for line in group.read("memory.stat").splitlines())
-    # Cached file pages count as used, but are reclaimed on demand.
-    return max(0, limit - (usage - int(stat.get(cached_name, 0)))), limit
+    # Cached file pages count as used, but are reclaimed on demand, those that were read twice as well.
+    cached = sum(int(stat.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
+    return min(limit, max(0, limit - usage + cached)), limit

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from alexdeploy.core.errors import AlexDeployError, DeviceError, DeviceMemoryError, StaleArtifactError
 from alexdeploy.core.forks import OpenedHere
+from alexdeploy.core.memory import host_memory
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision, graph_precision
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 _DERIVATION = 6
 """Version of the graph derived for this engine. Increment it when the derived graph changes."""
+
+_COMPILING_COPIES = 4
+"""Memory while a model is compiled, as a multiple of its float32 weights, all of them at once: measured 4.1."""
 
 _VIEWS_AT_ONCE = 40
 """Views computed together. More is no faster, and the tensors between layers no longer fit into the CPU's cache."""
@@ -56,7 +60,8 @@ def open_engine(folder: ModelFolder, options: EngineOptions) -> OpenVINOEngine:
             raise StaleArtifactError(f"{folder.onnx_path(precision)} changed while it was opened", hint="Run it again.")
         return graph.model
 
-    return _engine(facts, read, spec, folder.mean_image(spec), options, can_reload=True)
+    num_bytes = folder.onnx_path(precision).stat().st_size
+    return _engine(facts, read, spec, folder.mean_image(spec), options, num_bytes)
 
 
 def open_graph(
@@ -64,7 +69,7 @@ def open_graph(
 ) -> OpenVINOEngine:
     """An engine for a graph that need not be on disk."""
     # A graph in memory may be large, and whoever passes it has full batches.
-    return _engine(graph, lambda: graph.model, spec, mean_image, options, can_reload=False)
+    return _engine(graph, lambda: graph.model, spec, mean_image, options, None)
 
 
 def _engine(
@@ -73,9 +78,9 @@ def _engine(
     spec: ModelSpec,
     mean_image: NDArray[np.float32] | None,
     options: EngineOptions,
-    *,
-    can_reload: bool,
+    num_bytes: int | None,
 ) -> OpenVINOEngine:
+    # `num_bytes` is the size of the graph's file, None where it is in memory.
     num_threads = options.num_threads or available_processors()
     info = EngineInfo(
         backend="openvino",
@@ -92,6 +97,8 @@ def _engine(
     )
 
     def load() -> bytes:
+        if num_bytes is not None:
+            _check_memory_to_compile(num_bytes, options.precision)
         network = read()
         cut = None if options.layer is None else _cut(network, spec, options.layer)
         model = local_graph(network, spec, options.precision, options.num_views, mean_image, cut)
@@ -100,7 +107,19 @@ def _engine(
         content: bytes = model.SerializeToString()
         return content
 
-    return OpenVINOEngine(load, info, facts.metadata, num_threads, may_be_bfloat16(facts, spec), can_reload)
+    return OpenVINOEngine(load, info, facts.metadata, num_threads, may_be_bfloat16(facts, spec), num_bytes is not None)
+
+
+def _check_memory_to_compile(num_bytes: int, precision: Precision) -> None:
+    """Raise DeviceMemoryError if a graph of `num_bytes` cannot be compiled in the memory that is free."""
+    needed = _COMPILING_COPIES * num_bytes * (2 if precision == "fp16" else 1)
+    free, _ = host_memory()
+    if free is not None and needed > free:
+        raise DeviceMemoryError(
+            f"OpenVINO needs about {needed / 1e6:,.0f} MB of memory to compile it, {free / 1e6:,.0f} MB are free",
+            hint=("" if precision == "int8" else "Use --precision int8. ")
+            + "Opened once where more is free, it is in the cache of compiled models.",
+        )
 
 
 def _feature_shape(spec: ModelSpec, layer: str | None, read: Callable[[], ModelProto]) -> tuple[int, ...]:

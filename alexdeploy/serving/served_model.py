@@ -147,7 +147,7 @@ def check_memory(name: str, folder: ModelFolder, num_bytes: int, held_bytes: int
         smaller = smaller_options(folder, options.predict, free, low_latency=True)
         raise DeviceMemoryError(
             f"{name} needs about {num_bytes / 1e6:,.0f} MB of memory, {max(free, 0) / 1e6:,.0f} MB are {what}",
-            hint=f"Serve fewer models, or use {smaller or 'fewer --threads'}.",
+            hint="Serve fewer models, " + (f"or use {smaller}." if smaller else "or give the container more memory."),
         )
 
 

@@ -26,6 +26,7 @@ def test_memory_is_what_linux_says_is_available(tmp_path: Path) -> None:
     [
         # 500,000 may be used, 300,000 are, 100,000 of those are cached files.
         ({"memory.max": 500_000, "memory.current": 300_000, "memory.stat": "inactive_file 100000"}, (300_000, 500_000)),
+        ({"memory.max": 500_000, "memory.current": 300_000, "memory.stat": "active_file 50000"}, (250_000, 500_000)),
         ({"memory.max": 500_000, "memory.current": 600_000, "memory.stat": "inactive_file 0"}, (0, 500_000)),
         ({"memory.max": "max", "memory.current": 1, "memory.stat": "inactive_file 0"}, (819_200, 1_024_000)),
         ({"memory.max": 10**18, "memory.current": 1, "memory.stat": ""}, (819_200, 1_024_000)),

@@ -17,6 +17,8 @@ from alexdeploy.core.cgroups import control_groups
 from alexdeploy.core.errors import DeviceMemoryError
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import IMAGE_SIZE
+from alexdeploy.engines import openvino
+from alexdeploy.engines.base import EngineOptions, open_engine
 from alexdeploy.placement import memory
 from alexdeploy.placement.memory import check_free_memory, host_bytes, view_bytes
 from alexdeploy.placement.options import PredictOptions
@@ -62,7 +64,7 @@ def test_weights_replicas_views_and_batches_add_up(tiny_model: ModelFolder) -> N
     tiny_model.onnx_path().write_bytes(content + bytes(10_000_000))
     opening, using = host_bytes(tiny_model, one), host_bytes(tiny_model, replace(ten, batch_size=50))
     tiny_model.onnx_path().write_bytes(content + bytes(10_001_000))
-    assert host_bytes(tiny_model, one) - opening == 3_000
+    assert host_bytes(tiny_model, one) - opening == 4_500
     assert host_bytes(tiny_model, replace(ten, batch_size=50)) - using == 2_000
     # There is no INT8 file: the same weights, of which ONNX Runtime makes float32.
     int8 = replace(ten, batch_size=50, precision="int8")
@@ -85,11 +87,14 @@ def test_a_server_with_openvino_opens_a_model_for_one_image_beside_the_first(
 def test_a_model_that_does_not_fit_is_refused_with_the_options_that_make_it_fit(
     tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def least(options: PredictOptions) -> int:
+        return host_bytes(tiny_model, options, is_compiled=True)
+
     options = PredictOptions(num_views=10, batch_size=64)
     for free, found in (
-        (host_bytes(tiny_model, options), None),
-        (host_bytes(tiny_model, replace(options, num_views=1)), r"Use --batch-size 1 or --views 1\."),
-        (host_bytes(tiny_model, replace(options, batch_size=1)), r"Use --batch-size 1\."),
+        (least(options), None),
+        (least(replace(options, num_views=1)), r"Use --batch-size 1 or --views 1\."),
+        (least(replace(options, batch_size=1)), r"Use --batch-size 1\."),
         (1_000_000, "Stop other programs, or give the container more memory"),
     ):
         monkeypatch.setattr(memory, "host_memory", lambda free=free: (free, None))
@@ -100,6 +105,47 @@ def test_a_model_that_does_not_fit_is_refused_with_the_options_that_make_it_fit(
             check_free_memory(tiny_model, options)
         assert caught.value.hint is not None
         assert re.match(found, caught.value.hint)
+
+
+def test_what_is_suggested_runs_in_the_backend(quantized_here: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = quantized_here.onnx_path().stat().st_size
+    for backend, found in (("torch", "Stop other programs"), ("onnxruntime", "Use --precision int8")):
+        options = PredictOptions(backend=backend, batch_size=1)  # type: ignore[arg-type]
+        monkeypatch.setattr(memory, "host_memory", lambda o=options: (host_bytes(quantized_here, o) - weights, None))
+        with pytest.raises(DeviceMemoryError) as caught:
+            check_free_memory(quantized_here, options)
+        assert caught.value.hint is not None
+        assert caught.value.hint.startswith(found)
+
+
+@pytest.fixture
+def quantized_here(tiny_model: ModelFolder) -> ModelFolder:
+    """Large weights, and an INT8 graph of a quarter of them: only sizes count here."""
+    tiny_model.onnx_path().write_bytes(bytes(40_000_000))
+    tiny_model.onnx_path("int8").write_bytes(bytes(10_000_000))
+    return tiny_model
+
+
+def test_a_model_is_compiled_only_where_there_is_memory_for_it_and_runs_from_the_cache_where_there_is_not(
+    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "nothing is compiled yet"))
+    size = tiny_model.onnx_path().stat().st_size
+    engine = EngineOptions(num_views=1, batch_size=2)
+    monkeypatch.setattr(openvino, "host_memory", lambda: (4 * size - 1, None))
+    with (
+        pytest.raises(DeviceMemoryError, match=r"OpenVINO needs about .* to compile it") as caught,
+        open_engine(tiny_model, "openvino", engine),
+    ):
+        pass
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("Use --precision int8. Opened once where more is free")
+    monkeypatch.setattr(openvino, "host_memory", lambda: (4 * size, None))
+    with open_engine(tiny_model, "openvino", engine):
+        pass
+    monkeypatch.setattr(openvino, "host_memory", lambda: (0, None))
+    with open_engine(tiny_model, "openvino", engine):
+        pass
 
 
 @pytest.fixture
@@ -129,7 +175,7 @@ def test_under_a_real_limit_what_fits_runs_and_what_does_not_is_refused(
 ) -> None:
     monkeypatch.setenv("ALEXDEPLOY_CACHE", str(tmp_path / "nothing is compiled yet"))
     write_pictures(tmp_path / "pictures", 3)
-    needed = host_bytes(tiny_model, PredictOptions(num_views=10))
+    needed = host_bytes(tiny_model, PredictOptions(num_views=10), is_compiled=True)
     # Beside the model there are Python and the images on their way.
     limits = {needed + 80_000_000: 0, needed: 5}
 
