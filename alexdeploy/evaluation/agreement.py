@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexdeploy.core.errors import ParityError
-from alexdeploy.core.metrics import top_k
+from alexdeploy.core.metrics import top_k, wilson_interval
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.spec import Precision
 from alexdeploy.evaluation.answers import ImageRow
@@ -28,6 +28,9 @@ JUMP = 3.0
 """A layer's error jumps if it exceeds the largest error before it by this factor: rounding alone grows more slowly."""
 
 _NUM_TOP = 5
+
+_MANY_IMAGES = 2000
+"""Images that a hint asks for at most: they are held decoded, 0.2 MB each."""
 
 Reference = Literal["torch", "onnxruntime"]
 REFERENCE_NAMES: dict[Reference, str] = {"torch": "PyTorch", "onnxruntime": "model.onnx in ONNX Runtime"}
@@ -269,12 +272,15 @@ def _hints(found: Verification) -> Iterator[str]:
     """How to fix the failures: export again where the network itself differs, else use another backend."""
     failed = [report for report in found.reports if report.failure]
     differing = {report.precision for report in found.networks if report.failure or report.agreement.num_flips}
-    options = {"fp32": "", "fp16": " --fp16", "int8": " --int8 --max-drop 0.5"}
+    options = {"fp32": "", "fp16": " --fp16"}
     precisions = {report.precision for report in failed}
     ensemble = ensemble_command(ModelFolder(Path(found.model)))
     for precision in sorted(precisions & differing):
         named = shlex.quote(found.model) if ensemble is None else "MEMBER"
-        yield f"Make {precision} again: alexdeploy export {named}{options[precision]}"
+        if precision == "int8":
+            yield from _int8_hints(found, named)
+        else:
+            yield f"Make {precision} again: alexdeploy export {named}{options[precision]}"
     if precisions & differing and ensemble is not None:
         yield f"After its members, make the ensemble again: {ensemble}"
     if precisions - differing:
@@ -282,3 +288,23 @@ def _hints(found: Verification) -> Iterator[str]:
     fewest = min((report.agreement.num_rows for report in failed), default=1)
     if failed and 0 < found.max_flips < 100 / fewest:
         yield f"One answer of {fewest} is more than {found.max_flips:g} %: --num-images takes more of them."
+
+
+def _int8_hints(found: Verification, named: str) -> Iterator[str]:
+    """What changes the verdict on an INT8 graph that was within its budget on the images that it was exported with.
+
+    The same export would write the same file: `verify` ran the graph, so that it belongs to the weights and the ranges.
+    """
+    failed = [each.agreement for each in found.reports if each.failure and each.precision == "int8"]
+    fewest = min(failed, key=lambda each: each.num_rows)
+    if fewest.num_flips and found.num_images < found.num_found:
+        interval = wilson_interval(fewest.num_flips, fewest.num_rows)
+        low, high = 100 * interval.low, 100 * interval.high
+        yield (
+            f"{fewest.num_flips} of {fewest.num_rows} may be {low:.2g} to {high:.2g} % of all (95 % interval): "
+            f"count on more: --num-images {min(found.num_found, _MANY_IMAGES)}"
+        )
+    yield f"Make int8 from more images, or others: alexdeploy export {named} --int8 --calibrate IMAGES"
+    yield f"Or with the worst layers in FP32 (verify --layers): alexdeploy export {named} --int8 --keep LAYERS"
+    if not any(each.num_non_finite for each in failed):
+        yield "Or allow more where the margins are small: --max-flips PERCENT"

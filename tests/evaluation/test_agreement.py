@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from alexdeploy.core.errors import ParityError
 from alexdeploy.evaluation.agreement import (
@@ -13,6 +14,7 @@ from alexdeploy.evaluation.agreement import (
     EngineReport,
     ErrorSums,
     LayerError,
+    NetworkReport,
     Verification,
     compare,
     failure,
@@ -156,6 +158,45 @@ def test_what_failed_is_named_with_where_it_ran_and_where_its_error_jumps() -> N
         found.check()
     assert caught.value.message == "\n".join(found.failures)
     verification(50.0, passed).check()
+
+
+@pytest.mark.parametrize("num_found", [64, 300, 100_000])
+def test_what_mends_int8_is_never_the_export_that_writes_the_same_file(num_found: int) -> None:
+    differing = dataclasses.replace(
+        FAILED, artifact="model.int8.onnx", precision="int8", agreement=flips(2, 64), failure="2 of 64 answers differ"
+    )
+    graph = NetworkReport(
+        artifact=differing.artifact,
+        precision="int8",
+        sha256=differing.sha256,
+        agreement=differing.agreement,
+        layers=(),
+        jump=None,
+        failure=differing.failure,
+    )
+    found = dataclasses.replace(
+        verification(1.6, differing), networks=(graph,), num_images=64, num_found=num_found, model="models/flowers"
+    )
+    with pytest.raises(ParityError) as caught:
+        found.check()
+    told = caught.value.text.splitlines()[2:]
+    interval = binomtest(2, 64).proportion_ci(method="wilson")
+    # Of 64 there are no more.
+    more = (
+        []
+        if num_found == 64
+        else [
+            f"2 of 64 may be {100 * interval.low:.2g} to {100 * interval.high:.2g} % of all (95 % interval): "
+            f"count on more: --num-images {min(num_found, 2000)}"
+        ]
+    )
+    assert told == [
+        *more,
+        "Make int8 from more images, or others: alexdeploy export models/flowers --int8 --calibrate IMAGES",
+        "Or with the worst layers in FP32 (verify --layers): alexdeploy export models/flowers --int8 --keep LAYERS",
+        "Or allow more where the margins are small: --max-flips PERCENT",
+    ]
+    assert 'export_model("models/flowers", ExportOptions(int8=True, calibrate=IMAGES))' in str(caught.value)
 
 
 @pytest.mark.parametrize(("limit", "is_too_strict"), [(0, False), (1, True), (12.4, True), (12.5, False)])
