@@ -32,7 +32,8 @@ def doctor(
         typer.Option(
             "--sbom",
             metavar="FILE",
-            help="Write the bill of materials of this installation, every package with its version, as CycloneDX.",
+            help="Write the bill of materials of this installation, every package with its version, as CycloneDX, "
+            "for example to installation.cdx.json.",
         ),
     ] = None,
     overwrite: OverwriteOption = False,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from alexdeploy.core.backend_checks import backend_checks_json
-from alexdeploy.core.errors import AlexDeployError, ModelError, warn
+from alexdeploy.core.errors import AlexDeployError, ModelError, default_hint, warn
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.packages import package_version
 from alexdeploy.core.spec import ModelSpec, Preprocessing
@@ -67,7 +67,8 @@ def import_onnx(
     if not options.overwrite:
         folder.check_unused()
     known = recognise(path, read_foreign(path), on_warning)
-    original = graph_files.read_graph(path)
+    with default_hint("Download, copy or export the file again."):
+        original = graph_files.read_graph(path)
     model, image = one_input(original.model, path)
     steps = dataclasses.replace(options.preprocessing, crop=image.size)
     mean = None if options.mean_image is None else mean_file(options.mean_image, steps.scale)

@@ -115,7 +115,7 @@ class Repository:
         if version not in ("", VERSION):
             raise NotFoundError(f"Request for unknown model: '{name}' version {version} is not found")
         if entry.model is None or entry.model.failure is not None:
-            raise BusyError(f"Request for model '{name}' that is not ready: it is being loaded")
+            raise BusyError(f"model '{name}' is not ready: it is being loaded")
         return entry.model
 
     @contextmanager
