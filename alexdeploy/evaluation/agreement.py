@@ -300,10 +300,11 @@ def _int8_hints(found: Verification, named: str) -> Iterator[str]:
     if fewest.num_flips and found.num_images < found.num_found:
         interval = wilson_interval(fewest.num_flips, fewest.num_rows)
         low, high = 100 * interval.low, 100 * interval.high
-        yield (
-            f"{fewest.num_flips} of {fewest.num_rows} may be {low:.2g} to {high:.2g} % of all (95 % interval): "
-            f"count on more: --num-images {min(found.num_found, _MANY_IMAGES)}"
-        )
+        if low <= found.max_flips:
+            yield (
+                f"{fewest.num_flips} of {fewest.num_rows} may be {low:.2g} to {high:.2g} % of all (95 % interval): "
+                f"count on more: --num-images {min(found.num_found, _MANY_IMAGES)}"
+            )
     yield f"Make int8 from more images, or others: alexdeploy export {named} --int8 --calibrate IMAGES"
     yield f"Or with the worst layers in FP32 (verify --layers): alexdeploy export {named} --int8 --keep LAYERS"
     if not any(each.num_non_finite for each in failed):
