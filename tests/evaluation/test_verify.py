@@ -348,7 +348,7 @@ def test_an_int8_graph_with_a_wrong_scale_fails_with_the_command_that_makes_anot
     assert len(found.failures) == 3
     with pytest.raises(ParityError) as caught:
         found.check()
-    assert "alexdeploy export models/tiny --int8 --max-drop" in str(caught.value.hint)
+    assert "alexdeploy export models/tiny --int8 --calibrate IMAGES" in str(caught.value.hint)
 
 
 def test_bfloat16_is_compared_only_when_it_is_asked_for(tiny_model: ModelFolder, pictures: Path) -> None:
