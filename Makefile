@@ -11,7 +11,7 @@ MUTATE ?=
 DOCKER ?= docker
 TARGET ?= cpu
 IMAGE_OPTIONS ?=
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 
 .PHONY: help setup demo site pages test test-all coverage mutate test-gpu gpu-models check lint docs constraints bench image clean
 
@@ -47,7 +47,8 @@ demo: setup
 		echo "$$ alexdeploy export --fp16"; alexdeploy export --fp16; \
 		echo "$$ alexdeploy predict images/ --tencrop"; alexdeploy predict images/ --tencrop'
 
-# Two processes; the tests of a file run in one process, so that their fixtures are built once.
+# Three processes, of which two compute and one waits for what it started; the tests of a file run in one, so that their
+# fixtures are built once.
 # What Python compiles is kept, also where the environment says otherwise: each of hundreds of processes would compile
 # the package again.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
