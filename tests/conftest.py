@@ -174,13 +174,16 @@ def _quantized(_exported: ModelFolder, tmp_path_factory: pytest.TempPathFactory)
     return made_once(shared_folder(tmp_path_factory, "models") / "quantized", make)
 
 
+def _at_work(made: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
+    shutil.copytree(made, root)
+    monkeypatch.chdir(root)
+    return ModelFolder(Path("models/tiny"))
+
+
 @pytest.fixture
 def int8_model(_quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
     """The same with INT8, in a working folder of the test's own: models/tiny, calibration/, and 40 pictures/."""
-    root = tmp_path / "work"
-    shutil.copytree(_quantized, root)
-    monkeypatch.chdir(root)
-    return ModelFolder(Path("models/tiny"))
+    return _at_work(_quantized, tmp_path / "work", monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -198,10 +201,7 @@ def _narrow(_quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def narrow_model(_narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
     """`int8_model` with weights of 7 bits: with 8, OpenVINO's sums saturate on processors without VNNI."""
-    root = tmp_path / "work"
-    shutil.copytree(_narrow, root)
-    monkeypatch.chdir(root)
-    return ModelFolder(Path("models/tiny"))
+    return _at_work(_narrow, tmp_path / "work", monkeypatch)
 
 
 @pytest.fixture

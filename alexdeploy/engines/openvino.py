@@ -18,7 +18,14 @@ from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision, graph_precision
 from alexdeploy.core.version import __version__
-from alexdeploy.engines.base import EngineInfo, EngineOptions, Predictions, check_images, join_predictions
+from alexdeploy.engines.base import (
+    EngineInfo,
+    EngineOptions,
+    Predictions,
+    check_images,
+    compiling_bytes,
+    join_predictions,
+)
 from alexdeploy.engines.openvino_library import cpu_capabilities, has_exact_int8, ov, shared_core
 from alexdeploy.engines.openvino_models import CompiledModel, SingleImages, compiled_model, infer
 from alexdeploy.graphs.freshness import load_metadata
@@ -34,9 +41,6 @@ if TYPE_CHECKING:
 
 _DERIVATION = 6
 """Version of the graph derived for this engine. Increment it when the derived graph changes."""
-
-_COMPILING_COPIES = 4
-"""Memory while a model is compiled, as a multiple of its float32 weights, all of them at once: measured 4.1."""
 
 _VIEWS_AT_ONCE = 40
 """Views computed together. More is no faster, and the tensors between layers no longer fit into the CPU's cache."""
@@ -112,7 +116,7 @@ def _engine(
 
 def _check_memory_to_compile(num_bytes: int, precision: Precision) -> None:
     """Raise DeviceMemoryError if a graph of `num_bytes` cannot be compiled in the memory that is free."""
-    needed = _COMPILING_COPIES * num_bytes * (2 if precision == "fp16" else 1)
+    needed = compiling_bytes(num_bytes, precision)
     free, _ = host_memory()
     if free is not None and needed > free:
         raise DeviceMemoryError(

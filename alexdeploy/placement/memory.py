@@ -10,7 +10,7 @@ from alexdeploy.core.memory import host_memory, is_in_memory
 from alexdeploy.core.model_folder import ModelFolder
 from alexdeploy.core.processors import available_processors
 from alexdeploy.core.spec import IMAGE_SIZE, ModelSpec, Precision
-from alexdeploy.engines.base import Backend, can_run, is_installed
+from alexdeploy.engines.base import Backend, can_run, compiling_bytes, is_installed
 from alexdeploy.network.layers import plan_layers
 from alexdeploy.placement.options import BATCH_SIZE, PredictOptions
 
@@ -20,10 +20,10 @@ _VIEW_BYTES = 8_000_000
 _HOST_BYTES = 160_000_000
 """What an engine takes whatever the model is, most of it its library. Measured: up to 140 MB in OpenVINO 2026.4."""
 
-_OPENING_COPIES = {"openvino": 4.0, "onnxruntime": 4.5, "torch": 2.5}
+_OPENING_COPIES = {"onnxruntime": 4.5, "torch": 2.5}
 _OPEN_COPIES = 2
 """Memory while a model is opened and afterwards, as a multiple of its weights. Measured with 244 MB of weights, from
-another process: 4.1 while OpenVINO compiles, 4.4 in ONNX Runtime, 2.3 in PyTorch; 2.1 and 2.2 afterwards."""
+another process: 4.4 in ONNX Runtime, 2.3 in PyTorch; 2.1 to 2.2 afterwards. OpenVINO: `compiling_bytes`."""
 
 _COMPILED_COPIES = 1
 """The same where the compiled model is in OpenVINO's cache: measured 0.7."""
@@ -80,9 +80,12 @@ def host_bytes(
     image_bytes = pixel_bytes + share * options.num_views * (view_bytes(folder.spec()) + 4 * pixel_bytes)
     batch_bytes = round(max(num_streams, num_replicas) * batch_size * image_bytes)
     graphs = num_replicas * weight_bytes(folder, options.precision)
-    # Both compute FP16 graphs in float32, and OpenVINO reads them as that.
+    # FP16 graphs are computed in float32.
     weights = graphs * (2 if options.precision == "fp16" else 1)
-    opening = round(_OPENING_COPIES.get(backend, 4.0) * (weights if backend == "openvino" else graphs))
+    if backend == "openvino":
+        opening = compiling_bytes(graphs, options.precision)
+    else:
+        opening = round(_OPENING_COPIES.get(backend, 4) * graphs)
     if is_compiled and backend == "openvino":
         return num_replicas * _HOST_BYTES + _COMPILED_COPIES * weights + batch_bytes
     is_cached = backend == "openvino" and (cache := cache_folder("openvino")) is not None and is_in_memory(cache)

@@ -134,10 +134,8 @@ def open_model(
 def check_memory(name: str, folder: ModelFolder, num_bytes: int, held_bytes: int, options: ServingOptions) -> None:
     """Raise DeviceMemoryError if the model, which needs `num_bytes`, does not fit beside those with `held_bytes`."""
     if options.max_memory_bytes is not None:
-        free, what = (
-            options.max_memory_bytes - held_bytes,
-            f"left of the limit of {options.max_memory_bytes / 1e6:,.0f} MB",
-        )
+        free = options.max_memory_bytes - held_bytes
+        what = f"left of the limit of {options.max_memory_bytes / 1e6:,.0f} MB"
     else:
         found, _ = host_memory()
         if found is None:
